@@ -1,0 +1,45 @@
+"""The command line that both demo data sets share."""
+
+import argparse
+import os
+from pathlib import Path
+
+from scene_composer import SceneRules
+from scene_dataset import DatasetParameters
+
+
+def add_dataset_options(parser: argparse.ArgumentParser, name: str, num_novel: int) -> None:
+    """Add the options of a data set of composed scenes; ``name`` is also the name of its folder."""
+    root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    parser.add_argument(
+        "--output", type=Path, default=root / name, help="default: $DETECTRON2_DATASETS/%s" % name
+    )
+    parser.add_argument("--num-names", type=int, metavar="K", help="names in train and val (default: all but novel)")
+    parser.add_argument("--num-novel", type=int, default=num_novel, help="names of val_novel (default: %(default)s)")
+    parser.add_argument("--num-train", type=int, default=4000, help="training scenes (default: %(default)s)")
+    parser.add_argument("--num-val", type=int, default=150, help="scenes in each val split (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=320, help="side of a scene in pixels (default: %(default)s)")
+    parser.add_argument(
+        "--objects", type=int, nargs=2, default=(2, 4), metavar=("MIN", "MAX"), help="objects in a scene (default: 2 4)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="decides everything drawn (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
+
+
+def parameters_from(options: argparse.Namespace, name: str, source_version: str) -> DatasetParameters:
+    """What the command line asks for.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+    low, high = options.objects
+    return DatasetParameters(
+        name=name,
+        source_version=source_version,
+        num_names=options.num_names,
+        num_novel=options.num_novel,
+        num_train=options.num_train,
+        num_val=options.num_val,
+        seed=options.seed,
+        rules=SceneRules(size=options.size, min_objects=low, max_objects=high),
+    )

@@ -1,0 +1,125 @@
+"""Fetches Debian packages with the system's own client and unpacks them into a cache, without installing them."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+class PackageError(RuntimeError):
+    """A package could not be fetched or unpacked; the message names the step and the command."""
+
+
+def fetch_packages(names: Sequence[str], cache: Path) -> dict[str, Path]:
+    """Make sure that packages lie unpacked in a cache.
+
+    A package that is there already costs nothing. Otherwise ``apt-get download`` fetches it; if the system has no
+    package lists, or they are out of date, lists of the cache's own are fetched first. Root is not needed.
+
+    Args:
+        names: Names of Debian packages.
+        cache: A folder; made if missing.
+
+    Returns:
+        The folder of each package, laid out as it would be below ``/``. A folder is there whole or not at all.
+
+    Raises:
+        PackageError: A step failed.
+    """
+    folders = {name: cache / name for name in names}
+    for name in (name for name, folder in folders.items() if not folder.is_dir()):
+        for program in ("apt-get", "dpkg-deb"):
+            if shutil.which(program) is None:
+                raise PackageError(f"fetching {name}: the program {program} is not on this system")
+        cache.mkdir(parents=True, exist_ok=True)
+        _unpack(_download(name, cache), folders[name])
+    return folders
+
+
+def package_version(folder: Path) -> str:
+    """The version of an unpacked package; empty if it was put into the cache by other means."""
+    path = folder / "VERSION"
+    return path.read_text("utf-8").strip() if path.is_file() else ""
+
+
+def _download(name: str, cache: Path) -> Path:
+    """Fetch one package; returns the path of a complete ``.deb``."""
+    folder = cache / "download"
+    folder.mkdir(exist_ok=True)
+    # Without this a run as root only warns that it cannot drop its rights inside the cache.
+    options = ["-o", "APT::Sandbox::User=root"]
+    uri = _uri(name, options)
+    if uri is None:
+        lists = (cache / "apt" / "lists").resolve()
+        (lists / "partial").mkdir(parents=True, exist_ok=True)
+        options += ["-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={lists.parent}"]
+        _call(["apt-get", *options, "update"], f"fetching package lists for {name}", folder)
+        uri = _uri(name, options)
+    if uri is None:
+        raise PackageError(f"looking up {name}: `apt-get download {name}` knows no such package")
+    file_name, size = uri
+    path = folder / file_name
+    _call(["apt-get", *options, "download", name], f"downloading {name}", folder, watch=path, total=size)
+    return path
+
+
+def _uri(name: str, options: list[str]) -> tuple[str, int] | None:
+    """File name and size of the package as apt would download it; None if apt knows nothing of it."""
+    command = ["apt-get", *options, "--print-uris", "download", name]
+    result = subprocess.run(command, capture_output=True, text=True, env=_environment())
+    for line in result.stdout.splitlines():
+        parts = line.split()  # 'URI' file_name size hash
+        if result.returncode == 0 and len(parts) >= 3 and parts[0].startswith("'") and parts[2].isdigit():
+            return Path(parts[1]).name, int(parts[2])
+    return None
+
+
+def _unpack(package: Path, folder: Path) -> None:
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    # -X is -x with a line for each file, by which progress can be shown.
+    _call(["dpkg-deb", "-X", str(package), str(partial)], f"unpacking {folder.name}", None)
+    version = subprocess.run(["dpkg-deb", "-f", package, "Version"], capture_output=True, text=True).stdout
+    (partial / "VERSION").write_text(version, "utf-8")
+    os.replace(partial, folder)
+    package.unlink()
+
+
+def _call(command: list[str], step: str, folder: Path | None, watch: Path | None = None, total: int = 0) -> None:
+    """Run a command, with a progress bar: the size of the file ``watch``, or else the lines that it prints."""
+    form = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "total": total} if watch else {"unit": " lines"}
+    with tempfile.TemporaryFile("w+") as errors, tqdm(desc=step, delay=1, **form) as bar:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            stdout=subprocess.DEVNULL if watch else subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=_environment(),
+        )
+        try:
+            for _ in process.stdout or ():
+                bar.update()
+            while process.poll() is None:
+                time.sleep(0.2)
+                if watch and watch.exists():
+                    bar.update(min(watch.stat().st_size, total) - bar.n)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        errors.seek(0)
+        reason = " ".join(errors.read().split())[-300:]
+    if process.returncode:
+        reason = reason or f"exit status {process.returncode}"
+        raise PackageError(f"{step}: `{' '.join(command)}` failed: {reason}")
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}

@@ -1,0 +1,207 @@
+"""Reads the stamps of Tux Paint and the photographs of GCompris: what StampWorld's scenes are made of."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from qt_resources import QtResourceFile
+from scene_composer import MIN_CROP, Background, Category, CutOut, make_cut_out
+from scene_text import article_of, colour_of, plural_of
+
+STAMPS_PACKAGE = "tuxpaint-stamps-default"
+PHOTOS_PACKAGE = "gcompris-qt-data"
+CURATED_VERSIONS = {STAMPS_PACKAGE: "2022.06.04-1", PHOTOS_PACKAGE: "3.1-2"}
+CURATION_FILE = Path(__file__).with_name("stampworld_curation.json")
+
+# Below this many pixels on the longest side a stamp is too coarse for the sizes that scenes ask for.
+MIN_STAMP_SIDE = 90
+
+# Photographs have hundreds of colours, even at 5 bits a channel; most drawings have not.
+MIN_PHOTO_COLOURS = 250
+OPAQUE_ALPHA = 200
+
+PHOTO_FOLDERS = ("animals", "food", "hobbies", "household", "plants", "sports", "vehicles")
+DRAWING_FOLDERS = ("cartoon",)
+
+
+@dataclass(frozen=True)
+class Curation:
+    """The tables of ``stampworld_curation.json``."""
+
+    excluded: dict[str, str]
+    included: dict[str, str]
+    renamed: dict[str, str]
+    determiners: dict[str, str]
+    also_called: dict[str, list[str]]
+    groups: dict[str, str]
+    counted_groups: dict[str, str]
+    backgrounds: dict[str, dict[str, str]]
+    excluded_backgrounds: dict[str, str]
+    real: dict[str, dict[str, str]]
+
+
+def load_curation(path: Path = CURATION_FILE) -> Curation:
+    """Read the tables of exclusions, names and backgrounds."""
+    tables = json.loads(path.read_text("utf-8"))
+    del tables["about"]
+    return Curation(**tables)
+
+
+def name_of(caption: str) -> str:
+    """The name that a stamp's caption gives: "A red kangaroo." becomes "red kangaroo".
+
+    Only the first sentence counts, without its article and what stands in brackets, in lower case.
+    """
+    sentence = re.split(r"[.!?]", caption.strip())[0]
+    sentence = re.sub(r"\s*\(.*?\)", "", sentence).strip().lower()
+    sentence = re.sub(r"^(a|an|the)\s+", "", sentence)
+    return re.sub(r"[^\w\s-]", "", sentence).strip()
+
+
+def load_stamps(stamps: Path, curation: Curation, max_side: int) -> list[CutOut]:
+    """Read all photographic stamps, sorted by path.
+
+    Args:
+        stamps: The folder ``stamps`` of the package.
+        max_side: Longest side, in pixels, that a scene will ask for.
+
+    Raises:
+        ValueError: A stamp is no picture, or holds nothing.
+    """
+    cut_outs = []
+    for path in sorted(stamps.rglob("*.png")):
+        identity = path.relative_to(stamps).as_posix()
+        if not _is_candidate(identity, path, curation):
+            continue
+        pixels = _read_bgra(path)
+        if pixels is None or max(pixels.shape[:2]) < MIN_STAMP_SIDE:
+            continue
+        if identity not in curation.included and not looks_like_photograph(pixels):
+            continue
+        caption = path.with_suffix(".txt").read_text("utf-8", errors="replace").splitlines()[0]
+        name = curation.renamed.get(identity) or name_of(caption)
+        cut_outs.append(make_cut_out(identity, category_of(name, identity, curation), pixels, max_side))
+    return cut_outs
+
+
+def looks_like_photograph(bgra: np.ndarray) -> bool:
+    """Whether the opaque part of a stamp has as many colours as photographs have."""
+    colours = bgra[bgra[:, :, 3] > OPAQUE_ALPHA][:, :3].astype(np.int32) >> 3
+    return np.unique(colours @ np.array([1024, 32, 1])).size >= MIN_PHOTO_COLOURS
+
+
+def category_of(name: str, identity: str, curation: Curation) -> Category:
+    """The category of a stamp: grammar by rule, or from the tables where the rule would be wrong."""
+    group = next((group for prefix, group in curation.groups.items() if identity.startswith(prefix)), "object")
+    determiner = curation.determiners.get(name, article_of(name))
+    if determiner in ("a", "an"):
+        plural = plural_of(name)
+    elif " " in determiner:  # "a pair of" pliers: pairs are counted
+        _, measure, of = determiner.split(" ")
+        plural = f"{plural_of(measure)} {of} {name}"
+    else:
+        plural = ""
+    kinds = frozenset({name, name.split(" ")[-1], *curation.also_called.get(name, ())})
+    return Category(
+        name, group, curation.counted_groups.get(group, ""), determiner, plural, kinds, colour_of(name)
+    )
+
+
+def load_backgrounds(resources: Path, curation: Curation, size: int) -> list[Background]:
+    """Read the photographs that scenes are pasted on, shrunk to what crops of ``size`` pixels need."""
+    backgrounds = []
+    for identity, description, content in _photographs(resources, curation.backgrounds):
+        pixels = _decode(content, identity)
+        scale = size / (MIN_CROP * min(pixels.shape[:2]))
+        if scale < 1:
+            pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        backgrounds.append(Background(identity, description, pixels))
+    return backgrounds
+
+
+def load_real_photographs(resources: Path, curation: Curation, max_side: int) -> list[tuple[str, str, np.ndarray]]:
+    """Photographs of one named animal each: where it comes from, the name, and the (h, w, 3) uint8 BGR picture."""
+    photographs = []
+    for identity, name, content in _photographs(resources, curation.real):
+        pixels = _decode(content, identity)
+        scale = max_side / max(pixels.shape[:2])
+        if scale < 1:
+            pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        photographs.append((identity, name, pixels))
+    return photographs
+
+
+def load_attributions(resources: Path, activities: list[str]) -> dict[str, str]:
+    """Copyright, licence and source of each photograph, as the READMEs of the activities state them.
+
+    Returns:
+        One line of text for each ``activity/file``.
+    """
+    attributions = {}
+    for activity in activities:
+        archive = QtResourceFile(resources / f"{activity}.rcc")
+        for name in archive.names():
+            if name.endswith("/README"):
+                folder = name.removesuffix("README").split("/resource/")[-1]
+                text = archive.read(name).decode("utf-8", errors="replace")
+                for file, line in _readme_entries(text):
+                    attributions[f"{activity}/{folder}{file}"] = line
+    return attributions
+
+
+def _is_candidate(identity: str, path: Path, curation: Curation) -> bool:
+    if identity in curation.excluded or not path.with_suffix(".txt").is_file():
+        return False
+    folders = identity.split("/")[:-1]
+    return identity in curation.included or (
+        folders[0] in PHOTO_FOLDERS and not set(folders) & set(DRAWING_FOLDERS)
+    )
+
+
+def _read_bgra(path: Path) -> np.ndarray | None:
+    """A picture with alpha as (h, w, 4) uint8; None for one that has no alpha or is grey."""
+    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if pixels is None:
+        raise ValueError(f"{path}: not a readable picture, a PNG was expected")
+    if pixels.ndim != 3 or pixels.shape[2] != 4 or pixels.dtype != np.uint8 or pixels[:, :, 3].min() == 255:
+        return None
+    return pixels
+
+
+def _photographs(resources: Path, table: dict[str, dict[str, str]]) -> Iterator[tuple[str, str, bytes]]:
+    """Identity, text and file content of each photograph of a table; the package may have dropped some."""
+    for activity, files in table.items():
+        archive = QtResourceFile(resources / f"{activity}.rcc")
+        inside = {name.split("/resource/")[-1]: name for name in archive.names() if "/resource/" in name}
+        for file, text in files.items():
+            if file in inside:
+                yield f"{activity}/{file}", text, archive.read(inside[file])
+
+
+def _decode(content: bytes, identity: str) -> np.ndarray:
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise ValueError(f"{identity}: not a readable picture, a photograph was expected")
+    return pixels
+
+
+def _readme_entries(text: str) -> Iterator[tuple[str, str]]:
+    """File names of a GCompris README, each with the facts of its block: fields, then or among them "Files:"."""
+    for block in re.split(r"\n\s*\n", text):
+        facts, files, in_files = [], [], False
+        for line in block.splitlines():
+            key, colon, value = line.partition(":")
+            if colon and key.strip() in ("Copyright", "License", "Source", "Comment", "Comments", "Files"):
+                in_files = key.strip() == "Files"
+                if in_files:
+                    files += value.split()
+                elif value.strip():
+                    facts.append(f"{key.strip()}: {value.strip()}")
+            elif in_files:
+                files += line.split()
+        yield from ((file, "; ".join(facts)) for file in files)

@@ -1,0 +1,62 @@
+"""Which of the checkpoints in a folder a run goes on from."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from .tensor_files import is_whole
+
+# Names that detectron2's hooks and trainers give.
+LAST_CHECKPOINT = "last_checkpoint"
+_FINAL = "model_final.pth"
+_NUMBERED = re.compile(r".*_(\d{7,})\.pth")
+
+
+class _Candidate(NamedTuple):
+    iteration: float
+    is_tagged: bool
+    written: float
+    path: Path
+
+
+def find_resume_file(folder: str) -> tuple[str, list[str]]:
+    """Find the newest training checkpoint of a folder that is whole.
+
+    The newest is the one of the latest iteration: the number in its name, or the end of the run for the final one and
+    for any other that the file ``last_checkpoint`` names. Where there is such a file, later iterations than the one it
+    names count only if they were written after it: others are left from an earlier run in the same folder.
+
+    Args:
+        folder: May be absent; "" finds nothing.
+
+    Returns:
+        Its path, "" if there is none, and the paths of newer ones that are damaged.
+    """
+    if not folder:
+        return "", []
+    tag = Path(folder) / LAST_CHECKPOINT
+    tagged = tag.read_text().strip() if tag.is_file() else ""
+    candidates = [
+        _Candidate(iteration, path.name == tagged, path.stat().st_mtime, path)
+        for path in Path(folder).glob("*.pth")
+        if (iteration := _iteration(path.name, tagged)) is not None
+    ]
+    if tagged:
+        tagged_iteration, tag_written = _iteration(tagged, tagged), tag.stat().st_mtime
+        candidates = [c for c in candidates if c.iteration <= tagged_iteration or c.written > tag_written]
+    damaged = []
+    for candidate in sorted(candidates, reverse=True):
+        if is_whole(candidate.path):
+            return str(candidate.path), damaged
+        damaged.append(str(candidate.path))
+    return "", damaged
+
+
+def _iteration(name: str, tagged: str) -> float | None:
+    """Read from its name how far a run had come; None if nothing says that it is a training checkpoint."""
+    if numbered := _NUMBERED.fullmatch(name):
+        return int(numbered[1])
+    return math.inf if name in (_FINAL, tagged) else None

@@ -1,0 +1,263 @@
+"""Files of tensors: read without running code, written whole or not at all.
+
+Two formats are read: safetensors, and files of ``torch.save`` that hold nothing but tensors, numbers, text, lists and
+dicts. Everything a pickle could do beyond that is refused.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import pickle
+import re
+import zipfile
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from detectron2.utils.file_io import PathManager
+from torch import Tensor, nn
+
+_ZIP_MAGIC = b"PK\x03\x04"
+_PICKLE_SUFFIXES = (".pkl", ".pickle")
+_NEW_COPY = "copy or download the file again"
+_SAFE_COPY = "where you trust the file, save its tensors alone as safetensors"
+
+# The types that every torch from 2.6 on reads back with weights_only. A subclass is pickled as its own type, so the
+# comparison is exact: numpy.float64 is a float, and would make a checkpoint that cannot be loaded.
+_SCALARS = (type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size)
+_TENSORS = (Tensor, nn.Parameter)
+_MAPPINGS = (dict, OrderedDict, Counter)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message is one line that names the file."""
+
+
+def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read named tensors onto the CPU.
+
+    Args:
+        path: A safetensors file, or one of ``torch.save`` with a dict of tensors, also under the key "model". Anything
+            that detectron2's ``PathManager`` resolves, such as ``package://PACKAGE/FILE``.
+
+    Returns:
+        The tensors by name, without the prefix "module." if all names have it, and the metadata of a safetensors file.
+
+    Raises:
+        CheckpointError: The file is damaged, holds more than tensors and plain values, or is no dict of tensors.
+        FileNotFoundError: There is no such file.
+    """
+    content, metadata = read_checkpoint(path, mmap=True)
+    return unwrap_weights(content, str(path)), metadata
+
+
+def read_checkpoint(path: str | os.PathLike, *, mmap: bool = False) -> tuple[dict[str, Any], dict[str, str]]:
+    """Read all that a checkpoint file holds onto the CPU, without unwrapping anything.
+
+    Args:
+        path: See ``read_tensors``.
+        mmap: Leave tensors of a torch file on the disk until they are used. Only for content that is copied soon.
+
+    Returns:
+        The content, and the metadata of a safetensors file.
+
+    Raises:
+        CheckpointError, FileNotFoundError: See ``read_tensors``.
+    """
+    path = str(path)
+    local_path = PathManager.get_local_path(path)
+    if not os.path.isfile(local_path):
+        raise FileNotFoundError(f"{path}: there is no such file")
+    with open(local_path, "rb") as file:
+        head = file.read(9)
+    if not head:
+        raise CheckpointError(f"{path}: the file is empty; {_NEW_COPY}")
+    if path.endswith(_PICKLE_SUFFIXES):
+        raise CheckpointError(f"{path}: expected a .safetensors or .pth file, found a pickle; {_SAFE_COPY}")
+    # A safetensors header is JSON after eight bytes with its length.
+    if path.endswith(".safetensors") or head[8:] == b"{":
+        return _read_safetensors(local_path, path)
+    content = _read_torch(local_path, path, is_zip=head[:4] == _ZIP_MAGIC, mmap=mmap)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path}: expected a dict of tensors, found {type(content).__name__}")
+    return dict(content), {}
+
+
+def unwrap_weights(content: Mapping[str, Any], source: str, *, ema: bool = False) -> dict[str, Tensor]:
+    """Take the named tensors out of what a checkpoint file holds.
+
+    Args:
+        content: Tensors by name, or a dict that has them under "model".
+        source: Name for error messages.
+        ema: Take them from "model_ema", the moving average that the official GLIP code saves.
+
+    Returns:
+        The tensors, without the prefix "module." if all names have it.
+
+    Raises:
+        CheckpointError: There are no tensors, or other things between them; or "model_ema" is absent.
+    """
+    key = "model_ema" if ema else "model"
+    if isinstance(content.get(key), Mapping):
+        content = content[key]
+    elif ema:
+        raise CheckpointError(f"{source}: expected the key 'model_ema', found {_some(content)}")
+    if not content:
+        raise CheckpointError(f"{source}: expected named tensors, found none")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"{source}: expected named tensors, at the top or under 'model', found {name!r} of type "
+                f"{type(value).__name__}"
+            )
+    prefix = "module." if all(name.startswith("module.") for name in content) else ""
+    return {name.removeprefix(prefix): tensor for name, tensor in content.items()}
+
+
+def write_tensors(
+    path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write named tensors as safetensors, whole or not at all.
+
+    Tensors that share memory are written once each.
+
+    Raises:
+        CheckpointError: A value is no dense tensor.
+    """
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+            raise CheckpointError(f"{path}: expected a dense tensor for {name!r}, found {type(tensor).__name__}")
+    seen: set[int] = set()
+    unshared = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach()
+        storage = tensor.untyped_storage().data_ptr()
+        unshared[name] = tensor.clone(memory_format=torch.contiguous_format) if storage in seen else tensor.contiguous()
+        seen.add(storage)
+    with _atomic_path(path) as temporary:
+        safetensors.torch.save_file(unshared, temporary, metadata=dict(metadata or {}))
+
+
+def write_checkpoint(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
+    """Write tensors and plain values with ``torch.save``, whole or not at all; numpy's numbers become Python's.
+
+    Raises:
+        CheckpointError: A value is of a type that could not be read back without running code.
+    """
+    content = {key: _plain(value, f"{path}: {key}") for key, value in content.items()}
+    with _atomic_path(path) as temporary:
+        torch.save(content, temporary)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a short text file, whole or not at all."""
+    with _atomic_path(path) as temporary:
+        temporary.write_text(text)
+
+
+def is_whole(path: str | os.PathLike) -> bool:
+    """Tell whether a safetensors file or a zip file of ``torch.save`` is complete and undamaged.
+
+    The checksums of a torch file are compared, which reads it once. Other files, older formats of torch among them,
+    are not whole.
+    """
+    try:
+        with open(path, "rb") as file:
+            is_zip = file.read(4) == _ZIP_MAGIC
+        if not is_zip:
+            # Opening compares the sizes in the header with that of the file.
+            with safetensors.safe_open(path, framework="pt"):
+                return True
+        with zipfile.ZipFile(path) as archive:
+            has_content = any(name.endswith("data.pkl") for name in archive.namelist())
+            return has_content and archive.testzip() is None
+    except (OSError, EOFError, zipfile.BadZipFile, safetensors.SafetensorError):
+        return False
+
+
+def _read_safetensors(local_path: str, path: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safetensors.safe_open(local_path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path}: no whole safetensors file ({_first_line(error)}); {_NEW_COPY}") from error
+
+
+def _read_torch(local_path: str, path: str, *, is_zip: bool, mmap: bool) -> Any:
+    if is_zip and not zipfile.is_zipfile(local_path):
+        raise CheckpointError(f"{path}: the file is cut off, the directory at its end is missing; {_NEW_COPY}")
+    try:
+        return torch.load(local_path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if named is None:
+            raise CheckpointError(f"{path}: expected a .safetensors or .pth file, found something else") from error
+        raise CheckpointError(
+            f"{path}: refused, it holds more than tensors and plain values ({named[1]}), which could run code; "
+            f"{_SAFE_COPY}"
+        ) from error
+    except (RuntimeError, EOFError, KeyError, ValueError, IndexError) as error:
+        raise CheckpointError(f"{path}: not readable as a checkpoint ({_first_line(error)}); {_NEW_COPY}") from error
+
+
+@contextmanager
+def _atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a path to write to; the file then takes the place of ``path`` in one step, or is removed on an error."""
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
+    # What a killed process left behind; a file has one writer.
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        leftover.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        _flush_to_disk(temporary)
+        os.replace(temporary, path)
+        _flush_to_disk(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _plain(value: Any, place: str) -> Any:
+    """Return ``value`` in the types that are read back without running code."""
+    if isinstance(value, np.generic) and not isinstance(value, np.void):
+        value = value.item()
+    if type(value) in _SCALARS or type(value) in _TENSORS:
+        return value
+    if type(value) in _MAPPINGS:
+        for key, item in value.items():
+            if type(key) not in (str, int, float, bool):
+                raise CheckpointError(f"{place}: expected text or numbers as keys, found {type(key).__name__}")
+        plain = {key: _plain(item, f"{place}.{key}") for key, item in value.items()}
+        # A state dict of torch has attributes that a new one would lack.
+        return value if all(plain[key] is value[key] for key in plain) else type(value)(plain)
+    if type(value) in (list, tuple):
+        return type(value)(_plain(item, f"{place}[{index}]") for index, item in enumerate(value))
+    raise CheckpointError(
+        f"{place}: expected tensors, numbers, text, lists and dicts in a checkpoint, found {type(value).__name__}"
+    )
+
+
+def _some(names: Mapping[str, Any]) -> str:
+    shown = ", ".join(repr(name) for name in list(names)[:5])
+    return f"{shown}, ..." if len(names) > 5 else shown or "nothing"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__

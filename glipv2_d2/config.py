@@ -1,0 +1,167 @@
+"""All configuration keys that the package adds to detectron2's, with their defaults: those of GLIPv2-T."""
+
+from detectron2.config import CfgNode as CN
+
+
+def add_glipv2_config(cfg: CN) -> None:
+    """Add the keys of GLIPv2 to a config made by ``detectron2.config.get_cfg``.
+
+    Source of the defaults: the released GLIP-T configuration, which GLIPv2-T shares (GLIPv2 paper, App. D.1).
+    """
+    _add_backbone(cfg)
+    _add_text_encoder(cfg)
+    _add_detector(cfg)
+    _add_data(cfg)
+    _add_solver(cfg)
+
+
+def _add_backbone(cfg: CN) -> None:
+    # Probability and side (in cells) of DropBlock on the merged maps of P3 and P4 during training; 0 switches it off.
+    cfg.MODEL.FPN.DROP_BLOCK_PROB = 0.3
+    cfg.MODEL.FPN.DROP_BLOCK_SIZE = 3
+
+    # build_glipv2_swin_fpn_backbone: detectron2's SwinTransformer under its FPN.
+    cfg.MODEL.SWIN = CN()
+    cfg.MODEL.SWIN.EMBED_DIM = 96
+    cfg.MODEL.SWIN.DEPTHS = [2, 2, 6, 2]
+    cfg.MODEL.SWIN.NUM_HEADS = [3, 6, 12, 24]
+    cfg.MODEL.SWIN.WINDOW_SIZE = 7
+    # Largest stochastic depth rate; it grows linearly from 0 over the blocks.
+    cfg.MODEL.SWIN.DROP_PATH_RATE = 0.2
+    # Stages that feed the FPN, 0..3.
+    cfg.MODEL.SWIN.OUT_INDICES = [1, 2, 3]
+    # -1: train everything; 0: freeze the patch embedding; k >= 2: also stages 0..k-2.
+    cfg.MODEL.SWIN.FREEZE_AT = -1
+    # Recompute activations in the backward pass.
+    cfg.MODEL.SWIN.USE_CHECKPOINT = False
+
+    # build_timm_fpn_backbone: any timm model that offers features_only, under the same FPN.
+    cfg.MODEL.TIMM = CN()
+    cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
+    # Weights file (safetensors, or a tensors-only .pth); package://PACKAGE/FILE reads it from an installed package;
+    # empty: random, to be filled by MODEL.WEIGHTS.
+    cfg.MODEL.TIMM.WEIGHTS = ""
+    # Feature indices of timm that feed the FPN; their strides must be 8, 16, 32.
+    cfg.MODEL.TIMM.OUT_INDICES = [2, 3, 4]
+    # Freeze the modules up to this many feature stages (0: none, 1: the stem and first stage, ...).
+    cfg.MODEL.TIMM.FREEZE_AT = 0
+    # Batch normalization uses its stored statistics and does not train.
+    cfg.MODEL.TIMM.FREEZE_NORM = True
+
+
+def _add_text_encoder(cfg: CN) -> None:
+    cfg.MODEL.TEXT_ENCODER = CN()
+    # Name in TEXT_ENCODER_REGISTRY.
+    cfg.MODEL.TEXT_ENCODER.NAME = "BertTextEncoder"
+    # Directory, package://PACKAGE/DIRECTORY or hub name of a BERT-type encoder; empty: built from the sizes below and
+    # filled by MODEL.WEIGHTS.
+    cfg.MODEL.TEXT_ENCODER.WEIGHTS = ""
+    # Directory, package://PACKAGE/DIRECTORY or hub name of a fast tokenizer; empty: the packaged uncased WordPiece
+    # vocabulary of BERT.
+    cfg.MODEL.TEXT_ENCODER.TOKENIZER = ""
+    # Hub names are looked up in the local cache only, unless this is True.
+    cfg.MODEL.TEXT_ENCODER.ALLOW_DOWNLOAD = False
+    # Longest prompt in tokens, special tokens included.
+    cfg.MODEL.TEXT_ENCODER.MAX_TOKENS = 256
+    # Sizes, used when WEIGHTS is empty. Defaults: bert-base-uncased.
+    cfg.MODEL.TEXT_ENCODER.VOCAB_SIZE = 30522
+    cfg.MODEL.TEXT_ENCODER.HIDDEN_SIZE = 768
+    cfg.MODEL.TEXT_ENCODER.NUM_LAYERS = 12
+    cfg.MODEL.TEXT_ENCODER.NUM_HEADS = 12
+    cfg.MODEL.TEXT_ENCODER.INTERMEDIATE_SIZE = 3072
+    cfg.MODEL.TEXT_ENCODER.MAX_POSITIONS = 512
+    # Dropout of the encoder and of the text layers in the fusion tower.
+    cfg.MODEL.TEXT_ENCODER.DROPOUT = 0.1
+    # Keep the encoder fixed, in eval mode and out of the optimizer.
+    cfg.MODEL.TEXT_ENCODER.FREEZE = False
+    cfg.MODEL.TEXT_ENCODER.USE_CHECKPOINT = False
+
+
+def _add_detector(cfg: CN) -> None:
+    cfg.MODEL.GLIPV2 = CN()
+    # Levels of the pyramid that the tower reads; "p6" and "p7" are made on top of P5 when they are listed.
+    cfg.MODEL.GLIPV2.IN_FEATURES = ["p3", "p4", "p5", "p6", "p7"]
+
+    cfg.MODEL.GLIPV2.TOWER = CN()
+    cfg.MODEL.GLIPV2.TOWER.NUM_BLOCKS = 6
+    cfg.MODEL.GLIPV2.TOWER.CHANNELS = 256
+    # Groups of the GroupNorm after each convolution of DyConv.
+    cfg.MODEL.GLIPV2.TOWER.NUM_GROUPS = 16
+    # Modulated deformable convolutions in DyConv; False: plain 3x3.
+    cfg.MODEL.GLIPV2.TOWER.DEFORMABLE = True
+    # "auto" by device, or "torchvision" / "gather": equal forms of the deformable convolution.
+    cfg.MODEL.GLIPV2.TOWER.DEFORM_FORM = "auto"
+    cfg.MODEL.GLIPV2.TOWER.DYNAMIC_RELU = True
+    cfg.MODEL.GLIPV2.TOWER.USE_CHECKPOINT = False
+
+    cfg.MODEL.GLIPV2.FUSION = CN()
+    # False: GLIP-T (A), a tower of DyConv only; the head then reads the encoder's text.
+    cfg.MODEL.GLIPV2.FUSION.ENABLED = True
+    # Width of the attention over all heads.
+    cfg.MODEL.GLIPV2.FUSION.EMBED_DIM = 2048
+    cfg.MODEL.GLIPV2.FUSION.NUM_HEADS = 8
+    cfg.MODEL.GLIPV2.FUSION.DROPOUT = 0.1
+    # Initial value of the residual scales; 0 means 1 / TOWER.NUM_BLOCKS.
+    cfg.MODEL.GLIPV2.FUSION.LAYER_SCALE = 0.0
+    # "auto" by size, or "plain" / "folded": equal forms of the attention.
+    cfg.MODEL.GLIPV2.FUSION.FORM = "auto"
+
+    cfg.MODEL.GLIPV2.MATCHER = CN()
+    # Nearest anchors per level that are candidates for a box (ATSS).
+    cfg.MODEL.GLIPV2.MATCHER.TOPK = 9
+
+    cfg.MODEL.GLIPV2.GROUNDING = CN()
+    cfg.MODEL.GLIPV2.GROUNDING.LOSS_WEIGHT = 1.0
+    cfg.MODEL.GLIPV2.GROUNDING.FOCAL_ALPHA = 0.25
+    cfg.MODEL.GLIPV2.GROUNDING.FOCAL_GAMMA = 2.0
+    # Probability that an untrained anchor gives to a token; sets the initial bias.
+    cfg.MODEL.GLIPV2.GROUNDING.PRIOR_PROB = 0.01
+    # Initial log of the temperature that divides the region-token products.
+    cfg.MODEL.GLIPV2.GROUNDING.LOG_SCALE = 0.0
+
+    cfg.MODEL.GLIPV2.BOX = CN()
+    cfg.MODEL.GLIPV2.BOX.REG_WEIGHTS = [10.0, 10.0, 5.0, 5.0]
+    # Initial value of the learned factor of the box deltas of each level.
+    cfg.MODEL.GLIPV2.BOX.LEVEL_SCALE = 1.0
+    cfg.MODEL.GLIPV2.BOX.REG_LOSS_WEIGHT = 2.0
+    cfg.MODEL.GLIPV2.BOX.CENTERNESS_LOSS_WEIGHT = 1.0
+
+    cfg.MODEL.GLIPV2.TEST = CN()
+    # A phrase score must pass this before it is multiplied by the centerness.
+    cfg.MODEL.GLIPV2.TEST.SCORE_THRESH = 0.05
+    # Best (anchor, phrase) pairs kept per level before non-maximum suppression.
+    cfg.MODEL.GLIPV2.TEST.TOPK_CANDIDATES = 1000
+    cfg.MODEL.GLIPV2.TEST.NMS_THRESH = 0.6
+    # How token probabilities become the score of a phrase: "mean", "max" or "power" (geometric mean).
+    cfg.MODEL.GLIPV2.TEST.SCORE_AGGREGATION = "mean"
+    # Names per prompt; 0: as many as fit into TEXT_ENCODER.MAX_TOKENS.
+    cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE = 0
+
+
+def _add_data(cfg: CN) -> None:
+    cfg.INPUT.PROMPT = CN()
+    # Between two names of a detection prompt.
+    cfg.INPUT.PROMPT.SEPARATOR = ". "
+    # Names drawn as negatives for a training prompt; -1: all names of the dataset, every time.
+    cfg.INPUT.PROMPT.NUM_NEGATIVES = 85
+    # Probability of drawing all NUM_NEGATIVES; otherwise a uniform number from 1 to NUM_NEGATIVES.
+    cfg.INPUT.PROMPT.FULL_NEGATIVES_PROB = 0.5
+    # Order of the names is random in training.
+    cfg.INPUT.PROMPT.SHUFFLE = True
+
+    # Training stops when more than this share of the images drawn so far could not be read.
+    cfg.DATALOADER.MAX_SKIPPED_SHARE = 0.01
+
+
+def _add_solver(cfg: CN) -> None:
+    # Learning rates of the text encoder and of the body of the backbone, relative to BASE_LR.
+    cfg.SOLVER.TEXT_ENCODER_MULTIPLIER = 0.1
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # "float16" (with loss scaling) or "bfloat16", when SOLVER.AMP.ENABLED.
+    cfg.SOLVER.AMP.DTYPE = "float16"
+    # Batches whose gradients are added up before one update. IMS_PER_BATCH is the size of one of them.
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # Decay of the exponential moving average of the weights, used for evaluation; 0 switches it off.
+    cfg.SOLVER.EMA_DECAY = 0.0
+    # Updates with a non-finite loss are skipped; training stops after this many in a row.
+    cfg.SOLVER.MAX_NONFINITE_STEPS = 10

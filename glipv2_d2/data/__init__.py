@@ -1,0 +1,8 @@
+"""From dataset names to batches of model inputs. Importing it registers the datasets that the repository prepares."""
+
+from .build import build_test_loader, build_train_loader
+from .dataset_mappers.detection import DetectionDatasetMapper
+from .datasets import builtin  # noqa: F401
+from .datasets.coco import register_coco_grounding
+
+__all__ = ["DetectionDatasetMapper", "build_test_loader", "build_train_loader", "register_coco_grounding"]

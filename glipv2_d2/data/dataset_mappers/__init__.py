@@ -1,0 +1,1 @@
+"""From dataset dicts to model inputs, one mapper per task."""

@@ -1,0 +1,150 @@
+"""Detection data as grounding data: the names of a dataset become the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from detectron2.config import CfgNode, configurable
+from detectron2.data import transforms as T
+from detectron2.structures import BoxMode
+
+from .base import PromptDatasetMapper, PromptedBoxes
+from ..transforms import build_augmentations
+from ...prompts.builder import prompt_from_names, sample_training_names
+from ...prompts.tokenizer import PromptTokenizer
+from ...prompts.vocabulary import dataset_names as names_of_dataset
+from ...structures import TokenizedPrompt
+
+
+class DetectionDatasetMapper(PromptDatasetMapper):
+    """Make model inputs from detection data.
+
+    In training the prompt holds the names in the image and random other names of its dataset; a box whose name did not
+    fit into the prompt is dropped, and an image without boxes gets a prompt of names that are all absent. At test time
+    all images share the prompts that hold every name of the dataset.
+
+    Source: GLIP's conversion of detection data to grounding data.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        is_train: bool,
+        augmentations: Sequence[T.Augmentation],
+        image_format: str,
+        vocabularies: Mapping[str, Sequence[str]],
+        tokenizer: PromptTokenizer,
+        separator: str,
+        num_negatives: int,
+        full_negatives_prob: float,
+        shuffle: bool,
+        chunk_size: int,
+    ):
+        """
+        Args:
+            is_train: See ``PromptDatasetMapper``.
+            augmentations: See ``PromptDatasetMapper``.
+            image_format: See ``PromptDatasetMapper``.
+            vocabularies: For each dataset its names, in the order of their contiguous ids.
+            tokenizer: Of the model's text encoder.
+            separator: Between two names of a prompt.
+            num_negatives: See INPUT.PROMPT.NUM_NEGATIVES.
+            full_negatives_prob: See INPUT.PROMPT.FULL_NEGATIVES_PROB.
+            shuffle: See INPUT.PROMPT.SHUFFLE.
+            chunk_size: Names in a prompt at test time; 0: as many as fit.
+
+        Raises:
+            ValueError: A vocabulary is empty or holds a name that no prompt can hold.
+        """
+        super().__init__(is_train=is_train, augmentations=augmentations, image_format=image_format)
+        self.vocabularies = {dataset: list(names) for dataset, names in vocabularies.items()}
+        self.tokenizer = tokenizer
+        self.separator = separator
+        self.num_negatives = num_negatives
+        self.full_negatives_prob = full_negatives_prob
+        self.shuffle = shuffle
+        self.shared_ids = _shared_category_ids(self.vocabularies)
+        self.chunks: dict[str, list[TokenizedPrompt]] = {}
+        # In training too: a vocabulary that cannot become a prompt is an error before the first step.
+        for dataset, names in self.vocabularies.items():
+            self.chunks[dataset] = tokenizer.tokenize_names(names, separator=separator, chunk_size=chunk_size)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True, dataset_names: Sequence[str] = ()) -> dict:
+        """Read the config; ``dataset_names`` are those the samples come from, by default all of DATASETS."""
+        datasets = dataset_names or (cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST)
+        return {
+            "is_train": is_train,
+            "augmentations": build_augmentations(cfg, is_train),
+            "image_format": cfg.INPUT.FORMAT,
+            "vocabularies": {dataset: names_of_dataset(dataset) for dataset in datasets},
+            "tokenizer": PromptTokenizer.from_config(cfg),
+            "separator": cfg.INPUT.PROMPT.SEPARATOR,
+            "num_negatives": cfg.INPUT.PROMPT.NUM_NEGATIVES,
+            "full_negatives_prob": cfg.INPUT.PROMPT.FULL_NEGATIVES_PROB,
+            "shuffle": cfg.INPUT.PROMPT.SHUFFLE,
+            "chunk_size": cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE,
+        }
+
+    def test_prompts(self, dataset_dict: dict) -> list[TokenizedPrompt]:
+        """Return the prompts of the image's dataset: the same list every time."""
+        return self.chunks[self._dataset_of(dataset_dict)]
+
+    def training_target(self, dataset_dict: dict, rng: np.random.Generator) -> PromptedBoxes:
+        """Draw the names of the prompt, and keep the boxes whose name is in it; crowd regions are never targets."""
+        dataset = self._dataset_of(dataset_dict)
+        names, shared_ids = self.vocabularies[dataset], self.shared_ids[dataset]
+        annotations = [item for item in dataset_dict.get("annotations", ()) if not item.get("iscrowd", 0)]
+        name_ids = sample_training_names(
+            names,
+            {item["category_id"] for item in annotations},
+            self.tokenizer,
+            num_negatives=self.num_negatives,
+            full_negatives_prob=self.full_negatives_prob,
+            shuffle=self.shuffle,
+            rng=rng,
+            separator=self.separator,
+        )
+        prompt = self.tokenizer(
+            prompt_from_names(
+                [names[name_id] for name_id in name_ids],
+                [shared_ids[name_id] for name_id in name_ids],
+                separator=self.separator,
+            )
+        )
+        has_tokens = prompt.phrase_token_map.any(dim=1).tolist()
+        row_of_name = {name_id: row for row, name_id in enumerate(name_ids) if has_tokens[row]}
+        kept = [item for item in annotations if item["category_id"] in row_of_name]
+        boxes = [BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS) for item in kept]
+        return PromptedBoxes(
+            prompt,
+            boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+            rows=np.array([row_of_name[item["category_id"]] for item in kept], dtype=np.int64),
+            category_ids=np.array([shared_ids[item["category_id"]] for item in kept], dtype=np.int64),
+        )
+
+    def _dataset_of(self, dataset_dict: dict) -> str:
+        if len(self.vocabularies) == 1:
+            return next(iter(self.vocabularies))
+        dataset = dataset_dict.get("dataset_name")
+        if dataset not in self.vocabularies:
+            raise ValueError(
+                f"{dataset_dict.get('file_name')}: dataset_name is {dataset!r}, "
+                f"expected one of {list(self.vocabularies)}"
+            )
+        return dataset
+
+
+def _shared_category_ids(vocabularies: Mapping[str, Sequence[str]]) -> dict[str, list[int]]:
+    """Number the names so that a name has one id in all datasets; a dataset alone keeps its contiguous ids."""
+    if len(vocabularies) == 1:
+        return {dataset: list(range(len(names))) for dataset, names in vocabularies.items()}
+    id_of_name: dict[str, int] = {}
+    shared_ids: dict[str, list[int]] = {}
+    for dataset, names in vocabularies.items():
+        # Parentheses stay: they tell apart names that read the same in a prompt.
+        keys = [" ".join(name.replace("_", " ").lower().split()) for name in names]
+        shared_ids[dataset] = [id_of_name.setdefault(key, len(id_of_name)) for key in keys]
+    return shared_ids

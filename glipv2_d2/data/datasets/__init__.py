@@ -1,0 +1,1 @@
+"""Named datasets and the readers of their files."""

@@ -1,0 +1,216 @@
+"""Checks of annotations in COCO's json format; every failure is one line that names entry, field and value."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
+
+_LARGEST_NUMBER = 2**53  # beyond it, readers of json disagree about the value
+_OVERHANG = 1.0  # pixels that a box may reach past its image: rounding, or coordinates of last pixels
+
+
+class AnnotationError(ValueError):
+    """Annotations break the format; the message is one line: file, entry, field, value, and what was expected."""
+
+
+class CocoFile:
+    """The content of a json file in COCO's format; each method checks one part of it and returns it.
+
+    Raises:
+        AnnotationError: The file is no json, or ``images``, ``categories`` and ``annotations`` are not lists of
+            objects. Every method raises it at the first value that breaks the format.
+    """
+
+    def __init__(self, json_file: str):
+        self.json_file = json_file
+        content = _read_json(json_file)
+        self._entries: dict[str, list[dict]] = {}
+        for kind in ("images", "categories", "annotations"):
+            entries = content.get(kind)
+            if not isinstance(entries, list):
+                raise AnnotationError(f"{json_file}: {kind} is {_show(entries)}, expected a list")
+            self._entries[kind] = entries
+            self._check(kind, None, [isinstance(entry, dict) for entry in entries], "an object")
+
+    def categories(self) -> dict[int, str]:
+        """Return the names of the categories by their ids, in ascending order of the ids."""
+        categories = self._entries["categories"]
+        self._check_ids("categories", at_least_one=True)
+        names = [category.get("name") for category in categories]
+        self._check("categories", "name", [_is_text(name) for name in names], "a string that is not empty")
+        self._check("categories", "name", _is_first(names), "a name that no other category has")
+        return dict(sorted((category["id"], category["name"]) for category in categories))
+
+    def images(self) -> list[dict]:
+        """Return the images, each with ``id``, ``file_name``, ``width`` and ``height``."""
+        images = self._entries["images"]
+        self._check_ids("images", at_least_one=True)
+        for field in ("width", "height"):
+            valid = [_is_integer(image.get(field)) and image[field] > 0 for image in images]
+            self._check("images", field, valid, "a positive integer")
+        valid = [_is_text(image.get("file_name")) for image in images]
+        self._check("images", "file_name", valid, "a path below the image directory")
+        return images
+
+    def image_rows(self) -> list[int]:
+        """Return for each annotation the place of its image in the list of images."""
+        return self._references("image_id", "images", [image["id"] for image in self._entries["images"]])
+
+    def contiguous_ids(self) -> list[int]:
+        """Return for each annotation the place of its category in the ascending order of category ids."""
+        ids = sorted(category["id"] for category in self._entries["categories"])
+        return self._references("category_id", "categories", ids)
+
+    def crowds(self) -> list[int]:
+        """Return for each annotation 1 if it is a crowd region, else 0."""
+        annotations = self._entries["annotations"]
+        self._check_ids("annotations")
+        self._check("annotations", "iscrowd", [item.get("iscrowd", 0) in (0, 1) for item in annotations], "0 or 1")
+        # detectron2 and COCO's evaluation would treat a box to ignore as an ordinary one.
+        valid = [item.get("ignore", 0) == 0 for item in annotations]
+        self._check("annotations", "ignore", valid, "0 (a region to leave out is marked by iscrowd)")
+        return [int(item.get("iscrowd", 0)) for item in annotations]
+
+    def boxes(self, image_rows: Sequence[int], clip_boxes: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return the boxes as they are and cut to their images, both (M, 4) XYXY in pixels.
+
+        Args:
+            image_rows: Place of each annotation's image in the list of images.
+            clip_boxes: Allow boxes that reach more than one pixel past their image.
+        """
+        annotations, images = self._entries["annotations"], self._entries["images"]
+        valid = [_is_box(item.get("bbox")) for item in annotations]
+        self._check("annotations", "bbox", valid, "four finite numbers x, y, width, height")
+        boxes = np.array([item["bbox"] for item in annotations], dtype=np.float64).reshape(-1, 4)
+        self._check("annotations", "bbox", (boxes[:, 2:] >= 0).all(axis=1), "width and height >= 0")
+        boxes[:, 2:] += boxes[:, :2]
+        sizes = np.array([(image["width"], image["height"]) for image in images], dtype=np.float64)[list(image_rows)]
+        inside = touches_image(boxes, sizes)
+        limit = "inside its image"
+        if not clip_boxes:
+            overhang = np.maximum(-boxes[:, :2], boxes[:, 2:] - sizes).max(axis=1)
+            inside &= overhang <= _OVERHANG
+            limit += ", up to one pixel (clip_boxes=True of register_coco_grounding cuts what reaches farther)"
+        if not inside.all():
+            width, height = sizes[inside.argmin()].astype(int)
+            self._check("annotations", "bbox", inside, f"x, y, width, height {limit} of {width} x {height} pixels")
+        return boxes, np.concatenate([boxes[:, :2].clip(min=0), np.minimum(boxes[:, 2:], sizes)], axis=1)
+
+    def num_not_evaluable(self) -> int:
+        """Return the number of annotations without ``area`` or ``iscrowd``, which COCO's evaluation needs."""
+        return sum("area" not in item or "iscrowd" not in item for item in self._entries["annotations"])
+
+    def _references(self, field: str, kind: str, ids: list[int]) -> list[int]:
+        annotations = self._entries["annotations"]
+        place = {value: index for index, value in enumerate(ids)}
+        valid = [_is_integer(item.get(field)) and item[field] in place for item in annotations]
+        self._check("annotations", field, valid, f"an id that stands in {kind}")
+        return [place[item[field]] for item in annotations]
+
+    def _check_ids(self, kind: str, *, at_least_one: bool = False) -> None:
+        ids = [entry.get("id") for entry in self._entries[kind]]
+        if at_least_one and not ids:
+            raise AnnotationError(f"{self.json_file}: {kind} is [], expected at least one")
+        self._check(kind, "id", [_is_integer(value) for value in ids], "an integer")
+        self._check(kind, "id", _is_first(ids), "an id that no other entry has")
+
+    def _check(self, kind: str, field: str | None, valid: Sequence[bool] | np.ndarray, expected: str) -> None:
+        """Raise for the first entry that is not valid."""
+        valid = np.asarray(valid, dtype=bool)
+        if valid.all():
+            return
+        index = int(valid.argmin())
+        entry = self._entries[kind][index]
+        where = f"{self.json_file}: {kind}[{index}]"
+        if field is None:
+            raise AnnotationError(f"{where} is {_show(entry)}, expected {expected}")
+        if field != "id":
+            where += f" (id {_show(entry.get('id'))})"
+        raise AnnotationError(f"{where}: {field} is {_show(entry.get(field))}, expected {expected}")
+
+
+def check_dataset_dicts(dataset: str, dataset_dicts: Sequence[Mapping[str, Any]], num_classes: int) -> None:
+    """Check what training needs of dataset dicts, whichever reader has made them.
+
+    Raises:
+        AnnotationError: A dict lacks a field, a box is not finite, has a negative side or lies outside its image, or a
+            category id is not in 0..num_classes - 1.
+    """
+    for record in dataset_dicts:
+        missing = [field for field in ("file_name", "width", "height") if field not in record]
+        if missing:
+            raise AnnotationError(f"dataset {dataset!r}: {_show(dict(record))} lacks {missing[0]!r}")
+    owners = [(record, item) for record in dataset_dicts for item in record.get("annotations", ())]
+
+    def check(field: str, valid: Sequence[bool] | np.ndarray, expected: str) -> None:
+        valid = np.asarray(valid, dtype=bool)
+        if not valid.all():
+            record, item = owners[int(valid.argmin())]
+            found = _show(item.get(field))
+            raise AnnotationError(
+                f"dataset {dataset!r}: {record['file_name']}: {field} is {found}, expected {expected}"
+            )
+
+    modes = [item.get("bbox_mode") for _, item in owners]
+    check("bbox_mode", [mode in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS) for mode in modes], "XYXY_ABS or XYWH_ABS")
+    check("bbox", [len(item.get("bbox", ())) == 4 for _, item in owners], "four numbers")
+    boxes = np.array([item["bbox"] for _, item in owners], dtype=np.float64).reshape(-1, 4)
+    has_sides = np.array([mode == BoxMode.XYWH_ABS for mode in modes], dtype=bool)
+    boxes[has_sides, 2:] += boxes[has_sides, :2]
+    sizes = np.array([(record["width"], record["height"]) for record, _ in owners], dtype=np.float64).reshape(-1, 2)
+    proper = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] >= boxes[:, :2]).all(axis=1)
+    check("bbox", proper & touches_image(boxes, sizes), "a finite box with sides >= 0 inside its image")
+    valid = [0 <= item.get("category_id", -1) < num_classes for _, item in owners]
+    check("category_id", valid, f"a number from 0 to {num_classes - 1}")
+
+
+def touches_image(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Tell whether boxes, (M, 4) XYXY, share a point with images of (M, 2) width and height: (M,) bool."""
+    return (boxes[:, 2:] >= 0).all(axis=1) & (boxes[:, :2] <= sizes).all(axis=1)
+
+
+def _read_json(json_file: str) -> dict:
+    try:
+        with PathManager.open(json_file, "r", encoding="utf-8") as file:
+            content = json.load(file)
+    except (ValueError, RecursionError) as error:
+        raise AnnotationError(f"{json_file}: {' '.join(str(error).split())}; expected a json file") from error
+    if not isinstance(content, dict):
+        raise AnnotationError(f"{json_file}: holds {_show(content)}, expected an object")
+    return content
+
+
+def _is_integer(value: Any) -> bool:
+    return type(value) is int and -_LARGEST_NUMBER < value < _LARGEST_NUMBER
+
+
+def _is_text(value: Any) -> bool:
+    # Half of a surrogate pair is legal in json, but cannot be tokenized, written or be part of a path.
+    return isinstance(value, str) and bool(value.strip()) and value.encode("utf-8", "ignore").decode() == value
+
+
+def _is_box(value: Any) -> bool:
+    # Neither nan nor inf passes the comparison.
+    return (
+        type(value) is list
+        and len(value) == 4
+        and all([type(x) in (int, float) and -_LARGEST_NUMBER < x < _LARGEST_NUMBER for x in value])
+    )
+
+
+def _is_first(values: Sequence[Any]) -> list[bool]:
+    """Tell for each value whether it stands there for the first time."""
+    first = {value: index for index, value in reversed(list(enumerate(values)))}
+    return [first[value] == index for index, value in enumerate(values)]
+
+
+def _show(value: Any) -> str:
+    shortener = reprlib.Repr()
+    shortener.maxstring = shortener.maxother = 60
+    return shortener.repr(value)

@@ -1,0 +1,139 @@
+"""Datasets in COCO's json format: registration, and a reader that checks what it reads."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from typing import Any
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from detectron2.utils.file_io import PathManager
+
+from .annotation_checks import AnnotationError, CocoFile
+
+
+def register_coco_grounding(
+    name: str,
+    json_file: str | os.PathLike[str],
+    image_root: str | os.PathLike[str],
+    *,
+    clip_boxes: bool = False,
+    **metadata: Any,
+) -> None:
+    """Register a dataset in COCO's json format under a name for DATASETS.TRAIN and DATASETS.TEST.
+
+    No file is read before the dataset is used.
+
+    Args:
+        name: New in the catalog.
+        json_file: The annotations.
+        image_root: Directory that ``file_name`` in the json is relative to.
+        clip_boxes: Cut boxes that reach more than one pixel past their image; otherwise they are an error.
+        metadata: More entries of the dataset's metadata.
+
+    Raises:
+        ValueError: The name is taken.
+    """
+    if name in DatasetCatalog:
+        raise ValueError(f"dataset name {name!r} is registered already, expected a new name")
+    json_file, image_root = os.fspath(json_file), os.fspath(image_root)
+    DatasetCatalog.register(
+        name, functools.partial(load_coco_grounding, json_file, image_root, name, clip_boxes=clip_boxes)
+    )
+    entries = {"evaluator_type": "coco", "task": "detection", **metadata}
+    MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, **entries)
+
+
+def check_dataset_files(name: str) -> None:
+    """Check that the annotations and the image directory that a dataset's metadata name are there.
+
+    Raises:
+        FileNotFoundError: One is not.
+    """
+    metadata = MetadataCatalog.get(name)
+    for field, exists in (("json_file", PathManager.isfile), ("image_root", PathManager.isdir)):
+        path = metadata.get(field)
+        if path and not exists(path):
+            root = os.environ.get("DETECTRON2_DATASETS", "datasets")
+            raise FileNotFoundError(
+                f"dataset {name!r}: {field} {path} does not exist; builtin datasets are expected under the directory "
+                f"that the environment variable DETECTRON2_DATASETS names (now {root!r}), set before the start"
+            )
+
+
+def load_coco_grounding(json_file: str, image_root: str, name: str, *, clip_boxes: bool = False) -> list[dict]:
+    """Read a registered dataset, and add ``thing_classes`` and the map of category ids to its metadata.
+
+    Category ids become contiguous, in the order of the ids in the file. Boxes without area are left out, and boxes that
+    reach up to one pixel past their image are cut (any number of pixels with ``clip_boxes``); one warning counts both.
+    Masks and keypoints are not read.
+
+    Returns:
+        Dataset dicts of detectron2 by ascending image id, with an XYXY box, ``category_id`` and ``iscrowd`` per
+        annotation. Images without annotations are among them.
+
+    Raises:
+        FileNotFoundError: The file or the image directory does not exist.
+        AnnotationError: The file breaks the format.
+    """
+    check_dataset_files(name)
+    content = CocoFile(json_file)
+    names_by_id = content.categories()
+    images = content.images()
+    crowds = content.crowds()
+    image_rows = content.image_rows()
+    category_ids = content.contiguous_ids()
+    whole_boxes, boxes = content.boxes(image_rows, clip_boxes)
+    _set_names(json_file, name, names_by_id)
+
+    records: list[dict] = [
+        {
+            "file_name": os.path.join(image_root, image["file_name"]),
+            "height": image["height"],
+            "width": image["width"],
+            "image_id": image["id"],
+            "annotations": [],
+        }
+        for image in images
+    ]
+    has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+    for keep, row, box, category_id, crowd in zip(has_area.tolist(), image_rows, boxes.tolist(), category_ids, crowds):
+        if keep:
+            annotation = {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": category_id, "iscrowd": crowd}
+            records[row]["annotations"].append(annotation)
+    num_cut = int((whole_boxes != boxes)[has_area].any(axis=1).sum())
+    _report(json_file, len(images), len(boxes), num_cut, int((~has_area).sum()), content.num_not_evaluable())
+    return sorted(records, key=lambda record: record["image_id"])
+
+
+def _set_names(json_file: str, name: str, names_by_id: dict[int, str]) -> None:
+    """Fill the metadata as detectron2's own reader does."""
+    metadata = MetadataCatalog.get(name)
+    names = list(names_by_id.values())
+    known = metadata.get("thing_classes", names)
+    if list(known) != names:
+        raise AnnotationError(
+            f"{json_file}: categories are {', '.join(names[:6])}..., expected the {len(known)} thing_classes in the "
+            f"metadata of {name!r}: {', '.join(known[:6])}..."
+        )
+    metadata.thing_classes = known
+    metadata.thing_dataset_id_to_contiguous_id = {value: index for index, value in enumerate(names_by_id)}
+
+
+def _report(
+    json_file: str, num_images: int, num_boxes: int, num_cut: int, num_empty: int, num_not_evaluable: int
+) -> None:
+    logger = logging.getLogger(__name__)
+    logger.info("%s: %d images, %d boxes", json_file, num_images, num_boxes)
+    if num_cut or num_empty:
+        logger.warning(
+            "%s: cut %d boxes that reach past their image, left out %d boxes without area", json_file, num_cut, num_empty
+        )
+    if num_not_evaluable:
+        logger.warning(
+            "%s: %d annotations lack 'area' or 'iscrowd', which COCO's evaluation needs; training does not",
+            json_file,
+            num_not_evaluable,
+        )

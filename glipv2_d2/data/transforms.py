@@ -1,0 +1,115 @@
+"""Image augmentations: GLIP's resize rule, and the list of augmentations that a config asks for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from fvcore.transforms.transform import Transform
+from PIL import Image
+
+
+class ResizeTransformLegacy(T.ResizeTransform):
+    """Resize an image as detectron2 does, and its boxes in the official one-pixel convention.
+
+    The official code scales the coordinates of the first and the last pixel of a box. Half-open boxes that go through
+    this transform and come back through the official rescaling of detections are unchanged.
+
+    Source: ``BoxList.resize`` of the official code, on inclusive coordinates.
+    """
+
+    def apply_box(self, box: np.ndarray) -> np.ndarray:
+        """Scale boxes, (M, 4) half-open XYXY in pixels; a box under one pixel may come out without area."""
+        factors = np.array([self.new_w / self.w, self.new_h / self.h])
+        boxes = np.asarray(box, dtype=np.float64).reshape(-1, 4)
+        return np.concatenate([boxes[:, :2] * factors, (boxes[:, 2:] - 1) * factors + 1], axis=1)
+
+
+class ResizeShortestEdgeLegacy(T.Augmentation):
+    """Resize the short side of an image to a sampled length, by the size rule that GLIP was trained with.
+
+    It differs from detectron2's ``ResizeShortestEdge`` in the long side, which is cut to an integer, not rounded: all
+    4:3 photographs come out one pixel smaller. Pixels are resampled by PIL (bilinear), as in both.
+
+    Source: GLIP's test and training transform.
+    """
+
+    def __init__(
+        self,
+        short_edge_length: int | Sequence[int],
+        max_size: int = sys.maxsize,
+        sample_style: str = "range",
+        interp: int = Image.BILINEAR,
+    ):
+        """
+        Args:
+            short_edge_length: Pixels. With "range" the smallest and the largest length, with "choice" all lengths to
+                choose from; one number is that length always. 0 keeps the size of the image.
+            max_size: Limit in pixels of the long side.
+            sample_style: "range" or "choice".
+            interp: A resampling filter of PIL.
+
+        Raises:
+            ValueError: An unknown ``sample_style``, no length, or a range that is not two numbers.
+        """
+        super().__init__()
+        lengths = (short_edge_length,) if isinstance(short_edge_length, int) else tuple(short_edge_length)
+        if sample_style not in ("range", "choice"):
+            raise ValueError(f"INPUT.MIN_SIZE_TRAIN_SAMPLING is {sample_style!r}, expected 'range' or 'choice'")
+        if not lengths or (sample_style == "range" and len(lengths) > 2):
+            raise ValueError(f"INPUT.MIN_SIZE_TRAIN is {lengths}, expected lengths in pixels; with 'range' one or two")
+        self._init({"short_edge_length": lengths, "max_size": max_size, "sample_style": sample_style, "interp": interp})
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Sample a length from ``np.random`` and return the transform of an image of (H, W, ...)."""
+        if self.sample_style == "range":
+            length = np.random.randint(self.short_edge_length[0], self.short_edge_length[-1] + 1)
+        else:
+            length = np.random.choice(self.short_edge_length)
+        height, width = image.shape[:2]
+        if length == 0:
+            return T.NoOpTransform()
+        new_height, new_width = self.get_output_shape(height, width, int(length), self.max_size)
+        return ResizeTransformLegacy(height, width, new_height, new_width, self.interp)
+
+    @staticmethod
+    def get_output_shape(height: int, width: int, short_edge_length: int, max_size: int) -> tuple[int, int]:
+        """Return the (height, width) that an image is resized to, in pixels.
+
+        The long side passes ``max_size`` by a few pixels where the short side was rounded up.
+
+        Source: GLIP's ``Resize.get_size``. Departure: a side is never shorter than one pixel, where the official rule
+        gives an empty image for extreme shapes.
+        """
+        short, long = min(height, width), max(height, width)
+        length = short_edge_length
+        if long / short * length > max_size:
+            length = max(1, round(max_size * short / long))
+        if length == short:
+            return height, width
+        long = int(length * long / short)
+        return (length, long) if height <= width else (long, length)
+
+
+def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
+    """List the augmentations of INPUT: random crop (training, if enabled), GLIP's resize, random flip (training).
+
+    Raises:
+        ValueError: A key of INPUT has none of its values.
+    """
+    if not is_train:
+        return [ResizeShortestEdgeLegacy(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
+    augmentations: list[T.Augmentation] = [
+        ResizeShortestEdgeLegacy(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
+    ]
+    if cfg.INPUT.CROP.ENABLED:
+        augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
+    flip = cfg.INPUT.RANDOM_FLIP
+    if flip not in ("none", "horizontal", "vertical"):
+        raise ValueError(f"INPUT.RANDOM_FLIP is {flip!r}, expected 'horizontal', 'vertical' or 'none'")
+    if flip != "none":
+        augmentations.append(T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical"))
+    return augmentations

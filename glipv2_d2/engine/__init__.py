@@ -1,0 +1,1 @@
+"""Training and prediction: the trainer, its step and hooks, and the predictor."""

@@ -1,0 +1,90 @@
+"""What every command line of the package shares: its arguments, its config, and errors that fit on one line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+from yaml import YAMLError
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_argument_parser
+
+from ..config import add_glipv2_config
+from ..data.dataset_mappers.base import UnreadableImageError
+
+# What the package raises for bad input. Anything else is a defect and keeps its traceback.
+INPUT_ERRORS = (ValueError, TypeError, KeyError, OSError, FloatingPointError, UnreadableImageError, YAMLError)
+
+
+def parse_train_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse detectron2's training flags; config keys may follow with or without ``--opts`` before them."""
+    parser = default_argument_parser()
+    parser.add_argument("--opts", dest="more_opts", nargs=argparse.REMAINDER, default=[], help="the same as opts")
+    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    arguments = parser.parse_args(argv)
+    arguments.opts = [word for word in (*arguments.opts, *arguments.more_opts) if word != "--opts"]
+    return arguments
+
+
+def build_config(config_file: str, opts: Sequence[str]) -> CfgNode:
+    """Build the frozen config of a command line: defaults, then the file, then KEY VALUE pairs.
+
+    Raises:
+        ValueError: A key without a value, a value of the wrong type, or a GPU that is not there.
+        KeyError: A key that does not exist.
+        OSError: The file cannot be read.
+    """
+    if len(opts) % 2:
+        raise ValueError(f"config keys: expected pairs of KEY VALUE, found {' '.join(opts)!r}")
+    cfg = get_cfg()
+    add_glipv2_config(cfg)
+    if config_file:
+        cfg.merge_from_file(config_file)
+    cfg.merge_from_list(list(opts))
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"MODEL.DEVICE: found {cfg.MODEL.DEVICE!r} on a machine without a usable GPU, expected 'cpu'")
+    cfg.freeze()
+    return cfg
+
+
+@contextmanager
+def one_line_errors(show_traceback: bool = False) -> Iterator[None]:
+    """End the program with one line on standard error if its input is bad.
+
+    Args:
+        show_traceback: Let the exception through as it is.
+    """
+    if show_traceback:
+        yield
+        return
+    train_logger = logging.getLogger("detectron2.engine.train_loop")
+    train_logger.addFilter(_is_not_input_error)
+    try:
+        yield
+    except (*INPUT_ERRORS, ProcessRaisedException) as error:
+        raise SystemExit(f"error: {describe(error)}") from None
+    except ProcessExitedException:
+        # The process has said why.
+        raise SystemExit(1) from None
+    finally:
+        train_logger.removeFilter(_is_not_input_error)
+
+
+def describe(error: Exception) -> str:
+    """Return the message of an exception on one line; of one that crossed a process border, that of its cause."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if isinstance(error, ProcessRaisedException) or text.startswith("Caught "):
+        # The last line of a traceback: type, colon, message.
+        text = re.sub(r"^[\w.]+: ", "", text.strip().split("\n")[-1])
+    return " ".join(text.split())
+
+
+def _is_not_input_error(record: logging.LogRecord) -> bool:
+    """Keep a log record unless it is the traceback of bad input, which the command line reports on its own."""
+    return not (record.exc_info and isinstance(record.exc_info[1], INPUT_ERRORS))

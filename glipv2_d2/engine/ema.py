@@ -1,0 +1,86 @@
+"""Exponential moving average of the weights of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+
+class ModelEMA:
+    """Keep a moving average of the trainable parameters and floating-point buffers of a model.
+
+    Frozen parameters are their own average and take no memory here. The average starts as the weights at
+    construction.
+
+    Args:
+        model: The model that is trained, not wrapped.
+        decay: Share of the old average that an update keeps, in (0, 1).
+
+    Source: ``ModelEma`` of the official code: no warm-up of the decay.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        if not 0 < decay < 1:
+            raise ValueError(f"SOLVER.EMA_DECAY: expected 0 (off) or a number between 0 and 1, found {decay}")
+        self._live = _averaged_tensors(model)
+        self._average = {name: tensor.detach().clone() for name, tensor in self._live.items()}
+        self._move_average = get_ema_multi_avg_fn(decay)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the weights: average = decay * average + (1 - decay) * weights."""
+        self._move_average(list(self._average.values()), list(self._live.values()), None)
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Start again from the present weights."""
+        for name, tensor in self._live.items():
+            self._average[name].copy_(tensor)
+
+    @contextmanager
+    def apply(self) -> Iterator[None]:
+        """Within the context the model holds the average; after it, its own weights, bit for bit."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the weights of the model and the average."""
+        for name, tensor in self._live.items():
+            weights = tensor.clone()
+            tensor.copy_(self._average[name])
+            self._average[name].copy_(weights)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what the model does not hold at this moment: the average, or within ``apply`` its own weights."""
+        return dict(self._average)
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        """Read what ``state_dict`` returned.
+
+        Raises:
+            ValueError: The names are not those of the model.
+        """
+        if state_dict.keys() != self._average.keys():
+            names = sorted(state_dict.keys() ^ self._average.keys())
+            raise ValueError(
+                f"moving average in the checkpoint: expected the names of the model, found {len(names)} that only "
+                f"one of them has, such as {names[0]!r}"
+            )
+        for name, tensor in state_dict.items():
+            self._average[name].copy_(tensor)
+
+
+def _averaged_tensors(model: nn.Module) -> dict[str, Tensor]:
+    saved = model.state_dict().keys()
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    buffers = {name: b for name, b in model.named_buffers() if name in saved and b.is_floating_point()}
+    return {**parameters, **buffers}

@@ -1,0 +1,159 @@
+"""From a picture and a prompt to named boxes."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.engine import DefaultPredictor
+from detectron2.modeling import build_model
+
+from ..checkpoint.checkpointer import GLIPv2Checkpointer
+from ..data.transforms import ResizeShortestEdgeLegacy
+from ..prompts.builder import prompt_from_caption
+from ..prompts.noun_phrases import noun_phrases
+from ..prompts.phrase_search import find_phrase
+from ..prompts.tokenizer import PromptTokenizer
+from ..prompts.vocabulary import build_default_prompts
+from ..structures import CharSpan, TokenizedPrompt
+
+# A list of names, or a caption; None: the names of DATASETS.TEST[0].
+NamesOrCaption = Sequence[str] | str | None
+
+
+class GLIPv2Predictor(DefaultPredictor):
+    """Detect in single pictures what a prompt names; it keeps nothing between two calls.
+
+    Args:
+        cfg: Config with ``MODEL.WEIGHTS``; it is not changed.
+
+    Raises:
+        ValueError, OSError: The config does not fit together, or a file that it names cannot be read.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        # The constructor of DefaultPredictor reads weights and resizes images by rules that are not GLIP's.
+        cfg = cfg.clone()
+        if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
+            raise ValueError(f"INPUT.FORMAT: expected 'RGB' or 'BGR', found {cfg.INPUT.FORMAT!r}")
+        self.model = build_model(cfg).eval()
+        GLIPv2Checkpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        if cfg.DATASETS.TEST:
+            self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+        self.aug = ResizeShortestEdgeLegacy(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")
+        self.input_format = cfg.INPUT.FORMAT
+        self.tokenizer = PromptTokenizer.from_config(cfg)
+        self._tokenize_names = functools.partial(
+            self.tokenizer.tokenize_names,
+            separator=cfg.INPUT.PROMPT.SEPARATOR,
+            chunk_size=cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE,
+        )
+        self._default_prompts = functools.cache(functools.partial(build_default_prompts, cfg))
+
+    def __call__(
+        self,
+        original_image: np.ndarray,
+        names_or_caption: NamesOrCaption = None,
+        phrases: Sequence[str | CharSpan] | None = None,
+    ) -> dict[str, Any]:
+        """Detect in one picture.
+
+        Args:
+            original_image: (H, W, 3) uint8 or float in 0..255, channels in BGR order.
+            names_or_caption: A sequence of names, of any length; or a caption, whose noun phrases are grounded; None:
+                the names of ``DATASETS.TEST[0]``.
+            phrases: With a caption: what to ground in it instead of its noun phrases, each as a string that it holds
+                or as a half-open character range of it.
+
+        Returns:
+            ``instances``: ``pred_boxes`` XYXY in pixels of the picture, ``scores`` in [0, 1], and ``pred_classes``,
+            rows of ``phrases``. ``phrases``: P strings.
+
+        Raises:
+            TypeError, ValueError: Image or prompt is not as above.
+        """
+        return self._predict([original_image], [self._prompts(names_or_caption, phrases)])[0]
+
+    def predict_batch(
+        self, original_images: Sequence[np.ndarray], names_or_captions: Sequence[NamesOrCaption]
+    ) -> list[dict[str, Any]]:
+        """Detect in several pictures, each with its own prompt; the results are those of single calls.
+
+        Raises:
+            ValueError: There is not one prompt for every picture.
+        """
+        if isinstance(names_or_captions, str) or len(original_images) != len(names_or_captions):
+            raise ValueError(
+                f"names_or_captions: expected a sequence with one prompt for each of {len(original_images)} images, "
+                f"found {names_or_captions!r:.100}"
+            )
+        return self._predict(original_images, [self._prompts(prompt, None) for prompt in names_or_captions])
+
+    def _predict(
+        self, images: Sequence[np.ndarray], prompts: Sequence[list[TokenizedPrompt]]
+    ) -> list[dict[str, Any]]:
+        inputs = [{**self._model_input(image), "prompts": chunks} for image, chunks in zip(images, prompts)]
+        with torch.no_grad():
+            outputs = self.model(inputs)
+        return [{**output, "phrases": _phrases_by_id(chunks)} for output, chunks in zip(outputs, prompts)]
+
+    def _model_input(self, image: np.ndarray) -> dict[str, Any]:
+        check_image(image)
+        if self.input_format == "RGB":
+            image = image[:, :, ::-1]
+        resized = self.aug.get_transform(image).apply_image(image)
+        tensor = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))  # (3, H, W)
+        return {"image": tensor, "height": image.shape[0], "width": image.shape[1]}
+
+    def _prompts(
+        self, names_or_caption: NamesOrCaption, phrases: Sequence[str | CharSpan] | None
+    ) -> list[TokenizedPrompt]:
+        if phrases is not None and not isinstance(names_or_caption, str):
+            raise ValueError(f"phrases: expected a caption that holds them, found the prompt {names_or_caption!r:.100}")
+        if names_or_caption is None:
+            return self._default_prompts()
+        if isinstance(names_or_caption, str):
+            return [self._tokenize_caption(names_or_caption, phrases)]
+        return self._tokenize_names(names_or_caption)
+
+    def _tokenize_caption(self, caption: str, phrases: Sequence[str | CharSpan] | None) -> TokenizedPrompt:
+        if phrases is None:
+            # A caption without any noun phrase is one phrase itself.
+            found = noun_phrases(caption) or [(caption, [(0, len(caption))])]
+        else:
+            found = [find_phrase(caption, phrase) for phrase in phrases]
+        names, spans = zip(*found) if found else ((), ())
+        prompt = self.tokenizer(prompt_from_caption(caption, spans, names))
+        lost = [name for name, marked in zip(names, prompt.phrase_token_map.any(dim=1)) if not marked]
+        if lost:
+            logging.getLogger(__name__).warning(
+                "caption: %s cannot be found, the text passes the limit of %d tokens", lost, self.tokenizer.max_tokens
+            )
+        return prompt
+
+
+def check_image(image: np.ndarray) -> None:
+    """Check that an image is (H, W, 3), not empty, of numbers in 0..255.
+
+    Raises:
+        TypeError, ValueError: It is not; the message says what was found.
+    """
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"image: expected a numpy array (H, W, 3), found {type(image).__name__}")
+    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(f"image: expected shape (H, W, 3), found {image.shape}")
+    if image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating):
+        raise ValueError(f"image: expected uint8 or floating point in 0..255, found {image.dtype}")
+    if not np.isfinite(image).all():
+        raise ValueError("image: expected finite numbers in 0..255, found NaN or infinity")
+
+
+def _phrases_by_id(prompts: Sequence[TokenizedPrompt]) -> list[str]:
+    return [phrase for prompt in prompts for phrase in prompt.phrases]

@@ -1,0 +1,165 @@
+"""One training step: micro-batches, mixed precision, clipping, and what happens when a loss is not finite."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
+
+from ..distributed import reduce_mean
+from ..solver import GradientClipper, total_gradient_norm
+
+# A loss scale below this cannot be the cause of overflowing gradients: the gradients themselves are not finite.
+MIN_LOSS_SCALE = 1.0
+
+
+class GroundingTrainLoop(SimpleTrainer):
+    """Update the weights once from the gradients of several batches.
+
+    A step whose loss or gradients are not finite changes nothing: its images are logged and it counts as an iteration.
+    All ranks take that decision together. Randomness inside the model is a function of seed, iteration and rank, so
+    a resumed run repeats the run that was not interrupted.
+
+    Args:
+        model: The model, wrapped in DistributedDataParallel if there are several ranks.
+        data_loader: Yields lists of model inputs, without end; may be set before the first step.
+        optimizer: Updates the weights.
+        clip_gradients: Clips the gradients of all parameters and returns their norm, see ``build_gradient_clipper``.
+        accumulation_steps: Batches per update; their losses are averaged.
+        precision: Type of the autocast: None for none, ``torch.bfloat16``, or ``torch.float16`` with loss scaling.
+        max_nonfinite_steps: So many skipped steps in a row end the training.
+        seed: Base of the randomness in the model; negative: the generators are left alone.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable[list[dict[str, Any]]] | None,
+        optimizer: torch.optim.Optimizer,
+        *,
+        clip_gradients: GradientClipper = total_gradient_norm,
+        accumulation_steps: int = 1,
+        precision: torch.dtype | None = None,
+        max_nonfinite_steps: int = 10,
+        seed: int = -1,
+    ) -> None:
+        super().__init__(model, data_loader, optimizer)
+        if accumulation_steps < 1:
+            raise ValueError(f"SOLVER.ACCUMULATION_STEPS: expected at least 1, found {accumulation_steps}")
+        self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self.device = self.parameters[0].device
+        self.clip_gradients = clip_gradients
+        self.accumulation_steps = accumulation_steps
+        self.precision = precision
+        self.grad_scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
+        self.max_nonfinite_steps = max_nonfinite_steps
+        self.nonfinite_steps = 0
+        self.seed = seed
+
+    def run_step(self) -> None:
+        """Do one update, or skip it.
+
+        Raises:
+            FloatingPointError: ``max_nonfinite_steps`` steps in a row were skipped.
+        """
+        self.optimizer.zero_grad()
+        losses: dict[str, Tensor] = {}
+        suspects: list[str] = []
+        data_time = 0.0
+        for micro_step in range(self.accumulation_steps):
+            start = time.perf_counter()
+            batch = next(self._data_loader_iter)
+            data_time += time.perf_counter() - start
+            batch_losses = self._backward(batch, micro_step)
+            if not torch.isfinite(sum(batch_losses.values())):
+                suspects += [str(inputs.get("image_id", inputs.get("file_name"))) for inputs in batch]
+            for name, loss in batch_losses.items():
+                losses[name] = losses.get(name, 0.0) + loss / self.accumulation_steps
+        if self._any_rank(bool(suspects)) or not self._update():
+            self._skip(suspects)
+            return
+        self.nonfinite_steps = 0
+        self._write_metrics(losses, data_time)
+
+    def _backward(self, batch: list[dict[str, Any]], micro_step: int) -> dict[str, Tensor]:
+        """Add the gradients of one batch; return its losses, detached."""
+        # The data loader may draw random numbers when it starts, so the seed comes after the batch.
+        if self.seed >= 0:
+            seed_generators(self.seed, self.iter, micro_step, comm.get_rank())
+        is_last = micro_step == self.accumulation_steps - 1
+        wrapped = isinstance(self.model, DistributedDataParallel)
+        # Gradients travel between the ranks once per update.
+        with self.model.no_sync() if wrapped and not is_last else contextlib.nullcontext():
+            with torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None):
+                losses = self.model(batch)
+            total = sum(losses.values()) / self.accumulation_steps
+            self.grad_scaler.scale(total).backward()
+        return {name: loss.detach() for name, loss in losses.items()}
+
+    def _update(self) -> bool:
+        """Clip and update; False, with the weights as they were, if the gradients are not finite.
+
+        Gradients that overflow because of the loss scale are no failure: the scale shrinks, the next step counts.
+        """
+        self.grad_scaler.unscale_(self.optimizer)
+        # Equal on all ranks, since the gradients are.
+        norm = self.clip_gradients(self.parameters)
+        finite = bool(torch.isfinite(norm))
+        if finite:
+            self.grad_scaler.step(self.optimizer)
+        if not self.grad_scaler.is_enabled():
+            return finite
+        scale = self.grad_scaler.get_scale()
+        self.grad_scaler.update()
+        return finite or MIN_LOSS_SCALE < scale > self.grad_scaler.get_scale()
+
+    def _skip(self, suspects: list[str]) -> None:
+        self.optimizer.zero_grad()
+        self.nonfinite_steps += 1
+        image_ids = sorted({image_id for ids in comm.all_gather(suspects) for image_id in ids})
+        cause = f"loss is not finite, image ids {', '.join(image_ids)}" if image_ids else "gradients are not finite"
+        logging.getLogger(__name__).warning(
+            "iteration %d: %s; update skipped (%d in a row)", self.iter, cause, self.nonfinite_steps
+        )
+        if self.nonfinite_steps >= self.max_nonfinite_steps:
+            raise FloatingPointError(
+                f"training stopped at iteration {self.iter}: expected a finite loss, found {self.nonfinite_steps} "
+                f"steps in a row without one (SOLVER.MAX_NONFINITE_STEPS); the last: {cause}"
+            )
+
+    def _any_rank(self, flag: bool) -> bool:
+        return bool(reduce_mean(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return iteration, optimizer, loss scale and the count of skipped steps, in plain types and tensors."""
+        return {
+            **super().state_dict(),
+            "grad_scaler": self.grad_scaler.state_dict(),
+            "nonfinite_steps": self.nonfinite_steps,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Read what ``state_dict`` returned; a run that goes on in another precision starts a new loss scale."""
+        super().load_state_dict(state_dict)
+        if self.grad_scaler.is_enabled() and state_dict["grad_scaler"]:
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+        self.nonfinite_steps = state_dict["nonfinite_steps"]
+
+
+def seed_generators(*numbers: int) -> None:
+    """Seed torch, numpy and random with one number made from several non-negative ones."""
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)

@@ -1,0 +1,135 @@
+"""The trainer: detectron2's, with this package's data, optimizer, step, moving average and evaluation."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, hooks
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from ..checkpoint.checkpointer import GLIPv2Checkpointer
+from ..data.build import build_test_loader, build_train_loader
+from ..evaluation.build import build_evaluator
+from ..solver import build_gradient_clipper, build_optimizer
+from .ema import ModelEMA
+from .hooks import EMACheckpointer, EMAHook, SkippedImagesHook
+from .train_loop import GroundingTrainLoop
+
+_AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class GLIPv2Trainer(DefaultTrainer):
+    """Train and evaluate a model from a config; see ``DefaultTrainer`` for its methods and attributes.
+
+    It differs in these points: the data loader is built when training starts, since its stream of samples begins where
+    the checkpoint ended; one iteration is one update from ``SOLVER.ACCUMULATION_STEPS`` batches; with
+    ``SOLVER.EMA_DECAY`` evaluation and the "model" of checkpoints are the moving average of the weights.
+
+    Raises:
+        ValueError: A solver key has a value that is not allowed.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        # The constructor of DefaultTrainer builds the loader and its own training step, so it is left out.
+        super(DefaultTrainer, self).__init__()
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        # DefaultTrainer's methods read it.
+        self.cfg = cfg
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        self._ema = ModelEMA(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
+        self._skipped_images = SkippedImagesHook(cfg.DATALOADER.MAX_SKIPPED_SHARE)
+        self._trainer = GroundingTrainLoop(
+            wrap_model(model),
+            None,
+            optimizer,
+            clip_gradients=build_gradient_clipper(cfg),
+            accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
+            precision=amp_dtype(cfg),
+            max_nonfinite_steps=cfg.SOLVER.MAX_NONFINITE_STEPS,
+            seed=cfg.SEED,
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = GLIPv2Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.register_hooks(self.build_hooks())
+
+    def train(self) -> dict[str, Any] | None:
+        """Train from ``start_iter`` to the end; return the last results if ``TEST.EXPECTED_RESULTS`` is set."""
+        loader = self.build_train_loader(self.cfg, self.start_iter)
+        self._trainer.data_loader = self._skipped_images.watch(loader)
+        return super().train()
+
+    def build_hooks(self) -> list[HookBase]:
+        """Build the hooks in the order in which they run after a step."""
+
+        def evaluate() -> dict[str, Any]:
+            with self._ema.apply() if self._ema else contextlib.nullcontext():
+                self._last_eval_results = self.test(self.cfg, self.model)
+            return self._last_eval_results
+
+        built = [hooks.IterationTimer()]
+        if self._ema:
+            built.append(EMAHook(self._ema))
+        built += [hooks.LRScheduler(), self._skipped_images]
+        if comm.is_main_process():
+            built.append(EMACheckpointer(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD, self._ema))
+        built.append(hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate))
+        if comm.is_main_process():
+            built.append(hooks.PeriodicWriter(self.build_writers(), period=20))
+        return built
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0) -> Iterable[list[dict[str, Any]]]:
+        return build_train_loader(cfg, start_iter)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> DatasetEvaluator:
+        return build_evaluator(cfg, dataset_name, output_folder)
+
+
+def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
+    """Return the autocast type that ``SOLVER.AMP`` asks for, None for none.
+
+    Raises:
+        ValueError: ``SOLVER.AMP.DTYPE`` is neither "float16" nor "bfloat16".
+    """
+    if not cfg.SOLVER.AMP.ENABLED:
+        return None
+    if cfg.SOLVER.AMP.DTYPE not in _AMP_DTYPES:
+        raise ValueError(f"SOLVER.AMP.DTYPE: expected one of {list(_AMP_DTYPES)}, found {cfg.SOLVER.AMP.DTYPE!r}")
+    return _AMP_DTYPES[cfg.SOLVER.AMP.DTYPE]
+
+
+def wrap_model(model: nn.Module) -> nn.Module:
+    """Wrap the model for gradient averaging if there are several ranks, on CPU and GPU alike."""
+    on_gpu = next(model.parameters()).is_cuda
+    return create_ddp_model(
+        model,
+        broadcast_buffers=False,
+        find_unused_parameters=False,
+        device_ids=[comm.get_local_rank()] if on_gpu else None,
+    )

@@ -1,0 +1,17 @@
+"""Layers that know tensors only: no config, no registry, no notion of detection."""
+
+from .deform_conv import modulated_deform_conv2d, reinterpret_flat
+from .dyconv import ConvUnit, DyConv, DynamicReLU
+from .fusion import BiAttentionBlock, BiMultiHeadAttention
+from .language_layer import LanguageLayer
+
+__all__ = [
+    "BiAttentionBlock",
+    "BiMultiHeadAttention",
+    "ConvUnit",
+    "DyConv",
+    "DynamicReLU",
+    "LanguageLayer",
+    "modulated_deform_conv2d",
+    "reinterpret_flat",
+]

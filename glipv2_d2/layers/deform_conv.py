@@ -1,0 +1,206 @@
+"""Modulated deformable convolution in two equal forms: torchvision's operator, and a weighted row gather with one GEMM."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.ops import deform_conv2d
+
+DEFORM_FORMS = ("auto", "torchvision", "gather")
+
+# Sampled values that the gather form holds at a time when no gradient is needed: 64 MiB in single precision.
+CHUNK_ELEMENTS = 2**24
+
+
+def choose_deform_form(device: torch.device, form: str = "auto") -> str:
+    """Resolve "auto": the gather form on the CPU, torchvision's operator on every other device.
+
+    Raises:
+        ValueError: An unknown form.
+    """
+    if form not in DEFORM_FORMS:
+        raise ValueError(f"deformable convolution form: found {form!r}, expected one of {', '.join(DEFORM_FORMS)}")
+    if form == "auto":
+        return "gather" if device.type == "cpu" else "torchvision"
+    return form
+
+
+def modulated_deform_conv2d(
+    x: Tensor,
+    offset: Tensor,
+    modulation: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int = 1,
+    padding: int = 1,
+    form: str = "auto",
+) -> Tensor:
+    """Convolve with kernel taps that are displaced and weighted per output position.
+
+    Args:
+        x: (N, C, H, W).
+        offset: (N, 2*K, Ho, Wo) pixels, K the taps of the kernel in row-major order; channel 2t is the row
+            displacement of tap t, 2t+1 the column displacement. Ho x Wo is the output size of an ordinary convolution.
+        modulation: (N, K, Ho, Wo), factor of each tap.
+        weight: (Co, C, kh, kw).
+        bias: (Co,) or None.
+        stride: Of the undisplaced taps, pixels.
+        padding: Of the undisplaced taps, pixels.
+        form: "torchvision", "gather", or "auto", see ``choose_deform_form``.
+
+    Returns:
+        (N, Co, Ho, Wo). Taps are read bilinearly; pixels outside the map count as 0. Coordinates are computed in
+        float32 at least; the torchvision form computes everything so.
+
+    Raises:
+        ValueError: An unknown form, or offsets or modulation of another shape.
+
+    Source: Deformable ConvNets v2 (Zhu et al. 2019), one group, no dilation.
+    """
+    form = choose_deform_form(x.device, form)
+    _check_shapes(x, offset, modulation, weight, stride, padding)
+    if form == "gather":
+        return deform_conv_gather(x, offset, modulation, weight, bias, stride, padding)
+    return deform_conv_torchvision(x, offset, modulation, weight, bias, stride, padding)
+
+
+def deform_conv_torchvision(
+    x: Tensor, offset: Tensor, modulation: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int
+) -> Tensor:
+    """Run ``torchvision.ops.deform_conv2d`` in float32 at least (it has no bfloat16 kernel).
+
+    Arguments and result as in ``modulated_deform_conv2d``; the result of half inputs is float32.
+    """
+    tensors = [_at_least_float32(tensor) for tensor in (x, offset, weight, modulation)]
+    if bias is not None:
+        bias = _at_least_float32(bias)
+    x, offset, weight, modulation = tensors
+    with torch.autocast(x.device.type, enabled=False):
+        return deform_conv2d(x, offset, weight, bias, stride=stride, padding=padding, mask=modulation)
+
+
+def deform_conv_gather(
+    x: Tensor, offset: Tensor, modulation: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int
+) -> Tensor:
+    """Gather the sampled rows with ``embedding_bag``, then multiply once.
+
+    With one offset group the four bilinear weights of a tap are the same for all channels. On channels-last data a
+    tap is therefore a weighted sum of four rows of C numbers, which ``embedding_bag`` computes in parallel and
+    differentiates with respect to the rows and the weights.
+
+    Arguments and result as in ``modulated_deform_conv2d``; the result is channels last in memory. Without gradients the
+    sampled values are held in pieces of ``CHUNK_ELEMENTS``; with gradients all N*Ho*Wo*K*C of them are kept.
+    """
+    num_images, channels = x.shape[:2]
+    out_channels, _, kernel_h, kernel_w = weight.shape
+    out_h, out_w = offset.shape[-2:]
+    taps = kernel_h * kernel_w
+    index, corner_weight = _corners(x.shape[-2:], offset, modulation, (kernel_h, kernel_w), stride, padding)
+    rows = x.permute(0, 2, 3, 1).reshape(-1, channels)  # (N*H*W, C)
+    corner_weight = corner_weight.to(rows.dtype)
+    matrix = weight.permute(0, 2, 3, 1).reshape(out_channels, taps * channels)  # (Co, K*C)
+
+    def convolve(index: Tensor, corner_weight: Tensor) -> Tensor:
+        sampled = F.embedding_bag(index, rows, per_sample_weights=corner_weight, mode="sum")  # (positions*K, C)
+        return F.linear(sampled.view(-1, taps * channels), matrix, bias)  # (positions, Co)
+
+    positions = max(1, CHUNK_ELEMENTS // (taps * channels))
+    if torch.is_grad_enabled() or positions >= num_images * out_h * out_w:
+        output = convolve(index, corner_weight)
+    else:
+        pieces = zip(index.split(positions * taps), corner_weight.split(positions * taps))
+        output = torch.cat([convolve(*piece) for piece in pieces])
+    return output.view(num_images, out_h, out_w, out_channels).permute(0, 3, 1, 2)
+
+
+def reinterpret_flat(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Read maps as if their memory held maps of another size.
+
+    The official operator never looks at the size of its offsets. On the branch that convolves the coarser level, the
+    offsets of the finer level are larger than the output, and per image the first K*h*w numbers in row-major (channel,
+    row, column) order are read as (K, h, w). Released weights were trained so; gradients flow to the same numbers.
+
+    Args:
+        maps: (N, K, H, W), in any memory format.
+        size: (h, w).
+
+    Returns:
+        (N, K, h, w).
+
+    Raises:
+        ValueError: The maps hold fewer numbers than are asked for.
+
+    Source: index arithmetic of the official CUDA operator, behaviour reported in the issues DynamicHead#25 and GLIP#62.
+    """
+    num_images, channels, height, width = maps.shape
+    needed, plane = channels * size[0] * size[1], height * width
+    if needed > channels * plane:
+        raise ValueError(
+            f"maps of {height}x{width} cannot be read as {size[0]}x{size[1]}: expected a level that is not larger"
+        )
+    if needed == channels * plane and width == size[1]:
+        return maps
+    # Only the channels that hold the first numbers are copied.
+    flat = maps[:, : -(-needed // plane)].flatten(1)
+    return flat[:, :needed].unflatten(1, (channels, *size))
+
+
+def _corners(
+    size: torch.Size, offset: Tensor, modulation: Tensor, kernel: tuple[int, int], stride: int, padding: int
+) -> tuple[Tensor, Tensor]:
+    """Give the four pixels around each sampling point: their rows in (N*H*W, C), and their weights.
+
+    Returns:
+        Index (N*Ho*Wo*K, 4) int64, in range also where the weight is 0, and weight (N*Ho*Wo*K, 4).
+    """
+    offset, modulation = _at_least_float32(offset), _at_least_float32(modulation)
+    taps = kernel[0] * kernel[1]
+    offset = offset.permute(0, 2, 3, 1).unflatten(-1, (taps, 2))  # (N, Ho, Wo, K, 2)
+    modulation = modulation.permute(0, 2, 3, 1).unsqueeze(-1)  # (N, Ho, Wo, K, 1)
+    position = offset + _tap_grid(offset, kernel, stride, padding)
+    with torch.no_grad():
+        low = position.floor()
+        limit = low.new_tensor(size).unsqueeze(-1)  # (2, 1)
+        corner = torch.stack((low, low + 1), dim=-1)  # (N, Ho, Wo, K, 2, 2): axis (row, column), then low and high
+        inside = (corner >= 0) & (corner < limit)
+        # Clamped as integers: a position that is not finite must not become an index out of range.
+        pixel = torch.minimum(corner.long().clamp(min=0), limit.long() - 1)
+        image = torch.arange(len(offset), device=offset.device).view(-1, 1, 1, 1, 1) * (size[0] * size[1])
+        row, column = (pixel[..., 0, :] * size[1] + image), pixel[..., 1, :]
+        index = (row.unsqueeze(-1) + column.unsqueeze(-2)).view(-1, 4)
+    fraction = position - low
+    share = torch.stack((1 - fraction, fraction), dim=-1) * inside  # (N, Ho, Wo, K, 2, 2)
+    row_share, column_share = share[..., 0, :] * modulation, share[..., 1, :]
+    weight = (row_share.unsqueeze(-1) * column_share.unsqueeze(-2)).view(-1, 4)
+    return index, weight
+
+
+def _tap_grid(offset: Tensor, kernel: tuple[int, int], stride: int, padding: int) -> Tensor:
+    """Give the undisplaced (row, column) of each tap, (Ho, Wo, K, 2), for offsets (N, Ho, Wo, K, 2)."""
+    lines = [
+        torch.arange(length, dtype=offset.dtype, device=offset.device).unsqueeze(1) * stride
+        + torch.arange(taps, dtype=offset.dtype, device=offset.device)
+        - padding
+        for length, taps in zip(offset.shape[1:3], kernel)
+    ]
+    shape = (*offset.shape[1:3], *kernel)
+    row = lines[0][:, None, :, None].expand(shape)
+    column = lines[1][None, :, None, :].expand(shape)
+    return torch.stack((row, column), dim=-1).flatten(2, 3)
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _check_shapes(
+    x: Tensor, offset: Tensor, modulation: Tensor, weight: Tensor, stride: int, padding: int
+) -> None:
+    kernel = weight.shape[-2:]
+    out = tuple((length + 2 * padding - taps) // stride + 1 for length, taps in zip(x.shape[-2:], kernel))
+    taps = kernel[0] * kernel[1]
+    for name, tensor, channels in (("offset", offset, 2 * taps), ("modulation", modulation, taps)):
+        expected = (len(x), channels, *out)
+        if tuple(tensor.shape) != expected:
+            raise ValueError(f"deformable convolution: {name} has shape {tuple(tensor.shape)}, expected {expected}")

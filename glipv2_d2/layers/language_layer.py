@@ -1,0 +1,94 @@
+"""One transformer layer over the tokens of a prompt, with clamped attention scores."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Inside the range of half precision (65,504): scores and activations stop here instead of becoming infinite.
+CLAMP_LIMIT = 50_000.0
+
+# Added to the scores of padding. Far below -CLAMP_LIMIT, so that the softmax gives exactly 0 in single precision; finite,
+# so that a prompt without any real token gets equal weights and no NaN.
+PADDING_SCORE = -9e15
+
+
+def clamp_activations(tensor: Tensor) -> Tensor:
+    """Limit values to +-50,000, inside the range of half precision."""
+    return tensor.clamp(-CLAMP_LIMIT, CLAMP_LIMIT)
+
+
+def padding_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Give what is added to attention scores so that padding gets no weight.
+
+    Args:
+        mask: (N, T), True at real tokens.
+        dtype: Of the scores; half types are answered in float32, in which the softmax runs.
+
+    Returns:
+        (N, T), 0 at real tokens and ``PADDING_SCORE`` in the padding.
+    """
+    dtype = torch.promote_types(dtype, torch.float32)
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, PADDING_SCORE)
+
+
+class LanguageLayer(nn.Module):
+    """Let the tokens of each prompt attend to each other: a BERT layer with its norms after the residuals.
+
+    It follows the fusion of each block of the tower and is trained from random weights. Attention scores and the
+    activations of the feed-forward part are clamped to +-50,000, inside the range of half precision; the softmax runs
+    in float32.
+
+    Args:
+        hidden_size: D.
+        num_heads: Must divide ``hidden_size``.
+        intermediate_size: Width of the feed-forward part.
+        dropout: Of the attention weights and of both residual branches, in training.
+
+    Source: BERT (Devlin et al. 2019), with the clamps of the official GLIP code (its text layer inside the head).
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, intermediate_size: int, dropout: float) -> None:
+        super().__init__()
+        if hidden_size % num_heads:
+            raise ValueError(f"LanguageLayer: hidden_size {hidden_size} must be a multiple of num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.query = nn.Linear(hidden_size, hidden_size)
+        self.key = nn.Linear(hidden_size, hidden_size)
+        self.value = nn.Linear(hidden_size, hidden_size)
+        self.attention_output = nn.Linear(hidden_size, hidden_size)
+        self.attention_norm = nn.LayerNorm(hidden_size, eps=1e-12)
+        self.intermediate = nn.Linear(hidden_size, intermediate_size)
+        self.output = nn.Linear(intermediate_size, hidden_size)
+        self.output_norm = nn.LayerNorm(hidden_size, eps=1e-12)
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """Update the tokens of N prompts.
+
+        Args:
+            hidden: (N, T, D).
+            mask: (N, T) bool, True at real tokens. Real tokens do not see the padding.
+
+        Returns:
+            (N, T, D). Values in the padding are finite and mean nothing.
+        """
+        attended = self.attention_output(self._attend(hidden, mask))
+        hidden = self.attention_norm(hidden + self._drop(attended))
+        inner = clamp_activations(F.gelu(clamp_activations(self.intermediate(hidden))))
+        updated = self._drop(clamp_activations(self.output(inner)))
+        return clamp_activations(self.output_norm(hidden + updated))
+
+    def _attend(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        query, key, value = (
+            projection(hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (N, heads, T, D / heads)
+            for projection in (self.query, self.key, self.value)
+        )
+        scores = clamp_activations((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2))  # (N, heads, T, T)
+        bias = padding_bias(mask, scores.dtype)[:, None, None, :]
+        weights = self._drop((scores + bias).softmax(-1)).to(value.dtype)
+        return (weights @ value).transpose(1, 2).flatten(2)  # (N, T, D)
+
+    def _drop(self, tensor: Tensor) -> Tensor:
+        return F.dropout(tensor, self.dropout, self.training)

@@ -1,0 +1,14 @@
+"""The model and its parts; importing this module registers them with detectron2."""
+
+from .backbone.swin import build_glipv2_swin_fpn_backbone
+from .backbone.timm import build_timm_fpn_backbone
+from .meta_arch.glipv2 import GLIPv2
+from .text_encoder import TEXT_ENCODER_REGISTRY, build_text_encoder
+
+__all__ = [
+    "GLIPv2",
+    "TEXT_ENCODER_REGISTRY",
+    "build_glipv2_swin_fpn_backbone",
+    "build_text_encoder",
+    "build_timm_fpn_backbone",
+]

@@ -1,0 +1,1 @@
+"""Backbones with the pyramid levels that the fusion tower reads."""

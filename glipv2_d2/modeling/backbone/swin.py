@@ -1,0 +1,40 @@
+"""Swin Transformer under an FPN: the backbone of GLIP and GLIPv2-T."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling.backbone.swin import SwinTransformer
+
+from .fpn import GroundingFPN, build_fpn
+
+
+class FreezableSwin(SwinTransformer):
+    """detectron2's Swin Transformer whose frozen stages stay in eval mode when the model is set to training.
+
+    Its features are named ``p{index}`` after the stage, 0..3; strides 4, 8, 16, 32.
+    """
+
+    def train(self, mode: bool = True) -> FreezableSwin:
+        super().train(mode)
+        self._freeze_stages()
+        return self
+
+
+@BACKBONE_REGISTRY.register()
+def build_glipv2_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GroundingFPN:
+    """Build Swin + FPN with levels P3..P7 from ``MODEL.SWIN`` and ``MODEL.FPN``."""
+    swin = cfg.MODEL.SWIN
+    bottom_up = FreezableSwin(
+        in_chans=input_shape.channels,
+        embed_dim=swin.EMBED_DIM,
+        depths=tuple(swin.DEPTHS),
+        num_heads=tuple(swin.NUM_HEADS),
+        window_size=swin.WINDOW_SIZE,
+        drop_path_rate=swin.DROP_PATH_RATE,
+        out_indices=tuple(swin.OUT_INDICES),
+        frozen_stages=swin.FREEZE_AT,
+        use_checkpoint=swin.USE_CHECKPOINT,
+    )
+    return build_fpn(cfg, bottom_up)

@@ -1,0 +1,132 @@
+"""Any timm model with ``features_only`` under the same FPN: small backbones, and ones that others trained."""
+
+from __future__ import annotations
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling.backbone import Backbone
+
+from ...checkpoint.tensor_files import read_tensors
+from .fpn import GroundingFPN, build_fpn
+
+
+class TimmBackbone(Backbone):
+    """The feature maps of a timm model as a detectron2 backbone.
+
+    Features are named ``c{level}`` with stride 2**level.
+
+    Args:
+        name: timm model name.
+        out_indices: Feature indices to return, fine to coarse.
+        weights: Local file of ImageNet weights, or empty.
+        freeze_at: Freeze all modules up to the end of this many features of timm's full list; 0 freezes none.
+        freeze_norm: Batch normalization keeps its statistics and does not train.
+        in_channels: Channels of the image.
+
+    Raises:
+        ValueError: timm does not know the name, or the strides are not 8, 16, 32, ...; or the weights do not fit.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        out_indices: tuple[int, ...] = (2, 3, 4),
+        *,
+        weights: str = "",
+        freeze_at: int = 0,
+        freeze_norm: bool = True,
+        in_channels: int = 3,
+    ) -> None:
+        super().__init__()
+        if not timm.is_model(name):
+            raise ValueError(f"MODEL.TIMM.NAME: timm has no model {name!r}; timm.list_models() lists its names")
+        self.body = timm.create_model(
+            name, pretrained=False, features_only=True, out_indices=tuple(out_indices), in_chans=in_channels
+        )
+        # Channels last is the faster layout for narrow convolutions, on CPU and GPU alike.
+        self.body.to(memory_format=torch.channels_last)
+        self.freeze_norm = freeze_norm
+        if weights:
+            load_timm_weights(self.body, name, weights)
+        self._freeze(freeze_at)
+        strides = self.body.feature_info.reduction()
+        channels = self.body.feature_info.channels()
+        self._out_features = [f"c{stride.bit_length() - 1}" for stride in strides]
+        self._out_feature_strides = dict(zip(self._out_features, strides))
+        self._out_feature_channels = dict(zip(self._out_features, channels))
+        self.train(self.training)
+
+    def _freeze(self, freeze_at: int) -> None:
+        if freeze_at > 0:
+            modules = [info["module"] for info in self.body.feature_info.info[:freeze_at]]
+            names = [name for name, _ in self.body.named_parameters()]
+            # Modules are registered in the order in which they run: everything before the end of the last frozen
+            # feature is frozen with it.
+            last = max(i for i, name in enumerate(names) if name.startswith(f"{modules[-1]}."))
+            for _, parameter in list(self.body.named_parameters())[: last + 1]:
+                parameter.requires_grad_(False)
+        if self.freeze_norm:
+            for module in self.body.modules():
+                if isinstance(module, _BatchNorm):
+                    for parameter in module.parameters():
+                        parameter.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> TimmBackbone:
+        super().train(mode)
+        if self.freeze_norm:
+            for module in self.body.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Map (N, 3, H, W), H and W multiples of the coarsest stride, to the named feature maps."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        return dict(zip(self._out_features, self.body(images)))
+
+
+def load_timm_weights(body: nn.Module, name: str, path: str) -> None:
+    """Fill a features_only model from a file of the full model's weights.
+
+    Tensors are matched by name, or, for files that name their modules otherwise, one by one in order when number and
+    all shapes agree with timm's full model.
+
+    Raises:
+        ValueError: Neither fits.
+    """
+    source, _ = read_tensors(path)
+    source = {key: value for key, value in source.items() if not key.endswith("num_batches_tracked")}
+    with torch.device("meta"):
+        full = timm.create_model(name, pretrained=False).state_dict()
+    expected = {key: value.shape for key, value in full.items() if not key.endswith("num_batches_tracked")}
+    if not set(expected) <= set(source):
+        if [value.shape for value in source.values()] != list(expected.values()):
+            raise ValueError(
+                f"MODEL.TIMM.WEIGHTS: {path} has {len(source)} tensors that fit timm's {name} ({len(expected)} tensors) "
+                "neither by name nor by order and shape"
+            )
+        source = dict(zip(expected, source.values()))
+    missing = body.load_state_dict(source, strict=False).missing_keys
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    if missing:
+        raise ValueError(f"MODEL.TIMM.WEIGHTS: {path} lacks {len(missing)} tensors of {name}, for example {missing[0]}")
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GroundingFPN:
+    """Build timm model + FPN from ``MODEL.TIMM`` and ``MODEL.FPN``."""
+    bottom_up = TimmBackbone(
+        cfg.MODEL.TIMM.NAME,
+        tuple(cfg.MODEL.TIMM.OUT_INDICES),
+        weights=cfg.MODEL.TIMM.WEIGHTS,
+        freeze_at=cfg.MODEL.TIMM.FREEZE_AT,
+        freeze_norm=cfg.MODEL.TIMM.FREEZE_NORM,
+        in_channels=input_shape.channels,
+    )
+    return build_fpn(cfg, bottom_up)

@@ -1,0 +1,70 @@
+"""Box arithmetic of the official weights, for boxes in detectron2's half-open coordinates.
+
+The official code counts pixels: its box (x1, y1, x2, y2) holds the columns x1..x2, so it is x2 - x1 + 1 wide. With the
+half-open box (x1, y1, x2 + 1, y2 + 1) most of its arithmetic is detectron2's own: anchors with offset 0.5, IoU,
+``Box2BoxTransform`` (encode and decode, sizes clamped from above). This module holds the rest, which differs:
+clipping, scaling, and distances from a centre to the edges.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# A box reaches from the centre of its first pixel to the centre of its last one in the official distances, half a pixel
+# less on each side than in half-open coordinates.
+HALF_PIXEL = 0.5
+
+
+def clip_boxes_legacy(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Clip boxes so that their first and last pixel lie in the image.
+
+    Args:
+        boxes: (K, 4) XYXY, half-open, pixels.
+        image_size: Height and width of the image without padding, at least 1.
+
+    Returns:
+        (K, 4): left and top in [0, size - 1], right and bottom in [1, size]; a box outside the image becomes the pixels
+        on its border. A new tensor.
+
+    Source: official ``clip_to_image``, which clamps all coordinates to [0, size - 1].
+    """
+    height, width = image_size
+    first = boxes.new_tensor([0, 0, 1, 1])
+    last = boxes.new_tensor([width - 1, height - 1, width, height])
+    return torch.minimum(torch.maximum(boxes, first), last)
+
+
+def scale_boxes_legacy(boxes: Tensor, scale_x: float, scale_y: float) -> Tensor:
+    """Scale boxes to an image of another size by the coordinates of their first and last pixel.
+
+    Args:
+        boxes: (K, 4) XYXY, half-open, pixels.
+        scale_x: New width / old width.
+        scale_y: New height / old height.
+
+    Returns:
+        (K, 4), half-open: left * scale_x, and (right - 1) * scale_x + 1. A new tensor.
+
+    Source: official ``BoxList.resize``, followed by the "+ 1" of its COCO output.
+    """
+    scale = boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
+    last_pixel = boxes.new_tensor([0, 0, 1, 1])
+    return (boxes - last_pixel) * scale + last_pixel
+
+
+def center_to_edges_legacy(anchors: Tensor, boxes: Tensor) -> Tensor:
+    """Measure how far the edges of boxes lie from the centres of anchors.
+
+    Args:
+        anchors: (..., 4) XYXY, half-open, pixels.
+        boxes: (..., 4) XYXY, half-open, pixels; broadcast against ``anchors``.
+
+    Returns:
+        (..., 4) distances to the left, top, right and bottom edge, in pixels between pixel centres; negative where the
+        centre is past that edge.
+
+    Source: the left, top, right and bottom of the official ATSS loss, which read inclusive coordinates.
+    """
+    centers = (anchors[..., :2] + anchors[..., 2:]) / 2
+    return torch.cat((centers - boxes[..., :2], boxes[..., 2:] - centers), dim=-1) - HALF_PIXEL

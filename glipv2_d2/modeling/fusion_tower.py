@@ -1,0 +1,129 @@
+"""The fusion tower: image and text read each other, block after block, before the head looks at either."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..layers.dyconv import DyConv
+from ..layers.fusion import BiAttentionBlock
+from ..layers.language_layer import LanguageLayer
+from ..structures import LanguageFeatures
+
+
+class TowerBlock(nn.Module):
+    """One round of the tower: fusion, a text layer, an image layer; without fusion the image layer alone.
+
+    Args:
+        dyconv: Image layer.
+        fusion: Bi-directional attention, or None.
+        language_layer: Transformer layer over the tokens, or None. It goes with ``fusion``: text that has not seen
+            the image is already contextual.
+    """
+
+    def __init__(
+        self, dyconv: DyConv, fusion: BiAttentionBlock | None = None, language_layer: LanguageLayer | None = None
+    ) -> None:
+        super().__init__()
+        self.fusion = fusion
+        self.language_layer = language_layer
+        self.dyconv = dyconv
+
+    def forward(self, features: list[Tensor], hidden: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Map L levels (N, C, Hl, Wl) and tokens (N, T, D) with their mask (N, T) to new ones."""
+        if self.fusion is not None:
+            features, hidden = self.fusion(features, hidden, mask)
+        if self.language_layer is not None:
+            hidden = self.language_layer(hidden, mask)
+        return self.dyconv(features), hidden
+
+
+class FusionTower(nn.Module):
+    """Blocks of fusion, text layer and DyConv over a feature pyramid and the tokens of a prompt.
+
+    Args:
+        in_channels: Channels of the pyramid, C.
+        language_dim: Width of a token, D.
+        num_blocks: Rounds, at least 1.
+        channels: Channels between and after the blocks.
+        num_groups: Groups of the GroupNorm in DyConv; divides ``channels``.
+        deformable, deform_form, dynamic_relu: See ``DyConv``.
+        fusion: False builds the tower of GLIP-T (A), in which the text passes through unchanged.
+        fusion_embed_dim, fusion_num_heads, fusion_dropout, fusion_form: See ``BiAttentionBlock``.
+        layer_scale: Initial residual scale of the fusion; 0 means 1 / num_blocks.
+        language_num_heads, language_intermediate_size, language_dropout: Sizes of the text layers, those of the text
+            encoder.
+        use_checkpoint: Recompute the activations of each block in the backward pass.
+
+    Source: GLIP, Sec. 3.2 and ``VLDyHead``; GLIPv2, App. B.1.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        language_dim: int,
+        *,
+        num_blocks: int = 6,
+        channels: int = 256,
+        num_groups: int = 16,
+        deformable: bool = True,
+        deform_form: str = "auto",
+        dynamic_relu: bool = True,
+        fusion: bool = True,
+        fusion_embed_dim: int = 2048,
+        fusion_num_heads: int = 8,
+        fusion_dropout: float = 0.1,
+        fusion_form: str = "auto",
+        layer_scale: float = 0.0,
+        language_num_heads: int = 12,
+        language_intermediate_size: int = 3072,
+        language_dropout: float = 0.1,
+        use_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        if num_blocks < 1:
+            raise ValueError(f"MODEL.GLIPV2.TOWER.NUM_BLOCKS must be at least 1, found {num_blocks}")
+        self.use_checkpoint = use_checkpoint
+        self.out_channels = channels
+        self.fuses_text = fusion
+        self.blocks = nn.ModuleList()
+        for index in range(num_blocks):
+            block_in = in_channels if index == 0 else channels
+            dyconv = DyConv(
+                block_in,
+                channels,
+                num_groups=num_groups,
+                deformable=deformable,
+                dynamic_relu=dynamic_relu,
+                deform_form=deform_form,
+            )
+            if not fusion:
+                self.blocks.append(TowerBlock(dyconv))
+                continue
+            attention = BiAttentionBlock(
+                block_in,
+                language_dim,
+                embed_dim=fusion_embed_dim,
+                num_heads=fusion_num_heads,
+                dropout=fusion_dropout,
+                layer_scale=layer_scale or 1.0 / num_blocks,
+                form=fusion_form,
+            )
+            language_layer = LanguageLayer(
+                language_dim, language_num_heads, language_intermediate_size, language_dropout
+            )
+            self.blocks.append(TowerBlock(dyconv, attention, language_layer))
+
+    def forward(self, features: list[Tensor], language: LanguageFeatures) -> tuple[list[Tensor], LanguageFeatures]:
+        """Fuse L levels (N, C, Hl, Wl), fine to coarse, with the tokens of N prompts.
+
+        Returns:
+            L levels (N, channels, Hl, Wl), and the language features with ``hidden`` replaced by the fused tokens.
+        """
+        hidden = language.hidden
+        for block in self.blocks:
+            if self.use_checkpoint and self.training:
+                features, hidden = checkpoint(block, features, hidden, language.mask, use_reentrant=False)
+            else:
+                features, hidden = block(features, hidden, language.mask)
+        return features, language._replace(hidden=hidden)

@@ -1,0 +1,1 @@
+"""The prediction heads behind the fusion tower."""

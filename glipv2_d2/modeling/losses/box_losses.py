@@ -1,0 +1,55 @@
+"""GIoU loss and centerness targets in the pixel convention of the official weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from glipv2_d2.modeling.box_regression import center_to_edges_legacy
+
+# Added to both areas that the GIoU divides by.
+AREA_EPS = 1e-7
+
+
+def giou_loss_legacy(pred_boxes: Tensor, gt_boxes: Tensor) -> Tensor:
+    """Compute 1 - GIoU of pairs of boxes, with sides one pixel shorter than half-open boxes have.
+
+    Args:
+        pred_boxes: (M, 4) XYXY, half-open, pixels. A box less than a pixel wide counts as zero wide.
+        gt_boxes: (M, 4) likewise.
+
+    Returns:
+        (M,) in [0, 2].
+
+    Source: GIoU (arXiv 1902.09630); ``GIOULoss`` of the official ATSS loss, which takes x2 - x1 of inclusive boxes.
+    """
+    last_pixel = pred_boxes.new_tensor([0, 0, 1, 1])
+    pred_first, pred_last = (pred_boxes - last_pixel).split(2, dim=-1)
+    pred_last = torch.maximum(pred_first, pred_last)
+    gt_first, gt_last = (gt_boxes - last_pixel).split(2, dim=-1)
+
+    intersection = _area((torch.minimum(pred_last, gt_last) - torch.maximum(pred_first, gt_first)).clamp(min=0))
+    union = _area(pred_last - pred_first) + _area(gt_last - gt_first) - intersection + AREA_EPS
+    enclosure = _area(torch.maximum(pred_last, gt_last) - torch.minimum(pred_first, gt_first)) + AREA_EPS
+    giou = intersection / union - (enclosure - union) / enclosure
+    return 1 - giou
+
+
+def _area(sides: Tensor) -> Tensor:
+    return sides[..., 0] * sides[..., 1]
+
+
+def centerness_targets(anchors: Tensor, gt_boxes: Tensor) -> Tensor:
+    """Say how central the centre of an anchor lies in its box.
+
+    Args:
+        anchors: (M, 4) XYXY, half-open, pixels, with their centres inside the boxes.
+        gt_boxes: (M, 4) the matched boxes.
+
+    Returns:
+        (M,) in (0, 1]: sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)) of the distances to the four edges.
+
+    Source: FCOS (arXiv 1904.01355), Eq. 3; ``compute_centerness_targets`` of the official code.
+    """
+    near, far = center_to_edges_legacy(anchors, gt_boxes).unflatten(-1, (2, 2)).aminmax(dim=-2)  # (M, 2) each
+    return (near / far).prod(dim=-1).sqrt()

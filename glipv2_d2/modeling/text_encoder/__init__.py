@@ -1,0 +1,6 @@
+"""Text encoders: token ids of N prompts to features of their tokens."""
+
+from .bert import BertTextEncoder
+from .build import TEXT_ENCODER_REGISTRY, build_text_encoder
+
+__all__ = ["TEXT_ENCODER_REGISTRY", "BertTextEncoder", "build_text_encoder"]

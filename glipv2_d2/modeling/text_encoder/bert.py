@@ -1,0 +1,161 @@
+"""BERT-type text encoders from Hugging Face transformers."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode, configurable
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, BertConfig, BertModel, PreTrainedModel
+
+from ...prompts.pretrained import resolve_pretrained
+from ...structures import LanguageFeatures, TokenBatch
+from .build import TEXT_ENCODER_REGISTRY
+
+_WEIGHTS_KEY = "MODEL.TEXT_ENCODER.WEIGHTS"
+# What the config of a pretrained encoder must have: the text layers of the tower are built to the same sizes.
+_BERT_CONFIG = (
+    "vocab_size",
+    "hidden_size",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+)
+
+
+@TEXT_ENCODER_REGISTRY.register()
+class BertTextEncoder(nn.Module):
+    """Encode prompts with a BERT-type transformer.
+
+    ``hidden`` is the output of its last layer, ``embedded`` the same with zeros in the padding. The transformer of the
+    transformers library sits in ``bert``, without a pooler.
+
+    Equal prompts of a batch are encoded once where that gives the same result: whenever no dropout is active.
+
+    Source: the language encoder of the official GLIP code with one averaged layer, as all released models have it.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        weights: str = "",
+        vocab_size: int = 30522,
+        hidden_size: int = 768,
+        num_layers: int = 12,
+        num_heads: int = 12,
+        intermediate_size: int = 3072,
+        max_positions: int = 512,
+        dropout: float = 0.1,
+        allow_download: bool = False,
+        freeze: bool = False,
+        use_checkpoint: bool = False,
+    ) -> None:
+        """Build the encoder.
+
+        Args:
+            weights: Directory, ``package://PACKAGE/DIRECTORY`` or hub name of a pretrained encoder, which brings its own
+                sizes; empty: random weights in the sizes that follow.
+            vocab_size: Number of token ids.
+            hidden_size: D.
+            num_layers: Transformer layers.
+            num_heads: Attention heads of a layer.
+            intermediate_size: Width between the two linear maps of a layer.
+            max_positions: Longest prompt in tokens.
+            dropout: Probability in features and attention, also of a pretrained encoder.
+            allow_download: Fetch a hub name that is not in the local cache.
+            freeze: Keep the encoder in eval mode, without gradients.
+            use_checkpoint: Recompute activations in the backward pass.
+
+        Raises:
+            FileNotFoundError: Nothing is found at ``weights``.
+            ValueError: What is found is no BERT-type encoder.
+        """
+        super().__init__()
+        if weights:
+            self.bert = _load_pretrained(weights, dropout, allow_download)
+        else:
+            self.bert = BertModel(
+                BertConfig(
+                    vocab_size=vocab_size,
+                    hidden_size=hidden_size,
+                    num_hidden_layers=num_layers,
+                    num_attention_heads=num_heads,
+                    intermediate_size=intermediate_size,
+                    max_position_embeddings=max_positions,
+                    hidden_dropout_prob=dropout,
+                    attention_probs_dropout_prob=dropout,
+                ),
+                add_pooling_layer=False,
+            )
+        self.vocab_size: int = self.bert.config.vocab_size
+        self.hidden_size: int = self.bert.config.hidden_size
+        self.num_heads: int = self.bert.config.num_attention_heads
+        self.intermediate_size: int = self.bert.config.intermediate_size
+        self.max_positions: int = self.bert.config.max_position_embeddings
+        self.dropout = dropout
+        self.freeze = freeze
+        if freeze:
+            self.requires_grad_(False)
+        elif use_checkpoint:
+            self.bert.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.train()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+        encoder = cfg.MODEL.TEXT_ENCODER
+        return {
+            "weights": encoder.WEIGHTS,
+            "vocab_size": encoder.VOCAB_SIZE,
+            "hidden_size": encoder.HIDDEN_SIZE,
+            "num_layers": encoder.NUM_LAYERS,
+            "num_heads": encoder.NUM_HEADS,
+            "intermediate_size": encoder.INTERMEDIATE_SIZE,
+            "max_positions": encoder.MAX_POSITIONS,
+            "dropout": encoder.DROPOUT,
+            "allow_download": encoder.ALLOW_DOWNLOAD,
+            "freeze": encoder.FREEZE,
+            "use_checkpoint": encoder.USE_CHECKPOINT,
+        }
+
+    def train(self, mode: bool = True) -> BertTextEncoder:
+        """Set the mode as usual; a frozen encoder stays in eval mode."""
+        return super().train(mode and not self.freeze)
+
+    def forward(self, tokens: TokenBatch) -> LanguageFeatures:
+        """Encode N prompts of T tokens."""
+        if self.training:
+            hidden = self._encode(tokens.input_ids, tokens.mask)
+        else:
+            # The mask belongs to the key: a real token may have the id that fills the padding.
+            rows = torch.stack([tokens.input_ids, tokens.mask.long()], dim=1)  # (N, 2, T)
+            distinct, prompt_row = torch.unique(rows, dim=0, return_inverse=True)
+            hidden = self._encode(distinct[:, 0], distinct[:, 1].bool())[prompt_row]  # (N, T, D)
+        embedded = hidden.masked_fill(~tokens.mask.unsqueeze(-1), 0.0)
+        return LanguageFeatures(hidden, embedded, tokens.mask)
+
+    def _encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
+            return self.bert(input_ids=input_ids, attention_mask=mask.long()).last_hidden_state
+
+
+def _load_pretrained(weights: str, dropout: float, allow_download: bool) -> PreTrainedModel:
+    directory = resolve_pretrained(weights, _WEIGHTS_KEY, allow_download)
+    local = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(directory, **local)
+        lacking = [name for name in _BERT_CONFIG if not hasattr(config, name)]
+        if lacking:
+            raise ValueError(f"a {config.model_type} model, its config has no {lacking[0]}; expected a BERT-type encoder")
+        config.hidden_dropout_prob = dropout
+        config.attention_probs_dropout_prob = dropout
+        bert, info = AutoModel.from_pretrained(directory, config=config, output_loading_info=True, **local)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{_WEIGHTS_KEY}: no encoder could be read from {weights!r}: {reason}") from error
+    bert.pooler = None
+    missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
+    if missing:
+        raise ValueError(f"{_WEIGHTS_KEY}: {weights!r} lacks {len(missing)} tensors of its encoder, as {missing[0]!r}")
+    return bert.float()

@@ -1,0 +1,40 @@
+"""The registry of text encoders: users of the package may add their own."""
+
+from detectron2.config import CfgNode
+from detectron2.utils.registry import Registry
+from torch import nn
+
+from ...prompts.tokenizer import PromptTokenizer
+
+TEXT_ENCODER_REGISTRY = Registry("TEXT_ENCODER")
+TEXT_ENCODER_REGISTRY.__doc__ = """
+Text encoders. An entry is called with a config and gives a module whose ``forward(tokens: TokenBatch)`` returns
+``LanguageFeatures``, and which has the attributes ``vocab_size`` and ``max_positions``, the bounds of what it can read, and
+``hidden_size``, ``num_heads``, ``intermediate_size`` and ``dropout``, the sizes of the text layers in the fusion tower.
+"""
+
+
+def build_text_encoder(cfg: CfgNode) -> nn.Module:
+    """Build the text encoder named by ``MODEL.TEXT_ENCODER.NAME``.
+
+    Raises:
+        ValueError: The name is not registered, or the encoder cannot read every prompt that ``MODEL.TEXT_ENCODER``
+            allows: its vocabulary is smaller than the tokenizer's, or MAX_TOKENS passes its positions.
+    """
+    settings = cfg.MODEL.TEXT_ENCODER
+    if settings.NAME not in TEXT_ENCODER_REGISTRY:
+        known = ", ".join(sorted(name for name, _ in TEXT_ENCODER_REGISTRY))
+        raise ValueError(f"MODEL.TEXT_ENCODER.NAME: {settings.NAME!r} is not registered, expected one of {known}")
+    encoder = TEXT_ENCODER_REGISTRY.get(settings.NAME)(cfg)
+    vocab_size = PromptTokenizer.from_config(cfg).vocab_size
+    if vocab_size > encoder.vocab_size:
+        raise ValueError(
+            f"MODEL.TEXT_ENCODER.TOKENIZER: the tokenizer has {vocab_size} ids, expected at most the "
+            f"{encoder.vocab_size} that the encoder knows"
+        )
+    if settings.MAX_TOKENS > encoder.max_positions:
+        raise ValueError(
+            f"MODEL.TEXT_ENCODER.MAX_TOKENS: found {settings.MAX_TOKENS}, expected at most the "
+            f"{encoder.max_positions} positions of the encoder"
+        )
+    return encoder

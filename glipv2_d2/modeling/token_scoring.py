@@ -1,0 +1,53 @@
+"""From the probabilities of tokens to the scores of phrases."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+SCORE_AGGREGATIONS = ("mean", "max", "power")
+
+
+def token_to_phrase_scores(token_scores: Tensor, phrase_token_map: Tensor, aggregation: str = "mean") -> Tensor:
+    """Score each phrase by the tokens that spell it.
+
+    Args:
+        token_scores: (..., T) probabilities in [0, 1]. Computed in single precision also under autocast.
+        phrase_token_map: (P, T) bool.
+        aggregation: "mean" of the probabilities, their "max", or "power", their geometric mean. The mean is one matrix
+            product, so a NaN at any of the T tokens reaches all P scores.
+
+    Returns:
+        (..., P) in [0, 1]. A phrase without tokens scores 0: no threshold lets it pass.
+
+    Raises:
+        ValueError: Unknown aggregation.
+
+    Source: GLIP, App. D, and the official box selection ("MEAN", "MAX", "POWER"), where a phrase without tokens is NaN.
+    """
+    if aggregation not in SCORE_AGGREGATIONS:
+        raise ValueError(f"score aggregation: expected one of {SCORE_AGGREGATIONS}, found {aggregation!r}")
+    counts = phrase_token_map.sum(dim=1)  # (P,)
+    token_scores = token_scores.to(torch.promote_types(token_scores.dtype, torch.float32))
+    weights = (phrase_token_map.to(token_scores.dtype) / counts.clamp(min=1)[:, None]).t()  # (T, P)
+    with torch.autocast(token_scores.device.type, enabled=False):
+        if aggregation == "max":
+            return _max_over_tokens(token_scores, phrase_token_map, counts)
+        if aggregation == "mean":
+            scores = token_scores @ weights
+        else:
+            # The logarithm of a probability that underflowed is infinite, and infinity times a zero weight is NaN.
+            tiny = torch.finfo(token_scores.dtype).tiny
+            scores = (token_scores.clamp(min=tiny).log() @ weights).exp()
+    return torch.where(counts > 0, scores, 0.0)
+
+
+def _max_over_tokens(token_scores: Tensor, phrase_token_map: Tensor, counts: Tensor) -> Tensor:
+    """Return the (..., P) largest token score of each phrase, without a (..., P, T) tensor."""
+    # A stable sort brings the tokens of a phrase to the front of its row, in order.
+    tokens = phrase_token_map.int().argsort(dim=1, descending=True, stable=True)  # (P, T)
+    scores = token_scores.new_zeros(*token_scores.shape[:-1], len(counts))
+    longest = int(counts.max()) if len(counts) else 0
+    for place in range(longest):
+        scores = torch.where(counts > place, scores.maximum(token_scores[..., tokens[:, place]]), scores)
+    return scores

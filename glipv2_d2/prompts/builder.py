@@ -1,0 +1,234 @@
+"""From names or a caption to a ``Prompt``: cleaning, character ranges, and the choice of names for training."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..structures import CharSpan, Prompt
+
+if TYPE_CHECKING:
+    from .tokenizer import PromptTokenizer
+
+SEPARATOR = ". "
+
+
+def clean_name(name: str) -> str:
+    """Turn the name of a category into words.
+
+    What stands between the first "(" and the last ")" goes, an underscore becomes a space, and a pair of spaces becomes
+    one, in a single pass. Nothing is stripped: "bow_(weapon)" gives "bow " with a space at its end. Line breaks stay;
+    the tokenizer reads them as spaces.
+
+    Source: the name cleaning of the official evaluation; the weights have seen its output.
+    """
+    return re.sub(r"\(.*\)", "", name).replace("_", " ").replace("  ", " ")
+
+
+def check_vocabulary(names: Sequence[str]) -> None:
+    """Check a list of names that a user or a dataset brings, before anything is built from it.
+
+    Different names may clean to the same text, as "bow_(weapon)" and "bow_(decorative_ribbons)" of LVIS do: each keeps
+    its own place in the prompt.
+
+    Raises:
+        TypeError: ``names`` is one string, or a name is no string.
+        ValueError: There is no name, a name cleans to nothing, or the very same name stands in two rows.
+    """
+    _check_names(names)
+    first_row: dict[str, int] = {}
+    for row, name in enumerate(names):
+        other = first_row.setdefault(name, row)
+        if other != row:
+            raise ValueError(f"names: rows {other} and {row} are both {name!r}, expected every name once")
+
+
+def prompt_from_names(
+    names: Sequence[str], category_ids: Sequence[int] | None = None, *, separator: str = SEPARATOR
+) -> Prompt:
+    """Join cleaned names to a caption; each name is one phrase.
+
+    A name may hold the separator, and the same name may come twice: a phrase is a character range, not a search.
+
+    Args:
+        names: P >= 1 names, in the order of the caption.
+        category_ids: Ids that detections get; 0..P-1 if absent.
+        separator: Stands between two names, not after the last.
+
+    Raises:
+        TypeError: ``names`` is one string, or a name is no string.
+        ValueError: There is no name, a name cleans to nothing, the separator would glue two names to one word, or
+            ``category_ids`` has another length.
+
+    Source: the caption of the official evaluation.
+    """
+    _check_names(names)
+    if separator.isalnum() or not separator:
+        raise ValueError(f"INPUT.PROMPT.SEPARATOR {separator!r} must hold a space or a punctuation mark")
+    cleaned = [clean_name(name) for name in names]
+    spans: list[tuple[CharSpan, ...]] = []
+    begin = 0
+    for text in cleaned:
+        spans.append(((begin, begin + len(text)),))
+        begin += len(text) + len(separator)
+    if category_ids is None:
+        category_ids = range(len(names))
+    return Prompt(separator.join(cleaned), tuple(names), tuple(spans), tuple(int(i) for i in category_ids))
+
+
+def prompt_from_caption(
+    caption: str,
+    phrase_spans: Sequence[Sequence[Sequence[int]]],
+    phrases: Sequence[str] | None = None,
+    category_ids: Sequence[int] | None = None,
+) -> Prompt:
+    """Make a prompt of a caption whose phrases are known.
+
+    Args:
+        caption: Taken as it is.
+        phrase_spans: For each of P >= 0 phrases its half-open character ranges. A phrase without a range has no tokens.
+        phrases: P strings; if absent, the text of the ranges, joined by spaces.
+        category_ids: Ids that detections get; 0..P-1 if absent.
+
+    Raises:
+        TypeError: ``caption`` is no string.
+        ValueError: The caption is empty or white space, a range is no pair of integers, is empty or leaves the caption,
+            or the sequences differ in length.
+    """
+    if not isinstance(caption, str):
+        raise TypeError(f"caption: expected a string, found {type(caption).__name__}")
+    if not caption.strip():
+        raise ValueError(f"caption: expected some words, found {caption!r}")
+    spans = tuple(_read_spans(phrase, row) for row, phrase in enumerate(phrase_spans))
+    if phrases is None:
+        phrases = [" ".join(caption[begin:end] for begin, end in ranges) for ranges in spans]
+    if category_ids is None:
+        category_ids = range(len(spans))
+    return Prompt(caption, tuple(phrases), spans, tuple(int(i) for i in category_ids))
+
+
+def sample_training_names(
+    names: Sequence[str],
+    positives: Collection[int],
+    tokenizer: PromptTokenizer,
+    *,
+    num_negatives: int,
+    full_negatives_prob: float,
+    shuffle: bool,
+    rng: np.random.Generator,
+    separator: str = SEPARATOR,
+) -> list[int]:
+    """Choose the names of a detection dataset that one training prompt holds.
+
+    The names of the image's boxes come first in the budget of tokens, in random order; one that does not fit, and all
+    after it, are left out. Then negatives are drawn from all names, those that are positive are dropped again, and the
+    rest is added as long as tokens are left: ``num_negatives`` bounds what is drawn, not what is added.
+
+    Args:
+        names: All names of the dataset.
+        positives: Rows of the names that have a box in the image; none for an image without boxes.
+        tokenizer: Counts the tokens and knows the limit.
+        num_negatives: Names to draw; -1 takes all names, without any draw.
+        full_negatives_prob: Probability of drawing ``num_negatives`` names; otherwise a uniform number from 1 to it.
+        shuffle: Random order in the prompt; otherwise the order of ``names``.
+        rng: Source of every random choice.
+        separator: Stands between two names.
+
+    Returns:
+        Rows of ``names`` in the order of the prompt. The caller drops the boxes of absent rows. It holds a name at
+        least if ``names`` has one that fits.
+
+    Raises:
+        ValueError: ``num_negatives`` is -1 and the names pass the token limit.
+
+    Source: the two converters of detection data in the official code. Three departures: there is no background name;
+    ``num_negatives`` 0 draws none, where officially it draws one; an image without boxes whose draw leaves no name gets
+    one of the names, since a prompt without a phrase is empty.
+    """
+    if num_negatives < 0:
+        rows = _all_rows(names, tokenizer, separator)
+    else:
+        kept, budget = _fitting_positives(names, positives, tokenizer, separator, rng)
+        count = _draw_count(min(num_negatives, len(names)), full_negatives_prob, rng)
+        excluded = set(positives)
+        drawn = rng.choice(len(names), count, replace=False).tolist()  # in random order
+        negatives = [row for row in drawn if row not in excluded]
+        rows = kept + _fitting_negatives(names, negatives, tokenizer, separator, budget)
+        if not rows:
+            rows = [int(rng.integers(len(names)))]
+    if shuffle:
+        return rng.permutation(rows).tolist()
+    return sorted(rows)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise TypeError(f"names: expected a list of strings, found the {type(names).__name__} {names!r:.100}")
+    if len(names) == 0:
+        raise ValueError("names: expected at least one name, found none")
+    for row, name in enumerate(names):
+        if not isinstance(name, str):
+            raise TypeError(f"names[{row}]: expected a string, found {name!r}")
+        if not clean_name(name).strip():
+            raise ValueError(f"names[{row}]: nothing is left of {name!r} once underscores and parentheses are removed")
+
+
+def _read_spans(ranges: Sequence[Sequence[int]], row: int) -> tuple[CharSpan, ...]:
+    spans = []
+    for item in ranges:
+        pair = tuple(item) if isinstance(item, Sequence) and not isinstance(item, str) else ()
+        if len(pair) != 2 or not all(isinstance(edge, (int, np.integer)) for edge in pair):
+            raise ValueError(f"phrase_spans[{row}]: expected pairs of integers, found {item!r}")
+        spans.append((int(pair[0]), int(pair[1])))
+    return tuple(spans)
+
+
+def _all_rows(names: Sequence[str], tokenizer: PromptTokenizer, separator: str) -> list[int]:
+    tokens = sum(tokenizer.count_tokens(clean_name(name) + separator) for name in names)
+    tokens -= tokenizer.count_tokens(separator)  # none follows the last name
+    if tokens > tokenizer.max_content_tokens:
+        raise ValueError(
+            f"INPUT.PROMPT.NUM_NEGATIVES -1 puts all {len(names)} names into one prompt: {tokens} tokens, but "
+            f"MODEL.TEXT_ENCODER.MAX_TOKENS leaves {tokenizer.max_content_tokens}; set a number of negatives"
+        )
+    return list(range(len(names)))
+
+
+def _fitting_positives(
+    names: Sequence[str],
+    positives: Collection[int],
+    tokenizer: PromptTokenizer,
+    separator: str,
+    rng: np.random.Generator,
+) -> tuple[list[int], int]:
+    """Return the rows that fit and the tokens left, below 0 if a row did not fit."""
+    kept: list[int] = []
+    budget = tokenizer.max_content_tokens
+    # Sorted first: the order of a set must not enter the random stream.
+    for row in rng.permutation(sorted({int(row) for row in positives})).tolist():
+        budget -= tokenizer.count_tokens(clean_name(names[row]) + separator)
+        if budget < 0:
+            break
+        kept.append(row)
+    return kept, budget
+
+
+def _draw_count(full: int, full_negatives_prob: float, rng: np.random.Generator) -> int:
+    if full == 0 or rng.random() < full_negatives_prob:
+        return full
+    return int(rng.integers(1, full + 1))
+
+
+def _fitting_negatives(
+    names: Sequence[str], negatives: list[int], tokenizer: PromptTokenizer, separator: str, budget: int
+) -> list[int]:
+    kept = []
+    for row in negatives:
+        budget -= tokenizer.count_tokens(clean_name(names[row]) + separator)
+        if budget <= 0:
+            break
+        kept.append(row)
+    return kept

@@ -1,0 +1,234 @@
+"""From a ``Prompt`` to a ``TokenizedPrompt``: the only place of the package where characters become tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from ..structures import CharSpan, Prompt, TokenizedPrompt
+from .builder import SEPARATOR, check_vocabulary, clean_name, prompt_from_names
+from .pretrained import resolve_pretrained
+
+VOCABULARY_FILE = Path(__file__).with_name("bert_uncased_vocab.txt")
+
+# Counts are remembered for the names of a vocabulary; the limit only keeps a stream of free texts from piling up.
+_MAX_REMEMBERED_COUNTS = 100_000
+
+
+def phrase_token_map(
+    phrase_spans: Sequence[Sequence[CharSpan]], char_to_token: Callable[[int], int | None], num_tokens: int
+) -> Tensor:
+    """Mark, for each phrase of a caption, the tokens that spell it.
+
+    Where the first character of a range has no token, the two after it are tried, where the last has none, the two
+    before it. A range that finds no token at one of its ends, or its last before its first, marks nothing.
+
+    Args:
+        phrase_spans: For each of P phrases its half-open character ranges. A phrase may have several, as "dog" and
+            "white" of "a dog, mostly white".
+        char_to_token: Token index of a character; None for white space, for text cut off at the token limit, and past
+            the end of the caption.
+        num_tokens: T, special tokens included.
+
+    Returns:
+        (P, T) bool. A row with no True belongs to a phrase that was cut off; the caller drops its boxes.
+
+    Raises:
+        ValueError: A range ends at or before character 0.
+
+    Source: ``tokens_positive`` of MDETR, with the edge rule of the official GLIP code.
+    """
+    token_map = torch.zeros(len(phrase_spans), num_tokens, dtype=torch.bool)
+    for row, spans in enumerate(phrase_spans):
+        for begin, end in spans:
+            if end < 1:
+                raise ValueError(f"phrase_spans[{row}]: the range ({begin}, {end}) ends before the first character")
+            first = _first_found(char_to_token, (begin, begin + 1, begin + 2))
+            last = _first_found(char_to_token, (end - 1, end - 2, end - 3))
+            if first is not None and last is not None:
+                token_map[row, first : last + 1] = True
+    return token_map
+
+
+class PromptTokenizer:
+    """Turn prompts into token ids and phrase-token maps; made once per process, used for every prompt.
+
+    It can be pickled and used after a fork: a text is encoded in the calling thread.
+
+    Args:
+        path: Directory, ``package://PACKAGE/DIRECTORY`` or hub name of a fast tokenizer; empty: the packaged uncased
+            WordPiece vocabulary of BERT.
+        max_tokens: Longest prompt, special tokens included.
+        allow_download: Fetch a hub name that is not in the local cache.
+
+    Raises:
+        FileNotFoundError: Nothing is found at ``path``.
+        ValueError: ``path`` holds no fast tokenizer, or ``max_tokens`` leaves no room between the special tokens.
+    """
+
+    def __init__(self, path: str = "", max_tokens: int = 256, allow_download: bool = False) -> None:
+        # The tokenizer under the fast one of transformers: it reads one text at a time, without the thread pool that a
+        # fork would break.
+        self._encoder = _load_fast_tokenizer(path, allow_download) if path else _packaged_tokenizer()
+        self._encoder.no_padding()
+        self._encoder.no_truncation()
+        self._token_counts: dict[str, int] = {}
+        self.max_tokens = max_tokens
+        # Tokens of a prompt that are left for its text.
+        self.max_content_tokens = max_tokens - self._encoder.num_special_tokens_to_add(False)
+        if self.max_content_tokens < 1:
+            raise ValueError(f"MODEL.TEXT_ENCODER.MAX_TOKENS: {max_tokens} leaves no room between the special tokens")
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> PromptTokenizer:
+        """Build the tokenizer that belongs to ``cfg.MODEL.TEXT_ENCODER``."""
+        encoder = cfg.MODEL.TEXT_ENCODER
+        return cls(encoder.TOKENIZER, encoder.MAX_TOKENS, encoder.ALLOW_DOWNLOAD)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids: every id is below it."""
+        return 1 + max(self._encoder.get_vocab(with_added_tokens=True).values())
+
+    def __call__(self, prompt: Prompt) -> TokenizedPrompt:
+        """Tokenize a prompt; what passes ``max_tokens`` is cut off, and its phrases mark no token."""
+        encoding = self._encoder.encode(prompt.caption, add_special_tokens=False)
+        encoding.truncate(self.max_content_tokens)
+        encoding = self._encoder.post_process(encoding)
+        return TokenizedPrompt(
+            input_ids=torch.tensor(encoding.ids, dtype=torch.int64),
+            phrase_token_map=phrase_token_map(prompt.phrase_spans, encoding.char_to_token, len(encoding.ids)),
+            category_ids=torch.tensor(prompt.category_ids, dtype=torch.int64),
+            phrases=prompt.phrases,
+        )
+
+    def count_tokens(self, text: str) -> int:
+        """Count the tokens of a text, without special tokens and without a limit."""
+        count = self._token_counts.get(text)
+        if count is None:
+            count = len(self._encoder.encode(text, add_special_tokens=False).ids)
+            if len(self._token_counts) < _MAX_REMEMBERED_COUNTS:
+                self._token_counts[text] = count
+        return count
+
+    def chunk_names(
+        self, names: Sequence[str], *, chunk_size: int = 0, separator: str = SEPARATOR
+    ) -> list[list[int]]:
+        """Cut a vocabulary into consecutive chunks whose prompts fit into ``max_tokens``.
+
+        Args:
+            names: P >= 1 names.
+            chunk_size: Most names of a chunk; 0: as many as fit.
+            separator: Stands between two names.
+
+        Returns:
+            For each chunk the rows of its names; together they are 0..P-1.
+
+        Raises:
+            TypeError, ValueError: As ``check_vocabulary``; and ValueError for a name that no chunk can hold.
+        """
+        check_vocabulary(names)
+        chunks: list[list[int]] = [[]]
+        used = 0
+        for row, name in enumerate(names):
+            text = clean_name(name)
+            alone = self.count_tokens(text)
+            if not 1 <= alone <= self.max_content_tokens:
+                raise ValueError(
+                    f"names[{row}]: {_shorten(name)} has {alone} tokens, expected 1 to {self.max_content_tokens} "
+                    f"(MODEL.TEXT_ENCODER.MAX_TOKENS without special tokens)"
+                )
+            if chunks[-1] and (used + alone > self.max_content_tokens or len(chunks[-1]) == chunk_size):
+                chunks.append([])
+                used = 0
+            chunks[-1].append(row)
+            used += self.count_tokens(text + separator)
+        return chunks
+
+    def tokenize_names(
+        self,
+        names: Sequence[str],
+        category_ids: Sequence[int] | None = None,
+        *,
+        separator: str = SEPARATOR,
+        chunk_size: int = 0,
+    ) -> list[TokenizedPrompt]:
+        """Tokenize a whole vocabulary, one prompt per chunk of names.
+
+        Args:
+            names: P >= 1 names.
+            category_ids: P ids that detections get; the rows 0..P-1 if absent, also across chunks.
+            separator: Stands between two names.
+            chunk_size: Most names of a chunk; 0: as many as fit.
+
+        Raises:
+            TypeError, ValueError: As ``chunk_names``; and ValueError for a name that ends up without a token.
+        """
+        chunks = self.chunk_names(names, chunk_size=chunk_size, separator=separator)
+        if category_ids is None:
+            category_ids = range(len(names))
+        if len(category_ids) != len(names):
+            raise ValueError(f"category_ids: expected one for each of {len(names)} names, found {len(category_ids)}")
+        prompts = []
+        for rows in chunks:
+            chunk = [names[row] for row in rows]
+            prompt = self(prompt_from_names(chunk, [category_ids[row] for row in rows], separator=separator))
+            for row, marked in zip(rows, prompt.phrase_token_map.any(dim=1).tolist()):
+                if not marked:
+                    raise ValueError(
+                        f"names[{row}]: no token of the prompt was found for {_shorten(names[row])}; "
+                        f"expected a name without long runs of white space"
+                    )
+            prompts.append(prompt)
+        return prompts
+
+
+def _first_found(char_to_token: Callable[[int], int | None], positions: Iterable[int]) -> int | None:
+    for position in positions:
+        token = char_to_token(position) if position >= 0 else None
+        if token is not None:
+            return token
+    return None
+
+
+def _packaged_tokenizer() -> Tokenizer:
+    """Build BERT's uncased tokenizer part by part, which needs no model files and no particular transformers."""
+    pieces = VOCABULARY_FILE.read_text(encoding="utf-8").splitlines()
+    vocabulary = {piece: row for row, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(piece, vocabulary[piece]) for piece in ("[CLS]", "[SEP]")]
+    )
+    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    return tokenizer
+
+
+def _load_fast_tokenizer(path: str, allow_download: bool) -> Tokenizer:
+    key = "MODEL.TEXT_ENCODER.TOKENIZER"
+    directory = resolve_pretrained(path, key, allow_download)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            directory, local_files_only=True, use_fast=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{key}: no tokenizer could be read from {path!r} ({reason})") from error
+    if not tokenizer.is_fast:
+        raise ValueError(f"{key}: {path!r} holds a {type(tokenizer).__name__}, expected a fast tokenizer")
+    return tokenizer.backend_tokenizer
+
+
+def _shorten(name: str) -> str:
+    return repr(name if len(name) <= 60 else name[:57] + "...")

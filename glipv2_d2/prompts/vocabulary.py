@@ -1,0 +1,53 @@
+"""The names of a registered dataset, and the prompts that ask for all of them."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ..structures import TokenizedPrompt
+from .tokenizer import PromptTokenizer
+
+
+def dataset_names(dataset_name: str) -> list[str]:
+    """Return the ``thing_classes`` of a dataset; row k is the name of the contiguous id k.
+
+    Datasets that learn their names from the annotation file are loaded once for it.
+
+    Raises:
+        KeyError: No such dataset is registered.
+        ValueError: The dataset has no ``thing_classes``.
+    """
+    names = None
+    if dataset_name in MetadataCatalog.list():
+        names = MetadataCatalog.get(dataset_name).get("thing_classes")
+    if names is None:
+        if dataset_name not in DatasetCatalog.list():
+            raise KeyError(f"dataset {dataset_name!r} is not registered; see DatasetCatalog.list() for those that are")
+        DatasetCatalog.get(dataset_name)
+        names = MetadataCatalog.get(dataset_name).get("thing_classes")
+    if not names:
+        raise ValueError(f"dataset {dataset_name!r}: expected thing_classes in its metadata, found {names!r}")
+    return list(names)
+
+
+def build_default_prompts(cfg: CfgNode) -> list[TokenizedPrompt]:
+    """Tokenize the names of ``DATASETS.TEST[0]``: the answer to an input that brings no prompt.
+
+    Returns:
+        One prompt per chunk of names; ``category_ids`` are the contiguous ids of the dataset.
+
+    Raises:
+        ValueError: ``DATASETS.TEST`` is empty, or the names make no prompt, see ``PromptTokenizer.tokenize_names``.
+    """
+    if not cfg.DATASETS.TEST:
+        raise ValueError("DATASETS.TEST: expected a dataset whose names answer inputs without a prompt, found none")
+    name = cfg.DATASETS.TEST[0]
+    try:
+        return PromptTokenizer.from_config(cfg).tokenize_names(
+            dataset_names(name),
+            separator=cfg.INPUT.PROMPT.SEPARATOR,
+            chunk_size=cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE,
+        )
+    except ValueError as error:
+        raise ValueError(f"dataset {name!r}: {error}") from error

@@ -1,0 +1,140 @@
+"""The contract between the rooms of the package: what data, prompts and model hand to each other.
+
+Shape letters, the same in every module: N images, C visual channels, D language width, L levels, Hl x Wl a level,
+R anchors over all levels, M boxes of one image, P phrases, T tokens, K detections.
+
+A **dataset dict** is detectron2's, with two optional additions: ``caption`` (str) and, per annotation,
+``tokens_positive`` (half-open character ranges of the caption).
+
+A **model input** is a dict with
+
+* ``image``: (3, H, W) float or uint8 in ``INPUT.FORMAT`` order, 0..255, resized, not normalized;
+* ``height``, ``width``, ``image_id``, ``file_name``: of the original image, pixels;
+* ``prompts``: list of ``TokenizedPrompt``; one in training, one per chunk of names at test time. At test time it may be
+  absent: the model then answers with its default vocabulary;
+* ``instances`` (training): ``gt_boxes`` XYXY in pixels of the resized image, ``gt_classes`` (M,) row of the box in
+  ``prompts[0].phrase_token_map``, ``gt_category_ids`` (M,) id across images, -1 if none.
+
+A **model output** is, in training, a dict of weighted scalar losses ``loss_grounding``, ``loss_box_reg``,
+``loss_centerness``; at test time a list of ``{"instances": Instances}`` with ``pred_boxes`` (XYXY, pixels of the original
+image), ``scores`` in [0, 1] and ``pred_classes``, the ``category_ids`` of the phrases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+CharSpan = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A caption and the phrases in it that a box can be matched to.
+
+    Attributes:
+        caption: The text the model reads.
+        phrases: P strings, as the user wrote them.
+        phrase_spans: For each phrase its half-open character ranges of ``caption``; a phrase may have several.
+        category_ids: For each phrase the id that a detection of it gets: contiguous ids of ``thing_classes`` for
+            a vocabulary, the phrase's own index for a free caption.
+
+    Raises:
+        ValueError: The three sequences differ in length, or a range is empty or outside the caption.
+    """
+
+    caption: str
+    phrases: tuple[str, ...]
+    phrase_spans: tuple[tuple[CharSpan, ...], ...]
+    category_ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        sizes = (len(self.phrases), len(self.phrase_spans), len(self.category_ids))
+        if len(set(sizes)) != 1:
+            raise ValueError(f"Prompt: phrases, phrase_spans and category_ids must be equally many, found {sizes}")
+        for phrase, spans in zip(self.phrases, self.phrase_spans):
+            for begin, end in spans:
+                if not 0 <= begin < end <= len(self.caption):
+                    raise ValueError(
+                        f"Prompt: span ({begin}, {end}) of phrase {phrase!r} must be a non-empty range inside the "
+                        f"caption of {len(self.caption)} characters"
+                    )
+
+
+@dataclass(frozen=True)
+class TokenizedPrompt:
+    """A prompt as token ids, at its real length: it holds special tokens but no padding.
+
+    Attributes:
+        input_ids: (T,) int64.
+        phrase_token_map: (P, T) bool, the tokens that spell each phrase. In training a row is the target of a box, at
+            test time it gives the phrase its score. An all-False row belongs to a phrase that was cut off.
+        category_ids: (P,) int64, see ``Prompt``.
+        phrases: P strings.
+    """
+
+    input_ids: Tensor
+    phrase_token_map: Tensor
+    category_ids: Tensor
+    phrases: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+class TokenBatch(NamedTuple):
+    """Token ids of N prompts, padded to the longest.
+
+    Attributes:
+        input_ids: (N, T) int64, 0 in the padding.
+        mask: (N, T) bool, True at real tokens.
+    """
+
+    input_ids: Tensor
+    mask: Tensor
+
+    @classmethod
+    def from_prompts(cls, prompts: Sequence[TokenizedPrompt], device: torch.device | str = "cpu") -> TokenBatch:
+        """Pad N >= 1 prompts to the longest real length among them.
+
+        Real tokens never see padding anywhere in the model, so results at real tokens do not depend on the padding.
+        """
+        length = max(len(prompt) for prompt in prompts)
+        input_ids = torch.zeros(len(prompts), length, dtype=torch.int64)
+        mask = torch.zeros(len(prompts), length, dtype=torch.bool)
+        for row, prompt in enumerate(prompts):
+            input_ids[row, : len(prompt)] = prompt.input_ids
+            mask[row, : len(prompt)] = True
+        return cls(input_ids.to(device), mask.to(device))
+
+
+class LanguageFeatures(NamedTuple):
+    """What the text encoder says about N prompts.
+
+    Attributes:
+        hidden: (N, T, D), replaced by the fused features as they pass through the fusion tower.
+        embedded: (N, T, D), the encoder's output before fusion, zero in the padding.
+        mask: (N, T) bool, True at real tokens.
+    """
+
+    hidden: Tensor
+    embedded: Tensor
+    mask: Tensor
+
+
+class GroundingPredictions(NamedTuple):
+    """Raw output of the grounding head, one tensor per level.
+
+    Attributes:
+        token_logits: L tensors (N, Hl*Wl, T).
+        box_deltas: L tensors (N, Hl*Wl, 4).
+        centerness_logits: L tensors (N, Hl*Wl).
+    """
+
+    token_logits: list[Tensor]
+    box_deltas: list[Tensor]
+    centerness_logits: list[Tensor]

@@ -1,0 +1,83 @@
+"""Package metadata and the ranges of versions a user may have; the exact ones of ``make setup`` are in requirements.lock.
+
+detectron2 is needed too, but has no upstream release in the package registry: ``make setup`` installs one, and the README
+tells how to build it from its source.
+"""
+
+import re
+import shutil
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+
+# All four are the module cv2; two of them in one environment overwrite each other's files. The first is the default.
+OPENCV_PACKAGES = (
+    "opencv-python-headless",
+    "opencv-python",
+    "opencv-contrib-python-headless",
+    "opencv-contrib-python",
+)
+
+
+class BuildWithConfigs(build_py):
+    """Put ``configs/`` into the built package: a wheel has no checkout beside it. An editable install needs no copy."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            shutil.copytree(ROOT / "configs", Path(self.build_lib, "glipv2_d2", "configs"), dirs_exist_ok=True)
+
+
+def read_version() -> str:
+    """The version, without importing the package."""
+    source = (ROOT / "glipv2_d2" / "__init__.py").read_text(encoding="utf-8")
+    return re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE).group(1)
+
+
+def opencv_requirement() -> str:
+    """The OpenCV that is installed where this is built, else the one without a window system."""
+    for name in OPENCV_PACKAGES:
+        try:
+            distribution(name)
+        except PackageNotFoundError:
+            continue
+        return name
+    return OPENCV_PACKAGES[0]
+
+
+setup(
+    name="glipv2_d2",
+    version=read_version(),
+    description="GLIPv2, localization and vision-language understanding from one model, as an extension of detectron2",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=find_packages(include=["glipv2_d2", "glipv2_d2.*"]),
+    package_data={"glipv2_d2": ["prompts/*.txt"]},
+    cmdclass={"build_py": BuildWithConfigs},
+    install_requires=[
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "numpy>=1.24",
+        "scipy>=1.10",
+        "Pillow>=9.5",
+        "fvcore>=0.1.5.post20221221",
+        "iopath>=0.1.10",
+        "transformers>=4.57",
+        "timm>=1.0",
+        "safetensors>=0.4",
+        "pycocotools>=2.0.6",
+        "lvis>=0.5.3",
+        "matplotlib>=3.6",
+        "rich>=13",
+        "tqdm>=4.65",
+        opencv_requirement(),
+    ],
+    extras_require={"test": ["pytest>=8", "hypothesis>=6.80"]},
+)

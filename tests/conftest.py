@@ -1,0 +1,40 @@
+"""What the tests share: the path of the assets and a configuration small enough for a CPU."""
+
+from pathlib import Path
+
+import pytest
+from detectron2.config import CfgNode, get_cfg
+
+from glipv2_d2 import add_glipv2_config
+
+ASSETS = Path(__file__).parent / "assets"
+
+
+def make_tiny_cfg() -> CfgNode:
+    """A GLIPv2 of four Swin blocks, one tower block and a two-layer text encoder, all random."""
+    cfg = get_cfg()
+    add_glipv2_config(cfg)
+    cfg.merge_from_file(str(Path(__file__).parents[1] / "configs" / "Base-GLIPv2.yaml"))
+    cfg.merge_from_list(
+        [
+            *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "SEED", 3, "DATALOADER.NUM_WORKERS", 0),
+            *("MODEL.SWIN.EMBED_DIM", 24, "MODEL.SWIN.DEPTHS", [1, 1, 1, 1], "MODEL.SWIN.NUM_HEADS", [2, 2, 4, 4]),
+            *("MODEL.FPN.OUT_CHANNELS", 32, "MODEL.GLIPV2.TOWER.CHANNELS", 32, "MODEL.GLIPV2.TOWER.NUM_BLOCKS", 1),
+            *("MODEL.GLIPV2.FUSION.EMBED_DIM", 64, "MODEL.GLIPV2.FUSION.NUM_HEADS", 4),
+            *("MODEL.TEXT_ENCODER.HIDDEN_SIZE", 48, "MODEL.TEXT_ENCODER.NUM_LAYERS", 2),
+            *("MODEL.TEXT_ENCODER.NUM_HEADS", 4, "MODEL.TEXT_ENCODER.INTERMEDIATE_SIZE", 96),
+            *("INPUT.MIN_SIZE_TRAIN", (64,), "INPUT.MIN_SIZE_TEST", 64, "INPUT.MAX_SIZE_TRAIN", 96),
+            *("INPUT.MAX_SIZE_TEST", 96, "SOLVER.AMP.ENABLED", False, "SOLVER.IMS_PER_BATCH", 2),
+        ]
+    )
+    return cfg
+
+
+@pytest.fixture
+def tiny_cfg() -> CfgNode:
+    return make_tiny_cfg()
+
+
+@pytest.fixture
+def assets() -> Path:
+    return ASSETS

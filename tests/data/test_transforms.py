@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+from detectron2.config import get_cfg
+from detectron2.data import transforms as T
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from glipv2_d2.data.transforms import ResizeShortestEdgeLegacy, build_augmentations
+
+
+# Sizes are (height, width); the first five rows are measured with the official transform.
+@pytest.mark.parametrize(
+    ("old", "new", "short", "limit"),
+    [
+        ((480, 640), (800, 1066), 800, 1333),
+        ((768, 1024), (800, 1066), 800, 1333),
+        ((281, 500), (749, 1332), 800, 1333),
+        ((427, 640), (800, 1199), 800, 1333),
+        ((1080, 1920), (750, 1333), 800, 1333),
+        ((150, 170), (208, 235), 208, 1333),
+        ((640, 480), (1066, 800), 800, 1333),  # upright: the same with sides swapped
+        ((800, 1000), (800, 1000), 800, 1333),  # the short side fits already
+        ((100, 100), (800, 800), 800, 1333),
+        ((4, 1000), (5, 1250), 800, 1333),  # 1333 * 4 / 1000 = 5.332
+        ((3, 1000), (4, 1333), 800, 1333),  # 3.999
+        ((25, 1000), (2, 80), 80, 100),  # 2.5: half to even
+        ((1, 5000), (1, 5000), 800, 1333),  # the official rule rounds 0.27 to 0
+    ],
+)
+def test_target_size_follows_the_official_rule(old, new, short, limit):
+    assert ResizeShortestEdgeLegacy.get_output_shape(*old, short, limit) == new
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 1000), st.integers(1, 2000))
+def test_target_size_is_never_empty_and_short_side_is_sampled_or_limited(height, width, short, limit):
+    new_height, new_width = ResizeShortestEdgeLegacy.get_output_shape(height, width, short, limit)
+    assert min(new_height, new_width) >= 1
+    assert (new_height <= new_width) == (height <= width) or new_height == new_width
+    unlimited = max(height, width) / min(height, width) * short <= limit
+    assert min(new_height, new_width) == short or not unlimited
+
+
+@pytest.mark.parametrize("name", ["img0", "img1"])
+def test_pixels_equal_those_of_the_official_transform(assets, name):
+    folder = assets / "parity" / "tiny"
+    bgr = np.asarray(Image.open(folder / f"{name}.png").convert("RGB"))[:, :, ::-1]
+    resized = ResizeShortestEdgeLegacy(208, 1333, "choice").get_transform(bgr).apply_image(bgr)
+    assert np.array_equal(resized[:, :, ::-1], np.asarray(Image.open(folder / f"{name}_resized.png")))
+    mean, std = np.array([103.53, 116.28, 123.675]), np.array([57.375, 57.12, 58.395])
+    normalized = ((resized - mean) / std).transpose(2, 0, 1)
+    np.testing.assert_allclose(normalized, np.load(folder / "preprocessed.npz")[name], atol=1e-5)
+
+
+def test_boxes_scale_first_and_last_pixel():
+    transform = ResizeShortestEdgeLegacy(100, 1000, "choice").get_transform(np.zeros((50, 80, 3), np.uint8))
+    # Pixels 10..29 and 5..6 become 20..58 and 10..12 of the inclusive convention.
+    assert transform.apply_box(np.array([[10.0, 5.0, 30.0, 7.0]])).tolist() == [[20, 10, 59, 13]]
+    assert transform.apply_box(np.zeros((0, 4))).shape == (0, 4)
+
+
+def test_boxes_go_through_a_list_of_transforms():
+    image = np.zeros((50, 80, 3), np.uint8)
+    resize = ResizeShortestEdgeLegacy(100, 1000, "choice").get_transform(image)
+    both = T.TransformList([resize, T.HFlipTransform(160)])
+    assert both.apply_box(np.array([[10.0, 5.0, 30.0, 7.0]])).tolist() == [[101, 10, 140, 13]]
+
+
+def sampled_lengths(*arguments) -> set[int]:
+    image = np.zeros((10, 10, 3), np.uint8)
+    return {ResizeShortestEdgeLegacy(*arguments).get_transform(image).new_h for _ in range(200)}
+
+
+def test_lengths_are_chosen_from_the_list_or_the_range():
+    np.random.seed(0)
+    assert sampled_lengths((20, 30, 40), 100, "choice") == {20, 30, 40}
+    assert sampled_lengths((20, 23), 100, "range") == {20, 21, 22, 23}
+    assert sampled_lengths(20, 100, "range") == sampled_lengths((20,), 100, "range") == {20}
+
+
+def test_length_zero_keeps_the_image():
+    image = np.zeros((10, 10, 3), np.uint8)
+    assert isinstance(ResizeShortestEdgeLegacy(0, 100, "choice").get_transform(image), T.NoOpTransform)
+
+
+@pytest.mark.parametrize("arguments", [((20,), 100, "uniform"), ((20, 30, 40), 100, "range"), ((), 100, "choice")])
+def test_wrong_arguments_are_named(arguments):
+    with pytest.raises(ValueError, match="INPUT.MIN_SIZE_TRAIN"):
+        ResizeShortestEdgeLegacy(*arguments)
+
+
+def test_augmentations_follow_the_config():
+    cfg = get_cfg()
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (20, 30), 40, 25
+    resize, flip = build_augmentations(cfg, is_train=True)
+    assert (resize.short_edge_length, resize.max_size, resize.sample_style) == ((20, 30), 40, "choice")
+    assert (flip.horizontal, flip.vertical) == (True, False)
+    (resize,) = build_augmentations(cfg, is_train=False)
+    assert (resize.short_edge_length, resize.max_size) == ((25,), 1333)
+    cfg.INPUT.RANDOM_FLIP, cfg.INPUT.CROP.ENABLED, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING = "vertical", True, "range"
+    crop, resize, flip = build_augmentations(cfg, is_train=True)
+    assert isinstance(crop, T.RandomCrop) and resize.sample_style == "range" and flip.vertical
+    cfg.INPUT.RANDOM_FLIP, cfg.INPUT.CROP.ENABLED = "none", False
+    assert len(build_augmentations(cfg, is_train=True)) == 1
+
+
+def test_unknown_flip_is_named():
+    cfg = get_cfg()
+    cfg.INPUT.RANDOM_FLIP = "diagonal"
+    with pytest.raises(ValueError, match="INPUT.RANDOM_FLIP"):
+        build_augmentations(cfg, is_train=True)

@@ -1,0 +1,501 @@
+"""The grounding head: official numbers for predictions, targets, losses and detections, and its invariants."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import ASSETS
+from detectron2.config import get_cfg
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.structures import Boxes, Instances
+from parity_weights import tensor_for
+from torch.testing import assert_close
+
+from glipv2_d2.config import add_glipv2_config
+from glipv2_d2.modeling.heads.grounding_head import GroundingHead
+from glipv2_d2.modeling.losses.box_losses import centerness_targets
+from glipv2_d2.modeling.matcher import ATSSMatcher
+from glipv2_d2.structures import GroundingPredictions, TokenizedPrompt
+
+TINY = ASSETS / "parity" / "tiny"
+LEVELS = ("p3", "p4", "p5", "p6", "p7")
+LAST_PIXEL = torch.tensor([0.0, 0.0, 1.0, 1.0])
+OFFICIAL_NAMES = {
+    "bbox_pred.weight": (4, 32, 1, 1),
+    "bbox_pred.bias": (4,),
+    "centerness.weight": (1, 32, 1, 1),
+    "centerness.bias": (1,),
+    **{f"scales.{level}.scale": (1,) for level in range(5)},
+    "text_projection.weight": (32, 48),
+    "text_projection.bias": (32,),
+    "log_scale": (1,),
+    "bias_lang": (48,),
+    "bias0": (1,),
+}
+
+
+def load(name):
+    with np.load(TINY / name) as arrays:
+        return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+
+
+def facts(name):
+    return json.loads((TINY / name).read_text())
+
+
+def make_head(channels=8, language_dim=6, num_levels=2, **changes):
+    return GroundingHead(
+        channels=channels,
+        language_dim=language_dim,
+        num_levels=num_levels,
+        box2box_transform=Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0)),
+        matcher=ATSSMatcher(9),
+        **changes,
+    )
+
+
+def official_head(**changes):
+    head = make_head(32, 48, 5, **changes)
+    state_dict = {
+        name: torch.from_numpy(
+            tensor_for(f"rpn.head.{name.replace('text_projection', 'dot_product_projection_text')}", shape, "tiny-24:")
+        )
+        for name, shape in OFFICIAL_NAMES.items()
+    }
+    head.load_state_dict(state_dict)
+    return head
+
+
+def make_prompt(token_map, categories=None):
+    token_map = torch.as_tensor(token_map, dtype=torch.bool)
+    num_phrases, num_tokens = token_map.shape
+    ids = torch.arange(num_phrases) if categories is None else torch.tensor(categories)
+    return TokenizedPrompt(torch.arange(num_tokens), token_map, ids, ("phrase",) * num_phrases)
+
+
+def make_instances(boxes, rows, size=(64, 64)):
+    boxes = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return Instances(size, gt_boxes=Boxes(boxes), gt_classes=torch.tensor(rows, dtype=torch.int64))
+
+
+def make_anchors(shapes, strides=(8, 16, 32, 64, 128)):
+    sizes = [[8 * stride] for stride in strides[: len(shapes)]]
+    generator = DefaultAnchorGenerator(sizes=sizes, aspect_ratios=[[1.0]], strides=strides[: len(shapes)])
+    return generator([torch.zeros(1, 1, *shape) for shape in shapes])
+
+
+# ---- official predictions and detections
+
+
+@pytest.fixture(scope="module")
+def detection():
+    """Head inputs and expected outputs of the detection fixture, and the prompt."""
+    info, tower = facts("det.json"), load("det_tower.npz")
+    token_map = torch.zeros(6, len(info["tokens"]), dtype=torch.bool)
+    for label, tokens in info["label_to_tokens"].items():
+        token_map[int(label) - 1, tokens] = True
+    features = [tower[f"tower.5.dyconv.visual.{level}"] for level in LEVELS]
+    return info, features, tower["tower.4.bert.hidden"], make_prompt(token_map, info["category_ids"])
+
+
+@pytest.mark.parametrize("num_tokens", [256, 18])
+def test_predictions_equal_the_official_ones(detection, num_tokens):
+    _, features, text, _ = detection
+    expected = load("det_head.npz")
+    with torch.no_grad():
+        predictions = official_head()(features, text[:, :num_tokens])
+    for index, level in enumerate(LEVELS):
+        tolerance = {"atol": 3e-4, "rtol": 1e-4}
+        logits = expected[f"head.dot.{level}"][..., :num_tokens]
+        assert_close(predictions.token_logits[index], logits, **tolerance)
+        deltas = expected[f"head.bbox.{level}"].flatten(2).transpose(1, 2)
+        assert_close(predictions.box_deltas[index], deltas, **tolerance)
+        assert_close(predictions.centerness_logits[index], expected[f"head.centerness.{level}"].flatten(1), **tolerance)
+
+
+def assert_same_detections(result, boxes, scores, labels):
+    """Each detection has its own partner of the same label, box and score in the other set."""
+    assert len(result) == len(scores)
+    free = set(range(len(scores)))
+    for box, score, label in zip(result.pred_boxes.tensor - LAST_PIXEL, result.scores, result.pred_classes):
+        same = [
+            index
+            for index in free
+            if labels[index] == label
+            and (boxes[index] - box).abs().max() <= 5e-3 + 1e-4 * boxes[index].abs().max()
+            and (scores[index] - score).abs() <= 2e-5 + 1e-4 * scores[index]
+        ]
+        assert same, f"no partner for {box.tolist()} {score:.6f} {label}"
+        free.remove(same[0])
+
+
+@pytest.mark.parametrize("variant", range(6))
+def test_detections_equal_the_official_ones(detection, variant):
+    info, features, text, prompt = detection
+    settings = info["post_processing_variants"][variant]
+    expected = load("det_detections.npz")
+    head = official_head(
+        test_score_thresh=settings["INFERENCE_TH"],
+        test_topk_candidates=settings["PRE_NMS_TOP_N"],
+        test_nms_thresh=settings["NMS_TH"],
+        test_detections_per_image=settings["DETECTIONS_PER_IMG"],
+        test_score_aggregation=settings["SCORE_AGG"].lower(),
+    )
+    anchors = [Boxes(boxes + LAST_PIXEL) for boxes in load("anchors.npz").values()]
+    sizes = [tuple(size) for size in info["batch"]["image_sizes_hw"]]
+    with torch.no_grad():
+        results = head.inference(head(features, text[:, : len(prompt)]), anchors, sizes, [prompt, prompt])
+    for index, result in enumerate(results):
+        assert result.image_size == sizes[index]
+        name = f"{settings['name']}.img{index}"
+        assert_same_detections(result, *(expected[f"{name}.{key}"] for key in ("boxes", "scores", "labels")))
+
+
+# ---- official targets and losses
+
+
+@pytest.fixture(scope="module")
+def training():
+    """Predictions, anchors, instances, prompts and mask of the training fixture, and its arrays."""
+    arrays = load("train.npz")
+    logits = [arrays[f"head.dot.{level}"] for level in LEVELS]
+    deltas = [arrays[f"head.bbox.{level}"].flatten(2).transpose(1, 2) for level in LEVELS]
+    centerness = [arrays[f"head.centerness.{level}"].flatten(1) for level in LEVELS]
+    anchors = [Boxes(boxes + LAST_PIXEL) for boxes in load("anchors.npz").values()]
+    instances, prompts, first_row = [], [], 0
+    for index, num_tokens in enumerate((16, 17)):
+        boxes = arrays[f"img{index}.boxes"] + LAST_PIXEL
+        rows = arrays["positive_map"][first_row : first_row + len(boxes), :num_tokens] > 0
+        prompts.append(make_prompt(rows))
+        instances.append(make_instances(boxes, range(len(boxes))))
+        first_row += len(boxes)
+    mask = torch.arange(17) < torch.tensor([[16], [17]])
+    return GroundingPredictions(logits, deltas, centerness), anchors, instances, prompts, mask, arrays
+
+
+def test_assignment_and_targets_equal_the_official_ones(training):
+    _, anchors, instances, prompts, _, arrays = training
+    head = official_head()
+    targets = head.label_anchors(anchors, instances, prompts, num_tokens=256)
+    all_anchors = Boxes.cat(anchors).tensor
+    for image in range(2):
+        positive = (targets.matched_idxs[image] >= 0).nonzero().squeeze(1)
+        assert positive.tolist() == arrays[f"img{image}.positive_anchors"].tolist()
+        labels = arrays[f"img{image}.box_labels"][targets.matched_idxs[image, positive]]
+        assert torch.equal(labels, arrays[f"img{image}.labels"])
+        boxes = targets.gt_boxes[image, positive]
+        deltas = head.box2box_transform.get_deltas(all_anchors[positive], boxes)
+        assert_close(deltas, arrays[f"img{image}.reg_targets"], atol=3e-4, rtol=1e-4)
+        centerness = centerness_targets(all_anchors[positive], boxes)
+        assert_close(centerness, arrays[f"img{image}.centerness_targets"], atol=1e-4, rtol=1e-4)
+        assert torch.equal(targets.token_targets[image, positive], arrays[f"img{image}.token_targets"] > 0)
+        negative = (targets.matched_idxs[image] < 0).nonzero().squeeze(1)
+        assert targets.token_targets[image, negative].nonzero()[:, 1].tolist() == [255] * len(negative)
+        assert torch.equal(targets.gt_boxes[image, negative], torch.zeros(len(negative), 4))
+
+
+def test_losses_equal_the_official_ones(training):
+    predictions, anchors, instances, prompts, mask, _ = training
+    head = official_head()
+    targets = head.label_anchors(anchors, instances, prompts, num_tokens=17)
+    losses = head.losses(predictions, anchors, targets, mask)
+    expected = facts("train.json")["losses"]
+    assert set(losses) == {"loss_grounding", "loss_box_reg", "loss_centerness"}
+    assert_close(losses["loss_grounding"].item(), expected["loss_dot_product_token"], atol=1e-4, rtol=1e-4)
+    assert_close(losses["loss_box_reg"].item(), expected["loss_reg"], atol=1e-4, rtol=1e-4)
+    assert_close(losses["loss_centerness"].item(), expected["loss_centerness"], atol=1e-4, rtol=1e-4)
+
+
+def golden_predictions(rng):
+    shapes = [(32, 40), (16, 20), (8, 10), (4, 5), (2, 3)]
+    boxes = [rng.standard_normal((2, 4, *shape)).astype(np.float32) for shape in shapes]
+    centerness = [rng.standard_normal((2, 1, *shape)).astype(np.float32) for shape in shapes]
+    logits = [rng.standard_normal((2, h * w, 256)).astype(np.float32) * 2 - 3 for h, w in shapes]
+    return shapes, GroundingPredictions(
+        [torch.from_numpy(level) for level in logits],
+        [torch.from_numpy(level).flatten(2).transpose(1, 2) for level in boxes],
+        [torch.from_numpy(level).flatten(1) for level in centerness],
+    )
+
+
+def test_losses_of_random_predictions_equal_the_official_ones():
+    """A second case from another run of the official code, with captions padded to 256 tokens."""
+    rng = np.random.RandomState(11)
+    shapes, predictions = golden_predictions(rng)
+    with np.load(ASSETS / "golden" / "loss.npz") as arrays:
+        expected = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+    anchors = make_anchors(shapes)
+    instances, prompts = [], []
+    for image, num_tokens in enumerate((30, 17)):
+        boxes = expected[f"gt{image}"] + LAST_PIXEL
+        token_map = torch.zeros(len(boxes), num_tokens, dtype=torch.bool)
+        for box in range(len(boxes)):
+            token_map[box, [3 * box + 1, 3 * box + 2]] = True
+        prompts.append(make_prompt(token_map))
+        instances.append(make_instances(boxes, range(len(boxes))))
+    mask = torch.arange(256) < torch.tensor([[30], [17]])
+
+    head = official_head()
+    targets = head.label_anchors(anchors, instances, prompts, num_tokens=256)
+    for image in range(2):
+        positive = (targets.matched_idxs[image] >= 0).nonzero().squeeze(1)
+        assert torch.equal(positive, expected[f"pos{image}"])
+        assert torch.equal(targets.matched_idxs[image, positive] + 1, expected[f"poslab{image}"])
+        all_anchors = Boxes.cat(anchors).tensor
+        deltas = head.box2box_transform.get_deltas(all_anchors[positive], targets.gt_boxes[image, positive])
+        assert_close(deltas, expected[f"regt{image}"], atol=1e-4, rtol=1e-4)
+    losses = head.losses(predictions, anchors, targets, mask)
+    assert_close(losses["loss_box_reg"], expected["loss_reg"], atol=1e-4, rtol=1e-4)
+    assert_close(losses["loss_centerness"], expected["loss_centerness"], atol=1e-4, rtol=1e-4)
+    assert_close(losses["loss_grounding"], expected["loss_dot"], atol=1e-4, rtol=1e-4)
+
+
+# ---- predictions: formula, initial state, precision
+
+
+def test_logit_is_the_scaled_dot_product_plus_the_token_bias():
+    # Text (3, 4) has the norm 5: e = (0.6, 0.8). Token vector W (e / 2) + b = (0.3, 0.8) + (0.1, 0) = (0.4, 0.8).
+    # Token bias 0.6 * 1 + 0.8 * 2 - 0.5 = 1.7. Region (10, 5): product 8, divided by e^log 2 = 2: 4 + 1.7.
+    head = make_head(channels=2, language_dim=2, num_levels=1)
+    with torch.no_grad():
+        head.text_projection.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
+        head.text_projection.bias.copy_(torch.tensor([0.1, 0.0]))
+        head.bias_lang.copy_(torch.tensor([1.0, 2.0]))
+        head.bias0.fill_(-0.5)
+        head.log_scale.fill_(math.log(2))
+        predictions = head([torch.tensor([10.0, 5.0]).view(1, 2, 1, 1)], torch.tensor([[[3.0, 4.0]]]))
+    assert_close(predictions.token_logits[0], torch.tensor([[[5.7]]]))
+
+
+def test_positions_are_row_major_and_each_level_has_its_scale():
+    head = make_head(channels=1, num_levels=2)
+    features = [torch.arange(6.0).view(1, 1, 2, 3), torch.ones(1, 1, 1, 1)]
+    with torch.no_grad():
+        head.bbox_pred.weight.copy_(torch.arange(1.0, 5).view(4, 1, 1, 1))
+        head.centerness.weight.fill_(1)
+        head.scales[1].scale.fill_(7)
+        predictions = head(features, torch.rand(1, 3, 6))
+    assert predictions.box_deltas[0][0, 4].tolist() == [4.0, 8.0, 12.0, 16.0]
+    assert predictions.box_deltas[1][0, 0].tolist() == [7.0, 14.0, 21.0, 28.0]
+    assert predictions.centerness_logits[0].tolist() == [[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]]
+
+
+def test_untrained_head_gives_each_token_the_prior():
+    head = make_head(prior_prob=0.2, log_scale=-1.0, level_scale=5.0)
+    features = [torch.zeros(1, 8, 2, 2), torch.zeros(1, 8, 1, 1)]
+    scores = head(features, torch.rand(1, 3, 6)).token_logits[0].sigmoid()
+    assert_close(scores, torch.full((1, 4, 3), 0.2))
+    assert head.log_scale.tolist() == [-1.0] and [scale.scale.tolist() for scale in head.scales] == [[5.0], [5.0]]
+    for conv in (head.bbox_pred, head.centerness):
+        assert torch.equal(conv.bias, torch.zeros_like(conv.bias)) and 0 < conv.weight.std() < 0.03
+
+
+def test_parameters_have_the_agreed_names_and_shapes():
+    assert {name: tuple(value.shape) for name, value in make_head(32, 48, 5).named_parameters()} == OFFICIAL_NAMES
+
+
+def test_logits_are_clamped_to_the_range_of_half_precision():
+    head = make_head(num_levels=1)
+    sign = torch.tensor([1.0, -1.0]).repeat_interleave(8).view(2, 8, 1, 1)
+    with torch.no_grad():
+        head.text_projection.weight.zero_()
+        head.text_projection.bias.fill_(1)
+        logits = head([sign * 1e6], torch.rand(2, 3, 6)).token_logits[0]
+    assert logits.flatten().tolist() == [50_000.0] * 3 + [-50_000.0] * 3
+
+
+def test_text_of_zeros_is_finite_also_in_half_precision():
+    head = make_head(num_levels=1)
+    text = torch.zeros(1, 3, 6, dtype=torch.bfloat16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = head([torch.rand(1, 8, 2, 2)], text).token_logits[0]
+    assert logits.dtype == torch.bfloat16 and logits.isfinite().all()
+
+
+def test_other_number_of_levels_is_refused():
+    with pytest.raises(ValueError, match="zip"):
+        make_head(num_levels=2)([torch.rand(1, 8, 2, 2)], torch.rand(1, 3, 6))
+
+
+@pytest.mark.parametrize("prior_prob", [0.0, 1.0])
+def test_prior_out_of_range_is_refused(prior_prob):
+    with pytest.raises(ValueError, match=rf"prior_prob must be in \(0, 1\), found {prior_prob}"):
+        make_head(prior_prob=prior_prob)
+
+
+def test_config_decides_every_argument():
+    cfg = get_cfg()
+    add_glipv2_config(cfg)
+    cfg.merge_from_list(
+        [
+            *("MODEL.GLIPV2.BOX.REG_WEIGHTS", [1.0, 2.0, 3.0, 4.0], "MODEL.GLIPV2.MATCHER.TOPK", 5),
+            *("MODEL.GLIPV2.GROUNDING.PRIOR_PROB", 0.5, "MODEL.GLIPV2.GROUNDING.LOG_SCALE", -1.0),
+            *("MODEL.GLIPV2.BOX.LEVEL_SCALE", 6.0, "MODEL.TEXT_ENCODER.MAX_TOKENS", 77),
+            *("MODEL.GLIPV2.GROUNDING.FOCAL_ALPHA", 0.1, "MODEL.GLIPV2.GROUNDING.FOCAL_GAMMA", 1.5),
+            *("MODEL.GLIPV2.GROUNDING.LOSS_WEIGHT", 7.0, "MODEL.GLIPV2.BOX.REG_LOSS_WEIGHT", 8.0),
+            *("MODEL.GLIPV2.BOX.CENTERNESS_LOSS_WEIGHT", 9.0, "MODEL.GLIPV2.TEST.SCORE_THRESH", 0.3),
+            *("MODEL.GLIPV2.TEST.TOPK_CANDIDATES", 11, "MODEL.GLIPV2.TEST.NMS_THRESH", 0.4),
+            *("MODEL.GLIPV2.TEST.SCORE_AGGREGATION", "max", "TEST.DETECTIONS_PER_IMAGE", 12),
+        ]
+    )
+    head = GroundingHead(cfg, channels=4, language_dim=3, num_levels=2)
+    selector = head.selector
+    assert head.box2box_transform.weights == selector.box2box_transform.weights == [1.0, 2.0, 3.0, 4.0]
+    assert (head.matcher.topk, head.no_object_token, len(head.scales)) == (5, 76, 2)
+    assert (head.bias0.item(), head.log_scale.item(), head.scales[0].scale.item()) == (0.0, -1.0, 6.0)
+    assert (head.focal_alpha, head.focal_gamma, head.grounding_loss_weight) == (0.1, 1.5, 7.0)
+    assert (head.box_reg_loss_weight, head.centerness_loss_weight) == (8.0, 9.0)
+    assert (selector.score_thresh, selector.topk_candidates, selector.nms_thresh) == (0.3, 11, 0.4)
+    assert (selector.score_aggregation, selector.detections_per_image) == ("max", 12)
+
+
+# ---- targets and losses of small cases
+
+SHAPES = [(8, 8), (4, 4)]
+TOKEN_MAP = [[0, 1, 1, 0, 0], [0, 0, 0, 1, 0]]
+
+
+def small_batch(head, instances, prompts, seed=0):
+    """Predictions, anchors, targets and mask for images of 64 x 64."""
+    generator = torch.Generator().manual_seed(seed)
+    features = [torch.randn(len(prompts), 8, *shape, generator=generator) for shape in SHAPES]
+    num_tokens = max(len(prompt) for prompt in prompts)
+    text = torch.randn(len(prompts), num_tokens, 6, generator=generator)
+    mask = torch.arange(num_tokens) < torch.tensor([[len(prompt)] for prompt in prompts])
+    anchors = make_anchors(SHAPES)
+    targets = head.label_anchors(anchors, instances, prompts, num_tokens)
+    return head(features, text), anchors, targets, mask
+
+
+def test_boxes_train_the_tokens_of_their_phrase_and_the_rest_none():
+    head = make_head()
+    instances = [make_instances([[2, 3, 50, 47], [1, 5, 63, 60]], [1, 0]), make_instances([[4, 6, 60, 55]], [0])]
+    prompts = [make_prompt(TOKEN_MAP), make_prompt([[1, 0, 1]])]
+    targets = head.label_anchors(make_anchors(SHAPES), instances, prompts, num_tokens=5)
+    assert targets.token_targets.shape == (2, 80, 5) and targets.token_targets.dtype == torch.bool
+    expected = {(0, 0): TOKEN_MAP[1], (0, 1): TOKEN_MAP[0], (1, 0): [1, 0, 1, 0, 0]}
+    seen = set()
+    for image, row in enumerate(targets.matched_idxs.tolist()):
+        for anchor, box in enumerate(row):
+            seen.add((image, box))
+            tokens = expected.get((image, box), [0] * 5)
+            assert targets.token_targets[image, anchor].int().tolist() == tokens
+            corners = instances[image].gt_boxes.tensor[box].tolist() if box >= 0 else [0.0] * 4
+            assert targets.gt_boxes[image, anchor].tolist() == corners
+    assert seen == {(0, -1), (0, 0), (0, 1), (1, -1), (1, 0)}
+
+
+def test_image_without_boxes_has_only_negatives():
+    head = make_head()
+    instances = [make_instances([], []), make_instances([[4, 6, 60, 55]], [0])]
+    targets = head.label_anchors(make_anchors(SHAPES), instances, [make_prompt(TOKEN_MAP)] * 2, num_tokens=5)
+    assert targets.matched_idxs[0].tolist() == [-1] * 80 and not targets.token_targets[0].any()
+    assert (targets.matched_idxs[1] >= 0).any() and targets.token_targets[1].any()
+
+
+@pytest.mark.parametrize(("no_object_token", "column"), [(4, 4), (5, None), (None, None)])
+def test_unmatched_anchors_have_the_no_object_token_if_the_prompt_reaches_it(no_object_token, column):
+    head = make_head(no_object_token=no_object_token)
+    instances = [make_instances([[4, 6, 60, 55]], [1])]
+    targets = head.label_anchors(make_anchors(SHAPES), instances, [make_prompt(TOKEN_MAP)], num_tokens=5)
+    negative = targets.token_targets[targets.matched_idxs < 0]
+    assert torch.equal(negative.any(dim=0), torch.tensor([index == column for index in range(5)]))
+    assert targets.token_targets[targets.matched_idxs >= 0].all(dim=0).tolist() == [False, False, False, True, False]
+
+
+def test_batch_without_boxes_has_finite_losses_that_reach_every_parameter():
+    head = make_head()
+    losses = head.losses(*small_batch(head, [make_instances([], [])] * 2, [make_prompt(TOKEN_MAP)] * 2))
+    assert losses["loss_box_reg"].item() == 0 and losses["loss_centerness"].item() == 0
+    assert 0 < losses["loss_grounding"].item() < float("inf")
+    sum(losses.values()).backward()
+    for name, parameter in head.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    assert head.bias0.grad.abs() > 0 and head.text_projection.weight.grad.abs().sum() > 0
+
+
+def test_losses_reach_every_parameter():
+    head = make_head()
+    # A box of the size of the anchors of either level, so that each level has positives.
+    instances = [make_instances([[0, 0, 64, 64]], [0]), make_instances([[-32, -32, 96, 96]], [1])]
+    losses = head.losses(*small_batch(head, instances, [make_prompt(TOKEN_MAP)] * 2))
+    for name, reached in {
+        "loss_grounding": {"text_projection.weight", "text_projection.bias", "log_scale", "bias_lang", "bias0"},
+        "loss_box_reg": {"bbox_pred.weight", "bbox_pred.bias", "scales.0.scale", "scales.1.scale"},
+        "loss_centerness": {"centerness.weight", "centerness.bias"},
+    }.items():
+        grads = torch.autograd.grad(losses[name], list(head.parameters()), retain_graph=True, allow_unused=True)
+        moved = {key for (key, _), grad in zip(head.named_parameters(), grads) if grad is not None and grad.any()}
+        assert moved == reached
+
+
+def test_losses_carry_their_weights():
+    plain = make_head(grounding_loss_weight=1.0, box_reg_loss_weight=1.0, centerness_loss_weight=1.0)
+    heavy = make_head(grounding_loss_weight=2.0, box_reg_loss_weight=3.0, centerness_loss_weight=4.0)
+    heavy.load_state_dict(plain.state_dict())
+    instances, prompts = [make_instances([[4, 6, 60, 55]], [0])], [make_prompt(TOKEN_MAP)]
+    one, other = (head.losses(*small_batch(head, instances, prompts)) for head in (plain, heavy))
+    for name, weight in {"loss_grounding": 2, "loss_box_reg": 3, "loss_centerness": 4}.items():
+        assert one[name] > 0
+        assert_close(other[name], weight * one[name])
+
+
+def test_padding_of_the_prompt_changes_no_loss():
+    head = make_head()
+    instances, prompts = [make_instances([[4, 6, 60, 55]], [1])], [make_prompt(TOKEN_MAP)]
+    predictions, anchors, targets, mask = small_batch(head, instances, prompts)
+    expected = head.losses(predictions, anchors, targets, mask)
+    padded = [torch.cat((level, torch.full((*level.shape[:2], 3), 9.0)), dim=2) for level in predictions.token_logits]
+    targets = head.label_anchors(anchors, instances, prompts, num_tokens=8)
+    mask = torch.cat((mask, torch.zeros(1, 3, dtype=torch.bool)), dim=1)
+    losses = head.losses(predictions._replace(token_logits=padded), anchors, targets, mask)
+    assert {name: loss.item() for name, loss in losses.items()} == {k: loss.item() for k, loss in expected.items()}
+
+
+def test_perfect_boxes_have_no_box_loss():
+    head = make_head()
+    instances, prompts = [make_instances([[4, 6, 60, 55]], [1])], [make_prompt(TOKEN_MAP)]
+    predictions, anchors, targets, mask = small_batch(head, instances, prompts)
+    all_anchors = Boxes.cat(anchors).tensor
+    boxes = torch.tensor([[4.0, 6.0, 60.0, 55.0]]).expand(len(all_anchors), 4)
+    deltas = head.box2box_transform.get_deltas(all_anchors, boxes)[None].split([64, 16], dim=1)
+    losses = head.losses(predictions._replace(box_deltas=list(deltas)), anchors, targets, mask)
+    assert_close(losses["loss_box_reg"], torch.tensor(0.0), atol=1e-5, rtol=0)
+
+
+def test_losses_are_in_single_precision_under_autocast():
+    head = make_head()
+    instances, prompts = [make_instances([[4, 6, 60, 55]], [1])], [make_prompt(TOKEN_MAP)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        predictions, anchors, targets, mask = small_batch(head, instances, prompts)
+        assert predictions.token_logits[0].dtype == torch.bfloat16
+        losses = head.losses(predictions, anchors, targets, mask)
+    single = GroundingPredictions(*([level.float() for level in levels] for levels in predictions))
+    for name, expected in head.losses(single, anchors, targets, mask).items():
+        assert losses[name].dtype == torch.float32 and torch.equal(losses[name], expected)
+
+
+# ---- inference
+
+
+def test_image_scores_alone_as_it_does_beside_other_prompts():
+    head = make_head(test_score_thresh=0.0, prior_prob=0.3)
+    generator = torch.Generator().manual_seed(4)
+    features = [torch.randn(3, 8, *shape, generator=generator) for shape in SHAPES]
+    text = torch.randn(3, 5, 6, generator=generator)
+    prompts = [make_prompt(TOKEN_MAP), make_prompt([[1, 0, 1]], [7]), make_prompt([[0, 1], [1, 0], [1, 1]])]
+    anchors, sizes = make_anchors(SHAPES), [(64, 64), (60, 50), (33, 64)]
+    with torch.no_grad():
+        together = head.inference(head(features, text), anchors, sizes, prompts)
+        for index, prompt in enumerate(prompts):
+            one = slice(index, index + 1)
+            predictions = head([level[one] for level in features], text[one, : len(prompt)])
+            (alone,) = head.inference(predictions, anchors, sizes[one], [prompt])
+            assert len(alone) > 5 and alone.image_size == sizes[index]
+            assert_close(together[index].scores, alone.scores, atol=1e-6, rtol=0)
+            assert_close(together[index].pred_boxes.tensor, alone.pred_boxes.tensor, atol=1e-4, rtol=0)
+            assert torch.equal(together[index].pred_classes, alone.pred_classes)
+            assert torch.equal(alone.pred_classes, prompt.category_ids[alone.phrase_ids])

@@ -1,0 +1,303 @@
+"""Names and captions to prompts, and the choice of names for a training prompt."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from conftest import ASSETS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glipv2_d2.prompts.builder import (
+    check_vocabulary,
+    clean_name,
+    prompt_from_caption,
+    prompt_from_names,
+    sample_training_names,
+)
+from glipv2_d2.prompts.tokenizer import PromptTokenizer
+
+CLASS_PROMPTS = json.loads((ASSETS / "parity" / "text" / "class_prompts.json").read_text())
+OD_PROMPTS = json.loads((ASSETS / "parity" / "text" / "od_prompts.json").read_text())
+LABEL_MAPS = json.loads((ASSETS / "parity" / "text" / "od_label_maps.json").read_text())
+
+# Each is one word piece, two with the full stop.
+SHORT_NAMES = ["cat", "dog", "bus", "cow", "car", "bird", "horse", "boat", "bench", "sheep"]
+
+some_text = st.text(alphabet="ab _(). \n,é😀", min_size=1, max_size=12)
+usable_names = st.lists(some_text.filter(lambda name: clean_name(name).strip()), min_size=1, max_size=8)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return PromptTokenizer()
+
+
+def word_counter(max_content_tokens):
+    """A tokenizer whose tokens are words and full stops."""
+    return SimpleNamespace(
+        max_content_tokens=max_content_tokens, count_tokens=lambda text: len(text.replace(".", " . ").split())
+    )
+
+
+def draw(names, positives, tokenizer, seed, num_negatives=85, full_negatives_prob=0.5, shuffle=True):
+    return sample_training_names(
+        names,
+        positives,
+        tokenizer,
+        num_negatives=num_negatives,
+        full_negatives_prob=full_negatives_prob,
+        shuffle=shuffle,
+        rng=np.random.default_rng(seed),
+    )
+
+
+@pytest.mark.parametrize("name, cleaned", CLASS_PROMPTS["clean_name_cases"].items())
+def test_names_are_cleaned_as_officially(name, cleaned):
+    assert clean_name(name) == cleaned
+
+
+def is_plain(case):
+    return "separation_tokens" in case and "" not in case["cleaned"] and "suppressed" not in case["why"]
+
+
+@pytest.mark.parametrize(
+    "case", list(filter(is_plain, CLASS_PROMPTS["evaluation_prompts"])), ids=lambda case: case["why"][:40]
+)
+def test_caption_and_spans_of_names_are_the_official_ones(case):
+    prompt = prompt_from_names(case["class_names"], case["labels"], separator=case["separation_tokens"])
+    assert prompt.caption == case["caption"]
+    assert prompt.phrase_spans == tuple((tuple(span),) for span in case["spans"])
+    assert prompt.category_ids == tuple(case["labels"])
+    assert prompt.phrases == tuple(case["class_names"])
+
+
+def test_category_ids_of_names_default_to_their_rows():
+    assert prompt_from_names(["cat", "dog"]).category_ids == (0, 1)
+
+
+@given(usable_names)
+def test_span_of_a_name_holds_the_cleaned_name(names):
+    prompt = prompt_from_names(names)
+    for name, ((begin, end),) in zip(names, prompt.phrase_spans):
+        assert prompt.caption[begin:end] == clean_name(name)
+
+
+@pytest.mark.parametrize(
+    "names, error, message",
+    [
+        ([], ValueError, "names: expected at least one"),
+        ("cat", TypeError, "names: expected a list of strings, found the str 'cat'"),
+        ({"cat"}, TypeError, "found the set"),
+        (["cat", 3], TypeError, r"names\[1\]: expected a string, found 3"),
+        (["cat", "(gone)"], ValueError, r"names\[1\]: nothing is left of '\(gone\)'"),
+        (["cat", "  "], ValueError, r"names\[1\]: nothing is left"),
+    ],
+)
+def test_names_without_a_prompt_are_refused(names, error, message):
+    for function in (prompt_from_names, check_vocabulary):
+        with pytest.raises(error, match=message) as caught:
+            function(names)
+        assert "\n" not in str(caught.value)
+
+
+def test_vocabulary_with_the_same_name_twice_is_refused_by_its_rows():
+    with pytest.raises(ValueError, match="rows 0 and 2 are both 'cat'"):
+        check_vocabulary(["cat", "dog", "cat"])
+
+
+def test_vocabulary_may_hold_names_that_read_the_same():
+    check_vocabulary(["bow_(weapon)", "bow_(decorative_ribbons)"])
+
+
+@pytest.mark.parametrize("separator", ["", "and"])
+def test_separator_that_glues_names_together_is_refused(separator):
+    with pytest.raises(ValueError, match="INPUT.PROMPT.SEPARATOR"):
+        prompt_from_names(["cat", "dog"], separator=separator)
+
+
+def test_category_ids_must_be_as_many_as_names():
+    with pytest.raises(ValueError, match="equally many"):
+        prompt_from_names(["cat", "dog"], [1])
+
+
+def test_caption_keeps_its_text_and_names_phrases_by_their_spans():
+    prompt = prompt_from_caption("a dog, mostly white", [[[2, 5], [14, 19]], [(0, 1)]])
+    assert prompt.caption == "a dog, mostly white"
+    assert prompt.phrases == ("dog white", "a")
+    assert prompt.phrase_spans == (((2, 5), (14, 19)), ((0, 1),))
+    assert prompt.category_ids == (0, 1)
+
+
+def test_caption_takes_phrases_and_category_ids_of_the_caller():
+    prompt = prompt_from_caption("a dog", [[(2, 5)]], ["puppy"], [7])
+    assert (prompt.phrases, prompt.category_ids) == (("puppy",), (7,))
+
+
+def test_caption_without_phrases_is_a_prompt_without_rows():
+    assert prompt_from_caption("a dog", []).phrases == ()
+
+
+@pytest.mark.parametrize(
+    "caption, spans, error, message",
+    [
+        ("", [], ValueError, "caption: expected some words"),
+        (" \n\t", [], ValueError, "caption: expected some words"),
+        (None, [], TypeError, "caption: expected a string, found NoneType"),
+        ("dog", [[(0, 0)]], ValueError, r"span \(0, 0\)"),
+        ("dog", [[(0, 4)]], ValueError, r"span \(0, 4\)"),
+        ("dog", [[(-1, 2)]], ValueError, r"span \(-1, 2\)"),
+        ("dog", [[(2, 1)]], ValueError, r"span \(2, 1\)"),
+        ("dog", [[(0, 1)], [[0, 1, 2]]], ValueError, r"phrase_spans\[1\]: expected pairs of integers, found \[0, 1, 2\]"),
+        ("dog", [[(0.0, 1.0)]], ValueError, "expected pairs of integers"),
+        ("dog", [(0, 1)], ValueError, "expected pairs of integers, found 0"),
+        ("dog", [["ab"]], ValueError, "expected pairs of integers"),
+    ],
+)
+def test_captions_with_bad_text_or_spans_are_refused(caption, spans, error, message):
+    with pytest.raises(error, match=message) as caught:
+        prompt_from_caption(caption, spans)
+    assert "\n" not in str(caught.value)
+
+
+# --- names of a training prompt ---------------------------------------------------------------------------------------
+
+
+def test_all_names_in_order_give_the_official_prompt_of_fine_tuning(tokenizer):
+    case = next(case for case in OD_PROMPTS["deterministic_cases"] if "simple converter" in case["why"])
+    names = list(case["class_dictionary"].values())
+    rows = draw(names, {0, 3, 4}, tokenizer, seed=0, num_negatives=-1, shuffle=False)
+    prompt = prompt_from_names([names[row] for row in rows])
+    assert prompt.caption == case["caption"]
+    for label, span in case["label_to_span"].items():
+        assert prompt.phrase_spans[rows.index(int(label) - 1)] == (tuple(span),)
+
+
+def test_all_names_shuffled_are_a_permutation_that_the_seed_decides(tokenizer):
+    orders = [draw(SHORT_NAMES, {1}, tokenizer, seed, num_negatives=-1) for seed in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+    assert sorted(orders[2]) == list(range(len(SHORT_NAMES)))
+
+
+def test_all_names_must_fit():
+    # Ten names of two tokens each, but none after the last: 19.
+    assert len(draw(SHORT_NAMES, {1}, word_counter(19), 0, num_negatives=-1)) == 10
+    with pytest.raises(ValueError, match="NUM_NEGATIVES -1 puts all 10 names into one prompt: 19 tokens, .* leaves 18"):
+        draw(SHORT_NAMES, {1}, word_counter(18), 0, num_negatives=-1)
+
+
+@pytest.mark.parametrize(
+    "key, names",
+    [
+        ("small_dictionary", None),
+        ("objects365_like", ["__background__", *(f"class number {i}" for i in range(1, 366))]),
+        ("always_full", None),
+    ],
+)
+def test_drawn_names_have_the_official_statistics(key, names, tokenizer):
+    expected = OD_PROMPTS["statistics"][key]
+    names = names or list(expected["class_dictionary"].values())
+    positives = set(expected["labels"])
+    probability = 1.0 if key == "always_full" else 0.5
+    prompts = [draw(names, positives, tokenizer, seed, full_negatives_prob=probability) for seed in range(1000)]
+    negatives = np.array([len(set(rows) - positives) for rows in prompts])
+    tokens = np.array([tokenizer.count_tokens(prompt_from_names([names[r] for r in rows]).caption) for rows in prompts])
+    assert all(positives <= set(rows) and len(set(rows)) == len(rows) for rows in prompts)
+
+    # Four standard errors of the difference between two means, of this and of the official number of runs.
+    scale = 4 * np.sqrt(1 / 1000 + 1 / expected["runs"])
+    assert negatives.mean() == pytest.approx(expected["negatives_mean"], abs=scale * negatives.std() + 1e-9)
+    assert tokens.mean() == pytest.approx(expected["tokens_mean"], abs=scale * tokens.std() + 1e-9)
+    background = np.mean([0 in rows for rows in prompts])
+    assert background == pytest.approx(expected["share_with_background_as_negative"], abs=scale * 0.5)
+    full = np.mean(negatives == expected["negatives_max"])
+    assert full == pytest.approx(expected["share_with_max_negatives"], abs=scale * 0.5)
+    assert negatives.min() == expected["negatives_min"]
+    assert negatives.max() <= expected["negatives_max"]
+    assert tokens.max() <= expected["tokens_max"]
+
+
+def test_negatives_stop_before_the_last_token_of_the_budget():
+    # The positive takes 2 of 8 tokens; negatives of 2 leave 4, 2 and 0: the third finds no token left over.
+    rows = draw(SHORT_NAMES, {4}, word_counter(8), seed=0, full_negatives_prob=1.0)
+    assert len(rows) == 3 and 4 in rows
+
+
+def test_negatives_stop_at_the_first_that_does_not_fit():
+    # Only the long name can be drawn first and end the walk; with it last, all three short ones are in.
+    names = ["cat", "a b c d e f g h", "dog", "bus"]
+    sizes = {len(draw(names, {0}, word_counter(10), seed, full_negatives_prob=1.0)) for seed in range(50)}
+    assert sizes == {1, 2, 3}
+    assert all(1 not in draw(names, {0}, word_counter(10), seed, full_negatives_prob=1.0) for seed in range(50))
+
+
+def test_positives_past_the_budget_are_left_out_with_all_negatives():
+    # Official case: "person." is 2 tokens, "traffic light." 3; of a budget of 3 one of them remains, by chance.
+    names = ["person", "traffic light", "dog"]
+    found = {tuple(draw(names, {0, 1}, word_counter(3), seed, full_negatives_prob=1.0)) for seed in range(30)}
+    assert found == {(0,), (1,)}
+
+
+def test_drawn_positives_reduce_the_negatives():
+    # Two of two names are drawn, one of them is positive.
+    assert sorted(draw(["cat", "dog"], {0}, word_counter(100), 0, 2, 1.0)) == [0, 1]
+    assert {len(draw(SHORT_NAMES, {0, 1, 2, 3, 4}, word_counter(100), s, 5, 1.0)) for s in range(50)} > {7, 8}
+
+
+def test_no_negatives_leave_the_positives_alone():
+    for seed in range(10):
+        assert draw(SHORT_NAMES, {2, 5}, word_counter(100), seed, num_negatives=0, shuffle=False) == [2, 5]
+
+
+def test_number_of_negatives_is_uniform_from_one_when_not_full():
+    counts = [len(draw(SHORT_NAMES, (), word_counter(100), seed, 4, 0.0)) for seed in range(400)]
+    assert set(counts) == {1, 2, 3, 4}
+    # Expected 100 each; 4 standard deviations are 35.
+    assert all(65 < counts.count(size) < 135 for size in (1, 2, 3, 4))
+
+
+def test_image_without_boxes_always_gets_a_name():
+    assert all(len(draw(SHORT_NAMES, (), word_counter(100), seed, 0)) == 1 for seed in range(5))
+    assert all(len(draw(SHORT_NAMES, (), word_counter(2), seed, 85, 1.0)) == 1 for seed in range(5))
+
+
+def test_order_is_random_with_shuffle_and_that_of_the_names_without():
+    shuffled = [draw(SHORT_NAMES, {7}, word_counter(100), seed) for seed in range(20)]
+    assert any(rows != sorted(rows) for rows in shuffled)
+    assert {rows.index(7) == 0 for rows in shuffled if len(rows) > 1} == {True, False}
+    assert all(rows == sorted(rows) for rows in (draw(SHORT_NAMES, {7}, word_counter(100), s, shuffle=False) for s in range(20)))
+
+
+def test_order_in_which_positives_are_given_changes_nothing():
+    assert draw(SHORT_NAMES, [8, 1, 3], word_counter(7), 5) == draw(SHORT_NAMES, [3, 8, 1, 1], word_counter(7), 5)
+
+
+@settings(deadline=None)
+@given(
+    positives=st.sets(st.integers(0, 9)),
+    budget=st.integers(2, 30),
+    num_negatives=st.integers(-1, 20),
+    probability=st.floats(0, 1),
+    seed=st.integers(0, 1000),
+)
+def test_every_drawn_prompt_fits_and_holds_a_name(positives, budget, num_negatives, probability, seed):
+    if num_negatives == -1 and budget < 19:
+        return
+    rows = draw(SHORT_NAMES, positives, word_counter(budget), seed, num_negatives, probability)
+    caption = prompt_from_names([SHORT_NAMES[row] for row in rows]).caption
+    assert 1 <= word_counter(0).count_tokens(caption) <= budget
+    assert len(set(rows)) == len(rows)
+
+
+def test_tokens_of_a_training_prompt_carry_the_official_category_ids(tokenizer):
+    # Officially a (256,) row of class keys, -1 elsewhere; here the same follows from the map and the category ids.
+    (case,) = LABEL_MAPS
+    spans = case["label_to_span"]
+    names = [case["caption"][begin:end] for begin, end in spans.values()]
+    prompt = tokenizer(prompt_from_names(names, [int(label) for label in spans]))
+    found = [-1] * len(prompt)
+    for row, token in prompt.phrase_token_map.nonzero().tolist():
+        found[token] = int(prompt.category_ids[row])
+    assert prompt_from_names(names).caption == case["caption"]
+    assert found == case["positive_map_for_od_labels"][: len(prompt)]

@@ -1,0 +1,192 @@
+#!/usr/bin/env python
+"""Detect what a prompt names in pictures or a video; save drawn pictures and one JSON file.
+
+    python tools/demo.py --config-file CONFIG --input *.jpg --prompt "a man on a skateboard" --opts MODEL.WEIGHTS FILE
+    python tools/demo.py --config-file CONFIG --video-input in.mp4 --vocabulary "person,traffic light"
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import glob
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from detectron2.data.detection_utils import read_image
+from tqdm import tqdm
+
+from glipv2_d2 import GLIPv2Predictor
+from glipv2_d2.engine.defaults import build_config, one_line_errors
+from glipv2_d2.visualizer import GroundingVisualizer
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", nargs="+", metavar="PATH", help="images, folders of images, or quoted globs")
+    source.add_argument("--video-input", metavar="FILE")
+    parser.add_argument("--output", default="output/predictions", metavar="FOLDER")
+    prompt = parser.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", metavar="CAPTION", help="its noun phrases are looked for")
+    prompt.add_argument("--vocabulary", metavar="A,B,C", help="names to look for; default: those of DATASETS.TEST[0]")
+    parser.add_argument("--confidence-threshold", type=float, default=0.5, metavar="SCORE", help="lowest score kept")
+    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys; last")
+    return parser.parse_args(argv)
+
+
+def find_images(paths: Sequence[str]) -> list[str]:
+    """List the image files that the arguments of ``--input`` mean, sorted within a folder or glob."""
+    files: list[str] = []
+    for path in paths:
+        if os.path.isdir(path):
+            found = sorted(str(file) for file in Path(path).iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        else:
+            found = [path] if os.path.isfile(path) else sorted(glob.glob(os.path.expanduser(path), recursive=True))
+        if not found:
+            raise FileNotFoundError(f"--input: expected image files at {path}, found none")
+        files += found
+    return list(dict.fromkeys(files))
+
+
+def as_prompt(arguments: argparse.Namespace) -> str | list[str] | None:
+    """Return the caption, the names, or None for those of the config."""
+    if arguments.vocabulary is None:
+        return arguments.prompt
+    return [name.strip() for name in arguments.vocabulary.split(",")]
+
+
+class Detector:
+    """Detects in one picture after the other, and draws."""
+
+    def __init__(self, predictor: GLIPv2Predictor, prompt: str | list[str] | None, threshold: float) -> None:
+        self.predictor, self.prompt, self.threshold = predictor, prompt, threshold
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+        """Detect in a picture in BGR order; return the drawn picture and what the JSON file says of it."""
+        output = self.predictor(image, self.prompt)
+        instances, phrases = output["instances"].to("cpu"), output["phrases"]
+        instances = instances[instances.scores >= self.threshold]
+        caption = self.prompt if isinstance(self.prompt, str) else None
+        drawn = GroundingVisualizer(image[:, :, ::-1]).draw_predictions(instances, phrases, caption)
+        fields = zip(instances.pred_classes.tolist(), instances.scores.tolist(), instances.pred_boxes.tensor.tolist())
+        detections = [
+            {"phrase": phrases[row], "score": round(score, 4), "box": [round(edge, 2) for edge in box]}
+            for row, score, box in fields
+        ]
+        return drawn[:, :, ::-1], {"detections": detections}
+
+
+def detect_images(detector: Detector, files: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+    """Write one picture per image; images that cannot be read are reported and left out."""
+    records, names = [], set()
+    for file in tqdm(files, unit="image"):
+        try:
+            image = read_image(file, format="BGR")
+        except (OSError, ValueError, SyntaxError) as error:
+            tqdm.write(f"skipped {file}: expected a readable image, found: {error}")
+            continue
+        drawn, record = detector(image)
+        # Files of the same name in different folders keep their pictures.
+        name = Path(file).stem
+        name = name if name not in names else f"{name}_{len(names)}"
+        names.add(name)
+        save_picture(folder / f"{name}.png", drawn)
+        records.append({"file_name": file, "picture": f"{name}.png", **record})
+    if not records:
+        raise ValueError(f"--input: expected readable images, found none among {len(files)} files")
+    return records
+
+
+def detect_video(detector: Detector, file: str, folder: Path) -> list[dict[str, Any]]:
+    """Write one drawn video."""
+    records = []
+    with contextlib.closing(VideoSink(folder / f"{Path(file).stem}.mp4")) as sink:
+        for number, (frame, rate) in enumerate(read_video(file)):
+            drawn, record = detector(frame)
+            sink.write(drawn, rate)
+            records.append({"file_name": file, "frame": number, **record})
+    if not records:
+        raise ValueError(f"--video-input: expected a readable video, found no frame in {file}")
+    return records
+
+
+def read_video(file: str) -> Iterator[tuple[np.ndarray, float]]:
+    """Yield frames in BGR order with the frame rate."""
+    if not os.path.isfile(file):
+        raise FileNotFoundError(f"--video-input: expected a file, found none at {file}")
+    video = cv2.VideoCapture(file)
+    try:
+        rate = video.get(cv2.CAP_PROP_FPS) or 25.0
+        with tqdm(total=int(video.get(cv2.CAP_PROP_FRAME_COUNT)) or None, unit="frame") as bar:
+            while True:
+                success, frame = video.read()
+                if not success:
+                    break
+                yield frame, rate
+                bar.update()
+    finally:
+        video.release()
+
+
+class VideoSink:
+    """A video file that is opened with its first frame, whose size all frames have."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.writer: cv2.VideoWriter | None = None
+
+    def write(self, frame: np.ndarray, rate: float) -> None:
+        if self.writer is None:
+            size = (frame.shape[1], frame.shape[0])
+            self.writer = cv2.VideoWriter(str(self.path), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
+            if not self.writer.isOpened():
+                raise OSError(f"--output: no video can be written to {self.path}")
+        self.writer.write(frame)
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.release()
+
+
+def save_picture(path: Path, picture: np.ndarray) -> None:
+    if not cv2.imwrite(str(path), picture):
+        raise OSError(f"--output: no picture can be written to {path}")
+
+
+def run(arguments: argparse.Namespace) -> Path:
+    """Do what the command line says; return the path of the JSON file."""
+    files = find_images(arguments.input) if arguments.input else []
+    predictor = GLIPv2Predictor(build_config(arguments.config_file, arguments.opts))
+    detector = Detector(predictor, as_prompt(arguments), arguments.confidence_threshold)
+    folder = Path(arguments.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    if files:
+        records = detect_images(detector, files, folder)
+    else:
+        records = detect_video(detector, arguments.video_input, folder)
+    path = folder / "predictions.json"
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps({"prompt": detector.prompt, "predictions": records}, indent=1))
+    unfinished.replace(path)
+    return path
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    arguments = parse_arguments(argv)
+    with one_line_errors(arguments.traceback):
+        print(f"wrote {run(arguments)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""Train a small detector from nothing, evaluate it, and draw what it finds: what `make demo` and `make train` run.
+
+    python tools/make_demo.py            # 24 names, about a quarter of an hour on two cores, set-up included
+    python tools/make_demo.py --full     # all names, about an hour
+
+Every step is a command that is printed before it runs, so that it can be repeated or changed by hand.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / "configs" / "demo" / "glipv2_micro.yaml"
+CONSOLE = Console(highlight=False)
+# Scenes, held-out scenes per split, names, updates.
+SIZES = {"demo": (2500, 100, 24, 2000), "full": (12000, 200, None, 12000)}
+
+
+def run(command: list[str], log: Path, environment: dict[str, str]) -> None:
+    """Run a command whose own progress is shown; end the program with its last lines when it fails."""
+    CONSOLE.print(f"[bold]$ {shlex.join(command)}[/bold]")
+    if subprocess.run(command, env=environment, cwd=ROOT).returncode != 0:
+        sys.exit(f"make demo: this step failed: {shlex.join(command)}")
+
+
+def train(command: list[str], output: Path, environment: dict[str, str], max_iter: int) -> None:
+    """Run the training command with its log in a file and a progress bar read from its metrics."""
+    CONSOLE.print(f"[bold]$ {shlex.join(command)}[/bold]")
+    output.mkdir(parents=True, exist_ok=True)
+    log = output / "stdout.txt"
+    with log.open("w") as stream, tqdm(total=max_iter, desc="training", unit="step", dynamic_ncols=True) as bar:
+        process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT)
+        while process.poll() is None:
+            time.sleep(1.0)
+            if records := read_metrics(output):
+                bar.n = min(records[-1]["iteration"] + 1, max_iter)
+                bar.set_postfix(loss=f"{records[-1].get('total_loss', float('nan')):.2f}")
+        bar.n = max_iter if process.returncode == 0 else bar.n
+    if process.returncode != 0:
+        lines = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+        sys.exit(f"{lines}\nmake demo: training failed, see {log}")
+
+
+def read_metrics(output: Path) -> list[dict]:
+    """Read detectron2's metrics.json, one JSON object a line; a half-written last line is left out."""
+    path = output / "metrics.json"
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return [record for record in records if "iteration" in record]
+
+
+def split_results(output: Path, split: str) -> dict[str, dict[str, float]]:
+    """Collect what the COCO evaluator said of a split at the end of training."""
+    prefix = f"stampworld_{split}/bbox/"
+    last = [record for record in read_metrics(output) if any(key.startswith(prefix) for key in record)][-1]
+    names = ("AP", "AP50", "AP75")
+    return {"bbox": {name: round(last[prefix + name], 2) for name in names}}
+
+
+def box_recall(predictions: list[dict], annotation_file: Path, top: int) -> float:
+    """Share, 0..100, of objects that one of the best boxes of the image covers with IoU >= 0.5, names left aside."""
+    from pycocotools import mask
+
+    truth = json.loads(annotation_file.read_text())
+    by_image: dict[int, list[dict]] = {}
+    for prediction in predictions:
+        by_image.setdefault(prediction["image_id"], []).append(prediction)
+    found = total = 0
+    for image in truth["images"]:
+        boxes = [item["bbox"] for item in truth["annotations"] if item["image_id"] == image["id"]]
+        best = sorted(by_image.get(image["id"], []), key=lambda item: -item["score"])[:top]
+        total += len(boxes)
+        if boxes and best:
+            iou = mask.iou(np.array([item["bbox"] for item in best]), np.array(boxes, float), [0] * len(boxes))
+            found += int((iou.max(axis=0) >= 0.5).sum())
+    return round(100.0 * found / max(total, 1), 2)
+
+
+def plot_loss(records: list[dict], path: Path) -> None:
+    """Draw the losses over the updates."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for name in ("total_loss", "loss_grounding", "loss_box_reg", "loss_centerness"):
+        points = [(record["iteration"], record[name]) for record in records if name in record]
+        axes.plot(*zip(*points), label=name, linewidth=1.2)
+    axes.set(xlabel="update", ylabel="loss (median of 20 updates)", yscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def draw_pictures(weights: Path, data: Path, output: Path, splits: list[str], per_split: int) -> list[Path]:
+    """Predict on held-out scenes and on a real photograph; save them with the boxes that are found."""
+    from detectron2.config import get_cfg
+
+    from glipv2_d2 import GLIPv2Predictor, add_glipv2_config
+    from glipv2_d2.visualizer import GroundingVisualizer
+
+    cfg = get_cfg()
+    add_glipv2_config(cfg)
+    cfg.merge_from_file(str(CONFIG))
+    cfg.merge_from_list(["MODEL.WEIGHTS", str(weights), "MODEL.DEVICE", "cpu"])
+    predictor = GLIPv2Predictor(cfg)
+    output.mkdir(parents=True, exist_ok=True)
+    saved = []
+
+    def picture(image_path: Path, names: list[str], stem: str) -> None:
+        image = cv2.imread(str(image_path))
+        result = predictor(image, names)
+        instances = result["instances"]
+        keep = instances.scores >= min(0.4, 0.8 * float(instances.scores.max())) if len(instances) else []
+        drawn = GroundingVisualizer(image[:, :, ::-1]).draw_predictions(instances[keep], result["phrases"])
+        cv2.imwrite(str(output / f"{stem}.png"), drawn[:, :, ::-1])
+        saved.append(output / f"{stem}.png")
+
+    for split in splits:
+        truth = json.loads((data / "annotations" / f"{split}.json").read_text())
+        names = [category["name"] for category in truth["categories"]]
+        for image in truth["images"][:per_split]:
+            picture(data / split / image["file_name"], names, f"{split}_{image['id']}")
+    real = data / "annotations" / "real.json"
+    if real.exists():
+        truth = json.loads((data / "annotations" / "train.json").read_text())
+        seen = [category["name"] for category in truth["categories"]]
+        photographs = json.loads(real.read_text())["images"]
+        for image in sorted(photographs, key=lambda image: not set(image["names"]) & set(seen))[:2]:
+            others = [name for name in seen if name not in image["names"]][:5]
+            picture(data / "real" / image["file_name"], [*image["names"], *others], f"real_{image['id']}")
+    return saved
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="all names and a longer run (make train)")
+    parser.add_argument("--output", type=Path, help="default: output/demo, or output/train with --full")
+    parser.add_argument("--world", choices=["stampworld", "shapeworld"], default="stampworld", help="data set to make")
+    parser.add_argument("--max-iter", type=int, help="updates; default: the size's own")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config keys for train_net.py")
+    args = parser.parse_args()
+    size = "full" if args.full else "demo"
+    num_train, num_val, num_names, max_iter = SIZES[size]
+    max_iter = args.max_iter or max_iter
+    output = (args.output or ROOT / "output" / ("train" if args.full else "demo")).resolve()
+    start, clock = time.time(), {}
+
+    datasets = output / "datasets"
+    data = datasets / "stampworld"
+    prepare = [sys.executable, f"datasets/prepare_{args.world}.py", "--output", str(data)]
+    prepare += ["--num-train", str(num_train), "--num-val", str(num_val)]
+    prepare += ["--num-names", str(num_names), "--num-novel", "8"] if num_names else []
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(datasets)}
+    run(prepare, output / "prepare.txt", environment)
+    clock["data"] = time.time() - start
+
+    splits = [split for split in ("val", "val_24", "val_novel") if (data / "annotations" / f"{split}.json").exists()]
+    tests = tuple(f"stampworld_{split}" for split in splits)
+    run_folder = output / "run"
+    command = [sys.executable, "train_net.py", "--config-file", str(CONFIG.relative_to(ROOT)), "--num-gpus", "0"]
+    command += ["OUTPUT_DIR", str(run_folder), "SOLVER.MAX_ITER", str(max_iter), "DATASETS.TEST", str(tests)]
+    train(command + args.opts, run_folder, environment, max_iter)
+    clock["training and evaluation"] = time.time() - start - sum(clock.values())
+
+    os.environ["DETECTRON2_DATASETS"] = str(datasets)
+    pictures = draw_pictures(run_folder / "model_final.pth", data, output / "pictures", splits, per_split=4)
+    records = read_metrics(run_folder)
+    plot_loss([record for record in records if "total_loss" in record], output / "loss.png")
+    clock["pictures"] = time.time() - start - sum(clock.values())
+
+    metrics = {}
+    for split in splits:
+        metrics[split] = split_results(run_folder, split)
+        predictions = json.loads(
+            (run_folder / "inference" / f"stampworld_{split}" / "coco_instances_results.json").read_text()
+        )
+        truth = data / "annotations" / f"{split}.json"
+        metrics[split] |= {"names": len(json.loads(truth.read_text())["categories"])}
+        metrics[split] |= {f"recall{top}": box_recall(predictions, truth, top) for top in (10, 100)}
+    metrics |= {"updates": max_iter, "seconds": round(time.time() - start, 1)}
+    (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    report(metrics, clock, splits, output, pictures)
+
+
+def report(metrics: dict, clock: dict[str, float], splits: list[str], output: Path, pictures: list[Path]) -> None:
+    """Print what was done and reached."""
+    table = Table(title="box AP (0..100) and recall at IoU 0.5 of the best 10 / 100 boxes, names left aside")
+    for column in ("split", "names in the prompt", "AP", "AP50", "AP75", "recall 10", "recall 100"):
+        table.add_column(column, justify="left" if column == "split" else "right")
+    for split in splits:
+        row = metrics[split]
+        values = [*row["bbox"].values(), row["recall10"], row["recall100"]]
+        table.add_row(split, str(row["names"]), *(f"{value:.1f}" for value in values))
+    CONSOLE.print(table)
+    CONSOLE.print("  ".join(f"{name}: {seconds:.0f} s" for name, seconds in clock.items()))
+    CONSOLE.print(f"{len(pictures)} pictures, loss.png and metrics.json in {output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,300 @@
+"""A virtual environment that is being made: the Python it comes from, the commands run in it, the stamps of its steps.
+
+Used by ``setup_env.py`` beside it, before anything is installed: standard library only, Python 3.7 or newer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Callable, Iterable, Iterator, NamedTuple, TextIO
+
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 12)
+
+PROBE_INTERPRETER = """
+import json, sys
+makers = []
+try:
+    import venv, ensurepip
+    ensurepip.version()
+    makers.append("venv")
+except Exception:
+    pass
+try:
+    import virtualenv
+    makers.append("virtualenv")
+except Exception:
+    pass
+print(json.dumps([sys.executable, list(sys.version_info[:3]), makers]))
+"""
+PROBE_ENVIRONMENT = """
+import importlib.util, json, sys, sysconfig
+has_pip = importlib.util.find_spec("pip") is not None
+print(json.dumps([list(sys.version_info[:3]), sysconfig.get_path("purelib"), has_pip]))
+"""
+
+
+class SetupError(Exception):
+    """Something that the user has to know or do.
+
+    Args:
+        message: What was found and what was expected.
+        way_out: What to do about it.
+        command: The command that failed; empty if no command did.
+    """
+
+    def __init__(self, message: str, way_out: str, command: str = "") -> None:
+        super().__init__(message)
+        self.way_out = way_out
+        self.command = command
+
+
+class Interpreter(NamedTuple):
+    """A Python on this machine, and the modules with which it can make an environment, best first."""
+
+    path: str
+    version: tuple[int, ...]
+    makers: list[str]
+
+
+class Outcome(NamedTuple):
+    """What a step says when it is done, and the files (relative to the environment) that its result consists of."""
+
+    message: str
+    witnesses: list[str]
+
+
+class Step(NamedTuple):
+    """One step: it runs again when ``inputs`` change or when a witness of its last outcome is gone."""
+
+    name: str
+    title: str
+    inputs: str
+    run: Callable[[Environment], Outcome]
+
+
+class Environment:
+    """The virtual environment that is being made, its stamps and its log.
+
+    Args:
+        path: Absolute path of the environment's folder, there or not.
+        stream: Where progress is written; a terminal gets one running line for each step.
+    """
+
+    def __init__(self, path: Path, stream: TextIO = sys.stdout) -> None:
+        self.path = path
+        self.python = path / "bin" / "python"
+        self.state = path / ".glipv2_setup"
+        self.log = self.state / "setup.log"
+        self.site = path
+        self.version = (0, 0, 0)
+        self.has_pip = False
+        self._stream = stream
+        self._label = ""
+        self._started = time.monotonic()
+
+    def load(self) -> None:
+        """Read version and site-packages of the environment's Python.
+
+        Raises:
+            SetupError: It does not start, or its version is out of range.
+        """
+        way_out = f"remove the environment (rm -rf {self.path}) and run make setup again"
+        answer = ask([str(self.python), "-c", PROBE_ENVIRONMENT])
+        if answer is None:
+            raise SetupError(f"{self.python} does not start, expected the Python of an environment", way_out)
+        version, site, self.has_pip = json.loads(answer)
+        if not is_supported(version):
+            raise SetupError(f"{self.python} is Python {dotted(version)}, expected {supported_range()}", way_out)
+        self.version, self.site = tuple(version), Path(site)
+
+    def is_done(self, step: Step) -> bool:
+        """True if the step ran with these inputs and its result is still there."""
+        try:
+            stamp = json.loads((self.state / step.name).read_text())
+            return stamp["key"] == self._key(step) and all((self.path / file).exists() for file in stamp["witnesses"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def mark_done(self, step: Step, witnesses: Iterable[str]) -> None:
+        """Write the stamp of a step, whole or not at all."""
+        partial = self.state / f"{step.name}.partial"
+        partial.write_text(json.dumps({"key": self._key(step), "witnesses": sorted(witnesses)}))
+        os.replace(str(partial), str(self.state / step.name))
+
+    def forget(self, step: Step) -> None:
+        """Remove the stamp of a step, so that it runs again."""
+        with contextlib.suppress(FileNotFoundError):
+            (self.state / step.name).unlink()
+
+    def run(self, command: Iterable[object], way_out: str) -> str:
+        """Run a command with its output in the log, showing the time that passes; return what it printed.
+
+        Raises:
+            SetupError: The command cannot be started or ends with an error.
+        """
+        words = list(map(str, command))
+        shown = " ".join(map(shlex.quote, words))
+        with open(self.log, "a+", encoding="utf-8", errors="replace") as log:
+            log.write(f"$ {shown}\n")
+            log.flush()
+            begin = log.tell()
+            try:
+                # Not in the checkout: an import must find what is installed, not what lies in the current folder.
+                process = subprocess.Popen(words, stdout=log, stderr=log, cwd=str(self.state))
+            except OSError as error:
+                raise SetupError(f"cannot start {words[0]}: {error.strerror}", way_out, shown) from error
+            self._wait(process)
+            log.seek(begin)
+            output = log.read().strip()
+        if process.returncode != 0:
+            tail = "".join(f"\n    {line}" for line in output.splitlines()[-12:] if line.strip())
+            raise SetupError(f"exit status {process.returncode}{tail}", way_out, shown)
+        return output
+
+    def start_log(self) -> None:
+        """Empty the log: it holds the latest run that did something."""
+        self.state.mkdir(parents=True, exist_ok=True)
+        self.log.write_text("")
+
+    def begin(self, label: str) -> None:
+        """Announce a step."""
+        self._label, self._started = label, time.monotonic()
+        self.say(f"{label} ...", end="" if self._stream.isatty() else "\n")
+
+    def end(self, message: str) -> None:
+        """Close the announced step with what came of it and the time it took."""
+        self.say(f"{self._label}: {message} ({self._elapsed():.1f} s)")
+
+    def say(self, text: str, end: str = "\n") -> None:
+        """Write a line, over the running one if there is one."""
+        self._stream.write(("\r\033[K" if self._stream.isatty() else "") + text + end)
+        self._stream.flush()
+
+    def _key(self, step: Step) -> str:
+        return hashlib.sha256("\n".join([step.inputs, str(self.version), str(self.path)]).encode()).hexdigest()
+
+    def _elapsed(self) -> float:
+        return time.monotonic() - self._started
+
+    def _wait(self, process: subprocess.Popen) -> None:
+        try:
+            next_word = 30.0
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=0.5)
+                    return
+                if self._stream.isatty():
+                    self.say(f"{self._label} ... {self._elapsed():.0f} s", end="")
+                elif self._elapsed() > next_word:
+                    next_word += 30.0
+                    self.say(f"{self._label} ... still at work, {self._elapsed():.0f} s")
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+
+
+def run_steps(env: Environment, steps: list[Step]) -> int:
+    """Run the steps that are not done yet, the last one whenever another ran; return how many ran.
+
+    Raises:
+        SetupError: A step failed. The message names the step; earlier steps keep their stamps.
+    """
+    ran = 0
+    for number, step in enumerate(steps, 1):
+        if env.is_done(step):
+            continue
+        ran += 1
+        if ran == 1:
+            env.start_log()
+        env.begin(f"[{number}/{len(steps)}] {step.title}")
+        for outdated in (step, steps[-1]):
+            env.forget(outdated)
+        try:
+            outcome = step.run(env)
+        except SetupError as error:
+            place = f"step {number} of {len(steps)} ({step.title}) failed: {error}"
+            raise SetupError(place, error.way_out, error.command) from error
+        env.mark_done(step, outcome.witnesses)
+        env.end(outcome.message)
+    return ran
+
+
+def candidate_interpreters() -> Iterator[str]:
+    """Pythons to try, best first: the one that runs this file, those on PATH, those of pyenv and uv."""
+    yield sys.executable
+    names = [f"python3.{minor}" for minor in range(NEWEST_PYTHON[1], OLDEST_PYTHON[1] - 1, -1)] + ["python3"]
+    for name in names:
+        for folder in os.environ.get("PATH", "").split(os.pathsep):
+            if folder and os.access(os.path.join(folder, name), os.X_OK):
+                yield os.path.join(folder, name)
+    for pattern in (".pyenv/versions/3.*/bin/python", ".local/share/uv/python/*/bin/python3"):
+        yield from sorted(map(str, Path.home().glob(pattern)), reverse=True)
+
+
+def find_interpreter(requested: str, candidates: Iterable[str]) -> Interpreter:
+    """Choose the Python that makes the environment.
+
+    Args:
+        requested: Name or path given by the user; empty: the first candidate that will do. One with ``venv`` goes
+            before one that has only ``virtualenv``.
+        candidates: Paths to try.
+
+    Raises:
+        SetupError: The requested one is missing or out of range, or no candidate will do; says what was found.
+    """
+    spare, reasons = [], []
+    for path in dict.fromkeys([requested] if requested else candidates):
+        answer = ask([path, "-c", PROBE_INTERPRETER])
+        if answer is None:
+            reasons.append(f"{path} does not start")
+            continue
+        interpreter = Interpreter(*json.loads(answer))
+        if not is_supported(interpreter.version):
+            reasons.append(f"{path} is Python {dotted(interpreter.version)}")
+        elif not interpreter.makers:
+            reasons.append(f"{path} has neither venv with ensurepip nor virtualenv")
+        elif "venv" in interpreter.makers:
+            return interpreter
+        else:
+            spare.append(interpreter)
+    if spare:
+        return spare[0]
+    found = f"no usable Python ({'; '.join(reasons) or 'none on PATH'}), expected {supported_range()}"
+    raise SetupError(
+        found,
+        f"install one of {supported_range()} with its venv module (Debian and Ubuntu: apt-get install python3 "
+        "python3-venv), or name one: make setup PYTHON=/path/to/python3.11",
+    )
+
+
+def is_supported(version: Iterable[int]) -> bool:
+    """True if the project runs on this version of Python."""
+    return OLDEST_PYTHON <= tuple(version)[:2] <= NEWEST_PYTHON
+
+
+def supported_range() -> str:
+    """The supported versions in words."""
+    return f"Python {dotted(OLDEST_PYTHON)} to {dotted(NEWEST_PYTHON)}"
+
+
+def dotted(version: Iterable[int]) -> str:
+    """``(3, 11, 7)`` as ``3.11.7``."""
+    return ".".join(map(str, version))
+
+
+def ask(command: list[str]) -> str | None:
+    """What a short command prints; None if it cannot be started or fails."""
+    try:
+        answer = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.decode()

@@ -1,0 +1,56 @@
+#!/usr/bin/env python
+"""Train or evaluate a model: ``python train_net.py --config-file configs/... [--eval-only] [--resume] [KEY VALUE ...]``.
+
+The flags are those of detectron2's training scripts.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup, launch
+
+from glipv2_d2 import GLIPv2Trainer
+from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
+from glipv2_d2.engine.defaults import build_config, one_line_errors, parse_train_arguments
+
+
+def setup(arguments: argparse.Namespace) -> CfgNode:
+    """Build the config of the command line and prepare logging and random numbers."""
+    cfg = build_config(arguments.config_file, arguments.opts)
+    default_setup(cfg, arguments)
+    return cfg
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """Train or evaluate in this process, one of those that ``launch`` starts; return the results of an evaluation."""
+    with one_line_errors(arguments.traceback):
+        cfg = setup(arguments)
+        if arguments.eval_only:
+            model = GLIPv2Trainer.build_model(cfg)
+            GLIPv2Checkpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=arguments.resume)
+            return GLIPv2Trainer.test(cfg, model)
+        trainer = GLIPv2Trainer(cfg)
+        trainer.resume_or_load(resume=arguments.resume)
+        return trainer.train()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    arguments = parse_train_arguments(argv)
+    with one_line_errors(arguments.traceback):
+        launch(
+            run,
+            arguments.num_gpus,
+            num_machines=arguments.num_machines,
+            machine_rank=arguments.machine_rank,
+            dist_url=arguments.dist_url,
+            args=(arguments,),
+        )
+
+
+if __name__ == "__main__":
+    main()
