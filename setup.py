@@ -1,7 +1,7 @@
-"""Package metadata and the ranges of versions a user may have; the exact ones of ``make setup`` are in requirements.lock.
+"""Metadata of the package and the ranges of versions a user may have; ``make setup`` has exact ones, requirements.lock.
 
-detectron2 is needed too, but has no upstream release in the package registry: ``make setup`` installs one, and the README
-tells how to build it from its source.
+detectron2 is needed too, but has no upstream release in the package registry: ``make setup`` installs one, and the
+README tells how to build it from its source.
 """
 
 import re

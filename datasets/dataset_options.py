@@ -4,17 +4,22 @@ import argparse
 import os
 from pathlib import Path
 
+from dataset_folder import DatasetParameters
 from scene_composer import SceneRules
-from scene_dataset import DatasetParameters
 
 
-def add_dataset_options(parser: argparse.ArgumentParser, name: str, num_novel: int) -> None:
+def add_dataset_options(
+    parser: argparse.ArgumentParser, name: str, num_names: int | None, num_novel: int
+) -> None:
     """Add the options of a data set of composed scenes; ``name`` is also the name of its folder."""
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
     parser.add_argument(
         "--output", type=Path, default=root / name, help="default: $DETECTRON2_DATASETS/%s" % name
     )
-    parser.add_argument("--num-names", type=int, metavar="K", help="names in train and val (default: all but novel)")
+    every = "all that are not novel" if num_names is None else num_names
+    parser.add_argument(
+        "--num-names", type=int, default=num_names, metavar="K", help=f"names in train and val (default: {every})"
+    )
     parser.add_argument("--num-novel", type=int, default=num_novel, help="names of val_novel (default: %(default)s)")
     parser.add_argument("--num-train", type=int, default=4000, help="training scenes (default: %(default)s)")
     parser.add_argument("--num-val", type=int, default=150, help="scenes in each val split (default: %(default)s)")

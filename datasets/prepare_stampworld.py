@@ -17,21 +17,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dataset_folder import write_atomically, write_json
 from dataset_options import add_dataset_options, parameters_from
 from debian_packages import PackageError, fetch_packages, package_version
-from scene_dataset import (
-    SceneSource,
-    encode_jpeg,
-    finish,
-    is_finished,
-    start,
-    write_atomically,
-    write_json,
-    write_splits,
-)
+from scene_dataset import SceneSource, close_dataset, encode_jpeg, found_finished, write_dataset
 from stamp_collection import (
-    CURATION_FILE,
     CURATED_VERSIONS,
+    CURATION_FILE,
     PHOTOS_PACKAGE,
     STAMPS_PACKAGE,
     Curation,
@@ -94,7 +86,7 @@ def write_real(output: Path, resources: Path, curation: Curation) -> int:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Build the data set, or find it built."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    add_dataset_options(parser, "stampworld", num_novel=32)
+    add_dataset_options(parser, "stampworld", num_names=None, num_novel=32)
     parser.add_argument(
         "--cache",
         type=Path,
@@ -108,22 +100,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"error: {error}. Without these packages, use datasets/prepare_shapeworld.py")
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped: the same command goes on from here")
 
 
 def _build(options: argparse.Namespace) -> None:
     source_version = hashlib.sha256(CURATION_FILE.read_bytes()).hexdigest()[:16]
     parameters = parameters_from(options, "stampworld", source_version)
-    if is_finished(options.output, parameters):
-        print(f"{options.output}: there already, with these parameters")
+    if found_finished(options.output, parameters):
         return
     curation = load_curation()
     rules = parameters.rules
     max_side = round(rules.max_side * rules.size)
     source, resources = load_source(options.cache.expanduser(), curation, rules.size, max_side)
-    start(options.output, parameters)
-    splits = write_splits(options.output, source, parameters, options.workers)
+    splits = write_dataset(options.output, source, parameters, options.workers)
     num_real = write_real(options.output, resources, curation)
-    finish(options.output, parameters, splits, {"real": num_real})
+    close_dataset(options.output, parameters, splits, num_real)
     for split in splits:
         print(f"{options.output / split.name}: {split.num_images} scenes, {len(split.categories)} names")
 

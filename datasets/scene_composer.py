@@ -66,10 +66,10 @@ class CutOut:
 
 @dataclass(frozen=True)
 class Background:
-    """A photograph to paste on. ``description`` completes "on a photo of ...", as in "a castle"."""
+    """A picture to paste on. ``setting`` ends a caption: "on a photo of a castle"."""
 
     identity: str
-    description: str
+    setting: str
     pixels: np.ndarray = field(repr=False)
 
 

@@ -1,4 +1,4 @@
-"""Writes a data set of composed scenes: splits, pictures, COCO json, and a manifest by which a run can go on.
+"""Writes the splits of a data set of composed scenes: pictures and COCO json.
 
 Layout, below the output folder::
 
@@ -11,12 +11,12 @@ nor an interruption changes a single bit of the result.
 
 import json
 import multiprocessing
-import os
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import cv2
@@ -24,14 +24,19 @@ import numpy as np
 from pycocotools import mask as rle
 from tqdm import tqdm
 
-from scene_composer import Background, Category, CutOut, Scene, SceneRules, compose_scene
+from dataset_folder import (
+    PARTIAL,
+    SPLIT_SEEDS,
+    DatasetParameters,
+    finish,
+    is_finished,
+    plain,
+    start,
+    write_atomically,
+    write_json,
+)
+from scene_composer import Background, Category, CutOut, Scene, compose_scene
 from scene_text import Mention, ask, describe
-
-# Raised whenever the same parameters give other files than before: data sets made by older code are then rebuilt.
-FORMAT_VERSION = 1
-
-# The number that each split puts into its seeds. A split that is added later gets a new number.
-SPLIT_SEEDS = {"train": 0, "val": 1, "val_24": 2, "val_novel": 3}
 
 SMALL_VOCABULARY = 24
 VAL_BACKGROUND_SHARE = 0.2
@@ -40,40 +45,8 @@ JPEG_QUALITY = 90
 
 
 @dataclass(frozen=True)
-class DatasetParameters:
-    """Everything that decides what the files hold; the number of workers is no part of it.
-
-    Attributes:
-        name: "stampworld" or "shapeworld".
-        source_version: A text that changes when cut-outs or backgrounds do.
-        num_names: Names in train and val; None for all that are not novel.
-        num_val: Scenes in each of the val splits.
-    """
-
-    name: str
-    source_version: str
-    num_names: int | None
-    num_novel: int
-    num_train: int
-    num_val: int
-    seed: int
-    rules: SceneRules = field(default_factory=SceneRules)
-
-    def __post_init__(self):
-        limits = {"num_names": (self.num_names, 1), "num_novel": (self.num_novel, 1), "seed": (self.seed, 0)}
-        limits |= {"num_train": (self.num_train, 1), "num_val": (self.num_val, 1), "size": (self.rules.size, 32)}
-        limits |= {"objects": (self.rules.min_objects, 1), "workers": (None, 1)}
-        for key, (value, least) in limits.items():
-            if value is not None and value < least:
-                raise ValueError(f"{key} is {value}, at least {least} was expected")
-        if self.rules.max_objects < self.rules.min_objects:
-            low, high = self.rules.min_objects, self.rules.max_objects
-            raise ValueError(f"objects is {low} {high}, the smaller number was expected first")
-
-
-@dataclass(frozen=True)
 class SceneSource:
-    """What scenes are made of, and the text of ``LICENSES.md``."""
+    """What scenes are made of, and what the json files and ``LICENSES.md`` say of it."""
 
     cut_outs: Sequence[CutOut]
     backgrounds: Sequence[Background]
@@ -101,7 +74,7 @@ def plan_splits(source: SceneSource, parameters: DatasetParameters) -> list[Spli
     """Share names and backgrounds out among the splits.
 
     Names are shuffled once by the seed. Seen names are taken from the front and novel ones from the back, so a
-    smaller vocabulary is always part of a larger one, and ``val_24`` holds the names of ``--num-names 24``.
+    smaller vocabulary is always part of a larger one, and ``val_24`` has the names of ``--num-names 24``.
 
     Raises:
         ValueError: There are fewer names or backgrounds than asked for.
@@ -128,60 +101,35 @@ def plan_splits(source: SceneSource, parameters: DatasetParameters) -> list[Spli
     num_val_backgrounds = max(1, round(VAL_BACKGROUND_SHARE * len(backgrounds)))
     val_backgrounds, train_backgrounds = backgrounds[:num_val_backgrounds], backgrounds[num_val_backgrounds:]
 
-    def split(name, num_images, split_names, split_backgrounds):
-        return Split(name, num_images, {one: by_name[one] for one in split_names}, split_backgrounds)
+    def split(name: str, num_images: int, names_of_split: list[str], backgrounds_of_split: list[Background]) -> Split:
+        return Split(name, num_images, {one: by_name[one] for one in names_of_split}, backgrounds_of_split)
 
-    seen = names[:num_names]
+    seen, novel = names[:num_names], names[len(names) - num_novel :]
     splits = [split("train", parameters.num_train, seen, train_backgrounds)]
     splits.append(split("val", parameters.num_val, seen, val_backgrounds))
     if num_names > SMALL_VOCABULARY:
         splits.append(split("val_24", parameters.num_val, seen[:SMALL_VOCABULARY], val_backgrounds))
-    splits.append(split("val_novel", parameters.num_val, names[len(names) - num_novel :], val_backgrounds))
+    splits.append(split("val_novel", parameters.num_val, novel, val_backgrounds))
     return splits
 
 
-def is_finished(output: Path, parameters: DatasetParameters) -> bool:
-    """Whether ``output`` holds the whole data set of these parameters; reads the manifest and lists the folders."""
-    manifest = _read_manifest(output)
-    if manifest is None or not manifest["finished"] or manifest["parameters"] != _plain(parameters):
-        return False
-    return all((output / name).is_file() for name in manifest["files"]) and all(
-        len(list((output / split).glob("*.jpg"))) == count for split, count in manifest["num_images"].items()
-    )
+def write_dataset(output: Path, source: SceneSource, parameters: DatasetParameters, workers: int) -> list[Split]:
+    """Draw all scenes that are not there yet, then write the annotation files and the licences.
 
-
-def start(output: Path, parameters: DatasetParameters) -> None:
-    """Make ``output`` ready: go on with an unfinished run of the same parameters, or clear an older data set.
+    The folder is left unfinished: whoever calls may add to it, and then calls :func:`close_dataset`.
 
     Raises:
-        ValueError: The folder holds other things and no manifest: they are not ours to delete.
+        ValueError: The folder holds something else, or there are too few names or backgrounds.
     """
-    manifest = _read_manifest(output)
-    if manifest is None and output.is_dir() and any(output.iterdir()):
-        raise ValueError(f"{output}: not empty, and no manifest.json of a data set in it; name an empty folder")
-    if manifest is not None and manifest["parameters"] != _plain(parameters):
-        changed = _changes(manifest["parameters"], _plain(parameters))
-        print(f"{output} was made with other parameters ({changed}): it is built again")
-        _clear(output)
-    elif manifest is not None and (output / ".partial").is_dir():
-        print(f"{output} is unfinished: going on where it stopped")
-    for folder in ("annotations", ".partial"):
-        (output / folder).mkdir(parents=True, exist_ok=True)
-    write_json(output / "manifest.json", {"finished": False, "parameters": _plain(parameters)})
-
-
-def write_splits(output: Path, source: SceneSource, parameters: DatasetParameters, workers: int = 1) -> list[Split]:
-    """Draw all scenes that are not there yet, then write the annotation files and the licences."""
+    if workers < 1:
+        raise ValueError(f"workers is {workers}, at least 1 was expected")
     splits = plan_splits(source, parameters)
-    chunks = [
-        (split.name, first) for split in splits for first in range(1, split.num_images + 1, CHUNK_SIZE)
-    ]
+    start(output, parameters)
     for split in splits:
         (output / split.name).mkdir(exist_ok=True)
     job = _Job(output, {split.name: split for split in splits}, parameters)
-    total = sum(split.num_images for split in splits)
-    with tqdm(total=total, desc=parameters.name, unit="scene", smoothing=0.1) as bar:
-        for num_images in _run(job, chunks, workers):
+    with tqdm(total=sum(split.num_images for split in splits), desc=parameters.name, unit="scene", delay=1) as bar:
+        for num_images in _run(job, workers):
             bar.update(num_images)
     for split in splits:
         write_json(output / "annotations" / f"{split.name}.json", _coco_json(job, split, source))
@@ -189,35 +137,22 @@ def write_splits(output: Path, source: SceneSource, parameters: DatasetParameter
     return splits
 
 
-def finish(output: Path, parameters: DatasetParameters, splits: Sequence[Split], num_extra: dict[str, int]) -> None:
-    """Declare the data set whole: from now on :func:`is_finished` finds it.
-
-    Args:
-        num_extra: Number of pictures in folders beyond the splits, each with an annotation file of its name.
-    """
-    num_images = {split.name: split.num_images for split in splits} | num_extra
-    manifest = {
-        "finished": True,
-        "parameters": _plain(parameters),
-        "num_images": num_images,
-        "files": [f"annotations/{name}.json" for name in num_images] + ["LICENSES.md"],
-        "names": {split.name: [category.name for category in split.categories] for split in splits},
-        "backgrounds": {split.name: sorted(one.identity for one in split.backgrounds) for split in splits},
-    }
-    write_json(output / "manifest.json", manifest)
-    shutil.rmtree(output / ".partial", ignore_errors=True)
+def close_dataset(output: Path, parameters: DatasetParameters, splits: Sequence[Split], num_real: int = 0) -> None:
+    """Declare the data set whole; ``num_real`` is the number of pictures in ``real``, which only StampWorld has."""
+    num_images = {split.name: split.num_images for split in splits}
+    if num_real:
+        num_images["real"] = num_real
+    names = {split.name: [category.name for category in split.categories] for split in splits}
+    backgrounds = {split.name: sorted(one.identity for one in split.backgrounds) for split in splits}
+    finish(output, parameters, num_images, {"names": names, "backgrounds": backgrounds})
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write json atomically."""
-    write_atomically(path, json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode())
+def found_finished(output: Path, parameters: DatasetParameters) -> bool:
+    """Whether nothing is to be done, and says so."""
+    finished = is_finished(output, parameters)
+    if finished:
+        print(f"{output}: there already, with these parameters")
+    return finished
 
 
 def encode_jpeg(image: np.ndarray) -> bytes:
@@ -227,52 +162,92 @@ def encode_jpeg(image: np.ndarray) -> bytes:
 
 @dataclass(frozen=True)
 class _Job:
+    """The work, in chunks of a few scenes of one split, named by the split and its first scene."""
+
     output: Path
     splits: dict[str, Split]
     parameters: DatasetParameters
 
-    def partial(self, split: str, first: int) -> Path:
-        """The records of the chunk that begins with picture ``first``."""
-        return self.output / ".partial" / f"{split}-{first:06d}.json"
+    def chunks(self, split: Split) -> list[tuple[str, int]]:
+        return [(split.name, first) for first in range(1, split.num_images + 1, CHUNK_SIZE)]
 
-    def write_chunk(self, chunk: tuple[str, int]) -> int:
-        """Draw the scenes of one chunk, unless they are all there; returns how many scenes it has."""
-        name, first = chunk
-        split = self.splits[name]
+    def records_file(self, chunk: tuple[str, int]) -> Path:
+        return self.output / PARTIAL / f"{chunk[0]}-{chunk[1]:06d}.json"
+
+    def write(self, chunk: tuple[str, int]) -> int:
+        """Draw the scenes of a chunk, unless they are all there; returns how many it has."""
+        split, first = self.splits[chunk[0]], chunk[1]
         indices = range(first, min(first + CHUNK_SIZE, split.num_images + 1))
-        folder = self.output / name
-        whole = self.partial(name, first).is_file() and all((folder / f"{i:06d}.jpg").is_file() for i in indices)
-        if not whole:
-            records = [self._write_scene(split, index) for index in indices]
-            write_json(self.partial(name, first), {"records": records})
+        pictures = {index: self.output / split.name / f"{index:06d}.jpg" for index in indices}
+        if not self.records_file(chunk).is_file() or not all(path.is_file() for path in pictures.values()):
+            records = [self._write_scene(split, index, path) for index, path in pictures.items()]
+            write_json(self.records_file(chunk), {"records": records})
         return len(indices)
 
-    def _write_scene(self, split: Split, index: int) -> dict:
+    def _write_scene(self, split: Split, index: int, path: Path) -> dict:
         rng = np.random.default_rng([self.parameters.seed, SPLIT_SEEDS[split.name], index])
         scene = compose_scene(rng, split.cut_outs, split.backgrounds, self.parameters.rules)
-        record = _record(rng, scene, split, index, self.parameters.rules.size)
-        write_atomically(self.output / split.name / f"{index:06d}.jpg", encode_jpeg(scene.image))
-        return record
+        write_atomically(path, encode_jpeg(scene.image))
+        return _record(rng, scene, split, index, self.parameters.rules.size)
 
 
-def _run(job: _Job, chunks: list[tuple[str, int]], workers: int) -> Iterator[int]:
-    if workers < 1:
-        raise ValueError(f"workers is {workers}, at least 1 was expected")
-    # Forked workers share the decoded cut-outs. Where a platform cannot fork, one process does the work.
+def _run(job: _Job, workers: int) -> Iterator[int]:
+    """Draw all chunks; yields the number of scenes of each one that is done, in any order."""
+    chunks = [chunk for split in job.splits.values() for chunk in job.chunks(split)]
+    # Where a platform cannot fork safely, one process does the work.
     if workers == 1 or "fork" not in multiprocessing.get_all_start_methods() or sys.platform == "darwin":
-        yield from map(job.write_chunk, chunks)
+        yield from map(job.write, chunks)
         return
-    cv2.setNumThreads(0)  # OpenMP or pthread pools do not survive a fork
-    with multiprocessing.get_context("fork").Pool(workers) as pool:
-        yield from pool.imap_unordered(job.write_chunk, chunks)
+    num_threads = cv2.getNumThreads()
+    cv2.setNumThreads(0)  # a pool of threads does not survive a fork
+    context = multiprocessing.get_context("fork")
+    running: dict[Connection, BaseProcess] = {}
+    try:
+        for worker in range(workers):
+            # A forked process has the decoded cut-outs already. A Pool would pickle them again for every chunk.
+            receiver, sender = context.Pipe(duplex=False)
+            process = context.Process(target=_work, args=(job, chunks[worker::workers], sender), daemon=True)
+            process.start()
+            sender.close()
+            running[receiver] = process
+        while running:
+            for receiver in wait(list(running)):
+                yield from _received(receiver, running)
+    finally:
+        for process in running.values():
+            process.terminate()
+            process.join()
+        cv2.setNumThreads(num_threads)
+
+
+def _work(job: _Job, chunks: Sequence[tuple[str, int]], sender: Connection) -> None:
+    try:
+        for chunk in chunks:
+            sender.send(job.write(chunk))
+    except (OSError, ValueError) as error:
+        sender.send(error)
+
+
+def _received(receiver: Connection, running: dict[Connection, BaseProcess]) -> Iterator[int]:
+    """The next message of a worker; forgets a worker that is done, and raises what went wrong in it."""
+    try:
+        message = receiver.recv()
+    except EOFError:
+        process = running.pop(receiver)
+        process.join()
+        if process.exitcode:
+            raise OSError(f"a worker process ended with status {process.exitcode}, 0 was expected") from None
+        return
+    if isinstance(message, Exception):
+        raise message
+    yield message
 
 
 def _record(rng: np.random.Generator, scene: Scene, split: Split, index: int, size: int) -> dict:
-    """The image and annotation entries of one scene; ids that count over the split are filled in at the end."""
+    """Image and annotations of one scene; ids that count over the whole split are filled in at the end."""
     mentions = [Mention(one.cut_out.category, one.box) for one in scene.labelled]
-    caption = describe(rng, mentions, scene.background.description, size)
+    caption = describe(rng, mentions, scene.background.setting, size)
     hidden = [one.cut_out.category for one in scene.hidden]
-    questions = ask(rng, mentions, hidden, split.categories, size)
     image = {
         "id": index,
         "file_name": f"{index:06d}.jpg",
@@ -281,7 +256,7 @@ def _record(rng: np.random.Generator, scene: Scene, split: Split, index: int, si
         "license": 1,
         "background": scene.background.identity,
         "caption": caption.text,
-        "questions": questions,
+        "questions": ask(rng, mentions, hidden, split.categories, size),
     }
     annotations = [
         {
@@ -300,6 +275,7 @@ def _record(rng: np.random.Generator, scene: Scene, split: Split, index: int, si
 
 
 def _encode(mask: np.ndarray) -> dict:
+    """Compressed RLE. Polygons would lose holes, and with them the exact extent; so all splits use this one form."""
     encoded = rle.encode(np.asfortranarray(mask, np.uint8))
     return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
 
@@ -307,8 +283,8 @@ def _encode(mask: np.ndarray) -> dict:
 def _coco_json(job: _Job, split: Split, source: SceneSource) -> dict:
     ids = {category.name: index for index, category in enumerate(split.categories, start=1)}
     images, annotations, num_questions = [], [], 0
-    for first in range(1, split.num_images + 1, CHUNK_SIZE):
-        for record in json.loads(job.partial(split.name, first).read_text("utf-8"))["records"]:
+    for chunk in job.chunks(split):
+        for record in json.loads(job.records_file(chunk).read_text("utf-8"))["records"]:
             image = record["image"]
             for question in image["questions"]:
                 num_questions += 1
@@ -319,41 +295,9 @@ def _coco_json(job: _Job, split: Split, source: SceneSource) -> dict:
                 head = {"id": len(annotations) + 1, "image_id": image["id"], "category_id": category_id}
                 annotations.append(head | annotation)
     return {
-        "info": {"description": source.description, "split": split.name, "parameters": _plain(job.parameters)},
+        "info": {"description": source.description, "split": split.name, "parameters": plain(job.parameters)},
         "licenses": [{"id": 1, "name": source.license_name, "url": ""}],
-        "categories": [
-            {"id": ids[one.name], "name": one.name, "supercategory": one.group} for one in split.categories
-        ],
+        "categories": [{"id": ids[one.name], "name": one.name, "supercategory": one.group} for one in split.categories],
         "images": images,
         "annotations": annotations,
     }
-
-
-def _plain(parameters: DatasetParameters) -> dict:
-    return {"format_version": FORMAT_VERSION} | asdict(parameters)
-
-
-def _changes(old: dict, new: dict) -> str:
-    keys = [key for key in new if old.get(key) != new[key]]
-    return ", ".join(f"{key}: {old.get(key)} before, {new[key]} now" for key in keys) or "fewer keys now"
-
-
-def _read_manifest(output: Path) -> dict | None:
-    try:
-        manifest = json.loads((output / "manifest.json").read_text("utf-8"))
-        return manifest if {"finished", "parameters"} <= manifest.keys() else None
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, AttributeError):
-        return None
-
-
-def _clear(output: Path) -> None:
-    """Delete what a data set consists of, and nothing else."""
-    for folder in (*SPLIT_SEEDS, "real"):
-        for pattern in ("*.jpg", "*.jpg.tmp*"):
-            for path in (output / folder).glob(pattern):
-                path.unlink()
-        if (output / folder).is_dir() and not any((output / folder).iterdir()):
-            (output / folder).rmdir()
-        (output / "annotations" / f"{folder}.json").unlink(missing_ok=True)
-    shutil.rmtree(output / ".partial", ignore_errors=True)
-    (output / "LICENSES.md").unlink(missing_ok=True)

@@ -88,9 +88,7 @@ def relation(a: Mention, b: Mention, size: int) -> str:
     return "above" if dy > 0 else "below"
 
 
-def describe(
-    rng: np.random.Generator, mentions: Sequence[Mention], background: str, size: int
-) -> Caption:
+def describe(rng: np.random.Generator, mentions: Sequence[Mention], setting: str, size: int) -> Caption:
     """One sentence that names every object once.
 
     Objects come in random order, two by two with their relation ("a crow above a saw, and a lion near a drum") or,
@@ -98,7 +96,7 @@ def describe(
 
     Args:
         mentions: The labelled objects, at least one.
-        background: Completes "on a photo of".
+        setting: The end of the sentence: "on a photo of a castle".
     """
     order = [int(index) for index in rng.permutation(len(mentions))]
     plain = rng.random() < 1 / 3
@@ -107,7 +105,7 @@ def describe(
         if place:
             parts.append(_joint(mentions, order, place, plain, size))
         parts.append(index)
-    parts.append(f"{', ' if len(order) > 3 else ' '}on a photo of {background}")
+    parts.append(f"{', ' if len(order) > 2 else ' '}{setting}")
 
     text, spans, named = "", {}, set()
     for part in parts:

@@ -120,7 +120,7 @@ def load_backgrounds(resources: Path, curation: Curation, size: int) -> list[Bac
         scale = size / (MIN_CROP * min(pixels.shape[:2]))
         if scale < 1:
             pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        backgrounds.append(Background(identity, description, pixels))
+        backgrounds.append(Background(identity, f"on a photo of {description}", pixels))
     return backgrounds
 
 

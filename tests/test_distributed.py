@@ -90,7 +90,7 @@ def test_two_ranks_train_as_one_process_on_the_whole_batch(tmp_path):
     command = [sys.executable, str(Path(__file__).resolve())]
     ranks = [subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment) for rank in range(2)]
     try:
-        assert [process.wait(timeout=120) for process in ranks] == [0, 0]
+        assert [process.wait(timeout=300) for process in ranks] == [0, 0]
     finally:
         for process in ranks:
             process.kill()

@@ -243,8 +243,8 @@ def check_sha256(file: Path, expected: str) -> None:
         SetupError: Names the file, its sha256 and the expected one, or says that there is no such file.
     """
     way_out = (
-        "run make setup again; if it is refused again, the registry's file has changed: build detectron2 from its source "
-        "into the environment (README, Install), and make setup keeps that one"
+        "run make setup again; if it is refused again, the registry's file has changed: build detectron2 from its "
+        "source into the environment (README, Install), and make setup keeps that one"
     )
     if not file.exists():
         raise SetupError(f"{file.name} was not downloaded, expected it in {file.parent}", way_out)
@@ -327,7 +327,8 @@ def main(arguments: list[str] | None = None) -> int:
             ran = run_steps(env, all_steps(options.python))
     except SetupError as error:
         env.say(f"make setup: {error}")
-        for name, text in {"command": error.command, "way out": error.way_out, "log": error.command and env.log}.items():
+        log = env.log if error.command else ""
+        for name, text in {"command": error.command, "way out": error.way_out, "log": log}.items():
             if text:
                 env.say(f"  {name}: {text}")
         return 1

@@ -2,14 +2,16 @@
 """Draw what training sees: ``python tools/visualize_data.py --source dataloader --config-file FILE --output-dir DIR``.
 
 ``--source annotation`` draws the images and boxes of DATASETS.TRAIN as they are stored, ``--source dataloader`` the
-samples that the mapper hands to the model: resized and flipped, each box with its phrase and the tokens that spell it,
-and the caption below. The flags are those of detectron2's tool of this name.
+samples that the mapper hands to the model: resized and flipped, each box with its phrase, and below all phrases of the
+prompt with the tokens that spell them ("traffic light [3-4]"; token 0 is the first special token). Small pictures are
+enlarged. The flags are those of detectron2's tool of this name.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,13 +21,16 @@ import tqdm
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, detection_utils
 from detectron2.utils.visualizer import Visualizer
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from glipv2_d2.data import build_train_loader
 from glipv2_d2.data.build import load_training_dicts
 from glipv2_d2.engine.defaults import build_config, one_line_errors
-from glipv2_d2.prompts.builder import clean_name
-from glipv2_d2.visualizer import draw_caption, phrase_color
+
+# Smaller pictures are enlarged, so that the writing on them can be read.
+MIN_LONG_SIDE = 800
+FONT_SIZE = 16
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -44,7 +49,7 @@ def annotation_pictures(cfg: CfgNode) -> Iterator[tuple[str, np.ndarray]]:
     """Yield a name and a picture, (H, W, 3) uint8 RGB, of each stored image."""
     for record in load_training_dicts(cfg.DATASETS.TRAIN, filter_empty=False):
         image = detection_utils.read_image(record["file_name"], "RGB")
-        drawing = Visualizer(image, MetadataCatalog.get(record["dataset_name"]))
+        drawing = Visualizer(image, MetadataCatalog.get(record["dataset_name"]), scale=readable_scale(image))
         yield Path(record["file_name"]).stem, drawing.draw_dataset_dict(record).get_image()
 
 
@@ -55,27 +60,42 @@ def loader_pictures(cfg: CfgNode) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def draw_sample(sample: dict, cfg: CfgNode) -> np.ndarray:
-    """Draw a training sample with its caption below, (H', W', 3) uint8 RGB."""
+    """Draw a training sample with its prompt below, (H', W', 3) uint8 RGB."""
     image = detection_utils.convert_image_to_rgb(sample["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)
     prompt, instances = sample["prompts"][0], sample["instances"]
-    rows = instances.gt_classes.tolist()
-    drawn = Visualizer(image).overlay_instances(
-        boxes=instances.gt_boxes,
-        labels=[f"{prompt.phrases[row]} [{token_ranges(prompt.phrase_token_map[row])}]" for row in rows],
-        assigned_colors=[phrase_color(row) for row in rows],
+    words = [
+        f"{phrase} [{token_ranges(is_token)}]" for phrase, is_token in zip(prompt.phrases, prompt.phrase_token_map)
+    ]
+    drawing = Visualizer(image, scale=readable_scale(image))
+    drawing.overlay_instances(
+        boxes=instances.gt_boxes, labels=[prompt.phrases[row] for row in instances.gt_classes.tolist()]
     )
-    picture = drawn.get_image()
-    names = [clean_name(phrase) for phrase in prompt.phrases]
-    caption = draw_caption(cfg.INPUT.PROMPT.SEPARATOR.join(names), names, picture.shape[1])
-    return np.concatenate([picture, caption])
+    picture = drawing.get_output().get_image()
+    prompt_text = f"{len(prompt)} tokens: " + cfg.INPUT.PROMPT.SEPARATOR.join(words)
+    return np.concatenate([picture, text_strip(prompt_text, picture.shape[1])])
+
+
+def text_strip(text: str, width: int) -> np.ndarray:
+    """Write a text in black on white, (H, width, 3) uint8 RGB, as high as its lines need."""
+    font = ImageFont.load_default(size=FONT_SIZE)
+    lines = textwrap.fill(text, max(1, int(width / font.getlength("n"))))
+    canvas = Image.new("RGB", (width, 2 * FONT_SIZE * (lines.count("\n") + 1)), "white")
+    ImageDraw.Draw(canvas).multiline_text((FONT_SIZE / 2, FONT_SIZE / 2), lines, fill="black", font=font)
+    return np.asarray(canvas)
+
+
+def readable_scale(image: np.ndarray) -> float:
+    """Return how much an image, (H, W, 3), is enlarged so that the writing on it can be read."""
+    return max(1.0, MIN_LONG_SIDE / max(image.shape[:2]))
 
 
 def token_ranges(is_token: Tensor) -> str:
     """Write which of T tokens are marked, as "3-4,7"; both ends of a range are marked."""
     tokens = is_token.nonzero().flatten().tolist()
-    # Tokens in a row share the difference between their number and their place in the list.
-    runs = [list(run) for _, run in itertools.groupby(tokens, key=lambda token, place=itertools.count(): token - next(place))]
-    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+    # Tokens in a row share the difference between their number and their place.
+    runs = itertools.groupby(enumerate(tokens), key=lambda numbered: numbered[1] - numbered[0])
+    ends = [(run[0][1], run[-1][1]) for run in (list(group) for _, group in runs)]
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ends)
 
 
 def show(picture: np.ndarray) -> None:
@@ -84,7 +104,7 @@ def show(picture: np.ndarray) -> None:
         cv2.imshow("training data", picture[:, :, ::-1])
         cv2.waitKey()
     except cv2.error:
-        raise ValueError("--show: this OpenCV has no windows, expected none; leave it out to write files") from None
+        raise ValueError("--show: this OpenCV was built without windows; leave --show out to write files") from None
 
 
 def main(argv: Sequence[str] | None = None) -> None:

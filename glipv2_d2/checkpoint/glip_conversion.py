@@ -124,7 +124,8 @@ def convert_glip_state_dict(
     tensors = unwrap_weights(state_dict, source, ema=ema)
     if not is_glip_state_dict(tensors):
         raise CheckpointError(
-            f"{source}: expected names of the official GLIP code such as 'rpn.head.bias0', found {next(iter(tensors))!r}"
+            f"{source}: expected names of the official GLIP code, such as 'rpn.head.bias0', "
+            f"found {next(iter(tensors))!r}"
         )
     layout = find_official_layout(tensors, source)
     kind = f"GLIP, {layout.num_blocks} blocks {'with' if layout.fused else 'without'} fusion"

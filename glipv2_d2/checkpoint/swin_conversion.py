@@ -22,24 +22,20 @@ def is_swin_state_dict(names: Collection[str]) -> bool:
     return "patch_embed.proj.weight" in names and "layers.0.blocks.0.attn.qkv.weight" in names
 
 
-def convert_swin_state_dict(
-    state_dict: Mapping[str, Tensor], *, expected: Collection[str] | None = None
-) -> tuple[dict[str, Tensor], ConversionReport]:
+def convert_swin_state_dict(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], ConversionReport]:
     """Rename the weights of an ImageNet Swin Transformer to those of the bottom-up network.
 
     Args:
         state_dict: Names and tensors of the authors' code, or of timm, where the patch merging opens a stage instead
             of closing the one before. Both merge the four patches in one order.
-        expected: Names that the model has; the report tells which of the bottom-up network are missing. The norms of
-            its outputs always are: a classifier has none.
 
     Returns:
-        The same tensors by our names, and a report on every name.
+        The same tensors by our names, and a report on every name. The norms of the network's outputs are not among
+        them: a classifier has none.
     """
     pairs = {"patch_embed": f"{BOTTOM_UP}.patch_embed", "layers": f"{BOTTOM_UP}.layers"}
     if not any(name.startswith("layers.0.downsample.") for name in state_dict):
         stages = {name.split(".")[1] for name in state_dict if name.startswith("layers.") and ".downsample." in name}
         for stage in stages:
             pairs[f"layers.{stage}.downsample"] = f"{BOTTOM_UP}.layers.{int(stage) - 1}.downsample"
-    bottom_up = [name for name in expected or () if name.startswith(f"{BOTTOM_UP}.")]
-    return convert_names(state_dict, pairs, _IGNORED, source="ImageNet Swin Transformer", expected=bottom_up)
+    return convert_names(state_dict, pairs, _IGNORED, source="ImageNet Swin Transformer")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torchvision.ops import deform_conv2d
 
 DEFORM_FORMS = ("auto", "torchvision", "gather")
@@ -102,7 +103,7 @@ def deform_conv_gather(
     matrix = weight.permute(0, 2, 3, 1).reshape(out_channels, taps * channels)  # (Co, K*C)
 
     def convolve(index: Tensor, corner_weight: Tensor) -> Tensor:
-        sampled = F.embedding_bag(index, rows, per_sample_weights=corner_weight, mode="sum")  # (positions*K, C)
+        sampled = _weighted_rows(rows, index, corner_weight)  # (positions*K, C)
         return F.linear(sampled.view(-1, taps * channels), matrix, bias)  # (positions, Co)
 
     positions = max(1, CHUNK_ELEMENTS // (taps * channels))
@@ -112,6 +113,41 @@ def deform_conv_gather(
         pieces = zip(index.split(positions * taps), corner_weight.split(positions * taps))
         output = torch.cat([convolve(*piece) for piece in pieces])
     return output.view(num_images, out_h, out_w, out_channels).permute(0, 3, 1, 2)
+
+
+class _ScatterToRows(torch.autograd.Function):
+    """Hand weighted sums of rows through unchanged, and give the rows their gradient.
+
+    The gradient of a row is itself a weighted sum, over the samples that read it, so ``embedding_bag`` computes it
+    too, 1.5 to 3 times faster than its own backward pass on the CPU.
+    """
+
+    @staticmethod
+    def forward(ctx, sampled: Tensor, rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+        ctx.num_rows = len(rows)
+        ctx.save_for_backward(index, weight)
+        return sampled.view_as(sampled)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        index, weight = ctx.saved_tensors
+        if not ctx.needs_input_grad[1]:
+            return gradient, None, None, None
+        row_of_read, read = index.flatten().sort()
+        first_read = torch.searchsorted(row_of_read, torch.arange(ctx.num_rows, device=index.device))
+        sample = read.div(index.shape[1], rounding_mode="floor")
+        row_gradient = F.embedding_bag(
+            sample, gradient.contiguous(), first_read, mode="sum", per_sample_weights=weight.flatten()[read]
+        )
+        return gradient, row_gradient, None, None
+
+
+def _weighted_rows(rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """Sum rows with weights: (number of rows, C), index (B, 4), weight (B, 4) to (B, C)."""
+    # Two routes to one value: the gradient of the weights comes from embedding_bag, that of the rows from below.
+    sampled = F.embedding_bag(index, rows.detach(), per_sample_weights=weight, mode="sum")
+    return _ScatterToRows.apply(sampled, rows, index, weight.detach())
 
 
 def reinterpret_flat(maps: Tensor, size: tuple[int, int]) -> Tensor:

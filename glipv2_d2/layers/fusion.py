@@ -137,7 +137,8 @@ class BiMultiHeadAttention(nn.Module):
         to_positions = self._drop(scores.to(bias.dtype).softmax(1)).to(value.dtype)  # (N, S, heads*T)
 
         visual_update = torch.baddbmm(self.visual_out_proj.bias, to_tokens, folded_value)  # (N, S, C)
-        gathered = to_positions.transpose(1, 2) @ visual  # (N, heads*T, C)
+        # In this order the gradient of the weights needs no transposed copy.
+        gathered = (visual.transpose(1, 2) @ to_positions).transpose(1, 2)  # (N, heads*T, C)
         language_update = self._project_gathered(gathered.unflatten(1, (heads, -1)), to_positions)
         return visual_update, language_update
 

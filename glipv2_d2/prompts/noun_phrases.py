@@ -56,6 +56,8 @@ _ADJECTIVES = frozenset(
     barefoot ready visible available able such
     """.split()
 )
+# These end a compound where nothing follows: "a traffic light", "the town square".
+_ADJECTIVES_OR_NOUNS = frozenset("light square orange".split())
 _DEGREES = frozenset("very really quite rather extremely somewhat fairly slightly mostly".split())
 _LY_NOUNS = frozenset("family butterfly dragonfly fly firefly belly jelly lily ally bully dolly holly supply".split())
 
@@ -211,7 +213,9 @@ def _kind(word: _Word, previous: str, following: _Word | None, run: list[_Member
         return "place"
     if text in _PLACES and not before_content and all(member.word.text in _PLACE_WORDS for member in run):
         return "place"
-    if text in _ADJECTIVES or re.fullmatch(r".{2,}(?:ful|ous|less)", text):
+    if text in _ADJECTIVES_OR_NOUNS and _has_noun(run) and not before_content:
+        return "noun"
+    if text in _ADJECTIVES or re.fullmatch(r".{2,}(?:ful|ous|less|'s)", text):
         return "adjective"
     if text in _DEGREES or (text.endswith("ly") and text not in _LY_NOUNS):
         return "adverb"
@@ -231,7 +235,11 @@ def _is_content(text: str) -> bool:
 
 def _is_verb(text: str, previous: str, next_text: str, before_content: bool, run: list[_Member]) -> bool:
     after_noun = _has_noun(run)
-    if len(text) > 4 and text.endswith("ing") and text not in _ING_NOUNS:
+    before_determiner = next_text in _DETERMINERS or next_text in _POSSESSIVES
+    if text in _ING_NOUNS:
+        # "a crossing", but "a man crossing the street".
+        return before_determiner and (after_noun or previous.endswith("ly") or previous in _AUXILIARIES)
+    if len(text) > 4 and text.endswith("ing"):
         if after_noun:
             return not (before_content and text in _ING_MODIFIERS)
         if run:  # "a sleeping dog", "the crossing"
@@ -242,7 +250,7 @@ def _is_verb(text: str, previous: str, next_text: str, before_content: bool, run
         return not before_content
     if text in _VERBS_S or (text.endswith("s") and not text.endswith("ss")):
         # A noun does not stand between a noun and a determiner: "a cat licks the plate".
-        return after_noun and (text in _VERBS_S or next_text in _DETERMINERS or next_text in _POSSESSIVES)
+        return after_noun and (text in _VERBS_S or before_determiner)
     if text in _VERBS:
         return previous in _BEFORE_BASE_VERB or (after_noun and _is_plural(run[-1].word.text))
     return False

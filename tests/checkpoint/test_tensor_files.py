@@ -1,6 +1,7 @@
 import collections
 import os
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -39,12 +40,11 @@ def assert_same(actual, expected):
         assert actual[name].dtype == tensor.dtype and torch.equal(actual[name], tensor)
 
 
-def one_line(caught, *words):
+def assert_one_line(caught, *words):
     message = str(caught.value)
     assert "\n" not in message
     for word in words:
         assert str(word) in message
-    return True
 
 
 @pytest.mark.parametrize(
@@ -60,14 +60,10 @@ def one_line(caught, *words):
     ],
     ids=["flat", "model", "module", "old torch", "safetensors", "write_tensors", "write_checkpoint"],
 )
-@pytest.mark.parametrize("name", ["x.pth", "x.safetensors", "x"])
-def test_tensors_are_read_from_every_accepted_form(tmp_path, save, name):
-    path = tmp_path / "x"
-    save(path)
-    if name.endswith(".safetensors") and path.read_bytes()[8:9] != b"{":
-        return
-    path = path.rename(tmp_path / name)
-    tensors, metadata = read_tensors(path)
+@pytest.mark.parametrize("name", ["x.pth", "x"])
+def test_tensors_are_read_from_every_accepted_form_whatever_the_file_is_called(tmp_path, save, name):
+    save(tmp_path / name)
+    tensors, metadata = read_tensors(tmp_path / name)
     assert_same(tensors, TENSORS)
     assert metadata == {}
 
@@ -83,14 +79,14 @@ def test_moving_average_is_taken_on_request_only():
     assert unwrap_weights(content, "x", ema=True)["a"] == 1
     with pytest.raises(CheckpointError) as caught:
         unwrap_weights({"model": {"a": torch.zeros(1)}, "iteration": 1}, "x.pth", ema=True)
-    assert one_line(caught, "x.pth", "model_ema", "'iteration'")
+    assert_one_line(caught, "x.pth", "model_ema", "'iteration'")
 
 
 @pytest.mark.parametrize("content", [{}, {"model": {}}, {"model": {"a": 1}}, {"epoch": 3}, {1: torch.ones(1)}])
 def test_what_is_no_dict_of_named_tensors_is_refused(content):
     with pytest.raises(CheckpointError) as caught:
         unwrap_weights(content, "x.pth")
-    assert one_line(caught, "x.pth", "expected named tensors")
+    assert_one_line(caught, "x.pth", "expected named tensors")
 
 
 def test_metadata_and_shared_and_strided_tensors_survive_safetensors(tmp_path):
@@ -107,18 +103,18 @@ def test_metadata_and_shared_and_strided_tensors_survive_safetensors(tmp_path):
 def test_safetensors_of_anything_but_dense_tensors_are_not_written(tmp_path, value):
     with pytest.raises(CheckpointError) as caught:
         write_tensors(tmp_path / "x.safetensors", {"a": torch.ones(1), "b": value})
-    assert one_line(caught, "x.safetensors", "'b'")
+    assert_one_line(caught, "x.safetensors", "'b'")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("legacy", [False, True])
 def test_code_in_a_file_does_not_run(tmp_path, legacy):
     content = {"model": TENSORS, "scheduler": RunsCode(tmp_path / "ran")}
-    torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=not legacy)
-    for path in (tmp_path / "x.pth", (tmp_path / "x.pth").rename(tmp_path / "x.safetensors")):
+    for path in (tmp_path / "x.pth", tmp_path / "x.safetensors"):
+        torch.save(content, path, _use_new_zipfile_serialization=not legacy)
         with pytest.raises(CheckpointError) as caught:
             read_tensors(path)
-        assert one_line(caught, path)
+        assert_one_line(caught, path)
     assert not (tmp_path / "ran").exists()
 
 
@@ -126,7 +122,7 @@ def test_refusal_names_what_the_file_holds_and_a_way_out(tmp_path):
     torch.save({"model": TENSORS, "best": np.float64(3.0)}, tmp_path / "x.pth")
     with pytest.raises(CheckpointError) as caught:
         read_tensors(tmp_path / "x.pth")
-    assert one_line(caught, "x.pth", "multiarray.scalar", "save its tensors alone as safetensors")
+    assert_one_line(caught, "x.pth", "multiarray.scalar", "save its tensors alone as safetensors")
 
 
 @pytest.mark.parametrize("name", ["x.pkl", "x.pickle", "x.pth"])
@@ -134,7 +130,7 @@ def test_plain_pickles_are_refused(tmp_path, name):
     (tmp_path / name).write_bytes(pickle.dumps({"model": {"a": np.ones(3)}, "run": RunsCode(tmp_path / "ran")}))
     with pytest.raises(CheckpointError) as caught:
         read_tensors(tmp_path / name)
-    assert one_line(caught, name)
+    assert_one_line(caught, name)
     assert not (tmp_path / "ran").exists()
 
 
@@ -151,7 +147,7 @@ def test_files_that_are_no_checkpoint_are_named(tmp_path, content, words):
     (tmp_path / "x.pth").write_bytes(content)
     with pytest.raises(CheckpointError) as caught:
         read_tensors(tmp_path / "x.pth")
-    assert one_line(caught, tmp_path / "x.pth", words)
+    assert_one_line(caught, tmp_path / "x.pth", words)
     assert not is_whole(tmp_path / "x.pth")
 
 
@@ -159,18 +155,18 @@ def test_content_other_than_a_dict_is_refused(tmp_path):
     torch.save([torch.ones(1)], tmp_path / "x.pth")
     with pytest.raises(CheckpointError) as caught:
         read_checkpoint(tmp_path / "x.pth")
-    assert one_line(caught, "x.pth", "found list")
+    assert_one_line(caught, "x.pth", "found list")
 
 
 def test_missing_file_and_folder_are_named(tmp_path):
     for path in (tmp_path / "x.pth", tmp_path):
         with pytest.raises(FileNotFoundError) as caught:
             read_tensors(path)
-        assert one_line(caught, path)
+        assert_one_line(caught, path)
     assert not is_whole(tmp_path / "x.pth")
     with pytest.raises(FileNotFoundError) as caught:
         write_tensors(tmp_path / "no" / "x.safetensors", TENSORS)
-    assert one_line(caught, tmp_path / "no")
+    assert_one_line(caught, tmp_path / "no")
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +192,7 @@ def test_a_file_cut_anywhere_is_not_whole_and_is_refused_in_one_line(whole_files
     assert not is_whole(path)
     with pytest.raises(CheckpointError) as caught:
         read_tensors(path)
-    assert one_line(caught, path)
+    assert_one_line(caught, path)
 
 
 def test_one_wrong_bit_in_a_tensor_of_a_torch_file_is_noticed(whole_files):
@@ -207,8 +203,6 @@ def test_one_wrong_bit_in_a_tensor_of_a_torch_file_is_noticed(whole_files):
 
 
 def test_a_zip_file_of_something_else_is_no_whole_checkpoint(tmp_path):
-    import zipfile
-
     with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
         archive.writestr("readme.txt", "hello")
     assert not is_whole(tmp_path / "x.pth")
@@ -274,7 +268,7 @@ def test_a_whole_training_state_comes_back_as_it_was(tmp_path):
 def test_a_checkpoint_that_could_not_be_read_back_is_not_written(tmp_path, value, place):
     with pytest.raises(CheckpointError) as caught:
         write_checkpoint(tmp_path / "x.pth", {"model": TENSORS, "trainer": value})
-    assert one_line(caught, "x.pth", f"{place}: expected")
+    assert_one_line(caught, "x.pth", f"{place}: expected")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -203,10 +203,15 @@ def test_name_may_hold_the_separator_or_a_line_break(tokenizer):
     assert [row.nonzero().flatten().tolist() for row in prompt.phrase_token_map] == [[1, 2, 3], [5, 6]]
 
 
+@pytest.fixture(scope="module", params=[3, 9, 20])
+def short_tokenizer(request):
+    return PromptTokenizer(max_tokens=request.param)
+
+
 @settings(deadline=None, max_examples=60)
-@given(st.lists(some_name, min_size=1, max_size=12, unique=True), st.integers(3, 20), st.integers(0, 4))
-def test_chunks_hold_every_name_once_and_fit(names, max_tokens, chunk_size):
-    tokenizer = PROPERTY_TOKENIZERS[max_tokens]
+@given(names=st.lists(some_name, min_size=1, max_size=12, unique=True), chunk_size=st.integers(0, 4))
+def test_chunks_hold_every_name_once_and_fit(short_tokenizer, names, chunk_size):
+    tokenizer = short_tokenizer
     try:
         prompts = tokenizer.tokenize_names(names, chunk_size=chunk_size)
     except ValueError as error:
@@ -214,7 +219,7 @@ def test_chunks_hold_every_name_once_and_fit(names, max_tokens, chunk_size):
         return
     assert sum((prompt.phrases for prompt in prompts), ()) == tuple(names)
     for prompt in prompts:
-        assert len(prompt) <= max_tokens
+        assert len(prompt) <= tokenizer.max_tokens
         assert len(prompt.phrases) <= (chunk_size or len(names))
         assert prompt.phrase_token_map.any(dim=1).all()
         # No token belongs to two names, and none of the special tokens to any.
@@ -222,14 +227,9 @@ def test_chunks_hold_every_name_once_and_fit(names, max_tokens, chunk_size):
         assert not prompt.phrase_token_map[:, [0, -1]].any()
 
 
-PROPERTY_TOKENIZERS = {max_tokens: PromptTokenizer(max_tokens=max_tokens) for max_tokens in (3, 20)}
-PROPERTY_TOKENIZERS |= {n: PROPERTY_TOKENIZERS[3 if n < 12 else 20] for n in range(4, 20)}
-
-
 @settings(deadline=None, max_examples=100)
-@given(st.lists(some_name.filter(lambda name: clean_name(name).strip()), min_size=1, max_size=5))
-def test_tokens_of_a_prompt_are_those_of_its_names_and_separators(names):
-    tokenizer = PROPERTY_TOKENIZERS[20]
+@given(names=st.lists(some_name.filter(lambda name: clean_name(name).strip()), min_size=1, max_size=5))
+def test_tokens_of_a_prompt_are_those_of_its_names_and_separators(tokenizer, names):
     counts = [tokenizer.count_tokens(clean_name(name) + ". ") for name in names]
     assert tokenizer.count_tokens(prompt_from_names(names).caption) == sum(counts) - 1
 
@@ -251,7 +251,7 @@ def test_special_tokens_may_stand_in_a_text(tokenizer):
 
 
 def test_counts_leave_out_special_tokens_and_know_no_limit(tokenizer):
-    assert tokenizer.count_tokens("a skateboard") == 3 - ("skateboard" in VOCABULARY_FILE.read_text().split("\n"))
+    assert tokenizer.count_tokens("hair drier") == 3  # hair dr ##ier
     assert [tokenizer.count_tokens("dog " * 400) for _ in range(2)] == [400, 400]
     assert tokenizer.count_tokens("") == 0
 

@@ -12,12 +12,12 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from glipv2_d2.distributed import reduce_mean
-from glipv2_d2.modeling.heads.detection_selector import DetectionSelector
-from glipv2_d2.modeling.losses.box_losses import centerness_targets, giou_loss_legacy
-from glipv2_d2.modeling.losses.token_focal_loss import token_focal_loss
-from glipv2_d2.modeling.matcher import ATSSMatcher
-from glipv2_d2.structures import GroundingPredictions, TokenizedPrompt
+from ...distributed import reduce_mean
+from .detection_selector import DetectionSelector
+from ..losses.box_losses import centerness_targets, giou_loss_legacy
+from ..losses.token_focal_loss import token_focal_loss
+from ..matcher import ATSSMatcher
+from ...structures import GroundingPredictions, TokenizedPrompt
 
 # Bound of the logits, inside the range of half precision.
 MAX_LOGIT = 50_000.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from glipv2_d2.modeling.box_regression import center_to_edges_legacy
+from ..box_regression import center_to_edges_legacy
 
 # Added to both areas that the GIoU divides by.
 AREA_EPS = 1e-7

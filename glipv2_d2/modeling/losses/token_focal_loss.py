@@ -16,8 +16,7 @@ def token_focal_loss(token_logits: Tensor, targets: Tensor, mask: Tensor, alpha:
     With p the probability that the model gives to the target: alpha_t * (1 - p)^gamma * -log(p), where alpha_t is
     ``alpha`` for a target of 1 and ``1 - alpha`` for 0. Computed in single precision also for half precision logits.
 
-    Only the inputs are kept for the backward pass, and the temporary tensors are those of one image, so that the loss
-    stays small beside the logits themselves.
+    Only the inputs are kept for the backward pass.
 
     Args:
         token_logits: (N, R, T).
@@ -35,46 +34,45 @@ def token_focal_loss(token_logits: Tensor, targets: Tensor, mask: Tensor, alpha:
 
 
 class _TokenFocalLoss(torch.autograd.Function):
-    """The loss above with its own backward pass, which recomputes instead of keeping six (N, R, T) tensors."""
+    """The loss above with its own backward pass, which recomputes instead of keeping six (N, R, T) tensors.
+
+    Nearly all targets are 0: every pair is treated as such, and the few others are put right one by one. A masked logit
+    becomes minus infinity, where value and slope of the loss are 0.
+    """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, mask: Tensor, alpha: float, gamma: float) -> Tensor:
-        ctx.save_for_backward(logits, targets)
-        ctx.columns, ctx.alpha, ctx.gamma = _real_columns(mask), alpha, gamma
-        loss = logits.new_zeros((), dtype=_loss_dtype(logits))
-        for image_logits, image_targets, columns in zip(logits, targets, ctx.columns, strict=True):
-            margin, weight = _margins(image_logits[:, columns], image_targets[:, columns], alpha)
-            loss += F.softplus(-margin).mul_((-margin).sigmoid_().pow_(gamma)).mul_(weight).sum()
-        return loss
+        positive = (targets & mask[:, None]).nonzero(as_tuple=True)
+        ctx.save_for_backward(logits, mask, *positive)
+        ctx.alpha, ctx.gamma = alpha, gamma
+        masked = _masked(logits, mask)
+        hits = masked[positive]
+        negative_loss = _value(masked, gamma).sum() - _value(hits, gamma).sum()
+        return (1 - alpha) * negative_loss + alpha * _value(-hits, gamma).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None, None]:
-        logits, targets = ctx.saved_tensors
-        grad = torch.zeros_like(logits)
-        for i, columns in enumerate(ctx.columns):
-            image_targets = targets[i][:, columns]
-            margin, weight = _margins(logits[i][:, columns], image_targets, ctx.alpha)
-            miss = (-margin).sigmoid_()  # 1 - p
-            slope = F.softplus(-margin).mul_(1 - miss).mul_(ctx.gamma).add_(miss)
-            slope.mul_(miss.pow_(ctx.gamma)).mul_(weight)
-            # The loss falls as the margin grows, and the margin falls with the logit where the target is 0.
-            grad[i][:, columns] = (torch.where(image_targets, -slope, slope) * grad_loss).to(grad.dtype)
-        return grad, None, None, None, None
+        logits, mask, *positive = ctx.saved_tensors
+        masked = _masked(logits, mask)
+        hits = masked[tuple(positive)]
+        grad = _slope(masked, ctx.gamma).mul_((1 - ctx.alpha) * grad_loss)
+        grad[tuple(positive)] = _slope(-hits, ctx.gamma) * (-ctx.alpha * grad_loss)
+        return grad.to(logits.dtype), None, None, None, None
 
 
-def _loss_dtype(logits: Tensor) -> torch.dtype:
-    return torch.promote_types(logits.dtype, torch.float32)
+def _masked(logits: Tensor, mask: Tensor) -> Tensor:
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits.masked_fill(~mask[:, None], -torch.inf)
 
 
-def _real_columns(mask: Tensor) -> list[Tensor | slice]:
-    """Return, per image, what selects its real tokens: no copy is needed where all are real."""
-    full = mask.all(dim=1).tolist()
-    return [slice(None) if full[i] else row.nonzero().squeeze(1) for i, row in enumerate(mask)]
+def _value(wrong: Tensor, gamma: float) -> Tensor:
+    """Return m^gamma * -log(1 - m) of the probability m of being wrong, from its logit."""
+    return F.softplus(wrong).mul_(wrong.sigmoid().pow_(gamma))
 
 
-def _margins(logits: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """Return the logit of being right, and the weight alpha_t, of each pair."""
-    logits = logits.to(_loss_dtype(logits))
-    weight = torch.where(targets, alpha, 1 - alpha).to(logits.dtype)
-    return torch.where(targets, logits, -logits), weight
+def _slope(wrong: Tensor, gamma: float) -> Tensor:
+    """Return the derivative of ``_value``: m^gamma * (m + gamma * (1 - m) * -log(1 - m))."""
+    miss = wrong.sigmoid()
+    slope = F.softplus(wrong).mul_(1 - miss).mul_(gamma).add_(miss)
+    return slope.mul_(miss.pow_(gamma))

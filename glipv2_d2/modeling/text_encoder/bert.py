@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pickle import UnpicklingError
+
 import torch
 from detectron2.config import CfgNode, configurable
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel, PreTrainedModel
 
@@ -99,7 +102,9 @@ class BertTextEncoder(nn.Module):
         if freeze:
             self.requires_grad_(False)
         elif use_checkpoint:
-            self.bert.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # Two names of one method: of transformers 5, which warns about the older, and of transformers 4.
+            enable = getattr(self.bert, "activation_checkpointing_enable", None) or self.bert.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         self.train()
 
     @classmethod
@@ -142,16 +147,20 @@ class BertTextEncoder(nn.Module):
 
 def _load_pretrained(weights: str, dropout: float, allow_download: bool) -> PreTrainedModel:
     directory = resolve_pretrained(weights, _WEIGHTS_KEY, allow_download)
-    local = {"local_files_only": True, "trust_remote_code": False}
+    safely = {"local_files_only": True, "trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(directory, **local)
+        config = AutoConfig.from_pretrained(directory, **safely)
         lacking = [name for name in _BERT_CONFIG if not hasattr(config, name)]
         if lacking:
             raise ValueError(f"a {config.model_type} model, its config has no {lacking[0]}; expected a BERT-type encoder")
         config.hidden_dropout_prob = dropout
         config.attention_probs_dropout_prob = dropout
-        bert, info = AutoModel.from_pretrained(directory, config=config, output_loading_info=True, **local)
-    except (OSError, ValueError, RuntimeError) as error:
+        bert, info = AutoModel.from_pretrained(
+            directory, config=config, weights_only=True, output_loading_info=True, **safely
+        )
+    except UnpicklingError as error:
+        raise ValueError(f"{_WEIGHTS_KEY}: {weights!r} has a damaged file or one with more than tensors") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise ValueError(f"{_WEIGHTS_KEY}: no encoder could be read from {weights!r}: {reason}") from error
     bert.pooler = None

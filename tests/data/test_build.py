@@ -1,0 +1,292 @@
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
+from detectron2.structures import BoxMode
+from detectron2.utils import comm
+
+from glipv2_d2.data import build_test_loader, build_train_loader
+from glipv2_d2.data.build import TrainingSamples, load_training_dicts
+from glipv2_d2.data.dataset_mappers.base import UnreadableImageError
+from glipv2_d2.data.samplers import StreamEntry
+
+
+def take(loader, count: int) -> list[list[dict]]:
+    return list(itertools.islice(loader, count))
+
+
+def fingerprint(sample: dict) -> tuple:
+    """All that a sample holds, in a form that compares by value."""
+    prompt, instances = sample["prompts"][0], sample["instances"]
+    tensors = (
+        *(sample["image"], prompt.input_ids, prompt.phrase_token_map, prompt.category_ids),
+        *(instances.gt_boxes.tensor, instances.gt_classes, instances.gt_category_ids),
+    )
+    return (sample["image_id"], prompt.phrases, *(tensor.numpy().tobytes() for tensor in tensors))
+
+
+def stream(cfg, count: int, start_iter: int = 0) -> list[list[tuple]]:
+    return [[fingerprint(sample) for sample in batch] for batch in take(build_train_loader(cfg, start_iter), count)]
+
+
+@pytest.fixture
+def train_cfg(data_cfg, mixed_dataset):
+    data_cfg.DATASETS.TRAIN = (mixed_dataset,)
+    return data_cfg
+
+
+def test_the_stream_is_the_same_with_any_number_of_workers(train_cfg):
+    expected = stream(train_cfg, 7)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    for num_workers in (1, 2):
+        train_cfg.DATALOADER.NUM_WORKERS = num_workers
+        assert stream(train_cfg, 7) == expected
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_resumed_stream_goes_on_where_it_ended(train_cfg, num_workers):
+    whole = stream(train_cfg, 11)
+    train_cfg.DATALOADER.NUM_WORKERS = num_workers
+    assert stream(train_cfg, 4, start_iter=7) == whole[7:]
+
+
+def test_an_iteration_is_as_many_batches_as_are_accumulated(train_cfg):
+    whole = stream(train_cfg, 8)
+    train_cfg.SOLVER.ACCUMULATION_STEPS = 3
+    assert stream(train_cfg, 2, start_iter=2) == whole[6:]
+
+
+def test_skipped_iterations_read_no_image(train_cfg, monkeypatch):
+    train_cfg.SOLVER.IMS_PER_BATCH = 1
+    loader = iter(build_train_loader(train_cfg, start_iter=10_000))
+    calls = []
+    original = TrainingSamples.__getitem__
+    monkeypatch.setattr(TrainingSamples, "__getitem__", lambda self, key: calls.append(key) or original(self, key))
+    next(loader)
+    assert [entry.position for entry in calls] == [10_000]
+
+
+def test_an_image_differs_between_epochs(train_cfg):
+    samples = [sample for batch in stream(train_cfg, 60) for sample in batch]
+    versions = {sample[1:] for sample in samples if sample[0] == 102}
+    # Three sizes, flipped or not, and the order of the names.
+    assert len(versions) > 6
+
+
+def test_the_seed_changes_the_stream_and_minus_one_draws_one(train_cfg):
+    first = stream(train_cfg, 3)
+    assert stream(train_cfg, 3) == first
+    train_cfg.SEED = 4
+    assert stream(train_cfg, 3) != first
+    train_cfg.SEED = -1
+    np.random.seed(0)
+    free = stream(train_cfg, 3)
+    assert stream(train_cfg, 3) != free
+    np.random.seed(0)
+    assert stream(train_cfg, 3) == free
+
+
+def test_starting_workers_leaves_the_random_state_of_training_alone(train_cfg):
+    train_cfg.DATALOADER.NUM_WORKERS = 1
+    before = torch.get_rng_state()
+    take(build_train_loader(train_cfg), 1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_batches_hold_one_orientation(train_cfg):
+    def upright(batch):
+        return {sample["height"] >= sample["width"] for sample in batch}
+
+    assert all(len(upright(batch)) == 1 for batch in take(build_train_loader(train_cfg), 20))
+    train_cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
+    assert any(len(upright(batch)) == 2 for batch in take(build_train_loader(train_cfg), 20))
+
+
+def test_images_without_boxes_are_kept_or_filtered(train_cfg):
+    def drawn_ids():
+        return {sample["image_id"] for batch in take(build_train_loader(train_cfg), 15) for sample in batch}
+
+    assert drawn_ids() == set(range(100, 109))
+    train_cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = True
+    assert drawn_ids() == {101, 102, 104, 105, 107, 108}
+
+
+def test_ranks_together_draw_what_one_process_draws(train_cfg, monkeypatch):
+    train_cfg.SOLVER.IMS_PER_BATCH = 1
+    alone = [batch[0] for batch in stream(train_cfg, 12)]
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    train_cfg.SOLVER.IMS_PER_BATCH = 2
+    ranks = []
+    for rank in (0, 1):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        batches = stream(train_cfg, 6)
+        assert all(len(batch) == 1 for batch in batches)
+        ranks.append([batch[0] for batch in batches])
+    assert [sample for pair in zip(*ranks) for sample in pair] == alone
+
+
+def test_datasets_with_different_names_train_together(data_cfg, make_dataset):
+    pets = make_dataset([(64, 48)] * 3, [[[0, 4, 6, 20, 10]]] * 3)
+    zoo = make_dataset([(64, 48)] * 3, [[[1, 4, 6, 20, 10]]] * 3, names=("lion", "zebra"))
+    data_cfg.DATASETS.TRAIN = (pets, zoo)
+    pairs = set()
+    for sample in itertools.chain.from_iterable(take(build_train_loader(data_cfg), 6)):
+        prompt = sample["prompts"][0]
+        folder = Path(sample["file_name"]).parent.name
+        assert set(prompt.phrases) <= ({"red dog", "cat", "fish"} if folder == pets else {"lion", "zebra"})
+        pairs.add((folder, prompt.phrases[sample["instances"].gt_classes[0]]))
+    assert pairs == {(pets, "red dog"), (zoo, "zebra")}
+
+
+def break_images(name: str, *image_ids: int) -> list[str]:
+    paths = [Path(MetadataCatalog.get(name).image_root) / f"{image_id}.png" for image_id in image_ids]
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:100])
+    return [str(path) for path in paths]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_unreadable_images_are_replaced_and_reported(train_cfg, mixed_dataset, num_workers):
+    good = stream(train_cfg, 8)
+    (broken,) = break_images(mixed_dataset, 102)
+    train_cfg.DATALOADER.NUM_WORKERS = num_workers
+    num_replaced = 0
+    for expected, batch in zip(good, take(build_train_loader(train_cfg), 8)):
+        assert len({sample["width"] > sample["height"] for sample in batch}) == 1
+        for before, sample in zip(expected, batch):
+            if before[0] == 102:
+                num_replaced += 1
+                assert sample["image_id"] != 102
+                assert len(sample["skipped_files"]) == 1 and sample["skipped_files"][0].startswith(broken)
+            else:
+                assert "skipped_files" not in sample and fingerprint(sample) == before
+    assert num_replaced > 0
+
+
+def test_replacements_do_not_depend_on_the_workers(train_cfg, mixed_dataset):
+    break_images(mixed_dataset, 100, 102, 104)
+    expected = stream(train_cfg, 8)
+    train_cfg.DATALOADER.NUM_WORKERS = 2
+    assert stream(train_cfg, 8) == expected
+
+
+def test_replacements_may_be_unreadable_too(train_cfg, mixed_dataset):
+    broken = break_images(mixed_dataset, 100, 102, 103, 105, 106)  # all images that are wide but one
+    samples = [sample for batch in take(build_train_loader(train_cfg), 12) for sample in batch]
+    assert {sample["image_id"] for sample in samples} == {101, 104, 107, 108}
+    reported = [line for sample in samples for line in sample.get("skipped_files", ())]
+    assert {line.split(": ")[0] for line in reported} == set(broken)
+    assert max(len(sample.get("skipped_files", ())) for sample in samples) > 1
+
+
+def test_a_sample_gives_up_when_nothing_can_be_read(train_cfg, mixed_dataset):
+    break_images(mixed_dataset, *range(100, 109))
+    with pytest.raises(UnreadableImageError, match=r"\d images in a row could not be read; the last: .*\.png"):
+        take(build_train_loader(train_cfg), 1)
+
+
+def test_a_sample_gives_up_after_ten_replacements():
+    calls = []
+
+    def mapper(dataset_dict):
+        calls.append(dataset_dict["index"])
+        raise UnreadableImageError("x.png: broken")
+
+    samples = TrainingSamples([{"index": i} for i in range(50)], np.zeros(50, dtype=int), mapper, seed=0)
+    with pytest.raises(UnreadableImageError, match="^11 images in a row"):
+        samples[StreamEntry(7, 0)]
+    assert calls[0] == 7 and len(set(calls)) == 11
+
+
+def test_test_loader_gives_each_image_once_with_shared_prompts(data_cfg, mixed_dataset):
+    data_cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE = 2
+    for num_workers in (0, 1):
+        data_cfg.DATALOADER.NUM_WORKERS = num_workers
+        loader = build_test_loader(data_cfg, mixed_dataset)
+        batches = list(loader)
+        assert len(batches) == len(loader) == 9 and all(len(batch) == 1 for batch in batches)
+        assert [batch[0]["image_id"] for batch in batches] == list(range(100, 109))
+        assert len({id(batch[0]["prompts"]) for batch in batches}) == 1
+        assert [prompt.phrases for prompt in batches[0][0]["prompts"]] == [("red dog", "cat"), ("fish",)]
+        assert all(min(batch[0]["image"].shape[1:]) == 96 for batch in batches)
+
+
+def test_an_unreadable_image_stops_a_test(data_cfg, mixed_dataset):
+    (broken,) = break_images(mixed_dataset, 104)
+    with pytest.raises(UnreadableImageError, match=broken):
+        list(build_test_loader(data_cfg, mixed_dataset))
+
+
+def test_the_loader_of_detectron2_works_without_prompts(data_cfg, mixed_dataset):
+    data_cfg.DATASETS.TEST = (mixed_dataset,)
+    sample = next(iter(build_detection_test_loader(data_cfg, mixed_dataset)))[0]
+    assert sample["image"].shape == (3, 96, 128) and "prompts" not in sample
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("SOLVER.IMS_PER_BATCH", 0, "SOLVER.IMS_PER_BATCH is 0, expected a positive multiple of the 1"),
+        ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", "expected 'TrainingSampler'"),
+        ("DATASETS.TRAIN", (), "DATASETS.TRAIN is empty"),
+        ("DATASETS.TRAIN", ("stampworld_trian",), "'stampworld_trian' is not registered.*stampworld_train"),
+        ("DATASETS.TRAIN", ("qqqq",), "'qqqq' is not registered, expected for example a name given to register"),
+    ],
+)
+def test_config_values_that_cannot_be_are_named(train_cfg, key, value, message):
+    train_cfg.merge_from_list([key, value])
+    with pytest.raises(ValueError, match=message):
+        build_train_loader(train_cfg)
+
+
+def test_batches_that_ranks_cannot_share_are_named(train_cfg, monkeypatch):
+    monkeypatch.setattr(comm, "get_world_size", lambda: 3)
+    with pytest.raises(ValueError, match="is 2, expected a positive multiple of the 3 processes"):
+        build_train_loader(train_cfg)
+
+
+@pytest.fixture
+def foreign_dataset():
+    """A function that registers dataset dicts of another reader."""
+    def make(dataset_dicts, **metadata):
+        DatasetCatalog.register("foreign", lambda: dataset_dicts)
+        MetadataCatalog.get("foreign").set(**metadata)
+        return ["foreign"]
+
+    yield make
+    DatasetCatalog.remove("foreign")
+    MetadataCatalog.remove("foreign")
+
+
+RECORD = {"file_name": "a.png", "width": 64, "height": 48}
+BAD_BOX = {"bbox": [1, 2, -3, 4], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+
+
+@pytest.mark.parametrize(
+    ("dataset_dicts", "metadata", "message"),
+    [
+        ([], {"thing_classes": ["cat"]}, "'foreign': found 0 images"),
+        ([{**RECORD, "annotations": []}], {}, "'foreign': found 1 images and thing_classes None"),
+        ([RECORD], {"thing_classes": ["cat"]}, "without 'annotations'"),
+        ([{**RECORD, "annotations": []}], {"thing_classes": ["cat"]}, "no image with boxes"),
+        ([{**RECORD, "annotations": [BAD_BOX]}], {"thing_classes": ["cat"]}, "a.png: bbox is .*sides >= 0"),
+    ],
+)
+def test_datasets_that_cannot_train_are_named(foreign_dataset, dataset_dicts, metadata, message):
+    with pytest.raises(ValueError, match=message):
+        load_training_dicts(foreign_dataset(dataset_dicts, **metadata), filter_empty=True)
+
+
+def test_missing_files_are_named_before_anything_is_loaded(data_cfg, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name in ("stampworld_train", "coco_2017_train"):
+        data_cfg.DATASETS.TRAIN = (name,)
+        if not Path(MetadataCatalog.get(name).json_file).exists():
+            with pytest.raises(FileNotFoundError, match=f"{name}.*DETECTRON2_DATASETS"):
+                build_train_loader(data_cfg)
+            with pytest.raises(FileNotFoundError, match=f"{name}.*DETECTRON2_DATASETS"):
+                build_test_loader(data_cfg, name)

@@ -1,0 +1,250 @@
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.data import transforms as T
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from glipv2_d2.data.dataset_mappers.base import UnreadableImageError
+from glipv2_d2.data.dataset_mappers.detection import DetectionDatasetMapper
+from glipv2_d2.prompts.tokenizer import PromptTokenizer
+
+LONG_NAME = "very " * 60 + "long dog"
+
+
+def make_mapper(is_train=True, augmentations=(), vocabularies=None, max_tokens=256, **kwargs) -> DetectionDatasetMapper:
+    options = {"separator": ". ", "num_negatives": 85, "full_negatives_prob": 1.0, "shuffle": True, "chunk_size": 0}
+    return DetectionDatasetMapper(
+        is_train=is_train,
+        augmentations=list(augmentations),
+        image_format="BGR",
+        vocabularies=vocabularies or {"pets": ["red dog", "cat", "fish"]},
+        tokenizer=PromptTokenizer(max_tokens=max_tokens),
+        **{**options, **kwargs},
+    )
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> dict:
+    """An image of 64 x 48 with a cat, a dog, and a crowd of fish."""
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    boxes = [([4.0, 6.0, 24.0, 16.0], 1, 0), ([30.0, 8.0, 40.0, 40.0], 0, 0), ([1.0, 1.0, 9.0, 9.0], 2, 1)]
+    return {
+        "file_name": str(tmp_path / "a.png"),
+        "image_id": 7,
+        "width": 64,
+        "height": 48,
+        "sample_seed": 11,
+        "annotations": [
+            {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": category, "iscrowd": crowd}
+            for box, category, crowd in boxes
+        ],
+    }
+
+
+def phrases_of_boxes(sample: dict) -> list[str]:
+    return [sample["prompts"][0].phrases[row] for row in sample["instances"].gt_classes.tolist()]
+
+
+def test_a_training_sample_follows_the_contract(record):
+    sample = make_mapper()(record)
+    pixels = np.asarray(Image.open(record["file_name"]))
+    assert sample["image"].dtype == torch.uint8
+    assert torch.equal(sample["image"], torch.from_numpy(pixels[:, :, ::-1].transpose(2, 0, 1).copy()))
+    assert {key: sample[key] for key in ("image_id", "width", "height")} == {"image_id": 7, "width": 64, "height": 48}
+    assert sample["file_name"] == record["file_name"]
+    assert sample["instances"].image_size == (48, 64)
+    assert sample["instances"].gt_boxes.tensor.tolist() == [[4, 6, 24, 16], [30, 8, 40, 40]]
+    assert phrases_of_boxes(sample) == ["cat", "red dog"]
+    assert sample["instances"].gt_category_ids.tolist() == [1, 0]
+    assert len(sample["prompts"]) == 1 and set(sample["prompts"][0].phrases) == {"red dog", "cat", "fish"}
+
+
+def test_gt_classes_are_rows_that_spell_the_name(record):
+    for seed in range(8):
+        sample = make_mapper()({**record, "sample_seed": seed})
+        prompt, rows = sample["prompts"][0], sample["instances"].gt_classes
+        # "red dog" has two word pieces, "cat" one.
+        assert prompt.phrase_token_map[rows].sum(dim=1).tolist() == [1, 2]
+        assert prompt.category_ids[rows].tolist() == [1, 0]
+
+
+def test_the_dataset_dict_stays_as_it_is(record):
+    before = pickle.dumps(record)
+    make_mapper()(record)
+    assert pickle.dumps(record) == before
+
+
+def test_boxes_in_both_modes_are_the_same(record):
+    wide = {**record, "annotations": [{**record["annotations"][0], "bbox_mode": BoxMode.XYWH_ABS, "bbox": [4, 6, 20, 10]}]}
+    assert make_mapper()(wide)["instances"].gt_boxes.tensor.tolist() == [[4, 6, 24, 16]]
+
+
+def test_a_flip_mirrors_boxes_and_pixels(record):
+    plain = make_mapper()(record)
+    flipped = make_mapper(augmentations=[T.RandomFlip(1.0)])(record)
+    assert torch.equal(flipped["image"], plain["image"].flip(2))
+    assert flipped["instances"].gt_boxes.tensor.tolist() == [[40, 6, 60, 16], [24, 8, 34, 40]]
+    assert phrases_of_boxes(flipped) == ["cat", "red dog"]
+
+
+def test_boxes_that_a_crop_cuts_off_go(record):
+    crop = T.CropTransform(0, 0, 26, 10)
+    instances = make_mapper(augmentations=[crop])(record)["instances"]
+    assert instances.gt_boxes.tensor.tolist() == [[4, 6, 24, 10]]
+    assert len(instances.gt_classes) == len(instances.gt_category_ids) == 1
+
+
+def test_an_image_without_boxes_trains_on_absent_names(record):
+    for annotations in ([], record["annotations"][2:]):
+        sample = make_mapper(num_negatives=1)({**record, "annotations": annotations})
+        assert sample["instances"].gt_boxes.tensor.shape == (0, 4)
+        assert sample["instances"].gt_classes.dtype == sample["instances"].gt_category_ids.dtype == torch.int64
+        assert sample["prompts"][0].phrases[0] in ("red dog", "cat", "fish")
+
+
+def test_a_name_that_does_not_fit_loses_its_boxes(record):
+    # Eight tokens hold "[CLS] red dog . [SEP]" or "[CLS] cat . [SEP]" but not both names with the separators.
+    mapper = make_mapper(max_tokens=6, vocabularies={"pets": ["red dog", "cat", "fish"]}, num_negatives=0)
+    kept = [tuple(phrases_of_boxes(mapper({**record, "sample_seed": seed}))) for seed in range(20)]
+    assert set(kept) == {("cat",), ("red dog",)}
+
+
+def test_phrases_cut_off_by_the_tokenizer_lose_their_boxes(record, monkeypatch):
+    module = "glipv2_d2.data.dataset_mappers.detection.sample_training_names"
+    monkeypatch.setattr(module, lambda *args, **kwargs: [0, 2, 1])
+    mapper = make_mapper(max_tokens=7)  # [CLS] red dog . fish . [SEP], and no room for "cat"
+    sample = mapper(record)
+    assert sample["prompts"][0].phrases == ("red dog", "fish", "cat")
+    assert phrases_of_boxes(sample) == ["red dog"]
+    assert sample["instances"].gt_boxes.tensor.tolist() == [[30, 8, 40, 40]]
+
+
+def test_prompt_options_reach_the_prompt(record):
+    sample = make_mapper(num_negatives=0)(record)
+    assert set(sample["prompts"][0].phrases) == {"red dog", "cat"}
+    sample = make_mapper(num_negatives=-1, shuffle=False, separator=" ; ")(record)
+    assert sample["prompts"][0].phrases == ("red dog", "cat", "fish")
+    tokens = PromptTokenizer().count_tokens("red dog ; cat ; fish")
+    assert len(sample["prompts"][0]) == tokens + 2
+
+
+def test_the_seed_alone_decides_and_global_randomness_is_left_alone(record):
+    mapper = make_mapper(augmentations=[T.RandomFlip(0.5), T.RandomCrop("absolute", (20, 20))])
+    np.random.seed(0)
+    before = np.random.get_state()[1].tolist()
+    samples = [mapper({**record, "sample_seed": seed}) for seed in (1, 1, 2, 3)]
+    assert np.random.get_state()[1].tolist() == before
+    np.random.seed(5)
+    again = mapper({**record, "sample_seed": 1})
+    assert torch.equal(samples[0]["image"], samples[1]["image"]) and torch.equal(samples[0]["image"], again["image"])
+    assert samples[0]["prompts"][0].phrases == again["prompts"][0].phrases
+    assert len({sample["image"].numpy().tobytes() for sample in samples}) == 3
+
+
+def test_global_randomness_is_restored_after_an_error(record):
+    np.random.seed(0)
+    before = np.random.get_state()[1].tolist()
+    with pytest.raises(UnreadableImageError):
+        make_mapper()({**record, "file_name": "gone.png"})
+    assert np.random.get_state()[1].tolist() == before
+
+
+def test_without_a_seed_the_global_generator_decides(record):
+    del record["sample_seed"]
+    mapper = make_mapper()
+    np.random.seed(0)
+    orders = [mapper(record)["prompts"][0].phrases for _ in range(8)]
+    assert len(set(orders)) > 1
+    np.random.seed(0)
+    assert [mapper(record)["prompts"][0].phrases for _ in range(8)] == orders
+
+
+def test_test_samples_share_the_prompts_and_have_no_instances(record):
+    mapper = make_mapper(is_train=False, chunk_size=2)
+    sample, other = mapper(record), mapper({**record, "image_id": 8})
+    assert sample["prompts"] is other["prompts"] and "instances" not in sample
+    assert [prompt.phrases for prompt in sample["prompts"]] == [("red dog", "cat"), ("fish",)]
+    assert [prompt.category_ids.tolist() for prompt in sample["prompts"]] == [[0, 1], [2]]
+    assert set(mapper.test_image(record)) == {"file_name", "image_id", "width", "height", "image"}
+
+
+def test_each_dataset_has_its_own_names_and_shared_ids(record):
+    vocabularies = {"pets": ["red dog", "cat", "fish"], "zoo": ["lion", "Cat", "red_dog", "bow_(weapon)"]}
+    mapper = make_mapper(vocabularies=vocabularies)
+    pets = mapper({**record, "dataset_name": "pets"})
+    zoo = mapper({**record, "dataset_name": "zoo"})
+    assert phrases_of_boxes(pets) == ["cat", "red dog"] and phrases_of_boxes(zoo) == ["Cat", "lion"]
+    assert set(zoo["prompts"][0].phrases) == set(vocabularies["zoo"])
+    assert pets["instances"].gt_category_ids.tolist() == [1, 0]
+    # "Cat" is the cat of the other dataset; "lion" is a name that only this one has.
+    assert zoo["instances"].gt_category_ids.tolist() == [1, 3]
+    ids = dict(zip(zoo["prompts"][0].phrases, zoo["prompts"][0].category_ids.tolist()))
+    assert ids == {"lion": 3, "Cat": 1, "red_dog": 0, "bow_(weapon)": 4}
+    with pytest.raises(ValueError, match="dataset_name is None, expected one of .*zoo"):
+        mapper(record)
+
+
+def test_names_that_read_the_same_keep_their_ids_in_one_dataset():
+    mapper = make_mapper(vocabularies={"arms": ["bow_(weapon)", "bow_(ribbon)"]}, is_train=False)
+    assert mapper.test_prompts({})[0].category_ids.tolist() == [0, 1]
+
+
+def test_a_vocabulary_that_fits_no_prompt_is_an_error_at_once():
+    with pytest.raises(ValueError, match="long dog|very"):
+        make_mapper(vocabularies={"pets": [LONG_NAME]}, max_tokens=32)
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "text", "empty", "size"])
+def test_unreadable_images_are_named_on_one_line(record, damage):
+    path = Path(record["file_name"])
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    elif damage == "size":
+        record["width"] = 65
+    else:
+        path.write_bytes({"truncated": content[: len(content) // 2], "text": b"no picture", "empty": b""}[damage])
+    for is_train in (True, False):
+        with pytest.raises(UnreadableImageError, match="a.png: .*expected a readable image") as raised:
+            make_mapper(is_train=is_train)(record)
+        assert "\n" not in str(raised.value)
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6  # shown rotated by a quarter turn
+    Image.new("RGB", (64, 48), (255, 0, 0)).save(tmp_path / "a.jpg", exif=exif)
+    sample = make_mapper(is_train=False)({"file_name": str(tmp_path / "a.jpg"), "width": 48, "height": 64})
+    assert sample["image"].shape == (3, 64, 48)
+    assert sample["image"].float().mean(dim=(1, 2)).argmax() == 2  # BGR
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK"])
+def test_every_kind_of_picture_becomes_three_channels(tmp_path, mode):
+    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
+    Image.new("RGB", (20, 10)).convert(mode).save(path)
+    sample = make_mapper(is_train=False)({"file_name": str(path)})
+    assert sample["image"].shape == (3, 10, 20) and (sample["width"], sample["height"]) == (20, 10)
+
+
+def test_the_config_decides(mixed_dataset, data_cfg):
+    data_cfg.merge_from_list(["DATASETS.TRAIN", (mixed_dataset,), "INPUT.FORMAT", "RGB", "INPUT.RANDOM_FLIP", "none"])
+    data_cfg.merge_from_list(["INPUT.PROMPT.NUM_NEGATIVES", 0, "INPUT.PROMPT.SEPARATOR", " ; "])
+    record = DatasetCatalog.get(mixed_dataset)[2]
+    sample = DetectionDatasetMapper(data_cfg)(record)
+    assert min(sample["image"].shape[1:]) in (48, 64, 96)
+    assert sorted(sample["prompts"][0].phrases) == ["fish", "red dog"]
+    data_cfg.INPUT.MIN_SIZE_TEST = 48
+    test = DetectionDatasetMapper(data_cfg, is_train=False, dataset_names=(mixed_dataset,))(record)
+    assert torch.equal(test["image"][0], torch.from_numpy(np.asarray(Image.open(record["file_name"]))[:, :, 0].copy()))
+
+
+def test_a_mapper_can_be_sent_to_a_worker(record):
+    mapper = pickle.loads(pickle.dumps(make_mapper()))
+    assert phrases_of_boxes(mapper(record)) == ["cat", "red dog"]

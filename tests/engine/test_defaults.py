@@ -1,0 +1,98 @@
+import logging
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from glipv2_d2.engine.defaults import build_config, describe, one_line_errors, parse_train_arguments
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--config-file a.yaml SEED 1 SOLVER.MAX_ITER 2",
+        "--config-file a.yaml --opts SEED 1 SOLVER.MAX_ITER 2",
+        "--config-file a.yaml SEED 1 --opts SOLVER.MAX_ITER 2",
+        "--opts SEED 1 SOLVER.MAX_ITER 2",
+    ],
+)
+def test_config_keys_come_with_and_without_the_flag(words):
+    assert parse_train_arguments(words.split()).opts == ["SEED", "1", "SOLVER.MAX_ITER", "2"]
+
+
+def test_flags_of_detectron2_are_there():
+    arguments = parse_train_arguments(
+        "--num-gpus 2 --num-machines 3 --machine-rank 1 --dist-url auto --eval-only --resume".split()
+    )
+    assert (arguments.num_gpus, arguments.num_machines, arguments.machine_rank) == (2, 3, 1)
+    assert (arguments.dist_url, arguments.eval_only, arguments.resume, arguments.opts) == ("auto", True, True, [])
+
+
+def test_config_is_defaults_then_file_then_pairs(tmp_path):
+    (tmp_path / "a.yaml").write_text("SEED: 4\nSOLVER: {EMA_DECAY: 0.5}\nMODEL: {DEVICE: cpu}\n")
+    cfg = build_config(str(tmp_path / "a.yaml"), ["SEED", "5"])
+    assert (cfg.SEED, cfg.SOLVER.EMA_DECAY, cfg.SOLVER.ACCUMULATION_STEPS) == (5, 0.5, 1)
+    assert cfg.is_frozen()
+
+
+@pytest.mark.parametrize(
+    "opts, message",
+    [
+        (["SEED"], "KEY VALUE"),
+        (["SEEDS", "1"], "SEEDS"),
+        (["SOLVER.MAX_ITER", "many"], "MAX_ITER"),
+        (["MODEL.DEVICE", "cuda"], "MODEL.DEVICE"),
+    ],
+)
+def test_wrong_config_keys_end_in_one_line(opts, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as exit_info, one_line_errors():
+        build_config("", ["MODEL.DEVICE", "cpu", *opts])
+    assert message in exit_info.value.code and "\n" not in exit_info.value.code
+
+
+@pytest.mark.parametrize("content", [None, "SEED: [1\n", "SEEDS: 1\n"])
+def test_wrong_config_file_ends_in_one_line(content, tmp_path):
+    path = tmp_path / "wrong.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SystemExit) as exit_info, one_line_errors():
+        build_config(str(path), [])
+    assert exit_info.value.code.startswith("error: ") and "\n" not in exit_info.value.code
+
+
+def test_defects_keep_their_traceback():
+    with pytest.raises(RuntimeError), one_line_errors():
+        raise RuntimeError("shapes do not fit")
+
+
+def test_traceback_on_request():
+    with pytest.raises(ValueError, match="bad"), one_line_errors(show_traceback=True):
+        raise ValueError("bad")
+
+
+def fail(item):
+    raise ValueError("label of image 3\nis missing")
+
+
+def test_error_in_a_worker_shows_its_cause_alone():
+    with pytest.raises(SystemExit) as exit_info, one_line_errors():
+        list(DataLoader([1], num_workers=1, collate_fn=fail))
+    assert "Traceback" not in exit_info.value.code and exit_info.value.code.endswith("is missing")
+
+
+def test_key_errors_show_their_text_without_quotes():
+    assert describe(KeyError("no such key")) == "no such key"
+
+
+def test_trainer_does_not_log_the_traceback_of_bad_input(caplog):
+    logger = logging.getLogger("detectron2.engine.train_loop")
+    with pytest.raises(SystemExit), one_line_errors():
+        for error in (ValueError("bad"), RuntimeError("defect")):
+            try:
+                raise error
+            except (ValueError, RuntimeError):
+                logger.exception("failed: %s", error)
+        raise ValueError("bad")
+    assert [record.getMessage() for record in caplog.records] == ["failed: defect"]
+    assert not logger.filters

@@ -1,0 +1,193 @@
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import DatasetEvaluator
+
+from glipv2_d2 import GLIPv2Trainer
+from glipv2_d2.engine.trainer import amp_dtype
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+
+
+def train(cfg, resume=False):
+    trainer = GLIPv2Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    return trainer
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+def assert_same(one, other, path=""):
+    """Compare nested containers bit for bit."""
+    assert type(one) is type(other), path
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), path
+        for key in one:
+            assert_same(one[key], other[key], f"{path}.{key}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), path
+        for index, pair in enumerate(zip(one, other)):
+            assert_same(*pair, f"{path}[{index}]")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), path
+    else:
+        assert one == other, path
+
+
+def without_evaluation(cfg, folder, *options):
+    cfg = cfg.clone()
+    cfg.merge_from_list([*("OUTPUT_DIR", str(folder), "DATASETS.TEST", (), "SOLVER.EMA_DECAY", 0.9), *options])
+    return cfg
+
+
+def check_resume(cfg, folder, half):
+    options = ("SOLVER.MAX_ITER", 2 * half, "SOLVER.CHECKPOINT_PERIOD", half, "SOLVER.ACCUMULATION_STEPS", 2)
+    torch.manual_seed(0)
+    train(without_evaluation(cfg, folder / "straight", *options))
+    # The same run is cut off after its first checkpoint.
+    torch.manual_seed(0)
+    cut = GLIPv2Trainer(without_evaluation(cfg, folder / "cut", *options))
+    cut.max_iter = half
+    cut.train()
+    (folder / "cut" / "model_final.pth").unlink()
+    torch.manual_seed(1)
+    resumed = train(without_evaluation(cfg, folder / "cut", *options), resume=True)
+    assert resumed.start_iter == half
+    straight = load(folder / "straight" / "model_final.pth")
+    assert_same(straight, load(folder / "cut" / "model_final.pth"))
+    return straight
+
+
+def test_resumed_training_equals_the_uninterrupted_one_bit_for_bit(train_cfg, tmp_path):
+    checkpoint = check_resume(train_cfg, tmp_path, half=3)
+    assert checkpoint["iteration"] == 5
+
+
+@pytest.mark.slow
+def test_ten_steps_and_ten_after_a_resume_equal_twenty_bit_for_bit(train_cfg, tmp_path):
+    check_resume(train_cfg, tmp_path, half=10)
+
+
+def test_run_trains_evaluates_and_writes_its_checkpoints(train_cfg):
+    before = GLIPv2Trainer(train_cfg).model.state_dict()["head.bbox_pred.weight"].clone()
+    trainer = train(train_cfg)
+    output = Path(train_cfg.OUTPUT_DIR)
+    assert {"model_0000001.pth", "model_0000003.pth", "model_final.pth"} <= {file.name for file in output.iterdir()}
+    assert (output / "inference" / train_cfg.DATASETS.TEST[0] / "coco_instances_results.json").is_file()
+    assert "bbox" in trainer._last_eval_results
+    weights = load(output / "model_final.pth")["model"]
+    assert not torch.equal(weights["head.bbox_pred.weight"], before)
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+
+class WeightRecorder(DatasetEvaluator):
+    """Takes the weights that the evaluated model has."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def evaluate(self):
+        return {"weight": self.model.state_dict()["head.bbox_pred.weight"].sum().item()}
+
+
+def test_evaluation_and_checkpoints_hold_the_moving_average(train_cfg, monkeypatch):
+    train_cfg.merge_from_list(["SOLVER.EMA_DECAY", 0.5, "SOLVER.MAX_ITER", 2, "SOLVER.BASE_LR", 0.01])
+    trainer = GLIPv2Trainer(train_cfg)
+    monkeypatch.setattr(GLIPv2Trainer, "build_evaluator", lambda cfg, name: WeightRecorder(trainer.model))
+    parameter = trainer.model.head.bbox_pred.weight
+    history = [parameter.detach().clone()]
+    step = trainer.run_step
+
+    def run_step():
+        step()
+        history.append(parameter.detach().clone())
+
+    trainer.run_step = run_step
+    trainer.train()
+    average = 0.5 * (0.5 * history[0] + 0.5 * history[1]) + 0.5 * history[2]
+    saved = load(Path(train_cfg.OUTPUT_DIR) / "model_final.pth")["model"]["head.bbox_pred.weight"]
+    assert torch.allclose(saved, average, atol=1e-7) and not torch.allclose(saved, history[2], atol=1e-5)
+    assert trainer._last_eval_results["weight"] == pytest.approx(average.sum().item(), abs=1e-5)
+    assert torch.equal(parameter, history[2])
+
+
+def test_moving_average_starts_from_loaded_weights(train_cfg, tmp_path):
+    weights = {name: torch.full_like(t, 0.25) for name, t in GLIPv2Trainer(train_cfg).model.state_dict().items()}
+    torch.save({"model": weights}, tmp_path / "start.pth")
+    # No update changes anything at a learning rate of 0, so the average has to stay what was loaded.
+    train_cfg.merge_from_list(["MODEL.WEIGHTS", str(tmp_path / "start.pth"), "SOLVER.MAX_ITER", 1])
+    train_cfg.merge_from_list(["SOLVER.BASE_LR", 0.0, "SOLVER.EMA_DECAY", 0.9, "DATASETS.TEST", ()])
+    train(train_cfg)
+    saved = load(Path(train_cfg.OUTPUT_DIR) / "model_final.pth")["model"]
+    assert torch.equal(saved["head.bbox_pred.weight"], weights["head.bbox_pred.weight"])
+
+
+def test_bfloat16_run_is_finite(train_cfg):
+    train_cfg.merge_from_list(["SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "bfloat16", "DATASETS.TEST", ()])
+    trainer = train(train_cfg)
+    assert trainer._trainer.nonfinite_steps == 0
+    assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
+
+
+def test_nonfinite_loss_of_the_model_leaves_weights_finite_and_stops(train_cfg, monkeypatch):
+    train_cfg.merge_from_list(["SOLVER.MAX_NONFINITE_STEPS", 2, "DATASETS.TEST", ()])
+    trainer = GLIPv2Trainer(train_cfg)
+    trainer.model.pixel_mean.fill_(float("nan"))
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    with pytest.raises(FloatingPointError, match="SOLVER.MAX_NONFINITE_STEPS"):
+        trainer.train()
+    assert trainer.iter == 1
+    for name, tensor in trainer.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_too_many_unreadable_images_stop_the_run(train_cfg, monkeypatch, caplog):
+    monkeypatch.setattr("glipv2_d2.engine.hooks.MIN_DRAWN_IMAGES", 2)
+    train_cfg.merge_from_list(["DATASETS.TEST", (), "SOLVER.MAX_ITER", 20])
+    broken = Path(MetadataCatalog.get(train_cfg.DATASETS.TRAIN[0]).image_root) / "0.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    trainer = GLIPv2Trainer(train_cfg)
+    # detectron2's logger does not hand records on.
+    with caplog.at_level(logging.WARNING, "glipv2_d2"), pytest.raises(ValueError, match="MAX_SKIPPED_SHARE.*0.png"):
+        trainer.train()
+    assert trainer.iter < 19
+
+
+def test_learning_rate_follows_the_schedule(train_cfg):
+    train_cfg.merge_from_list(["DATASETS.TEST", (), "SOLVER.BASE_LR", 0.01, "SOLVER.BACKBONE_MULTIPLIER", 0.5])
+    trainer = GLIPv2Trainer(train_cfg)
+    rates = []
+    step = trainer.run_step
+    trainer.run_step = lambda: (rates.append([g["lr"] for g in trainer.optimizer.param_groups]), step())
+    trainer.train()
+    # Warm-up from 0.001 over two steps, then the full rate, and a tenth of it from step 3 on.
+    factors = [0.001, 0.5005, 1.0, 0.1]
+    highest = np.array(rates).max(axis=1)
+    assert highest == pytest.approx(0.02 * np.array(factors), rel=1e-3)
+
+
+def test_unknown_amp_type_names_the_key(tiny_cfg):
+    tiny_cfg.merge_from_list(["SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "int8"])
+    with pytest.raises(ValueError, match="SOLVER.AMP.DTYPE.*'int8'"):
+        amp_dtype(tiny_cfg)
+
+
+def test_amp_type_is_ignored_when_amp_is_off(tiny_cfg):
+    tiny_cfg.merge_from_list(["SOLVER.AMP.ENABLED", False, "SOLVER.AMP.DTYPE", "int8"])
+    assert amp_dtype(tiny_cfg) is None
+
+
+def test_reference_world_size_scales_the_run(train_cfg):
+    # One process where the config was made for two: half the batch and rate, twice the length.
+    train_cfg.merge_from_list(["SOLVER.REFERENCE_WORLD_SIZE", 2])
+    trainer = GLIPv2Trainer(train_cfg)
+    assert (trainer.max_iter, trainer.cfg.SOLVER.IMS_PER_BATCH) == (8, 1)
+
+

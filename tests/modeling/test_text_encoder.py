@@ -1,0 +1,345 @@
+"""The text encoder: official numbers, padding, equal prompts, loading, freezing."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import ASSETS
+from parity_weights import tensor_for
+from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
+
+from glipv2_d2.modeling.text_encoder import TEXT_ENCODER_REGISTRY, BertTextEncoder, build_text_encoder
+from glipv2_d2.prompts.builder import prompt_from_names
+from glipv2_d2.prompts.tokenizer import PromptTokenizer
+from glipv2_d2.structures import TokenBatch
+
+TINY = ASSETS / "parity" / "tiny"
+OFFICIAL_PREFIX = "language_backbone.body.model."
+SIZES = {"vocab_size": 60, "hidden_size": 12, "num_layers": 2, "num_heads": 3, "intermediate_size": 20}
+
+
+def small_encoder(**changes):
+    torch.manual_seed(0)
+    return BertTextEncoder(**{**SIZES, "max_positions": 16, "dropout": 0.0, **changes})
+
+
+def some_tokens(*lengths, seed=0):
+    """Prompts of these lengths with random ids, padded to the longest."""
+    ids = torch.zeros(len(lengths), max(lengths), dtype=torch.int64)
+    mask = torch.zeros_like(ids, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(seed)
+    for row, length in enumerate(lengths):
+        ids[row, :length] = torch.randint(1, 60, (length,), generator=generator)
+        mask[row, :length] = True
+    return TokenBatch(ids, mask)
+
+
+def count_encoded_rows(encoder):
+    rows = []
+    encoder.bert.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    return rows
+
+
+def bert_folder(folder, **changes):
+    torch.manual_seed(1)
+    config = BertConfig(
+        vocab_size=60, hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=20, **changes
+    )
+    model = BertModel(config).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def official_encoder():
+    encoder = BertTextEncoder(hidden_size=48, num_layers=2, num_heads=4, intermediate_size=192, dropout=0.0)
+    shapes = {name: tensor.shape for name, tensor in encoder.bert.state_dict().items()}
+    weights = {name: tensor_for(OFFICIAL_PREFIX + name, shape, "tiny-24:") for name, shape in shapes.items()}
+    encoder.bert.load_state_dict({name: torch.as_tensor(weight) for name, weight in weights.items()})
+    return encoder.eval()
+
+
+@pytest.mark.parametrize("num_tokens", [18, 40, 256])
+def test_features_are_the_official_ones_at_any_padding(official_encoder, num_tokens):
+    expected = np.load(TINY / "det_language.npz")
+    ids = torch.as_tensor(expected["input_ids"])[:, :num_tokens]
+    mask = torch.as_tensor(expected["attention_mask"])[:, :num_tokens].bool()
+    with torch.no_grad():
+        language = official_encoder(TokenBatch(ids, mask))
+    assert int(mask.sum()) == 18
+    np.testing.assert_allclose(language.hidden[:, :18], expected["hidden"][:, :18], rtol=1e-4, atol=2e-5)
+    np.testing.assert_allclose(language.embedded, expected["embedded"][:, :num_tokens], rtol=1e-4, atol=2e-5)
+
+
+def test_tokenizer_and_encoder_together_read_the_official_prompt(official_encoder):
+    expected = np.load(TINY / "det_language.npz")
+    names = ["person", "traffic light", "hair drier", "mouse_(computer_equipment)", "cell phone", "teddy bear"]
+    tokens = TokenBatch.from_prompts([PromptTokenizer()(prompt_from_names(names))])
+    with torch.no_grad():
+        hidden = official_encoder(tokens).hidden
+    np.testing.assert_allclose(hidden, expected["hidden"][:, :18], rtol=1e-4, atol=2e-5)
+
+
+def test_both_attention_kernels_give_the_same_features():
+    encoder = small_encoder().eval()
+    tokens = some_tokens(5, 9)
+    fused = encoder(tokens)
+    encoder.bert.set_attn_implementation("eager")
+    plain = encoder(tokens)
+    torch.testing.assert_close(fused.embedded, plain.embedded, rtol=1e-5, atol=1e-6)
+
+
+def test_padding_is_zero_in_embedded_and_the_mask_is_passed_on():
+    encoder = small_encoder().eval()
+    tokens = some_tokens(2, 5)
+    language = encoder(tokens)
+    assert language.mask is tokens.mask
+    assert language.hidden.shape == language.embedded.shape == (2, 5, 12)
+    assert (language.embedded[0, 2:] == 0).all() and (language.hidden[0, 2:] != 0).all()
+    assert torch.equal(language.embedded[tokens.mask], language.hidden[tokens.mask])
+
+
+def test_prompt_has_the_same_features_alone_and_beside_a_longer_one():
+    encoder = small_encoder().eval()
+    both = some_tokens(4, 9)
+    alone = encoder(TokenBatch(both.input_ids[:1, :4], both.mask[:1, :4]))
+    torch.testing.assert_close(encoder(both).hidden[:1, :4], alone.hidden, rtol=1e-5, atol=1e-6)
+
+
+# --- equal prompts ----------------------------------------------------------------------------------------------------
+
+
+def test_equal_prompts_are_encoded_once_in_eval_mode():
+    encoder = small_encoder().eval()
+    tokens = some_tokens(4, 7, 5)
+    order = [2, 0, 2, 1, 0]
+    repeated = TokenBatch(tokens.input_ids[order], tokens.mask[order])
+    each = torch.cat([encoder(TokenBatch(ids[None], mask[None])).hidden for ids, mask in zip(*tokens)])
+    rows = count_encoded_rows(encoder)
+    language = encoder(repeated)
+    assert rows == [3]
+    torch.testing.assert_close(language.hidden, each[order], rtol=1e-5, atol=1e-6)
+
+
+def test_prompts_that_differ_in_the_mask_alone_are_different():
+    # The second has a real token with the id that also fills the padding.
+    tokens = TokenBatch(
+        torch.tensor([[5, 6, 0], [5, 6, 0]]), torch.tensor([[True, True, False], [True, True, True]])
+    )
+    hidden = small_encoder().eval()(tokens).hidden
+    assert (hidden[0, :2] - hidden[1, :2]).abs().max() > 1e-3
+
+
+def test_equal_prompts_have_their_own_dropout_in_training():
+    encoder = small_encoder(dropout=0.5).train()
+    tokens = some_tokens(6)
+    rows = count_encoded_rows(encoder)
+    hidden = encoder(TokenBatch(tokens.input_ids.repeat(2, 1), tokens.mask.repeat(2, 1))).hidden
+    assert rows == [2]
+    assert not torch.equal(hidden[0], hidden[1])
+
+
+def test_gradients_of_equal_prompts_add_up():
+    encoder = small_encoder().eval()
+    tokens = some_tokens(6)
+    parameter = encoder.bert.embeddings.word_embeddings.weight
+    gradients = []
+    for copies in (1, 3):
+        hidden = encoder(TokenBatch(tokens.input_ids.repeat(copies, 1), tokens.mask.repeat(copies, 1))).hidden
+        gradients.append(torch.autograd.grad(hidden.pow(3).sum(), parameter)[0])
+    torch.testing.assert_close(gradients[1], 3 * gradients[0], rtol=1e-4, atol=1e-5)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def test_gradients_reach_every_parameter_that_a_prompt_uses():
+    encoder = small_encoder().train()
+    encoder(some_tokens(6)).hidden.pow(3).sum().backward()
+    assert all(parameter.grad is not None for parameter in encoder.parameters())
+
+
+def test_frozen_encoder_stays_in_eval_mode_without_gradients():
+    encoder = small_encoder(dropout=0.5, freeze=True)
+    assert not encoder.training and not encoder.bert.training
+    encoder.train()
+    assert not encoder.training and not encoder.bert.training
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    tokens = some_tokens(6)
+    language = encoder(tokens)
+    assert not language.hidden.requires_grad and language.hidden.grad_fn is None
+    assert torch.equal(encoder(tokens).hidden, language.hidden)
+
+
+def test_encoder_that_is_not_frozen_follows_the_mode():
+    encoder = small_encoder()
+    assert encoder.training and encoder.bert.training
+    assert not encoder.eval().bert.training
+
+
+def test_checkpointing_recomputes_and_changes_no_gradient():
+    tokens = some_tokens(6, 8)
+    gradients, calls = [], []
+    for use_checkpoint in (False, True):
+        encoder = small_encoder(use_checkpoint=use_checkpoint).train()
+        count = []
+        encoder.bert.encoder.layer[0].attention.self.query.register_forward_hook(lambda *_, count=count: count.append(1))
+        encoder(tokens).hidden.pow(3).sum().backward()
+        gradients.append([parameter.grad for parameter in encoder.parameters()])
+        calls.append(len(count))
+    assert calls == [1, 2]
+    for plain, recomputed in zip(*gradients):
+        torch.testing.assert_close(recomputed, plain, rtol=1e-5, atol=1e-7)
+
+
+# --- construction and loading -----------------------------------------------------------------------------------------
+
+
+def test_sizes_are_those_asked_for():
+    encoder = small_encoder(dropout=0.25)
+    assert (encoder.vocab_size, encoder.max_positions) == (60, 16)
+    assert (encoder.hidden_size, encoder.num_heads, encoder.intermediate_size) == (12, 3, 20)
+    assert encoder.dropout == 0.25
+    assert {module.p for module in encoder.modules() if isinstance(module, torch.nn.Dropout)} == {0.25}
+
+
+def test_state_holds_parameters_under_bert_and_nothing_else():
+    encoder = small_encoder()
+    assert set(encoder.state_dict()) == {name for name, _ in encoder.named_parameters()}
+    assert all(name.startswith("bert.") and "pooler" not in name for name in encoder.state_dict())
+    # 3 embeddings and a norm, then 16 tensors of each layer.
+    assert len(encoder.state_dict()) == 5 + 2 * 16
+
+
+def test_pretrained_folder_brings_weights_and_sizes_without_the_pooler(tmp_path):
+    model = bert_folder(tmp_path, max_position_embeddings=20)
+    encoder = BertTextEncoder(weights=str(tmp_path), dropout=0.3).eval()
+    assert (encoder.hidden_size, encoder.num_heads, encoder.max_positions, encoder.dropout) == (12, 3, 20, 0.3)
+    assert {module.p for module in encoder.modules() if isinstance(module, torch.nn.Dropout)} == {0.3}
+    assert set(encoder.state_dict()) == set(small_encoder().state_dict())
+    tokens = some_tokens(6)
+    torch.testing.assert_close(encoder(tokens).hidden, model(tokens.input_ids).last_hidden_state)
+
+
+def test_weights_stored_in_half_precision_are_used_in_single(tmp_path):
+    bert_folder(tmp_path).half().save_pretrained(tmp_path)
+    encoder = BertTextEncoder(weights=str(tmp_path))
+    assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
+
+
+class Payload:
+    """Unpickled, it would leave a file behind."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_code_in_a_weights_file_is_not_run(tmp_path):
+    bert_folder(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({"weight": Payload(tmp_path / "executed")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="^MODEL.TEXT_ENCODER.WEIGHTS: ") as caught:
+        BertTextEncoder(weights=str(tmp_path))
+    assert "can still be loaded" not in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_tensors_in_the_old_format_are_read(tmp_path):
+    model = bert_folder(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    encoder = BertTextEncoder(weights=str(tmp_path)).eval()
+    tokens = some_tokens(6)
+    torch.testing.assert_close(encoder(tokens).hidden, model(tokens.input_ids).last_hidden_state)
+
+
+def test_truncated_weights_file_is_refused(tmp_path):
+    bert_folder(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="MODEL.TEXT_ENCODER.WEIGHTS: no encoder could be read from .*") as caught:
+        BertTextEncoder(weights=str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_folder_that_lacks_tensors_is_refused(tmp_path):
+    bert_folder(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    with pytest.raises(ValueError, match="MODEL.TEXT_ENCODER.WEIGHTS: .* lacks 16 tensors of its encoder, as 'encoder.l"):
+        BertTextEncoder(weights=str(tmp_path))
+
+
+def test_folder_whose_shapes_differ_is_refused(tmp_path):
+    bert_folder(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "vocab_size": 61}))
+    with pytest.raises(ValueError, match="MODEL.TEXT_ENCODER.WEIGHTS: no encoder could be read") as caught:
+        BertTextEncoder(weights=str(tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+def test_encoder_of_another_type_is_refused(tmp_path):
+    DistilBertModel(DistilBertConfig(vocab_size=60, dim=12, n_layers=1, n_heads=3, hidden_dim=20)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="a distilbert model, its config has no intermediate_size; expected a BERT-type"):
+        BertTextEncoder(weights=str(tmp_path))
+
+
+@pytest.mark.parametrize("absent", [True, False])
+def test_missing_weights_are_named_with_their_key(tmp_path, absent):
+    with pytest.raises((FileNotFoundError, ValueError), match="^MODEL.TEXT_ENCODER.WEIGHTS: ") as caught:
+        BertTextEncoder(weights=str(tmp_path / "absent" if absent else tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+# --- config -----------------------------------------------------------------------------------------------------------
+
+
+def test_config_decides_everything(tiny_cfg):
+    settings = tiny_cfg.MODEL.TEXT_ENCODER
+    settings.VOCAB_SIZE, settings.MAX_POSITIONS, settings.DROPOUT, settings.FREEZE = 30600, 300, 0.4, True
+    encoder = build_text_encoder(tiny_cfg)
+    assert (encoder.vocab_size, encoder.max_positions, encoder.dropout, encoder.freeze) == (30600, 300, 0.4, True)
+    assert (encoder.hidden_size, encoder.num_heads, encoder.intermediate_size) == (48, 4, 96)
+    assert len(encoder.bert.encoder.layer) == 2
+
+
+def test_config_switches_checkpointing_on(tiny_cfg):
+    tiny_cfg.MODEL.TEXT_ENCODER.USE_CHECKPOINT = True
+    layers = build_text_encoder(tiny_cfg).bert.encoder.layer
+    assert all(layer.gradient_checkpointing for layer in layers)
+
+
+def test_config_names_a_pretrained_folder(tiny_cfg, tmp_path):
+    bert_folder(tmp_path)
+    tiny_cfg.MODEL.TEXT_ENCODER.WEIGHTS = str(tmp_path)
+    # 60 embeddings for the 30522 ids of the packaged vocabulary.
+    with pytest.raises(ValueError, match="TOKENIZER: the tokenizer has 30522 ids, expected at most the 60"):
+        build_text_encoder(tiny_cfg)
+
+
+def test_prompts_may_not_pass_the_positions_of_the_encoder(tiny_cfg):
+    tiny_cfg.MODEL.TEXT_ENCODER.MAX_POSITIONS = 255
+    with pytest.raises(ValueError, match="MAX_TOKENS: found 256, expected at most the 255 positions"):
+        build_text_encoder(tiny_cfg)
+
+
+def test_unknown_encoder_is_refused_with_the_known_names(tiny_cfg):
+    tiny_cfg.MODEL.TEXT_ENCODER.NAME = "Telepathy"
+    with pytest.raises(ValueError, match="MODEL.TEXT_ENCODER.NAME: 'Telepathy' .* BertTextEncoder"):
+        build_text_encoder(tiny_cfg)
+
+
+def test_encoder_of_a_user_is_built_from_the_registry(tiny_cfg, monkeypatch):
+    monkeypatch.setitem(TEXT_ENCODER_REGISTRY._obj_map, "Own", lambda cfg: small_encoder(vocab_size=30522, max_positions=256))
+    tiny_cfg.MODEL.TEXT_ENCODER.NAME = "Own"
+    assert build_text_encoder(tiny_cfg).hidden_size == 12

@@ -1,0 +1,130 @@
+"""Noun phrases of captions, against what a person marks as the things named in them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from glipv2_d2.prompts.noun_phrases import noun_phrases
+
+CAPTIONS = {
+    # prepositions, conjunctions, punctuation
+    "a man on a skateboard next to a red fire hydrant": "a man|a skateboard|a red fire hydrant",
+    "a zebra and a giraffe": "a zebra|a giraffe",
+    "three apples, two pears; a lemon!": "three apples|two pears|a lemon",
+    "A living room with a couch, a television and a coffee table": "A living room|a couch|a television|a coffee table",
+    "A plate of food with broccoli, rice and chicken": "A plate|food|broccoli|rice|chicken",
+    "person. traffic light. hair drier": "person|traffic light|hair drier",
+    "a dog(small)": "a dog",
+    "PIZZA": "PIZZA",
+    "frisbee": "frisbee",
+    # verbs
+    "Two young men playing frisbee in the park": "Two young men|frisbee|the park",
+    "A woman in a blue dress is holding an umbrella and a handbag": "A woman|a blue dress|an umbrella|a handbag",
+    "people riding horses on the beach": "people|horses|the beach",
+    "A dog catches a frisbee in mid air": "A dog|a frisbee|mid air",
+    "A cat licks the plate": "A cat|the plate",
+    "A cat sniffles her toys": "A cat|toys",
+    "dogs run through the grass": "dogs|the grass",
+    "people walk": "people",
+    "a ski resort": "a ski resort",
+    "the bus stop": "the bus stop",
+    "A man about to hit a tennis ball": "A man|a tennis ball",
+    "dogs can jump fences": "dogs|fences",
+    "Sitting on a bench": "a bench",
+    "Riding horses": "horses",
+    "a man wearing glasses reads a newspaper": "a man|glasses|a newspaper",
+    "A young boy stands in front of a fire truck.": "A young boy|a fire truck",
+    "a fly on a watermelon": "a fly|a watermelon",
+    "two watches": "two watches",
+    "The player misses the ball": "The player|the ball",
+    "a boy carries boxes": "a boy|boxes",
+    # -ing and -ed before a noun
+    "A smiling woman in sunglasses": "A smiling woman|sunglasses",
+    "a parked car and two sleeping cats": "a parked car|two sleeping cats",
+    "Several cars parked on the side of the street": "Several cars|the street",
+    "a snow covered mountain": "a snow covered mountain",
+    "A bird perched on a tree branch": "A bird|a tree branch",
+    "a person wearing a red t-shirt and running shoes": "a person|a red t-shirt|running shoes",
+    "A person is cutting bread with a knife.": "A person|bread|a knife",
+    "a row of parking meters": "a row|parking meters",
+    "a street parking meter": "a street parking meter",
+    "the crossing": "the crossing",
+    "a man crossing the street": "a man|the street",
+    "a child is painting a wall": "a child|a wall",
+    "in the evening a dog barks": "the evening|a dog",
+    "a painting": "a painting",
+    "a building with wedding rings": "a building|wedding rings",
+    "a red bed": "a red bed",
+    "two standing": "",
+    # adjectives
+    "the car is red": "the car",
+    "a traffic light and a light bulb": "a traffic light|a light bulb",
+    "the boy's new bike": "the boy's new bike",
+    "she is very happy": "",
+    "an orange and a banana on a wooden table": "an orange|a banana|a wooden table",
+    "A black and white cat": "A black and white cat",
+    "a big, brown dog": "a big, brown dog",
+    "a red and striped shirt": "a red and striped shirt",
+    "an orange and cars": "an orange|cars",
+    "a man in black and a woman in red": "a man|a woman",
+    "a colorful kite and a cloudless sky": "a colorful kite|a cloudless sky",
+    "a woman tall and slim": "a woman",
+    "the tall, the slim": "the tall|the slim",
+    # adverbs
+    "A brightly colored kite": "A brightly colored kite",
+    "a very large elephant walks slowly": "a very large elephant",
+    "a man slowly crossing the street": "a man|the street",
+    "a butterfly on a family car": "a butterfly|a family car",
+    "the very": "",
+    # determiners, possessives, numbers, pronouns
+    "a little girl with her teddy bear": "a little girl|teddy bear",
+    "the man's hat": "the man's hat",
+    "He is on his phone": "phone",
+    "one of the dogs": "the dogs",
+    "a bench that is made of wood": "a bench|wood",
+    "3 dogs and 2.5 pizzas": "3 dogs|2.5 pizzas",
+    "platform 9": "platform",
+    # places and amounts
+    "A man rides a wave on top of a surfboard.": "A man|a wave|a surfboard",
+    "a house in the background": "a house",
+    "The stop sign is on the left of the tree": "The stop sign|the tree",
+    "a boat at the far left": "a boat",
+    "the left hand of a man": "the left hand|a man",
+    "a woman in a red top": "a woman|a red top",
+    "a mountain top": "a mountain top",
+    "a lot of people watching a baseball game": "people|a baseball game",
+    "a couple of zebras": "zebras",
+    "a couple on a sofa": "a couple|a sofa",
+}
+
+
+@pytest.mark.parametrize("caption, phrases", CAPTIONS.items())
+def test_phrases_of_a_caption(caption, phrases):
+    assert "|".join(phrase for phrase, _ in noun_phrases(caption)) == phrases
+
+
+def test_every_occurrence_is_a_phrase_with_its_own_span():
+    assert noun_phrases("A dog and a dog") == [("A dog", [(0, 5)]), ("a dog", [(10, 15)])]
+
+
+def test_case_and_curly_apostrophes_stay_as_they_are_written():
+    caption = "The Man’s BIG hat ISN’T here"
+    assert noun_phrases(caption) == [("The Man’s BIG hat", [(0, 17)])]
+
+
+@pytest.mark.parametrize("caption", ["", "   ", "...", "is of and"])
+def test_caption_without_nouns_has_no_phrases(caption):
+    assert noun_phrases(caption) == []
+
+
+WORDS = "a the red big very slowly dog dogs riding parked stands on and , . two his lot of front left".split()
+
+
+@given(st.one_of(st.text(max_size=60), st.lists(st.sampled_from(WORDS)).map(" ".join)))
+def test_spans_are_ordered_apart_and_spell_their_phrases(caption):
+    end_before = 0
+    for phrase, spans in noun_phrases(caption):
+        ((begin, end),) = spans
+        assert end_before <= begin < end <= len(caption)
+        assert caption[begin:end] == phrase == phrase.strip() != ""
+        end_before = end

@@ -1,0 +1,79 @@
+"""Names of registered datasets."""
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from glipv2_d2.prompts.vocabulary import build_default_prompts, dataset_names
+
+
+@pytest.fixture
+def register():
+    registered = []
+
+    def add(name, names=None, names_on_load=None):
+        def load():
+            if names_on_load is not None:
+                MetadataCatalog.get(name).thing_classes = names_on_load
+            return []
+
+        DatasetCatalog.register(name, load)
+        if names is not None:
+            MetadataCatalog.get(name).thing_classes = names
+        registered.append(name)
+
+    yield add
+    for name in registered:
+        DatasetCatalog.remove(name)
+        if name in MetadataCatalog.list():
+            MetadataCatalog.remove(name)
+
+
+def test_names_come_from_the_metadata(register):
+    register("vocabulary_known", names=("cat", "dog"), names_on_load=["never"])
+    assert dataset_names("vocabulary_known") == ["cat", "dog"]
+
+
+def test_names_are_loaded_where_the_metadata_lack_them(register):
+    register("vocabulary_late", names_on_load=["cat", "bus"])
+    assert dataset_names("vocabulary_late") == ["cat", "bus"]
+
+
+def test_names_of_detectron2_datasets_need_no_files():
+    assert dataset_names("coco_2017_val")[:2] == ["person", "bicycle"]
+
+
+def test_unknown_dataset_is_refused_and_leaves_no_metadata():
+    with pytest.raises(KeyError, match="'vocabulary_absent' is not registered"):
+        dataset_names("vocabulary_absent")
+    assert "vocabulary_absent" not in MetadataCatalog.list()
+
+
+@pytest.mark.parametrize("names", [None, []])
+def test_dataset_without_names_is_refused(register, names):
+    register("vocabulary_empty", names_on_load=names)
+    with pytest.raises(ValueError, match="dataset 'vocabulary_empty': expected thing_classes"):
+        dataset_names("vocabulary_empty")
+
+
+def test_default_prompts_ask_for_the_first_test_dataset(register, tiny_cfg):
+    register("vocabulary_default", names=["cat", "hair drier", "dog"])
+    tiny_cfg.DATASETS.TEST = ("vocabulary_default", "coco_2017_val")
+    tiny_cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE = 2
+    tiny_cfg.INPUT.PROMPT.SEPARATOR = " "
+    prompts = build_default_prompts(tiny_cfg)
+    assert [prompt.phrases for prompt in prompts] == [("cat", "hair drier"), ("dog",)]
+    assert [prompt.category_ids.tolist() for prompt in prompts] == [[0, 1], [2]]
+    assert len(prompts[0]) == 6  # [CLS] cat hair dr ##ier [SEP]
+
+
+def test_default_prompts_need_a_test_dataset(tiny_cfg):
+    tiny_cfg.DATASETS.TEST = ()
+    with pytest.raises(ValueError, match="DATASETS.TEST: expected a dataset"):
+        build_default_prompts(tiny_cfg)
+
+
+def test_bad_names_are_reported_with_their_dataset(register, tiny_cfg):
+    register("vocabulary_twice", names=["cat", "cat"])
+    tiny_cfg.DATASETS.TEST = ("vocabulary_twice",)
+    with pytest.raises(ValueError, match="dataset 'vocabulary_twice': names: rows 0 and 1 are both 'cat'"):
+        build_default_prompts(tiny_cfg)

@@ -1,0 +1,128 @@
+import gzip
+import math
+import re
+
+import pytest
+import torch
+import yaml
+from conftest import ASSETS
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_anchor_generator
+from detectron2.solver import build_lr_scheduler
+
+from glipv2_d2 import add_glipv2_config, convert_glip_state_dict
+from glipv2_d2.checkpoint.model_shapes import build_meta_model
+
+CONFIGS = ASSETS.parents[1] / "configs"
+FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
+
+
+def load(name):
+    cfg = get_cfg()
+    add_glipv2_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / name))
+    return cfg
+
+
+def chain(path):
+    """A config and what it builds on."""
+    base = yaml.safe_load(path.read_text()).get("_BASE_")
+    return [path, *(chain((path.parent / base).resolve()) if base else [])]
+
+
+def leaves(tree, place=()):
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, (*place, key))
+        elif key != "_BASE_":
+            yield (*place, key), value
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_config_has_known_keys_only_and_stands_on_the_base(name):
+    cfg = load(name)
+    assert cfg.MODEL.META_ARCHITECTURE == "GLIPv2"
+    files = chain(CONFIGS / name)
+    assert files[-1] == CONFIGS / "Base-GLIPv2.yaml" and len(files) <= 3
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith(("glip/", "pretrain/"))])
+def test_a_config_holds_only_what_differs_from_what_it_stands_on(name):
+    parent = load(chain(CONFIGS / name)[1].relative_to(CONFIGS).as_posix())
+    own = load(name)
+    for place, _ in leaves(yaml.safe_load((CONFIGS / name).read_text())):
+        old, new = parent, own
+        for key in place:
+            old, new = old[key], new[key]
+        assert old != new, ".".join(place)
+
+
+def official_tensors(released):
+    """Names, shapes and kinds (P for parameter) of a released architecture."""
+    text = gzip.decompress((ASSETS / "golden" / f"state_dict_{released}.tsv.gz").read_bytes()).decode()
+    rows = [line.split("\t") for line in text.splitlines()]
+    return [(name, tuple(map(int, re.findall(r"\d+", shape))), kind) for name, shape, _, kind in rows]
+
+
+@pytest.mark.parametrize(
+    ("name", "released", "trainable"),
+    [
+        # Trainable numbers of the official models, all with 80 * 256 + 80 that nothing reads.
+        ("glip/glip_swin_t_a.yaml", "A", 151_430_526),
+        ("glip/glip_swin_t_b.yaml", "T", 231_780_222),
+        ("glip/glip_swin_t_c.yaml", "T", 231_780_222),
+        ("glip/glip_swin_l.yaml", "L", 430_422_384),
+        ("pretrain/glipv2_swin_t.yaml", "T", 231_780_222),
+    ],
+)
+def test_models_have_the_tensors_of_the_released_ones(name, released, trainable):
+    model = build_meta_model(load(name))
+    assert sum(parameter.numel() for parameter in model.parameters()) == trainable - 20_560
+    official = official_tensors(released)
+    assert sum(math.prod(shape) for _, shape, kind in official if kind == "P") == trainable
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    tensors = {name: torch.empty(shape, device="meta") for name, shape, _ in official}
+    _, report = convert_glip_state_dict(tensors, expected=shapes)
+    assert report.missing == () and report.unknown == ()
+    expected = {report.used[name]: shape for name, shape, _ in official if name in report.used}
+    assert shapes == expected
+
+
+def test_the_base_is_the_official_recipe():
+    cfg = load("Base-GLIPv2.yaml")
+    assert cfg.MODEL.PIXEL_MEAN == [103.530, 116.280, 123.675] and cfg.MODEL.PIXEL_STD == [57.375, 57.120, 58.395]
+    assert cfg.INPUT.FORMAT == "BGR" and tuple(cfg.INPUT.MIN_SIZE_TRAIN) == (480, 560, 640, 720, 800)
+    assert (cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (1333, 800, 1333)
+    solver = cfg.SOLVER
+    assert (solver.BASE_LR, solver.WEIGHT_DECAY, solver.WEIGHT_DECAY_BIAS) == (1e-4, 1e-4, 0.0)
+    assert (solver.BIAS_LR_FACTOR, solver.TEXT_ENCODER_MULTIPLIER, solver.BACKBONE_MULTIPLIER) == (2.0, 0.1, 1.0)
+    clip = solver.CLIP_GRADIENTS
+    assert (clip.ENABLED, clip.CLIP_TYPE, clip.CLIP_VALUE, clip.NORM_TYPE) == (True, "full_model", 1.0, 2.0)
+    assert (solver.IMS_PER_BATCH, solver.EMA_DECAY, solver.AMP.ENABLED) == (64, 0.999, True)
+    assert cfg.TEST.DETECTIONS_PER_IMAGE == 100 and cfg.SEED >= 0
+
+
+@pytest.mark.parametrize(
+    ("name", "length"),
+    [("Base-GLIPv2.yaml", 40_000), ("pretrain/glipv2_swin_t.yaml", 330_000), ("glip/glip_swin_l.yaml", 1_000_000)],
+)
+def test_the_rate_warms_up_and_drops_twice(name, length):
+    cfg = load(name)
+    assert cfg.SOLVER.MAX_ITER == length
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=cfg.SOLVER.BASE_LR)
+    multiplier = build_lr_scheduler(cfg, optimizer)._multiplier
+    # Two iterations around each drop: the scheduler rounds its place in the run to a millionth.
+    first, second = round(0.67 * length), round(0.89 * length)
+    factors = {0: 0.001, 1000: 0.5005, 2000: 1.0, first - 2: 1.0, first + 2: 0.1, second - 2: 0.1, second + 2: 0.01}
+    for iteration, factor in factors.items():
+        assert multiplier(iteration / length) == pytest.approx(factor, rel=1e-6), iteration
+
+
+def test_anchors_are_the_official_ones_with_the_far_edges_moved_by_one_pixel():
+    # Official, inclusive corners: -28..35 at stride 8.
+    cfg = load("Base-GLIPv2.yaml")
+    generator = build_anchor_generator(cfg, [ShapeSpec(channels=1, stride=2**level) for level in range(3, 8)])
+    anchors = generator([torch.zeros(1, 1, 1, 2)] * 5)
+    assert anchors[0].tensor.tolist() == [[-28, -28, 36, 36], [-20, -28, 44, 36]]
+    assert anchors[4].tensor[0].tolist() == [-448, -448, 576, 576]

@@ -1,0 +1,95 @@
+import importlib.util
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from glipv2_d2.data import register_coco_grounding
+
+TOOL = Path(__file__).parents[2] / "tools" / "visualize_data.py"
+
+
+@pytest.fixture
+def tool():
+    spec = importlib.util.spec_from_file_location("visualize_data", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Two grey images of 64 x 48, one with a cat."""
+    for image_id in (1, 2):
+        cv2.imwrite(str(tmp_path / f"{image_id}.png"), np.full((48, 64, 3), 90, np.uint8))
+    images = [{"id": i, "file_name": f"{i}.png", "width": 64, "height": 48} for i in (1, 2)]
+    box = {"id": 5, "image_id": 1, "category_id": 3, "bbox": [10, 10, 30, 20], "area": 600, "iscrowd": 0}
+    content = {"images": images, "annotations": [box], "categories": [{"id": 3, "name": "cat"}]}
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    name = f"{tmp_path.name}_drawn"
+    register_coco_grounding(name, tmp_path / "boxes.json", tmp_path)
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+def run(tool, dataset, folder, source, *more) -> list[np.ndarray]:
+    keys = ["DATASETS.TRAIN", f"('{dataset}',)", "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False", "SEED", "1"]
+    keys += ["INPUT.MIN_SIZE_TRAIN", "(96,)", "SOLVER.IMS_PER_BATCH", "1", "MODEL.DEVICE", "cpu"]
+    tool.main(["--source", source, "--output-dir", str(folder), *more, *keys])
+    return [cv2.imread(str(path)) for path in sorted(folder.iterdir())]
+
+
+def is_coloured(picture: np.ndarray) -> bool:
+    return bool((picture.max(axis=2).astype(int) - picture.min(axis=2) > 60).any())
+
+
+def test_stored_boxes_are_drawn(tool, dataset, tmp_path):
+    with_box, without = run(tool, dataset, tmp_path / "out", "annotation")
+    assert with_box.shape == without.shape == (600, 800, 3)
+    assert is_coloured(with_box) and not is_coloured(without)
+
+
+def test_training_samples_are_drawn_with_their_prompt(tool, dataset, tmp_path):
+    pictures = run(tool, dataset, tmp_path / "out", "dataloader", "--num", "5")
+    assert len(pictures) == 5
+    # Enlarged to 800 x 600, and the prompt below.
+    assert all(picture.shape[1] == 800 and picture.shape[0] > 600 for picture in pictures)
+    names = [path.name for path in sorted((tmp_path / "out").iterdir())]
+    assert {name.split("_")[1] for name in names} == {"1.jpg", "2.jpg"} and names[0].startswith("0000_")
+    # The writing is black on white.
+    assert all(picture[600:].min() < 50 and picture[600:].max() == 255 for picture in pictures)
+
+
+def test_boxes_are_drawn_where_the_model_sees_them(tool, dataset, tmp_path):
+    pictures = run(tool, dataset, tmp_path / "out", "dataloader", "--num", "2")
+    names = [path.name for path in sorted((tmp_path / "out").iterdir())]
+    drawn = {name.split("_")[1]: picture[:600] for name, picture in zip(names, pictures)}
+    assert is_coloured(drawn["1.jpg"]) and not is_coloured(drawn["2.jpg"])
+
+
+@pytest.mark.parametrize(
+    ("marked", "text"), [([], ""), ([3], "3"), ([3, 4], "3-4"), ([1, 2, 3, 7, 9, 10], "1-3,7,9-10")]
+)
+def test_token_ranges_name_both_ends(tool, marked, text):
+    is_token = torch.zeros(12, dtype=torch.bool)
+    is_token[marked] = True
+    assert tool.token_ranges(is_token) == text
+
+
+def test_a_missing_dataset_ends_in_one_line(tool, tmp_path):
+    with pytest.raises(SystemExit, match="error: dataset 'none_such' is not registered"):
+        run(tool, "none_such", tmp_path / "out", "annotation")
+
+
+def test_no_window_is_a_one_line_error(tool, dataset, tmp_path, monkeypatch):
+    def no_window(*arguments):
+        raise cv2.error("The function is not implemented")
+
+    monkeypatch.setattr(cv2, "imshow", no_window)
+    with pytest.raises(SystemExit, match="error: --show"):
+        run(tool, dataset, tmp_path / "out", "annotation", "--show")
