@@ -12,6 +12,8 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_setup, launch
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from glipv2_d2 import GLIPv2Trainer
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
@@ -22,6 +24,7 @@ def setup(arguments: argparse.Namespace) -> CfgNode:
     """Build the config of the command line and prepare logging and random numbers."""
     cfg = build_config(arguments.config_file, arguments.opts)
     default_setup(cfg, arguments)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="glipv2_d2")
     return cfg
 
 

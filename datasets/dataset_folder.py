@@ -1,8 +1,11 @@
 """The folder of a data set: what it was made with, whether it is whole, and how files get into it in one piece."""
 
+import fcntl
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -73,14 +76,33 @@ def is_finished(output: Path, parameters: DatasetParameters) -> bool:
     )
 
 
+@contextmanager
+def sole_writer(output: Path) -> Iterator[None]:
+    """Keep other runs out of a folder. The lock is gone with the last process of this run, however it ends.
+
+    Raises:
+        OSError: Another run is writing there.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    lock = os.open(output, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(f"{output}: another run is writing there; wait for its end, or name another folder") from None
+        yield
+    finally:
+        os.close(lock)
+
+
 def start(output: Path, parameters: DatasetParameters) -> None:
-    """Make ``output`` ready: go on with an unfinished run of the same parameters, or clear an older data set.
+    """Make a folder ready: go on with an unfinished run of the same parameters, or clear an older data set.
 
     Raises:
         ValueError: The folder holds other things and no manifest: they are not ours to delete.
     """
     manifest = _read_manifest(output)
-    if manifest is None and output.is_dir() and any(output.iterdir()):
+    if manifest is None and any(output.iterdir()):
         raise ValueError(f"{output}: not empty, and no {MANIFEST} of a data set in it; name an empty folder")
     if manifest is not None and manifest["parameters"] != plain(parameters):
         changes = _changes(manifest["parameters"], plain(parameters))
@@ -88,9 +110,9 @@ def start(output: Path, parameters: DatasetParameters) -> None:
         _clear(output)
     elif manifest is not None:
         print(f"{output} is not whole: going on from what is there")
-    for folder in ("annotations", PARTIAL):
-        (output / folder).mkdir(parents=True, exist_ok=True)
     write_json(output / MANIFEST, {"finished": False, "parameters": plain(parameters)})
+    for folder in ("annotations", PARTIAL):
+        (output / folder).mkdir(exist_ok=True)
 
 
 def finish(output: Path, parameters: DatasetParameters, num_images: dict[str, int], content: dict) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 from dataset_folder import DatasetParameters
 from dataset_options import add_dataset_options, parameters_from
 from scene_composer import MIN_CROP, Background, Category, CutOut, SceneRules, make_cut_out
-from scene_dataset import SceneSource, close_dataset, found_finished, write_dataset
+from scene_dataset import SceneSource, found_finished, write_dataset
 from scene_text import article_of, plural_of
 
 NUM_NAMES = 48
@@ -191,8 +191,7 @@ def _build(output: Path, parameters: DatasetParameters, workers: int) -> None:
         license_name="Apache-2.0",
         license_text="# Where the pictures come from\n\nEverything is drawn by prepare_shapeworld.py: Apache-2.0.\n",
     )
-    splits = write_dataset(output, source, parameters, workers)
-    close_dataset(output, parameters, splits)
+    write_dataset(output, source, parameters, workers)
 
 
 if __name__ == "__main__":

@@ -17,29 +17,28 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataset_folder import write_atomically, write_json
 from dataset_options import add_dataset_options, parameters_from
 from debian_packages import PackageError, fetch_packages, package_version
-from scene_dataset import SceneSource, close_dataset, encode_jpeg, found_finished, write_dataset
-from stamp_collection import (
-    CURATED_VERSIONS,
-    CURATION_FILE,
-    PHOTOS_PACKAGE,
-    STAMPS_PACKAGE,
-    Curation,
-    load_attributions,
-    load_backgrounds,
-    load_curation,
-    load_real_photographs,
-    load_stamps,
-)
+from scene_composer import Background, CutOut
+from scene_dataset import Photograph, SceneSource, found_finished, write_dataset
+from stamp_collection import load_attributions, load_backgrounds, load_photographs, load_stamps
+from stampworld_curation import CURATED_VERSIONS, CURATION, PHOTOS_PACKAGE, STAMPS_PACKAGE, Curation
 
-DESCRIPTION = "StampWorld: composites of real photographs, not real scenes"
+# Larger than any picture that the demo's model sees.
 REAL_MAX_SIDE = 800
 
 
-def load_source(cache: Path, curation: Curation, size: int, max_side: int) -> tuple[SceneSource, Path]:
-    """Fetch the packages if need be and read cut-outs and backgrounds; also the folder of the photographs."""
+def load_source(cache: Path, curation: Curation, size: int, max_side: int) -> SceneSource:
+    """Fetch the packages if need be, and read cut-outs and photographs.
+
+    Args:
+        size: Side of a scene, in pixels.
+        max_side: Longest side of an object in a scene, in pixels.
+
+    Raises:
+        PackageError: A package can not be had.
+        ValueError: A package does not hold what it should.
+    """
     folders = fetch_packages([STAMPS_PACKAGE, PHOTOS_PACKAGE], cache)
     versions = {name: package_version(folder) for name, folder in folders.items()}
     for name, version in versions.items():
@@ -52,35 +51,16 @@ def load_source(cache: Path, curation: Curation, size: int, max_side: int) -> tu
             raise ValueError(f"{folder}: no such folder in the package")
     cut_outs = load_stamps(stamps, curation, max_side)
     backgrounds = load_backgrounds(resources, curation, size)
-    activities = sorted({*curation.backgrounds, *curation.real})
-    attributions = load_attributions(resources, activities)
-    photographs = [background.identity for background in backgrounds]
-    photographs += [f"{activity}/{file}" for activity, files in curation.real.items() for file in files]
-    text = _license_text(versions, [cut_out.identity for cut_out in cut_outs], photographs, attributions)
-    license_name = "stamps: GPL-2; photographs: see LICENSES.md"
-    return SceneSource(cut_outs, backgrounds, DESCRIPTION, license_name, text), resources
-
-
-def write_real(output: Path, resources: Path, curation: Curation) -> int:
-    """Copy the photographs of one named animal each, with a json of their names; returns how many there are."""
-    (output / "real").mkdir(exist_ok=True)
-    photographs = load_real_photographs(resources, curation, REAL_MAX_SIDE)
-    names = sorted({name for _, name, _ in photographs})
-    images = []
-    for index, (identity, name, pixels) in enumerate(photographs, start=1):
-        file_name = f"{name.replace(' ', '_')}.jpg"
-        write_atomically(output / "real" / file_name, encode_jpeg(pixels))
-        height, width = pixels.shape[:2]
-        size = {"width": width, "height": height}
-        images.append({"id": index, "file_name": file_name, **size, "names": [name], "background": identity})
-    content = {
-        "info": {"description": "Real photographs, without boxes; names: what each shows"},
-        "categories": [{"id": index, "name": name} for index, name in enumerate(names, start=1)],
-        "images": images,
-        "annotations": [],
-    }
-    write_json(output / "annotations" / "real.json", content)
-    return len(images)
+    photographs = load_photographs(resources, curation, REAL_MAX_SIDE)
+    attributions = load_attributions(resources, sorted({*curation.backgrounds, *curation.real}))
+    return SceneSource(
+        cut_outs,
+        backgrounds,
+        description="StampWorld: composites of real photographs, not real scenes",
+        license_name="stamps: GPL-2; photographs: see LICENSES.md",
+        license_text=_license_text(versions, cut_outs, [*backgrounds, *photographs], attributions),
+        photographs=photographs,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -105,24 +85,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _build(options: argparse.Namespace) -> None:
-    source_version = hashlib.sha256(CURATION_FILE.read_bytes()).hexdigest()[:16]
+    source_version = hashlib.sha256(repr(CURATION).encode()).hexdigest()[:16]
     parameters = parameters_from(options, "stampworld", source_version)
     if found_finished(options.output, parameters):
         return
-    curation = load_curation()
     rules = parameters.rules
     max_side = round(rules.max_side * rules.size)
-    source, resources = load_source(options.cache.expanduser(), curation, rules.size, max_side)
-    splits = write_dataset(options.output, source, parameters, options.workers)
-    num_real = write_real(options.output, resources, curation)
-    close_dataset(options.output, parameters, splits, num_real)
-    for split in splits:
-        print(f"{options.output / split.name}: {split.num_images} scenes, {len(split.categories)} names")
+    source = load_source(options.cache.expanduser(), CURATION, rules.size, max_side)
+    write_dataset(options.output, source, parameters, options.workers)
 
 
 def _license_text(
-    versions: dict[str, str], stamps: list[str], photographs: list[str], attributions: dict[str, str]
+    versions: dict[str, str],
+    cut_outs: Sequence[CutOut],
+    photographs: Sequence[Background | Photograph],
+    attributions: dict[str, str],
 ) -> str:
+    unknown = "not listed in the README of the package"
     lines = [
         "# Where the pictures come from",
         "",
@@ -132,11 +111,11 @@ def _license_text(
         "",
         "Licence: GPL-2, for the whole package. Copyright 2002-2022 by Bill Kendrick and contributors.",
         "",
-        *(f"- {identity}" for identity in stamps),
+        *(f"- {one.identity}" for one in cut_outs),
         "",
         f"## Photographs: Debian package {PHOTOS_PACKAGE} {versions[PHOTOS_PACKAGE]}".rstrip(),
         "",
-        *(f"- {one}: {attributions.get(one, 'not listed in the README of the package')}" for one in photographs),
+        *(f"- {one.identity}: {attributions.get(one.identity, unknown)}" for one in photographs),
         "",
     ]
     return "\n".join(lines)

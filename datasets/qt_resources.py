@@ -33,7 +33,7 @@ class QtResourceFile:
         self._files: dict[str, tuple[int, int]] = {}
         try:
             self._version, self._tree, self._data, self._names = struct.unpack_from(">4I", self._bytes, 4)
-            self._walk(node=0, parent="", ancestors=frozenset())
+            self._walk()
         except (struct.error, UnicodeDecodeError) as error:
             raise ValueError(f"{self.path}: broken Qt resource file, a complete one was expected ({error})") from error
 
@@ -52,10 +52,10 @@ class QtResourceFile:
             raise KeyError(f"{self.path}: no file {name!r} inside")
         flags, offset = self._files[name]
         start = self._data + offset
-        (length,) = struct.unpack_from(">I", self._bytes, start)
+        length = int.from_bytes(self._bytes[start : start + 4], "big")
         content = self._bytes[start + 4 : start + 4 + length]
-        if len(content) != length:
-            raise ValueError(f"{self.path}: {name} has {len(content)} bytes, {length} were expected")
+        if start + 4 > len(self._bytes) or len(content) != length:
+            raise ValueError(f"{self.path}: {name} is cut short, {length} bytes were expected")
         if flags & _ZSTD:
             raise ValueError(f"{self.path}: {name} is packed with zstd, plain or zlib was expected")
         if not flags & _ZLIB:
@@ -65,21 +65,28 @@ class QtResourceFile:
         except zlib.error as error:
             raise ValueError(f"{self.path}: {name} does not unpack ({error})") from error
 
-    def _walk(self, node: int, parent: str, ancestors: frozenset[int]) -> None:
+    def _walk(self) -> None:
+        """Follow the tree from its root, each node once: a broken file may name a node twice, or its own parent."""
         node_size = 14 if self._version < 2 else 22
-        at = self._tree + node * node_size
-        name_offset, flags = struct.unpack_from(">IH", self._bytes, at)
-        name = self._name(name_offset) if ancestors else ""
-        path = f"{parent}/{name}" if parent else name
-        if not flags & _DIRECTORY:
-            (data_offset,) = struct.unpack_from(">I", self._bytes, at + 10)
-            self._files[path] = (flags, data_offset)
-            return
-        count, first = struct.unpack_from(">2I", self._bytes, at + 6)
-        if node in ancestors:
-            raise ValueError(f"{self.path}: directory {path!r} contains itself, a tree was expected")
-        for child in range(first, first + count):
-            self._walk(child, path, ancestors | {node})
+        pending, seen = [(0, "")], {0}
+        while pending:
+            node, parent = pending.pop()
+            at = self._tree + node * node_size
+            name_offset, flags = struct.unpack_from(">IH", self._bytes, at)
+            path = "/".join(filter(None, (parent, self._name(name_offset)))) if node else ""
+            if not flags & _DIRECTORY:
+                (data_offset,) = struct.unpack_from(">I", self._bytes, at + 10)
+                self._files[path] = (flags, data_offset)
+                continue
+            count, first = struct.unpack_from(">2I", self._bytes, at + 6)
+            num_nodes = (len(self._bytes) - self._tree) // node_size
+            if first + count > num_nodes:
+                raise ValueError(f"{self.path}: node {first + count - 1} is named, there is room for {num_nodes}")
+            for child in range(first, first + count):
+                if child in seen:
+                    raise ValueError(f"{self.path}: node {child} is named twice, a tree was expected")
+                seen.add(child)
+                pending.append((child, path))
 
     def _name(self, offset: int) -> str:
         at = self._names + offset

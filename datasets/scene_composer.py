@@ -164,6 +164,8 @@ def compose_scene(
     for name in _draw_names(rng, sorted(cut_outs), rules):
         cut_out = cut_outs[name][rng.integers(len(cut_outs[name]))]
         patch = _render(rng, cut_out, rules)
+        if patch[:, :, 3].max() < SOLID_ALPHA:
+            continue  # so thin that at this size nothing is left of it
         box = _place(rng, patch.shape[1], patch.shape[0], boxes, rules)
         solid = _paste(image, owner, patch, box, index=len(pasted))
         pasted.append((cut_out, solid))
@@ -291,8 +293,11 @@ def _without_specks(alpha: np.ndarray) -> np.ndarray:
 
 def _soft_edged(premultiplied: np.ndarray) -> np.ndarray:
     """Blur the outline by a pixel, and nothing inside: many cut-outs have hard, stepped edges."""
-    inside = cv2.erode((premultiplied[:, :, 3] >= 250).astype(np.uint8), np.ones((3, 3), np.uint8))
-    blurred = cv2.GaussianBlur(premultiplied, (3, 3), 0, borderType=cv2.BORDER_CONSTANT)
+    # Beyond the picture nothing is solid: its border may be outline too.
+    edges = {"borderType": cv2.BORDER_CONSTANT}
+    opaque = (premultiplied[:, :, 3] >= 250).astype(np.uint8)
+    inside = cv2.erode(opaque, np.ones((3, 3), np.uint8), borderValue=0, **edges)
+    blurred = cv2.GaussianBlur(premultiplied, (3, 3), 0, **edges)
     soft = np.where(inside[:, :, None] > 0, premultiplied, blurred)
     return np.clip(np.rint(soft), 0, 255).astype(np.uint8)
 

@@ -11,9 +11,10 @@ nor an interruption changes a single bit of the result.
 
 import json
 import multiprocessing
+import signal
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -31,6 +32,7 @@ from dataset_folder import (
     finish,
     is_finished,
     plain,
+    sole_writer,
     start,
     write_atomically,
     write_json,
@@ -45,14 +47,27 @@ JPEG_QUALITY = 90
 
 
 @dataclass(frozen=True)
+class Photograph:
+    """A photograph of one named thing, each name once: a (h, w, 3) uint8 BGR picture and where it comes from."""
+
+    identity: str
+    name: str
+    pixels: np.ndarray = field(repr=False)
+
+
+@dataclass(frozen=True)
 class SceneSource:
-    """What scenes are made of, and what the json files and ``LICENSES.md`` say of it."""
+    """What scenes are made of, and what the json files and ``LICENSES.md`` say of it.
+
+    ``photographs`` are copied to the folder ``real``, for predictions on pictures that are no composites.
+    """
 
     cut_outs: Sequence[CutOut]
     backgrounds: Sequence[Background]
     description: str
     license_name: str
     license_text: str
+    photographs: Sequence[Photograph] = ()
 
 
 @dataclass(frozen=True)
@@ -113,49 +128,65 @@ def plan_splits(source: SceneSource, parameters: DatasetParameters) -> list[Spli
     return splits
 
 
-def write_dataset(output: Path, source: SceneSource, parameters: DatasetParameters, workers: int) -> list[Split]:
-    """Draw all scenes that are not there yet, then write the annotation files and the licences.
-
-    The folder is left unfinished: whoever calls may add to it, and then calls :func:`close_dataset`.
+def write_dataset(output: Path, source: SceneSource, parameters: DatasetParameters, workers: int) -> None:
+    """Draw all scenes that are not there yet, then write the annotation files, the licences and the manifest.
 
     Raises:
         ValueError: The folder holds something else, or there are too few names or backgrounds.
+        OSError: Another run is writing there, or a file cannot be written.
     """
     if workers < 1:
         raise ValueError(f"workers is {workers}, at least 1 was expected")
     splits = plan_splits(source, parameters)
-    start(output, parameters)
-    for split in splits:
-        (output / split.name).mkdir(exist_ok=True)
-    job = _Job(output, {split.name: split for split in splits}, parameters)
-    with tqdm(total=sum(split.num_images for split in splits), desc=parameters.name, unit="scene", delay=1) as bar:
-        for num_images in _run(job, workers):
-            bar.update(num_images)
-    for split in splits:
-        write_json(output / "annotations" / f"{split.name}.json", _coco_json(job, split, source))
-    write_atomically(output / "LICENSES.md", source.license_text.encode())
-    return splits
-
-
-def close_dataset(output: Path, parameters: DatasetParameters, splits: Sequence[Split], num_real: int = 0) -> None:
-    """Declare the data set whole; ``num_real`` is the number of pictures in ``real``, which only StampWorld has."""
-    num_images = {split.name: split.num_images for split in splits}
-    if num_real:
-        num_images["real"] = num_real
-    names = {split.name: [category.name for category in split.categories] for split in splits}
-    backgrounds = {split.name: sorted(one.identity for one in split.backgrounds) for split in splits}
-    finish(output, parameters, num_images, {"names": names, "backgrounds": backgrounds})
+    with sole_writer(output):
+        start(output, parameters)
+        for split in splits:
+            (output / split.name).mkdir(exist_ok=True)
+        job = _Job(output, {split.name: split for split in splits}, parameters)
+        with tqdm(total=sum(split.num_images for split in splits), desc=parameters.name, unit="scene", delay=1) as bar:
+            for num_images in _run(job, workers):
+                bar.update(num_images)
+        for split in splits:
+            write_json(output / "annotations" / f"{split.name}.json", _coco_json(job, split, source))
+        if source.photographs:
+            _write_photographs(output, source.photographs)
+        write_atomically(output / "LICENSES.md", source.license_text.encode())
+        num_images = {split.name: split.num_images for split in splits}
+        num_images |= {"real": len(source.photographs)} if source.photographs else {}
+        names = {split.name: [category.name for category in split.categories] for split in splits}
+        backgrounds = {split.name: sorted(one.identity for one in split.backgrounds) for split in splits}
+        finish(output, parameters, num_images, {"names": names, "backgrounds": backgrounds})
+    print(f"{output}: " + ", ".join(f"{name} {count} pictures" for name, count in num_images.items()))
 
 
 def found_finished(output: Path, parameters: DatasetParameters) -> bool:
-    """Whether nothing is to be done, and says so."""
+    """Whether nothing is to be done; if so, says it."""
     finished = is_finished(output, parameters)
     if finished:
         print(f"{output}: there already, with these parameters")
     return finished
 
 
-def encode_jpeg(image: np.ndarray) -> bytes:
+def _write_photographs(output: Path, photographs: Sequence[Photograph]) -> None:
+    (output / "real").mkdir(exist_ok=True)
+    names = sorted({one.name for one in photographs})
+    images = []
+    for index, one in enumerate(photographs, start=1):
+        file_name = f"{one.name.replace(' ', '_')}.jpg"
+        write_atomically(output / "real" / file_name, _encode_jpeg(one.pixels))
+        height, width = one.pixels.shape[:2]
+        image = {"id": index, "file_name": file_name, "width": width, "height": height}
+        images.append(image | {"names": [one.name], "background": one.identity})
+    content = {
+        "info": {"description": "Real photographs, without boxes; names: what each shows"},
+        "categories": [{"id": index, "name": name} for index, name in enumerate(names, start=1)],
+        "images": images,
+        "annotations": [],
+    }
+    write_json(output / "annotations" / "real.json", content)
+
+
+def _encode_jpeg(image: np.ndarray) -> bytes:
     """JPEG bytes of a BGR image."""
     return cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
 
@@ -187,7 +218,7 @@ class _Job:
     def _write_scene(self, split: Split, index: int, path: Path) -> dict:
         rng = np.random.default_rng([self.parameters.seed, SPLIT_SEEDS[split.name], index])
         scene = compose_scene(rng, split.cut_outs, split.backgrounds, self.parameters.rules)
-        write_atomically(path, encode_jpeg(scene.image))
+        write_atomically(path, _encode_jpeg(scene.image))
         return _record(rng, scene, split, index, self.parameters.rules.size)
 
 
@@ -221,6 +252,7 @@ def _run(job: _Job, workers: int) -> Iterator[int]:
 
 
 def _work(job: _Job, chunks: Sequence[tuple[str, int]], sender: Connection) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
     try:
         for chunk in chunks:
             sender.send(job.write(chunk))

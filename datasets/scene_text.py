@@ -12,16 +12,19 @@ CLEAR_MARGIN = 0.1
 
 COLOURS = ("black", "blue", "brown", "green", "grey", "orange", "pink", "purple", "red", "silver", "white", "yellow")
 
+# By the last word of a name.
 _IRREGULAR_PLURALS = {
     "bison": "bison",
+    "chamois": "chamois",
     "deer": "deer",
     "fireman": "firemen",
+    "fish": "fish",
+    "fowl": "fowl",
     "goose": "geese",
-    "grouper": "groupers",
     "mouse": "mice",
     "sheep": "sheep",
+    "trout": "trout",
     "woodlouse": "woodlice",
-    "yak": "yaks",
 }
 
 
@@ -95,9 +98,11 @@ def describe(rng: np.random.Generator, mentions: Sequence[Mention], setting: str
     in every third sentence, as a plain list. Whatever is named again becomes "another".
 
     Args:
-        mentions: The labelled objects, at least one.
+        mentions: The labelled objects. With none, the sentence is the setting alone: "a photo of a castle".
         setting: The end of the sentence: "on a photo of a castle".
     """
+    if not mentions:
+        return Caption(setting.removeprefix("on "), ())
     order = [int(index) for index in rng.permutation(len(mentions))]
     plain = rng.random() < 1 / 3
     parts: list[str | int] = []  # text, or the index of a mention

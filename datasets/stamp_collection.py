@@ -1,9 +1,7 @@
 """Reads the stamps of Tux Paint and the photographs of GCompris: what StampWorld's scenes are made of."""
 
-import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -11,12 +9,9 @@ import numpy as np
 
 from qt_resources import QtResourceFile
 from scene_composer import MIN_CROP, Background, Category, CutOut, make_cut_out
+from scene_dataset import Photograph
 from scene_text import article_of, colour_of, plural_of
-
-STAMPS_PACKAGE = "tuxpaint-stamps-default"
-PHOTOS_PACKAGE = "gcompris-qt-data"
-CURATED_VERSIONS = {STAMPS_PACKAGE: "2022.06.04-1", PHOTOS_PACKAGE: "3.1-2"}
-CURATION_FILE = Path(__file__).with_name("stampworld_curation.json")
+from stampworld_curation import Curation
 
 # Below this many pixels on the longest side a stamp is too coarse for the sizes that scenes ask for.
 MIN_STAMP_SIDE = 90
@@ -28,28 +23,7 @@ OPAQUE_ALPHA = 200
 PHOTO_FOLDERS = ("animals", "food", "hobbies", "household", "plants", "sports", "vehicles")
 DRAWING_FOLDERS = ("cartoon",)
 
-
-@dataclass(frozen=True)
-class Curation:
-    """The tables of ``stampworld_curation.json``."""
-
-    excluded: dict[str, str]
-    included: dict[str, str]
-    renamed: dict[str, str]
-    determiners: dict[str, str]
-    also_called: dict[str, list[str]]
-    groups: dict[str, str]
-    counted_groups: dict[str, str]
-    backgrounds: dict[str, dict[str, str]]
-    excluded_backgrounds: dict[str, str]
-    real: dict[str, dict[str, str]]
-
-
-def load_curation(path: Path = CURATION_FILE) -> Curation:
-    """Read the tables of exclusions, names and backgrounds."""
-    tables = json.loads(path.read_text("utf-8"))
-    del tables["about"]
-    return Curation(**tables)
+README_FACTS = ("Copyright", "License", "Source", "Comment", "Comments")
 
 
 def name_of(caption: str) -> str:
@@ -115,7 +89,7 @@ def category_of(name: str, identity: str, curation: Curation) -> Category:
 def load_backgrounds(resources: Path, curation: Curation, size: int) -> list[Background]:
     """Read the photographs that scenes are pasted on, shrunk to what crops of ``size`` pixels need."""
     backgrounds = []
-    for identity, description, content in _photographs(resources, curation.backgrounds):
+    for identity, description, content in _resource_files(resources, curation.backgrounds):
         pixels = _decode(content, identity)
         scale = size / (MIN_CROP * min(pixels.shape[:2]))
         if scale < 1:
@@ -124,15 +98,15 @@ def load_backgrounds(resources: Path, curation: Curation, size: int) -> list[Bac
     return backgrounds
 
 
-def load_real_photographs(resources: Path, curation: Curation, max_side: int) -> list[tuple[str, str, np.ndarray]]:
-    """Photographs of one named animal each: where it comes from, the name, and the (h, w, 3) uint8 BGR picture."""
+def load_photographs(resources: Path, curation: Curation, max_side: int) -> list[Photograph]:
+    """Photographs of one named animal each, at most ``max_side`` pixels large."""
     photographs = []
-    for identity, name, content in _photographs(resources, curation.real):
+    for identity, name, content in _resource_files(resources, curation.real):
         pixels = _decode(content, identity)
         scale = max_side / max(pixels.shape[:2])
         if scale < 1:
             pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-        photographs.append((identity, name, pixels))
+        photographs.append(Photograph(identity, name, pixels))
     return photographs
 
 
@@ -173,7 +147,7 @@ def _read_bgra(path: Path) -> np.ndarray | None:
     return pixels
 
 
-def _photographs(resources: Path, table: dict[str, dict[str, str]]) -> Iterator[tuple[str, str, bytes]]:
+def _resource_files(resources: Path, table: dict[str, dict[str, str]]) -> Iterator[tuple[str, str, bytes]]:
     """Identity, text and file content of each photograph of a table; the package may have dropped some."""
     for activity, files in table.items():
         archive = QtResourceFile(resources / f"{activity}.rcc")
@@ -191,17 +165,14 @@ def _decode(content: bytes, identity: str) -> np.ndarray:
 
 
 def _readme_entries(text: str) -> Iterator[tuple[str, str]]:
-    """File names of a GCompris README, each with the facts of its block: fields, then or among them "Files:"."""
+    """File names of a GCompris README, each with the facts of its block. Some blocks list files without "Files:"."""
     for block in re.split(r"\n\s*\n", text):
-        facts, files, in_files = [], [], False
+        facts, files = [], []
         for line in block.splitlines():
             key, colon, value = line.partition(":")
-            if colon and key.strip() in ("Copyright", "License", "Source", "Comment", "Comments", "Files"):
-                in_files = key.strip() == "Files"
-                if in_files:
-                    files += value.split()
-                elif value.strip():
-                    facts.append(f"{key.strip()}: {value.strip()}")
-            elif in_files:
-                files += line.split()
+            if colon and key.strip() in README_FACTS:
+                facts.append(f"{key.strip()}: {value.strip()}")
+            else:
+                words = (value if key.strip() == "Files" else line).split()
+                files += [word for word in words if "." in word]
         yield from ((file, "; ".join(facts)) for file in files)

@@ -63,6 +63,11 @@ def test_what_cannot_be_found_is_named_in_one_line(path, error, words):
     assert path in str(caught.value) and words in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_unknown_options_are_refused_like_by_every_handler():
+    with pytest.raises(ValueError, match="colour"):
+        PathManager.get_local_path("package://carrier_of_weights/model/a.bin", colour="red")
+
+
 @pytest.mark.parametrize("mode", ["w", "ab", "x", "r+"])
 def test_files_of_a_package_are_not_written(package, mode):
     with pytest.raises(ValueError, match="only read"):

@@ -29,9 +29,9 @@ _PICKLE_SUFFIXES = (".pkl", ".pickle")
 _NEW_COPY = "copy or download the file again"
 _SAFE_COPY = "where you trust the file, save its tensors alone as safetensors"
 
-# The types that every torch from 2.6 on reads back with weights_only. A subclass is pickled as its own type, so the
+# Types that torch reads back with weights_only. A subclass is pickled as its own type, so the
 # comparison is exact: numpy.float64 is a float, and would make a checkpoint that cannot be loaded.
-_SCALARS = (type(None), bool, int, float, str, torch.dtype, torch.device, torch.Size)
+_SCALARS = (type(None), bool, int, float, str, torch.dtype, torch.Size)
 _TENSORS = (Tensor, nn.Parameter)
 _MAPPINGS = (dict, OrderedDict, Counter)
 

@@ -14,12 +14,13 @@ from yaml import YAMLError
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser
+from detectron2.utils.file_io import PathManager
 
 from ..config import add_glipv2_config
 from ..data.dataset_mappers.base import UnreadableImageError
 
 # What the package raises for bad input. Anything else is a defect and keeps its traceback.
-INPUT_ERRORS = (ValueError, TypeError, KeyError, OSError, FloatingPointError, UnreadableImageError, YAMLError)
+INPUT_ERRORS = (ValueError, TypeError, KeyError, OSError, FloatingPointError, UnreadableImageError)
 
 
 def parse_train_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -36,17 +37,22 @@ def build_config(config_file: str, opts: Sequence[str]) -> CfgNode:
     """Build the frozen config of a command line: defaults, then the file, then KEY VALUE pairs.
 
     Raises:
-        ValueError: A key without a value, a value of the wrong type, or a GPU that is not there.
-        KeyError: A key that does not exist.
-        OSError: The file cannot be read.
+        ValueError: A key that does not exist or has no value, a value of the wrong type, or a GPU that is not there.
+        FileNotFoundError: There is no such file.
     """
+    if config_file and not PathManager.isfile(config_file):
+        raise FileNotFoundError(f"--config-file: expected a YAML file, found none at {config_file}")
     if len(opts) % 2:
         raise ValueError(f"config keys: expected pairs of KEY VALUE, found {' '.join(opts)!r}")
     cfg = get_cfg()
     add_glipv2_config(cfg)
-    if config_file:
-        cfg.merge_from_file(config_file)
-    cfg.merge_from_list(list(opts))
+    try:
+        if config_file:
+            # detectron2's default would run code from the file.
+            cfg.merge_from_file(config_file, allow_unsafe=False)
+        cfg.merge_from_list(list(opts))
+    except (AssertionError, KeyError, YAMLError) as error:
+        raise ValueError(f"config {config_file} {' '.join(opts)}: {describe(error)}") from error
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"MODEL.DEVICE: found {cfg.MODEL.DEVICE!r} on a machine without a usable GPU, expected 'cpu'")
     cfg.freeze()

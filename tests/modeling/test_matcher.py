@@ -75,6 +75,7 @@ def test_assignment_equals_a_box_by_box_formulation(seed, topk):
     assert len(set(matched.tolist())) > 3
 
 
+@pytest.mark.filterwarnings("error")
 def test_no_boxes_give_only_negatives():
     matched = ATSSMatcher()([square_grid(8, 64, 3, 2), square_grid(16, 128, 2, 1)], Boxes(torch.zeros(0, 4)))
     assert matched.dtype == torch.int64 and matched.tolist() == [-1] * 8

@@ -129,9 +129,7 @@ def test_equal_prompts_are_encoded_once_in_eval_mode():
 
 def test_prompts_that_differ_in_the_mask_alone_are_different():
     # The second has a real token with the id that also fills the padding.
-    tokens = TokenBatch(
-        torch.tensor([[5, 6, 0], [5, 6, 0]]), torch.tensor([[True, True, False], [True, True, True]])
-    )
+    tokens = TokenBatch(torch.tensor([[5, 6, 0], [5, 6, 0]]), torch.tensor([[True, True, False], [True, True, True]]))
     hidden = small_encoder().eval()(tokens).hidden
     assert (hidden[0, :2] - hidden[1, :2]).abs().max() > 1e-3
 
@@ -189,7 +187,8 @@ def test_checkpointing_recomputes_and_changes_no_gradient():
     for use_checkpoint in (False, True):
         encoder = small_encoder(use_checkpoint=use_checkpoint).train()
         count = []
-        encoder.bert.encoder.layer[0].attention.self.query.register_forward_hook(lambda *_, count=count: count.append(1))
+        layer = encoder.bert.encoder.layer[0]
+        layer.attention.self.query.register_forward_hook(lambda *_, count=count: count.append(1))
         encoder(tokens).hidden.pow(3).sum().backward()
         gradients.append([parameter.grad for parameter in encoder.parameters()])
         calls.append(len(count))
@@ -275,7 +274,7 @@ def test_folder_that_lacks_tensors_is_refused(tmp_path):
     bert_folder(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
-    with pytest.raises(ValueError, match="MODEL.TEXT_ENCODER.WEIGHTS: .* lacks 16 tensors of its encoder, as 'encoder.l"):
+    with pytest.raises(ValueError, match="TEXT_ENCODER.WEIGHTS: .* lacks 16 tensors of its encoder, as 'encoder.l"):
         BertTextEncoder(weights=str(tmp_path))
 
 
@@ -289,8 +288,9 @@ def test_folder_whose_shapes_differ_is_refused(tmp_path):
 
 
 def test_encoder_of_another_type_is_refused(tmp_path):
-    DistilBertModel(DistilBertConfig(vocab_size=60, dim=12, n_layers=1, n_heads=3, hidden_dim=20)).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="a distilbert model, its config has no intermediate_size; expected a BERT-type"):
+    config = DistilBertConfig(vocab_size=60, dim=12, n_layers=1, n_heads=3, hidden_dim=20)
+    DistilBertModel(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="a distilbert without intermediate_size in its config, expected a BERT-type"):
         BertTextEncoder(weights=str(tmp_path))
 
 
@@ -340,6 +340,9 @@ def test_unknown_encoder_is_refused_with_the_known_names(tiny_cfg):
 
 
 def test_encoder_of_a_user_is_built_from_the_registry(tiny_cfg, monkeypatch):
-    monkeypatch.setitem(TEXT_ENCODER_REGISTRY._obj_map, "Own", lambda cfg: small_encoder(vocab_size=30522, max_positions=256))
+    def build(cfg):
+        return small_encoder(vocab_size=30522, max_positions=256)
+
+    monkeypatch.setitem(TEXT_ENCODER_REGISTRY._obj_map, "Own", build)
     tiny_cfg.MODEL.TEXT_ENCODER.NAME = "Own"
     assert build_text_encoder(tiny_cfg).hidden_size == 12

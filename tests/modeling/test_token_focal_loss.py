@@ -15,7 +15,7 @@ def autograd_formulation(logits, targets, mask, alpha, gamma):
     """-alpha_t (1 - p_t)^gamma log(p_t), summed over the real columns."""
     probability = logits.sigmoid()
     right = torch.where(targets, probability, 1 - probability)
-    weight = torch.where(targets, alpha, 1 - alpha)
+    weight = (1 - alpha) + (2 * alpha - 1) * targets.to(logits.dtype)
     return (-weight * (1 - right) ** gamma * right.log() * mask[:, None]).sum()
 
 

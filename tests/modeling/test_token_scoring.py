@@ -98,6 +98,14 @@ def test_single_precision_under_autocast():
     assert_close(scores[:, 0], (token_scores[:, 1] + token_scores[:, 2]) / 2)
 
 
+@pytest.mark.parametrize("aggregation", SCORE_AGGREGATIONS)
+def test_half_precision_probabilities_give_single_precision_scores(aggregation):
+    token_scores = torch.rand(50, 4).half()
+    scores = token_to_phrase_scores(token_scores, TOKEN_MAP, aggregation)
+    assert scores.dtype == torch.float32
+    assert torch.equal(scores, token_to_phrase_scores(token_scores.float(), TOKEN_MAP, aggregation))
+
+
 def test_unknown_aggregation_is_refused():
     with pytest.raises(ValueError, match="expected one of .* found 'median'"):
         token_to_phrase_scores(TOKEN_SCORES, TOKEN_MAP, "median")

@@ -36,6 +36,7 @@ CAPTIONS = {
     "A young boy stands in front of a fire truck.": "A young boy|a fire truck",
     "a fly on a watermelon": "a fly|a watermelon",
     "two watches": "two watches",
+    "by the school bus a boy": "the school bus|a boy",
     "The player misses the ball": "The player|the ball",
     "a boy carries boxes": "a boy|boxes",
     # -ing and -ed before a noun

@@ -182,7 +182,7 @@ def test_category_ids_go_with_their_names_into_the_chunks(tokenizer):
         (["cat", "(x)"], ValueError, r"names\[1\]: nothing is left"),
         (["cat", None], TypeError, r"names\[1\]: expected a string"),
         (["cat", "\u200b"], ValueError, r"names\[1\]: .* has 0 tokens, expected 1 to 254"),
-        (["cat", "dog " * 255], ValueError, r"names\[1\]: 'dog dog .*\.\.\.' has 255 tokens, expected 1 to 254 \(MODEL"),
+        (["cat", "dog " * 255], ValueError, r"names\[1\]: 'dog .*\.\.\.' has 255 tokens, expected 1 to 254 \(MODEL"),
         (["cat", " " * 9 + "dog"], ValueError, r"names\[1\]: no token of the prompt was found for"),
     ],
 )

@@ -145,29 +145,29 @@ def check_dataset_dicts(dataset: str, dataset_dicts: Sequence[Mapping[str, Any]]
     for record in dataset_dicts:
         missing = [field for field in ("file_name", "width", "height") if field not in record]
         if missing:
-            raise AnnotationError(f"dataset {dataset!r}: {_show(dict(record))} lacks {missing[0]!r}")
-    owners = [(record, item) for record in dataset_dicts for item in record.get("annotations", ())]
+            raise AnnotationError(f"dataset {dataset!r}: {_show(record)} lacks {missing[0]!r}")
+    items = [item for record in dataset_dicts for item in record.get("annotations", ())]
+    owners = np.repeat(np.arange(len(dataset_dicts)), [len(record.get("annotations", ())) for record in dataset_dicts])
 
     def check(field: str, valid: Sequence[bool] | np.ndarray, expected: str) -> None:
         valid = np.asarray(valid, dtype=bool)
         if not valid.all():
-            record, item = owners[int(valid.argmin())]
-            found = _show(item.get(field))
-            raise AnnotationError(
-                f"dataset {dataset!r}: {record['file_name']}: {field} is {found}, expected {expected}"
-            )
+            first = int(valid.argmin())
+            file_name, found = dataset_dicts[owners[first]]["file_name"], _show(items[first].get(field))
+            raise AnnotationError(f"dataset {dataset!r}: {file_name}: {field} is {found}, expected {expected}")
 
-    modes = [item.get("bbox_mode") for _, item in owners]
-    check("bbox_mode", [mode in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS) for mode in modes], "XYXY_ABS or XYWH_ABS")
-    check("bbox", [len(item.get("bbox", ())) == 4 for _, item in owners], "four numbers")
-    boxes = np.array([item["bbox"] for _, item in owners], dtype=np.float64).reshape(-1, 4)
+    modes = [item.get("bbox_mode") for item in items]
     has_sides = np.array([mode == BoxMode.XYWH_ABS for mode in modes], dtype=bool)
+    has_corners = np.array([mode == BoxMode.XYXY_ABS for mode in modes], dtype=bool)
+    check("bbox_mode", has_sides | has_corners, "XYXY_ABS or XYWH_ABS")
+    check("bbox", [len(item.get("bbox", ())) == 4 for item in items], "four numbers")
+    boxes = np.array([item["bbox"] for item in items], dtype=np.float64).reshape(-1, 4)
     boxes[has_sides, 2:] += boxes[has_sides, :2]
-    sizes = np.array([(record["width"], record["height"]) for record, _ in owners], dtype=np.float64).reshape(-1, 2)
+    sizes = np.array([(record["width"], record["height"]) for record in dataset_dicts], dtype=np.float64)[owners]
     proper = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] >= boxes[:, :2]).all(axis=1)
     check("bbox", proper & touches_image(boxes, sizes), "a finite box with sides >= 0 inside its image")
-    valid = [0 <= item.get("category_id", -1) < num_classes for _, item in owners]
-    check("category_id", valid, f"a number from 0 to {num_classes - 1}")
+    category_ids = np.array([item.get("category_id", -1) for item in items], dtype=np.int64)
+    check("category_id", (category_ids >= 0) & (category_ids < num_classes), f"a number from 0 to {num_classes - 1}")
 
 
 def touches_image(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -10,9 +10,9 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from ...structures import GroundingPredictions, TokenizedPrompt
 from ..box_regression import clip_boxes_legacy
 from ..token_scoring import SCORE_AGGREGATIONS, token_to_phrase_scores
-from ...structures import GroundingPredictions, TokenizedPrompt
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from ...distributed import reduce_mean
-from .detection_selector import DetectionSelector
+from ...structures import GroundingPredictions, TokenizedPrompt
 from ..losses.box_losses import centerness_targets, giou_loss_legacy
 from ..losses.token_focal_loss import token_focal_loss
 from ..matcher import ATSSMatcher
-from ...structures import GroundingPredictions, TokenizedPrompt
+from .detection_selector import DetectionSelector
 
 # Bound of the logits, inside the range of half precision.
 MAX_LOGIT = 50_000.0

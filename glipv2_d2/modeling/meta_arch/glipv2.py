@@ -19,6 +19,7 @@ from ...structures import GroundingPredictions, LanguageFeatures, TokenBatch, To
 from ..box_regression import scale_boxes_legacy
 from ..fusion_tower import FusionTower
 from ..heads.grounding_head import GroundingHead
+from ..prompt_cache import PromptCache
 from ..text_encoder import build_text_encoder
 
 
@@ -67,6 +68,7 @@ class GLIPv2(DenseDetector):
         self.anchor_generator = anchor_generator
         self.max_detections = max_detections
         self._default_prompts = default_prompts
+        self._prompt_cache = PromptCache()
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -162,7 +164,7 @@ class GLIPv2(DenseDetector):
             rows = [row for row, prompts_per_image in enumerate(prompts) if chunk < len(prompts_per_image)]
             chunk_prompts = [prompts[row][chunk] for row in rows]
             chunk_features = features if len(rows) == len(prompts) else [level[rows] for level in features]
-            language = self.text_encoder(TokenBatch.from_prompts(chunk_prompts, self.device))
+            language = self._prompt_cache.encode(self.text_encoder, chunk_prompts, self.device)
             predictions = self._predict(chunk_features, language)
             image_sizes = [images.image_sizes[row] for row in rows]
             for row, instances in zip(rows, self.head.inference(predictions, anchors, image_sizes, chunk_prompts)):

@@ -58,8 +58,8 @@ class BertTextEncoder(nn.Module):
         """Build the encoder.
 
         Args:
-            weights: Directory, ``package://PACKAGE/DIRECTORY`` or hub name of a pretrained encoder, which brings its own
-                sizes; empty: random weights in the sizes that follow.
+            weights: Directory, ``package://PACKAGE/DIRECTORY`` or hub name of a pretrained encoder, which brings its
+                own sizes; empty: random weights in the sizes that follow.
             vocab_size: Number of token ids.
             hidden_size: D.
             num_layers: Transformer layers.
@@ -103,7 +103,8 @@ class BertTextEncoder(nn.Module):
             self.requires_grad_(False)
         elif use_checkpoint:
             # Two names of one method: of transformers 5, which warns about the older, and of transformers 4.
-            enable = getattr(self.bert, "activation_checkpointing_enable", None) or self.bert.gradient_checkpointing_enable
+            newer = getattr(self.bert, "activation_checkpointing_enable", None)
+            enable = newer or self.bert.gradient_checkpointing_enable
             enable({"use_reentrant": False})
         self.train()
 
@@ -152,7 +153,7 @@ def _load_pretrained(weights: str, dropout: float, allow_download: bool) -> PreT
         config = AutoConfig.from_pretrained(directory, **safely)
         lacking = [name for name in _BERT_CONFIG if not hasattr(config, name)]
         if lacking:
-            raise ValueError(f"a {config.model_type} model, its config has no {lacking[0]}; expected a BERT-type encoder")
+            raise ValueError(f"a {config.model_type} without {lacking[0]} in its config, expected a BERT-type encoder")
         config.hidden_dropout_prob = dropout
         config.attention_probs_dropout_prob = dropout
         bert, info = AutoModel.from_pretrained(

@@ -1,0 +1,113 @@
+import importlib
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from drawn_images import draw_dataset
+
+from glipv2_d2 import register_coco_grounding
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+
+
+@pytest.fixture
+def train_net(monkeypatch):
+    """The script as a module; the loggers that it sets up are put back."""
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "glipv2_d2")]
+    before = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
+    monkeypatch.syspath_prepend(str(ROOT))
+    yield importlib.import_module("train_net")
+    for logger, (level, propagate, handlers) in zip(loggers, before):
+        logger.setLevel(level)
+        logger.propagate = propagate
+        logger.handlers[:] = handlers
+
+
+def write_config(cfg, path):
+    path.write_text(cfg.dump())
+    return str(path)
+
+
+def read_metrics(folder):
+    return [json.loads(line) for line in (Path(folder) / "metrics.json").read_text().splitlines()]
+
+
+def test_command_line_trains_resumes_and_evaluates(train_net, train_cfg, tmp_path):
+    config = write_config(train_cfg, tmp_path / "config.yaml")
+    output = Path(train_cfg.OUTPUT_DIR)
+    arguments = ["--config-file", config, "--num-gpus", "0"]
+    train_net.main([*arguments, "SOLVER.MAX_ITER", "2", "SOLVER.EMA_DECAY", "0.5"])
+    first = torch.load(output / "model_final.pth", weights_only=True)
+    assert first["iteration"] == 1
+    train_net.main([*arguments, "--resume", "--opts", "SOLVER.MAX_ITER", "4", "SOLVER.EMA_DECAY", "0.5"])
+    second = torch.load(output / "model_final.pth", weights_only=True)
+    assert second["iteration"] == 3
+    assert not torch.equal(first["model"]["head.bbox_pred.weight"], second["model"]["head.bbox_pred.weight"])
+    results = output / "inference" / train_cfg.DATASETS.TEST[0] / "coco_instances_results.json"
+    results.unlink()
+    train_net.main([*arguments, "--eval-only", "MODEL.WEIGHTS", str(output / "model_final.pth")])
+    assert results.is_file()
+    assert (output / "config.yaml").is_file() and (output / "log.txt").is_file()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["DATASETS.TRAIN", "('nowhere',)"], "nowhere"),
+        (["MODEL.WEIGHTS", "/missing/weights.pth"], "/missing/weights.pth"),
+        (["SOLVER.EMA_DECAY", "2.0"], "SOLVER.EMA_DECAY"),
+        (["SOLVER.ITERATIONS", "3"], "SOLVER.ITERATIONS"),
+    ],
+)
+def test_wrong_input_ends_in_one_line(train_net, train_cfg, tmp_path, options, message, capsys):
+    config = write_config(train_cfg, tmp_path / "config.yaml")
+    with pytest.raises(SystemExit) as exit_info:
+        train_net.main(["--config-file", config, "--num-gpus", "0", *options])
+    assert message in exit_info.value.code and "\n" not in exit_info.value.code
+    assert "Traceback" not in "".join(capsys.readouterr())
+
+
+def draw_world(root):
+    """Lay four images of one size out as a builtin dataset; they need no padding, which would differ between batches."""
+    folder = root / "shapeworld"
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "train").mkdir()
+    json_file = folder / "annotations" / "train.json"
+    draw_dataset(folder / "train", sizes=((96, 64),)).rename(json_file)
+    return json_file, folder / "train"
+
+
+def test_two_processes_train_as_one(train_net, tiny_cfg, tmp_path, monkeypatch):
+    register_coco_grounding("one_size", *draw_world(tmp_path))
+    tiny_cfg.merge_from_list(
+        [
+            *("SOLVER.MAX_ITER", 2, "SOLVER.BASE_LR", 1e-6, "SOLVER.STEPS", (), "SOLVER.WARMUP_ITERS", 0),
+            *("SOLVER.ACCUMULATION_STEPS", 2, "SOLVER.EMA_DECAY", 0.9, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", False),
+            # Without randomness in the model both runs see the same numbers.
+            *("MODEL.SWIN.DROP_PATH_RATE", 0.0, "MODEL.FPN.DROP_BLOCK_PROB", 0.0),
+            *("MODEL.GLIPV2.FUSION.DROPOUT", 0.0, "MODEL.TEXT_ENCODER.DROPOUT", 0.0),
+        ]
+    )
+    config = write_config(tiny_cfg, tmp_path / "config.yaml")
+    # New processes find the dataset under its builtin name.
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    try:
+        for processes, dataset in (("0", "one_size"), ("2", "shapeworld_train")):
+            arguments = ["--config-file", config, "--num-gpus", processes, "--dist-url", "auto"]
+            arguments += ["DATASETS.TRAIN", f"('{dataset}',)", "DATASETS.TEST", f"('{dataset}',)"]
+            train_net.main([*arguments, "OUTPUT_DIR", str(tmp_path / processes)])
+    finally:
+        DatasetCatalog.remove("one_size")
+        MetadataCatalog.remove("one_size")
+    one, two = (read_metrics(tmp_path / processes) for processes in ("0", "2"))
+    for name in ("total_loss", "loss_grounding", "loss_box_reg", "loss_centerness"):
+        assert two[0][name] == pytest.approx(one[0][name], rel=1e-4), name
+    weights = torch.load(tmp_path / "2" / "model_final.pth", weights_only=True)["model"]
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+    assert (tmp_path / "2" / "inference" / "shapeworld_train" / "coco_instances_results.json").is_file()

@@ -1,0 +1,83 @@
+import pytest
+import torch
+
+from glipv2_d2.modeling.prompt_cache import PromptCache
+from glipv2_d2.modeling.text_encoder import build_text_encoder
+from glipv2_d2.structures import TokenBatch, TokenizedPrompt
+
+
+def make_prompt(*ids):
+    return TokenizedPrompt(torch.tensor(ids), torch.zeros(0, len(ids), dtype=torch.bool), torch.zeros(0), ())
+
+
+@pytest.fixture
+def encoder(tiny_cfg):
+    torch.manual_seed(0)
+    encoder = build_text_encoder(tiny_cfg).eval()
+    encoder.calls = []
+    encoder.register_forward_hook(lambda module, inputs, output: module.calls.append(inputs[0].input_ids.tolist()))
+    return encoder
+
+
+CPU = torch.device("cpu")
+
+
+@torch.no_grad()
+def test_features_equal_those_of_the_encoder_at_real_tokens(encoder):
+    prompts = [make_prompt(101, 7, 8, 9, 102), make_prompt(101, 5, 102)]
+    expected = encoder(TokenBatch.from_prompts(prompts))
+    actual = PromptCache().encode(encoder, prompts, CPU)
+    assert torch.equal(actual.mask, expected.mask)
+    torch.testing.assert_close(actual.hidden[expected.mask], expected.hidden[expected.mask])
+    torch.testing.assert_close(actual.embedded, expected.embedded)
+
+
+@torch.no_grad()
+def test_equal_prompts_are_encoded_once_over_calls(encoder):
+    cache = PromptCache()
+    first = cache.encode(encoder, [make_prompt(101, 7, 102), make_prompt(101, 7, 102)], CPU)
+    again = cache.encode(encoder, [make_prompt(101, 7, 102)], CPU)
+    assert encoder.calls == [[[101, 7, 102]]]
+    assert torch.equal(first.hidden[1:], again.hidden)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", ["in place", "load_state_dict", "mode"])
+def test_another_state_of_the_encoder_forgets(encoder, change):
+    cache, prompt = PromptCache(), make_prompt(101, 7, 102)
+    before = cache.encode(encoder, [prompt], CPU).hidden
+    if change == "in place":
+        encoder.bert.embeddings.word_embeddings.weight.mul_(2)
+    elif change == "load_state_dict":
+        encoder.load_state_dict({name: tensor * 1.5 for name, tensor in encoder.state_dict().items()})
+    else:
+        encoder.train()
+    after = cache.encode(encoder, [prompt], CPU).hidden
+    assert len(encoder.calls) == 2
+    assert not torch.equal(before, after)
+
+
+@torch.no_grad()
+def test_the_least_recently_used_prompt_leaves_first(encoder):
+    cache = PromptCache(max_prompts=2)
+    a, b, c = make_prompt(101, 1), make_prompt(101, 2), make_prompt(101, 3)
+    for prompt in (a, b, a, c, a, b):
+        cache.encode(encoder, [prompt], CPU)
+    assert [call[0][1] for call in encoder.calls] == [1, 2, 3, 2]
+
+
+@torch.no_grad()
+def test_autocast_has_features_of_its_own(encoder):
+    cache, prompt = PromptCache(), make_prompt(101, 7, 102)
+    cache.encode(encoder, [prompt], CPU)
+    with torch.autocast("cpu", torch.bfloat16):
+        cache.encode(encoder, [prompt], CPU)
+    assert len(encoder.calls) == 2
+
+
+def test_with_gradients_nothing_is_remembered(encoder):
+    cache, prompt = PromptCache(), make_prompt(101, 7, 102)
+    for _ in range(2):
+        cache.encode(encoder, [prompt], CPU).hidden.sum().backward()
+    assert len(encoder.calls) == 2
+    assert encoder.bert.embeddings.word_embeddings.weight.grad.abs().sum() > 0

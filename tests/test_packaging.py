@@ -1,0 +1,70 @@
+"""What setup.py declares and builds, and that the lock keeps to it."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_setup(*arguments: object) -> str:
+    command = [sys.executable, "setup.py", "--quiet", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def declared_requirements() -> list[Requirement]:
+    """The strings of install_requires and extras_require, as they stand in setup.py."""
+    (call,) = [node for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if is_setup_call(node)]
+    values = [keyword.value for keyword in call.keywords if keyword.arg == "install_requires"]
+    values += [entry for keyword in call.keywords if keyword.arg == "extras_require" for entry in keyword.value.values]
+    return [Requirement(item.value) for value in values for item in value.elts if isinstance(item, ast.Constant)]
+
+
+def is_setup_call(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "setup"
+
+
+def locked_versions() -> dict[str, str]:
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    requirements = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(requirement.name): str(requirement.specifier)[2:] for requirement in requirements}
+
+
+@pytest.mark.parametrize("requirement", declared_requirements(), ids=str)
+def test_locked_version_is_in_the_declared_range(requirement):
+    assert locked_versions()[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+def test_everything_the_package_imports_is_declared():
+    distributions = {"PIL": "pillow", "cv2": "opencv", "yaml": "pyyaml"}
+    # OpenCV's name is chosen at build time; detectron2 has no upstream release to declare.
+    declared = {canonicalize_name(requirement.name) for requirement in declared_requirements()} | {"opencv", "detectron2"}
+    imported = set()
+    for file in (ROOT / "glipv2_d2").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(node.module.split(".")[0])
+    outside = imported - set(sys.stdlib_module_names) - {"glipv2_d2"}
+    assert {canonicalize_name(distributions.get(name, name)) for name in outside} - declared == set()
+
+
+def test_version_is_the_packages():
+    source = (ROOT / "glipv2_d2" / "__init__.py").read_text()
+    assert run_setup("--version").strip() == re.search(r'__version__ = "(.*)"', source).group(1)
+
+
+def test_built_package_holds_vocabulary_configs_and_every_module(tmp_path):
+    run_setup("build", "--build-base", tmp_path, "--build-lib", tmp_path / "lib")
+    built = {str(path.relative_to(tmp_path / "lib")) for path in (tmp_path / "lib").rglob("*") if path.is_file()}
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "glipv2_d2").rglob("*.py")}
+    configs = {f"glipv2_d2/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
+    assert modules | configs | {"glipv2_d2/prompts/bert_uncased_vocab.txt"} <= built
+    assert not [name for name in built if name.startswith(("tests", "tools", "datasets"))]
