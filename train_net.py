@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train or evaluate a model: ``python train_net.py --config-file configs/... [--eval-only] [--resume] [KEY VALUE ...]``.
+"""Train or evaluate a model: ``python train_net.py --config-file FILE [--eval-only] [--resume] [KEY VALUE ...]``.
 
 The flags are those of detectron2's training scripts.
 """

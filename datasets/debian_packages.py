@@ -11,6 +11,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 
+# As root, apt drops its rights for downloads and then warns that it cannot write to the cache.
+UNSANDBOXED = ["-o", "APT::Sandbox::User=root"]
+
+
 class PackageError(RuntimeError):
     """A package could not be fetched or unpacked; the message names the step and the command."""
 
@@ -18,8 +22,8 @@ class PackageError(RuntimeError):
 def fetch_packages(names: Sequence[str], cache: Path) -> dict[str, Path]:
     """Make sure that packages lie unpacked in a cache.
 
-    A package that is there already costs nothing. Otherwise ``apt-get download`` fetches it; if the system has no
-    package lists, or they are out of date, lists of the cache's own are fetched first. Root is not needed.
+    A package that is there already costs nothing. Otherwise ``apt-get download`` fetches it; if that fails, because
+    the system has no package lists or old ones, lists are fetched into the cache first. Root is not needed.
 
     Args:
         names: Names of Debian packages.
@@ -49,28 +53,32 @@ def package_version(folder: Path) -> str:
 
 def _download(name: str, cache: Path) -> Path:
     """Fetch one package; returns the path of a complete ``.deb``."""
-    folder = cache / "download"
-    folder.mkdir(exist_ok=True)
-    # Without this a run as root only warns that it cannot drop its rights inside the cache.
-    options = ["-o", "APT::Sandbox::User=root"]
-    uri = _uri(name, options)
-    if uri is None:
+    try:
+        return _download_from_lists(name, cache, [])
+    except PackageError:
+        # No lists on this system, or so old that they name a file that is gone: lists of our own need no root.
         lists = (cache / "apt" / "lists").resolve()
         (lists / "partial").mkdir(parents=True, exist_ok=True)
-        options += ["-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={lists.parent}"]
-        _call(["apt-get", *options, "update"], f"fetching package lists for {name}", folder)
-        uri = _uri(name, options)
+        options = ["-o", f"Dir::State::Lists={lists}", "-o", f"Dir::Cache={lists.parent}"]
+        strict = ["-o", "APT::Update::Error-Mode=any"]
+        _call(["apt-get", *UNSANDBOXED, *options, *strict, "update"], f"fetching package lists for {name}", cache)
+        return _download_from_lists(name, cache, options)
+
+
+def _download_from_lists(name: str, cache: Path, options: list[str]) -> Path:
+    command = ["apt-get", *UNSANDBOXED, *options]
+    uri = _uri([*command, "--print-uris", "download", name])
     if uri is None:
         raise PackageError(f"looking up {name}: `apt-get download {name}` knows no such package")
     file_name, size = uri
-    path = folder / file_name
-    _call(["apt-get", *options, "download", name], f"downloading {name}", folder, watch=path, total=size)
-    return path
+    folder = cache / "download"
+    folder.mkdir(exist_ok=True)
+    _call([*command, "download", name], f"downloading {name}", folder, watch=folder / file_name, total=size)
+    return folder / file_name
 
 
-def _uri(name: str, options: list[str]) -> tuple[str, int] | None:
-    """File name and size of the package as apt would download it; None if apt knows nothing of it."""
-    command = ["apt-get", *options, "--print-uris", "download", name]
+def _uri(command: list[str]) -> tuple[str, int] | None:
+    """File name and size of a package as apt would download it; None if apt knows nothing of it."""
     result = subprocess.run(command, capture_output=True, text=True, env=_environment())
     for line in result.stdout.splitlines():
         parts = line.split()  # 'URI' file_name size hash
@@ -115,10 +123,11 @@ def _call(command: list[str], step: str, folder: Path | None, watch: Path | None
             process.wait()
             raise
         errors.seek(0)
-        reason = " ".join(errors.read().split())[-300:]
+        lines = [line.strip() for line in errors if line.strip()]
     if process.returncode:
-        reason = reason or f"exit status {process.returncode}"
-        raise PackageError(f"{step}: `{' '.join(command)}` failed: {reason}")
+        # apt prints warnings and notes too; its errors begin with "E:".
+        reason = " ".join([line for line in lines if line.startswith("E:")] or lines)[:300]
+        raise PackageError(f"{step}: `{' '.join(command)}` failed: {reason or f'exit status {process.returncode}'}")
 
 
 def _environment() -> dict[str, str]:

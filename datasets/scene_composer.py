@@ -250,9 +250,7 @@ def _overlap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> floa
     return width * height / min(a[2] * a[3], b[2] * b[3])
 
 
-def _paste(
-    image: np.ndarray, owner: np.ndarray, patch: np.ndarray, box: tuple[int, int, int, int], index: int
-) -> int:
+def _paste(image: np.ndarray, owner: np.ndarray, patch: np.ndarray, box: tuple[int, int, int, int], index: int) -> int:
     """Blend ``patch`` into ``image`` and take its solid pixels in ``owner``; returns how many those are."""
     x, y, width, height = box
     region = image[y : y + height, x : x + width]

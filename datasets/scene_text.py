@@ -66,7 +66,7 @@ def plural_of(name: str) -> str:
 
 
 def article_of(name: str) -> str:
-    """"a" or "an", by the first letter, but for the few words that sound otherwise than they are spelt."""
+    """ "a" or "an", by the first letter, but for the few words that sound otherwise than they are spelt."""
     if name.startswith(("uk", "us ", "eu", "uni")):
         return "a"
     return "an" if name[0] in "aeiou" else "a"
@@ -142,7 +142,7 @@ def _another(determiner: str) -> str:
 
 
 def _the(category: Category) -> str:
-    """"the kangaroo", "the pair of pliers"."""
+    """ "the kangaroo", "the pair of pliers"."""
     rest = category.determiner.split(" ", 1)[1:]
     return " ".join(["the", *rest, category.name])
 

@@ -81,9 +81,7 @@ def category_of(name: str, identity: str, curation: Curation) -> Category:
     else:
         plural = ""
     kinds = frozenset({name, name.split(" ")[-1], *curation.also_called.get(name, ())})
-    return Category(
-        name, group, curation.counted_groups.get(group, ""), determiner, plural, kinds, colour_of(name)
-    )
+    return Category(name, group, curation.counted_groups.get(group, ""), determiner, plural, kinds, colour_of(name))
 
 
 def load_backgrounds(resources: Path, curation: Curation, size: int) -> list[Background]:
@@ -132,9 +130,7 @@ def _is_candidate(identity: str, path: Path, curation: Curation) -> bool:
     if identity in curation.excluded or not path.with_suffix(".txt").is_file():
         return False
     folders = identity.split("/")[:-1]
-    return identity in curation.included or (
-        folders[0] in PHOTO_FOLDERS and not set(folders) & set(DRAWING_FOLDERS)
-    )
+    return identity in curation.included or (folders[0] in PHOTO_FOLDERS and not set(folders) & set(DRAWING_FOLDERS))
 
 
 def _read_bgra(path: Path) -> np.ndarray | None:

@@ -1,4 +1,4 @@
-"""Sums and means over the processes of a run; each is the identity in a single process."""
+"""The mean over the processes of a run, which is the identity in a single process."""
 
 from __future__ import annotations
 

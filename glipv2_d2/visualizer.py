@@ -45,9 +45,7 @@ class GroundingVisualizer:
             picture = picture.resize(size, Image.Resampling.BICUBIC)
         self._picture = picture
 
-    def draw_predictions(
-        self, instances: Instances, phrases: Sequence[str], caption: str | None = None
-    ) -> np.ndarray:
+    def draw_predictions(self, instances: Instances, phrases: Sequence[str], caption: str | None = None) -> np.ndarray:
         """Draw the detections of one image.
 
         Args:
@@ -71,7 +69,9 @@ class GroundingVisualizer:
         # The best detections get the first choice of places.
         for k in instances.scores.argsort(descending=True, stable=True).tolist():
             text = f"{phrases[rows[k]]} {float(instances.scores[k]):.0%}"
-            chip = place_label(boxes[k].tolist(), (font.getlength(text) + font.size, 1.4 * font.size), picture.size, taken)
+            chip = place_label(
+                boxes[k].tolist(), (font.getlength(text) + font.size, 1.4 * font.size), picture.size, taken
+            )
             taken.append(chip)
             pen.rectangle(chip, fill=phrase_color(rows[k]))
             pen.text((chip[0] + font.size / 2, chip[1] + 0.1 * font.size), text, text_color(rows[k]), font)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,12 +66,28 @@ def _mean_and_deviation(name: str, shape: tuple[int, ...]) -> tuple[float, float
     return 0.0, gain / np.sqrt(np.prod(shape[1:]))
 
 
-def official_state_dict(json_path: str | Path = TINY_FOLDER / "weights.json", salt: str = TINY_SALT) -> dict[str, Tensor]:
-    """Build the official state dict whose names and shapes a json file lists; constructor-made tensors are left out."""
-    facts = json.loads(Path(json_path).read_text())
-    return {
-        name: torch.from_numpy(tensor_for(name, fact["shape"], salt)) for name, fact in facts.items() if fact["by_rule"]
-    }
+def official_state_dict(
+    prefix: str = "",
+    renamings: Sequence[tuple[str, str]] = (),
+    json_path: str | Path = TINY_FOLDER / "weights.json",
+    salt: str = TINY_SALT,
+) -> dict[str, Tensor]:
+    """Build the official state dict whose names and shapes a json file lists, or a part of it.
+
+    Args:
+        prefix: Only the tensors whose names start so are made; it is cut off.
+        renamings: Pairs (old, new) of name parts, replaced one after the other in what is left of the names.
+        json_path: File with name -> {"shape", "by_rule"}. Tensors that are not made by the rule are left out.
+        salt: Of the rule.
+    """
+    tensors = {}
+    for official, fact in json.loads(Path(json_path).read_text()).items():
+        if fact["by_rule"] and official.startswith(prefix):
+            name = official[len(prefix) :]
+            for old, new in renamings:
+                name = name.replace(old, new)
+            tensors[name] = torch.from_numpy(tensor_for(official, fact["shape"], salt))
+    return tensors
 
 
 def load_tiny(file_name: str) -> dict[str, Tensor]:

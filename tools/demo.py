@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Detect what a prompt names in pictures or a video; save drawn pictures and one JSON file.
 
-    python tools/demo.py --config-file CONFIG --input *.jpg --prompt "a man on a skateboard" --opts MODEL.WEIGHTS FILE
-    python tools/demo.py --config-file CONFIG --video-input in.mp4 --vocabulary "person,traffic light"
+python tools/demo.py --config-file CONFIG --input *.jpg --prompt "a man on a skateboard" --opts MODEL.WEIGHTS FILE
+python tools/demo.py --config-file CONFIG --video-input in.mp4 --vocabulary "person,traffic light"
 """
 
 from __future__ import annotations

@@ -96,9 +96,7 @@ class GLIPv2Predictor(DefaultPredictor):
             )
         return self._predict(original_images, [self._prompts(prompt, None) for prompt in names_or_captions])
 
-    def _predict(
-        self, images: Sequence[np.ndarray], prompts: Sequence[list[TokenizedPrompt]]
-    ) -> list[dict[str, Any]]:
+    def _predict(self, images: Sequence[np.ndarray], prompts: Sequence[list[TokenizedPrompt]]) -> list[dict[str, Any]]:
         inputs = [{**self._model_input(image), "prompts": chunks} for image, chunks in zip(images, prompts)]
         with torch.no_grad():
             outputs = self.model(inputs)
@@ -124,12 +122,14 @@ class GLIPv2Predictor(DefaultPredictor):
         return self._tokenize_names(names_or_caption)
 
     def _tokenize_caption(self, caption: str, phrases: Sequence[str | CharSpan] | None) -> TokenizedPrompt:
+        if phrases is not None and not phrases:
+            raise ValueError("phrases: expected at least one, found none")
         if phrases is None:
             # A caption without any noun phrase is one phrase itself.
             found = noun_phrases(caption) or [(caption, [(0, len(caption))])]
         else:
             found = [find_phrase(caption, phrase) for phrase in phrases]
-        names, spans = zip(*found) if found else ((), ())
+        names, spans = zip(*found)
         prompt = self.tokenizer(prompt_from_caption(caption, spans, names))
         lost = [name for name, marked in zip(names, prompt.phrase_token_map.any(dim=1)) if not marked]
         if lost:

@@ -23,7 +23,8 @@ def token_to_phrase_scores(token_scores: Tensor, phrase_token_map: Tensor, aggre
     Raises:
         ValueError: Unknown aggregation.
 
-    Source: GLIP, App. D, and the official box selection ("MEAN", "MAX", "POWER"), where a phrase without tokens is NaN.
+    Source: GLIP, Sec. 3.1, and the official box selection ("MEAN", "MAX", "POWER"), where a phrase without tokens is
+    NaN.
     """
     if aggregation not in SCORE_AGGREGATIONS:
         raise ValueError(f"score aggregation: expected one of {SCORE_AGGREGATIONS}, found {aggregation!r}")

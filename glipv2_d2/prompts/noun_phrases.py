@@ -76,9 +76,10 @@ _VERBS = frozenset("""
     sit stand walk run ride hold wear eat drink jump play look watch wait talk smile laugh pose carry pull push leap
     drive lean hang rest read write use make take get give go come fly catch throw kick hit swing swim surf ski skate
     climb cross enter leave reach touch feed graze sleep lie lay kneel crouch perform prepare cook bake serve cut
-    chop pour wash brush clean fix build paint draw point stare gaze approach follow chase race compete celebrate dance sing speak
-    work study enjoy share try attempt appear seem contain feature include show display surround cover overlook face
-    decorate fill grow float sail row travel move turn bend stretch squat bite chew lick sniff bark hug kiss greet
+    chop pour wash brush clean fix build paint draw point stare gaze approach follow chase race compete celebrate dance
+    sing speak work study enjoy share try attempt appear seem contain feature include show display surround cover
+    overlook face decorate fill grow float sail row travel move turn bend stretch squat bite chew lick sniff bark hug
+    kiss greet
     """.split())
 _VERBS_S = frozenset(
     verb[:-1] + "ies" if re.search("[^aeiou]y$", verb) else verb + ("es" if re.search("(s|sh|ch|x|o)$", verb) else "s")
@@ -123,8 +124,8 @@ def noun_phrases(caption: str) -> list[tuple[str, list[CharSpan]]]:
         In the order of the caption, each phrase in the caption's own spelling with one half-open character range. A
         phrase that occurs twice comes twice. Empty for a caption without a noun.
 
-    Source: stands in for the tagger and chunk grammar of the official demo, which merges all occurrences of a phrase
-    in lower case; "two dogs" is one phrase here, where the official grammar leaves numbers out.
+    Source: stands in for the tagger and chunk grammar of the official demo, which then searches the lower-cased caption
+    for every phrase; "two dogs" is one phrase here, where the official grammar leaves numbers out.
     """
     words = _split(caption)
     spans: list[CharSpan] = []

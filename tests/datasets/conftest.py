@@ -61,13 +61,11 @@ def rcc_bytes(files: dict[str, bytes], version: int = 2, packed: frozenset[str] 
         nodes = [node + bytes(8) for node in nodes]
     body = b"".join(nodes)
     start = 20
-    header = b"qres" + struct.pack(
-        ">4I", version, start, start + len(body), start + len(body) + len(data)
-    )
+    header = b"qres" + struct.pack(">4I", version, start, start + len(body), start + len(body) + len(data))
     return header + body + data + names
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_rcc() -> Callable[..., bytes]:
     return rcc_bytes
 

@@ -28,7 +28,8 @@ def at(kind, x, y):
 
 
 def captions(mentions, count=60):
-    return {describe(np.random.default_rng(seed), mentions, "on a photo of a castle", SIZE).text for seed in range(count)}
+    setting = "on a photo of a castle"
+    return {describe(np.random.default_rng(seed), mentions, setting, SIZE).text for seed in range(count)}
 
 
 def asked(mentions, hidden=(), vocabulary=(), count=60):
@@ -114,17 +115,19 @@ def test_one_object_and_none():
 
 @pytest.mark.parametrize(
     ("kind", "text"),
-    [(OWL, "an owl and another owl"), (PLIERS, "a pair of pliers and another pair of pliers")]
-    + [(BROCCOLI, "some broccoli and some more broccoli"), (category("corn", "an ear of"), "an ear of corn and another ear of corn")],
+    [
+        (OWL, "an owl and another owl"),
+        (PLIERS, "a pair of pliers and another pair of pliers"),
+        (category("corn", "an ear of"), "an ear of corn and another ear of corn"),
+        (BROCCOLI, "some broccoli and some more broccoli"),
+    ],
 )
 def test_what_is_named_again_is_another(kind, text):
     assert f"{text} on a photo of a castle" in captions([at(kind, 20, 50), at(kind, 80, 50)])
 
 
 NAMES = ("crow", "saw", "black crow", "red kangaroo", "kangaroo", "owl", "pliers")
-MENTIONS = st.lists(
-    st.tuples(st.sampled_from(NAMES), st.integers(5, 95), st.integers(5, 95)), min_size=1, max_size=6
-)
+MENTIONS = st.lists(st.tuples(st.sampled_from(NAMES), st.integers(5, 95), st.integers(5, 95)), min_size=1, max_size=6)
 
 
 def mentions_of(drawn):
@@ -153,22 +156,19 @@ def slow_answer(question, drawn):
         assert len(found) == 1, "what is asked for is not the only one of its kind"
         return found[0]
 
-    if match := re.fullmatch(r"How many animals are there\?", question):
+    if question == "How many animals are there?":
         return str(len(names) - names.count("pliers"))
-    if match := re.fullmatch(r"How many tools are there\?", question):
-        return str(names.count("pliers"))
-    if match := re.fullmatch(r"How many pairs of pliers are there\?", question):
+    if question in ("How many tools are there?", "How many pairs of pliers are there?"):
         return str(names.count("pliers"))
     if match := re.fullmatch(r"How many (.*)s are there\?", question):
         return str(sum(may_be_called(match[1], name) for name in names))
     if match := re.fullmatch(r"Is there (?:an?|a pair of) (\w+|red kangaroo|black crow) in the picture\?", question):
         return "yes" if any(may_be_called(match[1], name) or may_be_called(name, match[1]) for name in names) else "no"
-    if match := re.fullmatch(r"Which is (further to the left|higher up), the (?:pair of )?(.*) or the (?:pair of )?(.*)\?", question):
+    question = question.replace("the pair of", "the")
+    if match := re.fullmatch(r"Which is (further to the left|higher up), the (.*) or the (.*)\?", question):
         axis = 0 if "left" in match[1] else 1
         return min(match[2], match[3], key=lambda thing: position(thing, axis))
-    if match := re.fullmatch(
-        r"Is the (?:pair of )?(.*) (to the left of|to the right of|above|below) the (?:pair of )?(.*)\?", question
-    ):
+    if match := re.fullmatch(r"Is the (.*) (to the left of|to the right of|above|below) the (.*)\?", question):
         axis = 0 if "to the" in match[2] else 1
         gap = position(match[3], axis) - position(match[1], axis)
         return "yes" if (gap > 0) == (match[2] in ("to the left of", "above")) else "no"
@@ -204,9 +204,11 @@ def test_a_name_is_not_counted_when_it_is_hidden_or_another_thing_may_be_called_
 
 
 def test_what_can_not_be_counted_is_not_counted():
-    assert not [question for question, _ in asked([at(BROCCOLI, 50, 50)]) if "broccoli" in question and "many" in question]
-    group = Category("rock", "object", "", "a", "rocks", frozenset({"rock"}))
-    assert {question for question, _ in asked([at(group, 50, 50)]) if "many" in question} == {"How many rocks are there?"}
+    def counts(kind):
+        return {question for question, _ in asked([at(kind, 50, 50)]) if "many" in question}
+
+    assert counts(BROCCOLI) == {"How many foods are there?"}
+    assert counts(Category("rock", "object", "", "a", "rocks", frozenset({"rock"}))) == {"How many rocks are there?"}
 
 
 def test_no_is_only_said_of_what_nothing_in_the_picture_may_be_called():
@@ -217,9 +219,13 @@ def test_no_is_only_said_of_what_nothing_in_the_picture_may_be_called():
 
 
 def test_two_things_that_may_be_called_the_same_are_never_told_apart():
-    penguins = [at(category("penguin"), 20, 20), at(category("little penguin"), 80, 80), at(SAW, 20, 80)]
-    assert not [question for question, _ in asked(penguins) if "penguin" in question and " or " in question]
-    assert not [question for question, _ in asked([at(CROW, 20, 20), at(SAW, 80, 80)], hidden=[CROW]) if " or " in question]
+    def choices(mentions, hidden=()):
+        return {question for question, _ in asked(mentions, hidden) if " or " in question}
+
+    penguins = [at(category("penguin"), 20, 20), at(category("little penguin"), 80, 80)]
+    assert choices([*penguins, at(SAW, 20, 80)]) == set()
+    assert choices([at(CROW, 20, 20), at(SAW, 80, 80)]) != set()
+    assert choices([at(CROW, 20, 20), at(SAW, 80, 80)], hidden=[CROW]) == set()
 
 
 def test_positions_are_asked_for_only_where_they_are_clear():

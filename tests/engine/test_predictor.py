@@ -177,6 +177,7 @@ def test_wrong_image_is_named(cfg, image, message):
         (["dog " * 300], None, r"names\[0\].*tokens"),
         (["dog"], ["dog"], "expected a caption"),
         ("a dog", ["cat"], "'cat'"),
+        ("a dog", [], "at least one"),
     ],
 )
 def test_wrong_prompt_is_named(cfg, prompt, phrases, message):

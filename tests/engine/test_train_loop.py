@@ -21,7 +21,7 @@ class MeanModel(nn.Module):
     def forward(self, batch):
         values = torch.stack([sample["x"] for sample in batch])
         return {
-            "loss_a": (self.dropout(values) @ self.weight).pow(2).mean(),
+            "loss_a": (self.dropout(values) @ self.weight).float().pow(2).mean(),
             "loss_b": 0.5 * self.weight.pow(2).sum() * 0,
         }
 
@@ -250,3 +250,29 @@ def test_state_of_another_precision_starts_a_new_loss_scale():
 def test_accumulation_below_one_names_the_key():
     with pytest.raises(ValueError, match="SOLVER.ACCUMULATION_STEPS"):
         make_loop(MeanModel(), [], accumulation_steps=0)
+
+
+def test_step_is_skipped_when_another_rank_has_a_nonfinite_loss(monkeypatch):
+    # Two ranks, of which the other one reports 1: the mean is 0.5.
+    monkeypatch.setattr("glipv2_d2.engine.train_loop.reduce_mean", lambda flag: (flag + 1) / 2)
+    model = MeanModel()
+    loop = make_loop(model, [[sample(1.0, 1.0)]])
+    run(loop, 1)
+    assert model.weight.tolist() == [1.0, -2.0] and loop.nonfinite_steps == 1
+
+
+def test_gradients_travel_between_ranks_once_per_step(monkeypatch):
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        plain, model = MeanModel(), MeanModel()
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        calls = []
+        no_sync = wrapped.no_sync
+        monkeypatch.setattr(wrapped, "no_sync", lambda: calls.append(1) or no_sync())
+        batches = [[sample(1.0, 1.0)], [sample(0.5, 1.0)], [sample(0.0, 1.0)]]
+        run(make_loop(wrapped, batches, accumulation_steps=3), 1)
+        run(make_loop(plain, batches, accumulation_steps=3), 1)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert len(calls) == 2
+    assert model.weight.tolist() == pytest.approx(plain.weight.tolist())

@@ -72,7 +72,7 @@ def test_wrong_input_ends_in_one_line(train_net, train_cfg, tmp_path, options, m
 
 
 def draw_world(root):
-    """Lay four images of one size out as a builtin dataset; they need no padding, which would differ between batches."""
+    """Lay out four images of one size as a builtin dataset: padding would differ between the batches of the runs."""
     folder = root / "shapeworld"
     (folder / "annotations").mkdir(parents=True)
     (folder / "train").mkdir()

@@ -189,5 +189,3 @@ def test_reference_world_size_scales_the_run(train_cfg):
     train_cfg.merge_from_list(["SOLVER.REFERENCE_WORLD_SIZE", 2])
     trainer = GLIPv2Trainer(train_cfg)
     assert (trainer.max_iter, trainer.cfg.SOLVER.IMS_PER_BATCH) == (8, 1)
-
-

@@ -14,9 +14,11 @@ NAMES = ("x", "offset", "modulation", "weight", "bias")
 
 
 def make_inputs(
-    size=(5, 7), stride=1, channels=3, out_channels=4, num_images=2, spread=1.5, dtype=torch.float64, kernel=(3, 3), seed=0
+    size=(5, 7), stride=1, channels=3, out_channels=4, spread=1.5, dtype=torch.float64, kernel=(3, 3)
 ) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
+    """Two random images, with offsets of ``spread`` pixels."""
+    generator = torch.Generator().manual_seed(0)
+    num_images = 2
     out = [(length + 2 - taps) // stride + 1 for length, taps in zip(size, kernel)]
     taps = kernel[0] * kernel[1]
 
@@ -64,8 +66,9 @@ def test_offsets_are_row_then_column_and_pixels_outside_count_as_zero(form):
     # A 1x1 kernel on the map [[1, 2], [3, 4]], padding 1: the output at (1, 1) reads pixel (0, 0), displaced.
     x = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
     weight, bias, modulation = torch.ones(1, 1, 1, 1), torch.tensor([10.0]), torch.full((1, 1, 4, 4), 2.0)
-    cases = {(0.25, 0.0): 1.5, (0.0, 0.25): 1.25, (-0.25, 0.0): 0.75, (1.5, 0.0): 1.5, (2.0, 0.0): 0.0, (-1.0, 0.0): 0.0}
-    for (row, column), value in cases.items():
+    inside = {(0.25, 0.0): 1.5, (0.0, 0.25): 1.25}
+    outside = {(-0.25, 0.0): 0.75, (1.5, 0.0): 1.5, (2.0, 0.0): 0.0, (-1.0, 0.0): 0.0}
+    for (row, column), value in (inside | outside).items():
         offset = torch.tensor([row, column]).view(1, 2, 1, 1).expand(1, 2, 4, 4)
         output = modulated_deform_conv2d(x, offset, modulation, weight, bias, form=form)
         assert output[0, 0, 1, 1].item() == 10 + 2 * value

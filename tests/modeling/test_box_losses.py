@@ -71,6 +71,12 @@ def test_hand_computed_centerness():
     assert_close(centerness_targets(anchors, gt_boxes), torch.tensor([math.sqrt(5.5 / 11)]))
 
 
+def test_centre_outside_has_no_centerness():
+    anchors = torch.tensor([[2.0, 2.0, 10.0, 10.0]]).expand(3, 4)
+    gt_boxes = torch.tensor([[7.0, 0.0, 20.0, 12.0], [0.0, 0.0, 12.0, 5.0], [7.0, 7.0, 20.0, 20.0]])
+    assert centerness_targets(anchors, gt_boxes).tolist() == [0.0, 0.0, 0.0]
+
+
 def test_no_pairs_give_no_losses():
     nothing = torch.zeros(0, 4)
     assert giou_loss_legacy(nothing, nothing).shape == (0,)

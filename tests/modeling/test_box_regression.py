@@ -30,7 +30,9 @@ def test_detectron2_encodes_and_decodes_half_open_boxes_as_the_official_code_doe
 
 def test_clipping_keeps_first_and_last_pixel_in_the_image():
     # An image of 20 x 10 pixels: left, top in [0, 19] x [0, 9], right, bottom in [1, 20] x [1, 10].
-    boxes = torch.tensor([[-5.0, -5.0, 30.0, 30.0], [2.5, 3.5, 7.25, 8.0], [25.0, 12.0, 40.0, 15.0], [-9.0, -9, -3, -2]])
+    boxes = torch.tensor(
+        [[-5.0, -5.0, 30.0, 30.0], [2.5, 3.5, 7.25, 8.0], [25.0, 12.0, 40.0, 15.0], [-9.0, -9, -3, -2]]
+    )
     expected = torch.tensor([[0.0, 0.0, 20.0, 10.0], [2.5, 3.5, 7.25, 8.0], [19.0, 9.0, 20.0, 10.0], [0.0, 0, 1, 1]])
     before = boxes.clone()
     assert torch.equal(clip_boxes_legacy(boxes, (10, 20)), expected)

@@ -151,7 +151,9 @@ def test_phrase_without_tokens_is_never_detected(aggregation):
 
 
 def test_no_phrases_give_no_detections():
-    prompt = TokenizedPrompt(torch.arange(2), torch.zeros(0, 2, dtype=torch.bool), torch.zeros(0, dtype=torch.int64), ())
+    prompt = TokenizedPrompt(
+        torch.arange(2), torch.zeros(0, 2, dtype=torch.bool), torch.zeros(0, dtype=torch.int64), ()
+    )
     predictions, anchors = one_level(apart(2), [[0.9, 0.9], [0.9, 0.9]])
     result = make_selector()(predictions, anchors, SIZE, prompt)
     assert len(result) == 0 and result.pred_boxes.tensor.shape == (0, 4) and result.pred_classes.dtype == torch.int64

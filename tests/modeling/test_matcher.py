@@ -1,4 +1,4 @@
-"""ATSS: against the official assignment, a slow formulation in inclusive coordinates, and cases small enough to draw."""
+"""ATSS: against the official assignment, a slow formulation in inclusive coordinates, and cases on paper."""
 
 import numpy as np
 import pytest

@@ -87,7 +87,9 @@ def test_permuted_phrases_give_permuted_scores(aggregation):
     token_scores = torch.from_numpy(arrays["token_probabilities"])
     order = torch.tensor([3, 0, 7, 6, 1, 2, 5, 4])
     scores = token_to_phrase_scores(token_scores, token_map, aggregation)
-    assert_close(token_to_phrase_scores(token_scores, token_map[order], aggregation), scores[:, order], atol=1e-7, rtol=0)
+    assert_close(
+        token_to_phrase_scores(token_scores, token_map[order], aggregation), scores[:, order], atol=1e-7, rtol=0
+    )
 
 
 def test_single_precision_under_autocast():

@@ -74,7 +74,7 @@ class DetectionSelector:
 
         Returns:
             ``pred_boxes`` half-open, in the frame of the anchors, clipped to the image; ``scores`` in [0, 1],
-            descending; ``pred_classes``, the ``category_ids`` of the phrases; ``phrase_ids``, rows of the prompt, int64.
+            descending; ``pred_classes``, the ``category_ids`` of the phrases; ``phrase_ids``, rows of the prompt.
         """
         anchor, phrase, scores = self._candidates(predictions, prompt)
         deltas = torch.cat(predictions.box_deltas)[anchor]

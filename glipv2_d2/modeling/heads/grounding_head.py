@@ -210,8 +210,8 @@ class GroundingHead(nn.Module):
 
         Args:
             anchors: L sets of anchors, the same for all images.
-            instances: N images with ``gt_boxes`` and ``gt_classes``, rows of the prompt's ``phrase_token_map``; an image
-                without boxes has only negatives.
+            instances: N images with ``gt_boxes`` and ``gt_classes``, rows of the prompt's ``phrase_token_map``; an
+                image without boxes has only negatives.
             prompts: N prompts.
             num_tokens: T, the length of the longest prompt or more.
         """

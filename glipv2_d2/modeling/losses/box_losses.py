@@ -43,13 +43,14 @@ def centerness_targets(anchors: Tensor, gt_boxes: Tensor) -> Tensor:
     """Say how central the centre of an anchor lies in its box.
 
     Args:
-        anchors: (M, 4) XYXY, half-open, pixels, with their centres inside the boxes.
+        anchors: (M, 4) XYXY, half-open, pixels.
         gt_boxes: (M, 4) the matched boxes.
 
     Returns:
-        (M,) in (0, 1]: sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)) of the distances to the four edges.
+        (M,) in [0, 1]: sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)) of the distances to the four edges; 0 where
+        the centre lies outside, as that of a matched box may that is so large that its encoding is clamped.
 
     Source: FCOS (arXiv 1904.01355), Eq. 3; ``compute_centerness_targets`` of the official code.
     """
     near, far = center_to_edges_legacy(anchors, gt_boxes).unflatten(-1, (2, 2)).aminmax(dim=-2)  # (M, 2) each
-    return (near / far).prod(dim=-1).sqrt()
+    return (near.clamp(min=0) / far).prod(dim=-1).sqrt()

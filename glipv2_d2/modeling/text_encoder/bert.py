@@ -92,6 +92,8 @@ class BertTextEncoder(nn.Module):
                 ),
                 add_pooling_layer=False,
             )
+        # Of decoders; an encoder has nothing to cache, but checkpointing warns about it.
+        self.bert.config.use_cache = False
         self.vocab_size: int = self.bert.config.vocab_size
         self.hidden_size: int = self.bert.config.hidden_size
         self.num_heads: int = self.bert.config.num_attention_heads
