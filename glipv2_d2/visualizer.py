@@ -1,7 +1,7 @@
 """Draw what was found: boxes with their phrases and scores, and the caption with its phrases in the same colours.
 
-detectron2's ``Visualizer`` writes in the colour of the box on black; here writing stands on the colour of its phrase, at
-one size in the picture and under it.
+detectron2's ``Visualizer`` writes in the colour of the box on black. Here writing stands on the colour of its phrase,
+in one size in the picture and below it.
 """
 
 from __future__ import annotations

@@ -67,18 +67,18 @@ def _mean_and_deviation(name: str, shape: tuple[int, ...]) -> tuple[float, float
 
 
 def official_state_dict(
-    prefix: str = "",
-    renamings: Sequence[tuple[str, str]] = (),
     json_path: str | Path = TINY_FOLDER / "weights.json",
     salt: str = TINY_SALT,
+    prefix: str = "",
+    renamings: Sequence[tuple[str, str]] = (),
 ) -> dict[str, Tensor]:
     """Build the official state dict whose names and shapes a json file lists, or a part of it.
 
     Args:
-        prefix: Only the tensors whose names start so are made; it is cut off.
-        renamings: Pairs (old, new) of name parts, replaced one after the other in what is left of the names.
         json_path: File with name -> {"shape", "by_rule"}. Tensors that are not made by the rule are left out.
         salt: Of the rule.
+        prefix: Only the tensors whose names start so are made; it is cut off.
+        renamings: Pairs (old, new) of name parts, replaced one after the other in what is left of the names.
     """
     tensors = {}
     for official, fact in json.loads(Path(json_path).read_text()).items():

@@ -14,6 +14,7 @@ FLOORS = {
     "structures": 0,
     "distributed": 0,
     "paths": 0,
+    "tensor_files": 0,
     "kernels": 0,
     "layers": 0,
     "prompts": 1,

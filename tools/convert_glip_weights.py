@@ -21,7 +21,7 @@ from glipv2_d2.checkpoint.checkpointer import check_fit
 from glipv2_d2.checkpoint.glip_conversion import convert_glip_state_dict
 from glipv2_d2.checkpoint.model_shapes import build_meta_model
 from glipv2_d2.checkpoint.name_rules import summarize_names
-from glipv2_d2.checkpoint.tensor_files import CheckpointError, read_checkpoint, write_tensors
+from glipv2_d2.tensor_files import CheckpointError, read_checkpoint, write_tensors
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

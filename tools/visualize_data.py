@@ -79,7 +79,8 @@ def text_strip(text: str, width: int) -> np.ndarray:
     """Write a text in black on white, (H, width, 3) uint8 RGB, as high as its lines need."""
     font = ImageFont.load_default(size=FONT_SIZE)
     lines = textwrap.fill(text, max(1, int(width / font.getlength("n"))))
-    canvas = Image.new("RGB", (width, 2 * FONT_SIZE * (lines.count("\n") + 1)), "white")
+    bottom = ImageDraw.Draw(Image.new("RGB", (1, 1))).multiline_textbbox((0, 0), lines, font=font)[3]
+    canvas = Image.new("RGB", (width, int(bottom) + FONT_SIZE), "white")
     ImageDraw.Draw(canvas).multiline_text((FONT_SIZE / 2, FONT_SIZE / 2), lines, fill="black", font=font)
     return np.asarray(canvas)
 

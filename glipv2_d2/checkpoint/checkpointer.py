@@ -18,7 +18,7 @@ from .glip_conversion import convert_glip_state_dict, find_layout, is_glip_state
 from .name_rules import summarize_names
 from .resume import LAST_CHECKPOINT, find_resume_file
 from .swin_conversion import BOTTOM_UP, convert_swin_state_dict, is_swin_state_dict
-from .tensor_files import CheckpointError, read_checkpoint, unwrap_weights, write_checkpoint, write_text
+from ..tensor_files import CheckpointError, read_checkpoint, unwrap_weights, write_checkpoint, write_text
 
 _TIMM_PREFIX = "timm://"
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from .tensor_files import is_whole
+from ..tensor_files import is_whole
 
 # Names that detectron2's hooks and trainers give.
 LAST_CHECKPOINT = "last_checkpoint"

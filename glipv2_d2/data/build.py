@@ -194,7 +194,8 @@ def _load_dataset(name: str) -> list[dict]:
     dataset_dicts = DatasetCatalog.get(name)
     names = MetadataCatalog.get(name).get("thing_classes")
     if not names or not dataset_dicts:
-        raise ValueError(f"dataset {name!r}: found {len(dataset_dicts)} images and thing_classes {names}, expected both")
+        found = f"{len(dataset_dicts)} images and thing_classes {names}"
+        raise ValueError(f"dataset {name!r}: found {found}, expected at least one of both")
     check_dataset_dicts(name, dataset_dicts, len(names))
     return dataset_dicts
 

@@ -93,8 +93,7 @@ def deform_conv_torchvision(
     if bias is not None:
         bias = _at_least_float32(bias)
     x, offset, weight, modulation = tensors
-    with torch.autocast(x.device.type, enabled=False):
-        return deform_conv2d(x, offset, weight, bias, stride=stride, padding=padding, mask=modulation)
+    return deform_conv2d(x, offset, weight, bias, stride=stride, padding=padding, mask=modulation)
 
 
 def deform_conv_gather(
@@ -142,19 +141,17 @@ class _ScatterToRows(torch.autograd.Function):
     def forward(ctx, sampled: Tensor, rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:
         ctx.num_rows = len(rows)
         ctx.save_for_backward(index, weight)
-        return sampled.view_as(sampled)
+        return sampled
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         index, weight = ctx.saved_tensors
-        if not ctx.needs_input_grad[1]:
-            return gradient, None, None, None
         row_of_read, read = index.flatten().sort()
         first_read = torch.searchsorted(row_of_read, torch.arange(ctx.num_rows, device=index.device))
         sample = read.div(index.shape[1], rounding_mode="floor")
         row_gradient = F.embedding_bag(
-            sample, gradient.contiguous(), first_read, mode="sum", per_sample_weights=weight.flatten()[read]
+            sample, gradient, first_read, mode="sum", per_sample_weights=weight.flatten()[read]
         )
         return gradient, row_gradient, None, None
 

@@ -39,7 +39,6 @@ class ATSSMatcher:
             raise ValueError(f"ATSSMatcher: topk must be at least 1, found {topk}")
         self.topk = topk
 
-    @torch.no_grad()
     def __call__(self, anchors_per_level: list[Boxes], gt_boxes: Boxes) -> Tensor:
         """Match the anchors of one image.
 

@@ -28,9 +28,7 @@ class PromptCache:
         self._hidden: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
         self._encoder_state: tuple = ()
 
-    def encode(
-        self, encoder: nn.Module, prompts: Sequence[TokenizedPrompt], device: torch.device
-    ) -> LanguageFeatures:
+    def encode(self, encoder: nn.Module, prompts: Sequence[TokenizedPrompt], device: torch.device) -> LanguageFeatures:
         """Return what ``encoder`` says of N >= 1 prompts, padded to the longest, T tokens.
 
         Padding is zero in ``hidden`` and ``embedded``. With gradients enabled nothing is remembered.

@@ -12,7 +12,7 @@ from torch import nn
 
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
 from glipv2_d2.checkpoint.glip_conversion import revert_to_glip_state_dict
-from glipv2_d2.checkpoint.tensor_files import CheckpointError, read_tensors, write_tensors
+from glipv2_d2.tensor_files import CheckpointError, read_tensors, write_tensors
 
 
 @pytest.fixture(scope="module")

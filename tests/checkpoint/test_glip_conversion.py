@@ -15,7 +15,7 @@ from glipv2_d2.checkpoint.glip_conversion import (
     is_glip_state_dict,
     revert_to_glip_state_dict,
 )
-from glipv2_d2.checkpoint.tensor_files import CheckpointError
+from glipv2_d2.tensor_files import CheckpointError
 
 # Released layout: names, of them kept by a detector, blocks, fusion. Left out are cls_logits (2), anchors (5) and
 # position_ids (1), which the newer lists lack.

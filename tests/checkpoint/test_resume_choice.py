@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from glipv2_d2.checkpoint.resume import find_resume_file
-from glipv2_d2.checkpoint.tensor_files import write_checkpoint
+from glipv2_d2.tensor_files import write_checkpoint
 
 
 def fill(folder, files, tag=None, tag_written=100):

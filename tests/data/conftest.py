@@ -1,6 +1,5 @@
 """Small datasets on disk: drawn images and a json in COCO's format, registered for the length of a test."""
 
-import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -84,8 +83,3 @@ def data_cfg() -> CfgNode:
         ]
     )
     return cfg
-
-
-def take(loader, count: int) -> list:
-    """The first batches of a loader."""
-    return list(itertools.islice(loader, count))

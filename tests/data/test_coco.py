@@ -130,7 +130,7 @@ BROKEN = {
     "string in box": (change("annotations", 1, bbox=[1, 2, 3, "4"]), r"bbox is .*'4'\], expected four finite numbers"),
     "true in box": (change("annotations", 1, bbox=[1, 2, 3, True]), r"bbox is .*True\], expected four finite numbers"),
     "nan": (change("annotations", 1, bbox=[1, math.nan, 3, 4]), r"bbox is \[1, nan, 3, 4\], expected four finite"),
-    "infinity": (change("annotations", 1, bbox=[1, 2, math.inf, 4]), r"bbox is \[1, 2, inf, 4\], expected four finite"),
+    "infinity": (change("annotations", 1, bbox=[1, 2, math.inf, 4]), r"bbox is .* inf, 4\], expected four finite"),
     "huge": (change("annotations", 1, bbox=[1, 2, 3, 10**400]), r"bbox is .*, expected four finite numbers"),
     "inverted": (change("annotations", 1, bbox=[9, 9, -3, 4]), r"bbox is \[9, 9, -3, 4\], expected width and height >="),
     "outside": (change("annotations", 1, bbox=[65.5, 1, 3, 4]), r"expected .* inside its image.* of 64 x 48 pixels"),

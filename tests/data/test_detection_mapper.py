@@ -81,8 +81,9 @@ def test_the_dataset_dict_stays_as_it_is(record):
 
 
 def test_boxes_in_both_modes_are_the_same(record):
-    wide = {**record, "annotations": [{**record["annotations"][0], "bbox_mode": BoxMode.XYWH_ABS, "bbox": [4, 6, 20, 10]}]}
-    assert make_mapper()(wide)["instances"].gt_boxes.tensor.tolist() == [[4, 6, 24, 16]]
+    sides = {**record["annotations"][0], "bbox_mode": BoxMode.XYWH_ABS, "bbox": [4, 6, 20, 10]}
+    sample = make_mapper()({**record, "annotations": [sides]})
+    assert sample["instances"].gt_boxes.tensor.tolist() == [[4, 6, 24, 16]]
 
 
 def test_a_flip_mirrors_boxes_and_pixels(record):
@@ -109,8 +110,8 @@ def test_an_image_without_boxes_trains_on_absent_names(record):
 
 
 def test_a_name_that_does_not_fit_loses_its_boxes(record):
-    # Eight tokens hold "[CLS] red dog . [SEP]" or "[CLS] cat . [SEP]" but not both names with the separators.
-    mapper = make_mapper(max_tokens=6, vocabularies={"pets": ["red dog", "cat", "fish"]}, num_negatives=0)
+    # Six tokens hold "[CLS] red dog . [SEP]" or "[CLS] cat . [SEP]", but not both names with their separators.
+    mapper = make_mapper(max_tokens=6, num_negatives=0)
     kept = [tuple(phrases_of_boxes(mapper({**record, "sample_seed": seed}))) for seed in range(20)]
     assert set(kept) == {("cat",), ("red dog",)}
 

@@ -56,6 +56,11 @@ def test_a_folder_with_more_files_than_there_is_room_for_is_an_error(tmp_path):
         broken(tmp_path, b"qres" + struct.pack(">4I", 2, 20, 42, 42) + root)
 
 
+def test_a_name_that_is_cut_short_is_an_error(tmp_path, make_rcc):
+    with pytest.raises(ValueError, match="act.rcc: a name of 4 letters is cut short"):
+        broken(tmp_path, make_rcc({"file": b"x"})[:-2])
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path, make_rcc):
     with pytest.raises(KeyError, match="no file 'act/nothing' inside"):
         broken(tmp_path, make_rcc(FILES)).read("act/nothing")
@@ -79,7 +84,7 @@ def test_zstd_is_named_as_the_reason(tmp_path, make_rcc):
         broken(tmp_path, archive).read("a")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_a_damaged_file_gives_a_value_error_or_its_names(tmp_path_factory, make_rcc, data):
     content = bytearray(make_rcc(FILES))

@@ -48,6 +48,11 @@ def test_command_line_trains_resumes_and_evaluates(train_net, train_cfg, tmp_pat
     assert second["iteration"] == 3
     assert not torch.equal(first["model"]["head.bbox_pred.weight"], second["model"]["head.bbox_pred.weight"])
     results = output / "inference" / train_cfg.DATASETS.TEST[0] / "coco_instances_results.json"
+    # A run that is complete only evaluates.
+    results.unlink()
+    train_net.main([*arguments, "--resume"])
+    assert results.is_file()
+    assert torch.load(output / "model_final.pth", weights_only=True)["iteration"] == 3
     results.unlink()
     train_net.main([*arguments, "--eval-only", "MODEL.WEIGHTS", str(output / "model_final.pth")])
     assert results.is_file()

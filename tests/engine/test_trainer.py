@@ -136,6 +136,21 @@ def test_bfloat16_run_is_finite(train_cfg):
     assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_low_precision_run_on_a_gpu_learns_with_finite_weights(train_cfg, dtype):
+    train_cfg.merge_from_list(["MODEL.DEVICE", "cuda", "SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", dtype])
+    train_cfg.merge_from_list(["SOLVER.MAX_ITER", 30, "SOLVER.STEPS", (), "SOLVER.BASE_LR", 0.001])
+    losses = []
+    trainer = GLIPv2Trainer(train_cfg)
+    write = trainer._trainer._write_metrics
+    trainer._trainer._write_metrics = lambda loss, *rest: (losses.append(sum(loss.values()).item()), write(loss, *rest))
+    trainer.train()
+    assert all(tensor.isfinite().all() for tensor in trainer.model.state_dict().values())
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+
+
 def test_nonfinite_loss_of_the_model_leaves_weights_finite_and_stops(train_cfg, monkeypatch):
     train_cfg.merge_from_list(["SOLVER.MAX_NONFINITE_STEPS", 2, "DATASETS.TEST", ()])
     trainer = GLIPv2Trainer(train_cfg)

@@ -121,6 +121,15 @@ def test_gather_form_gives_a_gradient_to_each_input_alone(name):
     torch.testing.assert_close(inputs[name].grad, expected[name], rtol=0, atol=1e-11)
 
 
+def test_gather_form_refuses_second_derivatives():
+    inputs = make_inputs((3, 4))
+    x = inputs["x"].requires_grad_()
+    output = modulated_deform_conv2d(**inputs, form="gather")
+    (gradient,) = torch.autograd.grad((output**2).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
 def test_bias_is_optional():
     inputs = make_inputs((3, 4))
     with_bias = [modulated_deform_conv2d(**inputs, form=form) for form in FORMS]
@@ -146,6 +155,9 @@ def test_pieces_equal_the_whole_and_are_bounded(monkeypatch):
         pieces = modulated_deform_conv2d(**inputs, form="gather")
     assert [len(part) for part in held] == [5 * 9] * 25 + [9]  # 2 * 9 * 7 = 126 positions
     torch.testing.assert_close(pieces, whole, rtol=0, atol=1e-13)
+    held.clear()
+    modulated_deform_conv2d(**inputs, form="gather")
+    assert [len(part) for part in held] == [126 * 9]  # a backward pass would hold all pieces anyway
     monkeypatch.setattr(deform_conv, "CHUNK_ELEMENTS", 1)
     with torch.no_grad():
         torch.testing.assert_close(modulated_deform_conv2d(**inputs, form="gather"), whole, rtol=0, atol=1e-13)
@@ -176,9 +188,10 @@ def test_coordinates_stay_single_precision_when_features_are_half(form):
     offset = torch.zeros(1, 2, 1, 512)
     offset[:, 1] = 0.25
     modulation, weight = torch.ones(1, 1, 1, 512), torch.ones(1, 1, 1, 1, dtype=torch.bfloat16)
-    output = modulated_deform_conv2d(x, offset, modulation, weight, None, padding=0, form=form)
-    assert output[0, 0, 0, 300].item() == 0.75
-    assert output[0, 0, 0, 299].item() == 0.25
+    bias = torch.ones(1, dtype=torch.bfloat16)
+    output = modulated_deform_conv2d(x, offset, modulation, weight, bias, padding=0, form=form)
+    assert output[0, 0, 0, 300].item() == 1.75
+    assert output[0, 0, 0, 299].item() == 1.25
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -133,10 +133,37 @@ def test_offsets_are_computed_in_single_precision_under_autocast(monkeypatch):
     exact, seen = seen, []
     with torch.autocast("cpu", dtype=torch.bfloat16):
         actual = layer(features)
+    assert len(seen) == len(exact) == 10
     for (offset, modulation), (exact_offset, exact_modulation) in zip(seen, exact):
         assert torch.equal(offset, exact_offset) and torch.equal(modulation, exact_modulation)
     for one, other in zip(actual, expected):
         torch.testing.assert_close(one.float(), other, rtol=0.05, atol=0.2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(level.isfinite().all() for level in layer([level.bfloat16() for level in features]))
+    assert seen[-1][0].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "memory_format"),
+    [
+        ({"deform_form": "gather"}, torch.channels_last),
+        ({"deform_form": "torchvision"}, torch.contiguous_format),
+        ({"deformable": False, "deform_form": "gather"}, torch.contiguous_format),
+    ],
+)
+def test_convolutions_get_the_form_and_the_memory_order_that_suits_it(options, memory_format, monkeypatch):
+    seen = []
+    unit_forward = ConvUnit.forward
+
+    def spy(self, x, offset, modulation, form):
+        seen.append((x.is_contiguous(memory_format=memory_format), form))
+        return unit_forward(self, x, offset, modulation, form)
+
+    monkeypatch.setattr(ConvUnit, "forward", spy)
+    features = make_levels(((5, 7), (3, 4)))
+    features[1] = features[1].contiguous(memory_format=torch.channels_last)
+    make_dyconv(**options)(features)
+    assert seen == [(True, options["deform_form"])] * 4
 
 
 def test_initial_weights():
@@ -204,7 +231,8 @@ OFFICIAL_NAMES = (("DyConv.", "convs."), (".bn.", ".norm."), ("AttnConv.1", "lev
 @pytest.mark.parametrize(("index", "tolerance"), [(2, 1e-4), (5, 3e-4)])
 def test_layer_gives_the_official_numbers(index, tolerance, form):
     layer = DyConv(32, 32, deform_form=form)
-    layer.load_state_dict(official_state_dict(f"rpn.head.dyhead_tower.{index}.", OFFICIAL_NAMES))
+    prefix = f"rpn.head.dyhead_tower.{index}."
+    layer.load_state_dict(official_state_dict(prefix=prefix, renamings=OFFICIAL_NAMES))
     tower = load_tiny("det_tower.npz")
     with torch.no_grad():
         outputs = layer([tower[f"tower.{index - 2}.fuse.visual.p{level}"] for level in range(3, 8)])

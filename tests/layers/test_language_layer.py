@@ -145,7 +145,8 @@ OFFICIAL_NAMES = (
 @pytest.mark.parametrize(("index", "tolerance"), [(1, 1e-4), (4, 3e-4)])
 def test_layer_gives_the_official_numbers(index, tolerance):
     layer = LanguageLayer(48, 4, 192, 0.1).eval()
-    layer.load_state_dict(official_state_dict(f"rpn.head.dyhead_tower.{index}.", OFFICIAL_NAMES))
+    prefix = f"rpn.head.dyhead_tower.{index}."
+    layer.load_state_dict(official_state_dict(prefix=prefix, renamings=OFFICIAL_NAMES))
     mask = load_tiny("det_language.npz")["attention_mask"].bool().expand(2, -1)
     tower = load_tiny("det_tower.npz")
     with torch.no_grad():

@@ -26,7 +26,9 @@ def test_drop_block_zeroes_whole_squares_of_all_channels_and_keeps_the_mean():
     # A zero cell away from the border belongs to a 3 x 3 square of zeros.
     squares = -torch.nn.functional.max_pool2d(-zero[:, :1].float(), 3, stride=1)
     grown = torch.nn.functional.max_pool2d(squares, 3, stride=1)
-    assert torch.equal(grown[..., 1:-1, 1:-1] > 0, zero[:, :1, 3:-3, 3:-3][..., : grown.shape[-2] - 2, : grown.shape[-1] - 2])
+    assert torch.equal(
+        grown[..., 1:-1, 1:-1] > 0, zero[:, :1, 3:-3, 3:-3][..., : grown.shape[-2] - 2, : grown.shape[-1] - 2]
+    )
 
 
 @pytest.mark.parametrize(("prob", "size"), [(1.0, 3), (-0.1, 3), (0.3, 2)])
@@ -90,7 +92,9 @@ def test_timm_backbone_names_its_levels_by_stride():
 def test_frozen_timm_stages_and_norms_do_not_train():
     backbone = TimmBackbone(NAME, freeze_at=2, freeze_norm=True).train()
     trainable = [name for name, parameter in backbone.body.named_parameters() if parameter.requires_grad]
-    assert trainable and all(name.startswith(("blocks.2.", "blocks.3.", "blocks.4.", "blocks.5.", "blocks.6.")) for name in trainable)
+    assert trainable and all(
+        name.startswith(("blocks.2.", "blocks.3.", "blocks.4.", "blocks.5.", "blocks.6.")) for name in trainable
+    )
     assert not any(".bn" in name for name in trainable)
     assert not any(module.training for module in backbone.modules() if isinstance(module, torch.nn.BatchNorm2d))
     everything = TimmBackbone(NAME, freeze_at=0, freeze_norm=False).train()

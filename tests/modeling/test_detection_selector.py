@@ -105,16 +105,16 @@ def test_suppression_for_each_phrase_equals_the_official_one(thresh):
 
 def test_suppression_of_many_phrases_is_as_exact_as_of_one():
     # Two boxes of the last phrase, 5 pixels apart: intersection 15, union 24.9985. The third makes the image wide, so
-    # that the suppression moves the last phrase by 8 million pixels, where single precision rounds to halves.
+    # that the suppression moves the last phrase by 8 million pixels, where single precision rounds 24.9985 to 25.
     boxes = torch.tensor([[0.0, 0.0, 20.0, 10.0], [5.0, 0.0, 24.9985, 10.0], [0.0, 0.0, 100_000.0, 9.0]])
     scores = torch.zeros(3, 80)
     scores[:2, 79] = torch.tensor([0.9, 0.8])
     scores[2, 0] = 0.9
     predictions, anchors = one_level(boxes, scores)
     prompt = TokenizedPrompt(torch.arange(80), torch.eye(80, dtype=torch.bool), torch.arange(80), ("x",) * 80)
-    result = make_selector(nms_thresh=15 / 24.9985 - 6e-5)(predictions, anchors, (10, 100_000), prompt)
+    result = make_selector(nms_thresh=15 / 24.9985 - 1e-5)(predictions, anchors, (10, 100_000), prompt)
     assert sorted(result.phrase_ids.tolist()) == [0, 79]
-    result = make_selector(nms_thresh=15 / 24.9985 + 6e-5)(predictions, anchors, (10, 100_000), prompt)
+    result = make_selector(nms_thresh=15 / 24.9985 + 1e-5)(predictions, anchors, (10, 100_000), prompt)
     assert sorted(result.phrase_ids.tolist()) == [0, 79, 79]
 
 
@@ -199,11 +199,22 @@ def test_permuted_phrases_give_the_same_detections_under_new_numbers():
     assert torch.tensor(order)[again.phrase_ids].tolist() == result.phrase_ids.tolist()
 
 
-def test_half_precision_predictions_give_single_precision_detections():
-    predictions, anchors = one_level(apart(2), [[0.9], [0.8]])
+def test_half_precision_predictions_are_scored_in_single_precision():
+    predictions, anchors = one_level(apart(3), [[0.9], [0.8], [0.3]], [0.9, 0.7, 0.6])
     half = GroundingPredictions(*([level.half() for level in levels] for levels in predictions))
-    result = make_selector()(half, anchors, SIZE, make_prompt(1))
-    assert result.scores.dtype == result.pred_boxes.tensor.dtype == torch.float32 and len(result) == 2
+    single = GroundingPredictions(*([level.float() for level in levels] for levels in half))
+    result, expected = (make_selector()(x, anchors, SIZE, make_prompt(1)) for x in (half, single))
+    assert result.scores.dtype == torch.float32 and len(result) == 3
+    assert torch.equal(result.scores, expected.scores)
+    assert torch.equal(result.pred_boxes.tensor, expected.pred_boxes.tensor)
+
+
+def test_detections_carry_no_gradient():
+    predictions, anchors = one_level(apart(2), [[0.9], [0.8]])
+    for (level,) in predictions:
+        level.requires_grad_()
+    result = make_selector()(predictions, anchors, SIZE, make_prompt(1))
+    assert not result.scores.requires_grad and not result.pred_boxes.tensor.requires_grad
 
 
 @pytest.mark.parametrize(

@@ -48,11 +48,15 @@ def model(tiny_cfg):
 
 def test_training_returns_the_three_weighted_losses_and_reaches_every_trainable_parameter(model):
     prompt = make_prompt([1], [3, 4])
-    losses = model.train()([make_input(64, 96, prompt, boxes=[[8, 8, 60, 50]]), make_input(64, 64, prompt, 1, [[0, 0, 40, 40]])])
+    losses = model.train()(
+        [make_input(64, 96, prompt, boxes=[[8, 8, 60, 50]]), make_input(64, 64, prompt, 1, [[0, 0, 40, 40]])]
+    )
     assert set(losses) == {"loss_grounding", "loss_box_reg", "loss_centerness"}
     assert all(loss.dim() == 0 and loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
-    without = [name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None]
+    without = [
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None
+    ]
     assert not without
 
 
@@ -94,7 +98,9 @@ def test_result_of_an_image_does_not_depend_on_the_batch(model):
         expected = model([alone])[0]["instances"]
         assert len(expected) > 0
         torch.testing.assert_close(result["instances"].scores, expected.scores, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(result["instances"].pred_boxes.tensor, expected.pred_boxes.tensor, atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(
+            result["instances"].pred_boxes.tensor, expected.pred_boxes.tensor, atol=1e-3, rtol=1e-4
+        )
 
 
 @torch.no_grad()
@@ -164,7 +170,9 @@ def test_the_model_builds_from_explicit_arguments_without_a_config(tiny_cfg):
     model = GLIPv2(
         backbone=backbone,
         text_encoder=text_encoder,
-        tower=FusionTower(32, 48, num_blocks=1, channels=32, fusion_embed_dim=64, fusion_num_heads=4, language_num_heads=4),
+        tower=FusionTower(
+            32, 48, num_blocks=1, channels=32, fusion_embed_dim=64, fusion_num_heads=4, language_num_heads=4
+        ),
         head=GroundingHead(tiny_cfg, channels=32, language_dim=48, num_levels=5),
         anchor_generator=build_anchor_generator(tiny_cfg, list(shapes.values())),
         head_in_features=list(shapes),

@@ -81,12 +81,15 @@ def test_logits_are_clamped_to_the_range_of_half_precision():
     assert logits.flatten().tolist() == [50_000.0] * 3 + [-50_000.0] * 3
 
 
-def test_text_of_zeros_is_finite_also_in_half_precision():
-    head = make_head(num_levels=1)
-    text = torch.zeros(1, 3, 6, dtype=torch.bfloat16)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = head([torch.rand(1, 8, 2, 2)], text).token_logits[0]
-    assert logits.dtype == torch.bfloat16 and logits.isfinite().all()
+def test_text_of_zeros_in_half_precision_has_finite_logits():
+    # 1e-12, the least norm to divide by, is 0 in half precision.
+    predictions = make_head(num_levels=1)([torch.rand(1, 8, 2, 2)], torch.zeros(1, 3, 6, dtype=torch.float16))
+    assert predictions.token_logits[0].isfinite().all()
+
+
+def test_head_runs_in_the_precision_of_its_parameters():
+    predictions = make_head(num_levels=1).double()([torch.rand(1, 8, 2, 2).double()], torch.rand(1, 3, 6).double())
+    assert [level.dtype for levels in predictions for level in levels] == [torch.float64] * 3
 
 
 def test_other_number_of_levels_is_refused():
@@ -225,16 +228,30 @@ def test_perfect_boxes_have_no_box_loss():
     assert_close(losses["loss_box_reg"], torch.tensor(0.0), atol=1e-5, rtol=0)
 
 
-def test_losses_are_in_single_precision_under_autocast():
+def test_losses_are_in_single_precision_under_and_after_autocast():
     head = make_head()
     instances, prompts = [make_instances([[4, 6, 60, 55]], [1])], [make_prompt(TOKEN_MAP)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         predictions, anchors, targets, mask = small_batch(head, instances, prompts)
-        assert predictions.token_logits[0].dtype == torch.bfloat16
-        losses = head.losses(predictions, anchors, targets, mask)
+        under = head.losses(predictions, anchors, targets, mask)
+    assert predictions.token_logits[0].dtype == predictions.centerness_logits[0].dtype == torch.bfloat16
+    after = head.losses(predictions, anchors, targets, mask)
     single = GroundingPredictions(*([level.float() for level in levels] for levels in predictions))
     for name, expected in head.losses(single, anchors, targets, mask).items():
-        assert losses[name].dtype == torch.float32 and torch.equal(losses[name], expected)
+        assert under[name].dtype == after[name].dtype == torch.float32
+        assert torch.equal(under[name], expected) and torch.equal(after[name], expected)
+
+
+def test_box_beyond_the_reach_of_its_anchor_asks_for_no_more_than_the_reach():
+    # Sizes are decoded to at most 1000 / 16 times those of the anchor: 500 of the 600 pixels here.
+    head = make_head(num_levels=1)
+    anchors, prompts = [Boxes(torch.tensor([[296.0, 296.0, 304.0, 304.0]]))], [make_prompt([[1]])]
+    targets = head.label_anchors(anchors, [make_instances([[0, 0, 600, 600]], [0])], prompts, num_tokens=1)
+    deltas = torch.tensor([[[0.0, 0.0, 99.0, 99.0]]])
+    predictions = GroundingPredictions([torch.zeros(1, 1, 1)], [deltas], [torch.zeros(1, 1)])
+    losses = head.losses(predictions, anchors, targets, torch.ones(1, 1, dtype=torch.bool))
+    assert targets.matched_idxs.tolist() == [[0]]
+    assert_close(losses["loss_box_reg"], torch.tensor(0.0), atol=1e-6, rtol=0)
 
 
 # ---- inference

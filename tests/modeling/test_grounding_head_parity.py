@@ -30,12 +30,10 @@ def facts(name):
 
 def official_head(**changes):
     head = make_head(32, 48, 5, **changes)
-    state_dict = {
-        name: torch.from_numpy(
-            tensor_for(f"rpn.head.{name.replace('text_projection', 'dot_product_projection_text')}", shape, "tiny-24:")
-        )
-        for name, shape in ((name, value.shape) for name, value in head.named_parameters())
-    }
+    state_dict = {}
+    for name, value in head.named_parameters():
+        official = name.replace("text_projection", "dot_product_projection_text")
+        state_dict[name] = torch.from_numpy(tensor_for(f"rpn.head.{official}", value.shape, "tiny-24:"))
     head.load_state_dict(state_dict)
     return head
 

@@ -168,7 +168,9 @@ def test_grounding_caption_gives_the_official_boxes_in_original_pixels(model, to
 
 @torch.no_grad()
 def test_an_image_gives_the_same_boxes_alone_in_a_batch_and_beside_other_prompts(model, tokenizer):
-    prompts = [tokenizer(prompt_from_names(names)) for names in (["person", "traffic light"], ["a", "b", "wooden fence"])]
+    prompts = [
+        tokenizer(prompt_from_names(names)) for names in (["person", "traffic light"], ["a", "b", "wooden fence"])
+    ]
     inputs = [{**image, "prompts": [prompt]} for image, prompt in zip(network_inputs(), prompts)]
     twin = {**inputs[0], "prompts": [prompts[1]]}
     batch = model([inputs[0], inputs[1], twin])

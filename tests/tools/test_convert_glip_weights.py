@@ -8,7 +8,7 @@ from conftest import make_tiny_cfg
 
 from glipv2_d2.checkpoint.glip_conversion import revert_to_glip_state_dict
 from glipv2_d2.checkpoint.model_shapes import build_meta_model
-from glipv2_d2.checkpoint.tensor_files import read_tensors
+from glipv2_d2.tensor_files import read_tensors
 
 ROOT = Path(__file__).parents[2]
 

@@ -129,7 +129,10 @@ def _report(
     logger.info("%s: %d images, %d boxes", json_file, num_images, num_boxes)
     if num_cut or num_empty:
         logger.warning(
-            "%s: cut %d boxes that reach past their image, left out %d boxes without area", json_file, num_cut, num_empty
+            "%s: cut %d boxes that reach past their image, left out %d boxes without area",
+            json_file,
+            num_cut,
+            num_empty,
         )
     if num_not_evaluable:
         logger.warning(

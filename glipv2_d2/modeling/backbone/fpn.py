@@ -25,8 +25,7 @@ class DropBlock(nn.Module):
         super().__init__()
         if not 0.0 <= prob < 1.0 or size % 2 == 0:
             raise ValueError(
-                "MODEL.FPN.DROP_BLOCK_PROB must be in [0, 1) and DROP_BLOCK_SIZE odd, "
-                f"found {prob} and {size}"
+                "MODEL.FPN.DROP_BLOCK_PROB must be in [0, 1) and DROP_BLOCK_SIZE odd, " f"found {prob} and {size}"
             )
         self.prob = prob
         self.size = size

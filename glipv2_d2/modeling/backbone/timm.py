@@ -12,7 +12,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import Backbone
 
-from ...checkpoint.tensor_files import read_tensors
+from ...tensor_files import read_tensors
 from .fpn import GroundingFPN, build_fpn
 
 

@@ -196,9 +196,8 @@ class GroundingHead(nn.Module):
         embedding = F.normalize(text.float(), dim=-1, eps=1e-12).to(self.bias_lang.dtype)
         token_features = self.text_projection(embedding / 2) / self.log_scale.exp()
         token_bias = embedding @ self.bias_lang + self.bias0
-        return token_features.transpose(1, 2), token_bias.to(token_features.dtype)
+        return token_features.transpose(1, 2), token_bias
 
-    @torch.no_grad()
     def label_anchors(
         self,
         anchors: list[Boxes],
@@ -254,7 +253,7 @@ class GroundingHead(nn.Module):
             Scalars ``loss_grounding``, ``loss_box_reg`` and ``loss_centerness``.
         """
         image, anchor = (targets.matched_idxs >= 0).nonzero(as_tuple=True)
-        deltas = torch.cat(predictions.box_deltas, dim=1)[image, anchor].float()
+        deltas = torch.cat(predictions.box_deltas, dim=1)[image, anchor]
         centerness_logits = torch.cat(predictions.centerness_logits, dim=1)[image, anchor].float()
         pos_anchors = Boxes.cat(anchors).tensor[anchor]
         gt_deltas = self.box2box_transform.get_deltas(pos_anchors, targets.gt_boxes[image, anchor])

@@ -36,8 +36,8 @@ def token_focal_loss(token_logits: Tensor, targets: Tensor, mask: Tensor, alpha:
 class _TokenFocalLoss(torch.autograd.Function):
     """The loss above with its own backward pass, which recomputes instead of keeping six (N, R, T) tensors.
 
-    Nearly all targets are 0: every pair is treated as such, and the few others are put right one by one. A masked logit
-    becomes minus infinity, where value and slope of the loss are 0.
+    Nearly all targets are 0, so the few positive pairs are taken out and handled apart. A logit taken out, or masked, is
+    replaced by minus infinity, where value and slope of the loss of a negative pair are 0.
     """
 
     @staticmethod
@@ -45,25 +45,26 @@ class _TokenFocalLoss(torch.autograd.Function):
         positive = (targets & mask[:, None]).nonzero(as_tuple=True)
         ctx.save_for_backward(logits, mask, *positive)
         ctx.alpha, ctx.gamma = alpha, gamma
-        masked = _masked(logits, mask)
-        hits = masked[positive]
-        negative_loss = _value(masked, gamma).sum() - _value(hits, gamma).sum()
-        return (1 - alpha) * negative_loss + alpha * _value(-hits, gamma).sum()
+        negatives, positives = _split(logits, mask, positive)
+        return (1 - alpha) * _value(negatives, gamma).sum() + alpha * _value(-positives, gamma).sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None, None]:
         logits, mask, *positive = ctx.saved_tensors
-        masked = _masked(logits, mask)
-        hits = masked[tuple(positive)]
-        grad = _slope(masked, ctx.gamma).mul_((1 - ctx.alpha) * grad_loss)
-        grad[tuple(positive)] = _slope(-hits, ctx.gamma) * (-ctx.alpha * grad_loss)
+        negatives, positives = _split(logits, mask, tuple(positive))
+        grad = _slope(negatives, ctx.gamma).mul_((1 - ctx.alpha) * grad_loss)
+        grad[tuple(positive)] = _slope(-positives, ctx.gamma) * (-ctx.alpha * grad_loss)
         return grad.to(logits.dtype), None, None, None, None
 
 
-def _masked(logits: Tensor, mask: Tensor) -> Tensor:
+def _split(logits: Tensor, mask: Tensor, positive: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Return new (N, R, T) logits of the negative pairs, minus infinity elsewhere, and those of the positive pairs."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return logits.masked_fill(~mask[:, None], -torch.inf)
+    negatives = logits.masked_fill(~mask[:, None], -torch.inf)
+    positives = negatives[positive]
+    negatives[positive] = -torch.inf
+    return negatives, positives
 
 
 def _value(wrong: Tensor, gamma: float) -> Tensor:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from glipv2_d2.checkpoint.tensor_files import (
+from glipv2_d2.tensor_files import (
     CheckpointError,
     is_whole,
     read_checkpoint,
