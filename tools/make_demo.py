@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "demo" / "glipv2_micro.yaml"
 CONSOLE = Console(highlight=False)
 # Scenes, held-out scenes per split, names, updates.
-SIZES = {"demo": (2500, 100, 24, 2000), "full": (12000, 200, None, 12000)}
+SIZES = {"demo": (2000, 100, 24, 700), "full": (8000, 150, None, 5000)}
 
 
 def run(command: list[str], log: Path, environment: dict[str, str]) -> None:
