@@ -7,6 +7,10 @@ PYTHON ?=
 RUN := $(VENV)/bin/python
 PYTEST := $(RUN) -m pytest -q --durations=10
 
+# Threads that wait give their core away. Where other programs compete for two cores, a training step is otherwise
+# several times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-slow demo train clean
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-
 # As root, apt drops its rights for downloads and then warns that it cannot write to the cache.
 UNSANDBOXED = ["-o", "APT::Sandbox::User=root"]
 

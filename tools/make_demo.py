@@ -8,6 +8,7 @@ Every step is a command that is printed before it runs, so that it can be repeat
 
 import argparse
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -25,10 +26,10 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "demo" / "glipv2_micro.yaml"
 CONSOLE = Console(highlight=False)
 # Scenes, held-out scenes per split, names, updates.
-SIZES = {"demo": (2000, 100, 24, 700), "full": (8000, 150, None, 5000)}
+SIZES = {"demo": (2000, 100, 24, 700), "full": (8000, 150, None, 4000)}
 
 
-def run(command: list[str], log: Path, environment: dict[str, str]) -> None:
+def run(command: list[str], environment: dict[str, str]) -> None:
     """Run a command whose own progress is shown; end the program with its last lines when it fails."""
     CONSOLE.print(f"[bold]$ {shlex.join(command)}[/bold]")
     if subprocess.run(command, env=environment, cwd=ROOT).returncode != 0:
@@ -46,7 +47,11 @@ def train(command: list[str], output: Path, environment: dict[str, str], max_ite
             time.sleep(1.0)
             if records := read_metrics(output):
                 bar.n = min(records[-1]["iteration"] + 1, max_iter)
-                bar.set_postfix(loss=f"{records[-1].get('total_loss', float('nan')):.2f}")
+                if bar.n == max_iter:
+                    bar.set_description("evaluation")
+                if "total_loss" in records[-1]:
+                    bar.set_postfix(loss=f"{records[-1]['total_loss']:.2f}")
+                bar.refresh()
         bar.n = max_iter if process.returncode == 0 else bar.n
     if process.returncode != 0:
         lines = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
@@ -70,7 +75,9 @@ def split_results(output: Path, split: str) -> dict[str, dict[str, float]]:
     prefix = f"stampworld_{split}/bbox/"
     last = [record for record in read_metrics(output) if any(key.startswith(prefix) for key in record)][-1]
     names = ("AP", "AP50", "AP75")
-    return {"bbox": {name: round(last[prefix + name], 2) for name in names}}
+    # A model that finds nothing at all has no AP, which the evaluator writes as NaN.
+    values = {name: last[prefix + name] for name in names}
+    return {"bbox": {name: round(value, 2) if math.isfinite(value) else 0.0 for name, value in values.items()}}
 
 
 def box_recall(predictions: list[dict], annotation_file: Path, top: int) -> float:
@@ -169,7 +176,7 @@ def main() -> None:
     prepare += ["--num-train", str(num_train), "--num-val", str(num_val)]
     prepare += ["--num-names", str(num_names), "--num-novel", "8"] if num_names else []
     environment = {**os.environ, "DETECTRON2_DATASETS": str(datasets)}
-    run(prepare, output / "prepare.txt", environment)
+    run(prepare, environment)
     clock["data"] = time.time() - start
 
     splits = [split for split in ("val", "val_24", "val_novel") if (data / "annotations" / f"{split}.json").exists()]

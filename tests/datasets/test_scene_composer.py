@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
-from scene_composer import Background, SceneRules, compose_scene
+from scene_composer import Background, Category, CutOut, SceneRules, compose_scene
 from scene_composer import make_cut_out as trim_cut_out
-from scene_text import Category
 
 ANIMAL = Category("crow", "animal", "animals", "a", "crows", frozenset({"crow"}))
 
@@ -163,6 +162,21 @@ def test_objects_and_backgrounds_are_mirrored_half_of_the_time(make_cut_out):
         free = np.where(scene.labelled[0].mask, np.nan, scene.image[:, :, 2])
         ground_left.append(np.nanmean(free[:, :10]) < np.nanmean(free[:, -10:]))
     assert 8 < sum(object_left) < 32 and 8 < sum(ground_left) < 32
+
+
+def test_a_background_is_cut_to_a_random_part_of_at_least_three_fifths():
+    # Grey levels that rise from left to right: the span that is seen tells how wide the part was.
+    pixels = np.repeat(np.arange(0, 200, dtype=np.uint8)[None, :, None], 200, axis=0).repeat(3, axis=2)
+    rules = SceneRules(size=100, min_objects=1, max_objects=1, max_side=0.2)
+    faint = CutOut("crow.png", ANIMAL, np.zeros((9, 9, 4), np.uint8), 9)
+    shares, lefts = [], []
+    for scene in scenes([faint], rules, 60, Background("ramp", "", pixels)):
+        row = np.sort(scene.image[50, :, 0].astype(float))
+        shares.append((row[-1] - row[0]) / 200)
+        lefts.append(row[0])
+    # Gains of 0.77 to 1.2 stretch the span: parts of 0.6 to 1 give 0.46 to 1.2.
+    assert 0.44 < min(shares) < 0.6 and 0.8 < max(shares) < 1.2
+    assert len({int(left) for left in lefts}) > 15
 
 
 def test_an_object_too_faint_to_have_a_mask_is_left_out(make_cut_out):

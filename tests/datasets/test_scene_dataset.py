@@ -5,11 +5,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import cv2
 import numpy as np
 import prepare_shapeworld
 import pytest
 import scene_dataset
-from dataset_folder import DatasetParameters, sole_writer
+from dataset_folder import DatasetParameters, sole_writer, write_atomically
 from prepare_shapeworld import COLOURS, SHAPES, TEXTURES, draw_backgrounds, draw_shapes
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
@@ -205,7 +206,9 @@ def test_too_few_names_or_backgrounds_are_an_error():
 
 def test_workers_do_not_change_a_bit(tmp_path, monkeypatch):
     monkeypatch.setattr(scene_dataset, "CHUNK_SIZE", 2)
+    threads = cv2.getNumThreads()
     assert contents(build(tmp_path / "one")) == contents(build(tmp_path / "three", workers=3))
+    assert cv2.getNumThreads() == threads
 
 
 def test_another_seed_gives_other_pictures(tmp_path):
@@ -234,6 +237,7 @@ def test_a_killed_run_goes_on_and_gives_the_same_files(tmp_path, drawn, monkeypa
         build(tmp_path / "killed")
     assert not (tmp_path / "killed" / "annotations" / "train.json").exists()
 
+    (tmp_path / "killed" / "train" / "000007.jpg.tmp99").write_bytes(b"half")  # as a kill in a write leaves it
     monkeypatch.setattr(scene_dataset, "compose_scene", compose)
     drawn.clear()
     assert contents(build(tmp_path / "killed")) == straight
@@ -250,11 +254,31 @@ def test_a_finished_data_set_is_found_and_nothing_is_drawn(tmp_path, drawn, caps
     assert drawn == [] and "there already" in capsys.readouterr().out
 
 
-def test_a_picture_that_is_gone_is_drawn_again(tmp_path, drawn):
+@pytest.mark.parametrize("gone", ["val/000002.jpg", "annotations/val.json", "LICENSES.md"])
+def test_a_file_that_is_gone_is_made_again(tmp_path, gone):
     world = build(tmp_path / "world")
     before = contents(world)
-    (world / "val" / "000002.jpg").unlink()
+    (world / gone).unlink()
     assert contents(build(world)) == before
+
+
+@pytest.mark.parametrize("manifest", ["", "no json", "[]", '{"finished": true}', '{"parameters": {}}'])
+def test_a_manifest_that_can_not_be_read_is_none(tmp_path, manifest):
+    world = build(tmp_path / "world")
+    (world / "manifest.json").write_text(manifest)
+    with pytest.raises(ValueError, match="no manifest.json of a data set in it"):
+        build(world)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    (tmp_path / "a.json").write_text("old")
+    monkeypatch.setattr(os, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "a.json", b"new")
+    assert (tmp_path / "a.json").read_text() == "old"
 
 
 def test_other_parameters_build_again_in_the_same_folder_and_say_so(tmp_path, capsys):

@@ -51,6 +51,7 @@ def stamps(tmp_path):
     add("animals/untold.png", photo(), caption="")
     add("animals/small.png", photo(89, 80))
     add("animals/opaque.png", photo()[:, :, :3])
+    add("animals/framed.png", photo()[3:])
     return folder
 
 
@@ -228,10 +229,12 @@ def test_the_program_writes_scenes_real_photographs_and_licences(tmp_path, cache
 def test_changed_tables_build_the_data_set_again(tmp_path, cache, monkeypatch, capsys):
     run(tmp_path, cache, monkeypatch)
     monkeypatch.setitem(SMALL.renamed, "animals/crow.png", "raven")
+    monkeypatch.setitem(SMALL.real, "farm", {})
     world = run(tmp_path, cache, monkeypatch)
     assert "source_version" in capsys.readouterr().out
     names = json.loads((world / "manifest.json").read_text("utf-8"))["names"]
     assert "raven" in names["train"] + names["val_novel"]
+    assert not (world / "real").exists() and not (world / "annotations" / "real.json").exists()
 
 
 def test_another_version_of_a_package_is_pointed_out(tmp_path, cache, monkeypatch, capsys):
