@@ -132,7 +132,7 @@ BROKEN = {
     "nan": (change("annotations", 1, bbox=[1, math.nan, 3, 4]), r"bbox is \[1, nan, 3, 4\], expected four finite"),
     "infinity": (change("annotations", 1, bbox=[1, 2, math.inf, 4]), r"bbox is .* inf, 4\], expected four finite"),
     "huge": (change("annotations", 1, bbox=[1, 2, 3, 10**400]), r"bbox is .*, expected four finite numbers"),
-    "inverted": (change("annotations", 1, bbox=[9, 9, -3, 4]), r"bbox is \[9, 9, -3, 4\], expected width and height >="),
+    "inverted": (change("annotations", 1, bbox=[9, 9, -3, 4]), r"bbox is .* -3, 4\], expected width and height >="),
     "outside": (change("annotations", 1, bbox=[65.5, 1, 3, 4]), r"expected .* inside its image.* of 64 x 48 pixels"),
     "above": (change("annotations", 1, bbox=[1, -9, 3, 4]), r"bbox is \[1, -9, 3, 4\], expected .* inside its image"),
     "too wide": (change("annotations", 1, bbox=[1, 1, 64.5, 4]), r"inside its image, up to one pixel .*clip_boxes"),
