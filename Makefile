@@ -7,9 +7,9 @@ PYTHON ?=
 RUN := $(VENV)/bin/python
 PYTEST := $(RUN) -m pytest -q --durations=10
 
-# Threads that wait give their core away. Where other programs compete for two cores, a training step is otherwise
-# several times slower.
-export OMP_WAIT_POLICY ?= PASSIVE
+# Threads that wait give their core away after a moment. Where other programs compete for two cores, a training step is
+# otherwise many times slower.
+export GOMP_SPINCOUNT ?= 20000
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test test-slow demo train clean

@@ -16,8 +16,8 @@ A **model input** is a dict with
   ``prompts[0].phrase_token_map``, ``gt_category_ids`` (M,) id across images, -1 if none.
 
 A **model output** is, in training, a dict of weighted scalar losses ``loss_grounding``, ``loss_box_reg``,
-``loss_centerness``; at test time a list of ``{"instances": Instances}`` with ``pred_boxes`` (XYXY, pixels of the original
-image), ``scores`` in [0, 1] and ``pred_classes``, the ``category_ids`` of the phrases.
+``loss_centerness``; at test time a list of ``{"instances": Instances}`` with ``pred_boxes`` (XYXY, pixels of the
+original image), ``scores`` in [0, 1] and ``pred_classes``, the ``category_ids`` of the phrases.
 """
 
 from __future__ import annotations

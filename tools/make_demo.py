@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "demo" / "glipv2_micro.yaml"
 CONSOLE = Console(highlight=False)
 # Scenes, held-out scenes per split, names, updates.
-SIZES = {"demo": (2000, 100, 24, 700), "full": (8000, 150, None, 4000)}
+SIZES = {"demo": (2000, 100, 24, 700), "full": (8000, 150, None, 3500)}
 
 
 def run(command: list[str], environment: dict[str, str]) -> None:

@@ -46,8 +46,8 @@ class LanguageLayer(nn.Module):
         intermediate_size: Width of the feed-forward part.
         dropout: Of the attention weights and of both residual branches, in training.
 
-    Source: BERT (Devlin et al. 2019), with the clamps of the text layer in the official GLIP head, but for the one after
-    the GELU, which enlarges nothing.
+    Source: BERT (Devlin et al. 2019), with the clamps of the text layer in the official GLIP head, but for the one
+    after the GELU, which enlarges nothing.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, intermediate_size: int, dropout: float) -> None:

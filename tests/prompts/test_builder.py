@@ -108,7 +108,9 @@ def test_vocabulary_with_the_same_name_twice_is_refused_by_its_rows():
 
 
 def test_vocabulary_may_hold_names_that_read_the_same():
-    check_vocabulary(["bow_(weapon)", "bow_(decorative_ribbons)"])
+    names = ["bow_(weapon)", "bow_(decorative_ribbons)"]
+    check_vocabulary(names)
+    assert prompt_from_names(names).caption == "bow . bow "
 
 
 @pytest.mark.parametrize("separator", ["", "and"])

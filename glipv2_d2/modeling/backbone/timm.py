@@ -108,8 +108,8 @@ def load_timm_weights(body: nn.Module, name: str, path: str) -> None:
     if not set(expected) <= set(source):
         if [value.shape for value in source.values()] != list(expected.values()):
             raise ValueError(
-                f"MODEL.TIMM.WEIGHTS: {path} has {len(source)} tensors that fit timm's {name} ({len(expected)} tensors) "
-                "neither by name nor by order and shape"
+                f"MODEL.TIMM.WEIGHTS: {path} has {len(source)} tensors that fit timm's {name} "
+                f"({len(expected)} tensors) neither by name nor by order and shape"
             )
         source = dict(zip(expected, source.values()))
     missing = body.load_state_dict(source, strict=False).missing_keys
