@@ -36,8 +36,8 @@ def token_focal_loss(token_logits: Tensor, targets: Tensor, mask: Tensor, alpha:
 class _TokenFocalLoss(torch.autograd.Function):
     """The loss above with its own backward pass, which recomputes instead of keeping six (N, R, T) tensors.
 
-    Nearly all targets are 0, so the few positive pairs are taken out and handled apart. A logit taken out, or masked, is
-    replaced by minus infinity, where value and slope of the loss of a negative pair are 0.
+    Nearly all targets are 0, so the few positive pairs are taken out and handled apart. A logit taken out, or masked,
+    is replaced by minus infinity, where value and slope of the loss of a negative pair are 0.
     """
 
     @staticmethod
