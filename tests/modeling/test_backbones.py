@@ -115,6 +115,15 @@ def test_timm_weights_are_matched_by_name_or_by_order_and_shape(tmp_path, rename
             assert torch.equal(value, full[key]), key
 
 
+def test_timm_weights_reach_a_model_whose_features_flatten_its_names(tmp_path):
+    full = {key: torch.randn_like(value) for key, value in timm.create_model("convnext_atto").state_dict().items()}
+    save_file(full, str(tmp_path / "weights.safetensors"))
+    body = TimmBackbone("convnext_atto", (1, 2, 3), weights=str(tmp_path / "weights.safetensors")).body
+    flattened = {key.replace(".", "_"): value for key, value in full.items()}
+    for key, value in body.state_dict().items():
+        assert torch.equal(value, flattened[key.replace(".", "_")]), key
+
+
 def test_timm_weights_of_another_model_are_refused(tmp_path):
     save_file({"a": torch.zeros(3)}, str(tmp_path / "other.safetensors"))
     with pytest.raises(ValueError, match=r"MODEL\.TIMM\.WEIGHTS.*other\.safetensors.*1 tensors"):

@@ -112,6 +112,9 @@ def load_timm_weights(body: nn.Module, name: str, path: str) -> None:
                 f"({len(expected)} tensors) neither by name nor by order and shape"
             )
         source = dict(zip(expected, source.values()))
+    # A features_only model may flatten the nesting of the full one: stages.0 becomes stages_0.
+    names = {key.replace(".", "_"): key for key in body.state_dict()}
+    source = {names.get(key.replace(".", "_"), key): value for key, value in source.items()}
     missing = body.load_state_dict(source, strict=False).missing_keys
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing:
