@@ -14,13 +14,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from detectron2.config import get_cfg
-
-from glipv2_d2 import add_glipv2_config
 from glipv2_d2.checkpoint.checkpointer import check_fit
 from glipv2_d2.checkpoint.glip_conversion import convert_glip_state_dict
 from glipv2_d2.checkpoint.model_shapes import build_meta_model
 from glipv2_d2.checkpoint.name_rules import summarize_names
+from glipv2_d2.engine.defaults import INPUT_ERRORS, build_config, describe
 from glipv2_d2.tensor_files import CheckpointError, read_checkpoint, write_tensors
 
 
@@ -41,10 +39,7 @@ def convert(args: argparse.Namespace) -> None:
         raise CheckpointError(f"{args.output}: expected a name that ends in .safetensors")
     model_tensors = None
     if args.config_file:
-        cfg = get_cfg()
-        add_glipv2_config(cfg)
-        cfg.merge_from_file(args.config_file)
-        model_tensors = build_meta_model(cfg).state_dict()
+        model_tensors = build_meta_model(build_config(args.config_file, ["MODEL.DEVICE", "cpu"])).state_dict()
     content, _ = read_checkpoint(args.input, mmap=True)
     tensors, report = convert_glip_state_dict(content, expected=model_tensors, ema=args.ema, source=args.input)
     print(report)
@@ -63,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 if the file was written, 1 with one line on the error stream if not."""
     try:
         convert(parse_args(argv))
-    except (CheckpointError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except INPUT_ERRORS as error:
+        print(f"error: {describe(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -31,17 +31,27 @@ SIZES = {"demo": (2000, 100, 24, 700), "full": (8000, 150, None, 3500)}
 EMA_DECAY = {"demo": "0.99", "full": "0.998"}
 
 
-def run(command: list[str], environment: dict[str, str]) -> None:
-    """Run a command whose own progress is shown; end the program with its last lines when it fails."""
+def prepare(world: str, options: list[str], environment: dict[str, str]) -> str:
+    """Make the data set; return the name of the world that was made.
+
+    Where the packages of StampWorld cannot be had, shapes are drawn instead.
+    """
+    command = [sys.executable, f"datasets/prepare_{world}.py", *options]
     CONSOLE.print(f"[bold]$ {shlex.join(command)}[/bold]")
-    if subprocess.run(command, env=environment, cwd=ROOT).returncode != 0:
+    if subprocess.run(command, env=environment, cwd=ROOT).returncode == 0:
+        return world
+    if world == "shapeworld":
         sys.exit(f"make demo: this step failed: {shlex.join(command)}")
+    CONSOLE.print("[yellow]StampWorld could not be made: the demo goes on with ShapeWorld, drawn shapes[/yellow]")
+    return prepare("shapeworld", options, environment)
 
 
 def train(command: list[str], output: Path, environment: dict[str, str], max_iter: int) -> None:
     """Run the training command with its log in a file and a progress bar read from its metrics."""
     CONSOLE.print(f"[bold]$ {shlex.join(command)}[/bold]")
     output.mkdir(parents=True, exist_ok=True)
+    # detectron2 appends to the file of an earlier run.
+    (output / "metrics.json").unlink(missing_ok=True)
     log = output / "stdout.txt"
     with log.open("w") as stream, tqdm(total=max_iter, desc="training", unit="step", dynamic_ncols=True) as bar:
         process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT)
@@ -61,14 +71,14 @@ def train(command: list[str], output: Path, environment: dict[str, str], max_ite
 
 
 def read_metrics(output: Path) -> list[dict]:
-    """Read detectron2's metrics.json, one JSON object a line; a half-written last line is left out."""
+    """Read detectron2's metrics.json, one JSON object a line; a half-written line is left out."""
     path = output / "metrics.json"
     records = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError:
-            break
+            continue
     return [record for record in records if "iteration" in record]
 
 
@@ -174,11 +184,10 @@ def main() -> None:
 
     datasets = output / "datasets"
     data = datasets / "stampworld"
-    prepare = [sys.executable, f"datasets/prepare_{args.world}.py", "--output", str(data)]
-    prepare += ["--num-train", str(num_train), "--num-val", str(num_val)]
-    prepare += ["--num-names", str(num_names), "--num-novel", "8"] if num_names else []
+    options = ["--output", str(data), "--num-train", str(num_train), "--num-val", str(num_val)]
+    options += ["--num-names", str(num_names), "--num-novel", "8"] if num_names else []
     environment = {**os.environ, "DETECTRON2_DATASETS": str(datasets)}
-    run(prepare, environment)
+    world = prepare(args.world, options, environment)
     clock["data"] = time.time() - start
 
     splits = [split for split in ("val", "val_24", "val_novel") if (data / "annotations" / f"{split}.json").exists()]
@@ -205,7 +214,7 @@ def main() -> None:
         truth = data / "annotations" / f"{split}.json"
         metrics[split] |= {"names": len(json.loads(truth.read_text())["categories"])}
         metrics[split] |= {f"recall{top}": box_recall(predictions, truth, top) for top in (10, 100)}
-    metrics |= {"updates": max_iter, "seconds": round(time.time() - start, 1)}
+    metrics |= {"world": world, "updates": max_iter, "seconds": round(time.time() - start, 1)}
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     report(metrics, clock, splits, output, pictures)
 

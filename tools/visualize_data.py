@@ -112,7 +112,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     arguments = parse_arguments(argv)
     with one_line_errors():
-        cfg = build_config(arguments.config_file, ["DATALOADER.NUM_WORKERS", "0", *arguments.opts])
+        # No model is built, so no GPU is needed.
+        opts = ["MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0", *arguments.opts]
+        cfg = build_config(arguments.config_file, opts)
         folder = Path(arguments.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         pictures = annotation_pictures(cfg) if arguments.source == "annotation" else loader_pictures(cfg)

@@ -43,6 +43,8 @@ class GLIPv2Predictor(DefaultPredictor):
         cfg = cfg.clone()
         if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
             raise ValueError(f"INPUT.FORMAT: expected 'RGB' or 'BGR', found {cfg.INPUT.FORMAT!r}")
+        # Code written for DefaultPredictor reads it.
+        self.cfg = cfg
         self.model = build_model(cfg).eval()
         GLIPv2Checkpointer(self.model).load(cfg.MODEL.WEIGHTS)
         if cfg.DATASETS.TEST:

@@ -44,6 +44,8 @@ class GLIPv2Trainer(DefaultTrainer):
         super(DefaultTrainer, self).__init__()
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
+        if cfg.SOLVER.CHECKPOINT_PERIOD < 1:
+            raise ValueError(f"SOLVER.CHECKPOINT_PERIOD: expected at least 1, found {cfg.SOLVER.CHECKPOINT_PERIOD}")
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         # DefaultTrainer's methods read it.
         self.cfg = cfg

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import timm
 import torch
@@ -76,7 +78,58 @@ def test_frozen_swin_stages_stay_in_eval_mode_and_do_not_train(tiny_cfg):
     assert all(parameter.requires_grad for parameter in swin.layers[1].parameters())
 
 
+@pytest.mark.parametrize("freeze_at", [-1, 0, 2])
+def test_checkpointed_swin_has_the_gradients_of_the_plain_one(tiny_cfg, freeze_at):
+    tiny_cfg.MODEL.SWIN.DROP_PATH_RATE = tiny_cfg.MODEL.FPN.DROP_BLOCK_PROB = 0.0
+    tiny_cfg.MODEL.SWIN.FREEZE_AT = freeze_at
+    image, gradients = torch.randn(1, 3, 64, 64), []
+    for use_checkpoint in (False, True):
+        tiny_cfg.MODEL.SWIN.USE_CHECKPOINT = use_checkpoint
+        torch.manual_seed(0)
+        backbone = build_backbone(tiny_cfg, ShapeSpec(channels=3)).train()
+        sum(level.square().sum() for level in backbone(image).values()).backward()
+        gradients.append({name: parameter.grad for name, parameter in backbone.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert (gradient is None) == (gradients[1][name] is None), name
+        if gradient is not None:
+            torch.testing.assert_close(gradients[1][name], gradient)
+
+
+def test_p6_without_p7_is_refused(tiny_cfg):
+    tiny_cfg.MODEL.GLIPV2.IN_FEATURES = ["p3", "p4", "p5", "p6"]
+    with pytest.raises(ValueError, match=r"IN_FEATURES.*p6"):
+        build_backbone(tiny_cfg, ShapeSpec(channels=3))
+
+
+def test_a_copied_fpn_has_its_own_drop_block(tiny_cfg):
+    backbone = build_backbone(tiny_cfg, ShapeSpec(channels=3)).train()
+    copied = copy.deepcopy(backbone).eval()
+    image = torch.randn(1, 3, 64, 64)
+    assert torch.equal(copied(image)["p3"], copied(image)["p3"])
+
+
 NAME = "tf_efficientnet_lite0"
+
+
+@pytest.mark.parametrize(
+    ("name", "freeze_at", "first_trained"),
+    [
+        ("resnet18", 1, "layer1."),
+        ("resnet18", 2, "layer2."),
+        ("convnext_atto", 1, "stages_1."),
+        (NAME, 0, "conv_stem."),
+    ],
+)
+def test_everything_before_the_end_of_the_last_frozen_feature_is_frozen(name, freeze_at, first_trained):
+    body = TimmBackbone(name, (-3, -2, -1), freeze_at=freeze_at, freeze_norm=False).body
+    names, trained = zip(*[(name, parameter.requires_grad) for name, parameter in body.named_parameters()])
+    first = trained.index(True)
+    assert names[first].startswith(first_trained) and all(trained[first:])
+
+
+def test_more_frozen_features_than_there_are_is_refused():
+    with pytest.raises(ValueError, match=r"MODEL\.TIMM\.FREEZE_AT.*found 6"):
+        TimmBackbone(NAME, freeze_at=6)
 
 
 def test_timm_backbone_names_its_levels_by_stride():

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from detectron2.modeling import build_model
 
 from glipv2_d2.modeling.prompt_cache import PromptCache
 from glipv2_d2.modeling.text_encoder import build_text_encoder
@@ -73,6 +74,26 @@ def test_autocast_has_features_of_its_own(encoder):
     with torch.autocast("cpu", torch.bfloat16):
         cache.encode(encoder, [prompt], CPU)
     assert len(encoder.calls) == 2
+
+
+def test_training_between_two_evaluations_is_seen_also_with_a_fused_optimizer(tiny_cfg):
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg).eval()
+    prompt = TokenizedPrompt(torch.tensor([101, 7, 102]), torch.tensor([[False, True, False]]), torch.zeros(1), ("a",))
+    inputs = [{"image": torch.zeros(3, 64, 64), "prompts": [prompt]}]
+    seen = []
+    model.head.register_forward_hook(lambda _, inputs, __: seen.append(inputs[1]))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    for _ in range(2):
+        with torch.no_grad():
+            model.eval()(inputs)
+        model.train()
+        encoder = model.text_encoder(TokenBatch.from_prompts([prompt]))
+        encoder.hidden.sum().backward()
+        for parameter in set(model.parameters()) - set(model.text_encoder.parameters()):
+            parameter.grad = None
+        optimizer.step()
+    assert not torch.allclose(seen[0], seen[1])
 
 
 def test_with_gradients_nothing_is_remembered(encoder):

@@ -39,7 +39,7 @@ def dataset(tmp_path):
 
 def run(tool, dataset, folder, source, *more) -> list[np.ndarray]:
     keys = ["DATASETS.TRAIN", f"('{dataset}',)", "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False", "SEED", "1"]
-    keys += ["INPUT.MIN_SIZE_TRAIN", "(96,)", "SOLVER.IMS_PER_BATCH", "1", "MODEL.DEVICE", "cpu"]
+    keys += ["INPUT.MIN_SIZE_TRAIN", "(96,)", "SOLVER.IMS_PER_BATCH", "1"]
     tool.main(["--source", source, "--output-dir", str(folder), *more, *keys])
     return [cv2.imread(str(path)) for path in sorted(folder.iterdir())]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
@@ -60,17 +62,26 @@ class GroundingFPN(FPN):
         super().__init__(*args, **kwargs)
         self.drop_block = DropBlock(drop_block_prob, drop_block_size)
         for conv in self.output_convs[1:]:
-            conv.register_forward_pre_hook(lambda _, inputs: (self.drop_block(inputs[0]),))
+            conv.register_forward_pre_hook(functools.partial(_drop_input, self.drop_block))
+
+
+def _drop_input(drop_block: DropBlock, _: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    return (drop_block(inputs[0]),)
 
 
 def build_fpn(cfg: CfgNode, bottom_up: Backbone) -> GroundingFPN:
     """Put the FPN of the config on a bottom-up network with features of strides 8, 16, 32.
 
     ``MODEL.FPN.IN_FEATURES`` may be empty: all features of ``bottom_up``. P6 and P7 are built when
-    ``MODEL.GLIPV2.IN_FEATURES`` names one of them.
+    ``MODEL.GLIPV2.IN_FEATURES`` names them.
+
+    Raises:
+        ValueError: It names only one of the two.
     """
     out_channels = cfg.MODEL.FPN.OUT_CHANNELS
     needs_top = {"p6", "p7"} & set(cfg.MODEL.GLIPV2.IN_FEATURES)
+    if len(needs_top) == 1:
+        raise ValueError(f"MODEL.GLIPV2.IN_FEATURES: expected both or none of 'p6' and 'p7', found only {needs_top}")
     return GroundingFPN(
         bottom_up=bottom_up,
         in_features=list(cfg.MODEL.FPN.IN_FEATURES) or list(bottom_up.output_shape()),

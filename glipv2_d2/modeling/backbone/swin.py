@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+from torch import nn
+
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
@@ -13,13 +18,27 @@ from .fpn import GroundingFPN, build_fpn
 class FreezableSwin(SwinTransformer):
     """detectron2's Swin Transformer whose frozen stages stay in eval mode when the model is set to training.
 
-    Its features are named ``p{index}`` after the stage, 0..3; strides 4, 8, 16, 32.
+    Its features are named ``p{index}`` after the stage, 0..3; strides 4, 8, 16, 32. Args as of ``SwinTransformer``.
     """
+
+    def __init__(self, *, frozen_stages: int = -1, use_checkpoint: bool = False, **kwargs: Any) -> None:
+        super().__init__(frozen_stages=frozen_stages, use_checkpoint=use_checkpoint, **kwargs)
+        if use_checkpoint and frozen_stages >= 0:
+            # detectron2's checkpoints pass no gradient to weights whose block has an input without gradient, and what
+            # comes from frozen stages has none.
+            self.layers[max(frozen_stages - 1, 0)].register_forward_pre_hook(_require_gradient)
 
     def train(self, mode: bool = True) -> FreezableSwin:
         super().train(mode)
         self._freeze_stages()
         return self
+
+
+def _require_gradient(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    tokens = inputs[0]
+    if torch.is_grad_enabled() and not tokens.requires_grad:
+        tokens = tokens.detach().requires_grad_()
+    return (tokens, *inputs[1:])
 
 
 @BACKBONE_REGISTRY.register()

@@ -30,7 +30,8 @@ class TimmBackbone(Backbone):
         in_channels: Channels of the image.
 
     Raises:
-        ValueError: timm does not know the name, or the strides are not 8, 16, 32, ...; or the weights do not fit.
+        ValueError: timm does not know the name, the strides do not double, ``freeze_at`` passes the number of
+            features, or the weights do not fit.
     """
 
     def __init__(
@@ -51,11 +52,16 @@ class TimmBackbone(Backbone):
         )
         # Channels last is the faster layout for narrow convolutions, on CPU and GPU alike.
         self.body.to(memory_format=torch.channels_last)
+        # Some transformers of timm return (N, H, W, C).
+        output_format = getattr(self.body, "output_fmt", "NCHW")
+        self._channels_last_maps = getattr(output_format, "value", output_format) == "NHWC"
         self.freeze_norm = freeze_norm
         if weights:
             load_timm_weights(self.body, name, weights)
         self._freeze(freeze_at)
         strides = self.body.feature_info.reduction()
+        if any(stride != strides[0] * 2**i for i, stride in enumerate(strides)):
+            raise ValueError(f"MODEL.TIMM.OUT_INDICES: expected strides that double, found {strides} of {name}")
         channels = self.body.feature_info.channels()
         self._out_features = [f"c{stride.bit_length() - 1}" for stride in strides]
         self._out_feature_strides = dict(zip(self._out_features, strides))
@@ -63,14 +69,18 @@ class TimmBackbone(Backbone):
         self.train(self.training)
 
     def _freeze(self, freeze_at: int) -> None:
+        features = self.body.feature_info.info
+        if not 0 <= freeze_at <= len(features):
+            raise ValueError(f"MODEL.TIMM.FREEZE_AT: expected 0 to {len(features)} features, found {freeze_at}")
         if freeze_at > 0:
-            modules = [info["module"] for info in self.body.feature_info.info[:freeze_at]]
-            names = [name for name, _ in self.body.named_parameters()]
+            last_feature = _flat(features[freeze_at - 1]["module"])
+            modules = [(_flat(name) + "_", module) for name, module in self.body.named_modules()]
             # Modules are registered in the order in which they run: everything before the end of the last frozen
             # feature is frozen with it.
-            last = max(i for i, name in enumerate(names) if name.startswith(f"{modules[-1]}."))
-            for _, parameter in list(self.body.named_parameters())[: last + 1]:
-                parameter.requires_grad_(False)
+            last = max(i for i, (name, _) in enumerate(modules) if name.startswith(last_feature + "_"))
+            for _, module in modules[: last + 1]:
+                for parameter in module.parameters(recurse=False):
+                    parameter.requires_grad_(False)
         if self.freeze_norm:
             for module in self.body.modules():
                 if isinstance(module, _BatchNorm):
@@ -88,7 +98,14 @@ class TimmBackbone(Backbone):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Map (N, 3, H, W), H and W multiples of the coarsest stride, to the named feature maps."""
         images = images.contiguous(memory_format=torch.channels_last)
-        return dict(zip(self._out_features, self.body(images)))
+        maps = self.body(images)
+        if self._channels_last_maps:
+            maps = [feature.permute(0, 3, 1, 2) for feature in maps]
+        return dict(zip(self._out_features, maps))
+
+
+def _flat(name: str) -> str:
+    return name.replace(".", "_")
 
 
 def load_timm_weights(body: nn.Module, name: str, path: str) -> None:
@@ -113,8 +130,8 @@ def load_timm_weights(body: nn.Module, name: str, path: str) -> None:
             )
         source = dict(zip(expected, source.values()))
     # A features_only model may flatten the nesting of the full one: stages.0 becomes stages_0.
-    names = {key.replace(".", "_"): key for key in body.state_dict()}
-    source = {names.get(key.replace(".", "_"), key): value for key, value in source.items()}
+    names = {_flat(key): key for key in body.state_dict()}
+    source = {names.get(_flat(key), key): value for key, value in source.items()}
     missing = body.load_state_dict(source, strict=False).missing_keys
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing:

@@ -115,6 +115,11 @@ class GLIPv2(DenseDetector):
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
 
+    def train(self, mode: bool = True) -> GLIPv2:
+        # A fused optimizer changes weights without counting it in Tensor._version.
+        self._prompt_cache.clear()
+        return super().train(mode)
+
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Instances]]:
         """Run N images with their prompts; see ``structures`` for the keys of inputs and outputs."""
         if self.training:
@@ -127,6 +132,8 @@ class GLIPv2(DenseDetector):
         return results
 
     def _forward_losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        if not all(inputs.get("prompts") for inputs in batched_inputs):
+            raise ValueError("model input: expected 'prompts' in training, found none; use glipv2_d2.data's loaders")
         prompts = [inputs["prompts"][0] for inputs in batched_inputs]
         instances = [inputs["instances"].to(self.device) for inputs in batched_inputs]
         images = self.preprocess_image(batched_inputs)
