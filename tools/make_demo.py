@@ -6,6 +6,8 @@
 Every step is a command that is printed before it runs, so that it can be repeated or changed by hand.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import math
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -22,9 +25,14 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+if TYPE_CHECKING:
+    from detectron2.structures import Instances
+
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "demo" / "glipv2_micro.yaml"
 CONSOLE = Console(highlight=False)
+# What the pictures show at least.
+PICTURE_SCORE = 0.35
 # Scenes, held-out scenes per split, names, updates.
 SIZES = {"demo": (2000, 100, 24, 700), "full": (8000, 150, None, 3500)}
 # A moving average over about a tenth of the run.
@@ -128,6 +136,14 @@ def plot_loss(records: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+def best_per_object(instances: Instances) -> Instances:
+    """Leave one name to each object, for the picture: the detector may find several names for one box."""
+    from torchvision.ops import nms
+
+    instances = instances[nms(instances.pred_boxes.tensor, instances.scores, 0.5)]
+    return instances[instances.scores >= PICTURE_SCORE]
+
+
 def draw_pictures(weights: Path, data: Path, output: Path, splits: list[str], per_split: int) -> list[Path]:
     """Predict on held-out scenes and on a real photograph; save them with the boxes that are found."""
     from detectron2.config import get_cfg
@@ -146,9 +162,8 @@ def draw_pictures(weights: Path, data: Path, output: Path, splits: list[str], pe
     def picture(image_path: Path, names: list[str], stem: str) -> None:
         image = cv2.imread(str(image_path))
         result = predictor(image, names)
-        instances = result["instances"]
-        keep = instances.scores >= min(0.4, 0.8 * float(instances.scores.max())) if len(instances) else []
-        drawn = GroundingVisualizer(image[:, :, ::-1]).draw_predictions(instances[keep], result["phrases"])
+        instances = best_per_object(result["instances"])
+        drawn = GroundingVisualizer(image[:, :, ::-1]).draw_predictions(instances, result["phrases"])
         cv2.imwrite(str(output / f"{stem}.png"), drawn[:, :, ::-1])
         saved.append(output / f"{stem}.png")
 
