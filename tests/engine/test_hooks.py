@@ -30,6 +30,8 @@ def test_share_counts_unreadable_images_among_all_drawn():
 
 def test_few_images_are_no_reason_to_stop():
     make_hook(0.0, batches_with({0, 1}, 96)).after_step()
+    with pytest.raises(ValueError, match="MAX_SKIPPED_SHARE"):
+        make_hook(0.0, batches_with({0, 1}, 98)).after_step()
 
 
 def test_unreadable_images_are_listed_once_at_the_end(caplog):
