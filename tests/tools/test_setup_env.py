@@ -481,8 +481,9 @@ def test_steps_of_the_program_in_order(setup_env):
 
 
 def run_make(*arguments: object) -> subprocess.CompletedProcess:
-    # These tests may themselves have been started by make, whose flags would reach this one.
-    clean = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    # These tests may themselves have been started by make, whose flags and variables would reach this one.
+    inherited = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PYTHON", "VENV")
+    clean = {name: value for name, value in os.environ.items() if name not in inherited}
     command = ["make", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=clean, capture_output=True, text=True, check=False)
 
