@@ -1,6 +1,4 @@
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
@@ -8,19 +6,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 
 
 @pytest.fixture
-def benchmark():
-    path = Path(__file__).parents[2] / "tools" / "benchmark.py"
-    spec = importlib.util.spec_from_file_location("benchmark_script", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def config(tiny_cfg, tmp_path):
-    path = tmp_path / "config.yaml"
-    path.write_text(tiny_cfg.dump())
-    return str(path)
+def benchmark(load_tool):
+    return load_tool("benchmark")
 
 
 def run(benchmark, config, tmp_path, *arguments) -> dict:

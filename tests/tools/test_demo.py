@@ -1,4 +1,3 @@
-import importlib.util
 import json
 from pathlib import Path
 
@@ -12,19 +11,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 
 
 @pytest.fixture
-def demo():
-    path = Path(__file__).parents[2] / "tools" / "demo.py"
-    spec = importlib.util.spec_from_file_location("demo_script", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def config(tiny_cfg, tmp_path):
-    path = tmp_path / "config.yaml"
-    path.write_text(tiny_cfg.dump())
-    return str(path)
+def demo(load_tool):
+    return load_tool("demo")
 
 
 @pytest.fixture

@@ -1,24 +1,22 @@
-import importlib.util
 import json
 import math
-from pathlib import Path
 
 import pytest
 
-FILE = Path(__file__).parents[2] / "tools" / "make_demo.py"
-SPEC = importlib.util.spec_from_file_location("make_demo", FILE)
-make_demo = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(make_demo)
+
+@pytest.fixture
+def make_demo(load_tool):
+    return load_tool("make_demo")
 
 
-def test_half_written_lines_of_the_metrics_are_left_out(tmp_path):
+def test_half_written_lines_of_the_metrics_are_left_out(make_demo, tmp_path):
     lines = ['{"iteration": 19, "total_loss": 2.0}', '{"iteration": 3', '{"data": 1}', '{"iteration": 39}', "{"]
     (tmp_path / "metrics.json").write_text("\n".join(lines))
     assert [record["iteration"] for record in make_demo.read_metrics(tmp_path)] == [19, 39]
     assert make_demo.read_metrics(tmp_path / "nothing") == []
 
 
-def test_the_last_result_of_a_split_counts_and_nan_is_zero(tmp_path):
+def test_the_last_result_of_a_split_counts_and_nan_is_zero(make_demo, tmp_path):
     results = [(10.0, 20.0, 5.0), (30.123, 50.0, math.nan)]
     keys = [f"stampworld_val/bbox/{name}" for name in ("AP", "AP50", "AP75")]
     records = [{"iteration": i, **dict(zip(keys, values))} for i, values in enumerate(results)]
@@ -27,7 +25,7 @@ def test_the_last_result_of_a_split_counts_and_nan_is_zero(tmp_path):
 
 
 @pytest.mark.parametrize(("top", "recall"), [(1, 33.33), (2, 66.67)])
-def test_recall_counts_objects_under_the_best_boxes_whatever_their_name(tmp_path, top, recall):
+def test_recall_counts_objects_under_the_best_boxes_whatever_their_name(make_demo, tmp_path, top, recall):
     truth = {
         "images": [{"id": 1}, {"id": 2}, {"id": 3}],
         "annotations": [
