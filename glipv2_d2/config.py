@@ -126,6 +126,31 @@ def _add_detector(cfg: CN) -> None:
     cfg.MODEL.GLIPV2.BOX.REG_LOSS_WEIGHT = 2.0
     cfg.MODEL.GLIPV2.BOX.CENTERNESS_LOSS_WEIGHT = 1.0
 
+    # Inter-image region-word contrast, on the features before fusion (GLIPv2, Eq. 4 and 5).
+    cfg.MODEL.GLIPV2.CONTRASTIVE = CN()
+    cfg.MODEL.GLIPV2.CONTRASTIVE.ENABLED = False
+    cfg.MODEL.GLIPV2.CONTRASTIVE.LOSS_WEIGHT = 1.0
+    # Width of the space that regions and words are projected into and compared in.
+    cfg.MODEL.GLIPV2.CONTRASTIVE.EMBED_DIM = 64
+    # Initial log of the learned temperature that divides the cosines: log(0.07), the usual start of contrastive
+    # learning; the official helper starts at 0.
+    cfg.MODEL.GLIPV2.CONTRASTIVE.LOG_SCALE = -2.66
+    # Positive anchors of an image that take part, chosen at random where it has more.
+    cfg.MODEL.GLIPV2.CONTRASTIVE.MAX_REGIONS_PER_IMAGE = 100
+    # "auto" by device, or "dense" / "chunked" / "triton": equal forms of the loss.
+    cfg.MODEL.GLIPV2.CONTRASTIVE.FORM = "auto"
+
+    # Masked language modelling on the fused text.
+    cfg.MODEL.GLIPV2.MLM = CN()
+    cfg.MODEL.GLIPV2.MLM.ENABLED = False
+    cfg.MODEL.GLIPV2.MLM.LOSS_WEIGHT = 1.0
+    # Probability that a token is masked.
+    cfg.MODEL.GLIPV2.MLM.MASK_PROB = 0.15
+    # Only masked tokens of phrases that have a box are scored; False: every masked token.
+    cfg.MODEL.GLIPV2.MLM.ONLY_POSITIVES = True
+    # Kinds of data whose prompts are masked.
+    cfg.MODEL.GLIPV2.MLM.TASKS = ("detection", "grounding", "caption")
+
     cfg.MODEL.GLIPV2.TEST = CN()
     # A phrase score must pass this before it is multiplied by the centerness.
     cfg.MODEL.GLIPV2.TEST.SCORE_THRESH = 0.05
@@ -146,8 +171,26 @@ def _add_data(cfg: CN) -> None:
     cfg.INPUT.PROMPT.NUM_NEGATIVES = 85
     # Probability of drawing all NUM_NEGATIVES; otherwise a uniform number from 1 to NUM_NEGATIVES.
     cfg.INPUT.PROMPT.FULL_NEGATIVES_PROB = 0.5
+    # What NUM_NEGATIVES counts: "drawn", the names drawn as negatives of which the positive ones are dropped again
+    # (official code), or "total", all names of the prompt (GLIP paper).
+    cfg.INPUT.PROMPT.NEGATIVE_SAMPLING = "drawn"
     # Order of the names is random in training.
     cfg.INPUT.PROMPT.SHUFFLE = True
+    # A horizontal flip of the image swaps "left" and "right" in its caption; the official code leaves them.
+    cfg.INPUT.PROMPT.FLIP_WORDS = True
+    # Caption data: captions of other images that share the prompt as negatives, the probability of none of them, and
+    # otherwise the probability of all; else a uniform number from 0 to one less.
+    cfg.INPUT.PROMPT.NUM_NEGATIVE_CAPTIONS = 20
+    cfg.INPUT.PROMPT.NO_NEGATIVE_CAPTIONS_PROB = 0.4
+    cfg.INPUT.PROMPT.FULL_NEGATIVE_CAPTIONS_PROB = 0.5
+    # Caption data: pseudo boxes count from this score on.
+    cfg.INPUT.PROMPT.MIN_PSEUDO_SCORE = 0.5
+
+    # Share of the training images that come from each dataset of DATASETS.TRAIN, in its order, up to a common factor;
+    # empty: by their sizes.
+    cfg.DATASETS.TRAIN_RATIOS = ()
+    # Samples that a streamed dataset keeps in memory to choose the next one from.
+    cfg.DATALOADER.SHUFFLE_BUFFER = 1000
 
     # Training stops when more than this share of the images drawn so far could not be read.
     cfg.DATALOADER.MAX_SKIPPED_SHARE = 0.01

@@ -3,8 +3,15 @@
 Shape letters, the same in every module: N images, C visual channels, D language width, L levels, Hl x Wl a level,
 R anchors over all levels, M boxes of one image, P phrases, T tokens, K detections.
 
-A **dataset dict** is detectron2's, with two optional additions: ``caption`` (str) and, per annotation,
-``tokens_positive`` (half-open character ranges of the caption).
+A **dataset dict** is detectron2's, with optional additions:
+
+* ``dataset_name``: where it comes from; the ``task`` in its metadata, "detection", "grounding" or "caption", chooses
+  the mapper;
+* ``caption`` (str) and, per annotation, ``tokens_positive`` (half-open character ranges of the caption) and, for pseudo
+  boxes, ``score`` in [0, 1];
+* ``negative_captions`` (list of str): captions of other images, drawn by the loader, for caption data;
+* ``image_bytes`` (bytes): the encoded image, where it is no file of its own; ``file_name`` then only names it. Or
+  ``tsv_offset`` (int): ``file_name`` is a TSV file, and the image stands in base64 in the line that begins there.
 
 A **model input** is a dict with
 
@@ -16,8 +23,9 @@ A **model input** is a dict with
   ``prompts[0].phrase_token_map``, ``gt_category_ids`` (M,) id across images, -1 if none.
 
 A **model output** is, in training, a dict of weighted scalar losses ``loss_grounding``, ``loss_box_reg``,
-``loss_centerness``; at test time a list of ``{"instances": Instances}`` with ``pred_boxes`` (XYXY, pixels of the
-original image), ``scores`` in [0, 1] and ``pred_classes``, the ``category_ids`` of the phrases.
+``loss_centerness``, ``loss_contrastive``, ``loss_mlm``, without those that the config switches off; at test time a list
+of ``{"instances": Instances}`` with ``pred_boxes`` (XYXY, pixels of the original image), ``scores`` in [0, 1] and
+``pred_classes``, the ``category_ids`` of the phrases.
 """
 
 from __future__ import annotations
@@ -41,7 +49,8 @@ class Prompt:
         phrases: P strings, as the user wrote them.
         phrase_spans: For each phrase its half-open character ranges of ``caption``; a phrase may have several.
         category_ids: For each phrase the id that a detection of it gets: contiguous ids of ``thing_classes`` for
-            a vocabulary, the phrase's own index for a free caption.
+            a vocabulary, the phrase's own index for a free caption. In training an id is the same in all images, and -1
+            for the phrases of a sentence.
 
     Raises:
         ValueError: The three sequences differ in length, or a range is empty or outside the caption.
@@ -75,12 +84,15 @@ class TokenizedPrompt:
             test time it gives the phrase its score. An all-False row belongs to a phrase that was cut off.
         category_ids: (P,) int64, see ``Prompt``.
         phrases: P strings.
+        mlm_labels: (T,) int64, the id that masked language modelling should restore at a token, -100 where it asks
+            nothing; None if the prompt was not masked.
     """
 
     input_ids: Tensor
     phrase_token_map: Tensor
     category_ids: Tensor
     phrases: tuple[str, ...]
+    mlm_labels: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
