@@ -34,7 +34,7 @@ CONSOLE = Console(highlight=False)
 # What the pictures show at least.
 PICTURE_SCORE = 0.35
 # Scenes, held-out scenes per split, names, updates.
-SIZES = {"demo": (2000, 100, 24, 700), "full": (8000, 150, None, 6500)}
+SIZES = {"demo": (2000, 100, 24, 700), "full": (8000, 150, None, 4800)}
 # A moving average over about a tenth of the run.
 EMA_DECAY = {"demo": "0.99", "full": "0.998"}
 
