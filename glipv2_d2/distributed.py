@@ -1,9 +1,13 @@
-"""The mean over the processes of a run, which is the identity in a single process."""
+"""What the processes of a run tell each other: means, and rows of different number. Identities in a single process."""
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
+import torch
 from detectron2.utils import comm
 from torch import Tensor, distributed
+from torch.autograd.function import once_differentiable
 
 
 def reduce_mean(tensor: Tensor) -> Tensor:
@@ -25,3 +29,71 @@ def reduce_mean(tensor: Tensor) -> Tensor:
         distributed.all_reduce(mean)
         mean /= world_size
     return mean
+
+
+class GatheredRows(NamedTuple):
+    """Rows of all ranks, those of rank 0 first.
+
+    Attributes:
+        vectors: (total, d) float32.
+        labels: (total, k) int64.
+        start: Index of the first row of this rank.
+    """
+
+    vectors: Tensor
+    labels: Tensor
+    start: int
+
+
+def gather_with_grad(vectors: Tensor, labels: Tensor, capacity: int) -> GatheredRows:
+    """Collect the rows of all ranks, in one collective; gradients flow back to the rank a row came from.
+
+    The gradient of a row is the sum of what all ranks send back, one collective again. Every rank must call this and
+    run the backward pass through ``vectors``, also a rank without rows.
+
+    Args:
+        vectors: (n, d) float32; n may differ between the ranks and may be 0.
+        labels: (n, k) int64 in the range of int32, carried along without a gradient.
+        capacity: Most rows of a rank, equal on all ranks: that many travel, so that no rank has to ask for the
+            numbers of the others first.
+
+    Raises:
+        ValueError: There are more rows than the capacity, or the vectors are not float32.
+    """
+    if vectors.dtype != torch.float32:
+        raise ValueError(f"gather_with_grad: expected float32 vectors, found {vectors.dtype}")
+    if len(vectors) > capacity:
+        raise ValueError(f"gather_with_grad: expected at most {capacity} rows, found {len(vectors)}")
+    world_size = comm.get_world_size()
+    if world_size == 1:
+        return GatheredRows(vectors, labels, 0)
+    # All in the bits of one integer tensor, whose first row tells the number of rows that count.
+    rows = torch.cat((vectors.detach().contiguous().view(torch.int32), labels.to(torch.int32)), dim=1)
+    parcel = rows.new_zeros(1 + capacity, rows.shape[1])
+    parcel[0, 0] = len(rows)
+    parcel[1 : 1 + len(rows)] = rows
+    parcels = parcel.new_empty(world_size * len(parcel), parcel.shape[1])
+    distributed.all_gather_into_tensor(parcels, parcel)
+    parcels = parcels.view(world_size, *parcel.shape)
+    counts = parcels[:, 0, 0].tolist()
+    everything = torch.cat([parcels[rank, 1 : 1 + count] for rank, count in enumerate(counts)])
+    start = sum(counts[: comm.get_rank()])
+    values = everything[:, : vectors.shape[1]].contiguous().view(torch.float32)
+    gathered_labels = everything[:, vectors.shape[1] :].to(torch.int64)
+    return GatheredRows(_RowsOfAllRanks.apply(vectors, values, start), gathered_labels, start)
+
+
+class _RowsOfAllRanks(torch.autograd.Function):
+    """Gathered values, connected with the rows of this rank."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, values: Tensor, start: int) -> Tensor:
+        ctx.local = slice(start, start + len(vectors))
+        return values.view_as(values)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        total = grad.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return total[ctx.local], None, None

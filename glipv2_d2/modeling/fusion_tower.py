@@ -8,7 +8,11 @@ from torch.utils.checkpoint import checkpoint
 from ..layers.dyconv import DyConv
 from ..layers.fusion import BiAttentionBlock
 from ..layers.language_layer import LanguageLayer
+from ..layers.pre_norm_layer import PreNormLayer
 from ..structures import LanguageFeatures
+
+# Kinds of text layers: each is called with width, heads, inner width and dropout.
+LANGUAGE_LAYERS: dict[str, type[nn.Module]] = {"post_norm": LanguageLayer, "pre_norm": PreNormLayer}
 
 
 class TowerBlock(nn.Module):
@@ -22,7 +26,7 @@ class TowerBlock(nn.Module):
     """
 
     def __init__(
-        self, dyconv: DyConv, fusion: BiAttentionBlock | None = None, language_layer: LanguageLayer | None = None
+        self, dyconv: DyConv, fusion: BiAttentionBlock | None = None, language_layer: nn.Module | None = None
     ) -> None:
         super().__init__()
         self.fusion = fusion
@@ -53,9 +57,12 @@ class FusionTower(nn.Module):
         layer_scale: Initial residual scale of the fusion; 0 means 1 / num_blocks.
         language_num_heads, language_intermediate_size, language_dropout: Sizes of the text layers, those of the text
             encoder.
+        language_layer_type: "post_norm" (``LanguageLayer``, beside BERT-type encoders) or "pre_norm"
+            (``PreNormLayer``, beside CLIP-type ones).
         use_checkpoint: Recompute the activations of each block in the backward pass.
 
-    Source: GLIP, Sec. 3.2 and ``VLDyHead``; GLIPv2, App. B.1.
+    Source: GLIP, Sec. 3.2 and ``VLDyHead``; GLIPv2, App. B.1; in the official head too the text layers are of
+    the encoder's kind.
     """
 
     def __init__(
@@ -78,11 +85,17 @@ class FusionTower(nn.Module):
         language_num_heads: int = 12,
         language_intermediate_size: int = 3072,
         language_dropout: float = 0.1,
+        language_layer_type: str = "post_norm",
         use_checkpoint: bool = False,
     ) -> None:
         super().__init__()
         if num_blocks < 1:
             raise ValueError(f"MODEL.GLIPV2.TOWER.NUM_BLOCKS must be at least 1, found {num_blocks}")
+        if language_layer_type not in LANGUAGE_LAYERS:
+            raise ValueError(
+                f"FusionTower: language_layer_type: found {language_layer_type!r}, expected one of "
+                f"{', '.join(LANGUAGE_LAYERS)}"
+            )
         self.use_checkpoint = use_checkpoint
         self.out_channels = channels
         self.fuses_text = fusion
@@ -109,7 +122,7 @@ class FusionTower(nn.Module):
                 layer_scale=layer_scale or 1.0 / num_blocks,
                 form=fusion_form,
             )
-            language_layer = LanguageLayer(
+            language_layer = LANGUAGE_LAYERS[language_layer_type](
                 language_dim, language_num_heads, language_intermediate_size, language_dropout
             )
             self.blocks.append(TowerBlock(dyconv, attention, language_layer))

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .tokenizer import PromptTokenizer
 
 SEPARATOR = ". "
+NEGATIVE_SAMPLING = ("drawn", "total")
 
 
 def clean_name(name: str) -> str:
@@ -120,42 +121,57 @@ def sample_training_names(
     shuffle: bool,
     rng: np.random.Generator,
     separator: str = SEPARATOR,
+    negative_sampling: str = "drawn",
 ) -> list[int]:
     """Choose the names of a detection dataset that one training prompt holds.
 
     The names of the image's boxes come first in the budget of tokens, in random order; one that does not fit, and all
-    after it, are left out. Then negatives are drawn from all names, those that are positive are dropped again, and the
-    rest is added as long as tokens are left: ``num_negatives`` bounds what is drawn, not what is added.
+    after it, are left out. Then negatives are added as long as tokens are left:
+
+    * "drawn": names are drawn from all, and those that are positive are dropped again; ``num_negatives`` bounds what is
+      drawn, not what is added;
+    * "total": as many of the absent names as fill the prompt up to ``num_negatives`` names, the positive ones counted.
+      An image with more positives has no negatives.
 
     Args:
         names: All names of the dataset.
         positives: Rows of the names that have a box in the image; none for an image without boxes.
         tokenizer: Counts the tokens and knows the limit.
-        num_negatives: Names to draw; -1 takes all names, without any draw.
-        full_negatives_prob: Probability of drawing ``num_negatives`` names; otherwise a uniform number from 1 to it.
+        num_negatives: Names to draw, or names of the prompt; -1 takes all names, without any draw.
+        full_negatives_prob: Probability of ``num_negatives`` names; otherwise a uniform number from 1 to it.
         shuffle: Random order in the prompt; otherwise the order of ``names``.
         rng: Source of every random choice.
         separator: Stands between two names.
+        negative_sampling: "drawn" or "total".
 
     Returns:
         Rows of ``names`` in the order of the prompt. The caller drops the boxes of absent rows. It holds a name at
         least if ``names`` has one that fits.
 
     Raises:
-        ValueError: ``num_negatives`` is -1 and the names pass the token limit.
+        ValueError: ``num_negatives`` is -1 and the names pass the token limit, or ``negative_sampling`` is unknown.
 
-    Source: the two converters of detection data in the official code. Three departures: there is no background name;
+    Source: "drawn" is the official code, "total" the GLIP paper (arXiv 2112.03857), which speaks of 85 names in all.
+    Three departures from the two converters of detection data in the official code: there is no background name;
     ``num_negatives`` 0 draws none, where officially it draws one; an image without boxes whose draw leaves no name gets
     one of the names, since a prompt without a phrase is empty.
     """
+    if negative_sampling not in NEGATIVE_SAMPLING:
+        raise ValueError(
+            f"INPUT.PROMPT.NEGATIVE_SAMPLING: expected one of {list(NEGATIVE_SAMPLING)}, found {negative_sampling!r}"
+        )
     if num_negatives < 0:
         rows = _all_rows(names, tokenizer, separator)
     else:
         kept, budget = _fitting_positives(names, positives, tokenizer, separator, rng)
         count = _draw_count(min(num_negatives, len(names)), full_negatives_prob, rng)
+        # Both are in random order.
+        if negative_sampling == "total":
+            candidates, most = rng.permutation(len(names)).tolist(), max(count - len(kept), 0)
+        else:
+            candidates, most = rng.choice(len(names), count, replace=False).tolist(), count
         excluded = set(positives)
-        drawn = rng.choice(len(names), count, replace=False).tolist()  # in random order
-        negatives = [row for row in drawn if row not in excluded]
+        negatives = [row for row in candidates if row not in excluded][:most]
         rows = kept + _fitting_negatives(names, negatives, tokenizer, separator, budget)
         if not rows:
             rows = [int(rng.integers(len(names)))]

@@ -8,6 +8,7 @@ what they look like. An unknown word counts as a noun, so that rare objects are 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..structures import CharSpan
@@ -140,6 +141,20 @@ def noun_phrases(caption: str) -> list[tuple[str, list[CharSpan]]]:
         _extend(run, _Member(kind, word), spans)
     _close(run, spans)
     return [(caption[begin:end], [(begin, end)]) for begin, end in spans]
+
+
+def names_no_thing(words: Sequence[str], following: str) -> bool:
+    """Tell whether words are a place in the picture ("the background") or a bare amount ("a lot" before "of").
+
+    Whatever else finds the phrases of a caption leaves out by it what ``noun_phrases`` leaves out.
+
+    Args:
+        words: Of a noun phrase, at least one, in lower case.
+        following: The word after them in lower case, "" at the end.
+    """
+    if words[-1] in _AMOUNTS and following == "of":
+        return True
+    return words[-1] in _PLACES and all(word in _PLACE_WORDS for word in words[:-1])
 
 
 def _split(caption: str) -> list[_Word]:

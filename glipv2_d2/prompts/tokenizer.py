@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -24,6 +25,11 @@ VOCABULARY_FILE = Path(__file__).with_name("bert_uncased_vocab.txt")
 
 # Counts are remembered for the names of a vocabulary; the limit only keeps a stream of free texts from piling up.
 _MAX_REMEMBERED_COUNTS = 100_000
+
+# How the vocabulary of CLIP is known, and what the official code masks with there.
+_CLIP_VOCAB_SIZE = 49408
+_CLIP_LAST_TOKEN = "<|endoftext|>"
+_CLIP_MASK_ID = 49404
 
 
 def phrase_token_map(
@@ -80,7 +86,8 @@ class PromptTokenizer:
     def __init__(self, path: str = "", max_tokens: int = 256, allow_download: bool = False) -> None:
         # The tokenizer under the fast one of transformers: it reads one text at a time, without the thread pool that a
         # fork would break.
-        self._encoder = _load_fast_tokenizer(path, allow_download) if path else _packaged_tokenizer()
+        self._encoder, self._mask_token = _load_fast_tokenizer(path, allow_download) if path else _packaged_tokenizer()
+        self._path = path
         self._encoder.no_padding()
         self._encoder.no_truncation()
         self._token_counts: dict[str, int] = {}
@@ -96,10 +103,28 @@ class PromptTokenizer:
         encoder = cfg.MODEL.TEXT_ENCODER
         return cls(encoder.TOKENIZER, encoder.MAX_TOKENS, encoder.ALLOW_DOWNLOAD)
 
-    @property
+    @functools.cached_property
     def vocab_size(self) -> int:
         """Number of token ids: every id is below it."""
         return 1 + max(self._encoder.get_vocab(with_added_tokens=True).values())
+
+    @property
+    def mask_id(self) -> int:
+        """Id of the token that stands for a masked one.
+
+        The vocabulary of CLIP has none; there it is the id of a rare token, as in the official code.
+
+        Raises:
+            ValueError: The tokenizer has no mask token, and its vocabulary is not that of CLIP.
+        """
+        if self._mask_token is not None:
+            return self._encoder.token_to_id(self._mask_token)
+        if self.vocab_size == _CLIP_VOCAB_SIZE and self._encoder.token_to_id(_CLIP_LAST_TOKEN) == _CLIP_VOCAB_SIZE - 1:
+            return _CLIP_MASK_ID
+        raise ValueError(
+            f"MODEL.TEXT_ENCODER.TOKENIZER: {self._path!r} has no mask token, expected one with "
+            f"MODEL.GLIPV2.MLM.ENABLED True"
+        )
 
     def __call__(self, prompt: Prompt) -> TokenizedPrompt:
         """Tokenize a prompt; what passes ``max_tokens`` is cut off, and its phrases mark no token."""
@@ -200,8 +225,12 @@ def _first_found(char_to_token: Callable[[int], int | None], positions: Iterable
     return None
 
 
-def _packaged_tokenizer() -> Tokenizer:
-    """Build BERT's uncased tokenizer part by part, which needs no model files and no particular transformers."""
+def _packaged_tokenizer() -> tuple[Tokenizer, str]:
+    """Build BERT's uncased tokenizer part by part, which needs no model files and no particular transformers.
+
+    Returns:
+        The tokenizer and its mask token.
+    """
     pieces = VOCABULARY_FILE.read_text(encoding="utf-8").splitlines()
     vocabulary = {piece: row for row, piece in enumerate(pieces)}
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
@@ -211,10 +240,11 @@ def _packaged_tokenizer() -> Tokenizer:
         single="[CLS] $A [SEP]", special_tokens=[(piece, vocabulary[piece]) for piece in ("[CLS]", "[SEP]")]
     )
     tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
-    return tokenizer
+    return tokenizer, "[MASK]"
 
 
-def _load_fast_tokenizer(path: str, allow_download: bool) -> Tokenizer:
+def _load_fast_tokenizer(path: str, allow_download: bool) -> tuple[Tokenizer, str | None]:
+    """Return a tokenizer and its mask token, None if it has none."""
     key = "MODEL.TEXT_ENCODER.TOKENIZER"
     directory = resolve_pretrained(path, key, allow_download)
     try:
@@ -226,7 +256,7 @@ def _load_fast_tokenizer(path: str, allow_download: bool) -> Tokenizer:
         raise ValueError(f"{key}: no tokenizer could be read from {path!r} ({reason})") from error
     if not tokenizer.is_fast:
         raise ValueError(f"{key}: {path!r} holds a {type(tokenizer).__name__}, expected a fast tokenizer")
-    return tokenizer.backend_tokenizer
+    return tokenizer.backend_tokenizer, tokenizer.mask_token
 
 
 def _shorten(name: str) -> str:

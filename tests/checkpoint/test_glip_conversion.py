@@ -146,10 +146,9 @@ def test_whole_checkpoints_with_module_prefix_give_the_same_weights_or_their_ave
     [
         "language_backbone.body.model.pooler.dense.weight",
         "language_backbone.body.model.embeddings.position_ids",
-        "rpn.head.mlm_head.decoder.bias",
         "rpn.head.cls_logits.weight",
         "rpn.head.contrastive_align_projection_image.weight",
-        "rpn.loss_evaluator.shallow_contrastive_projection_text.weight",
+        "rpn.loss_evaluator.centerness_loss.weight",
         "rpn.anchor_generator.cell_anchors.0",
         "rpn.tunable_linear.weight",
         "rpn.resizer.fc.weight",
@@ -160,6 +159,61 @@ def test_parts_of_other_trainings_are_ignored_with_a_reason(extra):
     converted, report = convert_glip_state_dict(official)
     assert len(converted) == 534 and report.unknown == ()
     assert report.ignored[extra] and extra not in report.used
+
+
+PRETRAINING_NAMES = {
+    "rpn.head.mlm_head.transform.dense.weight": "mlm_head.dense.weight",
+    "rpn.head.mlm_head.transform.dense.bias": "mlm_head.dense.bias",
+    "rpn.head.mlm_head.transform.LayerNorm.weight": "mlm_head.norm.weight",
+    "rpn.head.mlm_head.transform.LayerNorm.bias": "mlm_head.norm.bias",
+    "rpn.head.mlm_head.decoder.weight": "mlm_head.decoder.weight",
+    "rpn.head.mlm_head.decoder.bias": "mlm_head.decoder.bias",
+    "rpn.head.mlm_head.bias": "mlm_head.decoder.bias",
+    "rpn.loss_evaluator.shallow_contrastive_projection_image.weight": "contrastive_head.image_projection.weight",
+    "rpn.loss_evaluator.shallow_contrastive_projection_image.bias": "contrastive_head.image_projection.bias",
+    "rpn.loss_evaluator.shallow_contrastive_projection_text.weight": "contrastive_head.text_projection.weight",
+    "rpn.loss_evaluator.shallow_contrastive_projection_text.bias": "contrastive_head.text_projection.bias",
+    "rpn.loss_evaluator.shallow_log_scale": "contrastive_head.log_scale",
+}
+
+
+def pretraining_tensors():
+    tensors = {name: torch.empty(1, device="meta") for name in PRETRAINING_NAMES}
+    # One tensor with two names.
+    tensors["rpn.head.mlm_head.bias"] = tensors["rpn.head.mlm_head.decoder.bias"]
+    return tensors
+
+
+def test_heads_of_the_pre_training_convert_both_ways():
+    official = official_tensors("state_dict_A.tsv.gz") | pretraining_tensors()
+    converted, report = convert_glip_state_dict(official)
+    assert {name: report.used[name] for name in PRETRAINING_NAMES} == PRETRAINING_NAMES
+    assert len(converted) == 534 + len(set(PRETRAINING_NAMES.values())) and report.unknown == ()
+    back = revert_to_glip_state_dict(converted)
+    assert back.keys() == official.keys() - report.ignored.keys()
+    assert all(back[name] is official[name] for name in back)
+
+
+def test_bias_of_the_decoder_is_read_under_either_name():
+    for name in ("rpn.head.mlm_head.decoder.bias", "rpn.head.mlm_head.bias"):
+        official = official_tensors("state_dict_A.tsv.gz") | {name: torch.ones(3)}
+        assert convert_glip_state_dict(official)[0]["mlm_head.decoder.bias"] is official[name]
+
+
+def test_heads_of_the_pre_training_are_ignored_for_a_model_without_them():
+    official = official_tensors("state_dict_A.tsv.gz")
+    expected = our_names(official, TowerLayout(6, False))
+    converted, report = convert_glip_state_dict(official | pretraining_tensors(), expected=expected)
+    assert converted.keys() == expected and report.missing == () and report.unknown == ()
+    assert report.ignored.keys() >= PRETRAINING_NAMES.keys()
+    assert "rpn.head.* (7): masked language modelling, which the model does not train with" in str(report)
+    assert "rpn.loss_evaluator.* (5): contrastive loss, which the model does not train with" in str(report)
+
+
+def test_a_name_that_a_known_model_lacks_is_used_outside_the_heads_of_the_pre_training():
+    official = official_tensors("state_dict_A.tsv.gz")
+    expected = our_names(official, TowerLayout(6, False)) - {"head.bias0"}
+    assert "head.bias0" in convert_glip_state_dict(official, expected=expected)[0]
 
 
 def test_the_report_lists_missing_and_unknown_names():

@@ -41,7 +41,7 @@ def word_counter(max_content_tokens):
     )
 
 
-def draw(names, positives, tokenizer, seed, num_negatives=85, full_negatives_prob=0.5, shuffle=True):
+def draw(names, positives, tokenizer, seed, num_negatives=85, full_negatives_prob=0.5, shuffle=True, sampling="drawn"):
     return sample_training_names(
         names,
         positives,
@@ -50,6 +50,7 @@ def draw(names, positives, tokenizer, seed, num_negatives=85, full_negatives_pro
         full_negatives_prob=full_negatives_prob,
         shuffle=shuffle,
         rng=np.random.default_rng(seed),
+        negative_sampling=sampling,
     )
 
 
@@ -261,6 +262,51 @@ def test_number_of_negatives_is_uniform_from_one_when_not_full():
     assert all(65 < counts.count(size) < 135 for size in (1, 2, 3, 4))
 
 
+@pytest.mark.parametrize(
+    ("num_positives", "num_names", "total"),
+    [(0, 85, 85), (3, 85, 85), (84, 85, 85), (85, 85, 85), (90, 85, 90), (2, 0, 2), (2, 200, 120)],
+)
+def test_total_counts_the_positives_among_the_names_of_the_prompt(num_positives, num_names, total):
+    names = [f"name{i}" for i in range(120)]
+    positives = set(range(0, num_positives))
+    rows = draw(names, positives, word_counter(1000), 0, num_names, 1.0, sampling="total")
+    assert len(rows) == len(set(rows)) == total and positives <= set(rows)
+
+
+def test_total_is_uniform_from_one_when_not_full_and_keeps_the_positives():
+    counts = [len(draw(SHORT_NAMES, {2}, word_counter(100), seed, 4, 0.0, sampling="total")) for seed in range(400)]
+    # Expected 100 each of 1..4 names; 4 standard deviations are 35.
+    assert set(counts) == {1, 2, 3, 4}
+    assert all(65 < counts.count(size) < 135 for size in (1, 2, 3, 4))
+    half = [len(draw(SHORT_NAMES, {2}, word_counter(100), seed, 4, 0.5, sampling="total")) for seed in range(400)]
+    # 0.5 + 0.5 / 4 of them are full: 250 +- 39.
+    assert 211 < half.count(4) < 289
+
+
+def test_total_takes_every_absent_name_equally_often():
+    prompts = [draw(SHORT_NAMES, {2, 5}, word_counter(100), seed, 4, 1.0, sampling="total") for seed in range(800)]
+    # Two of the eight absent names: 200 of each are expected; 4 standard deviations are 49.
+    shares = [sum(row in rows for rows in prompts) for row in range(10)]
+    assert shares[2] == shares[5] == 800
+    assert all(151 < share < 249 for row, share in enumerate(shares) if row not in (2, 5))
+
+
+def test_total_obeys_the_token_limit():
+    # The positive takes 2 of 8 tokens; negatives of 2 leave 4, 2 and 0: the third finds no token left over.
+    rows = draw(SHORT_NAMES, {4}, word_counter(8), seed=0, full_negatives_prob=1.0, sampling="total")
+    assert len(rows) == 3 and 4 in rows
+    # Positives that pass the limit leave no room for negatives, and are not drawn as such.
+    found = {
+        tuple(draw(["a", "b b", "c"], {0, 1}, word_counter(3), seed, 3, 1.0, sampling="total")) for seed in range(30)
+    }
+    assert found == {(0,), (1,)}
+
+
+def test_unknown_negative_sampling_is_refused_with_its_key():
+    with pytest.raises(ValueError, match="INPUT.PROMPT.NEGATIVE_SAMPLING: expected one of .*'total'.*, found 'all'"):
+        draw(SHORT_NAMES, {4}, word_counter(8), seed=0, sampling="all")
+
+
 def test_image_without_boxes_always_gets_a_name():
     assert all(len(draw(SHORT_NAMES, (), word_counter(100), seed, 0)) == 1 for seed in range(5))
     assert all(len(draw(SHORT_NAMES, (), word_counter(2), seed, 85, 1.0)) == 1 for seed in range(5))
@@ -285,12 +331,15 @@ def test_order_in_which_positives_are_given_changes_nothing():
     budget=st.integers(2, 30),
     num_negatives=st.integers(-1, 20),
     probability=st.floats(0, 1),
+    sampling=st.sampled_from(["drawn", "total"]),
     seed=st.integers(0, 1000),
 )
-def test_every_drawn_prompt_fits_and_holds_a_name(positives, budget, num_negatives, probability, seed):
+def test_every_drawn_prompt_fits_and_holds_a_name(positives, budget, num_negatives, probability, sampling, seed):
     if num_negatives == -1 and budget < 19:
         return
-    rows = draw(SHORT_NAMES, positives, word_counter(budget), seed, num_negatives, probability)
+    arguments = (SHORT_NAMES, positives, word_counter(budget), seed, num_negatives, probability)
+    rows = draw(*arguments, sampling=sampling)
+    assert rows == draw(*arguments, sampling=sampling)
     caption = prompt_from_names([SHORT_NAMES[row] for row in rows]).caption
     assert 1 <= word_counter(0).count_tokens(caption) <= budget
     assert len(set(rows)) == len(rows)

@@ -27,17 +27,18 @@ def tokenizer():
     return PromptTokenizer()
 
 
-def byte_level_folder(folder):
+def byte_level_folder(folder, more_pieces=(), **special_tokens):
     """Save a tokenizer of another family: bytes instead of word pieces, <s> and </s> around a text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {piece: row for row, piece in enumerate(["<s>", "<pad>", "</s>", *alphabet])}
+    vocabulary = {piece: row for row, piece in enumerate(["<s>", "<pad>", "</s>", *alphabet, *more_pieces])}
     backend = Tokenizer(models.BPE(vocabulary, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
-    fast = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    special_tokens = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", **special_tokens}
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, **special_tokens)
     fast.save_pretrained(folder)
     return str(folder)
 
@@ -244,6 +245,36 @@ def test_packaged_vocabulary_is_that_of_bert_base_uncased():
 
 def test_vocabulary_size_bounds_the_ids(tokenizer):
     assert tokenizer.vocab_size == 30522
+
+
+def test_mask_token_is_that_of_the_vocabulary(tmp_path, tokenizer):
+    assert tokenizer.mask_id == 103
+    assert PromptTokenizer(byte_level_folder(tmp_path, ["!mask!"], mask_token="!mask!")).mask_id == 259
+    assert pickle.loads(pickle.dumps(tokenizer)).mask_id == 103
+
+
+def test_tokenizer_without_mask_token_is_refused_with_its_key(tmp_path):
+    tokenizer = PromptTokenizer(byte_level_folder(tmp_path))
+    with pytest.raises(
+        ValueError, match="MODEL.TEXT_ENCODER.TOKENIZER: '.*' has no mask token, expected one"
+    ) as caught:
+        tokenizer.mask_id
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("last_token", "mask_id"), [("<|endoftext|>", 49404), ("another", None)], ids=["CLIP", "of the same size"]
+)
+def test_vocabulary_of_clip_masks_with_the_rare_token_of_the_official_code(tmp_path, last_token, mask_id):
+    # 259 pieces, more of them, and the end of the text with the last of 49,408 ids, as in CLIP.
+    pieces = [f"piece {row}" for row in range(49408 - 259 - 1)]
+    tokenizer = PromptTokenizer(byte_level_folder(tmp_path, [*pieces, last_token]))
+    assert tokenizer.vocab_size == 49408
+    if mask_id is None:
+        with pytest.raises(ValueError, match="has no mask token"):
+            tokenizer.mask_id
+    else:
+        assert tokenizer.mask_id == mask_id
 
 
 def test_special_tokens_may_stand_in_a_text(tokenizer):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from glipv2_d2.data import register_coco_grounding
+from glipv2_d2.data import register_coco_grounding, register_odvg
 
 TOOL = Path(__file__).parents[2] / "tools" / "visualize_data.py"
 
@@ -37,9 +37,23 @@ def dataset(tmp_path):
     MetadataCatalog.remove(name)
 
 
+@pytest.fixture
+def captions(tmp_path):
+    """A grey image of 64 x 48 with a caption that holds a cat, with a score."""
+    cv2.imwrite(str(tmp_path / "3.png"), np.full((48, 64, 3), 90, np.uint8))
+    region = {"bbox": [10, 10, 40, 30], "phrase": "a cat", "score": 0.875}
+    line = {"filename": "3.png", "width": 64, "height": 48, "grounding": {"caption": "a cat here", "regions": [region]}}
+    (tmp_path / "captions.jsonl").write_text(json.dumps(line))
+    name = f"{tmp_path.name}_captions"
+    register_odvg(name, tmp_path / "captions.jsonl", tmp_path, task="caption")
+    yield name
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
 def run(tool, dataset, folder, source, *more) -> list[np.ndarray]:
     keys = ["DATASETS.TRAIN", f"('{dataset}',)", "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "False", "SEED", "1"]
-    keys += ["INPUT.MIN_SIZE_TRAIN", "(96,)", "SOLVER.IMS_PER_BATCH", "1"]
+    keys += ["INPUT.MIN_SIZE_TRAIN", "(96,)", "SOLVER.IMS_PER_BATCH", "2"]
     tool.main(["--source", source, "--output-dir", str(folder), *more, *keys])
     return [cv2.imread(str(path)) for path in sorted(folder.iterdir())]
 
@@ -70,6 +84,24 @@ def test_boxes_are_drawn_where_the_model_sees_them(tool, dataset, tmp_path):
     names = [path.name for path in sorted((tmp_path / "out").iterdir())]
     drawn = {name.split("_")[1]: picture[:590] for name, picture in zip(names, pictures)}
     assert is_drawn_on(drawn["1.jpg"]) and not is_drawn_on(drawn["2.jpg"])
+
+
+def test_stored_captions_are_drawn_with_phrases_and_scores(tool, captions, tmp_path, monkeypatch):
+    texts = []
+    monkeypatch.setattr(tool, "text_strip", lambda text, width: texts.append(text) or np.zeros((9, width, 3), np.uint8))
+    overlay = tool.Visualizer.overlay_instances
+    monkeypatch.setattr(
+        tool.Visualizer, "overlay_instances", lambda self, **kwargs: texts.append(kwargs["labels"]) or overlay(self, **kwargs)
+    )
+    (picture,) = run(tool, captions, tmp_path / "out", "annotation")
+    assert picture.shape == (609, 800, 3) and is_drawn_on(picture[:600])
+    assert texts == [["a cat 0.88"], "a cat here"]
+
+
+def test_training_samples_of_captions_are_drawn_with_their_phrases(tool, captions, tmp_path):
+    pictures = run(tool, captions, tmp_path / "out", "dataloader", "--num", "2")
+    assert len(pictures) == 2
+    assert all(is_drawn_on(picture[:590]) and picture.shape[0] > 600 for picture in pictures)
 
 
 @pytest.mark.parametrize(

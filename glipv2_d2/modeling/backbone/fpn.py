@@ -20,7 +20,7 @@ class DropBlock(nn.Module):
         prob: Expected share of cells that start a square, times ``size`` squared; 0 switches it off.
         size: Side of a square in cells, odd.
 
-    Source: DropBlock (Ghiasi et al., 2018); glip_spec: 0.3 and 3, one mask for all channels, drawn per image.
+    Source: DropBlock (Ghiasi et al., 2018); the official code: 0.3 and 3, one mask for all channels, drawn per image.
     """
 
     def __init__(self, prob: float, size: int) -> None:
@@ -55,7 +55,7 @@ class GroundingFPN(FPN):
         drop_block_prob, drop_block_size: See ``DropBlock``.
         The others: see ``detectron2.modeling.backbone.FPN``.
 
-    Source: glip_spec 3.2.
+    Source: the FPN of the official code.
     """
 
     def __init__(self, *args, drop_block_prob: float = 0.3, drop_block_size: int = 3, **kwargs) -> None:

@@ -250,7 +250,7 @@ class GroundingHead(nn.Module):
             text_mask: (N, T) bool, False at padding.
 
         Returns:
-            Scalars ``loss_grounding``, ``loss_box_reg`` and ``loss_centerness``.
+            Scalars ``loss_grounding``, ``loss_box_reg`` and ``loss_centerness``, without those whose weight is 0.
         """
         image, anchor = (targets.matched_idxs >= 0).nonzero(as_tuple=True)
         deltas = torch.cat(predictions.box_deltas, dim=1)[image, anchor]
@@ -269,11 +269,12 @@ class GroundingHead(nn.Module):
         grounding = self._grounding_sum(predictions.token_logits, targets.token_targets, text_mask)
         box_reg = (giou_loss_legacy(pred_boxes, gt_boxes) * centerness).sum()
         rating = F.binary_cross_entropy_with_logits(centerness_logits, centerness, reduction="sum")
-        return {
-            "loss_grounding": grounding / num_positive * self.grounding_loss_weight,
-            "loss_box_reg": box_reg / centerness_sum * self.box_reg_loss_weight,
-            "loss_centerness": rating / num_positive * self.centerness_loss_weight,
+        weighted = {
+            "loss_grounding": (grounding / num_positive, self.grounding_loss_weight),
+            "loss_box_reg": (box_reg / centerness_sum, self.box_reg_loss_weight),
+            "loss_centerness": (rating / num_positive, self.centerness_loss_weight),
         }
+        return {name: loss * weight for name, (loss, weight) in weighted.items() if weight}
 
     def _grounding_sum(self, token_logits: list[Tensor], token_targets: Tensor, text_mask: Tensor) -> Tensor:
         """Sum the token loss level by level: joining the levels would copy the largest tensor of the model."""

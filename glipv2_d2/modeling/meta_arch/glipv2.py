@@ -18,7 +18,9 @@ from ...prompts.vocabulary import build_default_prompts
 from ...structures import GroundingPredictions, LanguageFeatures, TokenBatch, TokenizedPrompt
 from ..box_regression import scale_boxes_legacy
 from ..fusion_tower import FusionTower
+from ..heads.contrastive_head import ContrastiveHead
 from ..heads.grounding_head import GroundingHead
+from ..heads.mlm_head import MLMHead
 from ..prompt_cache import PromptCache
 from ..text_encoder import build_text_encoder
 
@@ -38,6 +40,8 @@ class GLIPv2(DenseDetector):
         text_encoder: Maps a ``TokenBatch`` to ``LanguageFeatures``.
         tower: Fuses levels and tokens.
         head: Aligns anchors with tokens, regresses boxes.
+        contrastive_head: Contrasts regions and words of the whole batch before fusion; None for a model without.
+        mlm_head: Restores masked tokens from the fused text; None for a model without.
         anchor_generator: One anchor per location and level.
         head_in_features: Levels that the tower reads, fine to coarse.
         default_prompts: Called when an input at test time has no ``prompts``; None makes that an error.
@@ -58,6 +62,8 @@ class GLIPv2(DenseDetector):
         anchor_generator: nn.Module,
         head_in_features: list[str],
         default_prompts: Callable[[], list[TokenizedPrompt]] | None = None,
+        contrastive_head: ContrastiveHead | None = None,
+        mlm_head: MLMHead | None = None,
         max_detections: int = 100,
         pixel_mean: list[float],
         pixel_std: list[float],
@@ -65,6 +71,8 @@ class GLIPv2(DenseDetector):
         super().__init__(backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std)
         self.text_encoder = text_encoder
         self.fusion_tower = tower
+        self.contrastive_head = contrastive_head
+        self.mlm_head = mlm_head
         self.anchor_generator = anchor_generator
         self.max_detections = max_detections
         self._default_prompts = default_prompts
@@ -79,34 +87,16 @@ class GLIPv2(DenseDetector):
         missing = [level for level in levels if level not in shapes]
         if missing:
             raise ValueError(f"MODEL.GLIPV2.IN_FEATURES: the backbone has the levels {list(shapes)}, not {missing}")
-        tower_cfg, fusion = cfg.MODEL.GLIPV2.TOWER, cfg.MODEL.GLIPV2.FUSION
-        tower = FusionTower(
-            shapes[levels[0]].channels,
-            text_encoder.hidden_size,
-            num_blocks=tower_cfg.NUM_BLOCKS,
-            channels=tower_cfg.CHANNELS,
-            num_groups=tower_cfg.NUM_GROUPS,
-            deformable=tower_cfg.DEFORMABLE,
-            deform_form=tower_cfg.DEFORM_FORM,
-            dynamic_relu=tower_cfg.DYNAMIC_RELU,
-            fusion=fusion.ENABLED,
-            fusion_embed_dim=fusion.EMBED_DIM,
-            fusion_num_heads=fusion.NUM_HEADS,
-            fusion_dropout=fusion.DROPOUT,
-            fusion_form=fusion.FORM,
-            layer_scale=fusion.LAYER_SCALE,
-            language_num_heads=text_encoder.num_heads,
-            language_intermediate_size=text_encoder.intermediate_size,
-            language_dropout=text_encoder.dropout,
-            use_checkpoint=tower_cfg.USE_CHECKPOINT,
-        )
+        channels, language_dim = shapes[levels[0]].channels, text_encoder.hidden_size
+        tower = _build_tower(cfg, channels, text_encoder)
         return {
             "backbone": backbone,
             "text_encoder": text_encoder,
             "tower": tower,
             "head": GroundingHead(
-                cfg, channels=tower.out_channels, language_dim=text_encoder.hidden_size, num_levels=len(levels)
+                cfg, channels=tower.out_channels, language_dim=language_dim, num_levels=len(levels)
             ),
+            **_build_pretraining_heads(cfg, channels, text_encoder),
             "anchor_generator": build_anchor_generator(cfg, [shapes[level] for level in levels]),
             "head_in_features": levels,
             "default_prompts": functools.cache(functools.partial(build_default_prompts, cfg)),
@@ -139,18 +129,26 @@ class GLIPv2(DenseDetector):
         images = self.preprocess_image(batched_inputs)
         features = self._visual_features(images)
         tokens = TokenBatch.from_prompts(prompts, self.device)
-        predictions = self._predict(features, self.text_encoder(tokens))
+        language = self.text_encoder(tokens)
+        predictions, fused_text = self._predict(features, language)
         anchors = self.anchor_generator(features)
         targets = self.head.label_anchors(anchors, instances, prompts, tokens.input_ids.shape[1])
-        return self.head.losses(predictions, anchors, targets, tokens.mask)
+        losses = self.head.losses(predictions, anchors, targets, tokens.mask)
+        if self.contrastive_head is not None:
+            losses |= self.contrastive_head.losses(features, language, prompts, targets, instances)
+        if self.mlm_head is not None:
+            losses |= self.mlm_head.losses(fused_text, prompts)
+        return losses
 
     def _visual_features(self, images: ImageList) -> list[Tensor]:
         features = self.backbone(images.tensor)
         return [features[level] for level in self.head_in_features]
 
-    def _predict(self, features: list[Tensor], language: LanguageFeatures) -> GroundingPredictions:
+    def _predict(self, features: list[Tensor], language: LanguageFeatures) -> tuple[GroundingPredictions, Tensor]:
+        """Return the predictions and the fused text (N, T, D)."""
         features, language = self.fusion_tower(features, language)
-        return self.head(features, language.hidden if self.fusion_tower.fuses_text else language.embedded)
+        text = language.hidden if self.fusion_tower.fuses_text else language.embedded
+        return self.head(features, text), language.hidden
 
     def _rows_by_padded_size(self, batched_inputs: list[dict[str, Any]]) -> list[list[int]]:
         divisor = max(self.backbone.size_divisibility, 1)
@@ -172,7 +170,7 @@ class GLIPv2(DenseDetector):
             chunk_prompts = [prompts[row][chunk] for row in rows]
             chunk_features = features if len(rows) == len(prompts) else [level[rows] for level in features]
             language = self._prompt_cache.encode(self.text_encoder, chunk_prompts, self.device)
-            predictions = self._predict(chunk_features, language)
+            predictions, _ = self._predict(chunk_features, language)
             image_sizes = [images.image_sizes[row] for row in rows]
             for row, instances in zip(rows, self.head.inference(predictions, anchors, image_sizes, chunk_prompts)):
                 found[row].append(instances)
@@ -203,6 +201,46 @@ class GLIPv2(DenseDetector):
         return merged[merged.scores.argsort(descending=True, stable=True)]
 
 
+def _build_tower(cfg: CfgNode, channels: int, text_encoder: nn.Module) -> FusionTower:
+    tower, fusion = cfg.MODEL.GLIPV2.TOWER, cfg.MODEL.GLIPV2.FUSION
+    return FusionTower(
+        channels,
+        text_encoder.hidden_size,
+        num_blocks=tower.NUM_BLOCKS,
+        channels=tower.CHANNELS,
+        num_groups=tower.NUM_GROUPS,
+        deformable=tower.DEFORMABLE,
+        deform_form=tower.DEFORM_FORM,
+        dynamic_relu=tower.DYNAMIC_RELU,
+        fusion=fusion.ENABLED,
+        fusion_embed_dim=fusion.EMBED_DIM,
+        fusion_num_heads=fusion.NUM_HEADS,
+        fusion_dropout=fusion.DROPOUT,
+        fusion_form=fusion.FORM,
+        layer_scale=fusion.LAYER_SCALE,
+        language_num_heads=text_encoder.num_heads,
+        language_intermediate_size=text_encoder.intermediate_size,
+        language_dropout=text_encoder.dropout,
+        language_layer_type=getattr(text_encoder, "language_layer_type", "post_norm"),
+        use_checkpoint=tower.USE_CHECKPOINT,
+    )
+
+
+def _build_pretraining_heads(cfg: CfgNode, channels: int, text_encoder: nn.Module) -> dict[str, nn.Module | None]:
+    """Build the heads of the losses that only pre-training has, None for those that are switched off."""
+    contrastive_head = mlm_head = None
+    if cfg.MODEL.GLIPV2.CONTRASTIVE.ENABLED:
+        contrastive_head = ContrastiveHead(cfg, channels=channels, language_dim=text_encoder.hidden_size)
+    if cfg.MODEL.GLIPV2.MLM.ENABLED:
+        mlm_head = MLMHead(
+            cfg,
+            language_dim=text_encoder.hidden_size,
+            vocab_size=text_encoder.vocab_size,
+            word_embeddings=getattr(text_encoder, "word_embeddings", None),
+        )
+    return {"contrastive_head": contrastive_head, "mlm_head": mlm_head}
+
+
 def rescale_instances(instances: Instances, height: int | None, width: int | None) -> Instances:
     """Move detections from the pixels of the resized image to those of the original.
 
@@ -210,7 +248,7 @@ def rescale_instances(instances: Instances, height: int | None, width: int | Non
         instances: Detections with ``image_size`` of the resized image.
         height, width: Of the original image; None keeps the size as it is.
 
-    Source: glip_spec 6.2; the legacy convention multiplies corner pixels, not edges.
+    Source: ``BoxList.resize`` of the official code, which multiplies corner pixels, not edges.
     """
     old_height, old_width = instances.image_size
     height = old_height if height is None else height

@@ -2,5 +2,6 @@
 
 from .bert import BertTextEncoder
 from .build import TEXT_ENCODER_REGISTRY, build_text_encoder
+from .clip import CLIPTextEncoder
 
-__all__ = ["TEXT_ENCODER_REGISTRY", "BertTextEncoder", "build_text_encoder"]
+__all__ = ["TEXT_ENCODER_REGISTRY", "BertTextEncoder", "CLIPTextEncoder", "build_text_encoder"]

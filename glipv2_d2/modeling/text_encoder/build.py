@@ -10,7 +10,8 @@ TEXT_ENCODER_REGISTRY = Registry("TEXT_ENCODER")
 TEXT_ENCODER_REGISTRY.__doc__ = """
 Text encoders. An entry is called with a config and gives a module whose ``forward(tokens: TokenBatch)`` returns
 ``LanguageFeatures``, and which has the attributes ``vocab_size`` and ``max_positions``, the bounds of what it can read,
-and ``hidden_size``, ``num_heads``, ``intermediate_size`` and ``dropout``, the sizes of the text layers in the tower.
+and ``hidden_size``, ``num_heads``, ``intermediate_size`` and ``dropout``, the sizes of the text layers in the tower. It
+may have ``language_layer_type``, the kind of these layers, see ``FusionTower``.
 """
 
 

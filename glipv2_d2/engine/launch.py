@@ -1,0 +1,70 @@
+"""Start the processes of a run: spawned here, or started already by torchrun."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import distributed
+
+from detectron2.engine import default_argument_parser
+from detectron2.engine import launch as spawn_processes
+from detectron2.utils import comm
+
+# torchrun sets them in every process that it starts.
+_TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
+def launch_run(run: Callable[[argparse.Namespace], Any], arguments: argparse.Namespace) -> None:
+    """Call ``run(arguments)`` in every process of a run.
+
+    Under torchrun this process is one of them: it joins the others. Otherwise detectron2's ``launch`` starts
+    ``--num-gpus`` processes on each of ``--num-machines`` machines; without a GPU they talk through gloo.
+
+    Args:
+        run: What a process does; picklable where processes are spawned.
+        arguments: Of ``parse_train_arguments``.
+
+    Raises:
+        ValueError: ``--num-gpus`` contradicts torchrun, or several machines have no address to meet at.
+    """
+    if all(name in os.environ for name in _TORCHRUN_VARIABLES):
+        _join_torchrun(run, arguments)
+        return
+    if arguments.num_machines > 1 and arguments.dist_url in ("auto", default_argument_parser().get_default("dist_url")):
+        raise ValueError(
+            f"--dist-url: found {arguments.dist_url!r} for {arguments.num_machines} machines, expected the address of "
+            f"the first of them, the same on all: tcp://HOST:PORT"
+        )
+    spawn_processes(
+        run,
+        arguments.num_gpus,
+        num_machines=arguments.num_machines,
+        machine_rank=arguments.machine_rank,
+        dist_url=arguments.dist_url,
+        args=(arguments,),
+    )
+
+
+def _join_torchrun(run: Callable[[argparse.Namespace], Any], arguments: argparse.Namespace) -> None:
+    local_rank, processes_per_machine = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    if arguments.num_gpus not in (1, processes_per_machine):
+        raise ValueError(
+            f"--num-gpus: found {arguments.num_gpus}, but torchrun has started {processes_per_machine} processes on "
+            f"this machine; leave the flag out"
+        )
+    if os.environ["WORLD_SIZE"] == "1":
+        run(arguments)
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank)
+    # gloo for tensors on the CPU and, where there are GPUs, nccl for those on them.
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        comm.create_local_process_group(processes_per_machine)
+        run(arguments)
+    finally:
+        distributed.destroy_process_group()

@@ -1,0 +1,172 @@
+"""The head that compares regions and words of different images before fusion: projections and their loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.structures import Instances
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+from ...distributed import gather_with_grad
+from ...structures import LanguageFeatures, TokenizedPrompt
+from ..losses.contrastive_loss import CONTRASTIVE_FORMS, SharedVectors, contrastive_loss
+from ..losses.region_word_targets import label_regions, label_words
+from .grounding_head import AnchorTargets
+from .region_word_packing import PackedLabels, pack_region_labels, pack_word_labels, take_regions
+
+
+class ContrastiveHead(nn.Module):
+    """Pull regions towards the words that name them, in their own image and in all others of the batch.
+
+    It is used in training only. Image features before fusion at positive anchors, and the encoder's text, are projected
+    into one space and compared there as cosines divided by a learned temperature. Fused features would know
+    their partner already.
+
+    Args:
+        channels: C of the levels.
+        language_dim: D of the text.
+        embed_dim: E, width of the common space.
+        log_scale: Initial log of the temperature.
+        max_regions_per_image: Positive anchors of an image that take part, chosen at random where it has more.
+        max_tokens: Most tokens of a prompt.
+        loss_weight: Factor of ``loss_contrastive``.
+        form: See ``contrastive_loss``.
+
+    Raises:
+        ValueError: ``max_regions_per_image`` is below 1, or the form is unknown.
+
+    Source: GLIPv2 (arXiv 2206.05836), Sec. 3.2; width and number of regions of the official code's shallow contrastive
+    loss. That compares fused text, and leaves out the anchors of the first box of each image: not repeated.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        channels: int,
+        language_dim: int,
+        embed_dim: int = 64,
+        log_scale: float = -2.66,
+        max_regions_per_image: int = 100,
+        max_tokens: int = 256,
+        loss_weight: float = 1.0,
+        form: str = "auto",
+    ):
+        super().__init__()
+        if max_regions_per_image < 1:
+            raise ValueError(
+                f"MODEL.GLIPV2.CONTRASTIVE.MAX_REGIONS_PER_IMAGE: expected at least 1, found {max_regions_per_image}"
+            )
+        if form not in CONTRASTIVE_FORMS:
+            raise ValueError(
+                f"MODEL.GLIPV2.CONTRASTIVE.FORM: expected one of {', '.join(CONTRASTIVE_FORMS)}, found {form!r}"
+            )
+        self.image_projection = nn.Linear(channels, embed_dim)
+        self.text_projection = nn.Linear(language_dim, embed_dim)
+        self.log_scale = nn.Parameter(torch.tensor([log_scale]))
+        for projection in (self.image_projection, self.text_projection):
+            nn.init.xavier_uniform_(projection.weight)
+            nn.init.zeros_(projection.bias)
+        self.max_regions_per_image = max_regions_per_image
+        self.max_tokens = max_tokens
+        self.loss_weight = loss_weight
+        self.form = form
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, *, channels: int, language_dim: int) -> dict[str, Any]:
+        """Read the arguments that the config decides."""
+        config = cfg.MODEL.GLIPV2.CONTRASTIVE
+        return {
+            "channels": channels,
+            "language_dim": language_dim,
+            "embed_dim": config.EMBED_DIM,
+            "log_scale": config.LOG_SCALE,
+            "max_regions_per_image": config.MAX_REGIONS_PER_IMAGE,
+            "max_tokens": cfg.MODEL.TEXT_ENCODER.MAX_TOKENS,
+            "loss_weight": config.LOSS_WEIGHT,
+            "form": config.FORM,
+        }
+
+    def forward(self, regions: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+        """Project regions (n, C) and words (m, D) into the common space, in single precision.
+
+        Returns:
+            (n, E) of unit length, and (m, E) of unit length divided by the temperature: their products are the logits.
+        """
+        with torch.autocast(regions.device.type, enabled=False):
+            regions = F.normalize(self.image_projection(regions.float()), dim=-1)
+            words = F.normalize(self.text_projection(words.float()), dim=-1)
+            return regions, words / self.log_scale.exp()
+
+    def losses(
+        self,
+        features: list[Tensor],
+        language: LanguageFeatures,
+        prompts: list[TokenizedPrompt],
+        targets: AnchorTargets,
+        instances: list[Instances],
+    ) -> dict[str, Tensor]:
+        """Compute the weighted loss of a batch, over the images of all ranks, in single precision.
+
+        Regions are positive anchors, words all real tokens. The number of images N must be the same on all ranks, and
+        every rank must call this; its images may have no boxes.
+
+        Args:
+            features: L levels (N, C, Hl, Wl) before fusion, one anchor per position.
+            language: Of the text encoder.
+            prompts: N prompts.
+            targets: Of ``GroundingHead.label_anchors``.
+            instances: N images with ``gt_classes`` and ``gt_category_ids``.
+
+        Returns:
+            ``loss_contrastive``, 0 if no image has a positive anchor.
+        """
+        chosen = self._choose_anchors(targets.matched_idxs)
+        visual, images, boxes = take_regions(features, targets.matched_idxs, chosen)
+        region_labels = pack_region_labels(images, boxes, instances, prompts)
+        word_labels = pack_word_labels(prompts, visual.device)
+        regions, words = self(visual, language.embedded[language.mask])
+        with torch.autocast(regions.device.type, enabled=False):
+            shared_regions, shared_words = self._share(regions, words, region_labels, word_labels, len(prompts))
+            loss = contrastive_loss(shared_regions, shared_words, region_labels.phrases, word_labels.phrases, self.form)
+        return {"loss_contrastive": loss * self.loss_weight}
+
+    def _choose_anchors(self, matched_idxs: Tensor) -> Tensor:
+        """Return (N, R) bool: positive anchors, of each image at most the allowed number, at random."""
+        positive = matched_idxs >= 0
+        if positive.shape[1] <= self.max_regions_per_image:
+            return positive
+        draws = torch.rand(positive.shape, device=positive.device).masked_fill(~positive, -1.0)
+        best = draws.topk(self.max_regions_per_image, dim=1)
+        return torch.zeros_like(positive).scatter(1, best.indices, best.values >= 0)
+
+    def _share(
+        self,
+        regions: Tensor,
+        words: Tensor,
+        region_labels: PackedLabels,
+        word_labels: PackedLabels,
+        num_images: int,
+    ) -> tuple[SharedVectors, SharedVectors]:
+        """Gather regions and words of all ranks, together in one collective, and part them again."""
+        images = torch.cat((region_labels.images, word_labels.images)) * comm.get_world_size() + comm.get_rank()
+        categories = torch.cat((region_labels.categories, word_labels.categories))
+        is_word = torch.cat((torch.zeros_like(region_labels.images), torch.ones_like(word_labels.images)))
+        labels = torch.stack((images, categories, is_word), dim=1)
+        capacity = num_images * (self.max_regions_per_image + self.max_tokens)
+        gathered = gather_with_grad(torch.cat((regions, words)), labels, capacity)
+
+        is_word = gathered.labels[:, 2] == 1
+        words_before = int(is_word[: gathered.start].sum())
+        shared = []
+        for join, member, vectors, local_labels, start in (
+            (label_regions, ~is_word, regions, labels[: len(regions)], gathered.start - words_before),
+            (label_words, is_word, words, labels[len(regions) :], words_before),
+        ):
+            everywhere = join(gathered.vectors[member], *gathered.labels[member, :2].unbind(1))
+            shared.append(SharedVectors(join(vectors, *local_labels[:, :2].unbind(1)), everywhere, start))
+        return tuple(shared)

@@ -1,0 +1,157 @@
+"""Which regions and words of a batch belong together: the targets of the contrastive loss, dense and factored."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class LabelledVectors(NamedTuple):
+    """Regions, or words, of many images, packed without padding.
+
+    Attributes:
+        vectors: (n, E).
+        images: (n,) int64, an id of the image, unique over all ranks, at least 0.
+        categories: (n,) int64, the id across images of what a region shows, or of the name in a detection prompt that a
+            word spells. -1: the region's is unknown; the word is part of a sentence, or of no name.
+        groups: (n,) int64. A pair of a region and a word takes no part in the loss if both groups are at least 0 and
+            differ.
+    """
+
+    vectors: Tensor
+    images: Tensor
+    categories: Tensor
+    groups: Tensor
+
+
+def label_regions(vectors: Tensor, images: Tensor, categories: Tensor) -> LabelledVectors:
+    """Join regions with their labels, see ``LabelledVectors``.
+
+    A region of unknown category may show what the name in another image's prompt says, so it is compared with no such
+    name: its group is its image.
+    """
+    return LabelledVectors(vectors, images, categories, torch.where(categories < 0, images, -1))
+
+
+def label_words(vectors: Tensor, images: Tensor, categories: Tensor) -> LabelledVectors:
+    """Join words with their labels, see ``LabelledVectors``. The group of a word of a name is its image."""
+    return LabelledVectors(vectors, images, categories, torch.where(categories >= 0, images, -1))
+
+
+def dense_targets(
+    rows: LabelledVectors, columns: LabelledVectors, row_phrases: Tensor, column_phrases: Tensor
+) -> Tensor:
+    """Build the target matrix as the paper writes it.
+
+    Inside an image the image's own map counts: a region and a word belong together if they share a phrase. Across
+    images labels are propagated: they belong together if both have the same category. Words of sentences have none, so
+    nothing is propagated to them.
+
+    Args:
+        rows: A regions, or A words.
+        columns: B words, or B regions.
+        row_phrases: (2, n) int64, pairs of a row and a phrase. An index of a phrase means the same phrase of the same
+            image on both sides.
+        column_phrases: (2, m) int64, pairs of a column and a phrase.
+
+    Returns:
+        (A, B) bool.
+
+    Source: GLIPv2 (arXiv 2206.05836), Eq. 4 and Fig. 2.
+    """
+    num_phrases = int(torch.cat((row_phrases[1], column_phrases[1], row_phrases.new_tensor([-1]))).max()) + 1
+    row_marks = rows.vectors.new_zeros(len(rows.images), num_phrases)
+    column_marks = rows.vectors.new_zeros(len(columns.images), num_phrases)
+    row_marks[tuple(row_phrases)] = 1
+    column_marks[tuple(column_phrases)] = 1
+    own = row_marks @ column_marks.T > 0
+    propagated = (rows.categories[:, None] == columns.categories) & (rows.categories >= 0)[:, None]
+    return torch.where(rows.images[:, None] == columns.images, own, propagated)
+
+
+class FactoredTargets(NamedTuple):
+    """The same matrix as a product of two sparse ones: rows and columns that belong together meet at a hub.
+
+    T[row, column] is the sum over the hubs where both are of the row's sign there. A phrase is a hub with sign 1, a
+    category is one with sign 1, and a category within an image is one with sign -1: it takes back what the
+    category's hub says about pairs of the same image, where only the phrase counts. Space and work grow with the number
+    of rows and columns, not with that of pairs.
+
+    Attributes:
+        row_entries: (2, n) int64, pairs of a hub and a row.
+        row_signs: (n,) int64, 1 or -1.
+        column_entries: (2, m) int64, pairs of a hub and a column.
+        num_hubs: Hubs that have both rows and columns.
+    """
+
+    row_entries: Tensor
+    row_signs: Tensor
+    column_entries: Tensor
+    num_hubs: int
+
+    def positives_per_row(self, num_rows: int) -> Tensor:
+        """Count the positive columns of each row, (A,) int64."""
+        columns_per_hub = torch.bincount(self.column_entries[0], minlength=self.num_hubs)
+        hub, row = self.row_entries
+        return torch.zeros(num_rows, dtype=torch.int64, device=row.device).index_add(
+            0, row, self.row_signs * columns_per_hub[hub]
+        )
+
+    def score_sum(self, rows: Tensor, columns: Tensor, row_weights: Tensor) -> Tensor:
+        """Sum the products of all positive pairs, each times the weight of its row.
+
+        Args:
+            rows: (A, E).
+            columns: (B, E).
+            row_weights: (A,).
+
+        Returns:
+            A scalar.
+        """
+        weights = self.row_signs * row_weights[self.row_entries[1]]
+        row_sums = self._sum_at_hubs(self.row_entries, weights, rows)
+        column_sums = self._sum_at_hubs(self.column_entries, weights.new_ones(self.column_entries.shape[1]), columns)
+        return (row_sums * column_sums).sum()
+
+    def _sum_at_hubs(self, entries: Tensor, weights: Tensor, vectors: Tensor) -> Tensor:
+        # A sparse product has no intermediate result of the size of the entries, unlike index_add.
+        members = torch.sparse_coo_tensor(entries, weights, (self.num_hubs, len(vectors)), check_invariants=False)
+        return torch.sparse.mm(members, vectors)  # (hubs, E)
+
+
+def factor_targets(
+    rows: LabelledVectors, columns: LabelledVectors, row_phrases: Tensor, column_phrases: Tensor
+) -> FactoredTargets:
+    """Factor the matrix of ``dense_targets``; the arguments are the same."""
+    num_rows = len(rows.images)
+    _, categories = torch.cat((rows.categories, columns.categories)).unique(return_inverse=True)
+    _, images = torch.cat((rows.images, columns.images)).unique(return_inverse=True)
+    categories_of_images = images * (num_rows + len(columns.images)) + categories
+    known_rows = (rows.categories >= 0).nonzero().squeeze(1)
+    known_columns = (columns.categories >= 0).nonzero().squeeze(1)
+
+    def entries(phrases: Tensor, known: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """Hubs, numbered apart by kind, and their members."""
+        kinds = (phrases[1], categories[first + known], categories_of_images[first + known])
+        hubs = [3 * hub + kind for kind, hub in enumerate(kinds)]
+        return torch.cat(hubs), torch.cat((phrases[0], known, known))
+
+    row_hubs, row_members = entries(row_phrases, known_rows, 0)
+    column_hubs, column_members = entries(column_phrases, known_columns, num_rows)
+    row_signs = torch.ones_like(row_hubs)
+    row_signs[len(row_hubs) - len(known_rows) :] = -1
+
+    used, hubs = torch.cat((row_hubs, column_hubs)).unique(return_inverse=True)
+    row_hubs, column_hubs = hubs[: len(row_hubs)], hubs[len(row_hubs) :]
+    # Most names of a prompt have no box in the batch: a hub with one side only says nothing.
+    met = torch.bincount(row_hubs, minlength=len(used)) * torch.bincount(column_hubs, minlength=len(used)) > 0
+    number = met.cumsum(0) - 1
+    row_kept, column_kept = met[row_hubs], met[column_hubs]
+    return FactoredTargets(
+        torch.stack((number[row_hubs], row_members))[:, row_kept],
+        row_signs[row_kept],
+        torch.stack((number[column_hubs], column_members))[:, column_kept],
+        int(met.sum()),
+    )

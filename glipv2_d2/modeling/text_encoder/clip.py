@@ -1,0 +1,145 @@
+"""CLIP-type text encoders: pre-norm transformers over byte-pair tokens, those of GLIPv2-B and -H."""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode, configurable
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ...layers.pre_norm_layer import PreNormLayer
+from ...structures import LanguageFeatures, TokenBatch
+from .build import TEXT_ENCODER_REGISTRY
+from .clip_weights import check_clip_text, load_clip_text, resize_positions
+from .distinct import encode_distinct
+
+
+@TEXT_ENCODER_REGISTRY.register()
+class CLIPTextEncoder(nn.Module):
+    """Encode prompts with a CLIP-type transformer.
+
+    Token and position embeddings are added, pre-norm layers without a causal mask follow, and a last norm. ``hidden``
+    is its result, ``embedded`` the same with zeros in the padding. The text layers of the fusion tower are of the same
+    kind (``language_layer_type``).
+
+    Equal prompts of a batch are encoded once where that gives the same result: whenever no branch can be dropped.
+
+    Source: the CLIP-type encoder of the official code; GLIPv2, App. D.1 and E. The official ``embedded`` keeps its
+    padding, which reaches no result.
+    """
+
+    # Kind of the text layers in the tower, see ``FusionTower``.
+    language_layer_type = "pre_norm"
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        weights: str = "",
+        vocab_size: int = 49408,
+        hidden_size: int = 512,
+        num_layers: int = 12,
+        num_heads: int = 8,
+        intermediate_size: int = 2048,
+        max_positions: int = 256,
+        dropout: float = 0.0,
+        allow_download: bool = False,
+        freeze: bool = False,
+        use_checkpoint: bool = False,
+    ) -> None:
+        """Build the encoder.
+
+        Args:
+            weights: Pretrained encoder, see ``load_clip_text``, which brings its own sizes but for ``max_positions``;
+                empty: random weights in the sizes that follow.
+            vocab_size: Number of token ids.
+            hidden_size: D.
+            num_layers: Transformer layers.
+            num_heads: Attention heads of a layer; also for weights from a file of tensors, which does not say.
+            intermediate_size: Width between the two linear maps of a layer.
+            max_positions: Longest prompt in tokens; pretrained positions are resized to this number.
+            dropout: Probability that a residual branch of the last layer is left out for a prompt in training; in the
+                layers before it grows linearly from 0 (stochastic depth, the only dropout that these encoders have).
+            allow_download: Fetch a hub name that is not in the local cache.
+            freeze: Keep the encoder in eval mode, without gradients.
+            use_checkpoint: Recompute the activations of each layer in the backward pass.
+
+        Raises:
+            FileNotFoundError: Nothing is found at ``weights``.
+            ValueError: What is found is no CLIP-type encoder, or ``num_heads`` does not divide D.
+        """
+        super().__init__()
+        loaded = None
+        if weights:
+            loaded = load_clip_text(weights, allow_download)
+            vocab_size, hidden_size, num_layers, intermediate_size = loaded.sizes()
+            num_heads = num_heads if loaded.num_heads is None else loaded.num_heads
+        self.token_embedding = nn.Embedding(vocab_size, hidden_size)
+        self.positional_embedding = nn.Parameter(torch.empty(max_positions, hidden_size))
+        self.resblocks = nn.ModuleList(
+            PreNormLayer(hidden_size, num_heads, intermediate_size, dropout * index / max(num_layers - 1, 1))
+            for index in range(num_layers)
+        )
+        self.ln_final = nn.LayerNorm(hidden_size, eps=1e-12)
+        nn.init.trunc_normal_(self.token_embedding.weight, std=0.02)
+        nn.init.trunc_normal_(self.positional_embedding, std=0.02)
+        if loaded is not None:
+            positions = resize_positions(loaded.tensors["positional_embedding"], max_positions)
+            tensors = {**loaded.tensors, "positional_embedding": positions}
+            check_clip_text(tensors, self.state_dict(), weights)
+            self.load_state_dict(tensors, strict=False)
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.num_heads = num_heads
+        self.intermediate_size = intermediate_size
+        self.max_positions = max_positions
+        self.dropout = dropout
+        self.freeze = freeze
+        self.use_checkpoint = use_checkpoint
+        if freeze:
+            self.requires_grad_(False)
+        self.train()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+        encoder = cfg.MODEL.TEXT_ENCODER
+        return {
+            "weights": encoder.WEIGHTS,
+            "vocab_size": encoder.VOCAB_SIZE,
+            "hidden_size": encoder.HIDDEN_SIZE,
+            "num_layers": encoder.NUM_LAYERS,
+            "num_heads": encoder.NUM_HEADS,
+            "intermediate_size": encoder.INTERMEDIATE_SIZE,
+            "max_positions": encoder.MAX_POSITIONS,
+            "dropout": encoder.DROPOUT,
+            "allow_download": encoder.ALLOW_DOWNLOAD,
+            "freeze": encoder.FREEZE,
+            "use_checkpoint": encoder.USE_CHECKPOINT,
+        }
+
+    @property
+    def word_embeddings(self) -> nn.Parameter:
+        """The vectors of all token ids, (vocab_size, D)."""
+        return self.token_embedding.weight
+
+    def train(self, mode: bool = True) -> CLIPTextEncoder:
+        """Set the mode as usual; a frozen encoder stays in eval mode."""
+        return super().train(mode and not self.freeze)
+
+    def forward(self, tokens: TokenBatch) -> LanguageFeatures:
+        """Encode N prompts of T tokens."""
+        if self.training and self.dropout > 0:
+            hidden = self._encode(tokens.input_ids, tokens.mask)
+        else:
+            hidden = encode_distinct(self._encode, tokens)
+        embedded = hidden.masked_fill(~tokens.mask.unsqueeze(-1), 0.0)
+        return LanguageFeatures(hidden, embedded, tokens.mask)
+
+    def _encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        hidden = self.token_embedding(input_ids) + self.positional_embedding[: input_ids.shape[1]]  # (N, T, D)
+        for layer in self.resblocks:
+            if self.use_checkpoint and self.training:
+                hidden = checkpoint(layer, hidden, mask, use_reentrant=False)
+            else:
+                hidden = layer(hidden, mask)
+        return self.ln_final(hidden)

@@ -1,0 +1,195 @@
+"""Weights of CLIP-type text transformers from other people's files, by the names of ``CLIPTextEncoder``."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pickle import UnpicklingError
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from detectron2.utils.file_io import PathManager
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoConfig, CLIPTextConfig, CLIPTextModel
+
+from ...prompts.pretrained import resolve_pretrained
+from ...tensor_files import CheckpointError, read_tensors
+
+_WEIGHTS_KEY = "MODEL.TEXT_ENCODER.WEIGHTS"
+_TOKENS = "token_embedding.weight"
+_POSITIONS = "positional_embedding"
+
+# Names of the transformers library and ours, around and in a layer; query, key and value are joined apart from these.
+_LIBRARY_TOKENS = "embeddings.token_embedding.weight"
+_LIBRARY_POSITIONS = "embeddings.position_embedding.weight"
+_RENAMED = {
+    _LIBRARY_TOKENS: _TOKENS,
+    _LIBRARY_POSITIONS: _POSITIONS,
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+}
+_RENAMED_IN_LAYER = {
+    "self_attn.out_proj": "attn.out_proj",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+
+
+class ClipTextWeights(NamedTuple):
+    """What a file or a folder says of a CLIP-type text transformer.
+
+    Attributes:
+        tensors: By the names of ``CLIPTextEncoder``; its positions (P, D) are as many as the file has.
+        num_heads: Attention heads, None if it does not say: tensors do not show them.
+    """
+
+    tensors: dict[str, Tensor]
+    num_heads: int | None
+
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Read number of token ids, D, number of layers and width of the feed-forward part off the tensors.
+
+        Sizes that lacking tensors should show are guessed: ``check_clip_text`` then names these tensors.
+        """
+        vocab_size, hidden_size = self.tensors[_TOKENS].shape
+        layers = {match[1] for name in self.tensors if (match := re.match(r"resblocks\.(\d+)\.", name))}
+        inner = self.tensors.get("resblocks.0.mlp.c_fc.bias")
+        return vocab_size, hidden_size, max(len(layers), 1), 4 * hidden_size if inner is None else len(inner)
+
+
+def load_clip_text(weights: str, allow_download: bool) -> ClipTextWeights:
+    """Read the text transformer of a CLIP-type model.
+
+    Args:
+        weights: Directory, ``package://PACKAGE/DIRECTORY`` or hub name of a model of the transformers library; or a
+            file of tensors, with the names of that library, of CLIP or of UniCL, whatever stands before them.
+        allow_download: Fetch a hub name that is not in the local cache.
+
+    Raises:
+        FileNotFoundError: Nothing is found at ``weights``.
+        ValueError: What is found is no CLIP-type text transformer.
+    """
+    is_address = "://" in weights and not weights.startswith("package://")
+    if is_address or not os.path.isfile(PathManager.get_local_path(weights)):
+        tensors, num_heads = _read_folder(weights, allow_download)
+    else:
+        try:
+            (tensors, _), num_heads = read_tensors(weights), None
+        except CheckpointError as error:
+            raise ValueError(f"{_WEIGHTS_KEY}: {error}") from error
+    found = rename_clip_text(tensors)
+    if not found:
+        raise ValueError(
+            f"{_WEIGHTS_KEY}: {weights!r}: expected names of a CLIP-type text transformer, such as {_TOKENS!r} beside "
+            f"{_POSITIONS!r}, found {next(iter(tensors))!r}"
+        )
+    for name in (_TOKENS, _POSITIONS):
+        if found[name].ndim != 2:
+            raise ValueError(
+                f"{_WEIGHTS_KEY}: {weights!r}: {name}: expected a table, found shape {tuple(found[name].shape)}"
+            )
+    return ClipTextWeights(found, num_heads)
+
+
+def check_clip_text(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], weights: str) -> None:
+    """Make sure that a file has every tensor of an encoder in its shape; what else it has does not matter.
+
+    Raises:
+        ValueError: It lacks one, or a shape differs.
+    """
+    missing = [name for name in expected if name not in tensors]
+    if missing:
+        raise ValueError(f"{_WEIGHTS_KEY}: {weights!r} lacks {len(missing)} tensors of its encoder, as {missing[0]!r}")
+    for name, tensor in expected.items():
+        if tensors[name].shape != tensor.shape:
+            raise ValueError(
+                f"{_WEIGHTS_KEY}: {weights!r}: {name}: expected shape {tuple(tensor.shape)}, "
+                f"found {tuple(tensors[name].shape)}"
+            )
+
+
+def rename_clip_text(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Give the tensors of a text transformer the names of ``CLIPTextEncoder``.
+
+    Args:
+        tensors: By the names of CLIP ("transformer.resblocks.0.ln_1.weight"), UniCL ("text.resblocks.0.ln_1.weight") or
+            transformers ("text_model.encoder.layers.0.layer_norm1.weight"), also as a part of a larger model.
+
+    Returns:
+        The tensors under the first beginning of names that has both token and position embeddings, further ones that
+        stand there included; empty if there is none.
+    """
+    beginning = _find_beginning(tensors, _TOKENS, _POSITIONS)
+    if beginning is not None:
+        inner = _strip(tensors, beginning)
+        return {name.removeprefix("transformer."): tensor for name, tensor in inner.items()}
+    beginning = _find_beginning(tensors, _LIBRARY_TOKENS, _LIBRARY_POSITIONS)
+    return {} if beginning is None else _from_transformers(_strip(tensors, beginning))
+
+
+def resize_positions(positions: Tensor, num_positions: int) -> Tensor:
+    """Resize a table of positions (P, D) bilinearly to (``num_positions``, D), as an image of one column.
+
+    Source: the resizing of UniCL's table in the official code. A table that has the right number stays as it is.
+    """
+    image = positions.float().T[None, :, :, None]  # (1, D, P, 1)
+    resized = F.interpolate(image, size=(num_positions, 1), mode="bilinear", align_corners=False)
+    return resized[0, :, :, 0].T
+
+
+def _find_beginning(names: Iterable[str], tokens: str, positions: str) -> str | None:
+    names = list(names)
+    beginnings = (name.removesuffix(positions) for name in names if name.endswith(positions))
+    return next((beginning for beginning in beginnings if beginning + tokens in names), None)
+
+
+def _strip(tensors: Mapping[str, Tensor], beginning: str) -> dict[str, Tensor]:
+    return {name.removeprefix(beginning): tensor for name, tensor in tensors.items() if name.startswith(beginning)}
+
+
+def _from_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    renamed = {ours: tensors[name] for name, ours in _RENAMED.items() if name in tensors}
+    for name, tensor in tensors.items():
+        match = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
+        if match is None:
+            continue
+        layer, part, kind = match.groups()
+        if part in _RENAMED_IN_LAYER:
+            renamed[f"resblocks.{layer}.{_RENAMED_IN_LAYER[part]}.{kind}"] = tensor
+        elif part == "self_attn.q_proj":
+            joined = [tensors.get(f"encoder.layers.{layer}.self_attn.{one}_proj.{kind}") for one in "qkv"]
+            if all(one is not None for one in joined):
+                renamed[f"resblocks.{layer}.attn.in_proj_{kind}"] = torch.cat(joined)
+    return renamed
+
+
+def _read_folder(weights: str, allow_download: bool) -> tuple[dict[str, Tensor], int]:
+    """Return the tensors of a text model of transformers, by its names, and its number of heads."""
+    directory = resolve_pretrained(weights, _WEIGHTS_KEY, allow_download)
+    safely = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(directory, **safely)
+        # A whole CLIP, or its text model alone.
+        config = getattr(config, "text_config", config)
+        if not isinstance(config, CLIPTextConfig):
+            raise ValueError(f"a {config.model_type}, expected a CLIP-type encoder")
+        if config.hidden_act != "quick_gelu":
+            raise ValueError(f"hidden_act {config.hidden_act!r}, expected 'quick_gelu'")
+        model, info = CLIPTextModel.from_pretrained(
+            directory, config=config, weights_only=True, output_loading_info=True, **safely
+        )
+    except UnpicklingError as error:
+        raise ValueError(f"{_WEIGHTS_KEY}: {weights!r} has a damaged file or one with more than tensors") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{_WEIGHTS_KEY}: no encoder could be read from {weights!r}: {reason}") from error
+    # The library fills them with random numbers.
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ValueError(f"{_WEIGHTS_KEY}: {weights!r} lacks {len(missing)} tensors of its encoder, as {missing[0]!r}")
+    return model.state_dict(), config.num_attention_heads

@@ -1,0 +1,95 @@
+"""Captions of other images beside the own one in a prompt: sentences whose phrases are all absent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .tokenizer import PromptTokenizer
+from ..structures import CharSpan
+
+
+def draw_num_negative_captions(num_negatives: int, no_prob: float, full_prob: float, rng: np.random.Generator) -> int:
+    """Draw how many captions of other images a prompt should hold.
+
+    Args:
+        num_negatives: Most of them, >= 0.
+        no_prob: Probability of 0.
+        full_prob: Otherwise the probability of ``num_negatives``; else the number is uniform from 0 to one less.
+        rng: Source of the random choice.
+
+    Source: the caption data of the official GLIP code.
+    """
+    if num_negatives == 0 or rng.random() < no_prob:
+        return 0
+    if rng.random() < full_prob:
+        return num_negatives
+    return int(rng.integers(num_negatives))
+
+
+def pack_captions(
+    caption: str,
+    spans: Sequence[Sequence[CharSpan]],
+    negatives: Sequence[str],
+    tokenizer: PromptTokenizer,
+    *,
+    num_negatives: int,
+    no_prob: float,
+    full_prob: float,
+    rng: np.random.Generator,
+) -> tuple[str, list[list[CharSpan]]]:
+    """Join a caption with captions of other images, in random order, each ended by a full stop and a space.
+
+    Negatives are added in random order up to the drawn number, until one of them does not fit into the token limit
+    beside the others: none of them costs the own caption a token. A negative that is blank or says the same as the own
+    caption is left out.
+
+    Args:
+        caption: The own caption; one past the token limit stays alone and is cut off by the tokenizer.
+        spans: For each of P phrases its half-open character ranges of ``caption``.
+        negatives: Captions of other images to choose from, ``num_negatives`` at most are used. With fewer than drawn,
+            all of them are candidates.
+        tokenizer: Counts the tokens and knows the limit.
+        num_negatives: See ``draw_num_negative_captions``; 0 leaves the caption as it is.
+        no_prob: See ``draw_num_negative_captions``.
+        full_prob: See ``draw_num_negative_captions``.
+        rng: Source of every random choice.
+
+    Returns:
+        The joined caption, and for each phrase its ranges there.
+
+    Source: the caption data of the official GLIP code, with its safeguard of the own caption.
+    """
+    if num_negatives == 0:
+        return caption, [[(begin, end) for begin, end in phrase] for phrase in spans]
+    count = draw_num_negative_captions(num_negatives, no_prob, full_prob, rng)
+    own = _with_full_stop(caption)
+    others = [_with_full_stop(text.strip()) for text in negatives if text.strip()]
+    others = [text for text in others if text.lower() != own.strip().lower()]
+    drawn = [others[row] for row in rng.permutation(len(others))[:count].tolist()]
+    sentences = [own, *_fitting(drawn, own, tokenizer)]
+
+    order = rng.permutation(len(sentences)).tolist()
+    before = order[: order.index(0)]
+    shift = sum(len(sentences[row]) + 1 for row in before)
+    packed = "".join(sentences[row] + " " for row in order)
+    return packed, [[(begin + shift, end + shift) for begin, end in phrase] for phrase in spans]
+
+
+def _with_full_stop(text: str) -> str:
+    return text if text.rstrip().endswith(".") else text + "."
+
+
+def _fitting(drawn: list[str], own: str, tokenizer: PromptTokenizer) -> list[str]:
+    """Return the first captions that fit beside the own one, each counted with special tokens, as officially."""
+    num_special = tokenizer.max_tokens - tokenizer.max_content_tokens
+    room = tokenizer.max_content_tokens - tokenizer.count_tokens(own)
+    kept = []
+    for text in drawn:
+        tokens = tokenizer.count_tokens(text) + num_special
+        if tokens >= room:
+            break
+        room -= tokens
+        kept.append(text)
+    return kept

@@ -1,0 +1,81 @@
+"""Processes of a run, started by torchrun's variables or by several machines.
+
+The file is also the program of such a process: ``python test_launch.py [--num-gpus N] [--num-machines N] ...``.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+from detectron2.utils import comm
+from torch import distributed
+
+from glipv2_d2.engine.defaults import parse_train_arguments
+from glipv2_d2.engine.launch import launch_run
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def report(arguments):
+    """Say who this process is, and the sum of all ranks."""
+    total = torch.tensor([float(comm.get_rank())])
+    if comm.get_world_size() > 1:
+        distributed.all_reduce(total)
+    rank, world_size, local_rank = comm.get_rank(), comm.get_world_size(), comm.get_local_rank()
+    print(f"rank {rank} of {world_size}, local {local_rank}, sum {int(total)}", flush=True)
+
+
+def start(options, **variables):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+    command = [sys.executable, __file__, *options]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def outputs(processes):
+    results = [process.communicate(timeout=120) for process in processes]
+    assert all(process.returncode == 0 for process in processes), results
+    return sorted(line for out, _ in results for line in out.splitlines() if line.startswith("rank"))
+
+
+def test_processes_of_torchrun_on_two_machines_join_one_run():
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+    found = outputs([start([], RANK=str(rank), LOCAL_RANK="0", **address) for rank in range(2)])
+    assert found == ["rank 0 of 2, local 0, sum 1", "rank 1 of 2, local 0, sum 1"]
+
+
+def test_machines_meet_at_the_address_of_the_first():
+    options = ["--num-gpus", "1", "--num-machines", "2", "--dist-url", f"tcp://127.0.0.1:{free_port()}"]
+    found = outputs([start([*options, "--machine-rank", str(rank)]) for rank in range(2)])
+    assert found == ["rank 0 of 2, local 0, sum 1", "rank 1 of 2, local 0, sum 1"]
+
+
+def test_one_process_of_torchrun_needs_no_group(monkeypatch):
+    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    seen = []
+    launch_run(lambda arguments: seen.append(comm.get_world_size()), parse_train_arguments([]))
+    assert seen == [1] and not distributed.is_initialized()
+
+
+def test_flag_that_contradicts_torchrun_is_an_error(monkeypatch):
+    for name, value in {"RANK": 0, "WORLD_SIZE": 4, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 4}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(ValueError, match="--num-gpus: found 2, but torchrun has started 4"):
+        launch_run(report, parse_train_arguments(["--num-gpus", "2"]))
+
+
+@pytest.mark.parametrize("url", [[], ["--dist-url", "auto"]])
+def test_several_machines_without_an_address_are_an_error(url):
+    with pytest.raises(ValueError, match="--dist-url: .* 2 machines, expected the address"):
+        launch_run(report, parse_train_arguments(["--num-machines", "2", *url]))
+
+
+if __name__ == "__main__":
+    launch_run(report, parse_train_arguments())

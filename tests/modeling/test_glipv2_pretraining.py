@@ -1,0 +1,110 @@
+"""The losses of pre-training in the whole model: which are there, and what they reach."""
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+
+from glipv2_d2.structures import TokenizedPrompt
+
+
+def make_input(seed, boxes, category_ids=(7, 8), masked=True):
+    """An image of noise and a prompt of two names, "a" at token 1 and "b" at tokens 3 and 4."""
+    token_map = torch.tensor([[0, 1, 0, 0, 0, 0], [0, 0, 0, 1, 1, 0]], dtype=torch.bool)
+    labels = torch.tensor([-100, 1001, -100, -100, 1004, -100]) if masked else None
+    prompt = TokenizedPrompt(torch.arange(1000, 1006), token_map, torch.tensor(category_ids), ("a", "b"), labels)
+    instances = Instances((64, 64))
+    instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
+    instances.gt_classes = torch.arange(len(boxes)) % 2
+    instances.gt_category_ids = torch.tensor(category_ids)[instances.gt_classes]
+    image = torch.randint(0, 256, (3, 64, 64), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    return {"image": image, "prompts": [prompt], "instances": instances}
+
+
+def make_model(cfg, **options):
+    for key, value in options.items():
+        cfg.merge_from_list([f"MODEL.GLIPV2.{key.replace('__', '.')}", value])
+    torch.manual_seed(0)
+    return build_model(cfg).train()
+
+
+BATCH = [make_input(0, [[8, 8, 60, 50], [0, 0, 30, 40]]), make_input(1, [[4, 4, 40, 60]])]
+
+
+@pytest.mark.parametrize("contrast, mlm", [(True, True), (True, False), (False, True), (False, False)])
+def test_each_loss_of_pretraining_has_its_switch_and_reaches_every_parameter(tiny_cfg, contrast, mlm):
+    model = make_model(tiny_cfg, CONTRASTIVE__ENABLED=contrast, MLM__ENABLED=mlm)
+    losses = model(BATCH)
+    extra = {name for name, on in (("loss_contrastive", contrast), ("loss_mlm", mlm)) if on}
+    assert set(losses) == {"loss_grounding", "loss_box_reg", "loss_centerness"} | extra
+    assert all(loss.dim() == 0 and loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    trainable = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+    assert not [name for name, parameter in trainable if parameter.grad is None]
+
+
+def test_contrast_sees_the_features_before_fusion_only(tiny_cfg):
+    model = make_model(tiny_cfg, CONTRASTIVE__ENABLED=True)
+    model(BATCH)["loss_contrastive"].backward()
+    reached = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert reached == {"backbone", "text_encoder", "contrastive_head"}
+
+
+def test_masked_tokens_are_restored_from_the_fused_text(tiny_cfg):
+    model = make_model(tiny_cfg, MLM__ENABLED=True)
+    model(BATCH)["loss_mlm"].backward()
+    reached = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert {"backbone", "text_encoder", "fusion_tower", "mlm_head"} <= reached and "head" not in reached
+
+
+@pytest.mark.parametrize("boxes, masked", [([], True), ([], False), ([[4, 4, 40, 60]], False)])
+def test_batch_with_nothing_to_contrast_or_restore_has_finite_losses(tiny_cfg, boxes, masked):
+    model = make_model(tiny_cfg, CONTRASTIVE__ENABLED=True, MLM__ENABLED=True)
+    losses = model([make_input(0, boxes, masked=masked)])
+    assert losses["loss_contrastive"].item() == 0 or boxes
+    assert losses["loss_mlm"].item() == 0 or masked
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_weights_multiply_the_losses_of_pretraining(tiny_cfg):
+    plain = make_model(tiny_cfg, CONTRASTIVE__ENABLED=True, MLM__ENABLED=True)
+    options = {"CONTRASTIVE__LOSS_WEIGHT": 0.5, "MLM__LOSS_WEIGHT": 3.0}
+    weighted = make_model(tiny_cfg, **options)
+    results = []
+    for model in (plain, weighted):
+        torch.manual_seed(1)
+        results.append(model(BATCH))
+    for name, weight in (("loss_contrastive", 0.5), ("loss_mlm", 3.0)):
+        torch.testing.assert_close(results[1][name], results[0][name] * weight)
+
+
+@pytest.mark.parametrize(
+    "key, gone",
+    [
+        ("GROUNDING__LOSS_WEIGHT", "loss_grounding"),
+        ("BOX__REG_LOSS_WEIGHT", "loss_box_reg"),
+        ("BOX__CENTERNESS_LOSS_WEIGHT", "loss_centerness"),
+    ],
+)
+def test_loss_whose_weight_is_zero_is_absent(tiny_cfg, key, gone):
+    losses = make_model(tiny_cfg, **{key: 0.0})(BATCH)
+    assert set(losses) == {"loss_grounding", "loss_box_reg", "loss_centerness"} - {gone}
+
+
+def test_tied_head_shares_the_word_embeddings_of_the_encoder(tiny_cfg):
+    model = make_model(tiny_cfg, MLM__ENABLED=True, MLM__TIE_WEIGHTS=True)
+    assert model.mlm_head.decoder.weight is model.text_encoder.bert.embeddings.word_embeddings.weight
+    model(BATCH)["loss_mlm"].backward()
+    assert model.mlm_head.decoder.bias.grad.abs().sum() > 0
+
+
+def test_boxes_are_found_without_the_heads_of_pretraining(tiny_cfg):
+    with_heads = make_model(tiny_cfg, CONTRASTIVE__ENABLED=True, MLM__ENABLED=True, TEST__SCORE_THRESH=0.0).eval()
+    without = make_model(tiny_cfg, CONTRASTIVE__ENABLED=False, MLM__ENABLED=False).eval()
+    state = {name: value for name, value in with_heads.state_dict().items() if name in without.state_dict()}
+    without.load_state_dict(state)
+    inputs = [{key: value for key, value in BATCH[0].items() if key != "instances"}]
+    with torch.no_grad():
+        first, second = (model(inputs)[0]["instances"] for model in (with_heads, without))
+    assert torch.equal(first.scores, second.scores) and len(first)

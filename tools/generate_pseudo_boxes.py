@@ -1,0 +1,168 @@
+#!/usr/bin/env python
+"""Let a trained model draw the boxes that captions lack: captions in, grounding data with pseudo boxes out.
+
+python tools/generate_pseudo_boxes.py --config-file CONFIG --weights FILE --captions captions.jsonl --image-root DIR \\
+    --output datasets/cap4m_pseudo
+torchrun --nproc-per-node 8 tools/generate_pseudo_boxes.py --config-file CONFIG --weights FILE \\
+    --captions "captions-{000..009}.tar" --output datasets/cc_pseudo
+
+The noun phrases of each caption are looked for in its image; a record holds the boxes that were found, each with its
+phrase, the phrase's place in the caption, and a score. Captions come as jsonl, {"filename": ..., "caption": ...} a
+line, or as WebDataset tar shards with KEY.jpg and KEY.txt (or KEY.json with "caption").
+
+Output: pseudo-000000.jsonl, ... (or .tar), settings.json, counts/ for each shard, and at the end report.json. Every
+shard appears as a whole. The same command goes on where a run was stopped, with any number of processes. Each process
+takes every N-th shard; all have to see the same --output. What is skipped is counted by reason and named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils.logger import setup_logger
+from tqdm import tqdm
+
+from glipv2_d2.data.datasets.caption_files import JsonlCaptions, TarCaptions, open_captions
+from glipv2_d2.data.datasets.shard_writer import SHARD_SUFFIXES, open_shard
+from glipv2_d2.engine.defaults import build_config, one_line_errors
+from glipv2_d2.engine.pseudo_boxes import MISSING_IMAGE, PseudoBoxLabeller, PseudoBoxTeacher, teacher_id
+from glipv2_d2.engine.pseudo_report import PseudoBoxCounts, PseudoBoxFolder, format_report
+from glipv2_d2.prompts.phrase_finder import METHODS, build_phrase_finder
+
+DEFAULT_SHARD_SIZE = 1000
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="of the teacher")
+    parser.add_argument("--weights", required=True, metavar="FILE", help="of the teacher")
+    parser.add_argument("--captions", required=True, metavar="FILE", help='jsonl file, or tars: "caps-{000..009}.tar"')
+    parser.add_argument("--image-root", default=".", metavar="DIR", help="folder that a filename in jsonl starts from")
+    parser.add_argument("--output", required=True, metavar="DIR")
+    parser.add_argument("--format", choices=list(SHARD_SUFFIXES), help="default: that of the captions")
+    parser.add_argument("--shard-size", type=int, metavar="N", help="lines of jsonl in one shard (default: 1000)")
+    parser.add_argument("--score-thresh", type=float, default=0.5, metavar="SCORE", help="lowest score (default: 0.5)")
+    parser.add_argument("--noun-phrases", choices=METHODS, default="auto", help="auto: spaCy if installed, else rules")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time (default: 8)")
+    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="config keys: KEY VALUE ...")
+    return parser.parse_args(argv)
+
+
+def check_arguments(arguments: argparse.Namespace, captions: JsonlCaptions | TarCaptions) -> None:
+    """Refuse what the types of the arguments allow but no run can do."""
+    if not 0.0 <= arguments.score_thresh <= 1.0:
+        raise ValueError(f"--score-thresh: expected a number from 0 to 1, found {arguments.score_thresh}")
+    if arguments.batch_size < 1:
+        raise ValueError(f"--batch-size: expected at least 1, found {arguments.batch_size}")
+    if captions.holds_images and arguments.shard_size is not None:
+        raise ValueError("--shard-size: each tar shard of captions becomes one shard; leave the flag out")
+    if captions.holds_images and arguments.format == "jsonl":
+        raise ValueError("--format jsonl: images in tar shards have no file of their own; expected --format shards")
+
+
+def make_settings(
+    arguments: argparse.Namespace, cfg: CfgNode, captions: JsonlCaptions | TarCaptions, noun_phrases: str
+) -> dict[str, Any]:
+    """Collect what decides on the content of the shards, so that a folder is not continued with something else."""
+    # Neither the place of the weights nor the device changes what the model says.
+    cfg = cfg.clone()
+    cfg.merge_from_list(["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"])
+    parts = "".join(part.dump() for part in (cfg.MODEL, cfg.INPUT, cfg.TEST))
+    return {
+        "captions": [os.path.basename(captions.files[0]), len(captions.files)],
+        "captions_bytes": sum(os.path.getsize(file) for file in captions.files),
+        "format": arguments.format,
+        "shard_size": None if captions.holds_images else captions.piece_size,
+        "score_thresh": arguments.score_thresh,
+        "noun_phrases": noun_phrases,
+        "teacher": teacher_id(arguments.config_file, arguments.weights),
+        "config": hashlib.sha256(parts.encode()).hexdigest()[:12],
+    }
+
+
+def label(
+    arguments: argparse.Namespace,
+    labeller: PseudoBoxLabeller,
+    captions: JsonlCaptions | TarCaptions,
+    folder: PseudoBoxFolder,
+    numbers: Sequence[int],
+) -> None:
+    """Write the shards of these numbers."""
+    total = None if captions.holds_images else min(len(numbers) * captions.piece_size, captions.num_lines)
+    with tqdm(total=total, unit="caption", disable=folder.rank > 0) as bar:
+        for place, number in enumerate(numbers):
+            bar.set_description(f"shard {place + 1} of {len(numbers)}")
+            with open_shard(folder.shard(number)) as writer:
+                counts = labeller.label_shard(captions.read(number), writer, bar.update)
+                if place == 0 and not captions.holds_images:
+                    check_images(counts, arguments.image_root)
+            folder.finish(number, counts)
+            if counts.skipped:
+                reasons = ", ".join(f"{reason} ({names[0]}): {len(names)}" for reason, names in counts.skipped.items())
+                tqdm.write(f"{folder.shard(number).name}: skipped {reasons}")
+
+
+def check_images(counts: PseudoBoxCounts, image_root: str) -> None:
+    """Stop at the first shard if most of its images are missing and none is there: the folder must be wrong."""
+    missing = counts.skipped.get(MISSING_IMAGE, [])
+    if not counts.images and 2 * len(missing) > counts.captions:
+        raise FileNotFoundError(
+            f"--image-root: expected the images of the captions in {image_root}, found none of the first "
+            f"{len(missing)}, such as {missing[0]}"
+        )
+
+
+def run(arguments: argparse.Namespace, rank: int, world_size: int) -> dict[str, Any] | None:
+    """Do the part of process ``rank`` of ``world_size``; the first returns the report over all."""
+    cfg = build_config(arguments.config_file, [*arguments.opts, "MODEL.WEIGHTS", arguments.weights])
+    if arguments.shard_size is not None and arguments.shard_size < 1:
+        raise ValueError(f"--shard-size: expected at least 1, found {arguments.shard_size}")
+    captions = open_captions(arguments.captions, arguments.shard_size or DEFAULT_SHARD_SIZE)
+    check_arguments(arguments, captions)
+    arguments.format = arguments.format or ("shards" if captions.holds_images else "jsonl")
+    finder = build_phrase_finder(arguments.noun_phrases)
+    settings = make_settings(arguments, cfg, captions, finder.name)
+    folder = PseudoBoxFolder(arguments.output, arguments.format, len(captions), rank, world_size)
+    folder.check_settings(settings)
+    numbers = folder.unfinished()
+    if numbers:
+        labeller = PseudoBoxLabeller(
+            PseudoBoxTeacher(cfg, finder, arguments.score_thresh),
+            settings["teacher"],
+            image_root=arguments.image_root,
+            batch_size=arguments.batch_size,
+            num_threads=cfg.DATALOADER.NUM_WORKERS,
+        )
+        label(arguments, labeller, captions, folder, numbers)
+    if rank > 0:
+        return None
+    with tqdm(total=len(captions), unit="shard", desc="shards of all processes", disable=world_size == 1) as bar:
+        folder.wait(bar.update)
+    return folder.write_report(settings)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line, alone or as one of the processes that torchrun starts."""
+    arguments = parse_arguments(argv)
+    # The processes share the output folder only, so they need no process group.
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    setup_logger(distributed_rank=rank, name="glipv2_d2")
+    with one_line_errors(arguments.traceback):
+        report = run(arguments, rank, world_size)
+    if report is not None:
+        print("\n".join(format_report(report)))
+        print(f"wrote {os.path.join(arguments.output, 'report.json')}")
+
+
+if __name__ == "__main__":
+    main()
