@@ -82,7 +82,7 @@ def parameter_groups(
     Returns:
         Groups as ``torch.optim`` takes them, ordered by their first parameter.
 
-    Source: glip_spec 9, ``make_optimizer`` of the official code.
+    Source: ``make_optimizer`` of the official code.
     """
     norm_weights = {
         id(parameter)

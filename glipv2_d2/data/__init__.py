@@ -4,5 +4,18 @@ from .build import build_test_loader, build_train_loader
 from .dataset_mappers.detection import DetectionDatasetMapper
 from .datasets import builtin  # noqa: F401
 from .datasets.coco import register_coco_grounding
+from .datasets.grounding_json import register_grounding_json
+from .datasets.odvg import register_odvg
+from .datasets.shards import register_shards
+from .datasets.tsv import register_tsv
 
-__all__ = ["DetectionDatasetMapper", "build_test_loader", "build_train_loader", "register_coco_grounding"]
+__all__ = [
+    "DetectionDatasetMapper",
+    "build_test_loader",
+    "build_train_loader",
+    "register_coco_grounding",
+    "register_grounding_json",
+    "register_odvg",
+    "register_shards",
+    "register_tsv",
+]

@@ -2,53 +2,56 @@
 
 from __future__ import annotations
 
-import difflib
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import (
-    DatasetCatalog,
-    DatasetFromList,
-    MetadataCatalog,
-    build_detection_test_loader,
-    print_instances_class_histogram,
-)
-from detectron2.data.build import filter_images_with_only_crowd_annotations, trivial_batch_collator
+from detectron2.data import build_detection_test_loader
+from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from .dataset_mappers.base import PromptDatasetMapper, UnreadableImageError
+from .dataset_mappers.build import build_train_mapper
 from .dataset_mappers.detection import DetectionDatasetMapper
-from .datasets.annotation_checks import check_dataset_dicts
-from .datasets.coco import check_dataset_files
-from .samplers import StreamEntry, TrainingBatchSampler, sample_seed
+from .sample_sources import StoredSamples, StreamedSamples
+from .samplers import TrainingBatchSampler
+from .shards import ShardSet, ShardStream
+from .stream_state import StreamState, TrainLoader, resume_state
+from .training_dicts import load_dataset, load_training_dicts
+from .training_samples import TrainingSamples
+from .training_sets import TrainingSets, load_training_sets
 from ..structures import TokenizedPrompt
 
-# Images in a row that may be unreadable before a sample gives up: far more than single bad files explain.
-_MAX_REPLACEMENTS = 10
+__all__ = ["SharedPromptLoader", "build_test_loader", "build_train_loader", "load_training_dicts"]
 
 
-def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> DataLoader:
+def build_train_loader(cfg: CfgNode, start_iter: int = 0, saved: Mapping[str, Any] | None = None) -> TrainLoader:
     """Build the infinite loader of DATASETS.TRAIN; it yields lists of model inputs, one list per forward pass.
 
     With a SEED >= 0 the stream is a function of the seed alone: order, batches, augmentations and prompts are the same
     with any number of workers, and a loader that starts at iteration k goes on where k iterations had ended. With SEED
-    -1 a seed is drawn here.
+    -1 the seed is that of ``saved``, or is drawn here. What is streamed from shards depends on the number of processes
+    and workers too. The shares of the datasets are those of DATASETS.TRAIN_RATIOS, or else of their sizes.
 
-    A sample whose image could not be read is replaced by another, and says so under ``skipped_files``, a list of one
-    line per file.
+    No batch of all ranks together holds only images without boxes. A sample may report, under keys that are absent
+    otherwise, what was left out on the way to it:
+
+    * ``skipped_files``: a line for each image that could not be read, in whose place this sample stands;
+    * ``damaged_shards``: a line for each shard that ended early;
+    * ``skipped_records``: lines for the first few malformed records of shards;
+    * ``dropped``: counts, see ``DROPPED_COUNTS``.
 
     Args:
         cfg: SOLVER.IMS_PER_BATCH is the number of images of a forward pass over all ranks.
         start_iter: Iterations to leave out, each of SOLVER.ACCUMULATION_STEPS batches. No image is read for them.
+        saved: State of the loader of the run that is resumed, see ``StreamState``.
 
     Raises:
         ValueError: A key of the config has a value that cannot be, or annotations break their format.
-        FileNotFoundError: Annotations or images of a dataset are not there.
+        FileNotFoundError: Annotations, images or shards of a dataset are not there.
     """
     world_size = comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % world_size:
@@ -58,28 +61,34 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> DataLoader:
         )
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
         raise ValueError(f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}, expected 'TrainingSampler'")
-    seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
-    dataset_dicts = load_training_dicts(cfg.DATASETS.TRAIN, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
-    groups = np.array([int(item["width"] > item["height"]) for item in dataset_dicts])
-    if not cfg.DATALOADER.ASPECT_RATIO_GROUPING:
-        groups[:] = 0
+    sets = load_training_sets(cfg)
+    start_batch = start_iter * cfg.SOLVER.ACCUMULATION_STEPS
+    state = resume_state(saved, _seed(cfg, saved), _layout(cfg, sets), start_batch)
+    groups, shard_group = sets.groups(cfg.DATALOADER.ASPECT_RATIO_GROUPING)
+    samples = _training_samples(cfg, sets, groups, state)
     sampler = TrainingBatchSampler(
+        sets.draws(state.seed),
         groups,
         cfg.SOLVER.IMS_PER_BATCH // world_size,
-        seed=seed,
+        seed=state.seed,
+        is_empty=samples.stored.is_empty,
+        shard_group=shard_group,
         rank=comm.get_rank(),
         world_size=world_size,
-        start_batch=start_iter * cfg.SOLVER.ACCUMULATION_STEPS,
+        start_batch=start_batch,
+        num_slots=_num_slots(cfg),
+        first_shard_batch=state.first_shard_batch,
     )
-    return DataLoader(
-        TrainingSamples(dataset_dicts, groups, DetectionDatasetMapper(cfg), seed),
+    loader = DataLoader(
+        samples,
         batch_sampler=sampler,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,
         worker_init_fn=_use_one_thread,
         # Its own generator: starting the workers must not move the random state of the training.
-        generator=torch.Generator().manual_seed(seed),
+        generator=torch.Generator().manual_seed(state.seed),
     )
+    return TrainLoader(loader, state)
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> SharedPromptLoader:
@@ -89,7 +98,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> SharedPromptLoader:
         ValueError: The dataset is not registered, or its annotations break the format.
         FileNotFoundError: Annotations or images of the dataset are not there.
     """
-    dataset_dicts = _load_dataset(dataset_name)
+    dataset_dicts = load_dataset(dataset_name)
     mapper = DetectionDatasetMapper(cfg, is_train=False, dataset_names=(dataset_name,))
     loader = build_detection_test_loader(
         dataset_dicts, mapper=mapper.test_image, num_workers=cfg.DATALOADER.NUM_WORKERS
@@ -115,89 +124,67 @@ class SharedPromptLoader:
             yield [{**sample, "prompts": self.prompts} for sample in batch]
 
 
-class TrainingSamples(Dataset):
-    """The samples of the training stream, each made from nothing but its entry in the stream and the seed."""
-
-    def __init__(self, dataset_dicts: list[dict], groups: np.ndarray, mapper: PromptDatasetMapper, seed: int):
-        """
-        Args:
-            dataset_dicts: At least one.
-            groups: For each of them the group that its replacement comes from.
-            mapper: Makes the model inputs.
-            seed: Of the stream, not negative.
-        """
-        self.dataset_dicts = DatasetFromList(dataset_dicts, copy=False)
-        self.groups = groups
-        self.mapper = mapper
-        self.seed = seed
-
-    def __getitem__(self, entry: StreamEntry) -> dict:
-        """Make the sample of a stream entry; see ``build_train_loader`` for images that cannot be read.
-
-        Raises:
-            UnreadableImageError: Too many images in a row could not be read.
-        """
-        seed = sample_seed(self.seed, entry.position)
-        skipped: list[str] = []
-        for index in self._candidates(entry.index, seed):
-            try:
-                sample = self.mapper({**self.dataset_dicts[index], "sample_seed": seed})
-            except UnreadableImageError as error:
-                logging.getLogger(__name__).warning("skipped %s", error)
-                skipped.append(str(error))
-                continue
-            return {**sample, "skipped_files": skipped} if skipped else sample
-        raise UnreadableImageError(f"{len(skipped)} images in a row could not be read; the last: {skipped[-1]}")
-
-    def _candidates(self, index: int, seed: int) -> Iterator[int]:
-        """Yield the sample itself, then others of its group, drawn by the sample's own seed."""
-        yield index
-        others = np.flatnonzero(self.groups == self.groups[index])
-        others = others[others != index]
-        rng = np.random.default_rng(seed)
-        yield from rng.choice(others, min(_MAX_REPLACEMENTS, len(others)), replace=False).tolist()
+def _training_samples(cfg: CfgNode, sets: TrainingSets, groups: np.ndarray, state: StreamState) -> TrainingSamples:
+    """Put samples of both kinds together, and make sure that there is something in the shards."""
+    num_negatives = cfg.INPUT.PROMPT.NUM_NEGATIVE_CAPTIONS
+    stored = StoredSamples(
+        sets.dicts,
+        groups,
+        caption_datasets={name for name, task in zip(cfg.DATASETS.TRAIN, sets.tasks) if task == "caption"},
+        num_negative_captions=num_negatives,
+    )
+    shard_sets = {}
+    for dataset, urls in sets.shards.items():
+        shard_sets[dataset] = ShardSet(
+            cfg.DATASETS.TRAIN[dataset],
+            sets.tasks[dataset],
+            tuple(urls),
+            min_score=cfg.INPUT.PROMPT.MIN_PSEUDO_SCORE if sets.tasks[dataset] == "caption" else 0.0,
+            dataset=dataset,
+            seed=state.seed,
+            buffer_size=cfg.DATALOADER.SHUFFLE_BUFFER,
+            first_epoch=state.first_epoch,
+        )
+        ShardStream(shard_sets[dataset], slot=0, num_slots=1).check()
+    streamed = StreamedSamples(
+        shard_sets,
+        rank=comm.get_rank(),
+        world_size=comm.get_world_size(),
+        num_slots=_num_slots(cfg),
+        places=state.places,
+        num_negative_captions=num_negatives,
+    )
+    return TrainingSamples(stored, streamed, build_train_mapper(cfg), state.seed)
 
 
-def load_training_dicts(names: Sequence[str], filter_empty: bool) -> list[dict]:
-    """Load datasets one after the other; each dict says under ``dataset_name`` where it comes from.
-
-    Args:
-        names: Registered datasets, at least one.
-        filter_empty: Leave out images without a box that is no crowd region.
-
-    Raises:
-        ValueError: A dataset is not registered, annotations break their format, or no image is left.
-        FileNotFoundError: Annotations or images of a dataset are not there.
-    """
-    if not names:
-        raise ValueError("DATASETS.TRAIN is empty, expected at least one dataset")
-    loaded: list[dict] = []
-    for name in names:
-        dataset_dicts = _load_dataset(name)
-        if any("annotations" not in item for item in dataset_dicts):
-            raise ValueError(f"dataset {name!r} has images without 'annotations', expected a dataset to train on")
-        if filter_empty:
-            dataset_dicts = filter_images_with_only_crowd_annotations(dataset_dicts)
-        print_instances_class_histogram(dataset_dicts, MetadataCatalog.get(name).thing_classes)
-        loaded.extend({**item, "dataset_name": name} for item in dataset_dicts)
-    if not loaded:
-        raise ValueError(f"DATASETS.TRAIN {tuple(names)}: found no image with boxes, expected at least one")
-    return loaded
+def _seed(cfg: CfgNode, saved: Mapping[str, Any] | None) -> int:
+    if cfg.SEED >= 0:
+        return cfg.SEED
+    return comm.shared_random_seed() if saved is None else saved["seed"]
 
 
-def _load_dataset(name: str) -> list[dict]:
-    """Load a dataset by its name and check it, whichever reader it was registered with."""
-    if name not in DatasetCatalog:
-        similar = difflib.get_close_matches(name, DatasetCatalog.keys()) or ["a name given to register_coco_grounding"]
-        raise ValueError(f"dataset {name!r} is not registered, expected for example {', '.join(similar)}")
-    check_dataset_files(name)
-    dataset_dicts = DatasetCatalog.get(name)
-    names = MetadataCatalog.get(name).get("thing_classes")
-    if not names or not dataset_dicts:
-        found = f"{len(dataset_dicts)} images and thing_classes {names}"
-        raise ValueError(f"dataset {name!r}: found {found}, expected at least one of both")
-    check_dataset_dicts(name, dataset_dicts, len(names))
-    return dataset_dicts
+def _num_slots(cfg: CfgNode) -> int:
+    """Return the number of processes that make samples for a rank."""
+    return max(1, cfg.DATALOADER.NUM_WORKERS)
+
+
+def _layout(cfg: CfgNode, sets: TrainingSets) -> dict[str, Any]:
+    """List all that the order of the samples depends on beside the seed, under the names that a user knows."""
+    layout = {
+        "DATASETS.TRAIN": list(cfg.DATASETS.TRAIN),
+        "DATASETS.TRAIN_RATIOS": sets.ratios,
+        "number of stored images": len(sets.dicts),
+        "SOLVER.IMS_PER_BATCH": cfg.SOLVER.IMS_PER_BATCH,
+        "SOLVER.ACCUMULATION_STEPS": cfg.SOLVER.ACCUMULATION_STEPS,
+        "DATALOADER.ASPECT_RATIO_GROUPING": cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        "number of processes": comm.get_world_size(),
+    }
+    if sets.shards:
+        layout["number of shards"] = [len(urls) for urls in sets.shards.values()]
+        layout["DATALOADER.NUM_WORKERS"] = _num_slots(cfg)
+        layout["DATALOADER.SHUFFLE_BUFFER"] = cfg.DATALOADER.SHUFFLE_BUFFER
+        layout["INPUT.PROMPT.MIN_PSEUDO_SCORE"] = cfg.INPUT.PROMPT.MIN_PSEUDO_SCORE
+    return layout
 
 
 def _use_one_thread(worker_id: int) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
+
+# Last word of the seed of a redraw, see ``draws``.
+_REDRAW = 3
 
 
 class StreamEntry(NamedTuple):
     """One draw of the training stream.
 
     Attributes:
-        index: Of the sample in the dataset.
+        index: Of the sample among all stored samples.
         position: Of the draw in the stream over all ranks, from 0.
     """
 
@@ -22,75 +25,173 @@ class StreamEntry(NamedTuple):
     position: int
 
 
+class ShardEntry(NamedTuple):
+    """One draw of the training stream that takes the next sample of a streamed dataset.
+
+    Attributes:
+        dataset: Its place in DATASETS.TRAIN.
+        position: Of the draw in the stream over all ranks, from 0.
+        slot: Which of this rank's streams of the dataset the sample comes from.
+        ordinal: Place of the sample in that stream, from 0.
+    """
+
+    dataset: int
+    position: int
+    slot: int
+    ordinal: int
+
+
+def shard_draw(dataset: int) -> int:
+    """Return the number that stands for "the next sample of streamed dataset ``dataset``" among indices: -1, -2, ..."""
+    return -1 - dataset
+
+
 def sample_seed(seed: int, position: int) -> int:
     """Return the seed (64 bits) of all randomness in the sample drawn at ``position`` of the stream."""
     return int(np.random.SeedSequence((seed, position)).generate_state(1, np.uint64)[0])
 
 
-class TrainingBatchSampler(Sampler[list[StreamEntry]]):
+class TrainingBatchSampler(Sampler[list[StreamEntry | ShardEntry]]):
     """Draw an infinite stream of batches, each from one group of samples.
 
-    The stream over all ranks is one shuffled epoch after the other. A rank takes every ``world_size``-th draw and
-    collects its draws group by group; a batch leaves when it is full, and what is left waits for the next epoch. So the
-    draws do not depend on the number of ranks, and batch k can be reached without drawing the samples before it.
+    The stream over all ranks is one sequence of draws. A rank takes every ``world_size``-th draw and collects its draws
+    group by group; a batch leaves when it is full, and what is left waits. So the draws do not depend on the number of
+    ranks, and batch k can be reached without drawing the samples before it.
+
+    Where the k-th batches of all ranks together would hold no sample with a box, their earliest draw is replaced by one
+    that has a box, of the same group if possible.
+
+    Batch k takes its streamed samples from slot k modulo ``num_slots``. A loader with that many workers makes all
+    batches of a slot in one worker, which can so read a stream front to back.
     """
 
     def __init__(
         self,
+        draw: Callable[[], Iterator[np.ndarray]],
         groups: Sequence[int] | np.ndarray,
         batch_size: int,
         *,
         seed: int,
+        is_empty: Sequence[bool] | np.ndarray | None = None,
+        shard_group: int = 0,
         rank: int = 0,
         world_size: int = 1,
         start_batch: int = 0,
+        num_slots: int = 1,
+        first_shard_batch: int = 0,
     ):
         """
         Args:
-            groups: For each sample of the dataset the group it may share a batch with.
+            draw: Begins the sequence of draws; it comes in pieces of any length. A draw is an index, or a
+                ``shard_draw``.
+            groups: For each stored sample the group it may share a batch with.
             batch_size: Samples of this rank in a batch.
             seed: Not negative, the same on all ranks.
+            is_empty: For each stored sample whether it has no box; by default all have one.
+            shard_group: Group of the streamed samples, whose shape is not known before they are read.
             rank: Of this process, from 0.
             world_size: Number of processes.
             start_batch: Batches of this rank to leave out at the start.
+            num_slots: See above.
+            first_shard_batch: Batch of this rank from which on the ordinals of streamed samples are counted.
 
         Raises:
-            ValueError: There is no sample, or ``batch_size`` is not positive.
+            ValueError: ``batch_size`` is not positive, or all stored samples, of which there are some, are empty.
         """
-        if len(groups) == 0 or batch_size < 1:
-            raise ValueError(f"found {len(groups)} samples and batch_size {batch_size}, expected at least 1 of both")
-        self.groups = np.asarray(groups)
+        if batch_size < 1:
+            raise ValueError(f"found batch_size {batch_size}, expected at least 1")
+        self.draw = draw
+        self.groups = np.asarray(groups, dtype=np.int64)
+        self.is_empty = np.zeros(len(self.groups), dtype=bool) if is_empty is None else np.asarray(is_empty, dtype=bool)
+        if len(self.is_empty) and self.is_empty.all():
+            raise ValueError(f"found {len(self.is_empty)} images without a box, expected at least one with a box")
         self.batch_size = batch_size
         self.seed = seed
+        self.shard_group = shard_group
         self.rank = rank
         self.world_size = world_size
         self.start_batch = start_batch
+        self.num_slots = num_slots
+        self.first_shard_batch = first_shard_batch
 
-    def __iter__(self) -> Iterator[list[StreamEntry]]:
-        waiting = {group: np.empty((0, 2), dtype=np.int64) for group in np.unique(self.groups)}
-        num_skipped = 0
-        for epoch in itertools.count():
-            batches = self._fill_batches(waiting, self._draws(epoch))
-            keep_from = min(self.start_batch - num_skipped, len(batches))
-            num_skipped += keep_from
-            for batch in batches[keep_from:]:
-                yield [StreamEntry(*entry) for entry in batch.tolist()]
+    def __iter__(self) -> Iterator[list[StreamEntry | ShardEntry]]:
+        num_before = 0
+        # How many samples of each (draw, slot) came before.
+        ordinals: Counter[tuple[int, int]] = Counter()
+        for batches in self._batches():
+            skipped = batches[: max(0, self.start_batch - num_before)]
+            self._count_shard_draws(skipped, num_before, ordinals)
+            for number, batch in enumerate(batches[len(skipped) :].tolist(), num_before + len(skipped)):
+                yield [self._entry(*draw, number, ordinals) for draw in batch]
+            num_before += len(batches)
 
-    def _draws(self, epoch: int) -> np.ndarray:
-        """Return what this rank draws in an epoch, rows of (index, position)."""
-        size = len(self.groups)
-        order = np.random.default_rng((self.seed, epoch)).permutation(size)
-        first = (self.rank - epoch * size) % self.world_size
-        offsets = np.arange(first, size, self.world_size)
-        return np.stack([order[offsets], epoch * size + offsets], axis=1)
+    def _entry(
+        self, index: int, position: int, number: int, ordinals: Counter[tuple[int, int]]
+    ) -> StreamEntry | ShardEntry:
+        if index >= 0:
+            return StreamEntry(index, position)
+        slot = number % self.num_slots
+        ordinals[index, slot] += 1
+        return ShardEntry(shard_draw(index), position, slot, ordinals[index, slot] - 1)
 
-    def _fill_batches(self, waiting: dict[int, np.ndarray], draws: np.ndarray) -> list[np.ndarray]:
+    def _count_shard_draws(
+        self, batches: np.ndarray, first_number: int, ordinals: Counter[tuple[int, int]]
+    ) -> None:
+        """Count streamed samples in batches (B, batch_size, 2) that are left out."""
+        rows, columns = np.nonzero(batches[..., 0] < 0)
+        counted = first_number + rows >= self.first_shard_batch
+        if not counted.any():
+            return
+        indices = batches[rows[counted], columns[counted], 0]
+        slots = (first_number + rows[counted]) % self.num_slots
+        pairs, counts = np.unique(np.stack([indices, slots]), axis=1, return_counts=True)
+        ordinals.update({(int(index), int(slot)): int(n) for index, slot, n in zip(*pairs, counts)})
+
+    def _batches(self) -> Iterator[np.ndarray]:
+        """Yield the batches of this rank in their order, some at a time: (B, batch_size, 2) of (index, position)."""
+        # The other ranks matter only where a batch of all ranks may turn out empty.
+        ranks = range(self.world_size) if self.is_empty.any() else (self.rank,)
+        nothing = np.empty((0, self.batch_size, 2), dtype=np.int64)
+        full = dict.fromkeys(ranks, nothing)
+        waiting: dict[int, dict[int, np.ndarray]] = {rank: {} for rank in ranks}
+        num_draws = 0
+        for drawn in self.draw():
+            draws = np.stack([drawn, num_draws + np.arange(len(drawn))], axis=1)
+            for rank in ranks:
+                own = draws[(rank - num_draws) % self.world_size :: self.world_size]
+                full[rank] = np.concatenate([full[rank], self._fill_batches(waiting[rank], own)])
+            num_draws += len(drawn)
+            num_whole = min(len(batches) for batches in full.values())
+            whole = np.stack([full[rank][:num_whole] for rank in ranks], axis=1)  # (B, ranks, batch_size, 2)
+            full = {rank: batches[num_whole:] for rank, batches in full.items()}
+            self._redraw_empty(whole)
+            yield whole[:, ranks.index(self.rank)]
+
+    def _fill_batches(self, waiting: dict[int, np.ndarray], draws: np.ndarray) -> np.ndarray:
         """Add draws to those that wait, and take out the full batches in the order in which they got full."""
-        batches: list[np.ndarray] = []
-        groups = self.groups[draws[:, 0]]
-        for group in waiting:
-            entries = np.concatenate([waiting[group], draws[groups == group]])
+        batches = [np.empty((0, self.batch_size, 2), dtype=np.int64)]
+        groups = np.where(draws[:, 0] < 0, self.shard_group, np.append(self.groups, 0)[draws[:, 0].clip(min=-1)])
+        for group in np.unique(groups).tolist():
+            entries = np.concatenate([waiting.get(group, draws[:0]), draws[groups == group]])
             num_full = len(entries) // self.batch_size * self.batch_size
-            batches.extend(entries[:num_full].reshape(-1, self.batch_size, 2))
+            batches.append(entries[:num_full].reshape(-1, self.batch_size, 2))
             waiting[group] = entries[num_full:]
-        return sorted(batches, key=lambda batch: batch[-1, 1])
+        filled = np.concatenate(batches)
+        return filled[np.argsort(filled[:, -1, 1])]
+
+    def _redraw_empty(self, batches: np.ndarray) -> None:
+        """Put a sample with a box into each batch of all ranks, (B, ranks, batch_size, 2), that holds none."""
+        if not self.is_empty.any():
+            return
+        # A streamed sample always has a box; it reads the False at the end.
+        lacks_boxes = np.append(self.is_empty, False)[batches[..., 0].clip(min=-1)]
+        for number in np.flatnonzero(lacks_boxes.all(axis=(1, 2))):
+            positions = batches[number, ..., 1]
+            rank, column = np.unravel_index(positions.argmin(), positions.shape)
+            batches[number, rank, column, 0] = self._draw_with_box(*batches[number, rank, column].tolist())
+
+    def _draw_with_box(self, index: int, position: int) -> int:
+        with_boxes = np.flatnonzero(~self.is_empty)
+        of_group = with_boxes[self.groups[with_boxes] == self.groups[index]]
+        rng = np.random.default_rng((self.seed, position, 0, _REDRAW))
+        return int(rng.choice(of_group if len(of_group) else with_boxes))

@@ -1,24 +1,16 @@
-"""Hooks of the trainer: moving average, checkpoints that hold it, and images that cannot be read."""
+"""Hooks of the trainer: moving average, and checkpoints that hold it."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
-from collections.abc import Iterable, Iterator
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from detectron2.checkpoint import Checkpointer
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import PeriodicCheckpointer
 
-from ..distributed import reduce_mean
 from .ema import ModelEMA
-
-# Shares of fewer images than this say little.
-MIN_DRAWN_IMAGES = 100
 
 
 class EMAHook(HookBase):
@@ -60,46 +52,3 @@ class EMACheckpointer(PeriodicCheckpointer):
         if next_iter % self.period == 0 or next_iter == self.max_iter:
             with self._ema.apply() if self._ema else contextlib.nullcontext():
                 super().after_step()
-
-
-class SkippedImagesHook(HookBase):
-    """Count the images that the data loader could not read, and stop when they are too many.
-
-    Args:
-        max_share: Largest share of unreadable images among all that were drawn, in [0, 1].
-    """
-
-    def __init__(self, max_share: float) -> None:
-        self._max_share = max_share
-        self._files: dict[str, None] = {}
-        self._counts = torch.zeros(2)
-
-    def watch(self, loader: Iterable[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
-        """Yield the batches of a loader unchanged; samples list unreadable files under ``skipped_files``."""
-        for batch in loader:
-            for sample in batch:
-                files = sample.get("skipped_files", ())
-                self._files.update(dict.fromkeys(files))
-                self._counts += torch.tensor([len(files), len(files) + 1])
-            yield batch
-
-    def after_step(self) -> None:
-        """Raise an error past the allowed share.
-
-        Raises:
-            ValueError: Too many images could not be read; the message names one.
-        """
-        device = next(self.trainer.model.parameters()).device
-        skipped, drawn = reduce_mean(self._counts.to(device)).tolist()
-        if drawn >= MIN_DRAWN_IMAGES and skipped > self._max_share * drawn:
-            example = f", such as {next(iter(self._files))}" if self._files else " on other ranks"
-            raise ValueError(
-                f"training images: expected at most {self._max_share:.1%} unreadable (DATALOADER.MAX_SKIPPED_SHARE), "
-                f"found {skipped / drawn:.1%} of the images drawn so far{example}"
-            )
-
-    def after_train(self) -> None:
-        if self._files:
-            logging.getLogger(__name__).warning(
-                "%d unreadable images were skipped:\n%s", len(self._files), "\n".join(self._files)
-            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,10 +19,12 @@ from detectron2.utils.logger import setup_logger
 
 from ..checkpoint.checkpointer import GLIPv2Checkpointer
 from ..data.build import build_test_loader, build_train_loader
+from ..data.stream_state import TrainLoader
 from ..evaluation.build import build_evaluator
 from ..solver import build_gradient_clipper, build_optimizer
+from .data_hooks import DataStateHook, SkippedImagesHook
 from .ema import ModelEMA
-from .hooks import EMACheckpointer, EMAHook, SkippedImagesHook
+from .hooks import EMACheckpointer, EMAHook
 from .train_loop import GroundingTrainLoop
 
 _AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -53,8 +55,9 @@ class GLIPv2Trainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         self._ema = ModelEMA(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
         self._skipped_images = SkippedImagesHook(cfg.DATALOADER.MAX_SKIPPED_SHARE)
+        self._data_state = DataStateHook(cfg.SOLVER.CHECKPOINT_PERIOD)
         self._trainer = GroundingTrainLoop(
-            wrap_model(model),
+            wrap_model(model, find_unused_parameters=_has_idle_parts(cfg)),
             None,
             optimizer,
             clip_gradients=build_gradient_clipper(cfg),
@@ -71,7 +74,8 @@ class GLIPv2Trainer(DefaultTrainer):
 
     def train(self) -> dict[str, Any] | None:
         """Train from ``start_iter`` to the end; return the last results if ``TEST.EXPECTED_RESULTS`` is set."""
-        loader = self.build_train_loader(self.cfg, self.start_iter)
+        loader = self.build_train_loader(self.cfg, self.start_iter, self._data_state.saved)
+        self._data_state.attach(loader)
         self._trainer.data_loader = self._skipped_images.watch(loader)
         return super().train()
 
@@ -86,7 +90,7 @@ class GLIPv2Trainer(DefaultTrainer):
         built = [hooks.IterationTimer()]
         if self._ema:
             built.append(EMAHook(self._ema))
-        built += [hooks.LRScheduler(), self._skipped_images]
+        built += [hooks.LRScheduler(), self._skipped_images, self._data_state]
         if comm.is_main_process():
             built.append(EMACheckpointer(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD, self._ema))
         built.append(hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate))
@@ -99,8 +103,10 @@ class GLIPv2Trainer(DefaultTrainer):
         return build_optimizer(cfg, model)
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0) -> Iterable[list[dict[str, Any]]]:
-        return build_train_loader(cfg, start_iter)
+    def build_train_loader(
+        cls, cfg: CfgNode, start_iter: int = 0, saved: Mapping[str, Any] | None = None
+    ) -> TrainLoader:
+        return build_train_loader(cfg, start_iter, saved)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
@@ -124,12 +130,18 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     return _AMP_DTYPES[cfg.SOLVER.AMP.DTYPE]
 
 
-def wrap_model(model: nn.Module) -> nn.Module:
+def _has_idle_parts(cfg: CfgNode) -> bool:
+    """Say whether a loss is switched off, which leaves its layers without gradients."""
+    grounding, box = cfg.MODEL.GLIPV2.GROUNDING, cfg.MODEL.GLIPV2.BOX
+    return 0 in (grounding.LOSS_WEIGHT, box.REG_LOSS_WEIGHT, box.CENTERNESS_LOSS_WEIGHT)
+
+
+def wrap_model(model: nn.Module, find_unused_parameters: bool = False) -> nn.Module:
     """Wrap the model for gradient averaging if there are several ranks, on CPU and GPU alike."""
     on_gpu = next(model.parameters()).is_cuda
     return create_ddp_model(
         model,
         broadcast_buffers=False,
-        find_unused_parameters=False,
+        find_unused_parameters=find_unused_parameters,
         device_ids=[comm.get_local_rank()] if on_gpu else None,
     )

@@ -83,3 +83,13 @@ def data_cfg() -> CfgNode:
         ]
     )
     return cfg
+
+
+@pytest.fixture
+def new_name(tmp_path: Path) -> Iterator[str]:
+    """A name for a dataset, which is taken off the catalog after the test."""
+    name = f"{tmp_path.name}_registered"
+    yield name
+    if name in DatasetCatalog:
+        DatasetCatalog.remove(name)
+    MetadataCatalog.pop(name, None)

@@ -249,3 +249,14 @@ def test_the_config_decides(mixed_dataset, data_cfg):
 def test_a_mapper_can_be_sent_to_a_worker(record):
     mapper = pickle.loads(pickle.dumps(make_mapper()))
     assert phrases_of_boxes(mapper(record)) == ["cat", "red dog"]
+
+
+def test_names_that_do_not_fit_are_counted_with_their_boxes(record):
+    # One of both names fits, see above; a second cat goes with the first.
+    record["annotations"].append({**record["annotations"][0], "bbox": [50.0, 6.0, 60.0, 16.0]})
+    mapper = make_mapper(max_tokens=6, num_negatives=0)
+    for seed in range(10):
+        sample = mapper({**record, "sample_seed": seed})
+        lost_boxes = 2 if phrases_of_boxes(sample) == ["red dog"] else 1
+        assert sample["dropped"] == {"phrases": 1, "boxes": lost_boxes}
+    assert "dropped" not in make_mapper()(record)

@@ -1,14 +1,19 @@
+import functools
 import itertools
+from collections import Counter
 
+import numpy as np
 import pytest
 
-from glipv2_d2.data.samplers import StreamEntry, TrainingBatchSampler, sample_seed
+from glipv2_d2.data.draws import draw_by_ratio, draw_by_size
+from glipv2_d2.data.samplers import ShardEntry, StreamEntry, TrainingBatchSampler, sample_seed, shard_draw
 
 GROUPS = [0, 0, 1, 0, 1, 1, 0, 1, 0, 0, 0]
 
 
-def batches(count: int, groups=GROUPS, batch_size=3, seed=7, **kwargs) -> list[list[StreamEntry]]:
-    return list(itertools.islice(TrainingBatchSampler(groups, batch_size, seed=seed, **kwargs), count))
+def batches(count: int, groups=GROUPS, batch_size=3, seed=7, draw=None, **kwargs) -> list[list]:
+    draw = draw or functools.partial(draw_by_size, [np.arange(len(groups))], seed)
+    return list(itertools.islice(TrainingBatchSampler(draw, groups, batch_size, seed=seed, **kwargs), count))
 
 
 def test_each_epoch_draws_each_sample_once_in_another_order():
@@ -61,7 +66,146 @@ def test_sample_seeds_differ_between_positions_and_seeds():
     assert all(0 <= sample_seed(seed, 2**40) < 2**64 for seed in (0, 2**31))
 
 
-@pytest.mark.parametrize(("groups", "batch_size"), [([], 2), ([0], 0)])
-def test_nothing_to_draw_is_an_error(groups, batch_size):
-    with pytest.raises(ValueError, match="expected at least 1 of both"):
-        TrainingBatchSampler(groups, batch_size, seed=0)
+def test_a_batch_without_samples_is_an_error():
+    with pytest.raises(ValueError, match="found batch_size 0, expected at least 1"):
+        batches(1, batch_size=0)
+
+
+# --- samples without boxes
+
+IS_EMPTY = [True] * 8 + [False] * 3
+
+
+def test_no_batch_of_all_ranks_holds_only_empty_images():
+    plain, drawn = batches(100), batches(100, is_empty=IS_EMPTY)
+    num_redrawn = 0
+    for before, batch in zip(plain, drawn):
+        assert not all(IS_EMPTY[entry.index] for entry in batch)
+        if before != batch:
+            num_redrawn += 1
+            earliest = min(range(3), key=lambda row: before[row].position)
+            assert [entry.position for entry in batch] == [entry.position for entry in before]
+            changed = [row for row in range(3) if before[row] != batch[row]]
+            assert changed == [earliest] and all(IS_EMPTY[entry.index] for entry in before)
+    assert num_redrawn > 10
+
+
+def test_a_redraw_stays_in_its_group_if_that_has_boxes():
+    drawn = batches(100, is_empty=IS_EMPTY)
+    # Group 1 has no sample with a box, so that one of group 0 helps out.
+    groups = [[GROUPS[entry.index] for entry in batch] for batch in drawn]
+    assert [0, 0, 0] in groups
+    assert {sum(batch) for batch in groups} == {0, 2}
+
+
+def test_a_redraw_depends_on_seed_and_position():
+    stay_empty = [True] * 10 + [False]
+    is_empty = [True] * 4 + [False] * 7
+    replacements = [
+        batch[0].index
+        for before, batch in zip(batches(300, [0] * 11, 1), batches(300, [0] * 11, 1, is_empty=is_empty))
+        if before != batch
+    ]
+    assert set(replacements) == set(range(4, 11))
+    assert {batch[0].index for batch in batches(20, [0] * 11, 1, is_empty=stay_empty)} == {10}
+    assert batches(50, is_empty=is_empty) == batches(50, is_empty=is_empty)
+
+
+@pytest.mark.parametrize("start", [1, 7, 40])
+def test_a_stream_with_redraws_can_be_taken_up_at_any_batch(start):
+    options = {"is_empty": IS_EMPTY, "rank": 1, "world_size": 2}
+    assert batches(6, start_batch=start, **options) == batches(start + 6, **options)[start:]
+
+
+def test_ranks_together_redraw_as_one_process():
+    one = batches(60, [0] * 11, 4, is_empty=IS_EMPTY)
+    ranks = [batches(60, [0] * 11, 2, is_empty=IS_EMPTY, rank=rank, world_size=2) for rank in (0, 1)]
+    assert [sorted(batch) for batch in one] == [sorted(a + b) for a, b in zip(*ranks)]
+    # A rank alone may have only empty images.
+    assert any(all(IS_EMPTY[entry.index] for entry in batch) for batch in ranks[0])
+    assert one != batches(60, [0] * 11, 4)
+
+
+def test_images_without_any_box_are_an_error():
+    with pytest.raises(ValueError, match="found 11 images without a box, expected at least one with a box"):
+        batches(1, is_empty=[True] * 11)
+
+
+# --- streamed datasets
+
+SHARDS = shard_draw(1), shard_draw(3)
+MEMBERS = [np.arange(11), np.array([SHARDS[0]]), np.array([SHARDS[1]])]
+
+
+def mixed(count: int, **kwargs) -> list[list]:
+    draw = functools.partial(draw_by_ratio, MEMBERS, [2, 1, 1], 7)
+    return batches(count, draw=draw, shard_group=1, **kwargs)
+
+
+def shard_entries(drawn: list[list]) -> list[tuple[int, ShardEntry]]:
+    entries = [(number, entry) for number, batch in enumerate(drawn) for entry in batch]
+    return [(number, entry) for number, entry in entries if isinstance(entry, ShardEntry)]
+
+
+def test_shard_draws_number_the_samples_of_each_slot():
+    drawn = mixed(50, num_slots=3)
+    counts: Counter = Counter()
+    for number, entry in shard_entries(drawn):
+        assert entry.slot == number % 3 and entry.dataset in (1, 3)
+        assert entry.ordinal == counts[entry.dataset, entry.slot]
+        counts[entry.dataset, entry.slot] += 1
+    assert len(counts) == 6
+    positions = [entry.position for batch in drawn for entry in batch]
+    assert len(set(positions)) == 150
+
+
+def test_streamed_and_stored_samples_share_batches_of_one_group():
+    drawn = mixed(60)
+    groups = [[1 if isinstance(e, ShardEntry) else GROUPS[e.index] for e in batch] for batch in drawn]
+    assert all(len(set(batch)) == 1 for batch in groups)
+    kinds = [{type(entry) for entry in batch} for batch in drawn]
+    assert {StreamEntry, ShardEntry} in kinds and {StreamEntry} in kinds
+
+
+@pytest.mark.parametrize("start", [1, 2, 9, 500])
+@pytest.mark.parametrize("num_slots", [1, 2, 4])
+def test_a_stream_with_shards_can_be_taken_up_at_any_batch(start, num_slots):
+    options = {"num_slots": num_slots, "rank": 1, "world_size": 2}
+    assert mixed(5, start_batch=start, **options) == mixed(start + 5, **options)[start:]
+
+
+def test_stored_samples_do_not_depend_on_the_slots():
+    one, three = mixed(40), mixed(40, num_slots=3)
+    for before, batch in zip(one, three):
+        assert [e.position for e in before] == [e.position for e in batch]
+        assert [e for e in before if isinstance(e, StreamEntry)] == [e for e in batch if isinstance(e, StreamEntry)]
+
+
+@pytest.mark.parametrize("start", [10, 14, 23])
+def test_ordinals_can_be_counted_from_a_later_batch(start):
+    whole = mixed(40, num_slots=2)
+    before = Counter((entry.dataset, entry.slot) for number, entry in shard_entries(whole) if number < 10)
+    drawn = mixed(40 - start, num_slots=2, start_batch=start, first_shard_batch=10)
+    expected = [
+        [e._replace(ordinal=e.ordinal - before[e.dataset, e.slot]) if isinstance(e, ShardEntry) else e for e in batch]
+        for batch in whole[start:]
+    ]
+    assert drawn == expected
+
+
+def test_a_streamed_sample_counts_as_one_with_boxes():
+    only_last = [True] * 10 + [False]
+    options = {"groups": [1] * 11}
+    plain, drawn = mixed(80, **options), mixed(80, is_empty=only_last, **options)
+    for before, batch in zip(plain, drawn):
+        if any(isinstance(entry, ShardEntry) for entry in before):
+            assert batch == before
+        else:
+            assert 10 in [entry.index for entry in batch]
+    assert plain != drawn
+
+
+def test_streams_need_no_stored_samples():
+    draw = functools.partial(draw_by_size, [np.full(5, shard_draw(0))], 1)
+    drawn = batches(3, groups=[], batch_size=2, draw=draw)
+    assert [entry.ordinal for batch in drawn for entry in batch] == list(range(6))

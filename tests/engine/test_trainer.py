@@ -4,10 +4,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import launch
 from detectron2.evaluation import DatasetEvaluator
+from conftest import make_tiny_cfg
+from tar_shards import cut_tar, write_shards
 
-from glipv2_d2 import GLIPv2Trainer
+from glipv2_d2 import GLIPv2Trainer, register_coco_grounding
+from glipv2_d2.data import register_shards
 from glipv2_d2.engine.trainer import amp_dtype
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -164,7 +168,7 @@ def test_nonfinite_loss_of_the_model_leaves_weights_finite_and_stops(train_cfg, 
 
 
 def test_too_many_unreadable_images_stop_the_run(train_cfg, monkeypatch, caplog):
-    monkeypatch.setattr("glipv2_d2.engine.hooks.MIN_DRAWN_IMAGES", 2)
+    monkeypatch.setattr("glipv2_d2.engine.data_hooks.MIN_DRAWN_IMAGES", 2)
     train_cfg.merge_from_list(["DATASETS.TEST", (), "SOLVER.MAX_ITER", 20])
     broken = Path(MetadataCatalog.get(train_cfg.DATASETS.TRAIN[0]).image_root) / "0.png"
     broken.write_bytes(broken.read_bytes()[:40])
@@ -204,3 +208,92 @@ def test_reference_world_size_scales_the_run(train_cfg):
     train_cfg.merge_from_list(["SOLVER.REFERENCE_WORLD_SIZE", 2])
     trainer = GLIPv2Trainer(train_cfg)
     assert (trainer.max_iter, trainer.cfg.SOLVER.IMS_PER_BATCH) == (8, 1)
+
+
+def train_rank(config: str, dataset: str, shards: str, resume: bool) -> None:
+    """What each of several processes does: a run that knows the datasets by the paths of their files."""
+    register_coco_grounding("drawn", Path(dataset) / "annotations.json", dataset)
+    register_shards("shards", shards)
+    cfg = make_tiny_cfg()
+    cfg.merge_from_file(config)
+    trainer = GLIPv2Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    if not resume and cfg.OUTPUT_DIR.endswith("cut"):
+        trainer.max_iter = 3
+    trainer.train()
+
+
+@pytest.mark.slow
+def test_two_ranks_with_shards_go_on_bit_for_bit(train_cfg, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (tmp_path / "shards").mkdir()
+    shards = write_shards(tmp_path / "shards", [5, 4, 3])
+    train_cfg.merge_from_list(["DATASETS.TRAIN", ("drawn", "shards"), "DATASETS.TRAIN_RATIOS", (1, 3)])
+    train_cfg.merge_from_list(["DATALOADER.SHUFFLE_BUFFER", 2, "DATALOADER.NUM_WORKERS", 1, "SOLVER.MAX_ITER", 6])
+    train_cfg.merge_from_list(["SOLVER.CHECKPOINT_PERIOD", 3, "SOLVER.STEPS", ()])
+    for name, resume in (("straight", False), ("cut", False), ("cut", True)):
+        config = tmp_path / f"{name}.yaml"
+        config.write_text(without_evaluation(train_cfg, tmp_path / name).dump())
+        if resume:
+            (tmp_path / "cut" / "model_final.pth").unlink()
+        launch(train_rank, 2, dist_url="auto", args=(str(config), str(tmp_path / "drawn"), shards, resume))
+    straight, cut = (load(tmp_path / name / "model_final.pth") for name in ("straight", "cut"))
+    assert_same(straight, cut)
+    assert len(cut["trainer"]["hooks"]["DataStateHook"]["places"]) == 2
+
+
+@pytest.fixture
+def sharded_cfg(train_cfg, tmp_path):
+    """The run of ``train_cfg`` on drawn images and two shards of captions, one of them cut off."""
+    name = f"shards_{tmp_path.name}"
+    (tmp_path / "shards").mkdir()
+    register_shards(name, write_shards(tmp_path / "shards", [5, 4]))
+    cut_tar(tmp_path / "shards" / "caps-001.tar", "0008.png", 10)
+    train_cfg.merge_from_list(["DATASETS.TRAIN", (*train_cfg.DATASETS.TRAIN, name), "DATASETS.TRAIN_RATIOS", (1, 2)])
+    train_cfg.merge_from_list(["DATALOADER.SHUFFLE_BUFFER", 3])
+    yield train_cfg
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resumed_training_with_shards_equals_the_uninterrupted_one_bit_for_bit(sharded_cfg, tmp_path, num_workers):
+    sharded_cfg.DATALOADER.NUM_WORKERS = num_workers
+    checkpoint = check_resume(sharded_cfg, tmp_path, half=3)
+    state = checkpoint["trainer"]["hooks"]["DataStateHook"]
+    assert state["seed"] == 3 and len(state["places"]) == max(1, num_workers)
+
+
+@pytest.mark.slow
+def test_ten_steps_with_shards_and_ten_after_a_resume_equal_twenty_bit_for_bit(sharded_cfg, tmp_path):
+    sharded_cfg.DATALOADER.NUM_WORKERS = 2
+    check_resume(sharded_cfg, tmp_path, half=10)
+
+
+def test_a_drawn_seed_of_the_data_is_restored(train_cfg):
+    train_cfg.merge_from_list(["SEED", -1, "DATASETS.TEST", (), "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", ()])
+    first = train(train_cfg)
+    train_cfg.merge_from_list(["SOLVER.MAX_ITER", 3])
+    second = train(train_cfg, resume=True)
+    assert first._data_state.state_dict()["seed"] == second._data_state.state_dict()["seed"]
+    assert load(Path(train_cfg.OUTPUT_DIR) / "model_final.pth")["iteration"] == 2
+
+
+def test_a_changed_layout_of_the_data_is_named(sharded_cfg, caplog):
+    sharded_cfg.merge_from_list(["DATASETS.TEST", (), "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", ()])
+    train(sharded_cfg)
+    sharded_cfg.merge_from_list(["SOLVER.MAX_ITER", 3, "DATASETS.TRAIN_RATIOS", (1, 1)])
+    with caplog.at_level(logging.WARNING, "glipv2_d2"):
+        train(sharded_cfg, resume=True)
+    (message,) = [message for message in caplog.messages if "another order" in message]
+    assert message.endswith("DATASETS.TRAIN_RATIOS was [1, 2], is [1, 1]")
+
+
+def test_a_damaged_shard_is_named_once_and_does_not_stop_the_run(sharded_cfg, caplog):
+    sharded_cfg.merge_from_list(["DATASETS.TEST", (), "SOLVER.MAX_ITER", 12, "DATALOADER.MAX_SKIPPED_SHARE", 0.0])
+    with caplog.at_level(logging.WARNING, "glipv2_d2"):
+        train(sharded_cfg)
+    named = [message for message in caplog.messages if message.startswith("left out") and "caps-001.tar" in message]
+    assert len(named) == 1
+    assert any(message.startswith("1 damaged shards ended early") for message in caplog.messages)

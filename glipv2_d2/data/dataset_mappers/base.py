@@ -3,26 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-import struct
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from detectron2.data import detection_utils
+from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
-from PIL import Image
+from fvcore.transforms.transform import HFlipTransform
 
+from ..image_reading import UnreadableImageError, read_image
+from ..transforms import build_augmentations
+from ...prompts.masking import mask_tokens
+from ...prompts.tokenizer import PromptTokenizer
 from ...structures import TokenizedPrompt
 
-# What PIL and its decoders raise for missing, truncated and broken files.
-_DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+__all__ = ["TASKS", "DroppedText", "PromptDatasetMapper", "PromptedBoxes", "UnreadableImageError"]
+
+# Kinds of data, as a dataset's metadata names them.
+TASKS = ("detection", "grounding", "caption")
 
 
-class UnreadableImageError(RuntimeError):
-    """An image file that is missing, broken, or not of the size its annotation says; the message is one line."""
+class DroppedText(NamedTuple):
+    """What the token limit of a prompt has cut off.
+
+    Attributes:
+        tokens: Of the caption.
+        phrases: That have a box, but no token any more.
+        boxes: Of these phrases.
+    """
+
+    tokens: int = 0
+    phrases: int = 0
+    boxes: int = 0
 
 
 class PromptedBoxes(NamedTuple):
@@ -33,12 +48,14 @@ class PromptedBoxes(NamedTuple):
         boxes: (M, 4) float, XYXY in pixels of the original image; M may be 0.
         rows: (M,) int64, row of each box in ``prompt.phrase_token_map``.
         category_ids: (M,) int64, id of each box across images, -1 if none.
+        dropped: What did not fit into the prompt.
     """
 
     prompt: TokenizedPrompt
     boxes: np.ndarray
     rows: np.ndarray
     category_ids: np.ndarray
+    dropped: DroppedText = DroppedText()
 
 
 @contextlib.contextmanager
@@ -59,16 +76,68 @@ class PromptDatasetMapper(ABC):
     the process that makes it. A dict without one draws it from ``np.random``.
     """
 
-    def __init__(self, *, is_train: bool, augmentations: Sequence[T.Augmentation], image_format: str):
+    def __init__(
+        self,
+        *,
+        is_train: bool,
+        augmentations: Sequence[T.Augmentation],
+        image_format: str,
+        tokenizer: PromptTokenizer,
+        flip_words: bool = False,
+        mask_prob: float | None = None,
+        mask_only_positives: bool = True,
+    ):
         """
         Args:
             is_train: Add ``instances``, and make a prompt for each sample.
             augmentations: Applied in this order.
             image_format: As INPUT.FORMAT, "BGR" or "RGB".
+            tokenizer: Of the model's text encoder.
+            flip_words: Swap "left" and "right" in the caption of an image that is mirrored in training.
+            mask_prob: Probability that a token of a training prompt is masked; None: no masked language modelling.
+            mask_only_positives: Of the masked tokens only those of phrases with a box are to be restored.
+
+        Raises:
+            ValueError: Tokens are to be masked, but the tokenizer has no mask token.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
+        self.tokenizer = tokenizer
+        self.flip_words = flip_words
+        self.mask_prob = mask_prob
+        self.mask_only_positives = mask_only_positives
+        if mask_prob is not None:
+            _ = tokenizer.mask_id  # An error here is one line before the first step, not one of a worker.
+
+    @staticmethod
+    def shared_options(cfg: CfgNode, is_train: bool, task: str, tokenizer: PromptTokenizer | None = None) -> dict:
+        """Read what the mappers of all tasks take from the config.
+
+        Args:
+            cfg: The config.
+            is_train: For training.
+            task: Kind of data, one of ``TASKS``.
+            tokenizer: One that is there already; otherwise one is built.
+
+        Raises:
+            ValueError: MODEL.GLIPV2.MLM.TASKS names a task that there is not.
+        """
+        mlm = cfg.MODEL.GLIPV2.MLM
+        unknown = [name for name in mlm.TASKS if name not in TASKS]
+        if unknown:
+            raise ValueError(f"MODEL.GLIPV2.MLM.TASKS holds {unknown[0]!r}, expected some of {list(TASKS)}")
+        is_masked = is_train and mlm.ENABLED and task in mlm.TASKS
+        return {
+            "is_train": is_train,
+            "augmentations": build_augmentations(cfg, is_train),
+            "image_format": cfg.INPUT.FORMAT,
+            "tokenizer": tokenizer or PromptTokenizer.from_config(cfg),
+            "flip_words": cfg.INPUT.PROMPT.FLIP_WORDS,
+            "mask_prob": mlm.MASK_PROB if is_masked else None,
+            # Officially too: in a list of names most are there by chance, but of a sentence every word can be restored.
+            "mask_only_positives": mlm.ONLY_POSITIVES and task == "detection",
+        }
 
     @abstractmethod
     def training_target(self, dataset_dict: dict, rng: np.random.Generator) -> PromptedBoxes:
@@ -78,8 +147,18 @@ class PromptDatasetMapper(ABC):
     def test_prompts(self, dataset_dict: dict) -> list[TokenizedPrompt]:
         """Return the prompts that an image is tested with, one per chunk of names."""
 
+    def mirrored(self, dataset_dict: dict) -> dict:
+        """Return a dataset dict whose text speaks of the mirrored image.
+
+        By default it stays as it is: another word would make the name of a category that of another one.
+        """
+        return dataset_dict
+
     def __call__(self, dataset_dict: dict) -> dict:
         """Make a model input (see ``structures``) from a dataset dict, which stays as it is.
+
+        In training, text that the token limit cut off is counted under ``dropped``, a dict with those numbers of
+        ``DroppedText`` that are not 0; without any it is absent.
 
         Raises:
             UnreadableImageError: The image cannot be read, or its size differs from the ``height`` and ``width`` given.
@@ -91,9 +170,15 @@ class PromptDatasetMapper(ABC):
             seed = int(np.random.randint(2**31))
         with _seeded_numpy(seed):
             sample, transforms = self._read(dataset_dict)
-        target = self.training_target(dataset_dict, np.random.default_rng(seed))
-        sample["prompts"] = [target.prompt]
-        sample["instances"] = self._instances(target, transforms, sample["image"].shape[1:])
+        if self.flip_words and _is_mirrored(transforms):
+            dataset_dict = self.mirrored(dataset_dict)
+        rng = np.random.default_rng(seed)
+        target = self.training_target(dataset_dict, rng)
+        instances = self._instances(target, transforms, sample["image"].shape[1:])
+        sample["prompts"] = [self._masked(target.prompt, instances, rng)]
+        sample["instances"] = instances
+        if any(target.dropped):
+            sample["dropped"] = {key: number for key, number in target.dropped._asdict().items() if number}
         return sample
 
     def test_image(self, dataset_dict: dict) -> dict:
@@ -102,14 +187,9 @@ class PromptDatasetMapper(ABC):
 
     def _read(self, dataset_dict: dict) -> tuple[dict, T.TransformList]:
         sample = {key: dataset_dict[key] for key in ("file_name", "image_id", "height", "width") if key in dataset_dict}
-        try:
-            image = detection_utils.read_image(sample["file_name"], format=self.image_format)
-            detection_utils.check_image_size(sample, image)
-        except _DECODING_ERRORS as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UnreadableImageError(
-                f"{sample['file_name']}: {reason}; expected a readable image of the size in its annotation"
-            ) from error
+        image = read_image(dataset_dict, self.image_format)
+        sample.setdefault("height", image.shape[0])
+        sample.setdefault("width", image.shape[1])
         aug_input = T.AugInput(image)
         transforms = self.augmentations(aug_input)
         sample["image"] = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))  # (3, H, W)
@@ -125,3 +205,21 @@ class PromptDatasetMapper(ABC):
         instances.gt_category_ids = torch.from_numpy(target.category_ids)
         # A crop or a strong reduction can leave nothing of a box.
         return instances[boxes.nonempty()]
+
+    def _masked(self, prompt: TokenizedPrompt, instances: Instances, rng: np.random.Generator) -> TokenizedPrompt:
+        if self.mask_prob is None:
+            return prompt
+        has_box = torch.zeros(len(prompt.phrases), dtype=torch.bool)
+        has_box[instances.gt_classes] = True
+        return mask_tokens(
+            prompt,
+            has_box,
+            self.tokenizer,
+            mask_prob=self.mask_prob,
+            only_positives=self.mask_only_positives,
+            rng=rng,
+        )
+
+
+def _is_mirrored(transforms: T.TransformList) -> bool:
+    return sum(isinstance(transform, HFlipTransform) for transform in transforms.transforms) % 2 == 1

@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from detectron2.config import CfgNode, configurable
-from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
-from .base import PromptDatasetMapper, PromptedBoxes
-from ..transforms import build_augmentations
+from .base import DroppedText, PromptDatasetMapper, PromptedBoxes
 from ...prompts.builder import prompt_from_names, sample_training_names
 from ...prompts.tokenizer import PromptTokenizer
 from ...prompts.vocabulary import dataset_names as names_of_dataset
@@ -31,59 +29,66 @@ class DetectionDatasetMapper(PromptDatasetMapper):
     def __init__(
         self,
         *,
-        is_train: bool,
-        augmentations: Sequence[T.Augmentation],
-        image_format: str,
         vocabularies: Mapping[str, Sequence[str]],
-        tokenizer: PromptTokenizer,
         separator: str,
         num_negatives: int,
         full_negatives_prob: float,
         shuffle: bool,
         chunk_size: int,
+        negative_sampling: str = "drawn",
+        **options,
     ):
         """
         Args:
-            is_train: See ``PromptDatasetMapper``.
-            augmentations: See ``PromptDatasetMapper``.
-            image_format: See ``PromptDatasetMapper``.
             vocabularies: For each dataset its names, in the order of their contiguous ids.
-            tokenizer: Of the model's text encoder.
             separator: Between two names of a prompt.
             num_negatives: See INPUT.PROMPT.NUM_NEGATIVES.
             full_negatives_prob: See INPUT.PROMPT.FULL_NEGATIVES_PROB.
             shuffle: See INPUT.PROMPT.SHUFFLE.
             chunk_size: Names in a prompt at test time; 0: as many as fit.
+            negative_sampling: See INPUT.PROMPT.NEGATIVE_SAMPLING.
+            options: Of ``PromptDatasetMapper``.
 
         Raises:
             ValueError: A vocabulary is empty or holds a name that no prompt can hold.
         """
-        super().__init__(is_train=is_train, augmentations=augmentations, image_format=image_format)
+        super().__init__(**options)
         self.vocabularies = {dataset: list(names) for dataset, names in vocabularies.items()}
-        self.tokenizer = tokenizer
         self.separator = separator
         self.num_negatives = num_negatives
         self.full_negatives_prob = full_negatives_prob
         self.shuffle = shuffle
+        self.negative_sampling = negative_sampling
         self.shared_ids = _shared_category_ids(self.vocabularies)
         self.chunks: dict[str, list[TokenizedPrompt]] = {}
         # In training too: a vocabulary that cannot become a prompt is an error before the first step.
         for dataset, names in self.vocabularies.items():
-            self.chunks[dataset] = tokenizer.tokenize_names(names, separator=separator, chunk_size=chunk_size)
+            self.chunks[dataset] = self.tokenizer.tokenize_names(names, separator=separator, chunk_size=chunk_size)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool = True, dataset_names: Sequence[str] = ()) -> dict:
-        """Read the config; ``dataset_names`` are those the samples come from, by default all of DATASETS."""
+    def from_config(
+        cls,
+        cfg: CfgNode,
+        is_train: bool = True,
+        dataset_names: Sequence[str] = (),
+        tokenizer: PromptTokenizer | None = None,
+    ) -> dict:
+        """Read the config.
+
+        Args:
+            cfg: The config.
+            is_train: For training.
+            dataset_names: Where the samples come from; by default all of DATASETS.TRAIN or DATASETS.TEST.
+            tokenizer: One that is there already.
+        """
         datasets = dataset_names or (cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST)
         return {
-            "is_train": is_train,
-            "augmentations": build_augmentations(cfg, is_train),
-            "image_format": cfg.INPUT.FORMAT,
+            **cls.shared_options(cfg, is_train, "detection", tokenizer),
             "vocabularies": {dataset: names_of_dataset(dataset) for dataset in datasets},
-            "tokenizer": PromptTokenizer.from_config(cfg),
             "separator": cfg.INPUT.PROMPT.SEPARATOR,
             "num_negatives": cfg.INPUT.PROMPT.NUM_NEGATIVES,
             "full_negatives_prob": cfg.INPUT.PROMPT.FULL_NEGATIVES_PROB,
+            "negative_sampling": cfg.INPUT.PROMPT.NEGATIVE_SAMPLING,
             "shuffle": cfg.INPUT.PROMPT.SHUFFLE,
             "chunk_size": cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE,
         }
@@ -106,6 +111,7 @@ class DetectionDatasetMapper(PromptDatasetMapper):
             shuffle=self.shuffle,
             rng=rng,
             separator=self.separator,
+            negative_sampling=self.negative_sampling,
         )
         prompt = self.tokenizer(
             prompt_from_names(
@@ -118,11 +124,13 @@ class DetectionDatasetMapper(PromptDatasetMapper):
         row_of_name = {name_id: row for row, name_id in enumerate(name_ids) if has_tokens[row]}
         kept = [item for item in annotations if item["category_id"] in row_of_name]
         boxes = [BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS) for item in kept]
+        num_lost_names = len({item["category_id"] for item in annotations} - set(row_of_name))
         return PromptedBoxes(
             prompt,
             boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
             rows=np.array([row_of_name[item["category_id"]] for item in kept], dtype=np.int64),
             category_ids=np.array([shared_ids[item["category_id"]] for item in kept], dtype=np.int64),
+            dropped=DroppedText(phrases=num_lost_names, boxes=len(annotations) - len(kept)),
         )
 
     def _dataset_of(self, dataset_dict: dict) -> str:

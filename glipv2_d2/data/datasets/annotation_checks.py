@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import reprlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from detectron2.structures import BoxMode
-from detectron2.utils.file_io import PathManager
 
-_LARGEST_NUMBER = 2**53  # beyond it, readers of json disagree about the value
+from .value_checks import AnnotationError, is_box, is_integer, is_number, is_text, read_json_file, show
+
+__all__ = ["AnnotationError", "CocoFile", "check_dataset_dicts", "touches_image"]
+
 _OVERHANG = 1.0  # pixels that a box may reach past its image: rounding, or coordinates of last pixels
-
-
-class AnnotationError(ValueError):
-    """Annotations break the format; the message is one line: file, entry, field, value, and what was expected."""
 
 
 class CocoFile:
@@ -29,12 +25,12 @@ class CocoFile:
 
     def __init__(self, json_file: str):
         self.json_file = json_file
-        content = _read_json(json_file)
+        content = read_json_file(json_file)
         self._entries: dict[str, list[dict]] = {}
         for kind in ("images", "categories", "annotations"):
             entries = content.get(kind)
             if not isinstance(entries, list):
-                raise AnnotationError(f"{json_file}: {kind} is {_show(entries)}, expected a list")
+                raise AnnotationError(f"{json_file}: {kind} is {show(entries)}, expected a list")
             self._entries[kind] = entries
             self._check(kind, None, [isinstance(entry, dict) for entry in entries], "an object")
 
@@ -43,7 +39,7 @@ class CocoFile:
         categories = self._entries["categories"]
         self._check_ids("categories", at_least_one=True)
         names = [category.get("name") for category in categories]
-        self._check("categories", "name", [_is_text(name) for name in names], "a string that is not empty")
+        self._check("categories", "name", [is_text(name) for name in names], "a string that is not empty")
         self._check("categories", "name", _is_first(names), "a name that no other category has")
         return dict(sorted((category["id"], category["name"]) for category in categories))
 
@@ -52,9 +48,9 @@ class CocoFile:
         images = self._entries["images"]
         self._check_ids("images", at_least_one=True)
         for field in ("width", "height"):
-            valid = [_is_integer(image.get(field)) and image[field] > 0 for image in images]
+            valid = [is_integer(image.get(field)) and image[field] > 0 for image in images]
             self._check("images", field, valid, "a positive integer")
-        valid = [_is_text(image.get("file_name")) for image in images]
+        valid = [is_text(image.get("file_name")) for image in images]
         self._check("images", "file_name", valid, "a path below the image directory")
         return images
 
@@ -85,7 +81,7 @@ class CocoFile:
             clip_boxes: Allow boxes that reach more than one pixel past their image.
         """
         annotations, images = self._entries["annotations"], self._entries["images"]
-        valid = [_is_box(item.get("bbox")) for item in annotations]
+        valid = [is_box(item.get("bbox")) for item in annotations]
         self._check("annotations", "bbox", valid, "four finite numbers x, y, width, height")
         boxes = np.array([item["bbox"] for item in annotations], dtype=np.float64).reshape(-1, 4)
         self._check("annotations", "bbox", (boxes[:, 2:] >= 0).all(axis=1), "width and height >= 0")
@@ -109,7 +105,7 @@ class CocoFile:
     def _references(self, field: str, kind: str, ids: list[int]) -> list[int]:
         annotations = self._entries["annotations"]
         place = {value: index for index, value in enumerate(ids)}
-        valid = [_is_integer(item.get(field)) and item[field] in place for item in annotations]
+        valid = [is_integer(item.get(field)) and item[field] in place for item in annotations]
         self._check("annotations", field, valid, f"an id that stands in {kind}")
         return [place[item[field]] for item in annotations]
 
@@ -117,7 +113,7 @@ class CocoFile:
         ids = [entry.get("id") for entry in self._entries[kind]]
         if at_least_one and not ids:
             raise AnnotationError(f"{self.json_file}: {kind} is [], expected at least one")
-        self._check(kind, "id", [_is_integer(value) for value in ids], "an integer")
+        self._check(kind, "id", [is_integer(value) for value in ids], "an integer")
         self._check(kind, "id", _is_first(ids), "an id that no other entry has")
 
     def _check(self, kind: str, field: str | None, valid: Sequence[bool] | np.ndarray, expected: str) -> None:
@@ -129,23 +125,38 @@ class CocoFile:
         entry = self._entries[kind][index]
         where = f"{self.json_file}: {kind}[{index}]"
         if field is None:
-            raise AnnotationError(f"{where} is {_show(entry)}, expected {expected}")
+            raise AnnotationError(f"{where} is {show(entry)}, expected {expected}")
         if field != "id":
-            where += f" (id {_show(entry.get('id'))})"
-        raise AnnotationError(f"{where}: {field} is {_show(entry.get(field))}, expected {expected}")
+            where += f" (id {show(entry.get('id'))})"
+        raise AnnotationError(f"{where}: {field} is {show(entry.get(field))}, expected {expected}")
 
 
-def check_dataset_dicts(dataset: str, dataset_dicts: Sequence[Mapping[str, Any]], num_classes: int) -> None:
+def check_dataset_dicts(
+    dataset: str,
+    dataset_dicts: Sequence[Mapping[str, Any]],
+    num_classes: int | None = None,
+    *,
+    task: str = "detection",
+) -> None:
     """Check what training needs of dataset dicts, whichever reader has made them.
 
+    Args:
+        dataset: Its name, for the message.
+        dataset_dicts: All of them; none is fine.
+        num_classes: Of a detection dataset.
+        task: Kind of data. The boxes of "detection" have a category id; "grounding" and "caption" have a caption, and
+            their boxes character ranges of it and perhaps a score.
+
     Raises:
-        AnnotationError: A dict lacks a field, a box is not finite, has a negative side or lies outside its image, or a
-            category id is not in 0..num_classes - 1.
+        AnnotationError: A dict lacks a field, a box is not finite, has a negative side or lies outside its image, a
+            category id is not in 0..num_classes - 1, a caption is blank, a range is empty or leaves the caption, or a
+            score is not in [0, 1].
     """
+    fields = ("file_name", "width", "height") if task == "detection" else ("file_name", "width", "height", "caption")
     for record in dataset_dicts:
-        missing = [field for field in ("file_name", "width", "height") if field not in record]
+        missing = [field for field in fields if field not in record]
         if missing:
-            raise AnnotationError(f"dataset {dataset!r}: {_show(record)} lacks {missing[0]!r}")
+            raise AnnotationError(f"dataset {dataset!r}: {show(record)} lacks {missing[0]!r}")
     items = [item for record in dataset_dicts for item in record.get("annotations", ())]
     owners = np.repeat(np.arange(len(dataset_dicts)), [len(record.get("annotations", ())) for record in dataset_dicts])
 
@@ -153,7 +164,7 @@ def check_dataset_dicts(dataset: str, dataset_dicts: Sequence[Mapping[str, Any]]
         valid = np.asarray(valid, dtype=bool)
         if not valid.all():
             first = int(valid.argmin())
-            file_name, found = dataset_dicts[owners[first]]["file_name"], _show(items[first].get(field))
+            file_name, found = dataset_dicts[owners[first]]["file_name"], show(items[first].get(field))
             raise AnnotationError(f"dataset {dataset!r}: {file_name}: {field} is {found}, expected {expected}")
 
     modes = [item.get("bbox_mode") for item in items]
@@ -163,11 +174,27 @@ def check_dataset_dicts(dataset: str, dataset_dicts: Sequence[Mapping[str, Any]]
     check("bbox", [len(item.get("bbox", ())) == 4 for item in items], "four numbers")
     boxes = np.array([item["bbox"] for item in items], dtype=np.float64).reshape(-1, 4)
     boxes[has_sides, 2:] += boxes[has_sides, :2]
-    sizes = np.array([(record["width"], record["height"]) for record in dataset_dicts], dtype=np.float64)[owners]
+    sizes = np.array([(record["width"], record["height"]) for record in dataset_dicts], dtype=np.float64)
+    sizes = sizes.reshape(-1, 2)[owners]
     proper = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] >= boxes[:, :2]).all(axis=1)
     check("bbox", proper & touches_image(boxes, sizes), "a finite box with sides >= 0 inside its image")
-    category_ids = np.array([item.get("category_id", -1) for item in items], dtype=np.int64)
-    check("category_id", (category_ids >= 0) & (category_ids < num_classes), f"a number from 0 to {num_classes - 1}")
+    if task == "detection":
+        names = range(num_classes)
+        category_ids = [item.get("category_id", -1) in names for item in items]
+        check("category_id", category_ids, f"a number from 0 to {num_classes - 1}")
+    else:
+        lengths = [_caption_length(dataset, record) for record in dataset_dicts]
+        valid = [_are_spans(item.get("tokens_positive"), lengths[owner]) for item, owner in zip(items, owners.tolist())]
+        check("tokens_positive", valid, "pairs (begin, end) inside the caption")
+        scores = [item.get("score", 1.0) for item in items]
+        check("score", [is_number(score) and 0 <= score <= 1 for score in scores], "a number in [0, 1]")
+
+
+def _caption_length(dataset: str, record: Mapping[str, Any]) -> int:
+    if not is_text(record["caption"]):
+        found = show(record["caption"])
+        raise AnnotationError(f"dataset {dataset!r}: {record['file_name']}: caption is {found}, expected some words")
+    return len(record["caption"])
 
 
 def touches_image(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -175,42 +202,11 @@ def touches_image(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return (boxes[:, 2:] >= 0).all(axis=1) & (boxes[:, :2] <= sizes).all(axis=1)
 
 
-def _read_json(json_file: str) -> dict:
-    try:
-        with PathManager.open(json_file, "r", encoding="utf-8") as file:
-            content = json.load(file)
-    except (ValueError, RecursionError) as error:
-        raise AnnotationError(f"{json_file}: {' '.join(str(error).split())}; expected a json file") from error
-    if not isinstance(content, dict):
-        raise AnnotationError(f"{json_file}: holds {_show(content)}, expected an object")
-    return content
-
-
-def _is_integer(value: Any) -> bool:
-    return type(value) is int and -_LARGEST_NUMBER < value < _LARGEST_NUMBER
-
-
-def _is_text(value: Any) -> bool:
-    # Half of a surrogate pair is legal in json, but cannot be tokenized, written or be part of a path.
-    return isinstance(value, str) and bool(value.strip()) and value.encode("utf-8", "ignore").decode() == value
-
-
-def _is_box(value: Any) -> bool:
-    # Neither nan nor inf passes the comparison.
-    return (
-        type(value) is list
-        and len(value) == 4
-        and all([type(x) in (int, float) and -_LARGEST_NUMBER < x < _LARGEST_NUMBER for x in value])
-    )
+def _are_spans(spans: Any, length: int) -> bool:
+    return bool(spans) and all([len(pair) == 2 and 0 <= pair[0] < pair[1] <= length for pair in spans])
 
 
 def _is_first(values: Sequence[Any]) -> list[bool]:
     """Tell for each value whether it stands there for the first time."""
     first = {value: index for index, value in reversed(list(enumerate(values)))}
     return [first[value] == index for index, value in enumerate(values)]
-
-
-def _show(value: Any) -> str:
-    shortener = reprlib.Repr()
-    shortener.maxstring = shortener.maxother = 60
-    return shortener.repr(value)

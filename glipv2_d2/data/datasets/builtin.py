@@ -1,4 +1,4 @@
-"""The datasets that the repository's own scripts prepare, registered under $DETECTRON2_DATASETS at import.
+"""Named datasets under $DETECTRON2_DATASETS, registered at import; datasets/README.md has the folder tree of each.
 
 Nothing is read here: a dataset that was not prepared fails when it is used, with the path that is missing.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 
 from .coco import register_coco_grounding
+from .grounding_json import register_grounding_json
+from .odvg import register_odvg
 
 # Folder, which is also the first part of the name: splits.
 _WORLDS = {
@@ -15,14 +17,62 @@ _WORLDS = {
     "shapeworld": ("train", "val", "val_24", "val_novel"),
 }
 
+# Name: json in COCO's format and image directory. detectron2 registers COCO itself.
+_DETECTION = {
+    "objects365_v1_train": ("objects365_v1/annotations/objects365_train.json", "objects365_v1/train"),
+    "objects365_v1_val": ("objects365_v1/annotations/objects365_val.json", "objects365_v1/val"),
+    "objects365_v2_train": ("objects365_v2/annotations/zhiyuan_objv2_train.json", "objects365_v2/train"),
+    "objects365_v2_val": ("objects365_v2/annotations/zhiyuan_objv2_val.json", "objects365_v2/val"),
+    "openimages_train": ("openimages/annotations/train.json", "openimages/train"),
+    "openimages_val": ("openimages/annotations/val.json", "openimages/val"),
+    "vg_train": ("visual_genome/annotations/train.json", "visual_genome/images"),
+    "imagenet_boxes_train": ("imagenet_boxes/annotations/train.json", "imagenet_boxes/train"),
+}
+
+_MDETR = "mdetr_annotations"
+# Where the mixed data has its images; every source but COCO has those of GQA, which are Visual Genome's.
+_MIXED_IMAGES = {"coco": "coco/train2014", "": "gqa/images"}
+
+# Name: json in MDETR's format and image directory, or one for each source of images.
+_GROUNDING = {
+    "flickr30k_train": (f"{_MDETR}/final_flickr_separateGT_train.json", "flickr30k/flickr30k_images/train"),
+    "mixed_train": (f"{_MDETR}/final_mixed_train.json", _MIXED_IMAGES),
+    "mixed_train_no_coco": (f"{_MDETR}/final_mixed_train_no_coco.json", {"": _MIXED_IMAGES[""]}),
+}
+
+# Folder: captions with pseudo boxes in NAME/pseudo_boxes.jsonl, images in NAME/images, registered as NAME_pseudo.
+_CAPTIONS = ("cap4m", "cc", "sbu")
+
 
 def register_builtin_datasets(root: str) -> None:
-    """Register FOLDER_SPLIT with images in ROOT/FOLDER/SPLIT and boxes in ROOT/FOLDER/annotations/SPLIT.json."""
+    """Register all named datasets below a folder."""
     for folder, splits in _WORLDS.items():
+        _register_world(root, folder, splits)
+    for name, (json_file, images) in _DETECTION.items():
+        # Many of these boxes reach past their images.
+        register_coco_grounding(name, os.path.join(root, json_file), os.path.join(root, images), clip_boxes=True)
+    for name, (json_file, directories) in _GROUNDING.items():
+        if isinstance(directories, str):
+            image_root = os.path.join(root, directories)
+        else:
+            image_root = {source: os.path.join(root, directory) for source, directory in directories.items()}
+        register_grounding_json(name, os.path.join(root, json_file), image_root)
+    for folder in _CAPTIONS:
         base = os.path.join(root, folder)
-        for split in splits:
-            json_file = os.path.join(base, "annotations", f"{split}.json")
-            register_coco_grounding(f"{folder}_{split}", json_file, os.path.join(base, split))
+        jsonl_file = os.path.join(base, "pseudo_boxes.jsonl")
+        register_odvg(f"{folder}_pseudo", jsonl_file, os.path.join(base, "images"), task="caption")
+
+
+def _register_world(root: str, folder: str, splits: tuple[str, ...]) -> None:
+    """Register the splits of composed scenes, each as detection and as grounding data, and the halves of ``train``."""
+    annotations = os.path.join(root, folder, "annotations")
+    images_of_json = {split: split for split in splits} | {"half": "train"}
+    for name, images in images_of_json.items():
+        json_file, image_root = os.path.join(annotations, f"{name}.json"), os.path.join(root, folder, images)
+        register_coco_grounding(f"{folder}_{name}", json_file, image_root)
+        register_grounding_json(f"{folder}_{name}_grounding", json_file, image_root)
+    jsonl_file = os.path.join(annotations, "pseudo.jsonl")
+    register_odvg(f"{folder}_pseudo", jsonl_file, os.path.join(root, folder, "train"), task="caption")
 
 
 register_builtin_datasets(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")))

@@ -7,11 +7,13 @@ import logging
 import os
 from typing import Any
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
-from detectron2.utils.file_io import PathManager
 
-from .annotation_checks import AnnotationError, CocoFile
+from .annotation_checks import CocoFile
+from .registration import check_dataset_files, register_dataset, set_thing_classes
+
+__all__ = ["check_dataset_files", "load_coco_grounding", "register_coco_grounding"]
 
 
 def register_coco_grounding(
@@ -36,31 +38,10 @@ def register_coco_grounding(
     Raises:
         ValueError: The name is taken.
     """
-    if name in DatasetCatalog:
-        raise ValueError(f"dataset name {name!r} is registered already, expected a new name")
     json_file, image_root = os.fspath(json_file), os.fspath(image_root)
-    DatasetCatalog.register(
-        name, functools.partial(load_coco_grounding, json_file, image_root, name, clip_boxes=clip_boxes)
-    )
+    load = functools.partial(load_coco_grounding, json_file, image_root, name, clip_boxes=clip_boxes)
     entries = {"evaluator_type": "coco", "task": "detection", **metadata}
-    MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, **entries)
-
-
-def check_dataset_files(name: str) -> None:
-    """Check that the annotations and the image directory that a dataset's metadata name are there.
-
-    Raises:
-        FileNotFoundError: One is not.
-    """
-    metadata = MetadataCatalog.get(name)
-    for field, exists in (("json_file", PathManager.isfile), ("image_root", PathManager.isdir)):
-        path = metadata.get(field)
-        if path and not exists(path):
-            root = os.environ.get("DETECTRON2_DATASETS", "datasets")
-            raise FileNotFoundError(
-                f"dataset {name!r}: {field} {path} does not exist; builtin datasets are expected under the directory "
-                f"that the environment variable DETECTRON2_DATASETS names (now {root!r}), set before the start"
-            )
+    register_dataset(name, load, json_file=json_file, image_root=image_root, **entries)
 
 
 def load_coco_grounding(json_file: str, image_root: str, name: str, *, clip_boxes: bool = False) -> list[dict]:
@@ -110,15 +91,8 @@ def load_coco_grounding(json_file: str, image_root: str, name: str, *, clip_boxe
 
 def _set_names(json_file: str, name: str, names_by_id: dict[int, str]) -> None:
     """Fill the metadata as detectron2's own reader does."""
+    set_thing_classes(json_file, name, list(names_by_id.values()))
     metadata = MetadataCatalog.get(name)
-    names = list(names_by_id.values())
-    known = metadata.get("thing_classes", names)
-    if list(known) != names:
-        raise AnnotationError(
-            f"{json_file}: categories are {', '.join(names[:6])}..., expected the {len(known)} thing_classes in the "
-            f"metadata of {name!r}: {', '.join(known[:6])}..."
-        )
-    metadata.thing_classes = known
     metadata.thing_dataset_id_to_contiguous_id = {value: index for index, value in enumerate(names_by_id)}
 
 

@@ -1,0 +1,68 @@
+"""Caption data: captions whose boxes a teacher has predicted, with captions of other images as negatives."""
+
+from __future__ import annotations
+
+import numpy as np
+from detectron2.config import CfgNode, configurable
+
+from .base import PromptedBoxes
+from .grounding import GroundingDatasetMapper, annotations_to_train_on
+from ...prompts.caption_packing import pack_captions
+from ...prompts.tokenizer import PromptTokenizer
+
+
+class CaptionDatasetMapper(GroundingDatasetMapper):
+    """Make model inputs from captions with pseudo boxes.
+
+    A box counts from a score on; one without a ``score`` was drawn by a person and always counts. The prompt is the
+    caption among some of the ``negative_captions`` in the dataset dict. At test time it is the caption alone.
+
+    Source: the official GLIP code for caption data.
+    """
+
+    @configurable
+    def __init__(
+        self, *, min_score: float, num_negatives: int, no_negatives_prob: float, full_negatives_prob: float, **options
+    ):
+        """
+        Args:
+            min_score: See INPUT.PROMPT.MIN_PSEUDO_SCORE.
+            num_negatives: See INPUT.PROMPT.NUM_NEGATIVE_CAPTIONS.
+            no_negatives_prob: See INPUT.PROMPT.NO_NEGATIVE_CAPTIONS_PROB.
+            full_negatives_prob: See INPUT.PROMPT.FULL_NEGATIVE_CAPTIONS_PROB.
+            options: Of ``PromptDatasetMapper``.
+        """
+        super().__init__(**options)
+        self.min_score = min_score
+        self.num_negatives = num_negatives
+        self.no_negatives_prob = no_negatives_prob
+        self.full_negatives_prob = full_negatives_prob
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True, tokenizer: PromptTokenizer | None = None) -> dict:
+        """Read the config; ``tokenizer`` is one that is there already."""
+        prompt = cfg.INPUT.PROMPT
+        return {
+            **cls.shared_options(cfg, is_train, "caption", tokenizer),
+            "min_score": prompt.MIN_PSEUDO_SCORE,
+            "num_negatives": prompt.NUM_NEGATIVE_CAPTIONS,
+            "no_negatives_prob": prompt.NO_NEGATIVE_CAPTIONS_PROB,
+            "full_negatives_prob": prompt.FULL_NEGATIVE_CAPTIONS_PROB,
+        }
+
+    def training_target(self, dataset_dict: dict, rng: np.random.Generator) -> PromptedBoxes:
+        """Keep the boxes with a sufficient score, and make the caption a prompt with captions of other images."""
+        annotations = [
+            item for item in annotations_to_train_on(dataset_dict) if item.get("score", 1.0) >= self.min_score
+        ]
+        caption, spans = pack_captions(
+            dataset_dict["caption"],
+            [item["tokens_positive"] for item in annotations],
+            dataset_dict.get("negative_captions", ()),
+            self.tokenizer,
+            num_negatives=self.num_negatives,
+            no_prob=self.no_negatives_prob,
+            full_prob=self.full_negatives_prob,
+            rng=rng,
+        )
+        return self.ground(caption, [{**item, "tokens_positive": own} for item, own in zip(annotations, spans)])

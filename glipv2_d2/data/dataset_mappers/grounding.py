@@ -1,0 +1,90 @@
+"""Grounding data: the caption of an image is the prompt, and its boxes belong to phrases of the caption."""
+
+from __future__ import annotations
+
+import numpy as np
+from detectron2.config import CfgNode, configurable
+from detectron2.structures import BoxMode
+
+from .base import DroppedText, PromptDatasetMapper, PromptedBoxes
+from ...prompts.builder import prompt_from_caption
+from ...prompts.flip_words import swap_left_right
+from ...prompts.tokenizer import PromptTokenizer
+from ...structures import CharSpan, Prompt, TokenizedPrompt
+
+
+class GroundingDatasetMapper(PromptDatasetMapper):
+    """Make model inputs from images with a caption and boxes that have ``tokens_positive``.
+
+    Boxes with the same character ranges share a phrase. A box whose phrase was cut off by the token limit is dropped
+    and counted. Phrases of a sentence belong to no category: their ids are -1 in training.
+
+    Source: the official GLIP code for data in MDETR's format.
+    """
+
+    @configurable
+    def __init__(self, **options):
+        """
+        Args:
+            options: Of ``PromptDatasetMapper``.
+        """
+        super().__init__(**options)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True, tokenizer: PromptTokenizer | None = None) -> dict:
+        """Read the config; ``tokenizer`` is one that is there already."""
+        return cls.shared_options(cfg, is_train, "grounding", tokenizer)
+
+    def training_target(self, dataset_dict: dict, rng: np.random.Generator) -> PromptedBoxes:
+        """Make the caption a prompt whose phrases are those of the boxes; crowd regions are never targets."""
+        return self.ground(dataset_dict["caption"], annotations_to_train_on(dataset_dict))
+
+    def mirrored(self, dataset_dict: dict) -> dict:
+        """Return a dataset dict with "left" and "right" swapped in its caption."""
+        annotations = dataset_dict.get("annotations", ())
+        caption, spans = swap_left_right(dataset_dict["caption"], [item["tokens_positive"] for item in annotations])
+        swapped = [{**item, "tokens_positive": ranges} for item, ranges in zip(annotations, spans)]
+        return {**dataset_dict, "caption": caption, "annotations": swapped}
+
+    def test_prompts(self, dataset_dict: dict) -> list[TokenizedPrompt]:
+        """Return the caption as one prompt; the category id of a phrase is its place among the phrases."""
+        phrases, _ = _distinct_phrases(dataset_dict.get("annotations", ()))
+        return [self.tokenizer(prompt_from_caption(dataset_dict["caption"], phrases))]
+
+    def ground(self, caption: str, annotations: list[dict]) -> PromptedBoxes:
+        """Make a caption a prompt, and the (M,) annotations the boxes of its phrases."""
+        phrases, rows = _distinct_phrases(annotations)
+        source = prompt_from_caption(caption, phrases, category_ids=[-1] * len(phrases))
+        prompt = self.tokenizer(source)
+        has_tokens = prompt.phrase_token_map.any(dim=1).numpy()
+        boxes = [BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS) for item in annotations]
+        kept = has_tokens[rows]
+        return PromptedBoxes(
+            prompt,
+            boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4)[kept],
+            rows=rows[kept],
+            category_ids=np.full(kept.sum(), -1, dtype=np.int64),
+            dropped=DroppedText(
+                tokens=self._tokens_cut_off(source, prompt), phrases=int((~has_tokens).sum()), boxes=int((~kept).sum())
+            ),
+        )
+
+    def _tokens_cut_off(self, source: Prompt, prompt: TokenizedPrompt) -> int:
+        if len(prompt) < self.tokenizer.max_tokens:
+            return 0
+        return self.tokenizer.count_tokens(source.caption) - self.tokenizer.max_content_tokens
+
+
+def annotations_to_train_on(dataset_dict: dict) -> list[dict]:
+    """Return the annotations that are no crowd regions."""
+    return [item for item in dataset_dict.get("annotations", ()) if not item.get("iscrowd", 0)]
+
+
+def _distinct_phrases(annotations: list[dict]) -> tuple[list[tuple[CharSpan, ...]], np.ndarray]:
+    """Return the character ranges of each phrase, in the order of first use, and the (M,) row of each annotation."""
+    row_of_phrase: dict[tuple[CharSpan, ...], int] = {}
+    rows = []
+    for item in annotations:
+        ranges = tuple(sorted((int(begin), int(end)) for begin, end in item["tokens_positive"]))
+        rows.append(row_of_phrase.setdefault(ranges, len(row_of_phrase)))
+    return list(row_of_phrase), np.array(rows, dtype=np.int64)

@@ -1,0 +1,210 @@
+"""Images with captions but without boxes: jsonl files and WebDataset tar shards, read piece by piece as they are."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any, NamedTuple
+
+from detectron2.utils.file_io import PathManager
+
+from ..tar_stream import expand_shard_urls, read_shard
+
+# Longer texts are no captions, and the text encoder reads the beginning only.
+MAX_CAPTION_LENGTH = 10_000
+# Longer lines are not read into memory.
+_MAX_LINE_BYTES = 1 << 20
+
+_TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+_IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+
+
+class CaptionSample(NamedTuple):
+    """An image and its caption.
+
+    Attributes:
+        name: Where it was found, for messages.
+        key: Its name in a tar shard: unique in its piece, without a dot in its last part.
+        file_name: Path of the image below the image folder, or its name in the shard.
+        caption: Text of at most ``MAX_CAPTION_LENGTH`` characters that can be tokenized and written; may be blank.
+        image: The encoded image; None where it is a file of its own.
+    """
+
+    name: str
+    key: str
+    file_name: str
+    caption: str
+    image: bytes | None
+
+
+class SkippedCaption(NamedTuple):
+    """An entry that gives no sample, and why; entries with the same reason are counted together."""
+
+    name: str
+    reason: str
+
+
+class JsonlCaptions:
+    """Lines ``{"filename": ..., "caption": ...}`` in pieces of equal length; other fields are not read.
+
+    Only the places where the pieces begin are kept in memory.
+
+    Args:
+        path: Of the jsonl file.
+        piece_size: Lines in a piece.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is empty.
+    """
+
+    # Images are files of their own.
+    holds_images = False
+
+    def __init__(self, path: str, piece_size: int) -> None:
+        self.files = [_local_file(path)]
+        self.piece_size = piece_size
+        self._offsets = [0]
+        self.num_lines = 0
+        with open(self.files[0], "rb") as file:
+            for _ in _bounded_lines(file):
+                self.num_lines += 1
+                if self.num_lines % piece_size == 0:
+                    self._offsets.append(file.tell())
+        if self.num_lines % piece_size == 0:
+            self._offsets.pop()
+        if not self._offsets:
+            raise ValueError(f"{path}: expected lines with a filename and a caption, found none")
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def read(self, piece: int) -> Iterator[CaptionSample | SkippedCaption]:
+        """Yield what the lines of a piece hold; blank lines hold nothing."""
+        with open(self.files[0], "rb") as file:
+            file.seek(self._offsets[piece])
+            first = piece * self.piece_size
+            for number, line in zip(range(first, first + self.piece_size), _bounded_lines(file)):
+                if line is None or line.strip():
+                    yield _read_line(line, number)
+
+
+class TarCaptions:
+    """WebDataset tar shards, each of them a piece: ``KEY.jpg`` (png, webp) with ``KEY.txt`` or ``KEY.json``.
+
+    The json is an object with the text ``caption``; the txt goes before it. Nothing is unpacked to the disk.
+
+    Args:
+        paths: Of the shards.
+
+    Raises:
+        FileNotFoundError: A shard is missing.
+    """
+
+    holds_images = True
+
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.files = [_local_file(path) for path in paths]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def read(self, piece: int) -> Iterator[CaptionSample | SkippedCaption]:
+        """Yield the samples of a shard; damage ends it with an entry that says so."""
+        path = self.files[piece]
+        damage: list[str] = []
+        for sample in read_shard(path, damage.append):
+            yield _read_members(f"{os.path.basename(path)}: {sample.key!r:.100}", sample.key, sample.files)
+        for line in damage:
+            yield SkippedCaption(line, "rest of a damaged tar shard")
+
+
+def open_captions(path: str, piece_size: int) -> JsonlCaptions | TarCaptions:
+    """Open captions by the ending of their name.
+
+    Args:
+        path: A jsonl file; or tar shards, with ranges in braces: ``captions-{000..009}.tar``.
+        piece_size: Lines of a piece of a jsonl file. A tar shard is one piece.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: The braces do not close, or the jsonl file is empty.
+    """
+    if path.rstrip("}").endswith(_TAR_SUFFIXES):
+        return TarCaptions(expand_shard_urls(path))
+    return JsonlCaptions(path, piece_size)
+
+
+def _local_file(path: str) -> str:
+    local_path = PathManager.get_local_path(path)
+    if not os.path.isfile(local_path):
+        raise FileNotFoundError(f"captions: there is no file {path}")
+    return local_path
+
+
+def _bounded_lines(file: IO[bytes]) -> Iterator[bytes | None]:
+    """Yield lines; None for one of at least ``_MAX_LINE_BYTES``, which is never in memory as a whole."""
+    while line := file.readline(_MAX_LINE_BYTES):
+        too_long = len(line) == _MAX_LINE_BYTES
+        while len(line) == _MAX_LINE_BYTES and not line.endswith(b"\n"):
+            line = file.readline(_MAX_LINE_BYTES)
+        yield None if too_long else line
+
+
+def _read_line(line: bytes | None, number: int) -> CaptionSample | SkippedCaption:
+    name = f"line {number + 1}"
+    if line is None:
+        return SkippedCaption(name, f"line of more than {_MAX_LINE_BYTES} bytes")
+    content = _read_object(line)
+    if content is None:
+        return SkippedCaption(name, "line that is no JSON object")
+    file_name, caption = content.get("filename"), content.get("caption")
+    if not isinstance(file_name, str) or not file_name:
+        return SkippedCaption(name, "no filename")
+    name = f"{name}: {file_name!r:.100}"
+    if not _stays_inside(file_name):
+        return SkippedCaption(name, "filename that leaves the image folder")
+    return _check_caption(CaptionSample(name, f"{number:09d}", file_name, caption, None))
+
+
+def _read_members(name: str, key: str, files: Mapping[str, bytes]) -> CaptionSample | SkippedCaption:
+    suffix = next((suffix for suffix in _IMAGE_SUFFIXES if suffix in files), None)
+    if suffix is None:
+        return SkippedCaption(name, "no image")
+    if not _stays_inside(key):
+        return SkippedCaption(name, "key that leaves the folder")
+    caption: Any = None
+    if "txt" in files:
+        try:
+            caption = files["txt"].decode("utf-8-sig").strip()
+        except UnicodeDecodeError:
+            return SkippedCaption(name, "caption that is no valid text")
+    elif "json" in files:
+        caption = (_read_object(files["json"]) or {}).get("caption")
+    return _check_caption(CaptionSample(name, key, f"{key}.{suffix}", caption, files[suffix]))
+
+
+def _check_caption(sample: CaptionSample) -> CaptionSample | SkippedCaption:
+    caption = sample.caption
+    if not isinstance(caption, str):
+        return SkippedCaption(sample.name, "no caption")
+    if len(caption) > MAX_CAPTION_LENGTH:
+        return SkippedCaption(sample.name, f"caption of more than {MAX_CAPTION_LENGTH} characters")
+    # Half of a surrogate pair is legal in json, but cannot be tokenized or written.
+    if any("\ud800" <= letter <= "\udfff" for letter in caption + sample.file_name):
+        return SkippedCaption(sample.name, "caption or filename that is no valid text")
+    return sample
+
+
+def _read_object(text: bytes) -> dict[str, Any] | None:
+    """Return the JSON object that a text is, None if it is none."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _stays_inside(path: str) -> bool:
+    return not os.path.isabs(path) and ".." not in path.replace("\\", "/").split("/")

@@ -1,0 +1,96 @@
+"""Read the image of a dataset dict: a file of its own, bytes that came along, or a line of a TSV file."""
+
+from __future__ import annotations
+
+import base64
+import io
+import struct
+
+import numpy as np
+from detectron2.data import detection_utils
+from detectron2.utils.file_io import PathManager
+from PIL import Image, ImageOps
+
+# What PIL and its decoders raise for missing, truncated and broken files.
+_DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+
+# Formats that PIL decodes by itself; for others it would start a program with the bytes.
+_FORMATS_OF_BYTES = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+
+
+class UnreadableImageError(RuntimeError):
+    """An image file that is missing, broken, or not of the size its annotation says; the message is one line."""
+
+
+def read_image(dataset_dict: dict, image_format: str) -> np.ndarray:
+    """Read the image that a dataset dict names, turned upright by its EXIF orientation.
+
+    Args:
+        dataset_dict: Holds ``file_name``, and ``image_bytes`` or ``tsv_offset`` where the image is no file of its own
+            (see ``structures``); stays as it is.
+        image_format: "BGR" or "RGB".
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        UnreadableImageError: The image cannot be read, or its size differs from the ``height`` and ``width`` given.
+    """
+    name = dataset_dict["file_name"]
+    try:
+        if "image_bytes" in dataset_dict:
+            image = decode_image(dataset_dict["image_bytes"], image_format)
+        elif "tsv_offset" in dataset_dict:
+            name = f"{name} at byte {dataset_dict['tsv_offset']}"
+            image = decode_image(read_tsv_image(dataset_dict["file_name"], dataset_dict["tsv_offset"]), image_format)
+        else:
+            image = detection_utils.read_image(name, format=image_format)
+        sizes = {key: dataset_dict[key] for key in ("height", "width") if key in dataset_dict}
+        detection_utils.check_image_size({"file_name": name, **sizes}, image)
+    except _DECODING_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableImageError(
+            f"{name}: {reason}; expected a readable image of the size in its annotation"
+        ) from error
+    return image
+
+
+def decode_image(content: bytes, image_format: str) -> np.ndarray:
+    """Decode the bytes of a JPEG, PNG, WebP, BMP, GIF or TIFF file to (H, W, 3) uint8, upright.
+
+    Raises:
+        OSError, ValueError, SyntaxError, EOFError, struct.error, PIL.Image.DecompressionBombError: The bytes are no
+            such image.
+    """
+    with Image.open(io.BytesIO(content), formats=_FORMATS_OF_BYTES) as image:
+        return detection_utils.convert_PIL_to_numpy(ImageOps.exif_transpose(image), image_format)
+
+
+def image_size(content: bytes) -> tuple[int, int]:
+    """Return the height and width, upright, of the bytes of an image file without decoding its pixels.
+
+    Raises:
+        ValueError: The bytes are no image.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=_FORMATS_OF_BYTES) as image:
+            # The EXIF orientations 5 to 8 exchange the sides.
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except _DECODING_ERRORS as error:
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def read_tsv_image(tsv_file: str, offset: int) -> bytes:
+    """Return the bytes of the image that stands in base64 in the last column of the line that begins at ``offset``.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: No line begins there, it has one column only, or the last column is no base64.
+    """
+    with PathManager.open(tsv_file, "rb") as file:
+        file.seek(offset)
+        columns = file.readline().rstrip(b"\r\n").split(b"\t")
+    if len(columns) < 2:
+        raise ValueError(f"the line has {len(columns)} column, expected a key and an image in base64")
+    return base64.b64decode(columns[-1], validate=True)

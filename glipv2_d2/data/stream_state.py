@@ -1,0 +1,80 @@
+"""Where a training stream stands: what a checkpoint keeps so that a later run goes on with the same samples."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+
+@dataclass
+class StreamState:
+    """What the order of training samples depends on, in plain types.
+
+    Attributes:
+        seed: Of the stream, not negative; drawn where SEED is -1.
+        layout: By config key, all else that the stream depends on.
+        first_shard_batch: Batch of each rank from which on samples of shards are counted.
+        first_epoch: Epoch in which the shards begin there.
+        places: For each stream of shards where its present block begins, see ``StreamedSamples.notes``. Without them
+            the stream is the same, but is read from its beginning.
+    """
+
+    seed: int
+    layout: dict[str, Any]
+    first_shard_batch: int = 0
+    first_epoch: int = 0
+    places: dict[str, list[int]] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the state in types that a checkpoint may hold."""
+        return asdict(self)
+
+
+def resume_state(saved: Mapping[str, Any] | None, seed: int, layout: dict[str, Any], start_batch: int) -> StreamState:
+    """Return the state to go on with.
+
+    With the layout and the seed of the checkpoint the stream goes on where it stopped. Otherwise a warning names what
+    has changed: stored samples follow the new stream from ``start_batch`` on, shards begin with their next epoch.
+
+    Args:
+        saved: Of the checkpoint, as ``as_dict`` made it; None if there is none.
+        seed: Of this run.
+        layout: Of this run, in plain types.
+        start_batch: First batch of each rank.
+    """
+    if saved is None:
+        return StreamState(seed, layout)
+    now, then = {"SEED": seed, **layout}, {"SEED": saved["seed"], **saved["layout"]}
+    changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+    if not changed:
+        return StreamState(**{**saved, "places": dict(saved["places"])})
+    logging.getLogger(__name__).warning(
+        "the training data goes on in another order than the checkpoint's would: %s",
+        "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in changed),
+    )
+    last_epoch = max([place[1] for place in saved["places"].values()], default=saved["first_epoch"])
+    return StreamState(seed, layout, start_batch, last_epoch + 1)
+
+
+class TrainLoader:
+    """The infinite loader of a training run; it keeps ``state`` up to the batch that was taken last.
+
+    Attributes:
+        state: To be saved with a checkpoint.
+    """
+
+    def __init__(self, loader: DataLoader, state: StreamState):
+        self._loader = loader
+        self.state = state
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        for batch in self._loader:
+            for sample in batch:
+                if "stream_place" in sample:
+                    name, place = sample.pop("stream_place")
+                    self.state.places[name] = place
+            yield batch

@@ -1,0 +1,94 @@
+"""Loading of registered datasets: their dicts, checked, and those that training cannot use left out."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Sequence
+
+from detectron2.data import DatasetCatalog, MetadataCatalog, print_instances_class_histogram
+from detectron2.data.build import filter_images_with_only_crowd_annotations
+
+from .dataset_mappers.build import dataset_task
+from .datasets.annotation_checks import check_dataset_dicts
+from .datasets.registration import check_dataset_files
+
+
+def load_training_dicts(names: Sequence[str], filter_empty: bool, min_score: float = 0.0) -> list[dict]:
+    """Load datasets one after the other; each dict says under ``dataset_name`` where it comes from.
+
+    Args:
+        names: Registered datasets, at least one.
+        filter_empty: Leave out images without a box that is no crowd region.
+        min_score: Leave out images of caption data none of whose boxes has a score from here on.
+
+    Raises:
+        ValueError: A dataset is not registered, annotations break their format, or no image of a dataset is left.
+        FileNotFoundError: Annotations or images of a dataset are not there.
+    """
+    if not names:
+        raise ValueError("DATASETS.TRAIN is empty, expected at least one dataset")
+    loaded: list[dict] = []
+    for name in names:
+        dataset_dicts = load_dataset(name)
+        if any("annotations" not in item for item in dataset_dicts):
+            raise ValueError(f"dataset {name!r} has images without 'annotations', expected a dataset to train on")
+        task = dataset_task(name)
+        if filter_empty:
+            dataset_dicts = filter_images_with_only_crowd_annotations(dataset_dicts)
+        if task == "caption":
+            dataset_dicts = _with_sufficient_scores(name, dataset_dicts, min_score)
+        if task == "detection":
+            print_instances_class_histogram(dataset_dicts, MetadataCatalog.get(name).thing_classes)
+        if not dataset_dicts:
+            raise ValueError(f"dataset {name!r} of DATASETS.TRAIN: found no image with boxes, expected at least one")
+        loaded.extend({**item, "dataset_name": name} for item in dataset_dicts)
+    return loaded
+
+
+def load_dataset(name: str) -> list[dict]:
+    """Load a dataset by its name and check it, whichever reader it was registered with.
+
+    Raises:
+        ValueError: It is not registered, is empty, a detection dataset has no ``thing_classes``, or annotations break
+            their format.
+        FileNotFoundError: Annotations or images are not there.
+    """
+    check_is_registered(name)
+    check_dataset_files(name)
+    task = dataset_task(name)
+    dataset_dicts = DatasetCatalog.get(name)
+    names = MetadataCatalog.get(name).get("thing_classes")
+    if not dataset_dicts or (task == "detection" and not names):
+        found = f"{len(dataset_dicts)} images and thing_classes {names}"
+        raise ValueError(f"dataset {name!r}: found {found}, expected at least one of both")
+    check_dataset_dicts(name, dataset_dicts, len(names or ()), task=task)
+    return dataset_dicts
+
+
+def check_is_registered(name: str) -> None:
+    """Check that a dataset has a reader.
+
+    Raises:
+        ValueError: It has none; the message names similar ones.
+    """
+    if name not in DatasetCatalog:
+        similar = difflib.get_close_matches(name, DatasetCatalog.keys()) or ["a name given to register_coco_grounding"]
+        raise ValueError(f"dataset {name!r} is not registered, expected for example {', '.join(similar)}")
+
+
+def _with_sufficient_scores(name: str, dataset_dicts: list[dict], min_score: float) -> list[dict]:
+    kept = [
+        item
+        for item in dataset_dicts
+        if any(box.get("score", 1.0) >= min_score and not box.get("iscrowd", 0) for box in item["annotations"])
+    ]
+    if len(kept) < len(dataset_dicts):
+        logging.getLogger(__name__).info(
+            "dataset %r: left out %d of %d images: no box with a score of at least %s (INPUT.PROMPT.MIN_PSEUDO_SCORE)",
+            name,
+            len(dataset_dicts) - len(kept),
+            len(dataset_dicts),
+            min_score,
+        )
+    return kept

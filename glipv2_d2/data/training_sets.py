@@ -1,0 +1,93 @@
+"""All datasets of DATASETS.TRAIN together: what can be drawn from them, and which samples may share a batch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from .dataset_mappers.build import dataset_task
+from .datasets.shards import shard_urls_of
+from .draws import check_ratios, draw_by_ratio, draw_by_size
+from .samplers import shard_draw
+from .training_dicts import check_is_registered, load_training_dicts
+
+
+class TrainingSets(NamedTuple):
+    """The training datasets.
+
+    Attributes:
+        tasks: Kind of data of each dataset, in the order of DATASETS.TRAIN.
+        dicts: Dataset dicts of those that are no streams, one dataset after the other.
+        shards: Addresses of the shards of the streams, by the place of their dataset.
+        members: For each dataset what a draw from it can be: indices of ``dicts``, or its ``shard_draw``.
+        ratios: Share of each dataset, up to a common factor; empty: by the number of members.
+    """
+
+    tasks: list[str]
+    dicts: list[dict]
+    shards: dict[int, list[str]]
+    members: list[np.ndarray]
+    ratios: list[float]
+
+    def draws(self, seed: int) -> Callable[[], Iterator[np.ndarray]]:
+        """Return a function that begins the infinite sequence of draws of a seed."""
+        if self.ratios:
+            return functools.partial(draw_by_ratio, self.members, self.ratios, seed)
+        return functools.partial(draw_by_size, self.members, seed)
+
+    def groups(self, by_aspect_ratio: bool) -> tuple[np.ndarray, int]:
+        """Return the groups that share no batch: (M,) of the M dicts, and that of all streamed samples.
+
+        Args:
+            by_aspect_ratio: Keep upright and wide images apart. The shape of a streamed image is not known before it is
+                read: it goes with the larger group.
+        """
+        groups = np.array([int(item["width"] > item["height"]) for item in self.dicts], dtype=np.int64)
+        if not by_aspect_ratio:
+            groups[:] = 0
+        return groups, int(groups.mean() >= 0.5) if len(groups) else 0
+
+
+def load_training_sets(cfg: CfgNode) -> TrainingSets:
+    """Load the datasets of DATASETS.TRAIN; of shards nothing is read.
+
+    Raises:
+        ValueError: A dataset is not registered, its annotations break their format, nothing of it can be trained on, or
+            DATASETS.TRAIN_RATIOS does not fit.
+        FileNotFoundError: Annotations, images or shards of a dataset are not there.
+    """
+    names, ratios = cfg.DATASETS.TRAIN, list(cfg.DATASETS.TRAIN_RATIOS)
+    if not names:
+        raise ValueError("DATASETS.TRAIN is empty, expected at least one dataset")
+    check_ratios(ratios, len(names))
+    dicts: list[dict] = []
+    shards: dict[int, list[str]] = {}
+    members: list[np.ndarray] = []
+    for dataset, name in enumerate(names):
+        check_is_registered(name)
+        urls = shard_urls_of(name)
+        if urls is None:
+            own = load_training_dicts(
+                [name], cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, cfg.INPUT.PROMPT.MIN_PSEUDO_SCORE
+            )
+            members.append(len(dicts) + np.arange(len(own)))
+            dicts += own
+        else:
+            shards[dataset] = urls
+            members.append(np.full(1 if ratios else _num_samples(name), shard_draw(dataset)))
+    return TrainingSets([dataset_task(name) for name in names], dicts, shards, members, ratios)
+
+
+def _num_samples(name: str) -> int:
+    number = MetadataCatalog.get(name).num_samples
+    if number is None:
+        raise ValueError(
+            f"DATASETS.TRAIN_RATIOS is empty, and the number of samples in the shards of {name!r} is not known: expected "
+            f"ratios, or num_samples at register_shards"
+        )
+    return number

@@ -1,0 +1,149 @@
+"""Hooks of the trainer for its data: what was left out of it, and where its stream stands."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+from ..data.stream_state import TrainLoader
+from ..data.training_samples import DROPPED_COUNTS
+from ..distributed import reduce_mean
+
+# Shares of fewer images than this say little.
+MIN_DRAWN_IMAGES = 100
+# Of each kind of report the first so many are named as they come; the end of the run names more.
+_NUM_NAMED = 10
+_NUM_LISTED = 1000
+
+# Keys of a sample that hold lines, with what they are about.
+_REPORTS = {
+    "skipped_files": "unreadable images were skipped",
+    "damaged_shards": "damaged shards ended early",
+    "skipped_records": "malformed records or boxes of shards were left out",
+}
+
+
+class SkippedImagesHook(HookBase):
+    """Count and name what the data loader leaves out, and stop where too many images cannot be read.
+
+    The counts, over all ranks and since the start of this run, are among the metrics: ``data/skipped_files`` and
+    ``data/dropped_NAME`` for each of ``DROPPED_COUNTS``, as soon as they are not 0.
+
+    Args:
+        max_share: Largest share of unreadable images among all that were drawn, in [0, 1].
+    """
+
+    def __init__(self, max_share: float) -> None:
+        self._max_share = max_share
+        self._lines: dict[str, dict[str, None]] = {key: {} for key in _REPORTS}
+        # Unreadable images, images drawn, and what was dropped.
+        self._counts = torch.zeros(2 + len(DROPPED_COUNTS), dtype=torch.float64)
+
+    def watch(self, loader: Iterable[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
+        """Yield the batches of a loader unchanged; see ``build_train_loader`` for what samples report."""
+        for batch in loader:
+            for sample in batch:
+                num_skipped = len(sample.get("skipped_files", ()))
+                dropped = sample.get("dropped", {})
+                counts = [num_skipped, num_skipped + 1, *(dropped.get(name, 0) for name in DROPPED_COUNTS)]
+                self._counts += torch.tensor(counts, dtype=torch.float64)
+                for key in _REPORTS:
+                    self._name(key, sample.get(key, ()))
+            yield batch
+
+    def after_step(self) -> None:
+        """Write the counts, and raise an error past the allowed share.
+
+        Raises:
+            ValueError: Too many images could not be read; the message names one.
+        """
+        device = next(self.trainer.model.parameters()).device
+        means = reduce_mean(self._counts.to(device))
+        skipped, drawn, *dropped = (means * comm.get_world_size()).round().long().tolist()
+        counts = {"skipped_files": skipped, **{f"dropped_{name}": n for name, n in zip(DROPPED_COUNTS, dropped)}}
+        for name, count in counts.items():
+            if count:
+                self.trainer.storage.put_scalar(f"data/{name}", count, smoothing_hint=False)
+        if drawn >= MIN_DRAWN_IMAGES and skipped > self._max_share * drawn:
+            files = self._lines["skipped_files"]
+            example = f", such as {next(iter(files))}" if files else " on other ranks"
+            raise ValueError(
+                f"training images: expected at most {self._max_share:.1%} unreadable (DATALOADER.MAX_SKIPPED_SHARE), "
+                f"found {skipped / drawn:.1%} of the images drawn so far{example}"
+            )
+
+    def after_train(self) -> None:
+        """List what was left out on this rank."""
+        logger = logging.getLogger(__name__)
+        for key, what in _REPORTS.items():
+            lines = self._lines[key]
+            if lines:
+                number = f"at least {_NUM_LISTED}" if len(lines) == _NUM_LISTED else len(lines)
+                logger.warning("%s %s:\n%s", number, what, "\n".join(lines))
+        dropped = {name: int(n) for name, n in zip(DROPPED_COUNTS, self._counts[2:]) if n}
+        if dropped:
+            found = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in dropped.items())
+            logger.warning("dropped from the training data of this process: %s", found)
+
+    def _name(self, key: str, lines: Iterable[str]) -> None:
+        """Log the first lines of a kind, each once, and keep some more for the end."""
+        known = self._lines[key]
+        for line in lines:
+            if line in known or len(known) == _NUM_LISTED:
+                continue
+            known[line] = None
+            if len(known) <= _NUM_NAMED:
+                rest = "; others are only counted until the end" if len(known) == _NUM_NAMED else ""
+                logging.getLogger(__name__).warning("left out of the training data: %s%s", line, rest)
+
+
+class DataStateHook(HookBase):
+    """Save where the stream of training samples stands, over all ranks, with each checkpoint.
+
+    Args:
+        period: Steps between two checkpoints. A checkpoint written at another time goes on with the same samples, but
+            may read some shards from an earlier place.
+    """
+
+    def __init__(self, period: int) -> None:
+        self._period = period
+        self._loader: TrainLoader | None = None
+        self._state: dict[str, Any] = {}
+
+    @property
+    def saved(self) -> dict[str, Any] | None:
+        """The state of the run that is resumed, None for a new one."""
+        return self._state or None
+
+    def attach(self, loader: TrainLoader) -> None:
+        """Follow a loader that was built from ``saved``."""
+        self._loader = loader
+        self._state = loader.state.as_dict()
+
+    def after_step(self) -> None:
+        # Every rank takes part, though only one writes the checkpoint.
+        next_iter = self.trainer.iter + 1
+        if self._loader is not None and (next_iter % self._period == 0 or next_iter == self.trainer.max_iter):
+            self._state = self._loader.state.as_dict()
+            self._state["places"] = merge_places(comm.all_gather(self._state["places"]))
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._state = state_dict
+
+
+def merge_places(places_by_rank: Iterable[Mapping[str, list[int]]]) -> dict[str, list[int]]:
+    """Join the places of the ranks' streams; of two places of a stream the later one is up to date."""
+    merged: dict[str, list[int]] = {}
+    for places in places_by_rank:
+        for name, place in places.items():
+            merged[name] = max(place, merged.get(name, place))
+    return merged

@@ -1,0 +1,292 @@
+"""Pseudo boxes: a teacher finds the noun phrases of a caption in its image, which becomes a grounding record."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.structures import Instances
+from detectron2.utils.file_io import PathManager
+
+from .predictor import GLIPv2Predictor
+from .pseudo_report import PseudoBoxCounts
+from ..data.datasets.caption_files import CaptionSample, SkippedCaption
+from ..data.datasets.shard_writer import JsonlShardWriter, TarShardWriter
+from ..data.image_reading import UnreadableImageError, read_image
+from ..prompts.builder import prompt_from_caption
+from ..prompts.phrase_finder import PhraseFinder
+from ..structures import CharSpan, TokenizedPrompt
+
+# Why an entry is skipped; who starts a run may want to know this one.
+MISSING_IMAGE = "image file that is missing"
+
+# Digits of the checksum of the weights in the teacher's id.
+_ID_LENGTH = 12
+# In pixels; the readers of grounding data leave out what is not wider and higher.
+_MIN_SIDE = 1.0
+# How the image formats that tar shards hold begin; of WebP the length of the file stands in between.
+_IMAGE_STARTS = {b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png"}
+
+Progress = Callable[[], Any]
+
+
+class CaptionPhrases(NamedTuple):
+    """A caption as the teacher reads it.
+
+    Attributes:
+        prompt: Its P phrases are the noun phrases, each occurrence one of its own.
+        spans: For each phrase its half-open character ranges of the caption.
+        num_past_limit: Phrases without tokens since the caption passes the token limit.
+        num_without_tokens: Phrases without tokens in a caption that fits.
+    """
+
+    prompt: TokenizedPrompt
+    spans: list[list[CharSpan]]
+    num_past_limit: int
+    num_without_tokens: int
+
+
+class PseudoBoxTeacher(GLIPv2Predictor):
+    """A predictor that says for the noun phrases of captions where they are.
+
+    Args:
+        cfg: Config with ``MODEL.WEIGHTS``.
+        finder: Finds the noun phrases.
+        score_thresh: A box needs at least this score, in [0, 1].
+
+    Source: the self-training of GLIP, Sec. 3.3, and GLIPv2, Sec. 4; noun phrases as in the official demo.
+    """
+
+    def __init__(self, cfg: CfgNode, finder: PhraseFinder, score_thresh: float) -> None:
+        super().__init__(cfg)
+        self.finder = finder
+        self.score_thresh = score_thresh
+
+    def read_caption(self, caption: str) -> CaptionPhrases | None:
+        """Find the noun phrases of a caption and tokenize it; None if it has none."""
+        found = self.finder.find(caption)
+        if not found:
+            return None
+        names, spans = zip(*found)
+        prompt = self.tokenizer(prompt_from_caption(caption, spans, names))
+        num_lost = int((~prompt.phrase_token_map.any(dim=1)).sum())
+        is_cut = len(prompt) >= self.tokenizer.max_tokens
+        return CaptionPhrases(prompt, list(spans), num_lost * is_cut, num_lost * (not is_cut))
+
+    def find_regions(
+        self, images: Sequence[np.ndarray], captions: Sequence[CaptionPhrases]
+    ) -> list[list[dict[str, Any]]]:
+        """Return for each image the regions of its record, the best first.
+
+        Args:
+            images: Each (H, W, 3) in BGR order.
+            captions: One for each image.
+        """
+        outputs = self._predict(images, [[caption.prompt] for caption in captions])
+        return [
+            regions_of(output["instances"], caption, self.score_thresh) for output, caption in zip(outputs, captions)
+        ]
+
+
+class PseudoBoxLabeller:
+    """Turns the captions of a shard into records.
+
+    Args:
+        teacher: Finds the phrases.
+        teacher_id: Written into every record.
+        image_root: Folder of the images that are files of their own.
+        batch_size: Images that go to the teacher together.
+        num_threads: They read images ahead; 0: none.
+    """
+
+    def __init__(
+        self, teacher: PseudoBoxTeacher, teacher_id: str, *, image_root: str, batch_size: int, num_threads: int
+    ) -> None:
+        self.teacher = teacher
+        self.teacher_id = teacher_id
+        self.image_root = image_root
+        self.batch_size = batch_size
+        self.num_threads = num_threads
+
+    def label_shard(
+        self,
+        samples: Iterable[CaptionSample | SkippedCaption],
+        writer: JsonlShardWriter | TarShardWriter,
+        progress: Progress,
+    ) -> PseudoBoxCounts:
+        """Write a record for every image with a box, in the order of the samples; return what became of all.
+
+        Args:
+            samples: Of which as many are in memory as two batches hold.
+            progress: Called once for every entry.
+        """
+        start = time.perf_counter()
+        counts = PseudoBoxCounts()
+        batch: list[tuple[CaptionSample, CaptionPhrases, bytes, np.ndarray]] = []
+        for sample, caption, image in self._with_images(self._with_phrases(samples, counts, progress)):
+            if isinstance(image, SkippedCaption):
+                counts.skip(image.reason, image.name)
+                progress()
+                continue
+            content, pixels = image
+            if isinstance(writer, TarShardWriter) and image_suffix(content) is None:
+                counts.skip("image of a format that tar shards do not hold", sample.name)
+                progress()
+                continue
+            batch.append((sample, caption, content, pixels))
+            if len(batch) == self.batch_size:
+                self._label_batch(batch, writer, counts, progress)
+                batch = []
+        if batch:
+            self._label_batch(batch, writer, counts, progress)
+        counts.seconds = round(time.perf_counter() - start, 3)
+        return counts
+
+    def _with_phrases(
+        self, samples: Iterable[CaptionSample | SkippedCaption], counts: PseudoBoxCounts, progress: Progress
+    ) -> Iterator[tuple[CaptionSample, CaptionPhrases]]:
+        """Yield the samples whose caption has a noun phrase."""
+        for sample in samples:
+            counts.captions += 1
+            if isinstance(sample, SkippedCaption):
+                counts.skip(sample.reason, sample.name)
+                progress()
+                continue
+            caption = self.teacher.read_caption(sample.caption)
+            if caption is None:
+                counts.skip("caption without a noun phrase", sample.name)
+                progress()
+                continue
+            yield sample, caption
+
+    def _with_images(
+        self, samples: Iterable[tuple[CaptionSample, CaptionPhrases]]
+    ) -> Iterator[tuple[CaptionSample, CaptionPhrases, tuple[bytes, np.ndarray] | SkippedCaption]]:
+        """Yield samples with their images; threads read at most a batch ahead."""
+        if self.num_threads == 0:
+            for sample, caption in samples:
+                yield sample, caption, load_image(sample, self.image_root)
+            return
+        with ThreadPoolExecutor(self.num_threads) as pool:
+            ahead: deque = deque()
+            for sample, caption in samples:
+                ahead.append((sample, caption, pool.submit(load_image, sample, self.image_root)))
+                if len(ahead) > self.batch_size:
+                    first, its_caption, image = ahead.popleft()
+                    yield first, its_caption, image.result()
+            for sample, caption, image in ahead:
+                yield sample, caption, image.result()
+
+    def _label_batch(
+        self,
+        batch: Sequence[tuple[CaptionSample, CaptionPhrases, bytes, np.ndarray]],
+        writer: JsonlShardWriter | TarShardWriter,
+        counts: PseudoBoxCounts,
+        progress: Progress,
+    ) -> None:
+        _, captions, _, images = zip(*batch)
+        for (sample, caption, content, pixels), regions in zip(batch, self.teacher.find_regions(images, captions)):
+            counts.images += 1
+            counts.images_without_box += not regions
+            counts.phrases_found += len(caption.spans)
+            counts.phrases_kept += len({str(region["tokens_positive"]) for region in regions})
+            counts.phrases_past_token_limit += caption.num_past_limit
+            counts.phrases_without_tokens += caption.num_without_tokens
+            counts.boxes += len(regions)
+            if regions:
+                record = {
+                    "filename": sample.file_name,
+                    "height": pixels.shape[0],
+                    "width": pixels.shape[1],
+                    "grounding": {"caption": sample.caption, "regions": regions},
+                    "teacher": self.teacher_id,
+                }
+                writer.write(record, sample.key, content, image_suffix(content) or "")
+            progress()
+
+
+def regions_of(instances: Instances, caption: CaptionPhrases, score_thresh: float) -> list[dict[str, Any]]:
+    """Write K detections as regions of a grounding record.
+
+    Args:
+        instances: ``pred_boxes`` XYXY in pixels, ``scores``, ``pred_classes``: rows of the caption's phrases.
+        caption: What was asked for.
+        score_thresh: Lower scores, and scores that are no number, are left out.
+
+    Returns:
+        In the order of the detections ``bbox`` (XYXY in pixels, inside the image, rounded to hundredths), ``phrase``,
+        ``tokens_positive`` and ``score``. A box that is at most a pixel wide or high inside the image is left out.
+    """
+    instances = instances.to("cpu")
+    height, width = instances.image_size
+    regions = []
+    fields = zip(instances.pred_classes.tolist(), instances.scores.tolist(), instances.pred_boxes.tensor.tolist())
+    for row, score, box in fields:
+        left, top, right, bottom = (
+            round(min(max(edge, 0.0), float(limit)), 2) for edge, limit in zip(box, (width, height, width, height))
+        )
+        if score >= score_thresh and right - left > _MIN_SIDE and bottom - top > _MIN_SIDE:
+            regions.append(
+                {
+                    "bbox": [left, top, right, bottom],
+                    "phrase": caption.prompt.phrases[row],
+                    "tokens_positive": [list(span) for span in caption.spans[row]],
+                    "score": round(score, 4),
+                }
+            )
+    return regions
+
+
+def load_image(sample: CaptionSample, image_root: str) -> tuple[bytes, np.ndarray] | SkippedCaption:
+    """Read the image of a sample.
+
+    Returns:
+        The encoded image and its pixels, (H, W, 3) uint8 in BGR order, upright; or why there is none.
+    """
+    content = sample.image
+    if content is None:
+        try:
+            content = Path(image_root, sample.file_name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return SkippedCaption(sample.name, MISSING_IMAGE)
+        except (OSError, ValueError):
+            return SkippedCaption(sample.name, "image file that cannot be opened")
+    try:
+        return content, read_image({"file_name": sample.file_name, "image_bytes": content}, "BGR")
+    except UnreadableImageError:
+        return SkippedCaption(sample.name, "image that is broken")
+
+
+def image_suffix(content: bytes) -> str | None:
+    """Return the suffix of an encoded image of a format that tar shards hold: jpg, png or webp, else None."""
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "webp"
+    return next((suffix for start, suffix in _IMAGE_STARTS.items() if content.startswith(start)), None)
+
+
+def teacher_id(config_file: str, weights: str) -> str:
+    """Name a teacher by its config and the checksum of its weights, as ``glipv2_swin_t-0123456789ab``.
+
+    Args:
+        config_file: Only its name counts.
+        weights: Path of a file, as ``MODEL.WEIGHTS``.
+
+    Raises:
+        FileNotFoundError: There are no such weights.
+    """
+    local_path = PathManager.get_local_path(weights)
+    if not os.path.isfile(local_path):
+        raise FileNotFoundError(f"--weights: expected the weights of a teacher, found no file {weights}")
+    checksum = hashlib.sha256()
+    with open(local_path, "rb") as file:
+        while block := file.read(1 << 20):
+            checksum.update(block)
+    return f"{Path(config_file).stem}-{checksum.hexdigest()[:_ID_LENGTH]}"

@@ -1,0 +1,277 @@
+import json
+import logging
+import math
+import os
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from glipv2_d2.data.datasets import skip_report
+from glipv2_d2.data.datasets.annotation_checks import check_dataset_dicts
+from glipv2_d2.data.datasets.odvg import load_odvg, register_odvg
+from glipv2_d2.data.datasets.value_checks import AnnotationError
+
+NAMES = {"4": "cat", "0": "red dog", "7": "fish"}
+
+
+def detection(*instances, **fields) -> dict:
+    return {"filename": "a.jpg", "height": 48, "width": 64, "detection": {"instances": list(instances)}, **fields}
+
+
+def instance(label=4, category="cat", bbox=(4, 6, 24, 16)) -> dict:
+    return {"bbox": list(bbox), "label": label, "category": category}
+
+
+def grounding(*regions, caption="a dog and a red dog", **fields) -> dict:
+    content = {"caption": caption, "regions": list(regions)}
+    return {"filename": "a.jpg", "height": 48, "width": 64, "grounding": content, **fields}
+
+
+def region(**fields) -> dict:
+    return {"bbox": [4, 6, 24, 16], "phrase": "red dog", **fields}
+
+
+@pytest.fixture
+def load(tmp_path, new_name):
+    """A function that registers a file of these lines, objects or bytes, and loads it."""
+
+    def write_and_load(*lines, names=None, **options):
+        text = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
+        (tmp_path / "data.jsonl").write_bytes(b"\n".join(text) + b"\n")
+        if names is not None:
+            (tmp_path / "names.json").write_text(json.dumps(names))
+            options["names_file"] = tmp_path / "names.json"
+        register_odvg(new_name, tmp_path / "data.jsonl", tmp_path, **options)
+        return DatasetCatalog.get(new_name)
+
+    return write_and_load
+
+
+def test_detection_lines_become_dataset_dicts(load, new_name, tmp_path):
+    lines = [detection(instance(), instance(0, "red dog", (-3, 1, 9, 9))), detection(filename="sub/b.jpg")]
+    records = load(*lines, names=NAMES)
+    assert records == [
+        {
+            "file_name": os.path.join(tmp_path, "a.jpg"),
+            "image_id": 1,
+            "height": 48,
+            "width": 64,
+            "annotations": [
+                {"bbox": (4, 6, 24, 16), "bbox_mode": BoxMode.XYXY_ABS, "category_id": 1},
+                {"bbox": (0, 1, 9, 9), "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0},
+            ],
+        },
+        {
+            "file_name": os.path.join(tmp_path, "sub/b.jpg"),
+            "image_id": 2,
+            "height": 48,
+            "width": 64,
+            "annotations": [],
+        },
+    ]
+    metadata = MetadataCatalog.get(new_name)
+    assert metadata.task == "detection" and metadata.thing_classes == ["red dog", "cat", "fish"]
+    assert DatasetCatalog.get(new_name) == records
+    check_dataset_dicts("x", records, 3)
+
+
+def test_without_a_names_file_the_boxes_name_the_labels(load, new_name):
+    lines = [detection(instance(9, "fish")), detection(instance(2, "cat"), instance(9, "fish"), instance(9, None))]
+    records = load(*lines, task="detection")
+    assert [[item["category_id"] for item in record["annotations"]] for record in records] == [[1], [0, 1, 1]]
+    assert MetadataCatalog.get(new_name).thing_classes == ["cat", "fish"]
+
+
+def test_a_category_may_be_missing_where_a_file_has_the_names(load):
+    (record,) = load(detection({"bbox": [4, 6, 24, 16], "label": 7}), names=NAMES)
+    assert record["annotations"][0]["category_id"] == 2
+
+
+@pytest.mark.parametrize(
+    ("bad", "options", "message"),
+    [
+        (detection(instance(3, "bird")), {"names": NAMES}, "line 2: label 3 with category 'bird' has no name"),
+        (detection(instance(4, "dog")), {"names": NAMES}, "line 2: category of label 4 is 'dog', expected 'cat'"),
+        (detection(instance(4, "dog")), {"task": "detection"}, "line 2: category of label 4 is 'dog', expected 'cat'"),
+        (detection(instance(3, None)), {"task": "detection"}, "line 2: label 3 with category None has no name"),
+        (detection(instance(3, " ")), {"task": "detection"}, "line 2: label 3 with category ' ' has no name"),
+        (detection(instance(3, "cat")), {"task": "detection"}, "the name 'cat' belongs to two labels"),
+        (grounding(region()), {"names": NAMES}, "line 2: holds 'grounding', expected 'detection' in a detection"),
+        (detection(), {"names": {"0": "cat", "4": "cat"}}, "the name 'cat' belongs to two labels"),
+        (detection(), {"names": {"x": "cat"}}, "names.json: found 'x': 'cat', expected a number"),
+        (detection(), {"names": {"0": 5}}, "names.json: found '0': 5, expected a number"),
+        (detection(), {"names": []}, r"names.json: holds \[\], expected an object"),
+        (detection(), {"names": NAMES, "thing_classes": ["dog"]}, "categories are red dog, cat, fish.*thing_classes"),
+    ],
+)
+def test_what_would_change_the_meaning_of_labels_is_an_error(load, bad, options, message):
+    with pytest.raises(AnnotationError, match=message) as raised:
+        load(detection(instance()), bad, **options)
+    assert "\n" not in str(raised.value)
+
+
+BAD_LINES = {
+    "no json": (b'{"filename": ', "expected json"),
+    "no utf-8": (b'{"filename": "\xff"}', "expected json"),
+    "nested": (b"[" * 100_000, "expected json"),
+    "long number": (b'{"filename": ' + b"9" * 9999 + b"}", "expected json"),
+    "list": (b"[]", "found [], expected an object"),
+    "no file": (detection(filename=None), "filename is None"),
+    "no size": (detection(width=-1), "width is -1"),
+    "no kind": ({"filename": "a.jpg", "height": 4, "width": 4}, "detection is None"),
+    "no instances": (detection(detection={"boxes": []}), "expected an object with a list of instances"),
+    "number as box": (detection(instance(), 5), "instance is 5"),
+    "no label": (detection(instance(None)), "instance is {"),
+    "boolean as label": (detection(instance(True)), "instance is {"),
+    "nan": (detection(instance(), instance(bbox=(1, 2, math.nan, 4))), "bbox is [1, 2, nan, 4]"),
+    "outside": (detection(instance(), instance(bbox=(70, 2, 80, 4))), "inside an image of 64 x 48"),
+}
+
+
+@pytest.mark.parametrize("bad, reason", BAD_LINES.values(), ids=BAD_LINES)
+def test_a_bad_detection_line_is_left_out_as_a_whole(load, caplog, bad, reason):
+    with caplog.at_level(logging.WARNING, "glipv2_d2"):
+        records = load(detection(instance()), bad, b"", detection(), names=NAMES)
+    assert [record["image_id"] for record in records] == [1, 4]
+    assert len(caplog.records) == 1
+    assert "data.jsonl: left out 1 lines (line 2: " in caplog.text and reason in caplog.text
+    assert "\n" not in caplog.messages[0]
+
+
+def test_boxes_of_one_pixel_are_left_out_alone(load, caplog):
+    with caplog.at_level(logging.WARNING, "glipv2_d2"):
+        (record,) = load(detection(instance(), instance(bbox=(4, 4, 5, 9))), names=NAMES)
+    assert len(record["annotations"]) == 1
+    assert "left out 1 boxes (line 1: bbox is [4, 4, 5, 9]" in caplog.text
+
+
+def test_grounding_lines_become_dataset_dicts(load, new_name, tmp_path):
+    (record,) = load(grounding(region(), region(phrase="a dog", bbox=[[1, 1, 9, 9], [2, 2, 8, 8]])))
+    assert record == {
+        "file_name": os.path.join(tmp_path, "a.jpg"),
+        "image_id": 1,
+        "height": 48,
+        "width": 64,
+        "caption": "a dog and a red dog",
+        "annotations": [
+            {"bbox": (4, 6, 24, 16), "bbox_mode": BoxMode.XYXY_ABS, "tokens_positive": ((12, 19),)},
+            {"bbox": (1, 1, 9, 9), "bbox_mode": BoxMode.XYXY_ABS, "tokens_positive": ((0, 5),)},
+            {"bbox": (2, 2, 8, 8), "bbox_mode": BoxMode.XYXY_ABS, "tokens_positive": ((0, 5),)},
+        ],
+    }
+    metadata = MetadataCatalog.get(new_name)
+    assert metadata.task == "grounding" and metadata.get("thing_classes") is None
+
+
+def test_pseudo_boxes_have_scores(load, new_name):
+    (record,) = load(grounding(region(tokens_positive=[[2, 5]], score=0.75), teacher="ab12"), task="caption", note=1)
+    assert [(item["tokens_positive"], item["score"]) for item in record["annotations"]] == [(((2, 5),), 0.75)]
+    assert (MetadataCatalog.get(new_name).task, MetadataCatalog.get(new_name).note) == ("caption", 1)
+    check_dataset_dicts("x", [record], task="caption")
+
+
+def test_bad_regions_are_left_out_alone_and_sentences_without_any_box_too(load, caplog):
+    nowhere = region(phrase="cat")
+    with caplog.at_level(logging.WARNING, "glipv2_d2"):
+        records = load(
+            grounding(region(), nowhere), grounding(nowhere), grounding(caption="of the"), grounding(caption=" ")
+        )
+    assert [record["image_id"] for record in records] == [1] and len(records[0]["annotations"]) == 1
+    assert len(caplog.records) == 1
+    assert "2 regions (line 1: phrase is 'cat', expected words of the caption" in caplog.text
+    assert "3 lines (line 2: no box for 'a dog and a red dog'; line 3: no box for 'of the'; line 4: " in caplog.text
+
+
+def test_long_and_foreign_captions_are_kept_whole(load):
+    captions = ["dog " * 2500, "\u202edog \u0643\u0644\u0628", "dog\x00\x1b[2J"]
+    records = load(*(grounding(region(phrase="dog"), caption=caption) for caption in captions))
+    assert [record["caption"] for record in records] == captions
+    assert len(records[0]["annotations"][0]["tokens_positive"]) == 2500
+
+
+def test_detection_lines_in_grounding_data_are_an_error(load):
+    with pytest.raises(AnnotationError, match="line 1: holds 'detection', expected 'grounding' in a caption dataset"):
+        load(detection(instance()), task="caption")
+
+
+@pytest.mark.parametrize("lines", [[], [b""], [b"no json"], [grounding(region(phrase="cat"))]])
+def test_nothing_left_is_an_error(load, lines):
+    with pytest.raises(AnnotationError, match="data.jsonl: found nothing to use, expected lines of a grounding dataset"):
+        load(*lines)
+
+
+@pytest.mark.parametrize("field", ["jsonl_file", "names_file", "image_root"])
+def test_missing_files_are_named(tmp_path, new_name, field):
+    paths = {"jsonl_file": tmp_path / "data.jsonl", "names_file": tmp_path / "names.json", "image_root": tmp_path}
+    for path in (paths["jsonl_file"], paths["names_file"]):
+        path.write_text("{}")
+    paths[field] = tmp_path / "gone"
+    register_odvg(new_name, **paths)
+    with pytest.raises(FileNotFoundError, match=f"dataset '{new_name}': {field} .*gone does not exist"):
+        DatasetCatalog.get(new_name)
+
+
+def test_a_name_is_registered_once(new_name):
+    register_odvg(new_name, "a.jsonl", "b")
+    with pytest.raises(ValueError, match="registered already"):
+        register_odvg(new_name, "a.jsonl", "b")
+
+
+def test_a_slow_file_shows_how_far_it_is(load, monkeypatch, capsys):
+    load(grounding(region()), grounding(region()))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(skip_report, "_SILENT_SECONDS", 0)
+    lines = list(skip_report.read_lines(os.devnull))
+    assert lines == [] and "0.00B" in capsys.readouterr().err
+
+
+def test_only_the_main_process_shows_it(monkeypatch, capsys):
+    monkeypatch.setattr(skip_report, "_SILENT_SECONDS", 0)
+    monkeypatch.setattr(skip_report.comm, "is_main_process", lambda: False)
+    assert list(skip_report.with_progress(range(3), "x")) == [0, 1, 2]
+    assert capsys.readouterr().err == ""
+
+
+def test_lines_come_with_their_offsets(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one\n\nthree")
+    assert list(skip_report.read_lines(str(tmp_path / "a.txt"))) == [(0, b"one\n"), (4, b"\n"), (5, b"three")]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 70) | st.floats() | st.text(max_size=5),
+    lambda values: st.lists(values, max_size=4) | st.dictionaries(st.sampled_from(["bbox", "label"]), values, max_size=2),
+    max_leaves=6,
+)
+
+
+@pytest.mark.parametrize("task", ["detection", "caption"])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80, deadline=None)
+@given(data=st.data())
+def test_any_damage_is_left_out_or_a_one_line_error(tmp_path, task, data):
+    """Replace or remove one random value of a good line, or cut the line; what comes out is fit for training."""
+    line = detection(instance(), instance(0, "red dog")) if task == "detection" else grounding(region(score=0.5))
+    content = {"line": json.loads(json.dumps(line))}
+    owner, key = content, "line"
+    while isinstance(owner[key], (dict, list)) and owner[key] and data.draw(st.integers(0, 5)):
+        owner = owner[key]
+        key = data.draw(st.sampled_from(sorted(owner) if isinstance(owner, dict) else range(len(owner))))
+    owner[key] = data.draw(json_values)
+    text = json.dumps(content["line"]).encode()
+    cut = data.draw(st.integers(1, len(text)))
+    good = json.dumps(line).encode()
+    jsonl_file = tmp_path / "damaged.jsonl"
+    jsonl_file.write_bytes(good + b"\n" + text[:cut] + b"\n" + good + b"\n" + text)
+    name = f"{tmp_path.name}_damaged"
+    MetadataCatalog.get(name).set(task=task, jsonl_file=str(jsonl_file), image_root=str(tmp_path))
+    try:
+        records = load_odvg(str(jsonl_file), str(tmp_path), name)
+    except AnnotationError as error:
+        assert str(jsonl_file) in str(error) and "\n" not in str(error) and len(str(error)) < 1000
+    else:
+        assert 2 <= len(records) <= 4
+        check_dataset_dicts(name, records, len(MetadataCatalog.get(name).get("thing_classes", [])), task=task)
+    finally:
+        MetadataCatalog.pop(name, None)

@@ -1,0 +1,140 @@
+import gzip
+import tarfile
+from pathlib import Path
+
+import pytest
+from tar_shards import write_tar
+
+from glipv2_d2.data.tar_stream import expand_shard_urls, find_shards, read_shard
+
+FILES = {f"{key}.{suffix}": bytes([65 + i]) * 700 for i, key in enumerate("abcd") for suffix in ("jpg", "json")}
+# A header and two blocks of content for each file.
+FILE_SIZE, HEADER_SIZE, CONTENT_SIZE = 1536, 512, 700
+
+
+def read(path: Path) -> tuple[list, list[str]]:
+    damage: list[str] = []
+    return list(read_shard(str(path), damage.append)), damage
+
+
+def contents(samples: list) -> dict[str, bytes]:
+    return {f"{sample.key}.{suffix}": data for sample in samples for suffix, data in sample.files.items()}
+
+
+def test_files_of_a_name_are_one_sample(tmp_path):
+    files = {"x/a.left.JPG": b"1", "x/a.json": b"2", "x/b.json": b"3", "y/b.txt": b"4"}
+    samples, damage = read(write_tar(tmp_path / "s.tar", files))
+    assert [tuple(sample) for sample in samples] == [
+        ("x/a", {"left.jpg": b"1", "json": b"2"}, False),
+        ("x/b", {"json": b"3"}, False),
+        ("y/b", {"txt": b"4"}, False),
+    ]
+    assert damage == []
+
+
+@pytest.mark.parametrize("cut", range(0, 8 * FILE_SIZE + 1, 256))
+def test_a_cut_shard_gives_its_whole_files_and_is_named_once(tmp_path, cut):
+    path = write_tar(tmp_path / "s.tar", FILES)
+    path.write_bytes(path.read_bytes()[:cut])
+    samples, (line,) = read(path)
+    # The padding behind the content of a file may be missing.
+    num_whole = (cut + FILE_SIZE - HEADER_SIZE - CONTENT_SIZE) // FILE_SIZE
+    assert contents(samples) == dict(list(FILES.items())[:num_whole])
+    assert [sample.is_cut for sample in samples] == [False] * (len(samples) - 1) + [True] * bool(samples)
+    assert line.startswith(f"{path}: ") and f"{len(samples)} samples read" in line and "expected a whole tar" in line
+    assert "object at" not in line
+
+
+def test_a_whole_shard_is_not_damaged(tmp_path):
+    path = write_tar(tmp_path / "s.tar", FILES)
+    samples, damage = read(path)
+    assert contents(samples) == FILES and damage == [] and not any(sample.is_cut for sample in samples)
+    # Archives may end with no more than two blocks of zeros.
+    path.write_bytes(path.read_bytes()[: 8 * FILE_SIZE + 1024])
+    assert read(path)[1] == []
+
+
+@pytest.mark.parametrize("suffix", [".tar.gz", ".tgz"])
+def test_gzipped_shards_are_read(tmp_path, suffix):
+    plain = write_tar(tmp_path / "s.tar", FILES).read_bytes()
+    path = tmp_path / f"s{suffix}"
+    path.write_bytes(gzip.compress(plain))
+    assert contents(read(path)[0]) == FILES and read(path)[1] == []
+    path.write_bytes(gzip.compress(plain)[:90])
+    assert len(read(path)[1]) == 1
+
+
+def test_a_broken_header_ends_a_shard(tmp_path):
+    path = write_tar(tmp_path / "s.tar", FILES)
+    data = bytearray(path.read_bytes())
+    data[4 * FILE_SIZE : 4 * FILE_SIZE + 200] = b"?" * 200
+    path.write_bytes(data)
+    samples, damage = read(path)
+    assert [sample.key for sample in samples] == ["a", "b"] and len(damage) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"no tar at all" * 500])
+def test_what_is_no_tar_file_has_no_samples(tmp_path, content):
+    path = tmp_path / "s.tar"
+    path.write_bytes(content)
+    samples, (line,) = read(path)
+    assert samples == [] and str(path) in line
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    samples, (line,) = read(tmp_path / "none.tar")
+    assert samples == [] and "none.tar: No such file" in line
+    with pytest.raises(FileNotFoundError, match="none.tar does not exist"):
+        find_shards([str(tmp_path / "none.tar")])
+
+
+def test_an_address_is_opened_by_webdataset(tmp_path):
+    path = write_tar(tmp_path / "s.tar", FILES)
+    damage: list[str] = []
+    assert contents(list(read_shard(f"pipe:cat {path}", damage.append))) == FILES and damage == []
+    assert list(read_shard("pipe:exit 3", damage.append)) == [] and len(damage) == 1
+    assert find_shards(["https://nowhere.invalid/s*.tar"]) == ["https://nowhere.invalid/s*.tar"]
+
+
+def test_a_second_file_of_a_name_is_left_out_and_named(tmp_path):
+    path = tmp_path / "s.tar"
+    write_tar(path, {"a.json": b"first", "b.json": b"b"})
+    with tarfile.open(path, "a") as tar:
+        tar.add(write_tar(tmp_path / "other", {"c": b""}), "b.json")
+    samples, (line,) = read(path)
+    assert contents(samples) == {"a.json": b"first", "b.json": b"b"}
+    assert "b.json" in line and "duplicate" in line
+
+
+def test_reading_goes_no_further_than_asked(tmp_path):
+    path = write_tar(tmp_path / "s.tar", {f"{i}.jpg": bytes(20_000) for i in range(20)})
+    path.write_bytes(path.read_bytes()[:-100_000])
+    damage: list[str] = []
+    stream = read_shard(str(path), damage.append)
+    assert next(stream).key == "0" and damage == []
+
+
+def test_shards_are_found_by_a_pattern_in_sorted_order(tmp_path):
+    names = [str(write_tar(tmp_path / f"{name}.tar", FILES)) for name in ("b", "a2", "a10")]
+    assert find_shards([str(tmp_path / "a*.tar"), names[0], names[1]]) == sorted(names)
+    with pytest.raises(FileNotFoundError, match=r"shard .*c\*.tar does not exist"):
+        find_shards([str(tmp_path / "c*.tar")])
+
+
+def test_braces_are_expanded_and_sorted():
+    expected = ["a/s-08.tar", "a/s-09.tar", "a/s-10.tar", "b.tgz"]
+    assert expand_shard_urls(["b.tgz", "a/s-{10..08}.tar", "a/s-09.tar"]) == expected
+    assert expand_shard_urls("https://host/{x,y}") == ["https://host/x", "https://host/y"]
+
+
+@pytest.mark.parametrize(
+    ("urls", "message"),
+    [
+        ("s-{00..09.tar", r"'s-\{00..09.tar'.*expected braces like \{000000..000099\}"),
+        ([], "found \\[\\], expected at least one tar file"),
+        ("a.zip", "shard 'a.zip': expected a name that ends in .tar, .tar.gz or .tgz"),
+    ],
+)
+def test_patterns_that_name_no_shard_are_errors(urls, message):
+    with pytest.raises(ValueError, match=message):
+        expand_shard_urls(urls)

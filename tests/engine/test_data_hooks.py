@@ -1,0 +1,150 @@
+import logging
+from types import SimpleNamespace
+
+import pytest
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from glipv2_d2.data.stream_state import StreamState, TrainLoader
+from glipv2_d2.engine import data_hooks
+from glipv2_d2.engine.data_hooks import DataStateHook, SkippedImagesHook, merge_places
+
+
+def make_hook(max_share, batches):
+    hook = SkippedImagesHook(max_share)
+    hook.trainer = SimpleNamespace(model=nn.Linear(1, 1), storage=EventStorage())
+    assert list(hook.watch(batches)) == batches
+    return hook
+
+
+def batches_with(skipped_positions, count):
+    """Batches of two samples; each of the given samples stands for one unreadable file before it."""
+    samples = [{"skipped_files": [f"bad_{k}.png"]} if k in skipped_positions else {} for k in range(count)]
+    return [samples[k : k + 2] for k in range(0, count, 2)]
+
+
+def test_share_counts_unreadable_images_among_all_drawn():
+    # 98 samples and 2 unreadable files: 2 of 100 drawn.
+    batches = batches_with({3, 40}, 98)
+    make_hook(0.02, batches).after_step()
+    with pytest.raises(ValueError, match=r"at most 1.9% .*MAX_SKIPPED_SHARE.*2.0%.*bad_3.png"):
+        make_hook(0.019, batches).after_step()
+
+
+def test_few_images_are_no_reason_to_stop():
+    make_hook(0.0, batches_with({0, 1}, 96)).after_step()
+    with pytest.raises(ValueError, match="MAX_SKIPPED_SHARE"):
+        make_hook(0.0, batches_with({0, 1}, 98)).after_step()
+
+
+def test_unreadable_images_are_named_as_they_come_and_listed_once_at_the_end(caplog):
+    with caplog.at_level(logging.WARNING):
+        hook = make_hook(1.0, batches_with({0, 3}, 4) + batches_with({0}, 2))
+    prefix = "left out of the training data: "
+    assert caplog.messages == [f"{prefix}bad_0.png", f"{prefix}bad_3.png"]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        hook.after_train()
+    assert caplog.messages == ["2 unreadable images were skipped:\nbad_0.png\nbad_3.png"]
+
+
+def test_only_the_first_of_a_kind_are_named_as_they_come(caplog, monkeypatch):
+    monkeypatch.setattr(data_hooks, "_NUM_LISTED", 15)
+    lines = [f"r{k}" for k in range(20)]
+    with caplog.at_level(logging.WARNING):
+        hook = make_hook(1.0, [[{"skipped_records": lines, "damaged_shards": ["a.tar: cut"]}]])
+    assert len(caplog.messages) == 11
+    assert caplog.messages[-1] == "left out of the training data: r9; others are only counted until the end"
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        hook.after_train()
+    shards, records = caplog.messages
+    assert shards == "1 damaged shards ended early:\na.tar: cut"
+    assert records == "at least 15 malformed records or boxes of shards were left out:\n" + "\n".join(lines[:15])
+
+
+def test_what_was_dropped_is_counted_in_the_metrics_and_at_the_end(caplog):
+    reports = [{"dropped": {"tokens": 30, "phrases": 2}}, {"dropped": {"tokens": 5, "records": 4}}, {}]
+    hook = make_hook(1.0, [reports, [{"skipped_files": ["x.png"]}]])
+    hook.after_step()
+    latest = {name: value for name, (value, _) in hook.trainer.storage.latest().items()}
+    assert latest == {
+        "data/skipped_files": 1,
+        "data/dropped_tokens": 35,
+        "data/dropped_phrases": 2,
+        "data/dropped_records": 4,
+    }
+    with caplog.at_level(logging.WARNING):
+        hook.after_train()
+    assert caplog.messages[-1] == "dropped from the training data of this process: 35 tokens, 2 phrases, 4 records"
+
+
+def test_counts_are_those_of_all_ranks(monkeypatch):
+    # Two ranks; the other one counts nothing.
+    monkeypatch.setattr(data_hooks.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(data_hooks, "reduce_mean", lambda counts: counts / 2)
+    hook = make_hook(0.5, [[{"dropped": {"boxes": 3}}]])
+    hook.after_step()
+    assert hook.trainer.storage.latest()["data/dropped_boxes"][0] == 3
+
+
+def test_damaged_shards_are_no_unreadable_images():
+    make_hook(0.0, [[{"damaged_shards": ["a.tar: cut"]}] * 200]).after_step()
+
+
+def test_end_of_a_clean_run_is_silent(caplog):
+    make_hook(0.0, batches_with(set(), 4)).after_train()
+    assert caplog.messages == []
+
+
+def test_watching_does_not_read_ahead():
+    drawn = []
+    loader = (drawn.append(k) or [{}] for k in range(5))
+    stream = SkippedImagesHook(0.5).watch(loader)
+    next(stream)
+    assert drawn == [0]
+
+
+# --- where the stream stands
+
+
+def state_hook(places, period=2, max_iter=5) -> DataStateHook:
+    hook = DataStateHook(period)
+    hook.trainer = SimpleNamespace(iter=0, max_iter=max_iter)
+    hook.attach(TrainLoader([], StreamState(7, {"DATASETS.TRAIN": ["a"]}, places=places)))
+    return hook
+
+
+def test_the_state_is_that_of_the_last_checkpoint_step():
+    places = {}
+    hook = state_hook(places)
+    seen = []
+    for iteration in range(5):
+        places["s/0"] = [iteration, 0, 0, 0]
+        hook.trainer.iter = iteration
+        hook.after_step()
+        seen.append(dict(hook.state_dict()["places"]))
+    # Steps 2 and 4, and the last one.
+    assert [place.get("s/0", [None])[0] for place in seen] == [None, 1, 1, 3, 4]
+    assert hook.state_dict()["seed"] == 7 and hook.state_dict()["layout"] == {"DATASETS.TRAIN": ["a"]}
+
+
+def test_a_saved_state_is_there_for_the_loader():
+    hook = DataStateHook(3)
+    assert hook.saved is None and hook.state_dict() == {}
+    state = state_hook({"s/0": [1, 2, 3, 4]}).state_dict()
+    hook.load_state_dict(state)
+    assert hook.saved == hook.state_dict() == state
+    # A run that ends before it has begun.
+    hook.trainer = SimpleNamespace(iter=2, max_iter=3)
+    hook.after_step()
+    assert hook.state_dict() == state
+
+
+def test_places_of_all_ranks_are_joined(monkeypatch):
+    ranks = [{"s/0": [9, 1, 0, 2], "s/1": [3, 0, 0, 3]}, {"s/0": [4, 0, 1, 1], "s/1": [12, 1, 0, 0]}]
+    assert merge_places(ranks) == {"s/0": [9, 1, 0, 2], "s/1": [12, 1, 0, 0]}
+    monkeypatch.setattr(data_hooks.comm, "all_gather", lambda places: [places, {"s/9": [0, 0, 0, 0]}])
+    hook = state_hook({"s/0": [5, 0, 0, 5]}, period=1)
+    hook.after_step()
+    assert hook.state_dict()["places"] == {"s/0": [5, 0, 0, 5], "s/9": [0, 0, 0, 0]}
