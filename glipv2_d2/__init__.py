@@ -12,7 +12,13 @@ register_path_handlers()
 from . import data  # noqa: E402,F401  registers datasets
 from .checkpoint.glip_conversion import convert_glip_state_dict  # noqa: E402
 from .config import add_glipv2_config  # noqa: E402
-from .data.datasets.coco import register_coco_grounding  # noqa: E402
+from .data import (  # noqa: E402
+    register_coco_grounding,
+    register_grounding_json,
+    register_odvg,
+    register_shards,
+    register_tsv,
+)
 from .engine.predictor import GLIPv2Predictor  # noqa: E402
 from .engine.trainer import GLIPv2Trainer  # noqa: E402
 from .modeling import GLIPv2, build_text_encoder  # noqa: E402
@@ -30,4 +36,8 @@ __all__ = [
     "build_text_encoder",
     "convert_glip_state_dict",
     "register_coco_grounding",
+    "register_grounding_json",
+    "register_odvg",
+    "register_shards",
+    "register_tsv",
 ]

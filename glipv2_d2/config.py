@@ -54,8 +54,8 @@ def _add_text_encoder(cfg: CN) -> None:
     cfg.MODEL.TEXT_ENCODER = CN()
     # Name in TEXT_ENCODER_REGISTRY.
     cfg.MODEL.TEXT_ENCODER.NAME = "BertTextEncoder"
-    # Directory, package://PACKAGE/DIRECTORY or hub name of a BERT-type encoder; empty: built from the sizes below and
-    # filled by MODEL.WEIGHTS.
+    # Directory, package://PACKAGE/DIRECTORY or hub name of an encoder of the type above, for CLIPTextEncoder also a
+    # file of tensors; empty: built from the sizes below and filled by MODEL.WEIGHTS.
     cfg.MODEL.TEXT_ENCODER.WEIGHTS = ""
     # Directory, package://PACKAGE/DIRECTORY or hub name of a fast tokenizer; empty: the packaged uncased WordPiece
     # vocabulary of BERT.
@@ -64,14 +64,16 @@ def _add_text_encoder(cfg: CN) -> None:
     cfg.MODEL.TEXT_ENCODER.ALLOW_DOWNLOAD = False
     # Longest prompt in tokens, special tokens included.
     cfg.MODEL.TEXT_ENCODER.MAX_TOKENS = 256
-    # Sizes, used when WEIGHTS is empty. Defaults: bert-base-uncased.
+    # Sizes, used when WEIGHTS is empty (CLIPTextEncoder: MAX_POSITIONS always, NUM_HEADS for a file of tensors).
+    # Defaults: bert-base-uncased.
     cfg.MODEL.TEXT_ENCODER.VOCAB_SIZE = 30522
     cfg.MODEL.TEXT_ENCODER.HIDDEN_SIZE = 768
     cfg.MODEL.TEXT_ENCODER.NUM_LAYERS = 12
     cfg.MODEL.TEXT_ENCODER.NUM_HEADS = 12
     cfg.MODEL.TEXT_ENCODER.INTERMEDIATE_SIZE = 3072
     cfg.MODEL.TEXT_ENCODER.MAX_POSITIONS = 512
-    # Dropout of the encoder and of the text layers in the fusion tower.
+    # Dropout of the encoder and of the text layers in the fusion tower; of CLIPTextEncoder, which has none, the largest
+    # rate of its stochastic depth.
     cfg.MODEL.TEXT_ENCODER.DROPOUT = 0.1
     # Keep the encoder fixed, in eval mode and out of the optimizer.
     cfg.MODEL.TEXT_ENCODER.FREEZE = False

@@ -1,10 +1,11 @@
 #!/usr/bin/env python
 """Draw what training sees: ``python tools/visualize_data.py --source dataloader --config-file FILE --output-dir DIR``.
 
-``--source annotation`` draws the images and boxes of DATASETS.TRAIN as they are stored, with the phrases and the caption
-where they have one, and the scores of pseudo boxes; ``--source dataloader`` draws the samples that the mapper hands to the model: resized and flipped, each box with its phrase, and below all phrases of the
-prompt with the tokens that spell them ("traffic light [3-4]"; token 0 is the first special token). Small pictures are
-enlarged. The flags are those of detectron2's tool of this name.
+``--source annotation`` draws the images and boxes of DATASETS.TRAIN as they are stored, those of captions with their
+phrases and scores and the caption below; ``--source dataloader`` draws the samples that the mapper hands to the model:
+resized and flipped, each box with its phrase, and below all phrases of the prompt with the tokens that spell them
+("traffic light [3-4]"; token 0 is the first special token). Small pictures are enlarged. The flags are those of
+detectron2's tool of this name.
 """
 
 from __future__ import annotations

@@ -46,9 +46,7 @@ def test_captions_get_their_boxes_in_the_order_of_the_file(load, tmp_path):
         "width": 64,
         "image_id": 9,
         "caption": "a dog and a red dog",
-        "annotations": [
-            {"bbox": (0, 0, 64, 48), "bbox_mode": BoxMode.XYXY_ABS, "tokens_positive": ((2, 5), (12, 19))}
-        ],
+        "annotations": [{"bbox": (0, 0, 64, 48), "bbox_mode": BoxMode.XYXY_ABS, "tokens_positive": ((2, 5), (12, 19))}],
     }
     assert [item["bbox"] for item in records[1]["annotations"]] == [(4, 6, 24, 16)] * 2
     assert [item["tokens_positive"] for item in records[1]["annotations"]] == [((2, 5),), ((12, 19),)]
@@ -178,7 +176,8 @@ def test_other_files_are_named(tmp_path, new_name, text):
 
 def test_long_and_foreign_captions_are_kept_whole(load):
     captions = ["dog " * 2500, "\u202ekalb \u0643\u0644\u0628", "dog\x00\x1b[2J"]
-    records = load([image(i, caption) for i, caption in enumerate(captions)], [box(i, spans=[(0, 3)]) for i in range(3)])
+    images = [image(i, caption) for i, caption in enumerate(captions)]
+    records = load(images, [box(i, spans=[(0, 3)]) for i in range(3)])
     assert [record["caption"] for record in records] == captions
 
 

@@ -149,8 +149,8 @@ def test_ten_thousand_characters_are_cut_and_counted(record):
 @pytest.mark.parametrize("caption", ["\u202edog \u0643\u0644\u0628", "dog\x00\x07", "dog \ud7ff\U0001f415"])
 def test_foreign_and_control_characters_are_tokens_like_any(record, caption):
     mapper = grounding_mapper()
-    begin = caption.index("dog")
-    boxes = [annotation((4, 6, 24, 16), (begin, begin + 3)), annotation((4, 6, 24, 16), (len(caption) - 1, len(caption)))]
+    begin, length = caption.index("dog"), len(caption)
+    boxes = [annotation((4, 6, 24, 16), (begin, begin + 3)), annotation((4, 6, 24, 16), (length - 1, length))]
     sample = mapper({**record, "caption": caption, "annotations": boxes})
     assert words_of_boxes(sample, mapper.tokenizer)[0] == "dog"
 

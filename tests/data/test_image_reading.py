@@ -62,7 +62,7 @@ def test_the_orientation_is_applied_wherever_the_image_stands(tmp_path):
     assert np.array_equal(decode_image(rotated(), "RGB"), from_file)
 
 
-@pytest.mark.parametrize("content", [b"", b"text", encoded()[:-40], b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
+@pytest.mark.parametrize("content", [b"", b"text", encoded()[:-40], b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9"])
 def test_bytes_that_are_no_image_are_named(content):
     with pytest.raises(UnreadableImageError, match="shard.tar/a.png: .*expected a readable image") as raised:
         read_image({"file_name": "shard.tar/a.png", "image_bytes": content}, "BGR")

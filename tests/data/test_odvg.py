@@ -199,7 +199,7 @@ def test_detection_lines_in_grounding_data_are_an_error(load):
 
 @pytest.mark.parametrize("lines", [[], [b""], [b"no json"], [grounding(region(phrase="cat"))]])
 def test_nothing_left_is_an_error(load, lines):
-    with pytest.raises(AnnotationError, match="data.jsonl: found nothing to use, expected lines of a grounding dataset"):
+    with pytest.raises(AnnotationError, match="data.jsonl: found nothing to use, expected lines of a grounding data"):
         load(*lines)
 
 
@@ -242,7 +242,8 @@ def test_lines_come_with_their_offsets(tmp_path):
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 70) | st.floats() | st.text(max_size=5),
-    lambda values: st.lists(values, max_size=4) | st.dictionaries(st.sampled_from(["bbox", "label"]), values, max_size=2),
+    lambda values: st.lists(values, max_size=4)
+    | st.dictionaries(st.sampled_from(["bbox", "label"]), values, max_size=2),
     max_leaves=6,
 )
 

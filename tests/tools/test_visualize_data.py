@@ -90,9 +90,12 @@ def test_stored_captions_are_drawn_with_phrases_and_scores(tool, captions, tmp_p
     texts = []
     monkeypatch.setattr(tool, "text_strip", lambda text, width: texts.append(text) or np.zeros((9, width, 3), np.uint8))
     overlay = tool.Visualizer.overlay_instances
-    monkeypatch.setattr(
-        tool.Visualizer, "overlay_instances", lambda self, **kwargs: texts.append(kwargs["labels"]) or overlay(self, **kwargs)
-    )
+
+    def note_labels(self, **kwargs):
+        texts.append(kwargs["labels"])
+        return overlay(self, **kwargs)
+
+    monkeypatch.setattr(tool.Visualizer, "overlay_instances", note_labels)
     (picture,) = run(tool, captions, tmp_path / "out", "annotation")
     assert picture.shape == (609, 800, 3) and is_drawn_on(picture[:600])
     assert texts == [["a cat 0.88"], "a cat here"]

@@ -1,4 +1,4 @@
-"""Datasets of captions whose phrases have boxes, in MDETR's json format: Flickr30K entities and the mixed GoldG data."""
+"""Datasets of captions whose phrases have boxes, in MDETR's json format: Flickr30K entities and the mixed data."""
 
 from __future__ import annotations
 
@@ -136,7 +136,9 @@ def _directory(image: dict, image_root: Mapping[str, str], json_file: str, where
     source = image.get("data_source")
     directory = image_root.get(source if isinstance(source, str) else "", image_root.get(""))
     if directory is None:
-        raise AnnotationError(f"{json_file}: {where}: data_source is {show(source)}, expected one of {list(image_root)}")
+        raise AnnotationError(
+            f"{json_file}: {where}: data_source is {show(source)}, expected one of {list(image_root)}"
+        )
     return directory
 
 

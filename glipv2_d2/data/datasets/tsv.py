@@ -47,7 +47,8 @@ def register_tsv(name: str, yaml_file: str | os.PathLike[str], *, task: str, **m
         ValueError: The name is taken.
     """
     yaml_file = os.fspath(yaml_file)
-    register_dataset(name, functools.partial(load_tsv, yaml_file, name, task), task=task, yaml_file=yaml_file, **metadata)
+    load = functools.partial(load_tsv, yaml_file, name, task)
+    register_dataset(name, load, task=task, yaml_file=yaml_file, **metadata)
 
 
 def load_tsv(yaml_file: str, name: str, task: str) -> list[dict]:
@@ -216,7 +217,8 @@ def _read_objects(
         if not isinstance(item, dict) or not is_text(item.get("class")):
             raise EntryError(f"object is {show(item)}, expected one with class and rect")
         if class_rows is not None and item["class"] not in class_rows:
-            raise AnnotationError(f"{where}: class is {show(item['class'])}, expected one of the {len(class_rows)} known")
+            known = f"one of the {len(class_rows)} known"
+            raise AnnotationError(f"{where}: class is {show(item['class'])}, expected {known}")
         try:
             box = read_box(item.get("rect"), height, width)
         except TinyBoxError as error:

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModel, BertConfig, BertModel, PreTraine
 from ...prompts.pretrained import resolve_pretrained
 from ...structures import LanguageFeatures, TokenBatch
 from .build import TEXT_ENCODER_REGISTRY
+from .distinct import encode_distinct
 
 _WEIGHTS_KEY = "MODEL.TEXT_ENCODER.WEIGHTS"
 # What the config of a pretrained encoder must have: the text layers of the tower are built to the same sizes.
@@ -141,10 +142,7 @@ class BertTextEncoder(nn.Module):
         if self.training:
             hidden = self._encode(tokens.input_ids, tokens.mask)
         else:
-            # The mask belongs to the key: a real token may have the id that fills the padding.
-            rows = torch.stack([tokens.input_ids, tokens.mask.long()], dim=1)  # (N, 2, T)
-            distinct, prompt_row = torch.unique(rows, dim=0, return_inverse=True)
-            hidden = self._encode(distinct[:, 0], distinct[:, 1].bool())[prompt_row]  # (N, T, D)
+            hidden = encode_distinct(self._encode, tokens)
         embedded = hidden.masked_fill(~tokens.mask.unsqueeze(-1), 0.0)
         return LanguageFeatures(hidden, embedded, tokens.mask)
 
