@@ -166,8 +166,6 @@ def _add_pretraining(cfg: CN) -> None:
     # Detection data: only masked tokens of names that have a box are scored; False: every masked token. Of sentences
     # every masked token is scored.
     cfg.MODEL.GLIPV2.MLM.ONLY_POSITIVES = True
-    # The head compares with the word embeddings of the text encoder; False: with weights of its own, as officially.
-    cfg.MODEL.GLIPV2.MLM.TIE_WEIGHTS = False
     # Kinds of data whose prompts are masked.
     cfg.MODEL.GLIPV2.MLM.TASKS = ("detection", "grounding", "caption")
 

@@ -67,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     with one_line_errors():
         results = evaluate(build_config(arguments.config_file, arguments.opts), arguments.dataset)
+        if not len(results["fused"].ranks):
+            raise ValueError(f"--dataset: found no box in {arguments.dataset} that an anchor is matched to")
     table = Table(title=f"region-to-word retrieval, {arguments.dataset}")
     for title in ("space", "regions", "names", *(f"recall@{top}" for top in TOPS), "boxes without an anchor"):
         table.add_column(title, justify="right")

@@ -10,7 +10,7 @@
    the first half: are they better than the teacher, who saw one half alone?
 4. For each seed the whole pre-training (configs/pretrain/glipv2_micro.yaml) runs with and without the inter-image
    contrast: does region-to-word retrieval across images get better?
-5. The whole pre-training runs four times as long: does the loss of masked language modelling fall below the entropy of
+5. The whole pre-training runs twice as long: does the loss of masked language modelling fall below the entropy of
    the masked words, which is what knowing their frequencies alone would reach?
 
 Every step is a command that is printed before it runs; a step whose result is there already is left out.
@@ -43,7 +43,7 @@ MIN_SCORE = "0.4"
 # A moving average over about a tenth of the run.
 EMA_DECAY = "0.98"
 # Updates of the last run and of the student who has more of them, in those of the others.
-LONG, LONGER_STUDENT = 4.0, 1.5
+LONG, LONGER_STUDENT = 2.0, 1.5
 # Batches that the frequencies of masked words are counted over.
 NUM_COUNTED_BATCHES = 400
 

@@ -61,6 +61,8 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0, saved: Mapping[str, An
         )
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
         raise ValueError(f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}, expected 'TrainingSampler'")
+    if cfg.DATALOADER.SHUFFLE_BUFFER < 1:
+        raise ValueError(f"DATALOADER.SHUFFLE_BUFFER is {cfg.DATALOADER.SHUFFLE_BUFFER}, expected at least 1")
     sets = load_training_sets(cfg)
     start_batch = start_iter * cfg.SOLVER.ACCUMULATION_STEPS
     state = resume_state(saved, _seed(cfg, saved), _layout(cfg, sets), start_batch)

@@ -15,7 +15,11 @@ from PIL import Image, ImageOps
 _DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
 # Formats that PIL decodes by itself; for others it would start a program with the bytes.
-_FORMATS_OF_BYTES = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+
+# Of an image whose size no annotation tells. A small file can claim any size, and its memory is taken before the pixels
+# are read.
+_MAX_PIXELS = 2**26
 
 
 class UnreadableImageError(RuntimeError):
@@ -39,46 +43,67 @@ def read_image(dataset_dict: dict, image_format: str) -> np.ndarray:
     name = dataset_dict["file_name"]
     try:
         if "image_bytes" in dataset_dict:
-            image = decode_image(dataset_dict["image_bytes"], image_format)
+            content = dataset_dict["image_bytes"]
         elif "tsv_offset" in dataset_dict:
             name = f"{name} at byte {dataset_dict['tsv_offset']}"
-            image = decode_image(read_tsv_image(dataset_dict["file_name"], dataset_dict["tsv_offset"]), image_format)
+            content = read_tsv_image(dataset_dict["file_name"], dataset_dict["tsv_offset"])
         else:
-            image = detection_utils.read_image(name, format=image_format)
-        sizes = {key: dataset_dict[key] for key in ("height", "width") if key in dataset_dict}
-        detection_utils.check_image_size({"file_name": name, **sizes}, image)
+            with PathManager.open(name, "rb") as file:
+                content = file.read()
+        return decode_image(content, image_format, dataset_dict.get("height"), dataset_dict.get("width"))
     except _DECODING_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImageError(
             f"{name}: {reason}; expected a readable image of the size in its annotation"
         ) from error
-    return image
 
 
-def decode_image(content: bytes, image_format: str) -> np.ndarray:
-    """Decode the bytes of a JPEG, PNG, WebP, BMP, GIF or TIFF file to (H, W, 3) uint8, upright.
+def decode_image(
+    content: bytes, image_format: str, height: int | None = None, width: int | None = None
+) -> np.ndarray:
+    """Decode the bytes of an image file to (H, W, 3) uint8, upright.
+
+    Args:
+        content: A JPEG, PNG, WebP, BMP, GIF, TIFF, PPM or JPEG 2000 file.
+        image_format: "BGR" or "RGB".
+        height, width: That the image should have, looked at before a pixel is decoded; without them it may have
+            64 million pixels.
 
     Raises:
         OSError, ValueError, SyntaxError, EOFError, struct.error, PIL.Image.DecompressionBombError: The bytes are no
             such image.
     """
-    with Image.open(io.BytesIO(content), formats=_FORMATS_OF_BYTES) as image:
+    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+        known = height is not None and width is not None
+        # First, since a PNG is decoded to find its orientation.
+        if known and image.height * image.width != height * width:
+            raise ValueError(f"{image.height} x {image.width} pixels, and {height} x {width} in its annotation")
+        found = _upright_size(image, limit=None if known else _MAX_PIXELS)
+        for side, expected, number in zip(("height", "width"), (height, width), found):
+            if expected is not None and number != expected:
+                raise ValueError(f"{side} is {number}, and {expected} in its annotation")
         return detection_utils.convert_PIL_to_numpy(ImageOps.exif_transpose(image), image_format)
 
 
 def image_size(content: bytes) -> tuple[int, int]:
-    """Return the height and width, upright, of the bytes of an image file without decoding its pixels.
+    """Return the height and width, upright, of the bytes of an image file.
 
     Raises:
-        ValueError: The bytes are no image.
+        ValueError: The bytes are no image, or one of more than 64 million pixels.
     """
     try:
-        with Image.open(io.BytesIO(content), formats=_FORMATS_OF_BYTES) as image:
-            # The EXIF orientations 5 to 8 exchange the sides.
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            return (image.width, image.height) if turned else (image.height, image.width)
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            return _upright_size(image, _MAX_PIXELS)
     except _DECODING_ERRORS as error:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def _upright_size(image: Image.Image, limit: int | None) -> tuple[int, int]:
+    """Return height and width as they are once the EXIF orientation is applied; 5 to 8 exchange the sides."""
+    if limit is not None and image.height * image.width > limit:
+        raise ValueError(f"{image.height} x {image.width} pixels are more than {limit}")
+    turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def read_tsv_image(tsv_file: str, offset: int) -> bytes:

@@ -134,9 +134,7 @@ class TrainingBatchSampler(Sampler[list[StreamEntry | ShardEntry]]):
         ordinals[index, slot] += 1
         return ShardEntry(shard_draw(index), position, slot, ordinals[index, slot] - 1)
 
-    def _count_shard_draws(
-        self, batches: np.ndarray, first_number: int, ordinals: Counter[tuple[int, int]]
-    ) -> None:
+    def _count_shard_draws(self, batches: np.ndarray, first_number: int, ordinals: Counter[tuple[int, int]]) -> None:
         """Count streamed samples in batches (B, batch_size, 2) that are left out."""
         rows, columns = np.nonzero(batches[..., 0] < 0)
         counted = first_number + rows >= self.first_shard_batch

@@ -1,4 +1,4 @@
-"""Samples of tar shards as streams that begin anywhere: split by rank and worker, shuffled by seed, epoch after epoch."""
+"""Samples of tar shards as streams that can be taken up anywhere, split by rank and worker and shuffled by seed."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class ShardSet(NamedTuple):
     first_epoch: int = 0
 
     def share(self, epoch: int, slot: int, num_slots: int) -> tuple[list[str], int, int]:
-        """Return what a slot reads in an epoch: shards, and of each the samples whose number is ``part`` modulo a
-        number of ``parts``.
+        """Return what a slot reads in an epoch: shards, ``part`` and ``parts``.
 
-        In an epoch the slots together read every sample once. Where there are fewer shards than slots, some share a
-        shard, and change their parts from epoch to epoch: each gets data, however small the shard is.
+        Of each of the shards it reads every sample whose number modulo ``parts`` is ``part``. In an epoch the slots
+        together read every sample once. Where there are fewer shards than slots, some share a shard, which each of them
+        reads as a whole; they change their parts from epoch to epoch, so that each gets data, however small the shard.
         """
         rng = np.random.default_rng((self.seed, epoch, self.dataset, _SHARDS))
         order = [self.urls[row] for row in rng.permutation(len(self.urls))]
@@ -131,8 +131,9 @@ class ShardStream:
             )
 
     def block_of(self, ordinal: int) -> ShardBlock:
-        """Read on to the block that holds sample ``ordinal``; no image is decoded, and files are read only once as long
-        as the ordinals ascend.
+        """Read on to the block that holds sample ``ordinal``; no image is decoded.
+
+        As long as the ordinals ascend, no file is read twice in an epoch.
 
         Raises:
             ValueError: The slot has found nothing for many epochs.
@@ -144,12 +145,14 @@ class ShardStream:
             self._blocks = self.blocks_from(place)
             self._block = next(self._blocks)
         while ordinal >= self._block.end.ordinal:
+            self._block = None
             self._block = next(self._blocks)
         return self._block
 
     def take_report(self) -> dict[str, Any]:
-        """Return what was left out since the last time: ``damaged_shards`` and the first few ``skipped_records``, one
-        line each, and counts under ``dropped``.
+        """Return what was left out since the last time.
+
+        That is ``damaged_shards`` and the first few ``skipped_records``, one line each, and counts under ``dropped``.
         """
         report = {
             "damaged_shards": list(self._damaged_shards),
@@ -171,7 +174,11 @@ class ShardStream:
                 end = StreamPlace(place.ordinal + len(taken), place.epoch, shard, record + 1)
                 # Seeded by its place, so that a block is the same wherever the reading began.
                 rng = np.random.default_rng((self.shards.seed, *place[1:], self.shards.dataset, self.slot, _BLOCK))
-                yield ShardBlock(place, end, [taken[row][2] for row in rng.permutation(len(taken))])
+                block = ShardBlock(place, end, [taken[row][2] for row in rng.permutation(len(taken))])
+                del taken
+                yield block
+                # It holds many images: they go before the next are read.
+                del block
                 place = end
             place = StreamPlace(place.ordinal, place.epoch + 1, 0, 0)
         raise ValueError(

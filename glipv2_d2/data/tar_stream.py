@@ -5,19 +5,23 @@ from __future__ import annotations
 import glob
 import gzip
 import re
+import tarfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import braceexpand
 from detectron2.utils.file_io import PathManager
 from webdataset.gopen import gopen
-from webdataset.tariterators import group_by_keys, tar_file_expander
+from webdataset.tariterators import group_by_keys
 
 # Addresses that webdataset opens, by a program such as curl. All others are paths of detectron2's PathManager.
 _REMOTE = re.compile(r"(pipe|https?|sftp|ftps|scp|gs|ais|hf):")
 _COMPRESSED = (".tar.gz", ".tgz")
 # A tar archive ends with blocks of zeros.
-_END_OF_ARCHIVE = bytes(512)
+_END_OF_ARCHIVE = bytes(tarfile.BLOCKSIZE)
+# Of one file in a shard. A header can claim any size, also in few bytes: a sparse or a compressed file.
+_MAX_FILE_BYTES = 2**28
 
 
 class TarSample(NamedTuple):
@@ -118,15 +122,26 @@ def _files(url: str, on_error: Callable[[Exception], bool]) -> Iterator[dict[str
         raw = gopen(url) if _REMOTE.match(url) else PathManager.open(url, "rb")
         with raw:
             stream = _TailReader(gzip.GzipFile(fileobj=raw) if url.endswith(_COMPRESSED) else raw)
-            errors: list[Exception] = []
-            yield from tar_file_expander([{"url": url, "stream": stream}], handler=lambda e: not errors.append(e))
-            # A cut between two files, or in the header of one, raises no error in tarfile.
-            if not errors and not stream.is_at_end_of_archive():
-                errors.append(EOFError("unexpected end of data"))
-    except (OSError, EOFError) as error:
-        errors = [error]
-    if errors:
-        on_error(errors[0])
+            with tarfile.open(fileobj=stream, mode="r|") as archive:
+                yield from _members(archive, url)
+                # A cut between two files, or a header that is none, raises no error in tarfile.
+                if stream.block_at(archive.offset) != _END_OF_ARCHIVE:
+                    raise EOFError("unexpected end of data")
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        on_error(error)
+
+
+def _members(archive: tarfile.TarFile, url: str) -> Iterator[dict[str, Any]]:
+    """Yield name and content of each plain file."""
+    for member in archive:
+        if not member.isreg():
+            continue
+        if member.issparse() or member.size > _MAX_FILE_BYTES:
+            size = f"{member.size} bytes" + " with holes" * member.issparse()
+            raise OSError(f"file {member.name!r:.100} has {size}, expected a plain one of at most {_MAX_FILE_BYTES}")
+        yield {"fname": member.name, "data": archive.extractfile(member).read(), "__url__": url}
+        # It keeps all headers otherwise.
+        archive.members = []
 
 
 class _TailReader:
@@ -135,12 +150,15 @@ class _TailReader:
     def __init__(self, stream: BinaryIO):
         self._stream = stream
         self._tail = b""
+        self._position = 0
 
     def read(self, size: int = -1) -> bytes:
         data = self._stream.read(size)
-        self._tail = (self._tail + data)[-len(_END_OF_ARCHIVE) :]
+        self._tail = (self._tail + data)[-2 * tarfile.RECORDSIZE :]
+        self._position += len(data)
         return data
 
-    def is_at_end_of_archive(self) -> bool:
-        """Tell whether a tar archive that was read to its end has one; archives are padded with zeros in any case."""
-        return self._tail == _END_OF_ARCHIVE
+    def block_at(self, offset: int) -> bytes:
+        """Return the block at an offset, shorter or empty where it was not among the last that were read."""
+        start = offset - (self._position - len(self._tail))
+        return self._tail[start : start + tarfile.BLOCKSIZE] if start >= 0 else b""

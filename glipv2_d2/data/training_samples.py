@@ -20,9 +20,7 @@ DROPPED_COUNTS = (*DroppedText._fields, "samples", "regions", "records", "record
 class TrainingSamples(Dataset):
     """The samples of all training datasets, by entry of the training stream."""
 
-    def __init__(
-        self, stored: StoredSamples, streamed: StreamedSamples, mapper: Callable[[dict], dict], seed: int
-    ):
+    def __init__(self, stored: StoredSamples, streamed: StreamedSamples, mapper: Callable[[dict], dict], seed: int):
         """
         Args:
             stored: Samples of datasets whose dicts are in memory.

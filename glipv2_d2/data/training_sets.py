@@ -87,7 +87,7 @@ def _num_samples(name: str) -> int:
     number = MetadataCatalog.get(name).num_samples
     if number is None:
         raise ValueError(
-            f"DATASETS.TRAIN_RATIOS is empty, and the number of samples in the shards of {name!r} is not known: expected "
-            f"ratios, or num_samples at register_shards"
+            f"DATASETS.TRAIN_RATIOS is empty, and the number of samples in the shards of {name!r} is not known: "
+            f"expected ratios, or num_samples at register_shards"
         )
     return number

@@ -23,8 +23,9 @@ from .pretrained import resolve_pretrained
 
 VOCABULARY_FILE = Path(__file__).with_name("bert_uncased_vocab.txt")
 
-# Counts are remembered for the names of a vocabulary; the limit only keeps a stream of free texts from piling up.
+# Counts are remembered for the names of a vocabulary; the limits only keep a stream of free texts from piling up.
 _MAX_REMEMBERED_COUNTS = 100_000
+_MAX_REMEMBERED_LENGTH = 100
 
 # How the vocabulary of CLIP is known, and what the official code masks with there.
 _CLIP_VOCAB_SIZE = 49408
@@ -143,7 +144,7 @@ class PromptTokenizer:
         count = self._token_counts.get(text)
         if count is None:
             count = len(self._encoder.encode(text, add_special_tokens=False).ids)
-            if len(self._token_counts) < _MAX_REMEMBERED_COUNTS:
+            if len(self._token_counts) < _MAX_REMEMBERED_COUNTS and len(text) <= _MAX_REMEMBERED_LENGTH:
                 self._token_counts[text] = count
         return count
 

@@ -237,6 +237,7 @@ def test_the_loader_of_detectron2_works_without_prompts(data_cfg, mixed_dataset)
     [
         ("SOLVER.IMS_PER_BATCH", 0, "SOLVER.IMS_PER_BATCH is 0, expected a positive multiple of the 1"),
         ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", "expected 'TrainingSampler'"),
+        ("DATALOADER.SHUFFLE_BUFFER", 0, "DATALOADER.SHUFFLE_BUFFER is 0, expected at least 1"),
         ("DATASETS.TRAIN", (), "DATASETS.TRAIN is empty"),
         ("DATASETS.TRAIN", ("stampworld_trian",), "'stampworld_trian' is not registered.*stampworld_train"),
         ("DATASETS.TRAIN", ("qqqq",), "'qqqq' is not registered, expected for example a name given to register"),
@@ -257,6 +258,7 @@ def test_batches_that_ranks_cannot_share_are_named(train_cfg, monkeypatch):
 @pytest.fixture
 def foreign_dataset():
     """A function that registers dataset dicts of another reader."""
+
     def make(dataset_dicts, **metadata):
         DatasetCatalog.register("foreign", lambda: dataset_dicts)
         MetadataCatalog.get("foreign").set(**metadata)

@@ -271,3 +271,14 @@ def test_no_dicts_pass_the_check():
     check_dataset_dicts("mine", [], 3)
     with pytest.raises(AnnotationError, match="category_id is 3, expected a number from 0 to 2"):
         check_dataset_dicts("mine", [with_box(category_id=3)], 3)
+
+
+def test_an_empty_key_tokens_leaves_the_ranges_to_tokens_positive(load):
+    (record,) = load([image(1)], [box(1, tokens=None)])
+    assert record["annotations"][0]["tokens_positive"] == ((2, 5),)
+
+
+def test_a_file_name_that_leaves_the_image_folder_is_left_out(load, caplog):
+    with caplog.at_level(logging.WARNING):
+        (record,) = load([image(1, file_name="../1.jpg"), image(2)], [box(1), box(2)])
+    assert record["image_id"] == 2 and "expected a path inside the folder of the images" in caplog.text

@@ -3,7 +3,7 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image  # noqa: F401
 
 from glipv2_d2.data.image_reading import UnreadableImageError, decode_image, image_size, read_image, read_tsv_image
 
@@ -101,3 +101,32 @@ def test_the_last_column_of_a_line_is_its_image(tmp_path):
     assert read_tsv_image(str(tmp_path / "a.tsv"), 0) == b"pixels"
     with pytest.raises(ValueError):
         read_tsv_image(str(tmp_path / "a.tsv"), 4 + 2 + 8 + 2)
+
+
+def test_size_is_checked_before_any_pixel_is_decoded(tmp_path, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(Image.Image, "convert", lambda *_, **__: decoded.append(1))
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: decoded.append(1))
+    (tmp_path / "a.png").write_bytes(encoded())
+    with pytest.raises(UnreadableImageError, match="12 x 20 pixels, and 48 x 20 in its annotation"):
+        read_image({"file_name": str(tmp_path / "a.png"), "height": 48, "width": 20}, "RGB")
+    monkeypatch.setattr("glipv2_d2.data.image_reading._MAX_PIXELS", 12 * 20 - 1)
+    with pytest.raises(ValueError, match="12 x 20 pixels are more than 239"):
+        decode_image(encoded(), "RGB")
+    with pytest.raises(ValueError, match="12 x 20 pixels are more than 239"):
+        image_size(encoded())
+    assert decoded == []
+
+
+def test_annotated_image_may_be_larger_than_one_of_unknown_size(monkeypatch):
+    monkeypatch.setattr("glipv2_d2.data.image_reading._MAX_PIXELS", 1)
+    assert decode_image(encoded(), "RGB", 12, 20).shape == (12, 20, 3)
+
+
+def test_file_that_pil_would_hand_to_another_program_is_unreadable(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *arguments, **_: started.append(arguments))
+    (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with pytest.raises(UnreadableImageError, match=r"a\.jpg"):
+        read_image({"file_name": str(tmp_path / "a.jpg")}, "RGB")
+    assert started == []

@@ -40,7 +40,13 @@ def caption_dict(number: int, folder: Path, score: float | None = 0.8) -> dict:
     path = folder / f"c{number}.png"
     path.write_bytes(png(number))
     size = {"height": 48, "width": 64}
-    return {"file_name": str(path), "image_id": number, **size, "caption": CAPTIONS[number], "annotations": [annotation]}
+    return {
+        "file_name": str(path),
+        "image_id": number,
+        **size,
+        "caption": CAPTIONS[number],
+        "annotations": [annotation],
+    }
 
 
 @pytest.fixture
@@ -51,7 +57,9 @@ def register(tmp_path):
     def make(name: str, content: list, task: str, **options) -> str:
         if isinstance(content[0], int):
             (tmp_path / name).mkdir()
-            register_shards(name, write_shards(tmp_path / name, content, **options), task=task, num_samples=sum(content))
+            register_shards(
+                name, write_shards(tmp_path / name, content, **options), task=task, num_samples=sum(content)
+            )
         else:
             DatasetCatalog.register(name, lambda: content)
             MetadataCatalog.get(name).set(task=task)
@@ -110,7 +118,9 @@ def test_without_ratios_datasets_are_drawn_by_their_sizes(mixed_cfg):
 def test_the_size_of_shards_must_be_known_without_ratios(mixed_cfg):
     mixed_cfg.DATASETS.TRAIN_RATIOS = ()
     MetadataCatalog.get("shards").__dict__["num_samples"] = None
-    with pytest.raises(ValueError, match="TRAIN_RATIOS is empty, .* shards of 'shards' .*expected ratios, or num_sampl"):
+    with pytest.raises(
+        ValueError, match="TRAIN_RATIOS is empty, .* shards of 'shards' .*expected ratios, or num_sampl"
+    ):
         build_train_loader(mixed_cfg)
 
 
@@ -322,8 +332,10 @@ def test_an_image_that_loses_all_its_boxes_is_replaced_and_counted(mixed_cfg, re
     samples = [sample for batch in take(build_train_loader(mixed_cfg), 3) for sample in batch]
     assert {sample["image_id"] for sample in samples} == {1, 2}
     dropped = [sample["dropped"] for sample in samples if "dropped" in sample]
-    assert len(dropped) == 4 and all(counts["samples"] == counts["boxes"] == counts["phrases"] == 1 for counts in dropped)
+    assert len(dropped) == 4 and all(
+        counts["samples"] == counts["boxes"] == counts["phrases"] == 1 for counts in dropped
+    )
     assert all(counts["tokens"] > 0 for counts in dropped)
     mixed_cfg.DATASETS.TRAIN = (register("only", [long], "grounding"),)
-    (sample, *_) = take(build_train_loader(mixed_cfg), 1)[0]
+    sample, *_ = take(build_train_loader(mixed_cfg), 1)[0]
     assert len(sample["instances"]) == 0 and sample["dropped"]["samples"] == 1

@@ -276,3 +276,11 @@ def test_any_damage_is_left_out_or_a_one_line_error(tmp_path, task, data):
         check_dataset_dicts(name, records, len(MetadataCatalog.get(name).get("thing_classes", [])), task=task)
     finally:
         MetadataCatalog.pop(name, None)
+
+
+@pytest.mark.parametrize("filename", ["/etc/a.jpg", "../a.jpg", "x/../../a.jpg", "..\\a.jpg"])
+def test_a_file_name_that_leaves_the_image_folder_is_left_out(load, caplog, filename):
+    with caplog.at_level(logging.WARNING):
+        (record,) = load(grounding(region(), filename=filename), grounding(region(), filename="x/..a.jpg"))
+    assert record["file_name"].endswith("x/..a.jpg")
+    assert "expected a path inside the folder of the images" in caplog.text

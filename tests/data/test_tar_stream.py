@@ -1,4 +1,5 @@
 import gzip
+import io
 import tarfile
 from pathlib import Path
 
@@ -138,3 +139,32 @@ def test_braces_are_expanded_and_sorted():
 def test_patterns_that_name_no_shard_are_errors(urls, message):
     with pytest.raises(ValueError, match=message):
         expand_shard_urls(urls)
+
+
+def test_a_damaged_header_is_noticed_in_a_shard_of_any_size(tmp_path):
+    path = write_tar(tmp_path / "s.tar", FILES)
+    content = bytearray(path.read_bytes())
+    content[4 * FILE_SIZE : 4 * FILE_SIZE + 100] = b"x" * 100
+    path.write_bytes(content)
+    samples, (line,) = read(path)
+    assert contents(samples) == dict(list(FILES.items())[:4]) and "2 samples read" in line
+
+
+def test_a_file_that_claims_more_than_is_read_ends_the_shard(tmp_path, monkeypatch):
+    monkeypatch.setattr("glipv2_d2.data.tar_stream._MAX_FILE_BYTES", 700)
+    path = write_tar(tmp_path / "s.tar", {**FILES, "e.jpg": b"x" * 701, "f.jpg": b"y"})
+    samples, (line,) = read(path)
+    assert contents(samples) == FILES and "'e.jpg' has 701 bytes, expected a plain one of at most 700" in line
+
+
+def test_a_file_with_holes_ends_the_shard_before_the_holes_are_filled(tmp_path):
+    path = tmp_path / "s.tar"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("a.jpg")
+        # Version 0.1 of GNU's sparse files: one byte at the end of 400 MB.
+        sparse = {"map": "399999999,1", "size": "400000000", "numblocks": "1"}
+        member.pax_headers = {f"GNU.sparse.{key}": value for key, value in sparse.items()}
+        member.size = 1
+        tar.addfile(member, io.BytesIO(b"x"))
+    samples, (line,) = read(path)
+    assert samples == [] and "with holes" in line

@@ -181,3 +181,18 @@ def test_the_kind_of_negative_sampling_reaches_the_prompt(mixed_cfg, names, samp
 def test_it_can_be_sent_to_a_worker(mixed_cfg, names):
     mapper = pickle.loads(pickle.dumps(build_train_mapper(mixed_cfg)))
     assert [len(mapper(record_of(name))["instances"]) for name in names] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("FULL_NEGATIVES_PROB", 1.5),
+        ("NUM_NEGATIVE_CAPTIONS", -1),
+        ("NO_NEGATIVE_CAPTIONS_PROB", 3.0),
+        ("FULL_NEGATIVE_CAPTIONS_PROB", -0.1),
+    ],
+)
+def test_a_key_out_of_range_is_an_error_before_the_first_sample(mixed_cfg, key, value):
+    mixed_cfg.INPUT.PROMPT[key] = value
+    with pytest.raises(ValueError, match=f"INPUT.PROMPT.{key}: expected .*, found {value}"):
+        build_train_mapper(mixed_cfg)

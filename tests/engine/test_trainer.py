@@ -216,6 +216,7 @@ def train_rank(config: str, dataset: str, shards: str, resume: bool) -> None:
     register_shards("shards", shards)
     cfg = make_tiny_cfg()
     cfg.merge_from_file(config)
+    torch.manual_seed(0)
     trainer = GLIPv2Trainer(cfg)
     trainer.resume_or_load(resume=resume)
     if not resume and cfg.OUTPUT_DIR.endswith("cut"):

@@ -221,5 +221,15 @@ class PromptDatasetMapper(ABC):
         )
 
 
+def check_probability(key: str, value: float) -> None:
+    """Check the value of a config key.
+
+    Raises:
+        ValueError: It is outside [0, 1].
+    """
+    if not 0 <= value <= 1:
+        raise ValueError(f"{key}: expected a probability, found {value}")
+
+
 def _is_mirrored(transforms: T.TransformList) -> bool:
     return sum(isinstance(transform, HFlipTransform) for transform in transforms.transforms) % 2 == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from detectron2.config import CfgNode, configurable
 
-from .base import PromptedBoxes
+from .base import PromptedBoxes, check_probability
 from .grounding import GroundingDatasetMapper, annotations_to_train_on
 from ...prompts.caption_packing import pack_captions
 from ...prompts.tokenizer import PromptTokenizer
@@ -31,8 +31,15 @@ class CaptionDatasetMapper(GroundingDatasetMapper):
             no_negatives_prob: See INPUT.PROMPT.NO_NEGATIVE_CAPTIONS_PROB.
             full_negatives_prob: See INPUT.PROMPT.FULL_NEGATIVE_CAPTIONS_PROB.
             options: Of ``PromptDatasetMapper``.
+
+        Raises:
+            ValueError: A number or a probability is out of range.
         """
         super().__init__(**options)
+        if num_negatives < 0:
+            raise ValueError(f"INPUT.PROMPT.NUM_NEGATIVE_CAPTIONS: expected at least 0, found {num_negatives}")
+        check_probability("INPUT.PROMPT.NO_NEGATIVE_CAPTIONS_PROB", no_negatives_prob)
+        check_probability("INPUT.PROMPT.FULL_NEGATIVE_CAPTIONS_PROB", full_negatives_prob)
         self.min_score = min_score
         self.num_negatives = num_negatives
         self.no_negatives_prob = no_negatives_prob

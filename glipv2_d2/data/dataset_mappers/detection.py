@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.config import CfgNode, configurable
 from detectron2.structures import BoxMode
 
-from .base import DroppedText, PromptDatasetMapper, PromptedBoxes
+from .base import DroppedText, PromptDatasetMapper, PromptedBoxes, check_probability
 from ...prompts.builder import prompt_from_names, sample_training_names
 from ...prompts.tokenizer import PromptTokenizer
 from ...prompts.vocabulary import dataset_names as names_of_dataset
@@ -50,12 +50,13 @@ class DetectionDatasetMapper(PromptDatasetMapper):
             options: Of ``PromptDatasetMapper``.
 
         Raises:
-            ValueError: A vocabulary is empty or holds a name that no prompt can hold.
+            ValueError: A vocabulary is empty or holds a name that no prompt can hold, or a probability is out of range.
         """
         super().__init__(**options)
         self.vocabularies = {dataset: list(names) for dataset, names in vocabularies.items()}
         self.separator = separator
         self.num_negatives = num_negatives
+        check_probability("INPUT.PROMPT.FULL_NEGATIVES_PROB", full_negatives_prob)
         self.full_negatives_prob = full_negatives_prob
         self.shuffle = shuffle
         self.negative_sampling = negative_sampling

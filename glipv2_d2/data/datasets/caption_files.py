@@ -10,6 +10,7 @@ from typing import IO, Any, NamedTuple
 from detectron2.utils.file_io import PathManager
 
 from ..tar_stream import expand_shard_urls, read_shard
+from .value_checks import stays_inside
 
 # Longer texts are no captions, and the text encoder reads the beginning only.
 MAX_CAPTION_LENGTH = 10_000
@@ -163,7 +164,7 @@ def _read_line(line: bytes | None, number: int) -> CaptionSample | SkippedCaptio
     if not isinstance(file_name, str) or not file_name:
         return SkippedCaption(name, "no filename")
     name = f"{name}: {file_name!r:.100}"
-    if not _stays_inside(file_name):
+    if not stays_inside(file_name):
         return SkippedCaption(name, "filename that leaves the image folder")
     return _check_caption(CaptionSample(name, f"{number:09d}", file_name, caption, None))
 
@@ -172,7 +173,7 @@ def _read_members(name: str, key: str, files: Mapping[str, bytes]) -> CaptionSam
     suffix = next((suffix for suffix in _IMAGE_SUFFIXES if suffix in files), None)
     if suffix is None:
         return SkippedCaption(name, "no image")
-    if not _stays_inside(key):
+    if not stays_inside(key):
         return SkippedCaption(name, "key that leaves the folder")
     caption: Any = None
     if "txt" in files:
@@ -204,7 +205,3 @@ def _read_object(text: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
-
-
-def _stays_inside(path: str) -> bool:
-    return not os.path.isabs(path) and ".." not in path.replace("\\", "/").split("/")

@@ -7,7 +7,15 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from .grounding_records import EntryError, grounding_annotation, read_box, read_image_size, read_spans, read_text
+from .grounding_records import (
+    EntryError,
+    grounding_annotation,
+    read_box,
+    read_file_name,
+    read_image_size,
+    read_spans,
+    read_text,
+)
 from .registration import check_dataset_files, register_dataset
 from .skip_report import SkipReport, with_progress
 from .value_checks import AnnotationError, is_integer, read_json_file, show
@@ -116,7 +124,7 @@ def _read_images(json_file: str, images: list, image_root: ImageRoot, report: Sk
         records[image["id"]] = None
         try:
             height, width = read_image_size(image)
-            caption, file_name = read_text(image, "caption"), read_text(image, "file_name")
+            caption, file_name = read_text(image, "caption"), read_file_name(image, "file_name")
         except EntryError as error:
             report.skip("images", f"{where} (id {image['id']})", str(error))
             continue
@@ -155,5 +163,6 @@ def _read_annotation(item: Any, records: Mapping[int, dict | None]) -> tuple[dic
     if item.get("iscrowd", 0) not in (0, False):
         raise EntryError(f"iscrowd is {show(item['iscrowd'])}, expected 0")
     box = read_box(item.get("bbox"), record["height"], record["width"], has_sides=True)
-    spans = read_spans(item.get("tokens", item.get("tokens_positive")), record["caption"])
+    tokens = item.get("tokens")
+    spans = read_spans(item.get("tokens_positive") if tokens is None else tokens, record["caption"])
     return record, grounding_annotation(box, spans)

@@ -7,7 +7,7 @@ from typing import Any
 
 from detectron2.structures import BoxMode
 
-from .value_checks import is_integer, is_number, is_text, show
+from .value_checks import is_integer, is_number, is_text, show, stays_inside
 from ...prompts.phrase_search import find_phrase
 from ...structures import CharSpan
 
@@ -44,6 +44,18 @@ def read_text(entry: Mapping[str, Any], field: str) -> str:
     if not is_text(entry.get(field)):
         raise EntryError(f"{field} is {show(entry.get(field))}, expected a string that is not empty")
     return entry[field]
+
+
+def read_file_name(entry: Mapping[str, Any], field: str) -> str:
+    """Read the path of an image relative to its folder.
+
+    Raises:
+        EntryError: It is no text, or leaves the folder.
+    """
+    file_name = read_text(entry, field)
+    if not stays_inside(file_name):
+        raise EntryError(f"{field} is {show(file_name)}, expected a path inside the folder of the images")
+    return file_name
 
 
 def read_spans(value: Any, caption: str) -> tuple[CharSpan, ...]:

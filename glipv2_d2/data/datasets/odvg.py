@@ -10,7 +10,7 @@ from typing import Any
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
-from .grounding_records import EntryError, TinyBoxError, read_box, read_image_size, read_odvg_grounding, read_text
+from .grounding_records import EntryError, TinyBoxError, read_box, read_file_name, read_image_size, read_odvg_grounding
 from .registration import check_dataset_files, register_dataset, set_thing_classes
 from .skip_report import SkipReport, read_lines
 from .value_checks import AnnotationError, is_integer, is_text, read_json_file, show
@@ -85,7 +85,7 @@ def load_odvg(jsonl_file: str, image_root: str, name: str) -> list[dict]:
         where = f"line {number}"
         try:
             content = _read_object(line)
-            file_name = os.path.join(image_root, read_text(content, "filename"))
+            file_name = os.path.join(image_root, read_file_name(content, "filename"))
             _check_kind(content, metadata.task, f"{jsonl_file}: {where}")
             if names is not None:
                 record = _read_detection(content, names, report, where)

@@ -52,7 +52,12 @@ def register_shards(
     except ValueError as error:
         raise ValueError(f"dataset {name!r}: {error}") from error
     register_dataset(
-        name, functools.partial(load_shards, name), shard_urls=shard_urls, task=task, num_samples=num_samples, **metadata
+        name,
+        functools.partial(load_shards, name),
+        shard_urls=shard_urls,
+        task=task,
+        num_samples=num_samples,
+        **metadata,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import reprlib
 from typing import Any
 
@@ -58,6 +59,11 @@ def is_text(value: Any) -> bool:
 def is_box(value: Any) -> bool:
     """Tell whether a value is a list of four finite numbers."""
     return type(value) is list and len(value) == 4 and all([is_number(number) for number in value])
+
+
+def stays_inside(path: str) -> bool:
+    """Tell whether a relative path stays inside the folder that it is joined to."""
+    return not os.path.isabs(path) and ".." not in path.replace("\\", "/").split("/")
 
 
 def show(value: Any) -> str:

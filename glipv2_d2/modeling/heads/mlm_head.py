@@ -21,30 +21,19 @@ _INITIAL_STD = 0.02
 class MLMHead(nn.Module):
     """Rate every entry of the vocabulary for each masked token: masked language modelling on the fused text.
 
-    Two layers: dense, GELU and LayerNorm, then a decoder.
+    Two layers: dense, GELU and LayerNorm, then a decoder with weights of its own, not those of the word embeddings.
 
     Args:
         language_dim: D of the text.
         vocab_size: V, number of token ids.
-        word_embeddings: (V, D), weights of the decoder that belong to another module too; None gives it its own.
         loss_weight: Factor of ``loss_mlm``.
-
-    Raises:
-        ValueError: ``word_embeddings`` have another shape.
 
     Source: GLIPv2, Sec. 3.2; the prediction head of BERT (arXiv 1810.04805), which the official GLIP code puts on the
     text after the last fusion, before any normalisation.
     """
 
     @configurable
-    def __init__(
-        self,
-        *,
-        language_dim: int,
-        vocab_size: int,
-        word_embeddings: nn.Parameter | None = None,
-        loss_weight: float = 1.0,
-    ):
+    def __init__(self, *, language_dim: int, vocab_size: int, loss_weight: float = 1.0):
         super().__init__()
         self.dense = nn.Linear(language_dim, language_dim)
         self.norm = nn.LayerNorm(language_dim, eps=1e-12)
@@ -52,34 +41,14 @@ class MLMHead(nn.Module):
         for layer in (self.dense, self.decoder):
             nn.init.normal_(layer.weight, std=_INITIAL_STD)
             nn.init.zeros_(layer.bias)
-        if word_embeddings is not None:
-            if word_embeddings.shape != self.decoder.weight.shape:
-                raise ValueError(
-                    f"word_embeddings: expected shape {tuple(self.decoder.weight.shape)}, found "
-                    f"{tuple(word_embeddings.shape)} (MODEL.GLIPV2.MLM.TIE_WEIGHTS)"
-                )
-            self.decoder.weight = word_embeddings
         self.loss_weight = loss_weight
 
     @classmethod
-    def from_config(
-        cls, cfg: CfgNode, *, language_dim: int, vocab_size: int, word_embeddings: nn.Parameter | None = None
-    ) -> dict[str, Any]:
-        """Read the arguments that the config decides; ``word_embeddings`` are those of the text encoder.
-
-        Raises:
-            ValueError: They should be shared, and the encoder has none.
-        """
-        tied = cfg.MODEL.GLIPV2.MLM.TIE_WEIGHTS
-        if tied and word_embeddings is None:
-            raise ValueError(
-                f"MODEL.GLIPV2.MLM.TIE_WEIGHTS: expected a text encoder that offers its word_embeddings, found "
-                f"{cfg.MODEL.TEXT_ENCODER.NAME}, which has none"
-            )
+    def from_config(cls, cfg: CfgNode, *, language_dim: int, vocab_size: int) -> dict[str, Any]:
+        """Read the arguments that the config decides."""
         return {
             "language_dim": language_dim,
             "vocab_size": vocab_size,
-            "word_embeddings": word_embeddings if tied else None,
             "loss_weight": cfg.MODEL.GLIPV2.MLM.LOSS_WEIGHT,
         }
 

@@ -232,12 +232,7 @@ def _build_pretraining_heads(cfg: CfgNode, channels: int, text_encoder: nn.Modul
     if cfg.MODEL.GLIPV2.CONTRASTIVE.ENABLED:
         contrastive_head = ContrastiveHead(cfg, channels=channels, language_dim=text_encoder.hidden_size)
     if cfg.MODEL.GLIPV2.MLM.ENABLED:
-        mlm_head = MLMHead(
-            cfg,
-            language_dim=text_encoder.hidden_size,
-            vocab_size=text_encoder.vocab_size,
-            word_embeddings=getattr(text_encoder, "word_embeddings", None),
-        )
+        mlm_head = MLMHead(cfg, language_dim=text_encoder.hidden_size, vocab_size=text_encoder.vocab_size)
     return {"contrastive_head": contrastive_head, "mlm_head": mlm_head}
 
 

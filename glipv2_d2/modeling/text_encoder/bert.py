@@ -128,11 +128,6 @@ class BertTextEncoder(nn.Module):
             "use_checkpoint": encoder.USE_CHECKPOINT,
         }
 
-    @property
-    def word_embeddings(self) -> nn.Parameter:
-        """The vectors of all token ids, (vocab_size, D)."""
-        return self.bert.get_input_embeddings().weight
-
     def train(self, mode: bool = True) -> BertTextEncoder:
         """Set the mode as usual; a frozen encoder stays in eval mode."""
         return super().train(mode and not self.freeze)

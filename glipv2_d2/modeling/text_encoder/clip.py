@@ -117,11 +117,6 @@ class CLIPTextEncoder(nn.Module):
             "use_checkpoint": encoder.USE_CHECKPOINT,
         }
 
-    @property
-    def word_embeddings(self) -> nn.Parameter:
-        """The vectors of all token ids, (vocab_size, D)."""
-        return self.token_embedding.weight
-
     def train(self, mode: bool = True) -> CLIPTextEncoder:
         """Set the mode as usual; a frozen encoder stays in eval mode."""
         return super().train(mode and not self.freeze)
