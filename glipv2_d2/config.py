@@ -196,7 +196,8 @@ def _add_data(cfg: CN) -> None:
     # Share of the training images that come from each dataset of DATASETS.TRAIN, in its order, up to a common factor;
     # empty: by their sizes.
     cfg.DATASETS.TRAIN_RATIOS = ()
-    # Samples that a streamed dataset keeps in memory to choose the next one from.
+    # Encoded samples of a streamed dataset that every worker of every process keeps in memory to choose the next one
+    # from; for a moment twice as many.
     cfg.DATALOADER.SHUFFLE_BUFFER = 1000
 
     # Training stops when more than this share of the images drawn so far could not be read.

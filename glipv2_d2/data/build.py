@@ -75,6 +75,7 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0, saved: Mapping[str, An
         seed=state.seed,
         is_empty=samples.stored.is_empty,
         shard_group=shard_group,
+        streamed=list(sets.shards),
         rank=comm.get_rank(),
         world_size=world_size,
         start_batch=start_batch,

@@ -74,6 +74,7 @@ class TrainingBatchSampler(Sampler[list[StreamEntry | ShardEntry]]):
         seed: int,
         is_empty: Sequence[bool] | np.ndarray | None = None,
         shard_group: int = 0,
+        streamed: Sequence[int] = (),
         rank: int = 0,
         world_size: int = 1,
         start_batch: int = 0,
@@ -89,6 +90,7 @@ class TrainingBatchSampler(Sampler[list[StreamEntry | ShardEntry]]):
             seed: Not negative, the same on all ranks.
             is_empty: For each stored sample whether it has no box; by default all have one.
             shard_group: Group of the streamed samples, whose shape is not known before they are read.
+            streamed: Datasets that are streams; they replace empty samples where no stored one has a box.
             rank: Of this process, from 0.
             world_size: Number of processes.
             start_batch: Batches of this rank to leave out at the start.
@@ -96,18 +98,19 @@ class TrainingBatchSampler(Sampler[list[StreamEntry | ShardEntry]]):
             first_shard_batch: Batch of this rank from which on the ordinals of streamed samples are counted.
 
         Raises:
-            ValueError: ``batch_size`` is not positive, or all stored samples, of which there are some, are empty.
+            ValueError: ``batch_size`` is not positive, or all samples are stored and empty.
         """
         if batch_size < 1:
             raise ValueError(f"found batch_size {batch_size}, expected at least 1")
         self.draw = draw
         self.groups = np.asarray(groups, dtype=np.int64)
         self.is_empty = np.zeros(len(self.groups), dtype=bool) if is_empty is None else np.asarray(is_empty, dtype=bool)
-        if len(self.is_empty) and self.is_empty.all():
+        if len(self.is_empty) and self.is_empty.all() and not streamed:
             raise ValueError(f"found {len(self.is_empty)} images without a box, expected at least one with a box")
         self.batch_size = batch_size
         self.seed = seed
         self.shard_group = shard_group
+        self.streamed = list(streamed)
         self.rank = rank
         self.world_size = world_size
         self.start_batch = start_batch
@@ -190,6 +193,8 @@ class TrainingBatchSampler(Sampler[list[StreamEntry | ShardEntry]]):
 
     def _draw_with_box(self, index: int, position: int) -> int:
         with_boxes = np.flatnonzero(~self.is_empty)
-        of_group = with_boxes[self.groups[with_boxes] == self.groups[index]]
         rng = np.random.default_rng((self.seed, position, 0, _REDRAW))
+        if not len(with_boxes):
+            return shard_draw(int(rng.choice(self.streamed)))
+        of_group = with_boxes[self.groups[with_boxes] == self.groups[index]]
         return int(rng.choice(of_group if len(of_group) else with_boxes))

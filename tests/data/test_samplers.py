@@ -131,6 +131,16 @@ def test_images_without_any_box_are_an_error():
         batches(1, is_empty=[True] * 11)
 
 
+def test_a_stream_helps_out_where_no_stored_image_has_a_box():
+    draw = functools.partial(draw_by_size, [np.arange(11), np.array([shard_draw(1)] * 2)], 7)
+    drawn = batches(60, [0] * 11, 2, draw=draw, is_empty=[True] * 11, streamed=[1])
+    assert all(any(isinstance(entry, ShardEntry) for entry in batch) for batch in drawn)
+    assert {entry.dataset for batch in drawn for entry in batch if isinstance(entry, ShardEntry)} == {1}
+    # Each of them takes the next sample of the stream.
+    ordinals = [entry.ordinal for batch in drawn for entry in batch if isinstance(entry, ShardEntry)]
+    assert sorted(ordinals) == list(range(len(ordinals)))
+
+
 # --- streamed datasets
 
 SHARDS = shard_draw(1), shard_draw(3)
