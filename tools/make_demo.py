@@ -1,7 +1,7 @@
 """Train a small detector from nothing, evaluate it, and draw what it finds: what `make demo` and `make train` run.
 
     python tools/make_demo.py            # 24 names; 7 minutes on two cores when it was measured, set-up included
-    python tools/make_demo.py --full     # all names; 38 minutes when it was measured
+    python tools/make_demo.py --full     # all names; 57 minutes when it was measured
 
 Every step is a command that is printed before it runs, so that it can be repeated or changed by hand.
 """
