@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, BertConfig, BertModel, PreTraine
 
 from ...prompts.pretrained import resolve_pretrained
 from ...structures import LanguageFeatures, TokenBatch
-from .build import TEXT_ENCODER_REGISTRY
+from .build import TEXT_ENCODER_REGISTRY, read_encoder_arguments
 from .distinct import encode_distinct
 
 _WEIGHTS_KEY = "MODEL.TEXT_ENCODER.WEIGHTS"
@@ -113,20 +113,7 @@ class BertTextEncoder(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
-        encoder = cfg.MODEL.TEXT_ENCODER
-        return {
-            "weights": encoder.WEIGHTS,
-            "vocab_size": encoder.VOCAB_SIZE,
-            "hidden_size": encoder.HIDDEN_SIZE,
-            "num_layers": encoder.NUM_LAYERS,
-            "num_heads": encoder.NUM_HEADS,
-            "intermediate_size": encoder.INTERMEDIATE_SIZE,
-            "max_positions": encoder.MAX_POSITIONS,
-            "dropout": encoder.DROPOUT,
-            "allow_download": encoder.ALLOW_DOWNLOAD,
-            "freeze": encoder.FREEZE,
-            "use_checkpoint": encoder.USE_CHECKPOINT,
-        }
+        return read_encoder_arguments(cfg)
 
     def train(self, mode: bool = True) -> BertTextEncoder:
         """Set the mode as usual; a frozen encoder stays in eval mode."""

@@ -15,6 +15,24 @@ may have ``language_layer_type``, the kind of these layers, see ``FusionTower``.
 """
 
 
+def read_encoder_arguments(cfg: CfgNode) -> dict[str, object]:
+    """Read what the encoders of the package are built from."""
+    encoder = cfg.MODEL.TEXT_ENCODER
+    return {
+        "weights": encoder.WEIGHTS,
+        "vocab_size": encoder.VOCAB_SIZE,
+        "hidden_size": encoder.HIDDEN_SIZE,
+        "num_layers": encoder.NUM_LAYERS,
+        "num_heads": encoder.NUM_HEADS,
+        "intermediate_size": encoder.INTERMEDIATE_SIZE,
+        "max_positions": encoder.MAX_POSITIONS,
+        "dropout": encoder.DROPOUT,
+        "allow_download": encoder.ALLOW_DOWNLOAD,
+        "freeze": encoder.FREEZE,
+        "use_checkpoint": encoder.USE_CHECKPOINT,
+    }
+
+
 def build_text_encoder(cfg: CfgNode) -> nn.Module:
     """Build the text encoder named by ``MODEL.TEXT_ENCODER.NAME``.
 

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ...layers.pre_norm_layer import PreNormLayer
 from ...structures import LanguageFeatures, TokenBatch
-from .build import TEXT_ENCODER_REGISTRY
+from .build import TEXT_ENCODER_REGISTRY, read_encoder_arguments
 from .clip_weights import check_clip_text, load_clip_text, resize_positions
 from .distinct import encode_distinct
 
@@ -102,20 +102,7 @@ class CLIPTextEncoder(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
-        encoder = cfg.MODEL.TEXT_ENCODER
-        return {
-            "weights": encoder.WEIGHTS,
-            "vocab_size": encoder.VOCAB_SIZE,
-            "hidden_size": encoder.HIDDEN_SIZE,
-            "num_layers": encoder.NUM_LAYERS,
-            "num_heads": encoder.NUM_HEADS,
-            "intermediate_size": encoder.INTERMEDIATE_SIZE,
-            "max_positions": encoder.MAX_POSITIONS,
-            "dropout": encoder.DROPOUT,
-            "allow_download": encoder.ALLOW_DOWNLOAD,
-            "freeze": encoder.FREEZE,
-            "use_checkpoint": encoder.USE_CHECKPOINT,
-        }
+        return read_encoder_arguments(cfg)
 
     def train(self, mode: bool = True) -> CLIPTextEncoder:
         """Set the mode as usual; a frozen encoder stays in eval mode."""
