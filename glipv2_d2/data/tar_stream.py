@@ -153,6 +153,7 @@ class _TailReader:
         self._position = 0
 
     def read(self, size: int = -1) -> bytes:
+        """Read as from the stream itself."""
         data = self._stream.read(size)
         self._tail = (self._tail + data)[-2 * tarfile.RECORDSIZE :]
         self._position += len(data)

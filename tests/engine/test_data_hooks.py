@@ -89,7 +89,9 @@ def test_counts_are_those_of_all_ranks(monkeypatch):
 
 
 def test_damaged_shards_are_no_unreadable_images():
-    make_hook(0.0, [[{"damaged_shards": ["a.tar: cut"]}] * 200]).after_step()
+    hook = make_hook(0.0, [[{"damaged_shards": ["a.tar: cut"]}] * 200])
+    hook.after_step()
+    assert hook.trainer.storage.latest().get("data/skipped_files", (0, 0))[0] == 0
 
 
 def test_end_of_a_clean_run_is_silent(caplog):
