@@ -12,6 +12,8 @@ def add_glipv2_config(cfg: CN) -> None:
     _add_text_encoder(cfg)
     _add_detector(cfg)
     _add_pretraining(cfg)
+    _add_mask_head(cfg)
+    _add_understanding(cfg)
     _add_data(cfg)
     _add_solver(cfg)
 
@@ -168,6 +170,69 @@ def _add_pretraining(cfg: CN) -> None:
     cfg.MODEL.GLIPV2.MLM.ONLY_POSITIVES = True
     # Kinds of data whose prompts are masked.
     cfg.MODEL.GLIPV2.MLM.TASKS = ("detection", "grounding", "caption")
+
+
+def _add_mask_head(cfg: CN) -> None:
+    # The language-guided mask head, which MODEL.MASK_ON adds to the model.
+    cfg.MODEL.GLIPV2.MASK_HEAD = CN()
+    # What regions are pooled from: "fpn", the pyramid before fusion, or "fused", the levels of the tower.
+    cfg.MODEL.GLIPV2.MASK_HEAD.FEATURES = "fpn"
+    # Halvings of the resolution inside an hourglass, and hourglasses in a row; of T and B (GLIPv2, App. B.2).
+    cfg.MODEL.GLIPV2.MASK_HEAD.HOURGLASS_DEPTH = 1
+    cfg.MODEL.GLIPV2.MASK_HEAD.NUM_HOURGLASSES = 1
+    cfg.MODEL.GLIPV2.MASK_HEAD.CONV_DIM = 256
+    # Groups of the GroupNorm in the low-resolution branch of the hourglasses; 0: none.
+    cfg.MODEL.GLIPV2.MASK_HEAD.NUM_GROUPS = 0
+    # Cells along a side of what is pooled; masks have twice as many pixels.
+    cfg.MODEL.GLIPV2.MASK_HEAD.POOLER_RESOLUTION = 14
+    # Samples along a side of a cell; 0: as many as the cell has feature pixels.
+    cfg.MODEL.GLIPV2.MASK_HEAD.POOLER_SAMPLING_RATIO = 0
+    # Initial log of the temperature that divides the products of pixels and words.
+    cfg.MODEL.GLIPV2.MASK_HEAD.LOG_SCALE = 0.0
+    # Predicted boxes of an image that train the head, beside the annotated ones.
+    cfg.MODEL.GLIPV2.MASK_HEAD.MAX_PROPOSALS = 100
+    cfg.MODEL.GLIPV2.MASK_HEAD.LOSS_WEIGHT = 1.0
+    # Probability from which on a pixel belongs to the mask.
+    cfg.MODEL.GLIPV2.TEST.MASK_THRESH = 0.5
+    # Score from which on a detection is part of what a phrase refers to; where none has it, the best alone is.
+    cfg.MODEL.GLIPV2.TEST.REFERRING_THRESH = 0.5
+
+    # What trains: "full", everything that is not frozen by another key, or "mask_head", the mask head alone, with all
+    # else fixed, in eval mode and out of the optimizer (GLIPv2, App. D.1: the second stage).
+    cfg.MODEL.GLIPV2.TUNING = "full"
+    # Protocols of LVIS: "standard", the best 300 detections of an image, and "fixed", the best 10,000 of a class.
+    cfg.TEST.LVIS_PROTOCOLS = ("standard", "fixed")
+
+
+def _add_understanding(cfg: CN) -> None:
+    # Visual question answering, as classification over a list of answers (GLIPv2, App. D.2).
+    cfg.MODEL.GLIPV2.VQA = CN()
+    cfg.MODEL.GLIPV2.VQA.ENABLED = False
+    cfg.MODEL.GLIPV2.VQA.LOSS_WEIGHT = 1.0
+    # File with the answers, in the order of the classes: a json list, or one answer a line.
+    cfg.MODEL.GLIPV2.VQA.ANSWERS = ""
+    # Width of the classifier; 0: twice that of the text.
+    cfg.MODEL.GLIPV2.VQA.HIDDEN_SIZE = 0
+    # Also find the objects that question and answer name; the question then ends with a mask token for the answer.
+    cfg.MODEL.GLIPV2.VQA.GROUNDED = False
+
+    # Captioning by next-word prediction (GLIPv2, App. D.2).
+    cfg.MODEL.GLIPV2.CAPTIONING = CN()
+    cfg.MODEL.GLIPV2.CAPTIONING.ENABLED = False
+    cfg.MODEL.GLIPV2.CAPTIONING.LOSS_WEIGHT = 1.0
+    # Share of the target that is spread evenly over the vocabulary.
+    cfg.MODEL.GLIPV2.CAPTIONING.LABEL_SMOOTHING = 0.0
+    # Also find the objects that the caption names.
+    cfg.MODEL.GLIPV2.CAPTIONING.GROUNDED = False
+    # Captions that are kept while one is written; 1: the likeliest word at every step.
+    cfg.MODEL.GLIPV2.CAPTIONING.BEAM_SIZE = 5
+    # Length of a caption in tokens, without start and end.
+    cfg.MODEL.GLIPV2.CAPTIONING.MAX_LENGTH = 40
+    cfg.MODEL.GLIPV2.CAPTIONING.MIN_LENGTH = 1
+    # A caption is rated by its log probability divided by its length to this power.
+    cfg.MODEL.GLIPV2.CAPTIONING.LENGTH_PENALTY = 1.0
+    # A sequence of so many tokens comes at most once in a caption; 0: no limit.
+    cfg.MODEL.GLIPV2.CAPTIONING.NO_REPEAT_NGRAM = 3
 
 
 def _add_data(cfg: CN) -> None:

@@ -10,6 +10,8 @@ A **dataset dict** is detectron2's, with optional additions:
 * ``caption`` (str) and, per annotation, ``tokens_positive`` (half-open character ranges of the caption) and, for pseudo
   boxes, ``score`` in [0, 1];
 * ``negative_captions`` (list of str): captions of other images, drawn by the loader, for caption data;
+* per annotation ``segmentation``: a list of polygons, each a flat list of x, y in pixels of the original image, or a
+  run-length code ``{"size": [height, width], "counts": ...}`` of COCO. A box without one trains no mask;
 * ``image_bytes`` (bytes): the encoded image, where it is no file of its own; ``file_name`` then only names it. Or
   ``tsv_offset`` (int): ``file_name`` is a TSV file, and the image stands in base64 in the line that begins there.
 
@@ -20,12 +22,14 @@ A **model input** is a dict with
 * ``prompts``: list of ``TokenizedPrompt``; one in training, one per chunk of names at test time. At test time it may be
   absent: the model then answers with its default vocabulary;
 * ``instances`` (training): ``gt_boxes`` XYXY in pixels of the resized image, ``gt_classes`` (M,) row of the box in
-  ``prompts[0].phrase_token_map``, ``gt_category_ids`` (M,) id across images, -1 if none.
+  ``prompts[0].phrase_token_map``, ``gt_category_ids`` (M,) id across images, -1 if none. With ``MODEL.MASK_ON`` also
+  ``gt_masks`` (``PolygonMasks`` or ``BitMasks``, in the frame of the boxes) and ``gt_has_mask`` (M,) bool.
 
 A **model output** is, in training, a dict of weighted scalar losses ``loss_grounding``, ``loss_box_reg``,
-``loss_centerness``, ``loss_contrastive``, ``loss_mlm``, without those that the config switches off; at test time a list
-of ``{"instances": Instances}`` with ``pred_boxes`` (XYXY, pixels of the original image), ``scores`` in [0, 1] and
-``pred_classes``, the ``category_ids`` of the phrases.
+``loss_centerness``, ``loss_contrastive``, ``loss_mlm``, ``loss_mask``, without those that the config switches off; at
+test time a list of ``{"instances": Instances}`` with ``pred_boxes`` (XYXY, pixels of the original image), ``scores`` in
+[0, 1], ``pred_classes``, the ``category_ids`` of the phrases, and of a model with a mask head ``pred_masks`` (K, H, W)
+bool, in the resolution of the original image.
 """
 
 from __future__ import annotations

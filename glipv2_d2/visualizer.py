@@ -1,4 +1,4 @@
-"""Draw what was found: boxes with their phrases and scores, and the caption with its phrases in the same colours.
+"""Draw what was found: masks, boxes with phrases and scores, and the caption with its phrases in the same colours.
 
 detectron2's ``Visualizer`` writes in the colour of the box on black. Here writing stands on the colour of its phrase,
 in one size in the picture and below it.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import colorsys
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,8 @@ Rectangle = tuple[float, float, float, float]
 
 # Smaller pictures are enlarged, so that the writing on them can be read.
 MIN_LONG_SIDE = 800
+# Share of the phrase's colour inside a mask: what is below stays visible.
+_MASK_OPACITY = 0.45
 # The golden section of the colour circle never comes back to a hue it has used.
 _GOLDEN_SECTION = 0.618034
 
@@ -39,6 +41,7 @@ class GroundingVisualizer:
     def __init__(self, image: np.ndarray, min_long_side: int = MIN_LONG_SIDE) -> None:
         height, width = image.shape[:2]
         self._scale = max(1.0, min_long_side / max(height, width))
+        self._shape = (height, width)
         picture = Image.fromarray(np.ascontiguousarray(image))
         if self._scale > 1:
             size = (max(1, round(width * self._scale)), max(1, round(height * self._scale)))
@@ -50,16 +53,22 @@ class GroundingVisualizer:
 
         Args:
             instances: ``pred_boxes`` XYXY in pixels of the image, ``scores`` in [0, 1], ``pred_classes``, rows of
-                ``phrases``; may be empty.
+                ``phrases``, and ``pred_masks`` (K, H, W) bool, if there are masks; may be empty.
             phrases: P strings.
             caption: Written under the picture, if there is one.
 
         Returns:
             (H', W', 3) uint8 in RGB order. Its size depends on the image, the caption and the phrases alone.
+
+        Raises:
+            ValueError: The masks do not have the size of the image.
         """
+        font = _font(self._picture.size)
         picture = self._picture.copy()
+        if instances.has("pred_masks"):
+            masks = instances.pred_masks.cpu().numpy()
+            picture = self._with_masks(masks, instances.pred_classes.tolist(), "pred_masks")
         pen = ImageDraw.Draw(picture)
-        font = _font(picture.size)
         boxes = instances.pred_boxes.tensor.cpu() * self._scale
         rows = instances.pred_classes.tolist()
         line_width = max(2, int(font.size) // 5)
@@ -80,6 +89,35 @@ class GroundingVisualizer:
             drawn = np.concatenate([drawn, draw_caption(caption, phrases, font, picture.width)])
         return drawn
 
+    def draw_referred(self, mask: np.ndarray, phrase: str) -> np.ndarray:
+        """Draw what a phrase refers to, and write the phrase under the picture.
+
+        Args:
+            mask: (H, W) bool; where it is empty, the phrase stands below without its colour.
+            phrase: All of it names what is drawn.
+
+        Returns:
+            (H', W', 3) uint8 in RGB order. Its size depends on the image and the phrase alone.
+
+        Raises:
+            ValueError: The mask does not have the size of the image.
+        """
+        picture = self._with_masks(mask[None], [0], "mask")
+        marked = [phrase] if mask.any() else []
+        strip = draw_caption(phrase, marked, _font(picture.size), picture.width)
+        return np.concatenate([np.asarray(picture), strip])
+
+    def _with_masks(self, masks: np.ndarray, rows: Sequence[int], name: str) -> Image.Image:
+        """Return the picture with masks (K, H, W) in the colours of their phrases."""
+        if masks.shape[1:] != self._shape:
+            raise ValueError(f"{name}: expected masks of the image's size {self._shape}, found {masks.shape[1:]}")
+        # Small masks lie on large ones, so that no mask hides another.
+        order = np.argsort(-masks.sum(axis=(1, 2)), kind="stable").tolist()
+        size = self._picture.size
+        enlarged = ((rows[k], masks[k] if self._scale == 1 else enlarge_mask(masks[k], size)) for k in order)
+        line_width = max(2, int(_font(size).size) // 8)
+        return Image.fromarray(paint_masks(np.asarray(self._picture), enlarged, line_width))
+
 
 def phrase_color(row: int) -> Color:
     """Return the colour of phrase ``row``, RGB in 0..255; neighbouring rows differ well."""
@@ -92,6 +130,48 @@ def text_color(row: int) -> Color:
     red, green, blue = phrase_color(row)
     # Luma of Rec. 601.
     return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
+
+
+def enlarge_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Enlarge a mask (H, W) bool to a width and a height, with an edge that is smooth and not made of squares."""
+    gray = Image.fromarray(255 * mask.astype(np.uint8))
+    return np.asarray(gray.resize(size, Image.Resampling.BILINEAR)) >= 128
+
+
+def paint_masks(picture: np.ndarray, masks: Iterable[tuple[int, np.ndarray]], line_width: int) -> np.ndarray:
+    """Tint what masks cover in the colours of their phrases, and draw the edge of each mask.
+
+    Args:
+        picture: (H, W, 3) uint8 RGB.
+        masks: Row of the phrase and (H, W) bool of each mask. Later ones are above earlier ones; a pixel is tinted
+            once, so that the picture can be seen through any number of masks. No tint covers an edge.
+        line_width: Of the edges, pixels; they lie inside the masks.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    tinted = picture.copy()
+    lines: list[tuple[Color, np.ndarray, np.ndarray]] = []
+    for row, mask in masks:
+        ys, xs = np.nonzero(mask)
+        color = phrase_color(row)
+        tinted[ys, xs] = np.rint(_MASK_OPACITY * np.array(color) + (1 - _MASK_OPACITY) * picture[ys, xs])
+        if len(ys):
+            top, left = ys.min(), xs.min()
+            ys, xs = np.nonzero(_edge(mask[top : ys.max() + 1, left : xs.max() + 1], line_width))
+            lines.append((color, ys + top, xs + left))
+    for color, ys, xs in lines:
+        tinted[ys, xs] = color
+    return tinted
+
+
+def _edge(mask: np.ndarray, width: int) -> np.ndarray:
+    """Mark the pixels of a mask (H, W) that are at most ``width`` steps from what lies outside it."""
+    inner = np.pad(mask, 1)
+    for _ in range(width):
+        sides = inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
+        inner[1:-1, 1:-1] &= sides
+    return mask & ~inner[1:-1, 1:-1]
 
 
 def place_label(

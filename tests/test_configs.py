@@ -47,7 +47,7 @@ def test_every_config_has_known_keys_only_and_stands_on_the_base(name):
     assert files[-1] == CONFIGS / "Base-GLIPv2.yaml" and len(files) <= 3
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name.startswith(("glip/", "pretrain/"))])
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith(("glip/", "pretrain/", "finetune/"))])
 def test_a_config_holds_only_what_differs_from_what_it_stands_on(name):
     parent = load(chain(CONFIGS / name)[1].relative_to(CONFIGS).as_posix())
     own = load(name)
@@ -113,6 +113,17 @@ def test_the_base_is_the_official_recipe():
         ("pretrain/glipv2_swin_t.yaml", 330_000),
         ("pretrain/glipv2_swin_t_stage2.yaml", 300_000),
         ("glip/glip_swin_l.yaml", 1_000_000),
+        # 24 epochs of COCO, 24 of LVIS, 8 of PhraseCut in batches of 64.
+        ("pretrain/glipv2_swin_t_mask_stage2.yaml", (24 * 118_287 + 24 * 100_170 + 8 * 310_816) // 64),
+        ("pretrain/glipv2_swin_b_mask_stage2.yaml", 120_773),
+        ("pretrain/glipv2_swin_h_mask_stage2.yaml", 120_773),
+        # Epochs of App. D.2 in batches of 32.
+        ("finetune/coco_mask_swin_t.yaml", 24 * 118_287 // 32),
+        ("finetune/coco_mask_swin_b.yaml", 5 * 118_287 // 32),
+        ("finetune/lvis_swin_t.yaml", 24 * 100_170 // 32),
+        ("finetune/lvis_swin_b.yaml", 5 * 100_170 // 32),
+        ("finetune/phrasecut_swin_t.yaml", 12 * 310_816 // 32),
+        ("finetune/phrasecut_swin_b.yaml", 3 * 310_816 // 32),
     ],
 )
 def test_the_rate_warms_up_and_drops_twice(name, length):
@@ -141,3 +152,26 @@ def test_tiny_model_is_pretrained_with_the_losses_of_the_paper(name, masked):
     # Table 4, row 6: all losses in the first stage, no masked language modelling in the second.
     heads = load(f"pretrain/{name}").MODEL.GLIPV2
     assert heads.CONTRASTIVE.ENABLED and heads.MLM.ENABLED is masked
+
+
+@pytest.mark.parametrize(
+    ("letter", "head"),
+    # Scales, layers and channels of App. D.1.
+    [("t", (1, 1, 256)), ("b", (1, 1, 256)), ("h", (2, 4, 384))],
+)
+def test_mask_heads_have_the_sizes_of_the_paper_and_train_alone(letter, head):
+    model = load(f"pretrain/glipv2_swin_{letter}_mask_stage2.yaml").MODEL
+    mask_head = model.GLIPV2.MASK_HEAD
+    assert (mask_head.HOURGLASS_DEPTH, mask_head.NUM_HOURGLASSES, mask_head.CONV_DIM) == head
+    assert model.MASK_ON and model.GLIPV2.TUNING == "mask_head"
+    # Masked words would be words that no mask can be found for.
+    assert not model.GLIPV2.MLM.ENABLED and not model.GLIPV2.CONTRASTIVE.ENABLED
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("finetune/")])
+def test_fine_tuning_trains_all_weights_at_one_rate_in_batches_of_32(name):
+    cfg = load(name)
+    assert cfg.MODEL.MASK_ON and cfg.MODEL.GLIPV2.TUNING == "full"
+    assert (cfg.SOLVER.TEXT_ENCODER_MULTIPLIER, cfg.SOLVER.IMS_PER_BATCH) == (1.0, 32)
+    assert cfg.SOLVER.BASE_LR == (1e-5 if name.endswith("_t.yaml") else 5e-6)
+    assert not cfg.MODEL.GLIPV2.MLM.ENABLED and not cfg.MODEL.GLIPV2.CONTRASTIVE.ENABLED

@@ -4,8 +4,8 @@
 ``--source annotation`` draws the images and boxes of DATASETS.TRAIN as they are stored, those of captions with their
 phrases and scores and the caption below; ``--source dataloader`` draws the samples that the mapper hands to the model:
 resized and flipped, each box with its phrase, and below all phrases of the prompt with the tokens that spell them
-("traffic light [3-4]"; token 0 is the first special token). Small pictures are enlarged. The flags are those of
-detectron2's tool of this name.
+("traffic light [3-4]"; token 0 is the first special token). With ``MODEL.MASK_ON True`` both draw the masks that can be
+used. Small pictures are enlarged. The flags are those of detectron2's tool of this name.
 """
 
 from __future__ import annotations
@@ -50,12 +50,17 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def annotation_pictures(cfg: CfgNode) -> Iterator[tuple[str, np.ndarray]]:
     """Yield a name and a picture, (H, W, 3) uint8 RGB, of each stored image."""
-    for record in load_training_dicts(cfg.DATASETS.TRAIN, filter_empty=False):
+    for record in load_training_dicts(cfg.DATASETS.TRAIN, filter_empty=False, with_masks=cfg.MODEL.MASK_ON):
         image = read_image(record, "RGB")
+        masks = stored_masks(record)
         if "caption" in record:
-            picture = draw_caption(record, image)
+            picture = draw_caption(record, image, masks)
         else:
             drawing = Visualizer(image, MetadataCatalog.get(record["dataset_name"]), scale=readable_scale(image))
+            if masks is not None:
+                # detectron2 draws the masks of all boxes or of none.
+                own = zip(record["annotations"], masks)
+                record = {**record, "annotations": [{**item, "segmentation": mask} for item, mask in own]}
             picture = drawing.draw_dataset_dict(record).get_image()
         yield Path(record["file_name"]).stem, picture
 
@@ -67,15 +72,21 @@ def loader_pictures(cfg: CfgNode) -> Iterator[tuple[str, np.ndarray]]:
         yield Path(str(sample.get("image_id", sample["file_name"]))).stem, draw_sample(sample, cfg)
 
 
-def draw_caption(record: dict, image: np.ndarray) -> np.ndarray:
-    """Draw the boxes of a caption with their phrases and scores, and the caption below, (H', W', 3) uint8 RGB."""
+def stored_masks(record: dict) -> list | None:
+    """Return the masks of the boxes of an image, without polygons where a box has none; None if no box has one."""
+    masks = [item.get("segmentation", []) for item in record["annotations"]]
+    return masks if any(masks) else None
+
+
+def draw_caption(record: dict, image: np.ndarray, masks: list | None = None) -> np.ndarray:
+    """Draw the boxes of a caption with phrases and scores, perhaps masks, and the caption below, (H', W', 3) RGB."""
     labels, boxes = [], []
     for item in record["annotations"]:
         phrase = " ".join(record["caption"][begin:end] for begin, end in item["tokens_positive"])
         labels.append(f"{phrase} {item['score']:.2f}" if "score" in item else phrase)
         boxes.append(BoxMode.convert(list(item["bbox"]), item["bbox_mode"], BoxMode.XYXY_ABS))
     drawing = Visualizer(image, scale=readable_scale(image))
-    drawing.overlay_instances(boxes=np.array(boxes).reshape(-1, 4), labels=labels)
+    drawing.overlay_instances(boxes=np.array(boxes).reshape(-1, 4), labels=labels, masks=masks)
     picture = drawing.get_output().get_image()
     return np.concatenate([picture, text_strip(record["caption"], picture.shape[1])])
 
@@ -89,7 +100,9 @@ def draw_sample(sample: dict, cfg: CfgNode) -> np.ndarray:
     ]
     drawing = Visualizer(image, scale=readable_scale(image))
     drawing.overlay_instances(
-        boxes=instances.gt_boxes, labels=[prompt.phrases[row] for row in instances.gt_classes.tolist()]
+        boxes=instances.gt_boxes,
+        labels=[prompt.phrases[row] for row in instances.gt_classes.tolist()],
+        masks=instances.gt_masks if instances.has("gt_masks") else None,
     )
     picture = drawing.get_output().get_image()
     prompt_text = f"{len(prompt)} tokens: " + cfg.INPUT.PROMPT.SEPARATOR.join(words)

@@ -6,6 +6,9 @@ from .datasets import builtin  # noqa: F401
 from .datasets.coco import register_coco_grounding
 from .datasets.grounding_json import register_grounding_json
 from .datasets.odvg import register_odvg
+from .datasets.phrasecut import register_phrasecut
+from .datasets.refcoco import register_refcoco
+from .datasets.referring_json import register_referring_json
 from .datasets.shards import register_shards
 from .datasets.tsv import register_tsv
 
@@ -16,6 +19,9 @@ __all__ = [
     "register_coco_grounding",
     "register_grounding_json",
     "register_odvg",
+    "register_phrasecut",
+    "register_refcoco",
+    "register_referring_json",
     "register_shards",
     "register_tsv",
 ]

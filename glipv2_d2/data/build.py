@@ -1,4 +1,4 @@
-"""Loaders: a training stream that can be taken up at any batch, and detectron2's test loader with shared prompts."""
+"""Loaders: a training stream that can be taken up at any batch, and detectron2's test loader with prompts."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
-from .dataset_mappers.build import build_train_mapper
+from .dataset_mappers.build import build_train_mapper, dataset_task
 from .dataset_mappers.detection import DetectionDatasetMapper
+from .dataset_mappers.grounding import GroundingDatasetMapper
 from .sample_sources import StoredSamples, StreamedSamples
 from .samplers import TrainingBatchSampler
 from .shards import ShardSet, ShardStream
@@ -94,18 +95,23 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0, saved: Mapping[str, An
     return TrainLoader(loader, state)
 
 
-def build_test_loader(cfg: CfgNode, dataset_name: str) -> SharedPromptLoader:
-    """Build the loader of a test dataset: each image once over all ranks, alone in its batch, with all prompts.
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> SharedPromptLoader | DataLoader:
+    """Build the loader of a test dataset: each dataset dict once over all ranks, alone in its batch.
+
+    All images of a detection dataset share the prompts that hold every name. In grounding and caption data each has its
+    own caption as prompt.
 
     Raises:
         ValueError: The dataset is not registered, or its annotations break the format.
         FileNotFoundError: Annotations or images of the dataset are not there.
     """
     dataset_dicts = load_dataset(dataset_name)
+    num_workers = cfg.DATALOADER.NUM_WORKERS
+    if dataset_task(dataset_name) != "detection":
+        own_prompts = GroundingDatasetMapper(cfg, is_train=False)
+        return build_detection_test_loader(dataset_dicts, mapper=own_prompts, num_workers=num_workers)
     mapper = DetectionDatasetMapper(cfg, is_train=False, dataset_names=(dataset_name,))
-    loader = build_detection_test_loader(
-        dataset_dicts, mapper=mapper.test_image, num_workers=cfg.DATALOADER.NUM_WORKERS
-    )
+    loader = build_detection_test_loader(dataset_dicts, mapper=mapper.test_image, num_workers=num_workers)
     return SharedPromptLoader(loader, mapper.test_prompts({}))
 
 

@@ -11,16 +11,20 @@ from detectron2.data.build import filter_images_with_only_crowd_annotations
 
 from .dataset_mappers.build import dataset_task
 from .datasets.annotation_checks import check_dataset_dicts
+from .datasets.mask_checks import keep_usable_masks, leave_out_masks
 from .datasets.registration import check_dataset_files
 
 
-def load_training_dicts(names: Sequence[str], filter_empty: bool, min_score: float = 0.0) -> list[dict]:
+def load_training_dicts(
+    names: Sequence[str], filter_empty: bool, min_score: float = 0.0, with_masks: bool = False
+) -> list[dict]:
     """Load datasets one after the other; each dict says under ``dataset_name`` where it comes from.
 
     Args:
         names: Registered datasets, at least one.
         filter_empty: Leave out images without a box that is no crowd region.
         min_score: Leave out images of caption data none of whose boxes has a score from here on.
+        with_masks: As of ``load_dataset``.
 
     Raises:
         ValueError: A dataset is not registered, annotations break their format, or no image of a dataset is left.
@@ -30,7 +34,7 @@ def load_training_dicts(names: Sequence[str], filter_empty: bool, min_score: flo
         raise ValueError("DATASETS.TRAIN is empty, expected at least one dataset")
     loaded: list[dict] = []
     for name in names:
-        dataset_dicts = load_dataset(name)
+        dataset_dicts = load_dataset(name, with_masks)
         if any("annotations" not in item for item in dataset_dicts):
             raise ValueError(f"dataset {name!r} has images without 'annotations', expected a dataset to train on")
         task = dataset_task(name)
@@ -46,8 +50,13 @@ def load_training_dicts(names: Sequence[str], filter_empty: bool, min_score: flo
     return loaded
 
 
-def load_dataset(name: str) -> list[dict]:
+def load_dataset(name: str, with_masks: bool = False) -> list[dict]:
     """Load a dataset by its name and check it, whichever reader it was registered with.
+
+    Args:
+        name: A registered dataset.
+        with_masks: Keep the masks of boxes that can be used; what cannot is counted in a warning. Otherwise no
+            annotation has a ``segmentation``.
 
     Raises:
         ValueError: It is not registered, is empty, a detection dataset has no ``thing_classes``, or annotations break
@@ -63,7 +72,7 @@ def load_dataset(name: str) -> list[dict]:
         found = f"{len(dataset_dicts)} images and thing_classes {names}"
         raise ValueError(f"dataset {name!r}: found {found}, expected at least one of both")
     check_dataset_dicts(name, dataset_dicts, len(names or ()), task=task)
-    return dataset_dicts
+    return keep_usable_masks(name, dataset_dicts) if with_masks else leave_out_masks(dataset_dicts)
 
 
 def check_is_registered(name: str) -> None:

@@ -73,7 +73,10 @@ def load_training_sets(cfg: CfgNode) -> TrainingSets:
         urls = shard_urls_of(name)
         if urls is None:
             own = load_training_dicts(
-                [name], cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, cfg.INPUT.PROMPT.MIN_PSEUDO_SCORE
+                [name],
+                cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+                cfg.INPUT.PROMPT.MIN_PSEUDO_SCORE,
+                with_masks=cfg.MODEL.MASK_ON,
             )
             members.append(len(dicts) + np.arange(len(own)))
             dicts += own

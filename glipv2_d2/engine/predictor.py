@@ -17,6 +17,7 @@ from detectron2.modeling import build_model
 
 from ..checkpoint.checkpointer import GLIPv2Checkpointer
 from ..data.transforms import ResizeShortestEdgeLegacy
+from ..evaluation.referring import referred_mask
 from ..prompts.builder import prompt_from_caption
 from ..prompts.noun_phrases import noun_phrases
 from ..prompts.phrase_search import find_phrase
@@ -57,6 +58,7 @@ class GLIPv2Predictor(DefaultPredictor):
             separator=cfg.INPUT.PROMPT.SEPARATOR,
             chunk_size=cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE,
         )
+        self._referring_thresh = cfg.MODEL.GLIPV2.TEST.REFERRING_THRESH
         self._default_prompts = functools.cache(functools.partial(build_default_prompts, cfg))
 
     def __call__(
@@ -75,8 +77,8 @@ class GLIPv2Predictor(DefaultPredictor):
                 or as a half-open character range of it.
 
         Returns:
-            ``instances``: ``pred_boxes`` XYXY in pixels of the picture, ``scores`` in [0, 1], and ``pred_classes``,
-            rows of ``phrases``. ``phrases``: P strings.
+            ``instances``: ``pred_boxes`` XYXY in pixels of the picture, ``scores`` in [0, 1], ``pred_classes``, rows of
+            ``phrases``, and of a model with a mask head ``pred_masks`` (K, H, W) bool. ``phrases``: P strings.
 
         Raises:
             TypeError, ValueError: Image or prompt is not as above.
@@ -97,6 +99,29 @@ class GLIPv2Predictor(DefaultPredictor):
                 f"found {names_or_captions!r:.100}"
             )
         return self._predict(original_images, [self._prompts(prompt, None) for prompt in names_or_captions])
+
+    def refer(self, original_image: np.ndarray, phrase: str) -> dict[str, Any]:
+        """Segment what a phrase refers to.
+
+        Args:
+            original_image: As above.
+            phrase: "the dog on the left"; all of it names what is looked for.
+
+        Returns:
+            ``mask``: (H, W) bool numpy array, the union of the masks of all detections with a score of at least
+            ``MODEL.GLIPV2.TEST.REFERRING_THRESH``; where none has it, the mask of the best; empty where nothing is
+            found. ``instances`` and ``phrases`` as above.
+
+        Raises:
+            TypeError, ValueError: The model has no mask head, or image or phrase is not as above.
+        """
+        if self.model.mask_head is None:
+            raise ValueError("refer: the model has no mask head, expected a config with MODEL.MASK_ON True")
+        if not isinstance(phrase, str) or not phrase.strip():
+            raise ValueError(f"phrase: expected a string that is not blank, found {phrase!r:.100}")
+        prompt = self._tokenize_caption(phrase, [(0, len(phrase))])
+        output = self._predict([original_image], [[prompt]])[0]
+        return {"mask": referred_mask(output["instances"], self._referring_thresh).cpu().numpy(), **output}
 
     def _predict(self, images: Sequence[np.ndarray], prompts: Sequence[list[TokenizedPrompt]]) -> list[dict[str, Any]]:
         inputs = [{**self._model_input(image), "prompts": chunks} for image, chunks in zip(images, prompts)]

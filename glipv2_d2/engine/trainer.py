@@ -133,7 +133,8 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
 def _has_idle_parts(cfg: CfgNode) -> bool:
     """Say whether a loss is switched off, which leaves its layers without gradients."""
     grounding, box = cfg.MODEL.GLIPV2.GROUNDING, cfg.MODEL.GLIPV2.BOX
-    return 0 in (grounding.LOSS_WEIGHT, box.REG_LOSS_WEIGHT, box.CENTERNESS_LOSS_WEIGHT)
+    mask_weight = cfg.MODEL.GLIPV2.MASK_HEAD.LOSS_WEIGHT if cfg.MODEL.MASK_ON else 1.0
+    return 0 in (grounding.LOSS_WEIGHT, box.REG_LOSS_WEIGHT, box.CENTERNESS_LOSS_WEIGHT, mask_weight)
 
 
 def wrap_model(model: nn.Module, find_unused_parameters: bool = False) -> nn.Module:

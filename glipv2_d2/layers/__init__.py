@@ -3,6 +3,7 @@
 from .deform_conv import modulated_deform_conv2d, reinterpret_flat
 from .dyconv import ConvUnit, DyConv, DynamicReLU
 from .fusion import BiAttentionBlock, BiMultiHeadAttention
+from .hourglass import Hourglass, Residual
 from .language_layer import LanguageLayer
 from .pre_norm_layer import PreNormLayer
 
@@ -12,8 +13,10 @@ __all__ = [
     "ConvUnit",
     "DyConv",
     "DynamicReLU",
+    "Hourglass",
     "LanguageLayer",
     "PreNormLayer",
+    "Residual",
     "modulated_deform_conv2d",
     "reinterpret_flat",
 ]

@@ -102,50 +102,72 @@ class BiMultiHeadAttention(nn.Module):
         Raises:
             ValueError: An unknown form.
         """
-        if form not in FUSION_FORMS:
-            raise ValueError(f"fusion form: found {form!r}, expected one of {', '.join(FUSION_FORMS)}")
-        if form == "auto":
-            faster = folded_is_faster(visual.shape[1], language.shape[1], visual.shape[2], self.head_dim)
-            form = "folded" if faster else "plain"
-        key = self._split_heads(self.language_proj(language)) * self.head_dim**-0.5  # (N, heads, T, d)
+        form = self._choose(form, visual, language)
+        key = self._key(language)
         value = self._split_heads(self.language_value_proj(language))
         if form == "folded":
             return self._folded(visual, key, value, mask)
         return self._plain(visual, key, value, mask)
 
+    def read_image(self, visual: Tensor, language: Tensor, form: str = "auto") -> Tensor:
+        """Compute the language update alone, (N, T, D); see ``forward``. That of a token depends on no other token."""
+        form = self._choose(form, visual, language)
+        key = self._key(language)
+        if form == "folded":
+            return self._read_folded(visual, self._folded_scores(visual, key), key.dtype)
+        return self._read_plain(visual, self._plain_scores(visual, key))
+
+    def _choose(self, form: str, visual: Tensor, language: Tensor) -> str:
+        if form not in FUSION_FORMS:
+            raise ValueError(f"fusion form: found {form!r}, expected one of {', '.join(FUSION_FORMS)}")
+        if form == "auto":
+            faster = folded_is_faster(visual.shape[1], language.shape[1], visual.shape[2], self.head_dim)
+            form = "folded" if faster else "plain"
+        return form
+
+    def _key(self, language: Tensor) -> Tensor:
+        return self._split_heads(self.language_proj(language)) * self.head_dim**-0.5  # (N, heads, T, d)
+
     def _plain(self, visual: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        query = self._split_heads(self.visual_proj(visual))  # (N, heads, S, d)
-        visual_value = self._split_heads(self.visual_value_proj(visual))
-        scores = clamp_activations(query @ key.transpose(-1, -2))  # (N, heads, S, T)
+        scores = self._plain_scores(visual, key)
         bias = padding_bias(mask, scores.dtype)[:, None, None, :]
         to_tokens = self._drop((scores + bias).softmax(-1)).to(value.dtype)
-        to_positions = self._drop(scores.to(bias.dtype).softmax(-2)).to(value.dtype)
         visual_update = self.visual_out_proj(self._merge_heads(to_tokens @ value))
-        language_update = self.language_out_proj(self._merge_heads(to_positions.transpose(-1, -2) @ visual_value))
-        return visual_update, language_update
+        return visual_update, self._read_plain(visual, scores)
+
+    def _plain_scores(self, visual: Tensor, key: Tensor) -> Tensor:
+        query = self._split_heads(self.visual_proj(visual))  # (N, heads, S, d)
+        return clamp_activations(query @ key.transpose(-1, -2))  # (N, heads, S, T)
+
+    def _read_plain(self, visual: Tensor, scores: Tensor) -> Tensor:
+        visual_value = self._split_heads(self.visual_value_proj(visual))
+        to_positions = self._drop(_single(scores).softmax(-2)).to(visual_value.dtype)
+        return self.language_out_proj(self._merge_heads(to_positions.transpose(-1, -2) @ visual_value))
 
     def _folded(self, visual: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         heads = self.num_heads
-        query_weight = self.visual_proj.weight.unflatten(0, (heads, -1))  # (heads, d, C)
-        query_bias = self.visual_proj.bias.unflatten(0, (heads, -1, 1))  # (heads, d, 1)
         out_weight = self.visual_out_proj.weight.unflatten(1, (heads, -1)).permute(1, 2, 0)  # (heads, d, C)
-        folded_key = (key @ query_weight).flatten(1, 2)  # (N, heads*T, C)
         folded_value = (value @ out_weight).flatten(1, 2)  # (N, heads*T, C)
-        key_bias = (key @ query_bias).flatten(1).unsqueeze(1)  # (N, 1, heads*T)
-
-        scores = torch.baddbmm(key_bias, visual, folded_key.transpose(1, 2))  # (N, S, heads*T)
-        if scores.dtype.itemsize < 4:
-            scores = clamp_activations(scores)
+        scores = self._folded_scores(visual, key)
         bias = padding_bias(mask, scores.dtype)[:, None, None, :]
         to_tokens = (scores.unflatten(-1, (heads, -1)) + bias).softmax(-1)
         to_tokens = self._drop(to_tokens).to(value.dtype).flatten(2)  # (N, S, heads*T)
-        to_positions = self._drop(scores.to(bias.dtype).softmax(1)).to(value.dtype)  # (N, S, heads*T)
-
         visual_update = torch.baddbmm(self.visual_out_proj.bias, to_tokens, folded_value)  # (N, S, C)
+        return visual_update, self._read_folded(visual, scores, value.dtype)
+
+    def _folded_scores(self, visual: Tensor, key: Tensor) -> Tensor:
+        query_weight = self.visual_proj.weight.unflatten(0, (self.num_heads, -1))  # (heads, d, C)
+        query_bias = self.visual_proj.bias.unflatten(0, (self.num_heads, -1, 1))  # (heads, d, 1)
+        folded_key = (key @ query_weight).flatten(1, 2)  # (N, heads*T, C)
+        key_bias = (key @ query_bias).flatten(1).unsqueeze(1)  # (N, 1, heads*T)
+        scores = torch.baddbmm(key_bias, visual, folded_key.transpose(1, 2))  # (N, S, heads*T)
+        return clamp_activations(scores) if scores.dtype.itemsize < 4 else scores
+
+    def _read_folded(self, visual: Tensor, scores: Tensor, dtype: torch.dtype) -> Tensor:
+        to_positions = self._drop(_single(scores).softmax(1)).to(dtype)  # (N, S, heads*T)
         # In this order the gradient of the weights needs no transposed copy.
         gathered = (visual.transpose(1, 2) @ to_positions).transpose(1, 2)  # (N, heads*T, C)
-        language_update = self._project_gathered(gathered.unflatten(1, (heads, -1)), to_positions)
-        return visual_update, language_update
+        return self._project_gathered(gathered.unflatten(1, (self.num_heads, -1)), to_positions)
 
     def _project_gathered(self, gathered: Tensor, to_positions: Tensor) -> Tensor:
         heads = self.num_heads
@@ -168,11 +190,17 @@ class BiMultiHeadAttention(nn.Module):
         return F.dropout(weights, self.dropout, self.training)
 
 
+def _single(scores: Tensor) -> Tensor:
+    """Turn half types into float32, in which the softmax runs."""
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+
 class BiAttentionBlock(nn.Module):
     """Fuse the pyramid with the tokens: normalize both, let them attend to each other, add what they found.
 
     All positions of all levels form one sequence. The residual starts from the *normalized* input, the input itself
-    is dropped; the updates are scaled per channel by ``gamma_visual`` and ``gamma_language``.
+    is dropped; the updates are scaled per channel by ``gamma_visual`` and ``gamma_language``. For captioning the image
+    does not attend to the text (GLIPv2, App. D.2).
 
     Args:
         visual_dim: C.
@@ -207,24 +235,47 @@ class BiAttentionBlock(nn.Module):
         self.gamma_visual = nn.Parameter(torch.full((visual_dim,), float(layer_scale)))
         self.gamma_language = nn.Parameter(torch.full((language_dim,), float(layer_scale)))
 
-    def forward(self, features: list[Tensor], hidden: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor]:
+    def forward(
+        self, features: list[Tensor], hidden: Tensor, mask: Tensor, text_to_image: bool = True
+    ) -> tuple[list[Tensor], Tensor]:
         """Fuse.
 
         Args:
             features: L >= 1 maps (N, C, Hl, Wl).
             hidden: (N, T, D).
             mask: (N, T) bool, True at real tokens. Results at positions and real tokens do not depend on the padding.
+            text_to_image: False: positions do not attend to tokens, their update is left out. Each token still reads
+                all positions.
 
         Returns:
             L maps of the same shapes, channels last in memory, and the tokens (N, T, D).
         """
-        visual = torch.cat([level.flatten(2).transpose(1, 2) for level in features], dim=1)  # (N, S, C)
-        visual = self.norm_visual(visual)
+        visual = self.normalize_image(features)
+        if not text_to_image:
+            return split_levels(visual, features), self.read_image(visual, hidden)
         language = self.norm_language(hidden)
         visual_update, language_update = self.attention(visual, language, mask, self.form)
         visual = torch.addcmul(visual, self.gamma_visual, visual_update)
         language = torch.addcmul(language, self.gamma_language, language_update)
-        sizes = [level.shape[-2:] for level in features]
-        pieces = visual.split([height * width for height, width in sizes], dim=1)
-        maps = [piece.transpose(1, 2).unflatten(2, tuple(size)) for piece, size in zip(pieces, sizes)]
-        return maps, language
+        return split_levels(visual, features), language
+
+    def normalize_image(self, features: list[Tensor]) -> Tensor:
+        """Give all positions of L maps (N, C, Hl, Wl) as one normalized sequence (N, S, C), finest level first."""
+        visual = torch.cat([level.flatten(2).transpose(1, 2) for level in features], dim=1)  # (N, S, C)
+        return self.norm_visual(visual)
+
+    def read_image(self, visual: Tensor, hidden: Tensor, form: str | None = None) -> Tensor:
+        """Let tokens (N, T, D) read the positions (N, S, C) of ``normalize_image``; a token depends on no other.
+
+        The form is that of the block unless one is given.
+        """
+        language = self.norm_language(hidden)
+        update = self.attention.read_image(visual, language, form or self.form)
+        return torch.addcmul(language, self.gamma_language, update)
+
+
+def split_levels(visual: Tensor, features: list[Tensor]) -> list[Tensor]:
+    """Cut positions (N, S, C) into maps as large as the L maps ``features``, channels last in memory."""
+    sizes = [level.shape[-2:] for level in features]
+    pieces = visual.split([height * width for height, width in sizes], dim=1)
+    return [piece.transpose(1, 2).unflatten(2, tuple(size)) for piece, size in zip(pieces, sizes)]

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .causal import KeyValues, visible_tokens
+
 # Inside the range of half precision (65,504): scores and activations stop here instead of becoming infinite.
 CLAMP_LIMIT = 50_000.0
 
@@ -23,11 +25,11 @@ def padding_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """Give what is added to attention scores so that padding gets no weight.
 
     Args:
-        mask: (N, T), True at real tokens.
+        mask: Any shape, bool, True at what gets weight: real tokens, or tokens that may be seen.
         dtype: Of the scores; half types are answered in float32, in which the softmax runs.
 
     Returns:
-        (N, T), 0 at real tokens and ``PADDING_SCORE`` in the padding.
+        The same shape, 0 where ``mask`` is True and ``PADDING_SCORE`` elsewhere.
     """
     dtype = torch.promote_types(dtype, torch.float32)
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, PADDING_SCORE)
@@ -65,29 +67,50 @@ class LanguageLayer(nn.Module):
         self.output = nn.Linear(intermediate_size, hidden_size)
         self.output_norm = nn.LayerNorm(hidden_size, eps=1e-12)
 
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, mask: Tensor, causal: bool = False) -> Tensor:
         """Update the tokens of N prompts.
 
         Args:
             hidden: (N, T, D).
             mask: (N, T) bool, True at real tokens. Real tokens do not see the padding.
+            causal: A token sees those up to itself only.
 
         Returns:
             (N, T, D). Values in the padding are finite and mean nothing.
         """
-        attended = self.attention_output(self._attend(hidden, mask))
-        hidden = self.attention_norm(hidden + self._drop(attended))
+        query, key, value = self._project(hidden)
+        return self._update(hidden, self._attend(query, key, value, visible_tokens(mask, causal)))
+
+    def step(self, hidden: Tensor, past: KeyValues | None) -> tuple[Tensor, KeyValues]:
+        """Update the next token of B texts as the causal ``forward`` does, without running those before it again.
+
+        Args:
+            hidden: (B, 1, D).
+            past: What this layer remembers of the tokens before, None before the first.
+
+        Returns:
+            (B, 1, D), and what to remember for the next token.
+        """
+        query, key, value = self._project(hidden)
+        known = KeyValues.extend(past, key, value)
+        visible = torch.ones(1, 1, 1, known.keys.shape[2], dtype=torch.bool, device=hidden.device)
+        return self._update(hidden, self._attend(query, *known, visible)), known
+
+    def _update(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        hidden = self.attention_norm(hidden + self._drop(self.attention_output(attended)))
         inner = F.gelu(clamp_activations(self.intermediate(hidden)))
         updated = self._drop(clamp_activations(self.output(inner)))
         return clamp_activations(self.output_norm(hidden + updated))
 
-    def _attend(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        query, key, value = (
+    def _project(self, hidden: Tensor) -> list[Tensor]:
+        return [
             projection(hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (N, heads, T, D / heads)
             for projection in (self.query, self.key, self.value)
-        )
+        ]
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
         scores = clamp_activations((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2))  # (N, heads, T, T)
-        bias = padding_bias(mask, scores.dtype)[:, None, None, :]
+        bias = padding_bias(visible, scores.dtype)
         weights = self._drop((scores + bias).softmax(-1)).to(value.dtype)
         return (weights @ value).transpose(1, 2).flatten(2)  # (N, T, D)
 

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from .causal import KeyValues, visible_tokens
+
 _NORM_EPS = 1e-12
 _INIT_STD = 0.02
 
@@ -17,7 +19,7 @@ class PreNormLayer(nn.Module):
     """Let the tokens of each prompt attend to each other: x + attn(ln_1(x)), then x + mlp(ln_2(x)).
 
     Of many such layers a text encoder is built, and one follows the fusion of each block of its tower. Every token sees
-    every real one, before and after it. Softmax and norms are computed in float32 at least.
+    every real one, before and after it, unless it is asked to be causal. Softmax and norms are computed in float32 at least.
 
     Args:
         hidden_size: D.
@@ -25,7 +27,7 @@ class PreNormLayer(nn.Module):
         intermediate_size: Width of the feed-forward part.
         drop_path: Probability that a residual branch is left out for a prompt, in training.
 
-    Source: CLIP (Radford et al. 2021), whose names of the parameters these are; without its causal mask and with the
+    Source: CLIP (Radford et al. 2021), whose names of the parameters these are; its causal mask an option, with the
     smaller epsilon, 1e-12, and the initial weights, a normal distribution of 0.02 cut at 2, of UniCL.
     """
 
@@ -50,17 +52,34 @@ class PreNormLayer(nn.Module):
             nn.init.trunc_normal_(linear.weight, std=_INIT_STD)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, mask: Tensor, causal: bool = False) -> Tensor:
         """Update the tokens of N prompts.
 
         Args:
             hidden: (N, T, D).
             mask: (N, T) bool, True at real tokens. Real tokens do not see the padding.
+            causal: A token sees those up to itself only.
 
         Returns:
             (N, T, D). Values in the padding are finite and mean nothing.
         """
-        hidden = hidden + self.drop_path(self.attn(self.ln_1(hidden), mask))
+        return self._update(hidden, self.attn(self.ln_1(hidden), mask, causal))
+
+    def step(self, hidden: Tensor, past: KeyValues | None) -> tuple[Tensor, KeyValues]:
+        """Update the next token of B texts as the causal ``forward`` does, without running those before it again.
+
+        Args:
+            hidden: (B, 1, D).
+            past: What this layer remembers of the tokens before, None before the first.
+
+        Returns:
+            (B, 1, D), and what to remember for the next token.
+        """
+        attended, known = self.attn.step(self.ln_1(hidden), past)
+        return self._update(hidden, attended), known
+
+    def _update(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        hidden = hidden + self.drop_path(attended)
         return hidden + self.drop_path(self.mlp(self.ln_2(hidden)))
 
 
@@ -81,14 +100,26 @@ class SelfAttention(nn.Module):
         self.out_proj = nn.Linear(hidden_size, hidden_size)
         nn.init.trunc_normal_(self.in_proj_weight, std=_INIT_STD)
 
-    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, mask: Tensor, causal: bool = False) -> Tensor:
         """Map (N, T, D) with a mask (N, T), True at real tokens, to (N, T, D)."""
+        query, key, value = self._project(hidden)
+        visible = visible_tokens(mask, causal)
+        # A token that may see nothing sees everything: a softmax over nothing would be NaN.
+        visible = visible | ~visible.any(dim=-1, keepdim=True)
+        return self._merge(F.scaled_dot_product_attention(query, key, value, attn_mask=visible))
+
+    def step(self, hidden: Tensor, past: KeyValues | None) -> tuple[Tensor, KeyValues]:
+        """Map the next tokens (B, 1, D), which see those of ``past`` and themselves; see ``PreNormLayer.step``."""
+        query, key, value = self._project(hidden)
+        known = KeyValues.extend(past, key, value)
+        return self._merge(F.scaled_dot_product_attention(query, known.keys, known.values)), known
+
+    def _project(self, hidden: Tensor) -> tuple[Tensor, ...]:
         projected = F.linear(hidden, self.in_proj_weight, self.in_proj_bias)  # (N, T, 3 D)
         projected = projected.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        query, key, value = projected.unbind()  # (N, heads, T, D / heads)
-        # A prompt without any real token sees its padding: a softmax over nothing would be NaN.
-        visible = mask | ~mask.any(dim=1, keepdim=True)
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=visible[:, None, None, :])
+        return projected.unbind()  # each (N, heads, T, D / heads)
+
+    def _merge(self, attended: Tensor) -> Tensor:
         return self.out_proj(attended.transpose(1, 2).flatten(2))  # (N, T, D)
 
 

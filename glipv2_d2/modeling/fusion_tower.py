@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..layers.causal import KeyValues
 from ..layers.dyconv import DyConv
-from ..layers.fusion import BiAttentionBlock
+from ..layers.fusion import BiAttentionBlock, split_levels
 from ..layers.language_layer import LanguageLayer
 from ..layers.pre_norm_layer import PreNormLayer
 from ..structures import LanguageFeatures
@@ -33,12 +34,14 @@ class TowerBlock(nn.Module):
         self.language_layer = language_layer
         self.dyconv = dyconv
 
-    def forward(self, features: list[Tensor], hidden: Tensor, mask: Tensor) -> tuple[list[Tensor], Tensor]:
+    def forward(
+        self, features: list[Tensor], hidden: Tensor, mask: Tensor, causal: bool = False
+    ) -> tuple[list[Tensor], Tensor]:
         """Map L levels (N, C, Hl, Wl) and tokens (N, T, D) with their mask (N, T) to new ones."""
         if self.fusion is not None:
-            features, hidden = self.fusion(features, hidden, mask)
+            features, hidden = self.fusion(features, hidden, mask, text_to_image=not causal)
         if self.language_layer is not None:
-            hidden = self.language_layer(hidden, mask)
+            hidden = self.language_layer(hidden, mask, causal)
         return self.dyconv(features), hidden
 
 
@@ -127,8 +130,15 @@ class FusionTower(nn.Module):
             )
             self.blocks.append(TowerBlock(dyconv, attention, language_layer))
 
-    def forward(self, features: list[Tensor], language: LanguageFeatures) -> tuple[list[Tensor], LanguageFeatures]:
+    def forward(
+        self, features: list[Tensor], language: LanguageFeatures, causal: bool = False
+    ) -> tuple[list[Tensor], LanguageFeatures]:
         """Fuse L levels (N, C, Hl, Wl), fine to coarse, with the tokens of N prompts.
+
+        Args:
+            features: The levels.
+            language: The prompts.
+            causal: A token depends on tokens up to itself only, and the levels on no token (GLIPv2, App. D.2).
 
         Returns:
             L levels (N, channels, Hl, Wl), and the language features with ``hidden`` replaced by the fused tokens.
@@ -136,7 +146,48 @@ class FusionTower(nn.Module):
         hidden = language.hidden
         for block in self.blocks:
             if self.use_checkpoint and self.training:
-                features, hidden = checkpoint(block, features, hidden, language.mask, use_reentrant=False)
+                features, hidden = checkpoint(block, features, hidden, language.mask, causal, use_reentrant=False)
             else:
-                features, hidden = block(features, hidden, language.mask)
+                features, hidden = block(features, hidden, language.mask, causal)
         return features, language._replace(hidden=hidden)
+
+    def read_images(self, features: list[Tensor]) -> list[Tensor]:
+        """Run the levels of N images alone, as they are in a causal ``forward``, for tokens that come one by one.
+
+        Returns:
+            For each block what its tokens read, (N, S, C) with all positions in one sequence.
+
+        Raises:
+            ValueError: The tower was built without fusion: its tokens read nothing.
+        """
+        if not self.fuses_text:
+            raise ValueError("MODEL.GLIPV2.FUSION.ENABLED: expected True to write captions, found False")
+        positions = []
+        for block in self.blocks:
+            positions.append(block.fusion.normalize_image(features))
+            if len(positions) < len(self.blocks):
+                features = block.dyconv(split_levels(positions[-1], features))
+        return positions
+
+    def step(
+        self, positions: list[Tensor], hidden: Tensor, past: list[KeyValues] | None
+    ) -> tuple[Tensor, list[KeyValues]]:
+        """Fuse the next token of B texts as the causal ``forward`` does, without running those before it again.
+
+        Args:
+            positions: Of ``read_images``, for N images; the B / N texts of an image stand side by side.
+            hidden: (B, 1, D), of the text encoder.
+            past: For each block what its text layer remembers of the tokens before; None before the first.
+
+        Returns:
+            (B, 1, D), and what to remember for the next token.
+        """
+        known = []
+        for block, visual, past_of_block in zip(self.blocks, positions, past or [None] * len(self.blocks)):
+            # Tokens of one image do not meet in the fusion: its texts are read as one. The folded form needs no more of
+            # the positions than they are; the plain one would project them again for every token.
+            texts = hidden.unflatten(0, (len(visual), -1)).squeeze(2)  # (N, B / N, D)
+            hidden = block.fusion.read_image(visual, texts, form="folded").flatten(0, 1).unsqueeze(1)
+            hidden, known_of_block = block.language_layer.step(hidden, past_of_block)
+            known.append(known_of_block)
+        return hidden, known

@@ -1,4 +1,5 @@
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +8,12 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
+from PIL import Image
 
 from glipv2_d2.data import build_test_loader, build_train_loader
 from glipv2_d2.data.build import load_training_dicts
 from glipv2_d2.data.dataset_mappers.base import UnreadableImageError
+from glipv2_d2.data.datasets.grounding_json import register_grounding_json
 from glipv2_d2.data.sample_sources import StoredSamples, StreamedSamples
 from glipv2_d2.data.samplers import StreamEntry
 from glipv2_d2.data.training_samples import TrainingSamples
@@ -218,6 +221,49 @@ def test_test_loader_gives_each_image_once_with_shared_prompts(data_cfg, mixed_d
         assert len({id(batch[0]["prompts"]) for batch in batches}) == 1
         assert [prompt.phrases for prompt in batches[0][0]["prompts"]] == [("red dog", "cat"), ("fish",)]
         assert all(min(batch[0]["image"].shape[1:]) == 96 for batch in batches)
+
+
+CAPTIONS = ("a dog and a cat", "the dog")
+
+
+@pytest.fixture
+def caption_json(tmp_path, new_name):
+    """A function that registers two images with a caption and boxes, some with masks, as data of a task."""
+
+    def make(task):
+        images, annotations = [], []
+        for image_id, caption in enumerate(CAPTIONS):
+            name = f"{image_id}.png"
+            images.append({"id": image_id, "file_name": name, "height": 48, "width": 64, "caption": caption})
+            Image.new("RGB", (64, 48)).save(tmp_path / name)
+            for begin in (caption.find(word) for word in ("cat", "dog") if word in caption):
+                span, mask = [[begin, begin + 3]], [[4, 6, 24, 6, 24, 16]]
+                annotations.append(
+                    {"image_id": image_id, "bbox": [4, 6, 20, 10], "tokens_positive": span, "segmentation": mask}
+                )
+        (tmp_path / "captions.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+        register_grounding_json(new_name, tmp_path / "captions.json", tmp_path, task=task)
+        return new_name
+
+    return make
+
+
+@pytest.mark.parametrize("task", ["grounding", "caption"])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_captions_are_tested_each_with_its_own_prompt(data_cfg, caption_json, task, num_workers):
+    data_cfg.DATALOADER.NUM_WORKERS = num_workers
+    data_cfg.MODEL.MASK_ON = True
+    loader = build_test_loader(data_cfg, caption_json(task))
+    batches = list(loader)
+    assert len(batches) == len(loader) == 2 and all(len(batch) == 1 for batch in batches)
+    samples = [batch[0] for batch in batches]
+    assert [sample["image_id"] for sample in samples] == [0, 1]
+    prompts = [prompt for sample in samples for prompt in sample["prompts"]]
+    assert [prompt.phrases for prompt in prompts] == [("cat", "dog"), ("dog",)]
+    # [CLS] and [SEP] stand around the words.
+    assert [len(prompt) for prompt in prompts] == [len(caption.split()) + 2 for caption in CAPTIONS]
+    assert [prompt.category_ids.tolist() for prompt in prompts] == [[0, 1], [0]]
+    assert all(sample["image"].shape == (3, 96, 128) and "instances" not in sample for sample in samples)
 
 
 def test_an_unreadable_image_stops_a_test(data_cfg, mixed_dataset):

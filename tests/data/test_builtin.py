@@ -1,4 +1,5 @@
 import importlib
+import json
 import os
 import re
 from pathlib import Path
@@ -7,6 +8,8 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from glipv2_d2.data.datasets import builtin
+from glipv2_d2.data.training_dicts import load_dataset
+from glipv2_d2.prompts.builder import check_vocabulary, prompt_from_names
 
 README = Path(__file__).parents[2] / "datasets" / "README.md"
 
@@ -35,7 +38,29 @@ OTHERS = {
     "mixed_train": ("grounding", MDETR + "mixed_train.json", {"coco": "coco/train2014", "": "gqa/images"}),
     "mixed_train_no_coco": ("grounding", MDETR + "mixed_train_no_coco.json", {"": "gqa/images"}),
 }
-EXPECTED = WORLDS | PSEUDO | OTHERS
+REFERRING = {
+    f"{world}_{split}_referring": ("grounding", f"{world}/annotations/{split}.json", f"{world}/{split}")
+    for world in ("stampworld", "shapeworld")
+    for split in ("train", "val", "val_24", "val_novel")
+} | {
+    f"phrasecut_{split}": ("grounding", f"phrasecut/refer_{split}.json", "phrasecut/images")
+    for split in ("train", "miniv", "val", "test")
+}
+# Name: the split in the annotations.
+REFCOCO = {
+    **{f"{name}_{split}": split for name in ("refcoco", "refcoco+") for split in ("train", "val", "testA", "testB")},
+    **{f"refcocog_{split}": split for split in ("train", "val", "test")},
+    **{f"refcocog_google_{split}": split for split in ("train", "val")},
+}
+REFCOCO_FILES = {
+    "refcoco": ("refcoco/refcoco/refs_unc.json", "refcoco/refcoco/instances.json"),
+    "refcoco+": ("refcoco/refcoco+/refs_unc.json", "refcoco/refcoco+/instances.json"),
+    "refcocog": ("refcoco/refcocog/refs_umd.json", "refcoco/refcocog/instances.json"),
+    "refcocog_google": ("refcoco/refcocog/refs_google.json", "refcoco/refcocog/instances.json"),
+}
+EXPECTED = WORLDS | PSEUDO | OTHERS | REFERRING
+LVIS = "lvis_v1_minival"
+NAMES = {*EXPECTED, *REFCOCO, LVIS}
 
 
 @pytest.fixture
@@ -44,7 +69,7 @@ def registered_in(monkeypatch):
 
     def register(root) -> None:
         for catalog in (DatasetCatalog, MetadataCatalog):
-            kept = {name: entry for name, entry in catalog.data.items() if name not in EXPECTED}
+            kept = {name: entry for name, entry in catalog.data.items() if name not in NAMES}
             monkeypatch.setattr(catalog, "data", kept)
         monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
         importlib.reload(builtin)
@@ -63,14 +88,88 @@ def test_every_name_leads_to_its_files_below_the_root(registered_in, tmp_path, n
         assert metadata.image_root == {source: str(tmp_path / folder) for source, folder in images.items()}
     else:
         assert metadata.image_root == str(tmp_path / images)
-    assert metadata.get("evaluator_type") == ("coco" if task == "detection" else None)
+    expected = "phrasecut" if name in REFERRING else "coco" if task == "detection" else None
+    assert metadata.get("evaluator_type") == expected
     assert metadata.get("thing_classes") is None
     with pytest.raises(FileNotFoundError, match="DETECTRON2_DATASETS"):
         DatasetCatalog.get(name)
 
 
 def test_names_are_registered_at_import():
-    assert set(EXPECTED) <= set(DatasetCatalog.list())
+    assert set(DatasetCatalog.list()) >= NAMES
+
+
+def test_phrasecut_finds_the_sizes_of_its_images(registered_in, tmp_path):
+    registered_in(tmp_path)
+    for split in ("train", "miniv", "val", "test"):
+        sizes_file = str(tmp_path / "phrasecut" / "image_data_split.json")
+        assert MetadataCatalog.get(f"phrasecut_{split}").sizes_file == sizes_file
+
+
+@pytest.mark.parametrize("name", REFCOCO)
+def test_expressions_of_coco_have_two_files_a_split_and_images_of_2014(registered_in, tmp_path, name):
+    registered_in(tmp_path)
+    metadata = MetadataCatalog.get(name)
+    json_file, instances_file = REFCOCO_FILES[name.rsplit("_", 1)[0]]
+    assert (metadata.task, metadata.evaluator_type, metadata.split) == ("grounding", "refcoco", REFCOCO[name])
+    assert metadata.json_file == str(tmp_path / json_file)
+    assert metadata.instances_file == str(tmp_path / instances_file)
+    assert metadata.image_root == str(tmp_path / "coco/train2014")
+    with pytest.raises(FileNotFoundError, match="DETECTRON2_DATASETS"):
+        DatasetCatalog.get(name)
+
+
+LVIS_IMAGES = [
+    {
+        "id": 5,
+        "coco_url": "http://images.cocodataset.org/val2017/000000000005.jpg",
+        "height": 48,
+        "width": 64,
+        "not_exhaustive_category_ids": [3],
+        "neg_category_ids": [7],
+    }
+]
+LVIS_BOX = {"id": 1, "image_id": 5, "category_id": 1203, "bbox": [4, 6, 20, 10], "area": 100}
+
+
+def write_lvis(root, boxes) -> None:
+    for folder in ("coco", "lvis"):
+        (root / folder).mkdir()
+    content = {"images": LVIS_IMAGES, "annotations": boxes, "categories": [{"id": 1203}]}
+    (root / "lvis" / "lvis_v1_minival_inserted_image_name.json").write_text(json.dumps(content))
+
+
+def test_lvis_minival_passes_through_the_loading_of_datasets(registered_in, tmp_path):
+    registered_in(tmp_path)
+    write_lvis(tmp_path, [{**LVIS_BOX, "segmentation": [[4, 6, 24, 6, 24, 16]]}])
+    (record,) = load_dataset(LVIS, with_masks=True)
+    assert record["file_name"] == str(tmp_path / "coco" / "val2017" / "000000000005.jpg")
+    assert (record["not_exhaustive_category_ids"], record["neg_category_ids"]) == ([3], [7])
+    (annotation,) = record["annotations"]
+    assert annotation["category_id"] == 1202 and annotation["segmentation"] == [[4, 6, 24, 6, 24, 16]]
+    metadata = MetadataCatalog.get(LVIS)
+    assert metadata.evaluator_type == "lvis" and len(metadata.thing_classes) == 1203
+
+
+def test_a_missing_lvis_file_is_named_with_the_way_out(registered_in, tmp_path):
+    registered_in(tmp_path)
+    with pytest.raises(FileNotFoundError, match="lvis_v1_minival_inserted_image_name.json .*DETECTRON2_DATASETS"):
+        load_dataset(LVIS)
+
+
+def test_every_name_of_lvis_finds_its_place_in_a_prompt():
+    names = MetadataCatalog.get(LVIS).thing_classes
+    assert names == MetadataCatalog.get("lvis_v1_val").thing_classes
+    check_vocabulary(names)
+    prompt = prompt_from_names(names)
+    texts = [prompt.caption[begin:end] for ((begin, end),) in prompt.phrase_spans]
+    assert len(texts) == 1203 and all(text.strip() for text in texts)
+    assert not any(character in text for text in texts for character in "_()")
+    # Names that differ in their parentheses alone read the same, and keep a row each.
+    assert [row for row, name in enumerate(names) if name.startswith("bow_(")] == [
+        row for row, text in enumerate(texts) if text.strip() == "bow"
+    ]
+    assert len(set(texts)) < len(texts)
 
 
 def test_a_home_folder_is_found(registered_in, monkeypatch, tmp_path):
@@ -94,6 +193,6 @@ def test_boxes_of_public_detection_data_may_reach_past_their_images(registered_i
 def test_the_readme_names_every_dataset_and_no_other():
     text = README.read_text(encoding="utf-8")
     listed = set(re.findall(r"^Names?: (.+(?:\n.+)*)", text, re.MULTILINE))
-    names = {name for line in listed for name in re.findall(r"`([a-z0-9_]+)`", line)}
-    names = {name for name in names if not name.startswith("coco_")}
-    assert names == set(EXPECTED)
+    names = {name for line in listed for name in re.findall(r"`([A-Za-z0-9_+]+)`", line)}
+    by_detectron2 = {name for name in names if name.startswith("coco_")} | {"lvis_v1_train", "lvis_v1_val"}
+    assert names - by_detectron2 == NAMES

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from glipv2_d2.data.datasets.annotation_checks import AnnotationError, check_dataset_dicts
 from glipv2_d2.data.datasets.coco import check_dataset_files, load_coco_grounding, register_coco_grounding
+from glipv2_d2.data.training_dicts import load_dataset, load_training_dicts
 
 SIZES = [(64, 48), (48, 64), (50, 50)]
 BOXES = [[[0, 4, 6, 20, 10], [2, 30, 20, 8.5, 16]], [], [[1, 0, 0, 50, 50]]]
@@ -63,6 +64,44 @@ def test_metadata_can_be_given_and_must_agree(make_dataset):
 def test_crowds_are_marked(make_dataset):
     name = make_dataset(SIZES, BOXES, edit=lambda content: content["annotations"][1].update(iscrowd=1))
     assert [item["iscrowd"] for item in DatasetCatalog.get(name)[0]["annotations"]] == [0, 1]
+
+
+POLYGON = [[4, 6, 24, 6, 24, 16]]
+RUNS = {"size": [48, 64], "counts": [100, 48 * 64 - 100]}
+
+
+def test_masks_are_carried_along_as_they_are(make_dataset):
+    def add_masks(content):
+        for item, mask in zip(content["annotations"], (POLYGON, RUNS, [], None, "unchecked")):
+            item["segmentation"] = mask
+
+    # The second box has no area, and must not take its mask to another.
+    one = [0, 1, 1, 5, 5]
+    boxes = [[[0, 4, 6, 20, 10], [0, 4, 6, 0, 10], one], [one, one], [one]]
+    records = DatasetCatalog.get(make_dataset(SIZES, boxes, edit=add_masks))
+    masks = [[item.get("segmentation", "none") for item in record["annotations"]] for record in records]
+    assert masks == [[POLYGON, "none"], ["none", "unchecked"], ["none"]]
+
+
+@pytest.mark.parametrize("with_masks", [True, False])
+def test_a_dataset_is_loaded_with_the_masks_that_can_be_used_or_with_none(make_dataset, caplog, with_masks):
+    def add_masks(content):
+        for item, mask in zip(content["annotations"], (POLYGON, RUNS, "unchecked")):
+            item["segmentation"] = mask
+
+    name = make_dataset(SIZES, BOXES, edit=add_masks)
+    with caplog.at_level(logging.WARNING, "glipv2_d2"):
+        loaded = load_dataset(name, with_masks=with_masks)
+        trained = load_training_dicts([name], filter_empty=True, with_masks=with_masks)
+    assert ("left out 1 masks (" in caplog.text) == with_masks
+    if with_masks:
+        assert f"dataset {name!r}: left out 1 masks (" in caplog.text
+        assert "102.png: box 0: segmentation is 'unchecked', expected a list of polygons" in caplog.text
+    for records in (loaded, trained):
+        items = [item for record in records for item in record["annotations"]]
+        assert ["segmentation" in item for item in items] == [with_masks, with_masks, False]
+        assert not with_masks or items[0]["segmentation"] == POLYGON
+        assert not with_masks or set(items[1]["segmentation"]) == {"size", "counts"}
 
 
 def test_small_overhang_is_cut_and_empty_boxes_go(make_dataset, caplog):

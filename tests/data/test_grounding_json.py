@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from glipv2_d2.data.datasets.annotation_checks import check_dataset_dicts
 from glipv2_d2.data.datasets.grounding_json import load_grounding_json, register_grounding_json
 from glipv2_d2.data.datasets.value_checks import AnnotationError
+from glipv2_d2.data.training_dicts import load_training_dicts
 
 
 def image(image_id, caption="a dog and a red dog", **fields) -> dict:
@@ -282,3 +283,22 @@ def test_a_file_name_that_leaves_the_image_folder_is_left_out(load, caplog):
     with caplog.at_level(logging.WARNING):
         (record,) = load([image(1, file_name="../1.jpg"), image(2)], [box(1), box(2)])
     assert record["image_id"] == 2 and "expected a path inside the folder of the images" in caplog.text
+
+
+def test_masks_are_carried_along_as_they_are(load):
+    polygon, runs = [[4, 6, 24, 6, 24, 16]], {"size": [48, 64], "counts": "unchecked"}
+    masks = [polygon, runs, 7, [], None]
+    (record,) = load([image(1)], [*(box(1, segmentation=mask) for mask in masks), box(1)])
+    found = [item.get("segmentation", "none") for item in record["annotations"]]
+    assert found == [polygon, runs, 7, "none", "none", "none"]
+
+
+def test_a_grounding_dataset_trains_boxes_whose_masks_cannot_be_used(load, new_name, caplog):
+    polygon = [[4, 6, 24, 6, 24, 16]]
+    load([image(1)], [box(1, segmentation=polygon), box(1, segmentation=7)])
+    with caplog.at_level(logging.WARNING, "glipv2_d2"):
+        (record,) = load_training_dicts([new_name], filter_empty=True, with_masks=True)
+    assert [item.get("segmentation") for item in record["annotations"]] == [polygon, None]
+    assert "left out 1 masks (" in caplog.text and "1.jpg: box 1: segmentation is 7, expected" in caplog.text
+    (record,) = load_training_dicts([new_name], filter_empty=True)
+    assert not any("segmentation" in item for item in record["annotations"])

@@ -2,12 +2,15 @@ import json
 
 import pytest
 import torch
+from detection_cases import dataset_of, make_annotation, make_content, process
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 
-from glipv2_d2 import register_coco_grounding
+from glipv2_d2 import add_glipv2_config, register_coco_grounding
 from glipv2_d2.evaluation import build_evaluator
+
+BOX = [10, 10, 40, 40]
 
 
 @pytest.fixture
@@ -61,3 +64,72 @@ def test_unknown_evaluator_type_names_the_dataset(dataset):
     metadata.evaluator_type = "sem_seg"
     with pytest.raises(ValueError, match="'evaluated'.*'sem_seg'"):
         build_evaluator(get_cfg(), dataset)
+
+
+def masked_cfg(mask_on, *options):
+    cfg = get_cfg()
+    add_glipv2_config(cfg)
+    cfg.merge_from_list(["MODEL.MASK_ON", mask_on, *options])
+    return cfg
+
+
+@pytest.mark.parametrize(("mask_on", "tasks"), [(True, ["bbox", "segm"]), (False, ["bbox"])])
+def test_masks_of_coco_are_scored_if_the_model_has_them(tmp_path, mask_on, tasks):
+    content = make_content([make_annotation(1, 1, BOX, iscrowd=0)])
+    with dataset_of(content, tmp_path / "annotations.json") as name:
+        MetadataCatalog.get(name).evaluator_type = "coco"
+        evaluator = build_evaluator(masked_cfg(mask_on), name, str(tmp_path))
+        results = process(evaluator, {1: [(1, 0.9, BOX)]}, with_masks=mask_on)
+    assert list(results) == tasks and all(results[task]["AP"] == pytest.approx(100.0) for task in tasks)
+
+
+@pytest.mark.parametrize(
+    ("mask_on", "protocols", "expected"),
+    [
+        (True, ("standard", "fixed"), ["bbox", "segm", "bbox_fixed", "segm_fixed"]),
+        (False, ("fixed",), ["bbox_fixed"]),
+    ],
+)
+def test_lvis_is_scored_by_the_protocols_of_the_config(tmp_path, mask_on, protocols, expected):
+    with dataset_of(make_content([make_annotation(1, 1, BOX)]), tmp_path / "annotations.json") as name:
+        MetadataCatalog.get(name).evaluator_type = "lvis"
+        cfg = masked_cfg(mask_on, "TEST.LVIS_PROTOCOLS", protocols)
+        results = process(build_evaluator(cfg, name, str(tmp_path)), {1: [(1, 0.9, BOX)]}, with_masks=mask_on)
+    assert list(results) == expected and all(results[task]["AP"] == pytest.approx(100.0) for task in expected)
+    assert (tmp_path / "lvis_instances_results.json").is_file()
+
+
+@pytest.fixture(params=["phrasecut", "refcoco"])
+def phrases(request):
+    """One phrase for a box, by its evaluator_type."""
+    annotation = {
+        **{"bbox": BOX, "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0, "iscrowd": 0, "tokens_positive": [[0, 3]]},
+        "segmentation": make_annotation(1, 1, BOX)["segmentation"],
+    }
+    image = {"file_name": "1.jpg", "height": 104, "width": 120, "image_id": 1, "caption": "cup"}
+    DatasetCatalog.register(request.param, lambda: [{**image, "annotations": [annotation]}])
+    MetadataCatalog.get(request.param).set(evaluator_type=request.param, task="grounding")
+    yield request.param
+    DatasetCatalog.remove(request.param)
+    MetadataCatalog.remove(request.param)
+
+
+def test_phrases_are_scored_against_the_masks_of_their_dataset(phrases, tmp_path):
+    cfg = masked_cfg(True, "MODEL.GLIPV2.TEST.REFERRING_THRESH", 0.95)
+    # The second one is far off, but only the first is sure.
+    detections = {1: [(1, 0.96, BOX), (1, 0.94, [60, 60, 30, 30])]}
+    scores = process(build_evaluator(cfg, phrases, str(tmp_path)), detections)["referring"]
+    assert scores["mIoU"] == pytest.approx(100.0)
+    assert ("Pr@0.9" in scores) == (phrases == "phrasecut") and ("acc@0.5" in scores) == (phrases == "refcoco")
+    assert (tmp_path / "referring_results.json").is_file()
+
+
+def test_phrases_of_a_model_without_masks(phrases, tmp_path):
+    if phrases == "phrasecut":
+        with pytest.raises(ValueError, match="'phrasecut'.*expected MODEL.MASK_ON"):
+            build_evaluator(masked_cfg(False), phrases, str(tmp_path))
+    else:
+        results = process(
+            build_evaluator(masked_cfg(False), phrases, str(tmp_path)), {1: [(1, 0.9, BOX)]}, with_masks=False
+        )
+        assert results == {"referring": {"acc@0.5": 100.0}}

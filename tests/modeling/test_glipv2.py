@@ -2,28 +2,13 @@ import pytest
 import torch
 from detectron2.modeling import build_anchor_generator, build_backbone, build_model
 from detectron2.structures import Boxes, Instances
+from prompt_samples import make_prompt
 
 from glipv2_d2.modeling import GLIPv2
 from glipv2_d2.modeling.fusion_tower import FusionTower
 from glipv2_d2.modeling.heads.grounding_head import GroundingHead
-from glipv2_d2.modeling.meta_arch.glipv2 import rescale_instances
+from glipv2_d2.modeling.detections import rescale_instances
 from glipv2_d2.modeling.text_encoder import build_text_encoder
-from glipv2_d2.structures import TokenizedPrompt
-
-
-def make_prompt(*phrase_tokens, category_ids=None):
-    """A prompt of made-up token ids; each phrase is spelled by the given tokens."""
-    length = 2 + max(max(tokens) for tokens in phrase_tokens)
-    phrase_token_map = torch.zeros(len(phrase_tokens), length, dtype=torch.bool)
-    for row, tokens in enumerate(phrase_tokens):
-        phrase_token_map[row, list(tokens)] = True
-    category_ids = range(len(phrase_tokens)) if category_ids is None else category_ids
-    return TokenizedPrompt(
-        torch.arange(1000, 1000 + length),
-        phrase_token_map,
-        torch.tensor(list(category_ids)),
-        tuple(f"phrase {row}" for row in range(len(phrase_tokens))),
-    )
 
 
 def make_input(height, width, prompt, seed=0, boxes=None):

@@ -124,7 +124,7 @@ def test_detection_prompt_gives_the_official_features_logits_and_boxes(model, to
     language = model.text_encoder(TokenBatch.from_prompts([prompt, prompt]))
     expected_hidden = load("det_language.npz")["hidden"][:, : len(prompt)]
     close(language.hidden[:1], expected_hidden, 2e-5)
-    predictions, _ = model._predict(features, language)
+    predictions = model._predict(features, language).predictions
     per_level_close(predictions.token_logits, head, "head.dot", 3e-4, tokens=len(prompt))
     per_level_close(predictions.box_deltas, head, "head.bbox", 3e-4)
     per_level_close(predictions.centerness_logits, head, "head.centerness", 3e-4)

@@ -1,5 +1,7 @@
 import importlib.util
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import cv2
@@ -7,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from pycocotools import mask as mask_util
 
-from glipv2_d2.data import register_coco_grounding, register_odvg
+from glipv2_d2.data import register_coco_grounding, register_grounding_json, register_odvg, register_shards
 
 TOOL = Path(__file__).parents[2] / "tools" / "visualize_data.py"
 
@@ -105,6 +108,90 @@ def test_training_samples_of_captions_are_drawn_with_their_phrases(tool, caption
     pictures = run(tool, captions, tmp_path / "out", "dataloader", "--num", "2")
     assert len(pictures) == 2
     assert all(is_drawn_on(picture[:590]) and picture.shape[0] > 600 for picture in pictures)
+
+
+HALF_BOX = [[12, 12, 38, 12, 38, 20, 12, 20]]
+
+
+def add_masks(dataset: str, *masks) -> None:
+    """Give the image of a dataset as many boxes as there are masks, all the same, None without one."""
+    file = Path(MetadataCatalog.get(dataset).json_file)
+    content = json.loads(file.read_text())
+    (item,) = content["annotations"]
+    boxes = [{**item, "id": i, "segmentation": mask} for i, mask in enumerate(masks)]
+    file.write_text(json.dumps({**content, "annotations": boxes}))
+
+
+def is_filled(picture: np.ndarray) -> bool:
+    """Tell whether the image, enlarged to 800 x 600 pixels, is coloured in the mask, and not in the box below it."""
+    inside, below = picture[170:235, 250:400], picture[280:350, 250:400]
+    return bool((abs(inside.astype(int) - 90) > 10).any(axis=2).mean() > 0.9) and not is_drawn_on(below)
+
+
+def rle_of(polygons) -> dict:
+    encoded = mask_util.merge(mask_util.frPyObjects(polygons, 48, 64))
+    return {"size": [48, 64], "counts": encoded["counts"].decode()}
+
+
+@pytest.mark.parametrize("source", ["annotation", "dataloader"])
+@pytest.mark.parametrize(
+    "masks",
+    [[HALF_BOX], [rle_of(HALF_BOX)], [None, HALF_BOX], [rle_of(HALF_BOX), None, "damaged"]],
+    ids=["polygons", "RLE", "one without", "one damaged"],
+)
+def test_masks_are_drawn_if_the_model_has_them(tool, dataset, tmp_path, source, masks):
+    add_masks(dataset, *masks)
+    keys = ["MODEL.MASK_ON", "True", "INPUT.RANDOM_FLIP", "none", "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "True"]
+    picture = draw_first(tool, dataset, tmp_path / "out", source, keys)
+    assert is_filled(picture)
+    assert not is_filled(draw_first(tool, dataset, tmp_path / "plain", source, keys[2:]))
+
+
+def draw_first(tool, dataset, folder, source, keys) -> np.ndarray:
+    """Draw the image with boxes."""
+    keys = ["DATASETS.TRAIN", f"('{dataset}',)", "SEED", "1", "INPUT.MIN_SIZE_TRAIN", "(96,)", *keys]
+    tool.main(["--source", source, "--output-dir", str(folder), "--num", "1", *keys, "SOLVER.IMS_PER_BATCH", "1"])
+    (path,) = folder.iterdir()
+    assert path.stem.endswith("_1")
+    return cv2.imread(str(path))
+
+
+@pytest.mark.parametrize("source", ["annotation", "dataloader"])
+def test_masks_of_captions_are_drawn(tool, tmp_path, source):
+    cv2.imwrite(str(tmp_path / "1.png"), np.full((48, 64, 3), 90, np.uint8))
+    image = {"id": 1, "file_name": "1.png", "height": 48, "width": 64, "caption": "a cat"}
+    item = {"image_id": 1, "bbox": [10, 10, 30, 20], "tokens_positive": [[2, 5]]}
+    boxes = [{**item, "segmentation": HALF_BOX}, item]
+    (tmp_path / "captions.json").write_text(json.dumps({"images": [image], "annotations": boxes}))
+    name = f"{tmp_path.name}_masks"
+    register_grounding_json(name, tmp_path / "captions.json", tmp_path)
+    keys = ["MODEL.MASK_ON", "True", "INPUT.RANDOM_FLIP", "none"]
+    try:
+        assert is_filled(draw_first(tool, name, tmp_path / "out", source, keys))
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_images_in_shards_are_drawn(tool, tmp_path):
+    encoded = cv2.imencode(".png", np.full((48, 64, 3), 90, np.uint8))[1].tobytes()
+    region = {"bbox": [10, 10, 40, 30], "phrase": "a cat", "score": 0.875}
+    line = {"width": 64, "height": 48, "grounding": {"caption": "a cat here", "regions": [region]}}
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name, content in (("s1.png", encoded), ("s1.json", json.dumps(line).encode())):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    dataset = f"{tmp_path.name}_shards"
+    register_shards(dataset, str(tmp_path / "0.tar"), num_samples=1)
+    try:
+        (stored,) = run(tool, dataset, tmp_path / "stored", "annotation", "--num", "3")
+        drawn = run(tool, dataset, tmp_path / "drawn", "dataloader", "--num", "2")
+    finally:
+        DatasetCatalog.remove(dataset)
+        MetadataCatalog.remove(dataset)
+    assert stored.shape[1] == 800 and is_drawn_on(stored[:590])
+    assert len(drawn) == 2 and all(is_drawn_on(picture[:590]) for picture in drawn)
 
 
 @pytest.mark.parametrize(

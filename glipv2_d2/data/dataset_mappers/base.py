@@ -15,6 +15,7 @@ from detectron2.structures import Boxes, Instances
 from fvcore.transforms.transform import HFlipTransform
 
 from ..image_reading import UnreadableImageError, read_image
+from ..mask_transforms import Segmentation, transform_masks
 from ..transforms import build_augmentations
 from ...prompts.masking import mask_tokens
 from ...prompts.tokenizer import PromptTokenizer
@@ -48,6 +49,7 @@ class PromptedBoxes(NamedTuple):
         boxes: (M, 4) float, XYXY in pixels of the original image; M may be 0.
         rows: (M,) int64, row of each box in ``prompt.phrase_token_map``.
         category_ids: (M,) int64, id of each box across images, -1 if none.
+        segmentations: M masks in the frame of the original image, None for a box without one.
         dropped: What did not fit into the prompt.
     """
 
@@ -55,6 +57,7 @@ class PromptedBoxes(NamedTuple):
     boxes: np.ndarray
     rows: np.ndarray
     category_ids: np.ndarray
+    segmentations: list[Segmentation]
     dropped: DroppedText = DroppedText()
 
 
@@ -86,6 +89,7 @@ class PromptDatasetMapper(ABC):
         flip_words: bool = False,
         mask_prob: float | None = None,
         mask_only_positives: bool = True,
+        with_masks: bool = False,
     ):
         """
         Args:
@@ -96,6 +100,8 @@ class PromptDatasetMapper(ABC):
             flip_words: Swap "left" and "right" in the caption of an image that is mirrored in training.
             mask_prob: Probability that a token of a training prompt is masked; None: no masked language modelling.
             mask_only_positives: Of the masked tokens only those of phrases with a box are to be restored.
+            with_masks: Add ``gt_masks`` and ``gt_has_mask`` to ``instances``, from annotations as ``keep_usable_masks``
+                leaves them.
 
         Raises:
             ValueError: Tokens are to be masked, but the tokenizer has no mask token.
@@ -107,6 +113,7 @@ class PromptDatasetMapper(ABC):
         self.flip_words = flip_words
         self.mask_prob = mask_prob
         self.mask_only_positives = mask_only_positives
+        self.with_masks = with_masks
         if mask_prob is not None:
             _ = tokenizer.mask_id  # An error here is one line before the first step, not one of a worker.
 
@@ -137,6 +144,7 @@ class PromptDatasetMapper(ABC):
             "mask_prob": mlm.MASK_PROB if is_masked else None,
             # Officially too: in a list of names most are there by chance, but of a sentence every word can be restored.
             "mask_only_positives": mlm.ONLY_POSITIVES and task == "detection",
+            "with_masks": is_train and cfg.MODEL.MASK_ON,
         }
 
     @abstractmethod
@@ -195,8 +203,7 @@ class PromptDatasetMapper(ABC):
         sample["image"] = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))  # (3, H, W)
         return sample, transforms
 
-    @staticmethod
-    def _instances(target: PromptedBoxes, transforms: T.TransformList, image_size: Sequence[int]) -> Instances:
+    def _instances(self, target: PromptedBoxes, transforms: T.TransformList, image_size: Sequence[int]) -> Instances:
         boxes = Boxes(torch.from_numpy(transforms.apply_box(target.boxes.reshape(-1, 4)).astype(np.float32)))
         instances = Instances(tuple(image_size))
         boxes.clip(instances.image_size)
@@ -204,7 +211,15 @@ class PromptDatasetMapper(ABC):
         instances.gt_classes = torch.from_numpy(target.rows)
         instances.gt_category_ids = torch.from_numpy(target.category_ids)
         # A crop or a strong reduction can leave nothing of a box.
-        return instances[boxes.nonempty()]
+        is_left = boxes.nonempty()
+        instances = instances[is_left]
+        if self.with_masks:
+            # Of the boxes that are left only: a mask can be as large as the image.
+            segmentations = [mask for mask, keep in zip(target.segmentations, is_left.tolist()) if keep]
+            masks, has_mask = transform_masks(segmentations, transforms, instances.image_size)
+            instances.gt_masks = masks
+            instances.gt_has_mask = has_mask
+        return instances
 
     def _masked(self, prompt: TokenizedPrompt, instances: Instances, rng: np.random.Generator) -> TokenizedPrompt:
         if self.mask_prob is None:

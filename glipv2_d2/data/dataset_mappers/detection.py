@@ -131,6 +131,7 @@ class DetectionDatasetMapper(PromptDatasetMapper):
             boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
             rows=np.array([row_of_name[item["category_id"]] for item in kept], dtype=np.int64),
             category_ids=np.array([shared_ids[item["category_id"]] for item in kept], dtype=np.int64),
+            segmentations=[item.get("segmentation") for item in kept],
             dropped=DroppedText(phrases=num_lost_names, boxes=len(annotations) - len(kept)),
         )
 

@@ -64,6 +64,7 @@ class GroundingDatasetMapper(PromptDatasetMapper):
             boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4)[kept],
             rows=rows[kept],
             category_ids=np.full(kept.sum(), -1, dtype=np.int64),
+            segmentations=[item.get("segmentation") for item, keep in zip(annotations, kept.tolist()) if keep],
             dropped=DroppedText(
                 tokens=self._tokens_cut_off(source, prompt), phrases=int((~has_tokens).sum()), boxes=int((~kept).sum())
             ),

@@ -73,6 +73,10 @@ class CocoFile:
         self._check("annotations", "ignore", valid, "0 (a region to leave out is marked by iscrowd)")
         return [int(item.get("iscrowd", 0)) for item in annotations]
 
+    def masks(self) -> list[Any]:
+        """Return for each annotation its ``segmentation`` as it is; None or an empty list where it has none."""
+        return [item.get("segmentation") for item in self._entries["annotations"]]
+
     def boxes(self, image_rows: Sequence[int], clip_boxes: bool) -> tuple[np.ndarray, np.ndarray]:
         """Return the boxes as they are and cut to their images, both (M, 4) XYXY in pixels.
 

@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import os
 
+from detectron2.data.datasets.lvis import get_lvis_instances_meta, register_lvis_instances
+
 from .coco import register_coco_grounding
 from .grounding_json import register_grounding_json
 from .odvg import register_odvg
+from .phrasecut import register_phrasecut
+from .refcoco import register_refcoco
+from .referring_json import register_referring_json
 
 # Folder, which is also the first part of the name: splits.
 _WORLDS = {
@@ -43,6 +48,19 @@ _GROUNDING = {
 # Folder: captions with pseudo boxes in NAME/pseudo_boxes.jsonl, images in NAME/images, registered as NAME_pseudo.
 _CAPTIONS = ("cap4m", "cc", "sbu")
 
+_PHRASECUT = ("train", "miniv", "val", "test")
+
+# First part of the name: folder, json of expressions, splits. RefCOCOg has two ways to be split.
+_REFCOCO = {
+    "refcoco": ("refcoco", "refs_unc.json", ("train", "val", "testA", "testB")),
+    "refcoco+": ("refcoco+", "refs_unc.json", ("train", "val", "testA", "testB")),
+    "refcocog": ("refcocog", "refs_umd.json", ("train", "val", "test")),
+    "refcocog_google": ("refcocog", "refs_google.json", ("train", "val")),
+}
+
+# The part of LVIS v1's val that MDETR and GLIP report on; detectron2 registers train and val.
+_LVIS_MINIVAL = ("lvis_v1_minival", "lvis/lvis_v1_minival_inserted_image_name.json")
+
 
 def register_builtin_datasets(root: str) -> None:
     """Register all named datasets below a folder."""
@@ -61,16 +79,38 @@ def register_builtin_datasets(root: str) -> None:
         base = os.path.join(root, folder)
         jsonl_file = os.path.join(base, "pseudo_boxes.jsonl")
         register_odvg(f"{folder}_pseudo", jsonl_file, os.path.join(base, "images"), task="caption")
+    _register_masks(root)
+
+
+def _register_masks(root: str) -> None:
+    """Register what is there for its masks, but for COCO: LVIS and referring data."""
+    name, json_file = _LVIS_MINIVAL
+    # detectron2 glues folder and split together: the slash has to be there.
+    register_lvis_instances(name, get_lvis_instances_meta(name), os.path.join(root, json_file), f"{root}/coco/")
+    base = os.path.join(root, "phrasecut")
+    for split in _PHRASECUT:
+        json_file, sizes_file = os.path.join(base, f"refer_{split}.json"), os.path.join(base, "image_data_split.json")
+        register_phrasecut(f"phrasecut_{split}", json_file, sizes_file, os.path.join(base, "images"))
+    for name, (folder, refs_file, splits) in _REFCOCO.items():
+        base = os.path.join(root, "refcoco", folder)
+        files = [os.path.join(base, refs_file), os.path.join(base, "instances.json"), f"{root}/coco/train2014"]
+        for split in splits:
+            register_refcoco(f"{name}_{split}", *files, split)
 
 
 def _register_world(root: str, folder: str, splits: tuple[str, ...]) -> None:
-    """Register the splits of composed scenes, each as detection and as grounding data, and the halves of ``train``."""
+    """Register the splits of composed scenes, each as detection, grounding and referring data, and halves of ``train``.
+
+    The halves are for training with pseudo boxes, and are no referring data.
+    """
     annotations = os.path.join(root, folder, "annotations")
     images_of_json = {split: split for split in splits} | {"half": "train"}
     for name, images in images_of_json.items():
         json_file, image_root = os.path.join(annotations, f"{name}.json"), os.path.join(root, folder, images)
         register_coco_grounding(f"{folder}_{name}", json_file, image_root)
         register_grounding_json(f"{folder}_{name}_grounding", json_file, image_root)
+        if name in splits:
+            register_referring_json(f"{folder}_{name}_referring", json_file, image_root)
     jsonl_file = os.path.join(annotations, "pseudo.jsonl")
     register_odvg(f"{folder}_pseudo", jsonl_file, os.path.join(root, folder, "train"), task="caption")
 

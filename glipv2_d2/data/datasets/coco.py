@@ -49,11 +49,11 @@ def load_coco_grounding(json_file: str, image_root: str, name: str, *, clip_boxe
 
     Category ids become contiguous, in the order of the ids in the file. Boxes without area are left out, and boxes that
     reach up to one pixel past their image are cut (any number of pixels with ``clip_boxes``); one warning counts both.
-    Masks and keypoints are not read.
+    Masks are carried along as they are, for ``keep_usable_masks``; keypoints are not read.
 
     Returns:
         Dataset dicts of detectron2 by ascending image id, with an XYXY box, ``category_id`` and ``iscrowd`` per
-        annotation. Images without annotations are among them.
+        annotation, and ``segmentation`` where the file has one. Images without annotations are among them.
 
     Raises:
         FileNotFoundError: The file or the image directory does not exist.
@@ -66,6 +66,7 @@ def load_coco_grounding(json_file: str, image_root: str, name: str, *, clip_boxe
     crowds = content.crowds()
     image_rows = content.image_rows()
     category_ids = content.contiguous_ids()
+    masks = content.masks()
     whole_boxes, boxes = content.boxes(image_rows, clip_boxes)
     _set_names(json_file, name, names_by_id)
 
@@ -80,9 +81,12 @@ def load_coco_grounding(json_file: str, image_root: str, name: str, *, clip_boxe
         for image in images
     ]
     has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-    for keep, row, box, category_id, crowd in zip(has_area.tolist(), image_rows, boxes.tolist(), category_ids, crowds):
+    entries = zip(has_area.tolist(), image_rows, boxes.tolist(), category_ids, crowds, masks)
+    for keep, row, box, category_id, crowd, mask in entries:
         if keep:
             annotation = {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": category_id, "iscrowd": crowd}
+            if mask:
+                annotation["segmentation"] = mask
             records[row]["annotations"].append(annotation)
     num_cut = int((whole_boxes != boxes)[has_area].any(axis=1).sum())
     _report(json_file, len(images), len(boxes), num_cut, int((~has_area).sum()), content.num_not_evaluable())

@@ -60,7 +60,8 @@ def load_grounding_json(json_file: str, image_root: ImageRoot, name: str) -> lis
 
     Each entry of ``images`` is one caption, with ``id``, ``file_name``, ``height`` and ``width``; images may come
     several times. An annotation has ``image_id``, a box of left, top, width and height, and ``tokens_positive``; where
-    it has ``tokens`` they are read instead. The rest is passed over.
+    it has ``tokens`` they are read instead. A ``segmentation`` is carried along as it is, for ``keep_usable_masks``.
+    The rest is passed over.
 
     What cannot be used is left out, and one warning counts it and names the first few: entries that break the format,
     crowd regions, boxes of at most one pixel, ranges outside the caption, and captions without any box left, which
@@ -165,4 +166,4 @@ def _read_annotation(item: Any, records: Mapping[int, dict | None]) -> tuple[dic
     box = read_box(item.get("bbox"), record["height"], record["width"], has_sides=True)
     tokens = item.get("tokens")
     spans = read_spans(item.get("tokens_positive") if tokens is None else tokens, record["caption"])
-    return record, grounding_annotation(box, spans)
+    return record, grounding_annotation(box, spans, segmentation=item.get("segmentation"))

@@ -104,7 +104,9 @@ def read_box(value: Any, height: int, width: int, *, has_sides: bool = False) ->
     return box
 
 
-def grounding_annotation(box: tuple[float, ...], spans: tuple[CharSpan, ...], score: Any = None) -> dict:
+def grounding_annotation(
+    box: tuple[float, ...], spans: tuple[CharSpan, ...], score: Any = None, segmentation: Any = None
+) -> dict:
     """Make an annotation of a dataset dict.
 
     Tuples and few keys keep it small: a dataset has millions.
@@ -113,6 +115,7 @@ def grounding_annotation(box: tuple[float, ...], spans: tuple[CharSpan, ...], sc
         box: XYXY in pixels.
         spans: Character ranges of its phrase.
         score: Of a pseudo box, in [0, 1]; None if it has none.
+        segmentation: Its mask as it is, for ``keep_usable_masks``; None or an empty list if it has none.
 
     Raises:
         EntryError: The score is no number in [0, 1].
@@ -122,6 +125,8 @@ def grounding_annotation(box: tuple[float, ...], spans: tuple[CharSpan, ...], sc
         if not (is_number(score) and 0 <= score <= 1):
             raise EntryError(f"score is {show(score)}, expected a number in [0, 1]")
         annotation["score"] = float(score)
+    if segmentation:
+        annotation["segmentation"] = segmentation
     return annotation
 
 

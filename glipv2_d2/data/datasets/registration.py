@@ -12,7 +12,7 @@ from detectron2.utils.file_io import PathManager
 from .value_checks import AnnotationError, show
 
 # Entries of a dataset's metadata that name a file it is read from.
-_FILE_FIELDS = ("json_file", "jsonl_file", "names_file", "yaml_file")
+_FILE_FIELDS = ("json_file", "jsonl_file", "names_file", "yaml_file", "sizes_file", "instances_file")
 
 
 def register_dataset(name: str, load: Callable[[], list[dict]], **metadata: Any) -> None:

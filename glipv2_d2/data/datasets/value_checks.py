@@ -18,8 +18,8 @@ class AnnotationError(ValueError):
     """Annotations break the format; the message is one line: file, entry, field, value, and what was expected."""
 
 
-def read_json_file(json_file: str) -> dict:
-    """Read a json file that holds an object.
+def read_json_file(json_file: str, kind: type = dict) -> Any:
+    """Read a json file that holds an object or, with ``kind`` list, a list.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -34,8 +34,9 @@ def read_json_file(json_file: str) -> dict:
             content = json.load(file)
     except (ValueError, RecursionError) as error:
         raise AnnotationError(f"{json_file}: {' '.join(str(error).split())}; expected a json file") from error
-    if not isinstance(content, dict):
-        raise AnnotationError(f"{json_file}: holds {show(content)}, expected an object")
+    if not isinstance(content, kind):
+        expected = "an object" if kind is dict else "a list"
+        raise AnnotationError(f"{json_file}: holds {show(content)}, expected {expected}")
     return content
 
 

@@ -18,6 +18,7 @@ from ..losses.box_losses import centerness_targets, giou_loss_legacy
 from ..losses.token_focal_loss import token_focal_loss
 from ..matcher import ATSSMatcher
 from .detection_selector import DetectionSelector
+from .mask_proposals import select_proposals
 
 # Bound of the logits, inside the range of half precision.
 MAX_LOGIT = 50_000.0
@@ -309,3 +310,14 @@ class GroundingHead(nn.Module):
             image = GroundingPredictions(*([level[i] for level in levels] for levels in predictions))
             results.append(self.selector(image, anchors, image_size, prompt))
         return results
+
+    def proposals(
+        self,
+        predictions: GroundingPredictions,
+        anchors: list[Boxes],
+        image_sizes: list[tuple[int, int]],
+        prompts: list[TokenizedPrompt],
+        instances: list[Instances],
+    ) -> list[Boxes]:
+        """Choose the boxes that train the mask head, see ``select_proposals``."""
+        return select_proposals(predictions, anchors, image_sizes, prompts, instances, self.selector)

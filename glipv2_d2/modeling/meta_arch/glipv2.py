@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_anchor_generator, build_backbone
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import ImageList, Instances
 
 from ...prompts.vocabulary import build_default_prompts
 from ...structures import GroundingPredictions, LanguageFeatures, TokenBatch, TokenizedPrompt
-from ..box_regression import scale_boxes_legacy
+from ..detections import ChunkFeatures, merge_detections, predict_masks, rescale_instances
 from ..fusion_tower import FusionTower
 from ..heads.contrastive_head import ContrastiveHead
 from ..heads.grounding_head import GroundingHead
+from ..heads.mask_head import HourglassMaskHead
 from ..heads.mlm_head import MLMHead
+from ..parts import build_optional_heads, build_tower
 from ..prompt_cache import PromptCache
 from ..text_encoder import build_text_encoder
+from ..tuning import fixed_parts
+
+# What the mask head reads.
+MASK_FEATURES = ("fpn", "fused")
+
+
+class FusedOutput(NamedTuple):
+    """Predictions of the detector, and the features they were made from.
+
+    Attributes:
+        predictions: Of the grounding head.
+        levels: L tensors (N, C, Hl, Wl) of the tower.
+        text: (N, T, D), what the grounding head has read.
+        hidden: (N, T, D), the text as it leaves the tower.
+    """
+
+    predictions: GroundingPredictions
+    levels: list[Tensor]
+    text: Tensor
+    hidden: Tensor
 
 
 @META_ARCH_REGISTRY.register()
@@ -42,6 +66,10 @@ class GLIPv2(DenseDetector):
         head: Aligns anchors with tokens, regresses boxes.
         contrastive_head: Contrasts regions and words of the whole batch before fusion; None for a model without.
         mlm_head: Restores masked tokens from the fused text; None for a model without.
+        mask_head: Predicts the masks of detections; None for a model without.
+        mask_features: What it reads, one of ``MASK_FEATURES``.
+        mask_thresh: Probability from which on a pixel belongs to a mask.
+        tuning: What trains, see ``fixed_parts``.
         anchor_generator: One anchor per location and level.
         head_in_features: Levels that the tower reads, fine to coarse.
         default_prompts: Called when an input at test time has no ``prompts``; None makes that an error.
@@ -64,6 +92,10 @@ class GLIPv2(DenseDetector):
         default_prompts: Callable[[], list[TokenizedPrompt]] | None = None,
         contrastive_head: ContrastiveHead | None = None,
         mlm_head: MLMHead | None = None,
+        mask_head: HourglassMaskHead | None = None,
+        mask_features: str = "fpn",
+        mask_thresh: float = 0.5,
+        tuning: str = "full",
         max_detections: int = 100,
         pixel_mean: list[float],
         pixel_std: list[float],
@@ -73,10 +105,18 @@ class GLIPv2(DenseDetector):
         self.fusion_tower = tower
         self.contrastive_head = contrastive_head
         self.mlm_head = mlm_head
+        self.mask_head = mask_head
+        if mask_features not in MASK_FEATURES:
+            raise ValueError(
+                f"MODEL.GLIPV2.MASK_HEAD.FEATURES: expected one of {list(MASK_FEATURES)}, found {mask_features!r}"
+            )
+        self.mask_features = mask_features
+        self.mask_thresh = mask_thresh
         self.anchor_generator = anchor_generator
         self.max_detections = max_detections
         self._default_prompts = default_prompts
         self._prompt_cache = PromptCache()
+        self._fixed_parts = fixed_parts(self, tuning)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -88,7 +128,7 @@ class GLIPv2(DenseDetector):
         if missing:
             raise ValueError(f"MODEL.GLIPV2.IN_FEATURES: the backbone has the levels {list(shapes)}, not {missing}")
         channels, language_dim = shapes[levels[0]].channels, text_encoder.hidden_size
-        tower = _build_tower(cfg, channels, text_encoder)
+        tower = build_tower(cfg, channels, text_encoder)
         return {
             "backbone": backbone,
             "text_encoder": text_encoder,
@@ -96,7 +136,8 @@ class GLIPv2(DenseDetector):
             "head": GroundingHead(
                 cfg, channels=tower.out_channels, language_dim=language_dim, num_levels=len(levels)
             ),
-            **_build_pretraining_heads(cfg, channels, text_encoder),
+            **build_optional_heads(cfg, [shapes[level] for level in levels], tower, text_encoder),
+            "tuning": cfg.MODEL.GLIPV2.TUNING,
             "anchor_generator": build_anchor_generator(cfg, [shapes[level] for level in levels]),
             "head_in_features": levels,
             "default_prompts": functools.cache(functools.partial(build_default_prompts, cfg)),
@@ -108,7 +149,10 @@ class GLIPv2(DenseDetector):
     def train(self, mode: bool = True) -> GLIPv2:
         # A fused optimizer changes weights without counting it in Tensor._version.
         self._prompt_cache.clear()
-        return super().train(mode)
+        super().train(mode)
+        for part in self._fixed_parts:
+            part.eval()
+        return self
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Instances]]:
         """Run N images with their prompts; see ``structures`` for the keys of inputs and outputs."""
@@ -127,28 +171,37 @@ class GLIPv2(DenseDetector):
         prompts = [inputs["prompts"][0] for inputs in batched_inputs]
         instances = [inputs["instances"].to(self.device) for inputs in batched_inputs]
         images = self.preprocess_image(batched_inputs)
-        features = self._visual_features(images)
-        tokens = TokenBatch.from_prompts(prompts, self.device)
-        language = self.text_encoder(tokens)
-        predictions, fused_text = self._predict(features, language)
-        anchors = self.anchor_generator(features)
-        targets = self.head.label_anchors(anchors, instances, prompts, tokens.input_ids.shape[1])
-        losses = self.head.losses(predictions, anchors, targets, tokens.mask)
-        if self.contrastive_head is not None:
-            losses |= self.contrastive_head.losses(features, language, prompts, targets, instances)
-        if self.mlm_head is not None:
-            losses |= self.mlm_head.losses(fused_text, prompts)
+        losses: dict[str, Tensor] = {}
+        with torch.no_grad() if self._fixed_parts else contextlib.nullcontext():
+            features = self._visual_features(images)
+            tokens = TokenBatch.from_prompts(prompts, self.device)
+            language = self.text_encoder(tokens)
+            fused = self._predict(features, language)
+            anchors = self.anchor_generator(features)
+            if not self._fixed_parts:
+                targets = self.head.label_anchors(anchors, instances, prompts, tokens.input_ids.shape[1])
+                losses = self.head.losses(fused.predictions, anchors, targets, tokens.mask)
+                if self.contrastive_head is not None:
+                    losses |= self.contrastive_head.losses(features, language, prompts, targets, instances)
+                if self.mlm_head is not None:
+                    losses |= self.mlm_head.losses(fused.hidden, prompts)
+        if self.mask_head is not None:
+            proposals = self.head.proposals(fused.predictions, anchors, images.image_sizes, prompts, instances)
+            levels = self._mask_levels(features, fused)
+            losses |= self.mask_head.losses(levels, fused.text, proposals, instances, prompts)
         return losses
 
     def _visual_features(self, images: ImageList) -> list[Tensor]:
         features = self.backbone(images.tensor)
         return [features[level] for level in self.head_in_features]
 
-    def _predict(self, features: list[Tensor], language: LanguageFeatures) -> tuple[GroundingPredictions, Tensor]:
-        """Return the predictions and the fused text (N, T, D)."""
-        features, language = self.fusion_tower(features, language)
+    def _predict(self, features: list[Tensor], language: LanguageFeatures) -> FusedOutput:
+        levels, language = self.fusion_tower(features, language)
         text = language.hidden if self.fusion_tower.fuses_text else language.embedded
-        return self.head(features, text), language.hidden
+        return FusedOutput(self.head(levels, text), levels, text, language.hidden)
+
+    def _mask_levels(self, features: list[Tensor], fused: FusedOutput) -> list[Tensor]:
+        return features if self.mask_features == "fpn" else fused.levels
 
     def _rows_by_padded_size(self, batched_inputs: list[dict[str, Any]]) -> list[list[int]]:
         divisor = max(self.backbone.size_divisibility, 1)
@@ -165,18 +218,30 @@ class GLIPv2(DenseDetector):
         anchors = self.anchor_generator(features)
         prompts = [self._prompts_of(inputs) for inputs in batched_inputs]
         found: list[list[Instances]] = [[] for _ in batched_inputs]
+        chunks: list[ChunkFeatures] = []
         for chunk in range(max(len(prompts_per_image) for prompts_per_image in prompts)):
             rows = [row for row, prompts_per_image in enumerate(prompts) if chunk < len(prompts_per_image)]
             chunk_prompts = [prompts[row][chunk] for row in rows]
             chunk_features = features if len(rows) == len(prompts) else [level[rows] for level in features]
             language = self._prompt_cache.encode(self.text_encoder, chunk_prompts, self.device)
-            predictions, _ = self._predict(chunk_features, language)
+            fused = self._predict(chunk_features, language)
             image_sizes = [images.image_sizes[row] for row in rows]
-            for row, instances in zip(rows, self.head.inference(predictions, anchors, image_sizes, chunk_prompts)):
+            detected = self.head.inference(fused.predictions, anchors, image_sizes, chunk_prompts)
+            for row, instances in zip(rows, detected):
+                if self.mask_head is not None:
+                    instances.chunk_ids = torch.full_like(instances.phrase_ids, chunk)
                 found[row].append(instances)
+            if self.mask_head is not None:
+                levels = self._mask_levels(chunk_features, fused)
+                chunks.append(ChunkFeatures(rows, levels, fused.text, chunk_prompts))
+        merged = [merge_detections(instances, self.max_detections) for instances in found]
+        if self.mask_head is not None:
+            for instances, masks in zip(merged, predict_masks(self.mask_head, chunks, merged)):
+                instances.mask_probabilities = masks
+                instances.remove("chunk_ids")
         return [
-            rescale_instances(self._merge_chunks(instances), inputs.get("height"), inputs.get("width"))
-            for instances, inputs in zip(found, batched_inputs)
+            rescale_instances(instances, inputs.get("height"), inputs.get("width"), self.mask_thresh)
+            for instances, inputs in zip(merged, batched_inputs)
         ]
 
     def _prompts_of(self, inputs: dict[str, Any]) -> list[TokenizedPrompt]:
@@ -189,67 +254,3 @@ class GLIPv2(DenseDetector):
                 "a vocabulary to fall back on is taken from DATASETS.TEST"
             )
         return prompts
-
-    def _merge_chunks(self, instances: list[Instances]) -> Instances:
-        """Join the detections of one image under all its prompts and keep the best."""
-        if len(instances) == 1:
-            return instances[0]
-        merged = Instances.cat(instances)
-        if 0 < self.max_detections < len(merged):
-            threshold = merged.scores.topk(self.max_detections).values[-1]
-            merged = merged[merged.scores >= threshold]
-        return merged[merged.scores.argsort(descending=True, stable=True)]
-
-
-def _build_tower(cfg: CfgNode, channels: int, text_encoder: nn.Module) -> FusionTower:
-    tower, fusion = cfg.MODEL.GLIPV2.TOWER, cfg.MODEL.GLIPV2.FUSION
-    return FusionTower(
-        channels,
-        text_encoder.hidden_size,
-        num_blocks=tower.NUM_BLOCKS,
-        channels=tower.CHANNELS,
-        num_groups=tower.NUM_GROUPS,
-        deformable=tower.DEFORMABLE,
-        deform_form=tower.DEFORM_FORM,
-        dynamic_relu=tower.DYNAMIC_RELU,
-        fusion=fusion.ENABLED,
-        fusion_embed_dim=fusion.EMBED_DIM,
-        fusion_num_heads=fusion.NUM_HEADS,
-        fusion_dropout=fusion.DROPOUT,
-        fusion_form=fusion.FORM,
-        layer_scale=fusion.LAYER_SCALE,
-        language_num_heads=text_encoder.num_heads,
-        language_intermediate_size=text_encoder.intermediate_size,
-        language_dropout=text_encoder.dropout,
-        language_layer_type=getattr(text_encoder, "language_layer_type", "post_norm"),
-        use_checkpoint=tower.USE_CHECKPOINT,
-    )
-
-
-def _build_pretraining_heads(cfg: CfgNode, channels: int, text_encoder: nn.Module) -> dict[str, nn.Module | None]:
-    """Build the heads of the losses that only pre-training has, None for those that are switched off."""
-    contrastive_head = mlm_head = None
-    if cfg.MODEL.GLIPV2.CONTRASTIVE.ENABLED:
-        contrastive_head = ContrastiveHead(cfg, channels=channels, language_dim=text_encoder.hidden_size)
-    if cfg.MODEL.GLIPV2.MLM.ENABLED:
-        mlm_head = MLMHead(cfg, language_dim=text_encoder.hidden_size, vocab_size=text_encoder.vocab_size)
-    return {"contrastive_head": contrastive_head, "mlm_head": mlm_head}
-
-
-def rescale_instances(instances: Instances, height: int | None, width: int | None) -> Instances:
-    """Move detections from the pixels of the resized image to those of the original.
-
-    Args:
-        instances: Detections with ``image_size`` of the resized image.
-        height, width: Of the original image; None keeps the size as it is.
-
-    Source: ``BoxList.resize`` of the official code, which multiplies corner pixels, not edges.
-    """
-    old_height, old_width = instances.image_size
-    height = old_height if height is None else height
-    width = old_width if width is None else width
-    fields = dict(instances.get_fields())
-    boxes = fields.pop("pred_boxes").tensor
-    result = Instances((height, width), **fields)
-    result.pred_boxes = Boxes(scale_boxes_legacy(boxes, width / old_width, height / old_height))
-    return result

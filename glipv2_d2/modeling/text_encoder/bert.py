@@ -10,8 +10,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel, PreTrainedModel
 
+from ...layers.causal import KeyValues, next_position
 from ...prompts.pretrained import resolve_pretrained
 from ...structures import LanguageFeatures, TokenBatch
+from .bert_causal import causal_pass, causal_step
 from .build import TEXT_ENCODER_REGISTRY, read_encoder_arguments
 from .distinct import encode_distinct
 
@@ -104,7 +106,8 @@ class BertTextEncoder(nn.Module):
         self.freeze = freeze
         if freeze:
             self.requires_grad_(False)
-        elif use_checkpoint:
+        self.use_checkpoint = use_checkpoint and not freeze
+        if self.use_checkpoint:
             # Two names of one method: of transformers 5, which warns about the older, and of transformers 4.
             newer = getattr(self.bert, "activation_checkpointing_enable", None)
             enable = newer or self.bert.gradient_checkpointing_enable
@@ -119,18 +122,42 @@ class BertTextEncoder(nn.Module):
         """Set the mode as usual; a frozen encoder stays in eval mode."""
         return super().train(mode and not self.freeze)
 
-    def forward(self, tokens: TokenBatch) -> LanguageFeatures:
-        """Encode N prompts of T tokens."""
+    def forward(self, tokens: TokenBatch, causal: bool = False) -> LanguageFeatures:
+        """Encode N prompts of T tokens; with ``causal`` a token sees those up to itself only.
+
+        Raises:
+            ValueError: ``causal``, and the pretrained encoder is of a type near BERT; see ``bert_causal``.
+        """
+        encode = self._encode_causal if causal else self._encode
         if self.training:
-            hidden = self._encode(tokens.input_ids, tokens.mask)
+            hidden = encode(tokens.input_ids, tokens.mask)
         else:
-            hidden = encode_distinct(self._encode, tokens)
+            hidden = encode_distinct(encode, tokens)
         embedded = hidden.masked_fill(~tokens.mask.unsqueeze(-1), 0.0)
         return LanguageFeatures(hidden, embedded, tokens.mask)
+
+    def step(self, input_ids: Tensor, past: list[KeyValues] | None) -> tuple[Tensor, list[KeyValues]]:
+        """Encode the next token of B texts as the causal ``forward`` does, without running those before it again.
+
+        Args:
+            input_ids: (B,) int64.
+            past: For each layer what it remembers of the tokens before; None before the first.
+
+        Returns:
+            (B, 1, D), and what to remember for the next token.
+
+        Raises:
+            ValueError: The encoder has no position for another token.
+        """
+        return causal_step(self.bert, input_ids, next_position(past, self.max_positions), past)
 
     def _encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
             return self.bert(input_ids=input_ids, attention_mask=mask.long()).last_hidden_state
+
+    def _encode_causal(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
+            return causal_pass(self.bert, input_ids, mask, self.use_checkpoint and self.training)
 
 
 def _load_pretrained(weights: str, dropout: float, allow_download: bool) -> PreTrainedModel:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ...layers.causal import KeyValues, next_position
 from ...layers.pre_norm_layer import PreNormLayer
 from ...structures import LanguageFeatures, TokenBatch
 from .build import TEXT_ENCODER_REGISTRY, read_encoder_arguments
@@ -18,7 +21,8 @@ from .distinct import encode_distinct
 class CLIPTextEncoder(nn.Module):
     """Encode prompts with a CLIP-type transformer.
 
-    Token and position embeddings are added, pre-norm layers without a causal mask follow, and a last norm. ``hidden``
+    Token and position embeddings are added, pre-norm layers follow, and a last norm. Tokens see each other
+    both ways unless ``causal`` is asked for. ``hidden``
     is its result, ``embedded`` the same with zeros in the padding. The text layers of the fusion tower are of the same
     kind (``language_layer_type``).
 
@@ -108,20 +112,42 @@ class CLIPTextEncoder(nn.Module):
         """Set the mode as usual; a frozen encoder stays in eval mode."""
         return super().train(mode and not self.freeze)
 
-    def forward(self, tokens: TokenBatch) -> LanguageFeatures:
-        """Encode N prompts of T tokens."""
+    def forward(self, tokens: TokenBatch, causal: bool = False) -> LanguageFeatures:
+        """Encode N prompts of T tokens; with ``causal`` a token sees those up to itself only."""
+        encode = functools.partial(self._encode, causal=causal)
         if self.training and self.dropout > 0:
-            hidden = self._encode(tokens.input_ids, tokens.mask)
+            hidden = encode(tokens.input_ids, tokens.mask)
         else:
-            hidden = encode_distinct(self._encode, tokens)
+            hidden = encode_distinct(encode, tokens)
         embedded = hidden.masked_fill(~tokens.mask.unsqueeze(-1), 0.0)
         return LanguageFeatures(hidden, embedded, tokens.mask)
 
-    def _encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+    def step(self, input_ids: Tensor, past: list[KeyValues] | None) -> tuple[Tensor, list[KeyValues]]:
+        """Encode the next token of B texts as the causal ``forward`` does, without running those before it again.
+
+        Args:
+            input_ids: (B,) int64.
+            past: For each layer what it remembers of the tokens before; None before the first.
+
+        Returns:
+            (B, 1, D), and what to remember for the next token.
+
+        Raises:
+            ValueError: The encoder has no position for another token.
+        """
+        position = next_position(past, self.max_positions)
+        hidden = (self.token_embedding(input_ids) + self.positional_embedding[position]).unsqueeze(1)  # (B, 1, D)
+        known = []
+        for layer, past_of_layer in zip(self.resblocks, past or [None] * len(self.resblocks)):
+            hidden, known_of_layer = layer.step(hidden, past_of_layer)
+            known.append(known_of_layer)
+        return self.ln_final(hidden), known
+
+    def _encode(self, input_ids: Tensor, mask: Tensor, causal: bool) -> Tensor:
         hidden = self.token_embedding(input_ids) + self.positional_embedding[: input_ids.shape[1]]  # (N, T, D)
         for layer in self.resblocks:
             if self.use_checkpoint and self.training:
-                hidden = checkpoint(layer, hidden, mask, use_reentrant=False)
+                hidden = checkpoint(layer, hidden, mask, causal, use_reentrant=False)
             else:
-                hidden = layer(hidden, mask)
+                hidden = layer(hidden, mask, causal)
         return self.ln_final(hidden)

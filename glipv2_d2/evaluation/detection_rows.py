@@ -1,0 +1,129 @@
+"""Detections of many images as rows of arrays, small enough to keep those of a whole dataset."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from detectron2.structures import BoxMode, Instances
+from detectron2.utils.file_io import PathManager
+
+from ..data.datasets.skip_report import with_progress
+from .predicted_masks import checked_masks, encode_masks
+
+
+class DetectionRows(NamedTuple):
+    """K detections. Those of one image are in the order in which the model gave them.
+
+    Attributes:
+        image_ids: (K,) int64.
+        image_sizes: (K, 2) int32, height and width.
+        category_ids: (K,) int64, ids of the annotation file.
+        scores: (K,) float32.
+        boxes: (K, 4) float32, XYWH in pixels of the original image.
+        counts: (K,) bytes, run lengths of the masks as ``encode_masks`` gives them; None without masks.
+    """
+
+    image_ids: np.ndarray
+    image_sizes: np.ndarray
+    category_ids: np.ndarray
+    scores: np.ndarray
+    boxes: np.ndarray
+    counts: np.ndarray
+
+    @classmethod
+    def from_instances(
+        cls, instances: Instances, sample: dict[str, Any], category_ids: np.ndarray, with_masks: bool
+    ) -> DetectionRows:
+        """Take over the detections of one image.
+
+        Args:
+            sample: Its model input, with ``image_id``, ``height`` and ``width``.
+            category_ids: For each value of ``pred_classes`` the id in the annotation file.
+            with_masks: Encode the masks too; otherwise they are not looked at.
+
+        Raises:
+            ValueError: ``pred_classes`` has no such id, or masks are asked for and are not there or of another size.
+        """
+        classes = instances.pred_classes.cpu().numpy()
+        unknown = classes[(classes < 0) | (classes >= len(category_ids))]
+        if len(unknown):
+            raise ValueError(
+                f"image {sample['image_id']!r}: pred_classes holds {unknown[0]}, expected 0..{len(category_ids) - 1}, "
+                "the contiguous ids of the dataset"
+            )
+        counts = np.full(len(classes), None, dtype=object)
+        if with_masks and len(classes):
+            counts[:] = encode_masks(checked_masks(instances, sample))
+        boxes = instances.pred_boxes.tensor.detach().float().cpu()
+        return cls(
+            image_ids=np.full(len(classes), sample["image_id"], dtype=np.int64),
+            image_sizes=np.tile(np.array([sample["height"], sample["width"]], dtype=np.int32), (len(classes), 1)),
+            category_ids=category_ids[classes],
+            scores=instances.scores.detach().float().cpu().numpy(),
+            boxes=BoxMode.convert(boxes, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).numpy(),
+            counts=counts,
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[DetectionRows]) -> DetectionRows:
+        """Put rows below each other; without parts there are no rows."""
+        shapes = ((0,), (0, 2), (0,), (0,), (0, 4), (0,))
+        types = (np.int64, np.int32, np.int64, np.float32, np.float32, object)
+        nothing = cls(*(np.zeros(shape, dtype) for shape, dtype in zip(shapes, types)))
+        return cls(*map(np.concatenate, zip(nothing, *parts)))
+
+    def select(self, rows: np.ndarray) -> DetectionRows:
+        """Return the rows that a (K,) bool array marks, in their order."""
+        return DetectionRows(*(column[rows] for column in self))
+
+    def best_of_images(self, limit: int) -> np.ndarray:
+        """Mark, (K,) bool, the ``limit`` best detections of every image; of equal ones those that come first."""
+        return self._best(self.image_ids, limit)
+
+    def best_of_categories(self, limit: int) -> np.ndarray:
+        """Mark, (K,) bool, the ``limit`` best detections of every category over all images.
+
+        Of equally good ones those of the image with the lowest id are kept, and within an image those that come first:
+        which process an image was on, or how many there were, makes no difference.
+        """
+        return self._best(self.category_ids, limit)
+
+    def _best(self, groups: np.ndarray, limit: int) -> np.ndarray:
+        # The last key counts most; rows that are equal in all keys keep their order.
+        order = np.lexsort((self.image_ids, -self.scores, groups))
+        ordered = groups[order]
+        best = np.zeros(len(order), dtype=bool)
+        # The place of a row in its group: its place in all, less that of the first row of the group.
+        best[order] = np.arange(len(order)) - np.searchsorted(ordered, ordered, side="left") < limit
+        return best
+
+    def to_results(self, kind: str) -> list[dict[str, Any]]:
+        """Return one dict per row, as ``lvis`` reads detections.
+
+        Args:
+            kind: "bbox" gives ``bbox``, "segm" gives ``segmentation``; "all" gives both, if there are masks.
+        """
+        results: list[dict[str, Any]] = []
+        columns = (column.tolist() for column in self)
+        for image_id, size, category_id, score, box, counts in zip(*columns):
+            result: dict[str, Any] = {"image_id": image_id, "category_id": category_id, "score": score}
+            if kind != "segm":
+                result["bbox"] = box
+            if kind != "bbox" and counts is not None:
+                result["segmentation"] = {"size": size, "counts": counts.decode("ascii")}
+            results.append(result)
+        return results
+
+    def write(self, json_file: str) -> None:
+        """Write all rows as a json file in the format for results of COCO and LVIS."""
+        chunk = 10_000  # Rows that are Python objects at one time.
+        starts = range(0, len(self.image_ids), chunk)
+        with PathManager.open(json_file, "w") as file:
+            file.write("[")
+            for start in with_progress(starts, json_file):
+                part = DetectionRows(*(column[start : start + chunk] for column in self))
+                file.write((",\n" if start else "") + json.dumps(part.to_results("all"))[1:-1])
+            file.write("]")

@@ -1,0 +1,164 @@
+"""AP of LVIS: the matching of the ``lvis`` package, run category by category only where there is something to match.
+
+The package visits each pair of an image and a category, 24 million for the validation set, and keeps what it found
+there until the end; and it calls ``numpy.float``, which numpy removed in 1.24. Neither is left here: the two loops that
+do so, ``evaluate`` and ``accumulate``, are replaced, and numpy stays as it is for everybody else.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from lvis import LVIS, LVISEval, LVISResults
+from pycocotools import mask as mask_utils
+
+from ..data.datasets.skip_report import with_progress
+from ..data.datasets.value_checks import AnnotationError, read_json_file, show
+
+# What each entry of the annotation file must have.
+_FIELDS = {
+    "images": ("id", "height", "width", "neg_category_ids", "not_exhaustive_category_ids"),
+    "categories": ("id", "frequency"),
+    "annotations": ("image_id", "category_id", "bbox", "area"),
+}
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
+
+
+class LVISGroundTruth(LVIS):
+    """The annotations of LVIS. A file without annotations, as of a test set, has none.
+
+    Annotations are numbered from 1: the package takes a match with annotation 0 for none.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        AnnotationError: An entry lacks what the evaluation needs.
+    """
+
+    def _load_json(self, path: str) -> dict[str, Any]:
+        content = {"annotations": [], **read_json_file(path)}
+        for kind, fields in _FIELDS.items():
+            entries = content.get(kind)
+            if not isinstance(entries, list):
+                raise AnnotationError(f"{path}: {kind} is {show(entries)}, expected a list")
+            for number, entry in enumerate(entries):
+                missing = [field for field in fields if not isinstance(entry, dict) or field not in entry]
+                if missing:
+                    raise AnnotationError(f"{path}: {kind}[{number}] has no {missing[0]!r}, expected LVIS's format")
+        for number, category in enumerate(content["categories"]):
+            if category["frequency"] not in ("r", "c", "f"):
+                found = show(category["frequency"])
+                raise AnnotationError(f"{path}: categories[{number}].frequency is {found}, expected 'r', 'c' or 'f'")
+        for number, annotation in enumerate(content["annotations"], 1):
+            annotation["id"] = number
+        return content
+
+    def counted_pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the image ids and the category ids of the pairs in which detections count.
+
+        In such an image the category is annotated, or known to be absent; elsewhere LVIS says nothing about it.
+        """
+        pairs = {(annotation["image_id"], annotation["category_id"]) for annotation in self.dataset["annotations"]}
+        for image in self.dataset["images"]:
+            pairs.update((image["id"], category_id) for category_id in image["neg_category_ids"])
+        images_and_categories = np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
+        return images_and_categories[:, 0], images_and_categories[:, 1]
+
+
+class _Detections(LVISResults):
+    """Detections beside the images and categories of the ground truth.
+
+    The package's own constructor copies all annotations, and cannot make one without detections.
+    """
+
+    def __init__(self, ground_truth: LVIS, results: list[dict[str, Any]]) -> None:
+        self.logger = logging.getLogger(__name__)
+        shared = {kind: ground_truth.dataset[kind] for kind in ("images", "categories")}
+        self.dataset = {**shared, "annotations": results}
+        self._create_index()
+
+
+class _CategoryWiseEval(LVISEval):
+    """The package's evaluation, with its results of one category at a time in memory."""
+
+    def _to_mask(self, anns: Sequence[dict[str, Any]], lvis: LVIS) -> None:
+        super()._to_mask(with_progress(anns, "reading masks"), lvis)
+
+    def run(self) -> None:
+        self._prepare()
+        images = defaultdict(set)
+        for image_id, category_id in (*self._gts, *self._dts):
+            images[category_id].add(image_id)
+        category_ids, areas = self.params.cat_ids, self.params.area_rng
+        num_thresholds, recalls = len(self.params.iou_thrs), self.params.rec_thrs
+        # -1 marks what has no annotation.
+        precision = np.full((num_thresholds, len(recalls), len(category_ids), len(areas)), -1.0)
+        recall = np.full((num_thresholds, len(category_ids), len(areas)), -1.0)
+        for row, category_id in enumerate(with_progress(category_ids, f"LVIS AP, {self.params.iou_type}")):
+            image_ids = sorted(images[category_id])
+            self.ious = {(image_id, category_id): self.compute_iou(image_id, category_id) for image_id in image_ids}
+            for column, area in enumerate(areas):
+                matched = [self.evaluate_img(image_id, category_id, area) for image_id in image_ids]
+                if any((match["gt_ignore"] == 0).any() for match in matched):
+                    found = _precision_and_recall(matched, recalls)
+                    precision[:, :, row, column], recall[:, row, column] = found
+        self.eval = {"precision": precision, "recall": recall}
+        self.summarize()
+
+
+def _precision_and_recall(matched: list[dict[str, Any]], recalls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Compute precision at fixed recalls, and the recall of all detections, of one category and range of areas.
+
+    Args:
+        matched: For each image what ``LVISEval.evaluate_img`` found; at least one annotation counts.
+        recalls: (Q,) ascending.
+
+    Returns:
+        (I, Q) and (I,) for the I thresholds of IoU. Precision is the best at the recall or beyond; 0 past the recall of
+        all detections.
+    """
+    num_annotations = sum(int((match["gt_ignore"] == 0).sum()) for match in matched)
+    order = np.argsort(-np.concatenate([match["dt_scores"] for match in matched]), kind="stable")
+    is_match = np.concatenate([match["dt_matches"] for match in matched], axis=1)[:, order] > 0  # (I, K)
+    counts = ~np.concatenate([match["dt_ignore"] for match in matched], axis=1)[:, order].astype(bool)
+    hits = np.cumsum(is_match & counts, axis=1).astype(np.float64)
+    misses = np.cumsum(~is_match & counts, axis=1).astype(np.float64)
+    recall = hits / num_annotations
+    # As the package has it, also where nothing counted yet.
+    precision = hits / (misses + hits + np.spacing(1))
+    precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+    # One column more for recalls that are not reached.
+    precision = np.concatenate((precision, np.zeros((len(precision), 1))), axis=1)
+    places = np.stack([np.searchsorted(row, recalls, side="left") for row in recall])
+    final = recall[:, -1] if recall.shape[1] else np.zeros(len(recall))
+    return np.take_along_axis(precision, places, axis=1), final
+
+
+def lvis_ap(ground_truth: LVISGroundTruth, results: list[dict[str, Any]], task: str) -> dict[str, float]:
+    """Compute the AP of detections, of which none is left out but those in images that say nothing of their category.
+
+    Args:
+        results: ``image_id``, ``category_id``, ``score`` and ``bbox`` (XYWH) or ``segmentation`` (compressed run
+            lengths). They get ``id`` and ``area``. Of equal scores, those of lower image ids count first, and within an
+            image those that come first.
+        task: "bbox" or "segm".
+
+    Returns:
+        ``METRICS`` in 0..100; APs, APm, APl for boxes or masks by their area, APr, APc, APf for rare, common and
+        frequent categories. Where nothing is found they are 0; NaN where there is nothing to find.
+
+    Source: LVIS API, ``lvis/eval.py`` and ``lvis/results.py``, version 0.5.3.
+    """
+    for number, result in enumerate(results, 1):
+        result["id"] = number
+        if task == "segm":
+            result["area"] = int(mask_utils.area(result["segmentation"]))
+        else:
+            result["area"] = result["bbox"][2] * result["bbox"][3]
+    evaluation = _CategoryWiseEval(ground_truth, _Detections(ground_truth, results), task)
+    evaluation.run()
+    values = evaluation.get_results()
+    return {metric: 100.0 * float(values[metric]) if values[metric] > -1 else float("nan") for metric in METRICS}

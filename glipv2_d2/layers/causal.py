@@ -1,0 +1,64 @@
+"""What the text layers share to write text: which tokens see which, and the keys and values of tokens before."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def visible_tokens(mask: Tensor, causal: bool) -> Tensor:
+    """Tell which tokens each token of a prompt may attend to.
+
+    Args:
+        mask: (N, T) bool, True at real tokens.
+        causal: A token sees those up to itself only.
+
+    Returns:
+        (N, 1, 1, T) bool, True at real tokens; with ``causal`` (N, 1, T, T), True in row t at real tokens up to t. A
+        row may be all False.
+    """
+    visible = mask[:, None, None, :]
+    if causal:
+        order = torch.arange(mask.shape[1], device=mask.device)
+        visible = visible & (order <= order[:, None])
+    return visible
+
+
+class KeyValues(NamedTuple):
+    """What a layer remembers of the tokens of B texts, all of one length, for the tokens that follow.
+
+    Attributes:
+        keys: (B, heads, t, d).
+        values: (B, heads, t, d).
+    """
+
+    keys: Tensor
+    values: Tensor
+
+    @classmethod
+    def extend(cls, past: KeyValues | None, keys: Tensor, values: Tensor) -> KeyValues:
+        """Put the tokens of ``past``, None if there are none, before those of ``keys`` and ``values``."""
+        if past is None:
+            return cls(keys, values)
+        return cls(torch.cat([past.keys, keys], dim=2), torch.cat([past.values, values], dim=2))
+
+    def select(self, rows: Tensor) -> KeyValues:
+        """Take the texts ``rows``, int64 of any length; a text may be taken several times."""
+        return KeyValues(self.keys[rows], self.values[rows])
+
+
+def next_position(past: list[KeyValues] | None, max_positions: int) -> int:
+    """Return how many tokens the layers of a stack remember, which is the position of the next; 0 for None.
+
+    Raises:
+        ValueError: It is not below ``max_positions``.
+    """
+    position = 0 if past is None else past[0].keys.shape[2]
+    if position >= max_positions:
+        raise ValueError(
+            f"MODEL.GLIPV2.CAPTIONING.MAX_LENGTH: a text of more than {max_positions} tokens was asked for, expected "
+            f"at most the positions of the text encoder"
+        )
+    return position

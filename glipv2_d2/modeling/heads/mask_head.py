@@ -1,0 +1,250 @@
+"""The head that draws the mask of a box from the words that name it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import fvcore.nn.weight_init as weight_init
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ...distributed import reduce_mean
+from ...layers.hourglass import Hourglass
+from ...structures import TokenizedPrompt
+from .grounding_head import MAX_LOGIT
+from .mask_pooling import RegionPooler
+from .mask_targets import crop_masks, match_proposals
+
+# Training runs the boxes of a batch in so many slices, of no fewer boxes than that.
+_SLICES = 12
+_MIN_SLICE = 8
+# Boxes of an image that are run at a time at test time.
+_TEST_SLICE = 128
+
+
+class HourglassMaskHead(nn.Module):
+    """Align every pixel of a box with the words that name it.
+
+    ROIAlign, hourglasses with a ReLU behind each, a transposed convolution to twice the resolution with a ReLU, and a
+    dot product of each pixel with the tokens: that of the grounding head, with weights of its own and no constant bias.
+    The logit of a phrase is the mean over those of its tokens. As that is linear in the tokens, they are averaged
+    first, and each box gets the one map of its phrase, not one for every token.
+
+    Activations are not kept for the backward pass but computed again, slice after slice of the boxes: otherwise they
+    would be far larger than the maps.
+
+    Args:
+        channels: C of the levels.
+        language_dim: D of the text.
+        strides: L strides of the levels.
+        hourglass_depth: Halvings of the resolution inside an hourglass.
+        num_hourglasses: Hourglasses in a row, at least 1.
+        conv_dim: Channels inside the head; where they are not C, a 1x1 convolution comes first.
+        num_groups: Groups of the GroupNorm in the hourglasses, 0 for none.
+        pooler_resolution: S, cells along a side of what is pooled.
+        pooler_sampling_ratio: See ``RegionPooler``.
+        log_scale: Initial log of the temperature.
+        max_proposals: Matched proposals of an image that train, beside its annotated boxes.
+        loss_weight: Factor of ``loss_mask``.
+
+    Raises:
+        ValueError: No hourglass, or what the layers refuse.
+
+    Source: GLIPv2, Sec. 3.1 and App. B.2; ``HourglassFPNFeatureExtractor`` and ``VLMaskRCNNC4Predictor`` of the
+    official code. There all token maps are made first, each of them clamped, and C has to be ``conv_dim``.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        channels: int,
+        language_dim: int,
+        strides: list[int],
+        hourglass_depth: int = 1,
+        num_hourglasses: int = 1,
+        conv_dim: int = 256,
+        num_groups: int = 0,
+        pooler_resolution: int = 14,
+        pooler_sampling_ratio: int = 0,
+        log_scale: float = 0.0,
+        max_proposals: int = 100,
+        loss_weight: float = 1.0,
+    ):
+        super().__init__()
+        if num_hourglasses < 1:
+            raise ValueError(f"HourglassMaskHead: num_hourglasses must be at least 1, found {num_hourglasses}")
+        self.pooler = RegionPooler(
+            strides=strides, resolution=pooler_resolution, sampling_ratio=pooler_sampling_ratio
+        )
+        self.input_projection = nn.Identity() if channels == conv_dim else nn.Conv2d(channels, conv_dim, kernel_size=1)
+        self.hourglasses = nn.ModuleList(
+            Hourglass(conv_dim, hourglass_depth, num_groups) for _ in range(num_hourglasses)
+        )
+        self.deconv = nn.ConvTranspose2d(conv_dim, conv_dim, kernel_size=2, stride=2)
+        self.text_projection = nn.Linear(language_dim, conv_dim)
+        self.log_scale = nn.Parameter(torch.tensor([log_scale]))
+        self.bias_lang = nn.Parameter(torch.zeros(language_dim))
+        for layer in (self.input_projection, self.deconv, self.text_projection):
+            if not isinstance(layer, nn.Identity):
+                weight_init.c2_msra_fill(layer)
+        self.max_proposals = max_proposals
+        self.loss_weight = loss_weight
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, *, channels: int, language_dim: int, strides: list[int]) -> dict[str, Any]:
+        """Read the arguments that the config decides."""
+        config = cfg.MODEL.GLIPV2.MASK_HEAD
+        return {
+            "channels": channels,
+            "language_dim": language_dim,
+            "strides": strides,
+            "hourglass_depth": config.HOURGLASS_DEPTH,
+            "num_hourglasses": config.NUM_HOURGLASSES,
+            "conv_dim": config.CONV_DIM,
+            "num_groups": config.NUM_GROUPS,
+            "pooler_resolution": config.POOLER_RESOLUTION,
+            "pooler_sampling_ratio": config.POOLER_SAMPLING_RATIO,
+            "log_scale": config.LOG_SCALE,
+            "max_proposals": config.MAX_PROPOSALS,
+            "loss_weight": config.LOSS_WEIGHT,
+        }
+
+    def forward(self, features: list[Tensor], boxes: list[Tensor], text: Tensor, token_maps: list[Tensor]) -> Tensor:
+        """Predict one map for each box of N images.
+
+        Args:
+            features: L levels (N, C, Hl, Wl).
+            boxes: N tensors (K, 4) XYXY, half-open, pixels of the padded input; K may be 0.
+            text: (N, T, D), what the grounding head reads.
+            token_maps: N tensors (K, T) bool, or narrower: the tokens that name each box.
+
+        Returns:
+            (sum of K, 2S, 2S) logits, each in the frame of its box, image after image.
+        """
+        return self.draw(self.pooler(features, boxes), *self.project_phrases(text, token_maps))
+
+    def draw(self, pooled: Tensor, words: Tensor, bias: Tensor) -> Tensor:
+        """Predict the maps of K boxes, in slices when gradients are wanted.
+
+        Args:
+            pooled: (K, C, S, S).
+            words, bias: Of ``project_phrases``.
+
+        Returns:
+            (K, 2S, 2S) logits.
+        """
+        size = max(_MIN_SLICE, math.ceil(len(pooled) / _SLICES))
+        if len(pooled) <= size or not torch.is_grad_enabled():
+            return self._draw_slice(pooled, words, bias)
+        slices = zip(pooled.split(size), words.split(size), bias.split(size))
+        return torch.cat(
+            [checkpoint(self._draw_slice, *part, use_reentrant=False, preserve_rng_state=False) for part in slices]
+        )
+
+    def extract(self, pooled: Tensor) -> Tensor:
+        """Map pooled features (K, C, S, S) to those of the last hourglass, (K, conv_dim, S, S)."""
+        x = self.input_projection(pooled)
+        for hourglass in self.hourglasses:
+            x = F.relu(hourglass(x))
+        return x
+
+    def project_phrases(self, text: Tensor, token_maps: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return what the pixels of each box are multiplied with, (sum of K, conv_dim), and its bias, (sum of K,)."""
+        # The guard against a zero norm, 1e-12, does not exist in half precision; padding may well be all zero.
+        embedding = F.normalize(text.float(), dim=-1, eps=1e-12)
+        phrases = []
+        for tokens, token_map in zip(embedding, token_maps, strict=True):
+            weights = token_map.float() / token_map.sum(dim=1, keepdim=True).clamp(min=1)
+            with torch.autocast(tokens.device.type, enabled=False):
+                phrases.append(weights @ tokens[: token_map.shape[1]])  # (K, D)
+        phrase = torch.cat(phrases).to(self.bias_lang.dtype)
+        return self.text_projection(phrase / 2) / self.log_scale.exp(), phrase @ self.bias_lang
+
+    def enlarge(self, regions: Tensor) -> Tensor:
+        """Map (K, conv_dim, S, S) to the features of the pixels of the masks, (K, conv_dim, 2S, 2S)."""
+        return F.relu(self.deconv(regions))
+
+    def align(self, pixels: Tensor, words: Tensor, bias: Tensor) -> Tensor:
+        """Multiply the pixels of each box, (K, conv_dim, 2S, 2S), with its words: logits (K, 2S, 2S)."""
+        # (K, 1, conv_dim) @ (K, conv_dim, 2S * 2S)
+        logits = torch.baddbmm(bias[:, None, None], words[:, None], pixels.flatten(2))
+        return logits.view(-1, *pixels.shape[2:]).clamp(-MAX_LOGIT, MAX_LOGIT)
+
+    def _draw_slice(self, pooled: Tensor, words: Tensor, bias: Tensor) -> Tensor:
+        return self.align(self.enlarge(self.extract(pooled)), words, bias)
+
+    def losses(
+        self,
+        features: list[Tensor],
+        text: Tensor,
+        proposals: list[Boxes],
+        instances: list[Instances],
+        prompts: list[TokenizedPrompt],
+    ) -> dict[str, Tensor]:
+        """Compute the weighted cross-entropy of the masks of matched proposals and annotated boxes.
+
+        It is computed in single precision and is the mean over the boxes of all ranks, once gradients are averaged over
+        them; a batch without masks has a loss of 0 that still reaches the parameters.
+
+        Args:
+            features: L levels (N, C, Hl, Wl).
+            text: (N, T, D).
+            proposals: N sets of predicted boxes, best first, in the frame of the annotated ones.
+            instances: N images with ``gt_boxes``, ``gt_classes``, ``gt_masks`` and ``gt_has_mask``. Boxes without a
+                mask, or with a phrase that was cut off, do not train.
+            prompts: N prompts.
+
+        Returns:
+            The scalar ``loss_mask``.
+        """
+        resolution = 2 * self.pooler.resolution
+        boxes, token_maps, targets = [], [], []
+        for image_proposals, image, prompt in zip(proposals, instances, prompts, strict=True):
+            rows = prompt.phrase_token_map.to(text.device)[image.gt_classes]  # (M, real tokens)
+            usable = image.gt_has_mask & rows.any(dim=1)
+            regions = match_proposals(image_proposals, image, usable, self.max_proposals)
+            boxes.append(regions.boxes)
+            token_maps.append(rows[regions.matched_idxs])
+            targets.append(crop_masks(image.gt_masks, regions, resolution))
+        logits = self(features, boxes, text, token_maps).float()
+        total = F.binary_cross_entropy_with_logits(logits, torch.cat(targets), reduction="sum") / resolution**2
+        count = reduce_mean(total.new_tensor(len(logits)))
+        # A single box on one rank is a mean count of 1 / ranks.
+        count = count.clamp(min=1 / comm.get_world_size())
+        return {"loss_mask": total / count * self.loss_weight}
+
+    @torch.no_grad()
+    def inference(
+        self,
+        features: list[Tensor],
+        text: Tensor,
+        instances: list[Instances],
+        prompts: list[TokenizedPrompt],
+    ) -> list[Tensor]:
+        """Predict the masks of the detections of N images.
+
+        Args:
+            features: L levels (N, C, Hl, Wl).
+            text: (N, T, D).
+            instances: N images with ``pred_boxes``, in pixels of the padded input, and ``phrase_ids``, rows of the
+                prompt's ``phrase_token_map``.
+            prompts: N prompts.
+
+        Returns:
+            N tensors (K, 2S, 2S) of probabilities, for ``paste_masks``.
+        """
+        masks = []
+        for i, (image, prompt) in enumerate(zip(instances, prompts, strict=True)):
+            levels = [level[i : i + 1] for level in features]
+            token_maps = prompt.phrase_token_map.to(text.device)[image.phrase_ids]
+            parts = zip(image.pred_boxes.tensor.split(_TEST_SLICE), token_maps.split(_TEST_SLICE))
+            logits = [self(levels, [boxes], text[i : i + 1], [token_map]) for boxes, token_map in parts]
+            masks.append(torch.cat(logits).float().sigmoid())
+        return masks

@@ -1,0 +1,88 @@
+"""The features that masks are predicted from: those under their boxes."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from detectron2.layers import ROIAlign
+from detectron2.modeling.poolers import assign_boxes_to_levels, convert_boxes_to_pooler_format
+from detectron2.structures import Boxes
+from torch import Tensor, nn
+
+# A box of this size, in pixels, belongs to the level of this stride, 2^4 (arXiv 1612.03144, Eq. 1).
+_CANONICAL_SIZE = 224
+_CANONICAL_LEVEL = 4
+
+
+def mask_frames(boxes: Tensor) -> Tensor:
+    """Return the frames that features are pooled from, and that the targets of masks are cut to.
+
+    Args:
+        boxes: (..., 4) XYXY, half-open, pixels.
+
+    Returns:
+        (..., 4) XYXY from edge to edge: a frame ends one pixel before its box, but is at least one pixel wide and high.
+        A new tensor.
+
+    Source: the official code reads the coordinates of the first and the last pixel of a box as edges when it pools and
+    when it cuts targets; not so when it pastes, where the last pixel belongs to the box.
+    """
+    first, last = boxes[..., :2], boxes[..., 2:] - 1
+    return torch.cat((first, torch.maximum(last, first + 1)), dim=-1)
+
+
+class RegionPooler(nn.Module):
+    """Sample the features under boxes at a fixed resolution, each from the level that its size asks for.
+
+    Args:
+        strides: L strides of the levels, powers of 2, each twice the one before.
+        resolution: S, cells along a side.
+        sampling_ratio: Samples along a side of a cell; 0: as many as it has feature pixels, rounded up.
+
+    Raises:
+        ValueError: Other strides.
+
+    Source: Mask R-CNN (arXiv 1703.06870) and its first ROIAlign, whose samples lie half a feature pixel right of and
+    below those of the "aligned" one, as in the official code. detectron2's ``ROIPooler`` reads size and position from
+    one set of boxes; in half-open coordinates they are of two.
+    """
+
+    def __init__(self, *, strides: list[int], resolution: int, sampling_ratio: int = 0):
+        super().__init__()
+        levels = [math.log2(stride) for stride in strides]
+        self.min_level, self.max_level = round(levels[0]), round(levels[-1])
+        if levels != list(range(self.min_level, self.max_level + 1)):
+            raise ValueError(f"RegionPooler: expected powers of 2, each twice the one before, found strides {strides}")
+        self.resolution = resolution
+        self.aligns = nn.ModuleList(
+            ROIAlign((resolution, resolution), 1 / stride, sampling_ratio, aligned=False) for stride in strides
+        )
+
+    def forward(self, features: list[Tensor], boxes: list[Tensor]) -> Tensor:
+        """Pool the boxes of N images.
+
+        Args:
+            features: L levels (N, C, Hl, Wl).
+            boxes: N tensors (K, 4) XYXY, half-open, pixels of the padded input.
+
+        Returns:
+            (sum of K, C, S, S) float32, image after image.
+        """
+        regions = convert_boxes_to_pooler_format([Boxes(mask_frames(image)) for image in boxes])  # (sum K, 5)
+        pooled = features[0].new_zeros(
+            len(regions), features[0].shape[1], self.resolution, self.resolution, dtype=torch.float32
+        )
+        levels = self.assign_levels(boxes)
+        for place, (feature, align) in enumerate(zip(features, self.aligns, strict=True)):
+            rows = (levels == place).nonzero().squeeze(1)
+            # In single precision: ROIAlign brings the boxes to the type of the features, and half a pixel is lost
+            # above 1024 in half precision.
+            pooled[rows] = align(feature.float(), regions[rows])
+        return pooled
+
+    def assign_levels(self, boxes: list[Tensor]) -> Tensor:
+        """Return the place of the level of each box, (sum of K,) int64 in [0, L)."""
+        return assign_boxes_to_levels(
+            [Boxes(image) for image in boxes], self.min_level, self.max_level, _CANONICAL_SIZE, _CANONICAL_LEVEL
+        )

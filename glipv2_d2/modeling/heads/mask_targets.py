@@ -1,0 +1,74 @@
+"""Which boxes train the mask head, and what their masks should be."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from detectron2.layers import ROIAlign
+from detectron2.modeling.matcher import Matcher
+from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks, pairwise_iou
+from torch import Tensor
+
+from .mask_pooling import mask_frames
+
+# A proposal trains the mask of the box that it overlaps the most, from this IoU on.
+_MATCHER = Matcher([0.5], [0, 1])
+
+
+class MatchedRegions(NamedTuple):
+    """Boxes of one image that have a mask to learn.
+
+    Attributes:
+        boxes: (K, 4) XYXY, half-open, proposals first, then annotated boxes.
+        matched_idxs: (K,) int64, the annotated box whose mask it is.
+    """
+
+    boxes: Tensor
+    matched_idxs: Tensor
+
+
+@torch.no_grad()
+def match_proposals(proposals: Boxes, instances: Instances, usable: Tensor, max_proposals: int) -> MatchedRegions:
+    """Choose the boxes of one image that train, and the mask of each.
+
+    Args:
+        proposals: Predicted boxes, best first; there may be none.
+        instances: With ``gt_boxes``, M boxes in the same frame; there may be none.
+        usable: (M,) bool, the boxes that have a mask and a phrase. A proposal that fits another one best is left out.
+        max_proposals: Proposals to keep at most, the first that match.
+
+    Source: the official mask head, without a limit; ``gt_boxes`` are added to the proposals there too.
+    """
+    matches, is_match = _MATCHER(pairwise_iou(instances.gt_boxes, proposals))
+    kept = is_match == 1
+    kept[kept.clone()] = usable[matches[kept]]
+    rows = kept.nonzero().squeeze(1)[:max_proposals]
+    own = usable.nonzero().squeeze(1)
+    boxes = torch.cat((proposals.tensor[rows], instances.gt_boxes.tensor[own]))
+    return MatchedRegions(boxes, torch.cat((matches[rows], own)))
+
+
+@torch.no_grad()
+def crop_masks(masks: PolygonMasks | BitMasks, regions: MatchedRegions, resolution: int) -> Tensor:
+    """Cut the masks of regions to their frames.
+
+    Args:
+        masks: Of the M annotated boxes of an image, in the frame of the boxes.
+        regions: Of that image.
+        resolution: Pixels along a side of what is returned.
+
+    Returns:
+        (K, resolution, resolution) float, 0 or 1, on the device of the regions.
+
+    Source: the official code draws the polygons in a frame scaled to the resolution, which is what detectron2 does.
+    """
+    frames = mask_frames(regions.boxes)
+    if isinstance(masks, PolygonMasks):
+        cut = masks[regions.matched_idxs].crop_and_resize(frames, resolution)
+        return cut.to(frames)
+    # As ``BitMasks.crop_and_resize``, which needs a copy of the whole bitmap for each of its regions.
+    places = torch.cat((regions.matched_idxs[:, None], frames), dim=1)
+    align = ROIAlign((resolution, resolution), 1.0, 0, aligned=True)
+    shares = align(masks.tensor[:, None].to(frames), places)  # (K, 1, resolution, resolution)
+    return (shares[:, 0] >= 0.5).to(frames)

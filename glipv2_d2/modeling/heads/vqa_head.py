@@ -1,0 +1,98 @@
+"""The head that answers questions by choosing from a list of answers, and its loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from torch import Tensor, nn
+
+from ...distributed import reduce_mean
+from ...layers.language_layer import padding_bias
+
+
+class VQAHead(nn.Module):
+    """Rate every answer of a list for a question that has seen the image.
+
+    Attention pooling turns the tokens into one vector: a linear layer rates each token, a softmax over the real tokens
+    gives the weights of their sum. Two layers with a GELU after each and a last linear layer make A logits of it.
+
+    Args:
+        language_dim: D of the text.
+        num_answers: A.
+        hidden_size: Width of the two layers; 0: twice D.
+        loss_weight: Factor of ``loss_vqa``.
+
+    Source: GLIPv2, App. D.2, which leaves the width open.
+    """
+
+    @configurable
+    def __init__(
+        self, *, language_dim: int, num_answers: int, hidden_size: int = 0, loss_weight: float = 1.0
+    ) -> None:
+        super().__init__()
+        if num_answers < 1:
+            raise ValueError(f"MODEL.GLIPV2.VQA.ANSWERS: expected at least one answer, found {num_answers}")
+        hidden_size = hidden_size or 2 * language_dim
+        self.pooling = nn.Linear(language_dim, 1)
+        self.layers = nn.Sequential(
+            nn.Linear(language_dim, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size), nn.GELU()
+        )
+        self.classifier = nn.Linear(hidden_size, num_answers)
+        self.loss_weight = loss_weight
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, *, language_dim: int, num_answers: int) -> dict[str, Any]:
+        """Read the arguments that the config decides."""
+        return {
+            "language_dim": language_dim,
+            "num_answers": num_answers,
+            "hidden_size": cfg.MODEL.GLIPV2.VQA.HIDDEN_SIZE,
+            "loss_weight": cfg.MODEL.GLIPV2.VQA.LOSS_WEIGHT,
+        }
+
+    def forward(self, text: Tensor, mask: Tensor) -> Tensor:
+        """Give the logits (N, A) of N questions.
+
+        Args:
+            text: (N, T, D), the tower's text.
+            mask: (N, T) bool, True at real tokens.
+        """
+        rating = self.pooling(text).squeeze(-1)  # (N, T)
+        weights = (rating + padding_bias(mask, rating.dtype)).softmax(-1).to(text.dtype)
+        pooled = (weights.unsqueeze(1) @ text).squeeze(1)  # (N, D)
+        return self.classifier(self.layers(pooled))
+
+    def losses(self, text: Tensor, mask: Tensor, answer_scores: Tensor) -> dict[str, Tensor]:
+        """Compute the weighted binary cross-entropy, summed over the answers, in single precision.
+
+        It is the mean over the questions of all ranks, once gradients are averaged over them.
+
+        Args:
+            text: (N, T, D), the tower's text, N >= 1.
+            mask: (N, T) bool, True at real tokens.
+            answer_scores: (N, A), soft targets in [0, 1].
+
+        Returns:
+            The scalar ``loss_vqa``.
+
+        Raises:
+            ValueError: The scores are not of N questions and A answers.
+        """
+        expected = (len(text), self.classifier.out_features)
+        if tuple(answer_scores.shape) != expected:
+            raise ValueError(
+                f"answer_scores: expected the shape {expected}, found {tuple(answer_scores.shape)}; "
+                f"MODEL.GLIPV2.VQA.ANSWERS has to be the list that the data was read with"
+            )
+        logits = self(text, mask).float()
+        targets = answer_scores.to(logits.device, torch.float32)
+        total = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+        count = reduce_mean(total.new_tensor(len(text)))
+        return {"loss_vqa": total / count * self.loss_weight}
+
+    def inference(self, text: Tensor, mask: Tensor) -> Tensor:
+        """Give the probability of each answer, (N, A) float32; they are independent and need not sum to 1."""
+        return self(text, mask).float().sigmoid()

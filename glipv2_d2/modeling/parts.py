@@ -1,0 +1,74 @@
+"""The parts of a model, built from a config: the fusion tower, and the heads that only some models have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+
+from .fusion_tower import FusionTower
+from .heads.contrastive_head import ContrastiveHead
+from .heads.mask_head import HourglassMaskHead
+from .heads.mlm_head import MLMHead
+
+
+def build_tower(cfg: CfgNode, channels: int, text_encoder: nn.Module) -> FusionTower:
+    """Build the tower for levels of ``channels`` channels and the text of an encoder."""
+    tower, fusion = cfg.MODEL.GLIPV2.TOWER, cfg.MODEL.GLIPV2.FUSION
+    return FusionTower(
+        channels,
+        text_encoder.hidden_size,
+        num_blocks=tower.NUM_BLOCKS,
+        channels=tower.CHANNELS,
+        num_groups=tower.NUM_GROUPS,
+        deformable=tower.DEFORMABLE,
+        deform_form=tower.DEFORM_FORM,
+        dynamic_relu=tower.DYNAMIC_RELU,
+        fusion=fusion.ENABLED,
+        fusion_embed_dim=fusion.EMBED_DIM,
+        fusion_num_heads=fusion.NUM_HEADS,
+        fusion_dropout=fusion.DROPOUT,
+        fusion_form=fusion.FORM,
+        layer_scale=fusion.LAYER_SCALE,
+        language_num_heads=text_encoder.num_heads,
+        language_intermediate_size=text_encoder.intermediate_size,
+        language_dropout=text_encoder.dropout,
+        language_layer_type=getattr(text_encoder, "language_layer_type", "post_norm"),
+        use_checkpoint=tower.USE_CHECKPOINT,
+    )
+
+
+def build_optional_heads(
+    cfg: CfgNode, levels: Sequence[ShapeSpec], tower: FusionTower, text_encoder: nn.Module
+) -> dict[str, Any]:
+    """Build the heads that the config switches on, and what the model has to know of them.
+
+    Args:
+        cfg: The config.
+        levels: Channels and stride of the levels of the pyramid.
+        tower: The tower that reads them.
+        text_encoder: The encoder.
+
+    Returns:
+        Arguments of ``GLIPv2``; a head that is switched off is not among them.
+    """
+    config, language_dim = cfg.MODEL.GLIPV2, text_encoder.hidden_size
+    heads: dict[str, Any] = {}
+    if config.CONTRASTIVE.ENABLED:
+        heads["contrastive_head"] = ContrastiveHead(cfg, channels=levels[0].channels, language_dim=language_dim)
+    if config.MLM.ENABLED:
+        heads["mlm_head"] = MLMHead(cfg, language_dim=language_dim, vocab_size=text_encoder.vocab_size)
+    if cfg.MODEL.MASK_ON:
+        features = config.MASK_HEAD.FEATURES
+        heads["mask_head"] = HourglassMaskHead(
+            cfg,
+            channels=levels[0].channels if features == "fpn" else tower.out_channels,
+            language_dim=language_dim,
+            strides=[level.stride for level in levels],
+        )
+        heads |= {"mask_features": features, "mask_thresh": config.TEST.MASK_THRESH}
+    return heads

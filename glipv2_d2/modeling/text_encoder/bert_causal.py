@@ -1,0 +1,103 @@
+"""BERT read in one direction: its layers with a causal mask, all tokens at once or one by one.
+
+The transformers library changed between its versions how a causal mask and remembered keys reach the layers of BERT. The
+names of their parts, which are those of the weights, have never changed: the layers are walked through here.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import BertModel, PreTrainedModel
+
+from ...layers.causal import KeyValues, visible_tokens
+
+
+def causal_pass(bert: PreTrainedModel, input_ids: Tensor, mask: Tensor, use_checkpoint: bool) -> Tensor:
+    """Encode N texts, a token seeing those up to itself only.
+
+    Args:
+        bert: A BERT with absolute positions.
+        input_ids: (N, T) int64.
+        mask: (N, T) bool, True at real tokens.
+        use_checkpoint: Recompute the activations of each layer in the backward pass.
+
+    Returns:
+        (N, T, D). Values in the padding are finite and mean nothing.
+
+    Raises:
+        ValueError: ``bert`` is of another type.
+    """
+    _check_type(bert)
+    visible = visible_tokens(mask, causal=True)
+    # A token that may see nothing sees everything: a softmax over nothing would be NaN.
+    visible = visible | ~visible.any(dim=-1, keepdim=True)
+    hidden = bert.embeddings(input_ids=input_ids)
+    for layer in bert.encoder.layer:
+        if use_checkpoint:
+            hidden = checkpoint(_run_layer, layer, hidden, visible, use_reentrant=False)
+        else:
+            hidden = _run_layer(layer, hidden, visible)
+    return hidden
+
+
+def causal_step(
+    bert: PreTrainedModel, input_ids: Tensor, position: int, past: list[KeyValues] | None
+) -> tuple[Tensor, list[KeyValues]]:
+    """Encode the next token of B texts as ``causal_pass`` does, without running those before it again.
+
+    Args:
+        bert: A BERT with absolute positions.
+        input_ids: (B,) int64.
+        position: Number of tokens before.
+        past: For each layer what it remembers of them; None before the first.
+
+    Returns:
+        (B, 1, D), and what to remember for the next token.
+
+    Raises:
+        ValueError: ``bert`` is of another type.
+    """
+    _check_type(bert)
+    positions = torch.full((1, 1), position, device=input_ids.device)
+    hidden = bert.embeddings(input_ids=input_ids[:, None], position_ids=positions)
+    layers = bert.encoder.layer
+    known = []
+    for layer, past_of_layer in zip(layers, past or [None] * len(layers)):
+        query, keys, values = _project(layer, hidden)
+        known.append(KeyValues.extend(past_of_layer, keys, values))
+        hidden = _finish(layer, hidden, F.scaled_dot_product_attention(query, *known[-1]))
+    return hidden, known
+
+
+def _run_layer(layer: nn.Module, hidden: Tensor, visible: Tensor) -> Tensor:
+    query, keys, values = _project(layer, hidden)
+    dropout = layer.attention.self.dropout
+    attended = F.scaled_dot_product_attention(
+        query, keys, values, attn_mask=visible, dropout_p=dropout.p if dropout.training else 0.0
+    )
+    return _finish(layer, hidden, attended)
+
+
+def _project(layer: nn.Module, hidden: Tensor) -> list[Tensor]:
+    attention = layer.attention.self
+    return [
+        projection(hidden).unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)  # (N, heads, T, d)
+        for projection in (attention.query, attention.key, attention.value)
+    ]
+
+
+def _finish(layer: nn.Module, hidden: Tensor, attended: Tensor) -> Tensor:
+    hidden = layer.attention.output(attended.transpose(1, 2).flatten(2), hidden)
+    return layer.output(layer.intermediate(hidden), hidden)
+
+
+def _check_type(bert: PreTrainedModel) -> None:
+    positions = getattr(bert.config, "position_embedding_type", "absolute")
+    if not isinstance(bert, BertModel) or positions != "absolute":
+        raise ValueError(
+            f"MODEL.TEXT_ENCODER.WEIGHTS: expected a BERT with absolute positions to write captions, found a "
+            f"{bert.config.model_type} with {positions} ones"
+        )
