@@ -15,6 +15,7 @@ from .config import add_glipv2_config  # noqa: E402
 from .data import (  # noqa: E402
     register_coco_grounding,
     register_grounding_json,
+    register_lvis,
     register_odvg,
     register_shards,
     register_tsv,
@@ -37,6 +38,7 @@ __all__ = [
     "convert_glip_state_dict",
     "register_coco_grounding",
     "register_grounding_json",
+    "register_lvis",
     "register_odvg",
     "register_shards",
     "register_tsv",

@@ -6,28 +6,24 @@ in one size in the picture and below it.
 
 from __future__ import annotations
 
-import colorsys
-import itertools
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from detectron2.structures import Instances
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
-from .prompts.phrase_search import find_phrase
+from .colored_text import Color, Word, draw_words, phrase_color, split_caption, split_words, text_color
 from .structures import CharSpan
 
-Color = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]
 
 # Smaller pictures are enlarged, so that the writing on them can be read.
 MIN_LONG_SIDE = 800
 # Share of the phrase's colour inside a mask: what is below stays visible.
 _MASK_OPACITY = 0.45
-# The golden section of the colour circle never comes back to a hue it has used.
-_GOLDEN_SECTION = 0.618034
+# The phrase of the boxes of an answer, which is no part of the question.
+ANSWER_PHRASE = "[answer]"
 
 
 class GroundingVisualizer:
@@ -63,31 +59,62 @@ class GroundingVisualizer:
         Raises:
             ValueError: The masks do not have the size of the image.
         """
-        font = _font(self._picture.size)
-        picture = self._picture.copy()
-        if instances.has("pred_masks"):
-            masks = instances.pred_masks.cpu().numpy()
-            picture = self._with_masks(masks, instances.pred_classes.tolist(), "pred_masks")
-        pen = ImageDraw.Draw(picture)
-        boxes = instances.pred_boxes.tensor.cpu() * self._scale
-        rows = instances.pred_classes.tolist()
-        line_width = max(2, int(font.size) // 5)
-        for row, box in zip(rows, boxes.tolist()):
-            pen.rectangle(_drawable(box), outline=phrase_color(row), width=line_width)
-        taken: list[Rectangle] = []
-        # The best detections get the first choice of places.
-        for k in instances.scores.argsort(descending=True, stable=True).tolist():
-            text = f"{phrases[rows[k]]} {float(instances.scores[k]):.0%}"
-            chip = place_label(
-                boxes[k].tolist(), (font.getlength(text) + font.size, 1.4 * font.size), picture.size, taken
-            )
-            taken.append(chip)
-            pen.rectangle(chip, fill=phrase_color(rows[k]))
-            pen.text((chip[0] + font.size / 2, chip[1] + 0.1 * font.size), text, text_color(rows[k]), font)
-        drawn = np.asarray(picture)
-        if caption is not None:
-            drawn = np.concatenate([drawn, draw_caption(caption, phrases, font, picture.width)])
-        return drawn
+        picture = self._with_detections(instances, phrases)
+        if caption is None:
+            return np.asarray(picture)
+        return self._with_text(picture, split_caption(caption, phrases))
+
+    def draw_answer(
+        self, instances: Instances, phrases: Sequence[str], question: str, answer: str, score: float
+    ) -> np.ndarray:
+        """Draw the boxes of a question's phrases and of its answer, and write both below.
+
+        Args:
+            instances: As above; of a model that does not ground its answers, it is empty.
+            phrases: P strings, parts of the question, and "[answer]" for the boxes of the answer, on which stands the
+                answer itself.
+            question: Its phrases stand on their colours.
+            answer: Stands on the colour of its boxes, if there is one.
+            score: Of the answer, in [0, 1].
+
+        Returns:
+            (H', W', 3) uint8 in RGB order.
+
+        Raises:
+            ValueError: The masks do not have the size of the image.
+        """
+        labels = [answer if phrase == ANSWER_PHRASE else phrase for phrase in phrases]
+        boxed = sorted({row for row in instances.pred_classes.tolist() if phrases[row] == ANSWER_PHRASE})
+        row = boxed[0] if boxed else None
+        picture = self._with_detections(instances, labels)
+        answered = [(f"{word} ", row) for word in answer.split()] + [(f"{score:.0%}", None)]
+        return self._with_text(picture, split_caption(question, phrases), answered)
+
+    def draw_generated(
+        self,
+        instances: Instances,
+        phrases: Sequence[str],
+        caption: str,
+        phrase_spans: Sequence[Sequence[CharSpan]],
+    ) -> np.ndarray:
+        """Draw a generated caption: its words below, those of a phrase in the colour of the phrase's boxes.
+
+        Args:
+            instances: As above; of a model that does not ground its words, it is empty.
+            phrases: P strings.
+            caption: Whose phrases without a box stand on white.
+            phrase_spans: For each phrase its half-open character ranges of the caption, so that of two equal phrases
+                each has the colour of its own boxes.
+
+        Returns:
+            (H', W', 3) uint8 in RGB order.
+
+        Raises:
+            ValueError: The masks do not have the size of the image.
+        """
+        boxed = set(instances.pred_classes.tolist())
+        spans = [spans if row in boxed else () for row, spans in enumerate(phrase_spans)]
+        return self._with_text(self._with_detections(instances, phrases), split_words(caption, spans))
 
     def draw_referred(self, mask: np.ndarray, phrase: str) -> np.ndarray:
         """Draw what a phrase refers to, and write the phrase under the picture.
@@ -104,8 +131,37 @@ class GroundingVisualizer:
         """
         picture = self._with_masks(mask[None], [0], "mask")
         marked = [phrase] if mask.any() else []
-        strip = draw_caption(phrase, marked, _font(picture.size), picture.width)
-        return np.concatenate([np.asarray(picture), strip])
+        return self._with_text(picture, split_caption(phrase, marked))
+
+    def _with_detections(self, instances: Instances, labels: Sequence[str]) -> Image.Image:
+        """Return the picture with masks and boxes, and on each box the label of its phrase and the score."""
+        font = _font(self._picture.size)
+        picture = self._picture.copy()
+        if instances.has("pred_masks"):
+            masks = instances.pred_masks.cpu().numpy()
+            picture = self._with_masks(masks, instances.pred_classes.tolist(), "pred_masks")
+        pen = ImageDraw.Draw(picture)
+        boxes = instances.pred_boxes.tensor.cpu() * self._scale
+        rows = instances.pred_classes.tolist()
+        line_width = max(2, int(font.size) // 5)
+        for row, box in zip(rows, boxes.tolist()):
+            pen.rectangle(_drawable(box), outline=phrase_color(row), width=line_width)
+        taken: list[Rectangle] = []
+        # The best detections get the first choice of places.
+        for k in instances.scores.argsort(descending=True, stable=True).tolist():
+            text = f"{labels[rows[k]]} {float(instances.scores[k]):.0%}"
+            chip = place_label(
+                boxes[k].tolist(), (font.getlength(text) + font.size, 1.4 * font.size), picture.size, taken
+            )
+            taken.append(chip)
+            pen.rectangle(chip, fill=phrase_color(rows[k]))
+            pen.text((chip[0] + font.size / 2, chip[1] + 0.1 * font.size), text, text_color(rows[k]), font)
+        return picture
+
+    def _with_text(self, picture: Image.Image, *texts: Sequence[Word]) -> np.ndarray:
+        """Return a picture with texts below it, one under the other."""
+        strips = [draw_words(words, _font(picture.size), picture.width) for words in texts]
+        return np.concatenate([np.asarray(picture), *strips])
 
     def _with_masks(self, masks: np.ndarray, rows: Sequence[int], name: str) -> Image.Image:
         """Return the picture with masks (K, H, W) in the colours of their phrases."""
@@ -117,19 +173,6 @@ class GroundingVisualizer:
         enlarged = ((rows[k], masks[k] if self._scale == 1 else enlarge_mask(masks[k], size)) for k in order)
         line_width = max(2, int(_font(size).size) // 8)
         return Image.fromarray(paint_masks(np.asarray(self._picture), enlarged, line_width))
-
-
-def phrase_color(row: int) -> Color:
-    """Return the colour of phrase ``row``, RGB in 0..255; neighbouring rows differ well."""
-    red, green, blue = colorsys.hsv_to_rgb((row * _GOLDEN_SECTION) % 1.0, 0.85, 0.85)
-    return round(255 * red), round(255 * green), round(255 * blue)
-
-
-def text_color(row: int) -> Color:
-    """Return black or white, whichever can be read on the colour of phrase ``row``."""
-    red, green, blue = phrase_color(row)
-    # Luma of Rec. 601.
-    return (0, 0, 0) if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else (255, 255, 255)
 
 
 def enlarge_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -197,79 +240,6 @@ def place_label(
     free = (place for place in places if not any(_overlap(place, other) for other in taken))
     bottom = max(0.0, picture_size[1] - height)
     return next(free, places[0] if places else (left, bottom, left + width, bottom + height))
-
-
-def draw_caption(caption: str, phrases: Sequence[str], font: ImageFont.FreeTypeFont, width: int) -> np.ndarray:
-    """Write a caption, each of its phrases on the colour of the phrase.
-
-    Returns:
-        (H, width, 3) uint8 RGB, as high as the lines need.
-    """
-    size = int(font.size)
-    words = _wrap(split_caption(caption, phrases), font, width - 2 * size)
-    num_lines = 1 + max((word.line for word in words), default=0)
-    canvas = Image.new("RGB", (width, 2 * size * num_lines + size), "white")
-    pen = ImageDraw.Draw(canvas)
-    for (line, row), group in itertools.groupby(words, key=lambda word: (word.line, word.row)):
-        run = list(group)
-        top = 2 * size * line + size
-        if row is not None:
-            margin = size // 6
-            chip = (size + run[0].left - margin, top - margin, size + run[-1].right + margin, top + size + 2 * margin)
-            pen.rounded_rectangle(chip, margin, fill=phrase_color(row))
-        for word in run:
-            pen.text((size + word.left, top), word.text, (0, 0, 0) if row is None else text_color(row), font)
-    return np.asarray(canvas)
-
-
-def split_caption(caption: str, phrases: Sequence[str]) -> list[tuple[str, int | None]]:
-    """Cut a caption into words with the space after them, each with the row of its phrase, or None.
-
-    Where phrases overlap the longer one has the word.
-    """
-    owners: list[int | None] = [None] * len(caption)
-    # Short phrases first: long ones then write over them.
-    for row in sorted(range(len(phrases)), key=lambda row: len(phrases[row])):
-        for begin, end in _spans(caption, phrases[row]):
-            owners[begin:end] = [row] * (end - begin)
-    words: list[tuple[str, int | None]] = []
-    begin = 0
-    for end in range(1, len(caption) + 1):
-        if end == len(caption) or owners[end] != owners[begin] or caption[end - 1].isspace():
-            words.append((caption[begin:end], owners[begin]))
-            begin = end
-    return words
-
-
-class _Word(NamedTuple):
-    """A word at its place: line, left and right edge in pixels of the line, and the phrase it belongs to, or None."""
-
-    line: int
-    left: float
-    right: float
-    text: str
-    row: int | None
-
-
-def _wrap(words: list[tuple[str, int | None]], font: ImageFont.FreeTypeFont, width: int) -> list[_Word]:
-    """Lay words out in lines."""
-    placed = []
-    line, left = 0, 0.0
-    for word, row in words:
-        text = word.rstrip()
-        if left > 0 and left + font.getlength(text) > width:
-            line, left = line + 1, 0.0
-        placed.append(_Word(line, left, left + font.getlength(text), text, row))
-        left += font.getlength(word)
-    return placed
-
-
-def _spans(caption: str, phrase: str) -> list[CharSpan]:
-    try:
-        return find_phrase(caption, phrase)[1]
-    except ValueError:
-        # The phrase joins words that stand apart in the caption.
-        return []
 
 
 def _font(picture_size: tuple[int, int]) -> ImageFont.FreeTypeFont:

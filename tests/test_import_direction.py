@@ -24,6 +24,7 @@ FLOORS = {
     "solver": 3,
     "evaluation": 3,
     "engine": 3,
+    "colored_text": 3,
     "visualizer": 3,
 }
 APART = {("modeling", "data"), ("data", "modeling")}

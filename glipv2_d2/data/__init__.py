@@ -5,6 +5,7 @@ from .dataset_mappers.detection import DetectionDatasetMapper
 from .datasets import builtin  # noqa: F401
 from .datasets.coco import register_coco_grounding
 from .datasets.grounding_json import register_grounding_json
+from .datasets.lvis import register_lvis
 from .datasets.odvg import register_odvg
 from .datasets.phrasecut import register_phrasecut
 from .datasets.refcoco import register_refcoco
@@ -18,6 +19,7 @@ __all__ = [
     "build_train_loader",
     "register_coco_grounding",
     "register_grounding_json",
+    "register_lvis",
     "register_odvg",
     "register_phrasecut",
     "register_refcoco",

@@ -10,10 +10,14 @@ from torch import nn
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 
+from ..prompts.tokenizer import PromptTokenizer
 from .fusion_tower import FusionTower
+from .heads.captioning_head import CaptioningHead
 from .heads.contrastive_head import ContrastiveHead
 from .heads.mask_head import HourglassMaskHead
 from .heads.mlm_head import MLMHead
+from .heads.vqa_head import VQAHead
+from .text_generation import GenerationRules
 
 
 def build_tower(cfg: CfgNode, channels: int, text_encoder: nn.Module) -> FusionTower:
@@ -62,6 +66,15 @@ def build_optional_heads(
         heads["contrastive_head"] = ContrastiveHead(cfg, channels=levels[0].channels, language_dim=language_dim)
     if config.MLM.ENABLED:
         heads["mlm_head"] = MLMHead(cfg, language_dim=language_dim, vocab_size=text_encoder.vocab_size)
+    if config.VQA.ENABLED:
+        from ..prompts.answers import AnswerVocabulary
+
+        num_answers = len(AnswerVocabulary.from_file(config.VQA.ANSWERS))
+        heads["vqa_head"] = VQAHead(cfg, language_dim=language_dim, num_answers=num_answers)
+    if config.CAPTIONING.ENABLED:
+        heads["captioning_head"] = CaptioningHead(cfg, language_dim=language_dim, vocab_size=text_encoder.vocab_size)
+        heads["generation_rules"] = _build_generation_rules(cfg)
+        heads["grounds_captions"] = config.CAPTIONING.GROUNDED
     if cfg.MODEL.MASK_ON:
         features = config.MASK_HEAD.FEATURES
         heads["mask_head"] = HourglassMaskHead(
@@ -72,3 +85,17 @@ def build_optional_heads(
         )
         heads |= {"mask_features": features, "mask_thresh": config.TEST.MASK_THRESH}
     return heads
+
+
+def _build_generation_rules(cfg: CfgNode) -> GenerationRules:
+    tokenizer, captioning = PromptTokenizer.from_config(cfg), cfg.MODEL.GLIPV2.CAPTIONING
+    return GenerationRules(
+        start_id=tokenizer.start_id,
+        end_id=tokenizer.end_id,
+        banned_ids=tuple(index for index in tokenizer.special_ids if index != tokenizer.end_id),
+        beam_size=captioning.BEAM_SIZE,
+        max_length=captioning.MAX_LENGTH,
+        min_length=captioning.MIN_LENGTH,
+        length_penalty=captioning.LENGTH_PENALTY,
+        no_repeat_ngram=captioning.NO_REPEAT_NGRAM,
+    )

@@ -29,6 +29,15 @@ def clean_name(name: str) -> str:
     return re.sub(r"\(.*\)", "", name).replace("_", " ").replace("  ", " ")
 
 
+def namesakes(names: Sequence[str]) -> dict[int, list[int]]:
+    """Return for each row of ``names`` that reads like others, once cleaned and in lower case, the rows of these."""
+    rows_of_text: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        rows_of_text.setdefault(" ".join(clean_name(name).lower().split()), []).append(row)
+    groups = [rows for rows in rows_of_text.values() if len(rows) > 1]
+    return {row: [other for other in rows if other != row] for rows in groups for row in rows}
+
+
 def check_vocabulary(names: Sequence[str]) -> None:
     """Check a list of names that a user or a dataset brings, before anything is built from it.
 
@@ -122,6 +131,7 @@ def sample_training_names(
     rng: np.random.Generator,
     separator: str = SEPARATOR,
     negative_sampling: str = "drawn",
+    never_negatives: Collection[int] = (),
 ) -> list[int]:
     """Choose the names of a detection dataset that one training prompt holds.
 
@@ -143,38 +153,37 @@ def sample_training_names(
         rng: Source of every random choice.
         separator: Stands between two names.
         negative_sampling: "drawn" or "total".
+        never_negatives: Rows of names that stay out of the prompt unless they are positive: what they name may be in
+            the image without a box. They are dropped where positive names are, and change no other draw.
 
     Returns:
         Rows of ``names`` in the order of the prompt. The caller drops the boxes of absent rows. It holds a name at
-        least if ``names`` has one that fits.
+        least if ``names`` has one that fits, one of ``never_negatives`` where there is no other.
 
     Raises:
         ValueError: ``num_negatives`` is -1 and the names pass the token limit, or ``negative_sampling`` is unknown.
 
     Source: "drawn" is the official code, "total" the GLIP paper (arXiv 2112.03857), which speaks of 85 names in all.
-    Three departures from the two converters of detection data in the official code: there is no background name;
+    Four departures from the two converters of detection data in the official code: there is no background name;
     ``num_negatives`` 0 draws none, where officially it draws one; an image without boxes whose draw leaves no name gets
-    one of the names, since a prompt without a phrase is empty.
+    one of the names, since a prompt without a phrase is empty; and officially any name can be a negative.
     """
     if negative_sampling not in NEGATIVE_SAMPLING:
         raise ValueError(
             f"INPUT.PROMPT.NEGATIVE_SAMPLING: expected one of {list(NEGATIVE_SAMPLING)}, found {negative_sampling!r}"
         )
+    excluded = set(never_negatives).difference(positives)
     if num_negatives < 0:
-        rows = _all_rows(names, tokenizer, separator)
+        rows = [row for row in _all_rows(names, tokenizer, separator) if row not in excluded]
     else:
         kept, budget = _fitting_positives(names, positives, tokenizer, separator, rng)
         count = _draw_count(min(num_negatives, len(names)), full_negatives_prob, rng)
-        # Both are in random order.
-        if negative_sampling == "total":
-            candidates, most = rng.permutation(len(names)).tolist(), max(count - len(kept), 0)
-        else:
-            candidates, most = rng.choice(len(names), count, replace=False).tolist(), count
-        excluded = set(positives)
-        negatives = [row for row in candidates if row not in excluded][:most]
+        num_kept = len(kept) if negative_sampling == "total" else None
+        negatives = _draw_negatives(len(names), excluded.union(positives), count, num_kept, rng)
         rows = kept + _fitting_negatives(names, negatives, tokenizer, separator, budget)
-        if not rows:
-            rows = [int(rng.integers(len(names)))]
+    if not rows:
+        others = [row for row in range(len(names)) if row not in excluded] or range(len(names))
+        rows = [others[rng.integers(len(others))]]
     if shuffle:
         return rng.permutation(rows).tolist()
     return sorted(rows)
@@ -236,6 +245,15 @@ def _draw_count(full: int, full_negatives_prob: float, rng: np.random.Generator)
     if full == 0 or rng.random() < full_negatives_prob:
         return full
     return int(rng.integers(1, full + 1))
+
+
+def _draw_negatives(
+    num_names: int, excluded: Collection[int], count: int, num_kept: int | None, rng: np.random.Generator
+) -> list[int]:
+    """Draw rows in random order: ``count`` less the excluded ones, or as many as fill ``num_kept`` up to ``count``."""
+    if num_kept is None:
+        return [row for row in rng.choice(num_names, count, replace=False).tolist() if row not in excluded]
+    return [row for row in rng.permutation(num_names).tolist() if row not in excluded][: max(count - num_kept, 0)]
 
 
 def _fitting_negatives(

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 
 from glipv2_d2.data.datasets import builtin
+from glipv2_d2.data.datasets.value_checks import AnnotationError
 from glipv2_d2.data.training_dicts import load_dataset
 from glipv2_d2.prompts.builder import check_vocabulary, prompt_from_names
 
@@ -59,8 +61,12 @@ REFCOCO_FILES = {
     "refcocog_google": ("refcoco/refcocog/refs_google.json", "refcoco/refcocog/instances.json"),
 }
 EXPECTED = WORLDS | PSEUDO | OTHERS | REFERRING
-LVIS = "lvis_v1_minival"
-NAMES = {*EXPECTED, *REFCOCO, LVIS}
+LVIS = {
+    "lvis_v1_train_grounding": "lvis_v1_train.json",
+    "lvis_v1_val_grounding": "lvis_v1_val.json",
+    "lvis_v1_minival": "lvis_v1_minival_inserted_image_name.json",
+}
+NAMES = {*EXPECTED, *REFCOCO, *LVIS}
 
 
 @pytest.fixture
@@ -132,33 +138,51 @@ LVIS_IMAGES = [
 LVIS_BOX = {"id": 1, "image_id": 5, "category_id": 1203, "bbox": [4, 6, 20, 10], "area": 100}
 
 
-def write_lvis(root, boxes) -> None:
+def write_lvis(root, name, boxes, categories=LVIS_CATEGORIES) -> None:
     for folder in ("coco", "lvis"):
         (root / folder).mkdir()
-    content = {"images": LVIS_IMAGES, "annotations": boxes, "categories": [{"id": 1203}]}
-    (root / "lvis" / "lvis_v1_minival_inserted_image_name.json").write_text(json.dumps(content))
+    content = {"images": LVIS_IMAGES, "annotations": boxes, "categories": categories}
+    (root / "lvis" / LVIS[name]).write_text(json.dumps(content))
 
 
-def test_lvis_minival_passes_through_the_loading_of_datasets(registered_in, tmp_path):
+@pytest.mark.parametrize("name", LVIS)
+def test_lvis_passes_through_the_loading_of_datasets(registered_in, tmp_path, name):
     registered_in(tmp_path)
-    write_lvis(tmp_path, [{**LVIS_BOX, "segmentation": [[4, 6, 24, 6, 24, 16]]}])
-    (record,) = load_dataset(LVIS, with_masks=True)
+    write_lvis(tmp_path, name, [{**LVIS_BOX, "segmentation": [[4, 6, 24, 6, 24, 16]]}])
+    metadata = MetadataCatalog.get(name)
+    # The names and how many images have them are there before the file is read.
+    assert metadata.thing_classes == [category["synonyms"][0] for category in LVIS_CATEGORIES]
+    assert [entry["id"] for entry in metadata.class_image_count] == list(range(1, 1204))
+    (record,) = load_dataset(name, with_masks=True)
     assert record["file_name"] == str(tmp_path / "coco" / "val2017" / "000000000005.jpg")
     assert (record["not_exhaustive_category_ids"], record["neg_category_ids"]) == ([3], [7])
     (annotation,) = record["annotations"]
     assert annotation["category_id"] == 1202 and annotation["segmentation"] == [[4, 6, 24, 6, 24, 16]]
-    metadata = MetadataCatalog.get(LVIS)
+    assert record["never_negative_ids"] == [2]
     assert metadata.evaluator_type == "lvis" and len(metadata.thing_classes) == 1203
 
 
-def test_a_missing_lvis_file_is_named_with_the_way_out(registered_in, tmp_path):
+def test_other_categories_than_those_of_lvis_v1_are_refused(registered_in, tmp_path):
     registered_in(tmp_path)
-    with pytest.raises(FileNotFoundError, match="lvis_v1_minival_inserted_image_name.json .*DETECTRON2_DATASETS"):
-        load_dataset(LVIS)
+    write_lvis(tmp_path, "lvis_v1_minival", [LVIS_BOX], LVIS_CATEGORIES[1:])
+    with pytest.raises(AnnotationError, match="expected the 1203 thing_classes in the metadata of 'lvis_v1_minival'"):
+        load_dataset("lvis_v1_minival")
+
+
+@pytest.mark.parametrize("name", LVIS)
+def test_a_missing_lvis_file_is_named_with_the_way_out(registered_in, tmp_path, name):
+    registered_in(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"{LVIS[name]} .*DETECTRON2_DATASETS"):
+        load_dataset(name)
+
+
+def test_the_names_of_detectron2_stay_its_own():
+    assert {"lvis_v1_train", "lvis_v1_val"} <= set(DatasetCatalog.list())
+    assert MetadataCatalog.get("lvis_v1_train").get("task") is None
 
 
 def test_every_name_of_lvis_finds_its_place_in_a_prompt():
-    names = MetadataCatalog.get(LVIS).thing_classes
+    names = MetadataCatalog.get("lvis_v1_minival").thing_classes
     assert names == MetadataCatalog.get("lvis_v1_val").thing_classes
     check_vocabulary(names)
     prompt = prompt_from_names(names)

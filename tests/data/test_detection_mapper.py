@@ -196,6 +196,37 @@ def test_names_that_read_the_same_keep_their_ids_in_one_dataset():
     assert mapper.test_prompts({})[0].category_ids.tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("num_negatives", [-1, 85])
+def test_no_negative_reads_like_a_name_in_the_image(record, num_negatives):
+    names = ["bow_(weapon)", "cat", "bow_(ribbon)", "fish"]
+    mapper = make_mapper(vocabularies={"arms": names}, num_negatives=num_negatives)
+    annotations = [{**record["annotations"][0], "category_id": 2}]
+    sample = mapper({**record, "annotations": annotations})
+    assert sorted(sample["prompts"][0].phrases) == ["bow_(ribbon)", "cat", "fish"]
+    assert phrases_of_boxes(sample) == ["bow_(ribbon)"]
+    # Both in the image: both in the prompt. Neither: both can be negatives.
+    both = mapper({**record, "annotations": annotations + [{**annotations[0], "category_id": 0}]})
+    assert set(both["prompts"][0].phrases) == set(names)
+    assert phrases_of_boxes(both) == ["bow_(ribbon)", "bow_(weapon)"]
+    neither = mapper({**record, "annotations": [{**annotations[0], "category_id": 1}]})
+    assert set(neither["prompts"][0].phrases) == set(names)
+
+
+def test_names_of_another_dataset_that_read_the_same_matter_not(record):
+    mapper = make_mapper(vocabularies={"pets": ["red dog", "cat", "fish"], "zoo": ["lion", "Lion", "tiger"]})
+    sample = mapper({**record, "annotations": record["annotations"][:2], "dataset_name": "pets"})
+    assert set(sample["prompts"][0].phrases) == {"red dog", "cat", "fish"}
+
+
+def test_names_whose_objects_do_not_all_have_a_box_are_never_negatives_of_the_image(record):
+    mapper = make_mapper()
+    assert set(mapper(record)["prompts"][0].phrases) == {"red dog", "cat", "fish"}
+    for ids, phrases in (([2], {"red dog", "cat"}), ([1, 2], {"red dog", "cat"}), ([1], {"red dog", "cat", "fish"})):
+        sample = mapper({**record, "never_negative_ids": ids})
+        assert set(sample["prompts"][0].phrases) == phrases
+        assert phrases_of_boxes(sample) == ["cat", "red dog"]
+
+
 def test_a_vocabulary_that_fits_no_prompt_is_an_error_at_once():
     with pytest.raises(ValueError, match="long dog|very"):
         make_mapper(vocabularies={"pets": [LONG_NAME]}, max_tokens=32)

@@ -302,6 +302,14 @@ def test_loss_is_single_precision_under_autocast(dtype):
     assert all(parameter.grad.isfinite().all() for parameter in head.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_head_of_another_precision(dtype):
+    levels, text = make_features()
+    batch = ([NO_BOXES], [make_instances([BOX, OTHER], [0, 1])], [make_prompt()])
+    loss = make_head().to(dtype).losses([level.to(dtype) for level in levels], text.to(dtype), *batch)["loss_mask"]
+    assert_close(loss, make_head().losses(levels, text, *batch)["loss_mask"], atol=0.03, rtol=0.03)
+
+
 # --- test time --------------------------------------------------------------------------------------------------------
 
 

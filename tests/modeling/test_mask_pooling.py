@@ -121,12 +121,12 @@ def test_gradient_goes_to_the_level_of_each_box():
 
 
 def test_half_precision_features_keep_the_place_of_the_boxes():
-    # At 1301.5 half precision knows whole numbers only.
-    ramp = torch.arange(256.0).expand(1, 1, 256, 256)
+    # At 1301.5 half precision knows whole numbers only: the centre would be that of pixel 1352, where the ramp is 0.
+    ramp = (torch.arange(256.0) - 169).expand(1, 1, 256, 256)
     levels = [ramp.half()] + [torch.zeros(1, 1, 4, 4).half()] * 4
     pooled = make_pooler(resolution=1)(levels, [torch.tensor([[1301.5, 0.0, 1402.5, 101.0]])])
-    assert pooled.dtype == torch.float32
-    assert pooled.item() == pytest.approx((1301.5 + 1401.5) / 2 / 8)
+    assert pooled.dtype == torch.float16
+    assert pooled.item() == pytest.approx(1351.5 / 8 - 169)
 
 
 @pytest.mark.parametrize("strides", [[8, 16, 64], [6, 12], [16, 8]])

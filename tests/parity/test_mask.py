@@ -95,7 +95,7 @@ def make_prompt(facts):
 
 
 def make_instances(facts, arrays):
-    """The annotated boxes: the fifth has the label of the fifth proposal, and so on."""
+    """The annotated boxes; the first proposals lie on them, one on each, and have their labels."""
     instances = Instances(IMAGE_SIZE)
     instances.gt_boxes = Boxes(half_open(facts["ground_truth_boxes"]))
     instances.gt_classes = arrays["proposal_labels"][: len(instances.gt_boxes)] - 1
@@ -152,11 +152,11 @@ def test_matches_and_targets_are_the_official_ones():
 
 
 def test_loss_is_the_official_one():
-    # The official number is of the proposals alone: boxes that are annotated come in as proposals there.
+    # The official number is of the proposals alone, without the annotated boxes. Here the proposals that match are
+    # given as annotated boxes, with the masks and phrases that they match.
     facts, arrays = load("hourglass_vl")
     head, _ = make_head(facts)
     instances, prompt = make_instances(facts, arrays), make_prompt(facts)
-    # Each box as its own proposal and the proposals as annotated boxes: then exactly the proposals train.
     proposals = Boxes(half_open(arrays["proposals"]))
     regions = match_proposals(proposals, instances, instances.gt_has_mask, 100)
     kept = regions.matched_idxs[: int(arrays["matched"].sum())]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from glipv2_d2.prompts.builder import (
     check_vocabulary,
     clean_name,
+    namesakes,
     prompt_from_caption,
     prompt_from_names,
     sample_training_names,
@@ -41,7 +42,17 @@ def word_counter(max_content_tokens):
     )
 
 
-def draw(names, positives, tokenizer, seed, num_negatives=85, full_negatives_prob=0.5, shuffle=True, sampling="drawn"):
+def draw(
+    names,
+    positives,
+    tokenizer,
+    seed,
+    num_negatives=85,
+    full_negatives_prob=0.5,
+    shuffle=True,
+    sampling="drawn",
+    never_negatives=(),
+):
     return sample_training_names(
         names,
         positives,
@@ -51,6 +62,7 @@ def draw(names, positives, tokenizer, seed, num_negatives=85, full_negatives_pro
         shuffle=shuffle,
         rng=np.random.default_rng(seed),
         negative_sampling=sampling,
+        never_negatives=never_negatives,
     )
 
 
@@ -300,6 +312,55 @@ def test_total_obeys_the_token_limit():
         tuple(draw(["a", "b b", "c"], {0, 1}, word_counter(3), seed, 3, 1.0, sampling="total")) for seed in range(30)
     }
     assert found == {(0,), (1,)}
+
+
+@pytest.mark.parametrize("num_negatives", [-1, 4, 85])
+@pytest.mark.parametrize("sampling", ["drawn", "total"])
+def test_names_that_are_never_negatives_are_in_the_prompt_only_as_positives(sampling, num_negatives):
+    options = {"sampling": sampling, "never_negatives": {2, 3, 5}}
+    prompts = [
+        draw(SHORT_NAMES, {2, 7}, word_counter(100), seed, num_negatives, 0.5, **options) for seed in range(100)
+    ]
+    assert all({2, 7} <= set(rows) and not {3, 5} & set(rows) for rows in prompts)
+    assert set().union(*prompts) == set(range(10)) - {3, 5}
+    if num_negatives == 4:
+        # Without them "total" still fills the prompt; "drawn" drops them as it drops positives.
+        assert (max(len(rows) for rows in prompts) == 4) == (sampling == "total")
+
+
+@pytest.mark.parametrize("num_negatives", [0, 1])
+def test_image_without_boxes_gets_a_name_that_is_never_negative_only_for_want_of_others(num_negatives):
+    arguments = (SHORT_NAMES, (), word_counter(100))
+    prompts = [draw(*arguments, seed, num_negatives, never_negatives=range(8)) for seed in range(60)]
+    assert {tuple(rows) for rows in prompts} == {(8,), (9,)}
+    for number in (num_negatives, -1):
+        assert len(draw(*arguments, 0, number, never_negatives=range(10))) == 1
+
+
+@pytest.mark.parametrize(
+    ("sampling", "positives", "rows", "next_number"),
+    [
+        ("drawn", {4}, [8, 4], 515325),
+        ("drawn", (), [8], 468851),
+        ("drawn", {1, 8}, [5, 8, 1, 3, 9], 48757),
+        ("total", {4}, [4], 408473),
+        ("total", (), [9], 408473),
+        ("total", {1, 8}, [9, 3, 8, 1, 7], 190982),
+    ],
+)
+def test_prompts_of_a_seed_stay_what_they_were(sampling, positives, rows, next_number):
+    # Recorded: a change of the order of draws would change the training data of every seed.
+    rng = np.random.default_rng(5)
+    options = {"num_negatives": 6, "full_negatives_prob": 0.5, "shuffle": True, "rng": rng}
+    names = [f"n{i}" for i in range(10)]
+    assert sample_training_names(names, positives, word_counter(12), negative_sampling=sampling, **options) == rows
+    assert rng.integers(10**6) == next_number
+
+
+def test_namesakes_read_alike_in_a_prompt():
+    names = ["bow_(weapon)", "cat", "bow_(decorative_ribbons)", "hot_dog", "Hot  dog_(food)", "bow_tie", "bow"]
+    assert namesakes(names) == {0: [2, 6], 2: [0, 6], 6: [0, 2], 3: [4], 4: [3]}
+    assert namesakes([]) == {}
 
 
 def test_unknown_negative_sampling_is_refused_with_its_key():

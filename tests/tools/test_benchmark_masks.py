@@ -1,4 +1,4 @@
-"""The benchmark of the mask head: one map for each box costs a small part of the maps of all tokens, and is the same."""
+"""The benchmark of the mask head: one map for each box costs a small part of all token maps, and is the same."""
 
 import json
 

@@ -21,10 +21,11 @@ from ...prompts.masking import mask_tokens
 from ...prompts.tokenizer import PromptTokenizer
 from ...structures import TokenizedPrompt
 
-__all__ = ["TASKS", "DroppedText", "PromptDatasetMapper", "PromptedBoxes", "UnreadableImageError"]
+__all__ = ["BOX_TASKS", "TASKS", "DroppedText", "PromptDatasetMapper", "PromptedBoxes", "UnreadableImageError"]
 
-# Kinds of data, as a dataset's metadata names them.
-TASKS = ("detection", "grounding", "caption")
+# Kinds of data whose boxes alone are learnt, and all kinds, as a dataset's metadata names them.
+BOX_TASKS = ("detection", "grounding", "caption")
+TASKS = (*BOX_TASKS, "vqa", "captioning")
 
 
 class DroppedText(NamedTuple):
@@ -128,12 +129,12 @@ class PromptDatasetMapper(ABC):
             tokenizer: One that is there already; otherwise one is built.
 
         Raises:
-            ValueError: MODEL.GLIPV2.MLM.TASKS names a task that there is not.
+            ValueError: MODEL.GLIPV2.MLM.TASKS names a task whose prompts are not masked.
         """
         mlm = cfg.MODEL.GLIPV2.MLM
-        unknown = [name for name in mlm.TASKS if name not in TASKS]
+        unknown = [name for name in mlm.TASKS if name not in BOX_TASKS]
         if unknown:
-            raise ValueError(f"MODEL.GLIPV2.MLM.TASKS holds {unknown[0]!r}, expected some of {list(TASKS)}")
+            raise ValueError(f"MODEL.GLIPV2.MLM.TASKS holds {unknown[0]!r}, expected some of {list(BOX_TASKS)}")
         is_masked = is_train and mlm.ENABLED and task in mlm.TASKS
         return {
             "is_train": is_train,
@@ -144,7 +145,7 @@ class PromptDatasetMapper(ABC):
             "mask_prob": mlm.MASK_PROB if is_masked else None,
             # Officially too: in a list of names most are there by chance, but of a sentence every word can be restored.
             "mask_only_positives": mlm.ONLY_POSITIVES and task == "detection",
-            "with_masks": is_train and cfg.MODEL.MASK_ON,
+            "with_masks": is_train and cfg.MODEL.MASK_ON and task in BOX_TASKS,
         }
 
     @abstractmethod
@@ -162,6 +163,15 @@ class PromptDatasetMapper(ABC):
         """
         return dataset_dict
 
+    def completed(self, sample: dict, dataset_dict: dict) -> dict:
+        """Return a model input with what only this kind of data has.
+
+        Args:
+            sample: Complete but for that.
+            dataset_dict: It speaks of the image as it is in the sample, mirrored or not.
+        """
+        return sample
+
     def __call__(self, dataset_dict: dict) -> dict:
         """Make a model input (see ``structures``) from a dataset dict, which stays as it is.
 
@@ -172,7 +182,8 @@ class PromptDatasetMapper(ABC):
             UnreadableImageError: The image cannot be read, or its size differs from the ``height`` and ``width`` given.
         """
         if not self.is_train:
-            return {**self.test_image(dataset_dict), "prompts": self.test_prompts(dataset_dict)}
+            sample = {**self.test_image(dataset_dict), "prompts": self.test_prompts(dataset_dict)}
+            return self.completed(sample, dataset_dict)
         seed = dataset_dict.get("sample_seed")
         if seed is None:
             seed = int(np.random.randint(2**31))
@@ -187,7 +198,7 @@ class PromptDatasetMapper(ABC):
         sample["instances"] = instances
         if any(target.dropped):
             sample["dropped"] = {key: number for key, number in target.dropped._asdict().items() if number}
-        return sample
+        return self.completed(sample, dataset_dict)
 
     def test_image(self, dataset_dict: dict) -> dict:
         """Make a model input without its prompts, for a loader that adds those that all images share."""

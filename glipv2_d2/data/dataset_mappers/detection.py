@@ -9,7 +9,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.structures import BoxMode
 
 from .base import DroppedText, PromptDatasetMapper, PromptedBoxes, check_probability
-from ...prompts.builder import prompt_from_names, sample_training_names
+from ...prompts.builder import namesakes, prompt_from_names, sample_training_names
 from ...prompts.tokenizer import PromptTokenizer
 from ...prompts.vocabulary import dataset_names as names_of_dataset
 from ...structures import TokenizedPrompt
@@ -19,8 +19,9 @@ class DetectionDatasetMapper(PromptDatasetMapper):
     """Make model inputs from detection data.
 
     In training the prompt holds the names in the image and random other names of its dataset; a box whose name did not
-    fit into the prompt is dropped, and an image without boxes gets a prompt of names that are all absent. At test time
-    all images share the prompts that hold every name of the dataset.
+    fit into the prompt is dropped, and an image without boxes gets a prompt of names that are all absent. No other name
+    is one that reads like a name in the image, as "bow_(weapon)" and "bow_(decorative_ribbons)" do, or one of the
+    image's ``never_negative_ids``. At test time all images share the prompts that hold every name of the dataset.
 
     Source: GLIP's conversion of detection data to grounding data.
     """
@@ -61,6 +62,7 @@ class DetectionDatasetMapper(PromptDatasetMapper):
         self.shuffle = shuffle
         self.negative_sampling = negative_sampling
         self.shared_ids = _shared_category_ids(self.vocabularies)
+        self.namesakes = {dataset: namesakes(names) for dataset, names in self.vocabularies.items()}
         self.chunks: dict[str, list[TokenizedPrompt]] = {}
         # In training too: a vocabulary that cannot become a prompt is an error before the first step.
         for dataset, names in self.vocabularies.items():
@@ -103,9 +105,11 @@ class DetectionDatasetMapper(PromptDatasetMapper):
         dataset = self._dataset_of(dataset_dict)
         names, shared_ids = self.vocabularies[dataset], self.shared_ids[dataset]
         annotations = [item for item in dataset_dict.get("annotations", ()) if not item.get("iscrowd", 0)]
+        positives = {item["category_id"] for item in annotations}
+        read_the_same = [self.namesakes[dataset].get(name_id, ()) for name_id in positives]
         name_ids = sample_training_names(
             names,
-            {item["category_id"] for item in annotations},
+            positives,
             self.tokenizer,
             num_negatives=self.num_negatives,
             full_negatives_prob=self.full_negatives_prob,
@@ -113,6 +117,7 @@ class DetectionDatasetMapper(PromptDatasetMapper):
             rng=rng,
             separator=self.separator,
             negative_sampling=self.negative_sampling,
+            never_negatives=set(dataset_dict.get("never_negative_ids", ())).union(*read_the_same),
         )
         prompt = self.tokenizer(
             prompt_from_names(
@@ -125,7 +130,7 @@ class DetectionDatasetMapper(PromptDatasetMapper):
         row_of_name = {name_id: row for row, name_id in enumerate(name_ids) if has_tokens[row]}
         kept = [item for item in annotations if item["category_id"] in row_of_name]
         boxes = [BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS) for item in kept]
-        num_lost_names = len({item["category_id"] for item in annotations} - set(row_of_name))
+        num_lost_names = len(positives - set(row_of_name))
         return PromptedBoxes(
             prompt,
             boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),

@@ -10,7 +10,7 @@ from .base import DroppedText, PromptDatasetMapper, PromptedBoxes
 from ...prompts.builder import prompt_from_caption
 from ...prompts.flip_words import swap_left_right
 from ...prompts.tokenizer import PromptTokenizer
-from ...structures import CharSpan, Prompt, TokenizedPrompt
+from ...structures import CharSpan, TokenizedPrompt
 
 
 class GroundingDatasetMapper(PromptDatasetMapper):
@@ -66,14 +66,16 @@ class GroundingDatasetMapper(PromptDatasetMapper):
             category_ids=np.full(kept.sum(), -1, dtype=np.int64),
             segmentations=[item.get("segmentation") for item, keep in zip(annotations, kept.tolist()) if keep],
             dropped=DroppedText(
-                tokens=self._tokens_cut_off(source, prompt), phrases=int((~has_tokens).sum()), boxes=int((~kept).sum())
+                tokens=num_tokens_cut_off(source.caption, prompt, self.tokenizer), phrases=int((~has_tokens).sum()), boxes=int((~kept).sum())
             ),
         )
 
-    def _tokens_cut_off(self, source: Prompt, prompt: TokenizedPrompt) -> int:
-        if len(prompt) < self.tokenizer.max_tokens:
-            return 0
-        return self.tokenizer.count_tokens(source.caption) - self.tokenizer.max_content_tokens
+
+def num_tokens_cut_off(text: str, prompt: TokenizedPrompt, tokenizer: PromptTokenizer, num_added: int = 0) -> int:
+    """Count the tokens of a text that did not fit into its prompt, beside ``num_added`` other ones."""
+    if len(prompt) < tokenizer.max_tokens:
+        return 0
+    return tokenizer.count_tokens(text) + num_added - tokenizer.max_content_tokens
 
 
 def annotations_to_train_on(dataset_dict: dict) -> list[dict]:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from detectron2.structures import BoxMode
 
-from .value_checks import AnnotationError, is_box, is_integer, is_number, is_text, read_json_file, show
+from .value_checks import AnnotationError, is_box, is_integer, is_number, is_text, read_json_file, show, stays_inside
 
-__all__ = ["AnnotationError", "CocoFile", "check_dataset_dicts", "touches_image"]
+__all__ = ["AnnotationError", "CocoFile", "LvisFile", "check_dataset_dicts", "touches_image"]
 
 _OVERHANG = 1.0  # pixels that a box may reach past its image: rounding, or coordinates of last pixels
 
@@ -36,23 +36,26 @@ class CocoFile:
 
     def categories(self) -> dict[int, str]:
         """Return the names of the categories by their ids, in ascending order of the ids."""
-        categories = self._entries["categories"]
         self._check_ids("categories", at_least_one=True)
-        names = [category.get("name") for category in categories]
-        self._check("categories", "name", [is_text(name) for name in names], "a string that is not empty")
-        self._check("categories", "name", _is_first(names), "a name that no other category has")
-        return dict(sorted((category["id"], category["name"]) for category in categories))
+        field, names = self._names()
+        self._check("categories", field, _is_first(names), "a name that no other category has")
+        ids = [category["id"] for category in self._entries["categories"]]
+        return dict(sorted(zip(ids, names)))
 
     def images(self) -> list[dict]:
-        """Return the images, each with ``id``, ``file_name``, ``width`` and ``height``."""
+        """Return the images, each with ``id``, ``width`` and ``height``."""
         images = self._entries["images"]
         self._check_ids("images", at_least_one=True)
         for field in ("width", "height"):
             valid = [is_integer(image.get(field)) and image[field] > 0 for image in images]
             self._check("images", field, valid, "a positive integer")
-        valid = [is_text(image.get("file_name")) for image in images]
-        self._check("images", "file_name", valid, "a path below the image directory")
         return images
+
+    def file_names(self) -> list[str]:
+        """Return for each image its path below the image directory."""
+        paths = [image.get("file_name") for image in self._entries["images"]]
+        self._check("images", "file_name", [is_text(path) for path in paths], "a path below the image directory")
+        return paths
 
     def image_rows(self) -> list[int]:
         """Return for each annotation the place of its image in the list of images."""
@@ -106,6 +109,12 @@ class CocoFile:
         """Return the number of annotations without ``area`` or ``iscrowd``, which COCO's evaluation needs."""
         return sum("area" not in item or "iscrowd" not in item for item in self._entries["annotations"])
 
+    def _names(self) -> tuple[str, list[str]]:
+        """Return the field that names a category, and the names."""
+        names = [category.get("name") for category in self._entries["categories"]]
+        self._check("categories", "name", [is_text(name) for name in names], "a string that is not empty")
+        return "name", names
+
     def _references(self, field: str, kind: str, ids: list[int]) -> list[int]:
         annotations = self._entries["annotations"]
         place = {value: index for index, value in enumerate(ids)}
@@ -133,6 +142,31 @@ class CocoFile:
         if field != "id":
             where += f" (id {show(entry.get('id'))})"
         raise AnnotationError(f"{where}: {field} is {show(entry.get(field))}, expected {expected}")
+
+
+class LvisFile(CocoFile):
+    """The content of a json file in LVIS's format, which differs from COCO's in names, paths and lists of images."""
+
+    def file_names(self) -> list[str]:
+        """Return for each image the last two parts of its ``coco_url``, as "val2017/000000000139.jpg"."""
+        urls = [image.get("coco_url") for image in self._entries["images"]]
+        parts = [url.split("/")[-2:] if is_text(url) else [] for url in urls]
+        valid = [len(pair) == 2 and all(pair) and stays_inside("/".join(pair)) for pair in parts]
+        self._check("images", "coco_url", valid, "a URL that ends with a folder and a file")
+        return ["/".join(pair) for pair in parts]
+
+    def image_categories(self, field: str) -> list[list[int]]:
+        """Return for each image the category ids in ``field``, none where it is absent; they need not be known."""
+        lists = [image.get(field, []) for image in self._entries["images"]]
+        valid = [isinstance(ids, list) and all([is_integer(value) for value in ids]) for ids in lists]
+        self._check("images", field, valid, "a list of category ids")
+        return lists
+
+    def _names(self) -> tuple[str, list[str]]:
+        synonyms = [category.get("synonyms") for category in self._entries["categories"]]
+        valid = [isinstance(names, list) and bool(names) and is_text(names[0]) for names in synonyms]
+        self._check("categories", "synonyms", valid, "a list that begins with the name")
+        return "synonyms", [names[0] for names in synonyms]
 
 
 def check_dataset_dicts(

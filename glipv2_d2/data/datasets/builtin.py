@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 
-from detectron2.data.datasets.lvis import get_lvis_instances_meta, register_lvis_instances
+from detectron2.data.datasets.lvis import get_lvis_instances_meta
 
 from .coco import register_coco_grounding
 from .grounding_json import register_grounding_json
+from .lvis import register_lvis
 from .odvg import register_odvg
 from .phrasecut import register_phrasecut
 from .refcoco import register_refcoco
@@ -58,8 +59,13 @@ _REFCOCO = {
     "refcocog_google": ("refcocog", "refs_google.json", ("train", "val")),
 }
 
-# The part of LVIS v1's val that MDETR and GLIP report on; detectron2 registers train and val.
-_LVIS_MINIVAL = ("lvis_v1_minival", "lvis/lvis_v1_minival_inserted_image_name.json")
+# detectron2 registers train and val without "_grounding", with a reader that a polygon of two points stops. Minival is
+# the part of val that MDETR and GLIP report on.
+_LVIS = {
+    "lvis_v1_train_grounding": "lvis_v1_train.json",
+    "lvis_v1_val_grounding": "lvis_v1_val.json",
+    "lvis_v1_minival": "lvis_v1_minival_inserted_image_name.json",
+}
 
 
 def register_builtin_datasets(root: str) -> None:
@@ -84,9 +90,10 @@ def register_builtin_datasets(root: str) -> None:
 
 def _register_masks(root: str) -> None:
     """Register what is there for its masks, but for COCO: LVIS and referring data."""
-    name, json_file = _LVIS_MINIVAL
-    # detectron2 glues folder and split together: the slash has to be there.
-    register_lvis_instances(name, get_lvis_instances_meta(name), os.path.join(root, json_file), f"{root}/coco/")
+    for name, json_file in _LVIS.items():
+        # The names of LVIS v1 without its file, as detectron2 has them.
+        metadata = get_lvis_instances_meta(name)
+        register_lvis(name, os.path.join(root, "lvis", json_file), os.path.join(root, "coco"), **metadata)
     base = os.path.join(root, "phrasecut")
     for split in _PHRASECUT:
         json_file, sizes_file = os.path.join(base, f"refer_{split}.json"), os.path.join(base, "image_data_split.json")

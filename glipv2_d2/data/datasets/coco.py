@@ -61,24 +61,42 @@ def load_coco_grounding(json_file: str, image_root: str, name: str, *, clip_boxe
     """
     check_dataset_files(name)
     content = CocoFile(json_file)
+    records = read_records(content, image_root, name, clip_boxes)
+    num_not_evaluable = content.num_not_evaluable()
+    if num_not_evaluable:
+        logging.getLogger(__name__).warning(
+            "%s: %d annotations lack 'area' or 'iscrowd', which COCO's evaluation needs; training does not",
+            json_file,
+            num_not_evaluable,
+        )
+    return records
+
+
+def read_records(content: CocoFile, image_root: str, name: str, clip_boxes: bool) -> list[dict]:
+    """Make dataset dicts of a file, and put its categories into the metadata, as ``load_coco_grounding`` says.
+
+    Raises:
+        AnnotationError: The file breaks the format.
+    """
     names_by_id = content.categories()
     images = content.images()
+    file_names = content.file_names()
     crowds = content.crowds()
     image_rows = content.image_rows()
     category_ids = content.contiguous_ids()
     masks = content.masks()
     whole_boxes, boxes = content.boxes(image_rows, clip_boxes)
-    _set_names(json_file, name, names_by_id)
+    _set_names(content.json_file, name, names_by_id)
 
     records: list[dict] = [
         {
-            "file_name": os.path.join(image_root, image["file_name"]),
+            "file_name": os.path.join(image_root, file_name),
             "height": image["height"],
             "width": image["width"],
             "image_id": image["id"],
             "annotations": [],
         }
-        for image in images
+        for image, file_name in zip(images, file_names)
     ]
     has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
     entries = zip(has_area.tolist(), image_rows, boxes.tolist(), category_ids, crowds, masks)
@@ -89,7 +107,7 @@ def load_coco_grounding(json_file: str, image_root: str, name: str, *, clip_boxe
                 annotation["segmentation"] = mask
             records[row]["annotations"].append(annotation)
     num_cut = int((whole_boxes != boxes)[has_area].any(axis=1).sum())
-    _report(json_file, len(images), len(boxes), num_cut, int((~has_area).sum()), content.num_not_evaluable())
+    _report(content.json_file, len(images), len(boxes), num_cut, int((~has_area).sum()))
     return sorted(records, key=lambda record: record["image_id"])
 
 
@@ -100,9 +118,7 @@ def _set_names(json_file: str, name: str, names_by_id: dict[int, str]) -> None:
     metadata.thing_dataset_id_to_contiguous_id = {value: index for index, value in enumerate(names_by_id)}
 
 
-def _report(
-    json_file: str, num_images: int, num_boxes: int, num_cut: int, num_empty: int, num_not_evaluable: int
-) -> None:
+def _report(json_file: str, num_images: int, num_boxes: int, num_cut: int, num_empty: int) -> None:
     logger = logging.getLogger(__name__)
     logger.info("%s: %d images, %d boxes", json_file, num_images, num_boxes)
     if num_cut or num_empty:
@@ -111,10 +127,4 @@ def _report(
             json_file,
             num_cut,
             num_empty,
-        )
-    if num_not_evaluable:
-        logger.warning(
-            "%s: %d annotations lack 'area' or 'iscrowd', which COCO's evaluation needs; training does not",
-            json_file,
-            num_not_evaluable,
         )

@@ -44,8 +44,8 @@ def cider_scores(candidates: Sequence[Sequence[str]], references: Sequence[Seque
     Raises:
         ValueError: As ``check_pairs``.
 
-    Source: Vedantam et al., 2015; ``Cider`` of pycocoevalcap, which is CIDEr-D but for the clipping, of weights instead
-    of counts, and which measures length in pairs of words.
+    Source: Vedantam et al., 2015; ``Cider`` of pycocoevalcap, which computes CIDEr-D and measures length in pairs of
+    words.
     """
     check_pairs(candidates, references)
     frequencies: Counter[tuple[str, ...]] = Counter()
@@ -81,7 +81,7 @@ def _similarity(caption: _WeightedSentence, reference: _WeightedSentence) -> flo
     total = 0.0
     for found, wanted, norm, wanted_norm in zip(caption.vectors, reference.vectors, caption.norms, reference.norms):
         if norm and wanted_norm:
-            shared = sum(min(found[run], wanted[run]) * wanted[run] for run in found.keys() & wanted.keys())
+            shared = sum(min(found[run], wanted[run]) * wanted[run] for run in found if run in wanted)
             total += shared / (norm * wanted_norm)
     difference = caption.length - reference.length
     return total / MAX_ORDER * math.exp(-(difference**2) / (2 * _SIGMA**2))

@@ -80,9 +80,7 @@ class HourglassMaskHead(nn.Module):
         super().__init__()
         if num_hourglasses < 1:
             raise ValueError(f"HourglassMaskHead: num_hourglasses must be at least 1, found {num_hourglasses}")
-        self.pooler = RegionPooler(
-            strides=strides, resolution=pooler_resolution, sampling_ratio=pooler_sampling_ratio
-        )
+        self.pooler = RegionPooler(strides=strides, resolution=pooler_resolution, sampling_ratio=pooler_sampling_ratio)
         self.input_projection = nn.Identity() if channels == conv_dim else nn.Conv2d(channels, conv_dim, kernel_size=1)
         self.hourglasses = nn.ModuleList(
             Hourglass(conv_dim, hourglass_depth, num_groups) for _ in range(num_hourglasses)

@@ -67,18 +67,16 @@ class RegionPooler(nn.Module):
             boxes: N tensors (K, 4) XYXY, half-open, pixels of the padded input.
 
         Returns:
-            (sum of K, C, S, S) float32, image after image.
+            (sum of K, C, S, S), image after image.
         """
         regions = convert_boxes_to_pooler_format([Boxes(mask_frames(image)) for image in boxes])  # (sum K, 5)
-        pooled = features[0].new_zeros(
-            len(regions), features[0].shape[1], self.resolution, self.resolution, dtype=torch.float32
-        )
+        pooled = features[0].new_zeros(len(regions), features[0].shape[1], self.resolution, self.resolution)
         levels = self.assign_levels(boxes)
         for place, (feature, align) in enumerate(zip(features, self.aligns, strict=True)):
             rows = (levels == place).nonzero().squeeze(1)
             # In single precision: ROIAlign brings the boxes to the type of the features, and half a pixel is lost
             # above 1024 in half precision.
-            pooled[rows] = align(feature.float(), regions[rows])
+            pooled[rows] = align(feature.float(), regions[rows]).to(pooled.dtype)
         return pooled
 
     def assign_levels(self, boxes: list[Tensor]) -> Tensor:

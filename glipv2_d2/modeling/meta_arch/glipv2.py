@@ -18,17 +18,25 @@ from detectron2.structures import ImageList, Instances
 
 from ...prompts.vocabulary import build_default_prompts
 from ...structures import GroundingPredictions, LanguageFeatures, TokenBatch, TokenizedPrompt
+from ..box_regression import scale_boxes_legacy
+from ..caption_decoder import CaptionDecoder
+from ..caption_grounding import caption_prompt, ground_tokens
 from ..detections import ChunkFeatures, merge_detections, predict_masks, rescale_instances
 from ..fusion_tower import FusionTower
+from ..heads.captioning_head import CaptioningHead
 from ..heads.contrastive_head import ContrastiveHead
 from ..heads.grounding_head import GroundingHead
 from ..heads.mask_head import HourglassMaskHead
 from ..heads.mlm_head import MLMHead
+from ..heads.vqa_head import VQAHead
 from ..parts import build_optional_heads, build_tower
 from ..prompt_cache import PromptCache
 from ..text_encoder import build_text_encoder
+from ..text_generation import GenerationRules, generate
 from ..tuning import fixed_parts
 
+# What a model input may ask for.
+MODEL_TASKS = ("detection", "vqa", "captioning")
 # What the mask head reads.
 MASK_FEATURES = ("fpn", "fused")
 
@@ -66,6 +74,10 @@ class GLIPv2(DenseDetector):
         head: Aligns anchors with tokens, regresses boxes.
         contrastive_head: Contrasts regions and words of the whole batch before fusion; None for a model without.
         mlm_head: Restores masked tokens from the fused text; None for a model without.
+        vqa_head: Answers questions; None for a model without.
+        captioning_head: Predicts the next word of a caption; None for a model without.
+        generation_rules: How a caption is searched; needed with a ``captioning_head``.
+        grounds_captions: Find the words of a caption in the image.
         mask_head: Predicts the masks of detections; None for a model without.
         mask_features: What it reads, one of ``MASK_FEATURES``.
         mask_thresh: Probability from which on a pixel belongs to a mask.
@@ -92,6 +104,10 @@ class GLIPv2(DenseDetector):
         default_prompts: Callable[[], list[TokenizedPrompt]] | None = None,
         contrastive_head: ContrastiveHead | None = None,
         mlm_head: MLMHead | None = None,
+        vqa_head: VQAHead | None = None,
+        captioning_head: CaptioningHead | None = None,
+        generation_rules: GenerationRules | None = None,
+        grounds_captions: bool = False,
         mask_head: HourglassMaskHead | None = None,
         mask_features: str = "fpn",
         mask_thresh: float = 0.5,
@@ -105,6 +121,10 @@ class GLIPv2(DenseDetector):
         self.fusion_tower = tower
         self.contrastive_head = contrastive_head
         self.mlm_head = mlm_head
+        self.vqa_head = vqa_head
+        self.captioning_head = captioning_head
+        self.generation_rules = generation_rules
+        self.grounds_captions = grounds_captions
         self.mask_head = mask_head
         if mask_features not in MASK_FEATURES:
             raise ValueError(
@@ -154,49 +174,68 @@ class GLIPv2(DenseDetector):
             part.eval()
         return self
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Instances]]:
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Run N images with their prompts; see ``structures`` for the keys of inputs and outputs."""
         if self.training:
             return self._forward_losses(batched_inputs)
-        results: list[dict[str, Instances] | None] = [None] * len(batched_inputs)
+        results: list[dict[str, Any]] = [{}] * len(batched_inputs)
         for rows in self._rows_by_padded_size(batched_inputs):
-            instances = self._detect([batched_inputs[row] for row in rows])
-            for row, instances_per_image in zip(rows, instances):
-                results[row] = {"instances": instances_per_image}
+            group = [batched_inputs[row] for row in rows]
+            is_captioned = self._task_of(group) == "captioning"
+            for row, result in zip(rows, self._write_captions(group) if is_captioned else self._detect(group)):
+                results[row] = result
         return results
 
     def _forward_losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         if not all(inputs.get("prompts") for inputs in batched_inputs):
             raise ValueError("model input: expected 'prompts' in training, found none; use glipv2_d2.data's loaders")
+        task = self._task_of(batched_inputs)
         prompts = [inputs["prompts"][0] for inputs in batched_inputs]
-        instances = [inputs["instances"].to(self.device) for inputs in batched_inputs]
+        # Questions and captions may come without boxes, a batch of them with or without.
+        instances = [inputs["instances"].to(self.device) for inputs in batched_inputs if "instances" in inputs]
         images = self.preprocess_image(batched_inputs)
         losses: dict[str, Tensor] = {}
         with torch.no_grad() if self._fixed_parts else contextlib.nullcontext():
             features = self._visual_features(images)
             tokens = TokenBatch.from_prompts(prompts, self.device)
-            language = self.text_encoder(tokens)
-            fused = self._predict(features, language)
+            language = self.text_encoder(tokens, causal=task == "captioning")
+            fused = self._predict(features, language, causal=task == "captioning")
             anchors = self.anchor_generator(features)
-            if not self._fixed_parts:
+            if not self._fixed_parts and instances:
                 targets = self.head.label_anchors(anchors, instances, prompts, tokens.input_ids.shape[1])
                 losses = self.head.losses(fused.predictions, anchors, targets, tokens.mask)
-                if self.contrastive_head is not None:
+                if self.contrastive_head is not None and task == "detection":
                     losses |= self.contrastive_head.losses(features, language, prompts, targets, instances)
-                if self.mlm_head is not None:
-                    losses |= self.mlm_head.losses(fused.hidden, prompts)
-        if self.mask_head is not None:
+            if not self._fixed_parts and self.mlm_head is not None and task == "detection":
+                losses |= self.mlm_head.losses(fused.hidden, prompts)
+        if self.mask_head is not None and task == "detection":
             proposals = self.head.proposals(fused.predictions, anchors, images.image_sizes, prompts, instances)
             levels = self._mask_levels(features, fused)
             losses |= self.mask_head.losses(levels, fused.text, proposals, instances, prompts)
+        if task == "vqa":
+            answer_scores = torch.stack([inputs["answer_scores"] for inputs in batched_inputs])
+            losses |= self.vqa_head.losses(fused.hidden, tokens.mask, answer_scores)
+        if task == "captioning":
+            losses |= self.captioning_head.losses(fused.hidden, prompts)
         return losses
+
+    def _task_of(self, batched_inputs: list[dict[str, Any]]) -> str:
+        """Return what a batch asks for, one of ``MODEL_TASKS``."""
+        tasks = {inputs.get("task", "detection") for inputs in batched_inputs}
+        task = next(iter(tasks))
+        if len(tasks) > 1 or task not in MODEL_TASKS:
+            raise ValueError(f"model input: task is {sorted(tasks)}, expected one of {list(MODEL_TASKS)} in a batch")
+        head = {"detection": self.head, "vqa": self.vqa_head, "captioning": self.captioning_head}[task]
+        if head is None:
+            raise ValueError(f"model input: task is {task!r}, expected MODEL.GLIPV2.{task.upper()}.ENABLED True")
+        return task
 
     def _visual_features(self, images: ImageList) -> list[Tensor]:
         features = self.backbone(images.tensor)
         return [features[level] for level in self.head_in_features]
 
-    def _predict(self, features: list[Tensor], language: LanguageFeatures) -> FusedOutput:
-        levels, language = self.fusion_tower(features, language)
+    def _predict(self, features: list[Tensor], language: LanguageFeatures, causal: bool = False) -> FusedOutput:
+        levels, language = self.fusion_tower(features, language, causal)
         text = language.hidden if self.fusion_tower.fuses_text else language.embedded
         return FusedOutput(self.head(levels, text), levels, text, language.hidden)
 
@@ -204,15 +243,19 @@ class GLIPv2(DenseDetector):
         return features if self.mask_features == "fpn" else fused.levels
 
     def _rows_by_padded_size(self, batched_inputs: list[dict[str, Any]]) -> list[list[int]]:
+        """Return the inputs that may run together: of one task, padded to one size."""
         divisor = max(self.backbone.size_divisibility, 1)
-        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        groups: dict[tuple, list[int]] = defaultdict(list)
         for row, inputs in enumerate(batched_inputs):
             size = inputs["image"].shape[-2:]
-            groups[tuple(-(-side // divisor) for side in size)].append(row)
+            task = inputs.get("task", "detection")
+            groups[(task, *(-(-side // divisor) for side in size))].append(row)
         return list(groups.values())
 
-    def _detect(self, batched_inputs: list[dict[str, Any]]) -> list[Instances]:
-        """Detect in N images of one padded size; boxes in pixels of the original images."""
+    def _detect(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Detect in N images of one padded size, and answer what is asked; boxes in pixels of the original images."""
+        answers_questions = self._task_of(batched_inputs) == "vqa"
+        outputs: list[dict[str, Any]] = [{} for _ in batched_inputs]
         images = self.preprocess_image(batched_inputs)
         features = self._visual_features(images)
         anchors = self.anchor_generator(features)
@@ -225,6 +268,9 @@ class GLIPv2(DenseDetector):
             chunk_features = features if len(rows) == len(prompts) else [level[rows] for level in features]
             language = self._prompt_cache.encode(self.text_encoder, chunk_prompts, self.device)
             fused = self._predict(chunk_features, language)
+            if answers_questions and chunk == 0:
+                for output, scores in zip(outputs, self.vqa_head.inference(fused.hidden, language.mask)):
+                    output["answer_scores"] = scores
             image_sizes = [images.image_sizes[row] for row in rows]
             detected = self.head.inference(fused.predictions, anchors, image_sizes, chunk_prompts)
             for row, instances in zip(rows, detected):
@@ -239,10 +285,37 @@ class GLIPv2(DenseDetector):
             for instances, masks in zip(merged, predict_masks(self.mask_head, chunks, merged)):
                 instances.mask_probabilities = masks
                 instances.remove("chunk_ids")
-        return [
-            rescale_instances(instances, inputs.get("height"), inputs.get("width"), self.mask_thresh)
-            for instances, inputs in zip(merged, batched_inputs)
-        ]
+        for output, instances, inputs in zip(outputs, merged, batched_inputs):
+            size = (inputs.get("height"), inputs.get("width"))
+            output["instances"] = rescale_instances(instances, *size, self.mask_thresh)
+        return outputs
+
+    def _write_captions(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Write a caption for each of N images of one padded size, and find its words if the model is made for that."""
+        images = self.preprocess_image(batched_inputs)
+        features = self._visual_features(images)
+        decoder = CaptionDecoder(self.text_encoder, self.fusion_tower, self.captioning_head)
+        texts = generate(decoder.step, decoder.prepare(features), len(images), self.generation_rules, self.device)
+        outputs = [{"caption_ids": text.token_ids, "caption_score": text.score} for text in texts]
+        if not self.grounds_captions:
+            return outputs
+        rules = self.generation_rules
+        prompts = [caption_prompt(text.token_ids, rules.start_id, rules.end_id) for text in texts]
+        language = self.text_encoder(TokenBatch.from_prompts(prompts, self.device), causal=True)
+        predictions = self._predict(features, language, causal=True).predictions
+        anchors = self.anchor_generator(features)
+        for row, (output, text, inputs) in enumerate(zip(outputs, texts, batched_inputs)):
+            own = GroundingPredictions(*([level[row] for level in levels] for levels in predictions))
+            # Without the start of the text and what follows its last word.
+            own = own._replace(token_logits=[level[:, 1 : 1 + len(text.token_ids)] for level in own.token_logits])
+            found = ground_tokens(
+                own, anchors, images.image_sizes[row], self.head.box2box_transform, self.head.selector.nms_thresh
+            )
+            height, width = images.image_sizes[row]
+            factors = (inputs.get("width", width) / width, inputs.get("height", height) / height)
+            output["token_boxes"] = scale_boxes_legacy(found.boxes.flatten(0, 1), *factors).view_as(found.boxes)
+            output["token_scores"] = found.scores
+        return outputs
 
     def _prompts_of(self, inputs: dict[str, Any]) -> list[TokenizedPrompt]:
         prompts = inputs.get("prompts")

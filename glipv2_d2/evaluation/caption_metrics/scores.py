@@ -1,0 +1,77 @@
+"""All scores of captions at once, by pycocoevalcap or without it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from .bleu import bleu_scores
+from .cider import cider_scores
+from .java_metrics import JavaMetricsError, score_with_java
+from .rouge_l import rouge_l_scores
+from .tokenization import tokenize_caption
+
+IMPLEMENTATIONS = ("auto", "pycocoevalcap", "python")
+
+
+class CaptionScores(NamedTuple):
+    """Scores of the captions of N images.
+
+    Attributes:
+        values: ``BLEU1`` to ``BLEU4`` and ``ROUGE_L`` in 0..100 and ``CIDEr`` in 0..1000, as papers print them; with
+            pycocoevalcap, where their models are there, also ``METEOR`` and ``SPICE`` in 0..100.
+        image_cider: (N,) CIDEr of each image, in 0..1000.
+        implementation: What computed them, "pycocoevalcap" or "python".
+    """
+
+    values: dict[str, float]
+    image_cider: np.ndarray
+    implementation: str
+
+
+def score_captions(
+    captions: Sequence[str], references: Sequence[Sequence[str]], implementation: str = "auto"
+) -> CaptionScores:
+    """Score captions against references; both are tokenized first.
+
+    The two implementations agree on the same words; their tokenizers differ, rarely, as ``tokenize_caption`` says.
+
+    Args:
+        captions: Of N >= 1 images; an empty caption scores 0.
+        references: For each image its references, at least one.
+        implementation: "pycocoevalcap", with Java; "python", without; "auto": the first if it works here, else the
+            second, and a line of log says why.
+
+    Raises:
+        ValueError: There is no such implementation, it is "pycocoevalcap" and does not work here, there is no image, or
+            one has no references.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"implementation is {implementation!r}, expected one of {', '.join(IMPLEMENTATIONS)}")
+    if not captions or len(captions) != len(references) or not all(references):
+        raise ValueError(
+            f"references: found {sum(map(bool, references))} images that have some, expected at least one, for "
+            f"{len(captions)} captions"
+        )
+    if implementation != "python":
+        try:
+            values = score_with_java(captions, references)
+        except JavaMetricsError as error:
+            if implementation == "pycocoevalcap":
+                raise ValueError(f"implementation 'pycocoevalcap': {error}, expected it and Java") from error
+            logging.getLogger(__name__).info("captions are scored without pycocoevalcap: %s", error)
+        else:
+            image_cider = values.pop("image_cider")
+            return CaptionScores(
+                {name: 100.0 * value for name, value in values.items()}, 100.0 * image_cider, "pycocoevalcap"
+            )
+    found = [tokenize_caption(caption) for caption in captions]
+    wanted = [[tokenize_caption(reference) for reference in texts] for texts in references]
+    image_cider = 100.0 * cider_scores(found, wanted)
+    values = {f"BLEU{order}": 100.0 * score for order, score in enumerate(bleu_scores(found, wanted), 1)}
+    values["ROUGE_L"] = 100.0 * float(rouge_l_scores(found, wanted).mean())
+    values["CIDEr"] = float(image_cider.mean())
+    return CaptionScores(values, image_cider, "python")

@@ -1,0 +1,81 @@
+"""Captions word by word: what depends on the image alone is computed once, and no step runs earlier words again."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from ..layers.causal import KeyValues
+from .fusion_tower import FusionTower
+from .heads.captioning_head import CaptioningHead
+
+
+class DecoderState(NamedTuple):
+    """What a decoder knows of N images and of the B texts about them, the B / N texts of an image side by side.
+
+    Attributes:
+        positions: For each block of the tower what its tokens read of the images, (N, S, C).
+        encoder: For each layer of the text encoder what it remembers of the tokens so far; None before the first.
+        tower: The same of the text layers in the tower.
+    """
+
+    positions: list[Tensor]
+    encoder: list[KeyValues] | None = None
+    tower: list[KeyValues] | None = None
+
+    def select(self, rows: Tensor) -> DecoderState:
+        """Go on with the texts ``rows``, an int64 tensor of any multiple of N; a text may be taken several times.
+
+        Each must come from the image that its place belongs to: place i to image i // (len(rows) / N).
+        """
+        encoder, tower = (
+            past and [layer.select(rows) for layer in past] for past in (self.encoder, self.tower)
+        )
+        return DecoderState(self.positions, encoder, tower)
+
+
+class CaptionDecoder:
+    """Rate the next token of captions with the causal model, as a causal pass over the whole text would.
+
+    The image does not depend on the text, so that its levels pass the tower once. Of each token only keys and values
+    are kept, in all text layers. It holds no weights of its own; its parts should be in eval mode, and the caller
+    decides on gradients.
+
+    Args:
+        text_encoder: Has ``step(input_ids, past)``, as the encoders of the package.
+        tower: With fusion.
+        head: Rates the next token.
+
+    Source: GLIPv2, App. D.2: uni-directional text, and no attention from the image to the text.
+    """
+
+    def __init__(self, text_encoder: nn.Module, tower: FusionTower, head: CaptioningHead) -> None:
+        self.text_encoder = text_encoder
+        self.tower = tower
+        self.head = head
+
+    def prepare(self, features: list[Tensor]) -> DecoderState:
+        """Read the L levels (N, C, Hl, Wl) of N images, before the tower; one text per image begins, still empty.
+
+        Raises:
+            ValueError: The tower was built without fusion.
+        """
+        return DecoderState(self.tower.read_images(features))
+
+    def step(self, input_ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+        """Add a token to each of B texts, where the first of all has to be the start token.
+
+        Args:
+            input_ids: (B,) int64 on the device of the model, B a multiple of the number of images.
+            state: Of ``prepare`` or of the step before; it is not changed.
+
+        Returns:
+            The logits (B, V) of the token after it, and the state that knows it.
+
+        Raises:
+            ValueError: The text encoder has no position for another token.
+        """
+        hidden, encoder = self.text_encoder.step(input_ids, state.encoder)
+        hidden, tower = self.tower.step(state.positions, hidden, state.tower)
+        return self.head(hidden.squeeze(1)), DecoderState(state.positions, encoder, tower)

@@ -1,0 +1,298 @@
+"""Greedy and beam search for the likeliest text under a model that rates one next token after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeVar
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from torch import Tensor
+
+_IMPOSSIBLE = float("-inf")
+
+
+class TextState(Protocol):
+    """What a step function remembers of B texts."""
+
+    def select(self, rows: Tensor) -> TextState:
+        """Go on with the texts ``rows``; a text may be taken several times."""
+
+
+State = TypeVar("State", bound=TextState)
+# Maps the last token of each of B texts, (B,) int64, and the state before it to the logits (B, V) of the next token and
+# the state after it. The texts of one image stand side by side.
+StepFunction = Callable[[Tensor, State], tuple[Tensor, State]]
+
+
+@dataclass(frozen=True)
+class GenerationRules:
+    """How a text is searched, and which texts are allowed.
+
+    Attributes:
+        start_id: Token every text begins with. It is no part of the result and counts nowhere.
+        end_id: Token that ends a text. Neither in the result nor in the lengths below.
+        banned_ids: Tokens that no text may hold, special ones as a rule.
+        beam_size: Texts kept at a time; 1 is greedy search.
+        max_length: Most tokens of a text; one that has so many ends.
+        min_length: Fewest tokens of a text. It yields where the other rules leave no token.
+        length_penalty: A text is rated by its log probability, end included, divided by the number of its tokens, end
+            included, to this power. 0 favours short texts, 1 compares the means per token.
+        no_repeat_ngram: A sequence of so many tokens comes at most once in a text; 0: no limit.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    start_id: int
+    end_id: int
+    banned_ids: tuple[int, ...] = ()
+    beam_size: int = 5
+    max_length: int = 40
+    min_length: int = 1
+    length_penalty: float = 1.0
+    no_repeat_ngram: int = 3
+
+    def __post_init__(self) -> None:
+        key = "MODEL.GLIPV2.CAPTIONING"
+        for name, least in (("beam_size", 1), ("max_length", 1), ("min_length", 0), ("no_repeat_ngram", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{key}.{name.upper()}: expected at least {least}, found {getattr(self, name)}")
+        if self.min_length > self.max_length:
+            raise ValueError(
+                f"{key}.MIN_LENGTH: expected at most MAX_LENGTH ({self.max_length}), found {self.min_length}"
+            )
+        if self.end_id in self.banned_ids:
+            raise ValueError(f"banned_ids: found the end token {self.end_id}, without which no text ends")
+
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, *, start_id: int, end_id: int, banned_ids: Sequence[int]) -> GenerationRules:
+        """Read what the config decides; the ids are those of its tokenizer."""
+        captioning = cfg.MODEL.GLIPV2.CAPTIONING
+        return cls(
+            start_id=start_id,
+            end_id=end_id,
+            banned_ids=tuple(banned_ids),
+            beam_size=captioning.BEAM_SIZE,
+            max_length=captioning.MAX_LENGTH,
+            min_length=captioning.MIN_LENGTH,
+            length_penalty=captioning.LENGTH_PENALTY,
+            no_repeat_ngram=captioning.NO_REPEAT_NGRAM,
+        )
+
+
+class GeneratedText(NamedTuple):
+    """A text and its rating.
+
+    Attributes:
+        token_ids: (T,) int64 on the device of the logits, without start and end; T may be 0.
+        score: Log probability of the tokens and the end, divided as ``GenerationRules.length_penalty`` says; <= 0.
+    """
+
+    token_ids: Tensor
+    score: float
+
+
+def generate(
+    step: StepFunction, state: State, num_images: int, rules: GenerationRules, device: torch.device | str = "cpu"
+) -> list[GeneratedText]:
+    """Write one text for each of N images, all at a time.
+
+    The result for an image does not depend on the others.
+
+    Args:
+        step: Rates the next token. It is called with N texts first and with N * ``beam_size`` later, at most
+            ``max_length`` + 1 times.
+        state: Of N texts without any token.
+        num_images: N >= 1.
+        rules: How to search.
+        device: Of the logits.
+
+    Returns:
+        N texts, the best that was found for each image.
+
+    Raises:
+        ValueError: Logits that are not finite leave no text; or an id in the rules is no column of the logits.
+    """
+    search = greedy_search if rules.beam_size == 1 else beam_search
+    return search(step, state, num_images, rules, device)
+
+
+def greedy_search(
+    step: StepFunction, state: State, num_images: int, rules: GenerationRules, device: torch.device | str = "cpu"
+) -> list[GeneratedText]:
+    """Take the likeliest token at every step; arguments and result as in ``generate``."""
+    token_ids = torch.full((num_images,), rules.start_id, device=device)
+    texts = token_ids.new_zeros(num_images, 0)  # (N, t)
+    totals = torch.zeros(num_images, device=device)
+    lengths = torch.full_like(token_ids, -1)  # -1: not ended
+    for length in range(rules.max_length + 1):
+        logits, state = step(token_ids, state)
+        log_probs = allowed_log_probs(logits, texts, rules)
+        best, token_ids = log_probs.max(-1)
+        running = lengths < 0
+        totals = totals + best * running
+        lengths = lengths.masked_fill(running & (token_ids == rules.end_id), length)
+        if (lengths >= 0).all():
+            break
+        texts = torch.cat([texts, token_ids[:, None]], dim=1)
+    _check_found(totals)
+    ratings = totals / (lengths + 1) ** rules.length_penalty
+    return [
+        GeneratedText(text[:length], rating) for text, length, rating in zip(texts, lengths.tolist(), ratings.tolist())
+    ]
+
+
+def beam_search(
+    step: StepFunction, state: State, num_images: int, rules: GenerationRules, device: torch.device | str = "cpu"
+) -> list[GeneratedText]:
+    """Keep the likeliest ``beam_size`` texts at every step; arguments and result as in ``generate``.
+
+    The candidates of a step are all continuations of the texts of an image. Of the likeliest ``beam_size`` those that
+    end leave the beam, which has one place less from then on; a beam of one is greedy search. An image is done when no
+    place is left, or when no text in its beam can still be rated above the best that has ended.
+    """
+    beam = _Beam.begin(num_images, rules, device)
+    for length in range(rules.max_length + 1):
+        logits, state = step(beam.last_ids(rules), state)
+        beam, rows = beam.advance(allowed_log_probs(logits, beam.texts, rules), length, rules)
+        if beam.is_done(length, rules):
+            break
+        state = state.select(rows)
+    _check_found(beam.best_ratings)
+    return [
+        GeneratedText(text[:length], rating)
+        for text, length, rating in zip(beam.best_texts, beam.best_lengths.tolist(), beam.best_ratings.tolist())
+    ]
+
+
+def allowed_log_probs(logits: Tensor, texts: Tensor, rules: GenerationRules) -> Tensor:
+    """Give the log probabilities of the next tokens, minus infinity where the rules forbid one.
+
+    What is forbidden takes its probability with it: the rest is not enlarged.
+
+    Args:
+        logits: (B, V).
+        texts: (B, t) int64, the tokens so far, without the start.
+        rules: With ``max_length`` tokens only the end is allowed, whatever the other rules say, and also where they
+            forbid everything.
+
+    Returns:
+        (B, V) float32.
+
+    Raises:
+        ValueError: An id in the rules is no column of the logits.
+    """
+    length, vocab_size = texts.shape[1], logits.shape[1]
+    unknown = [index for index in (rules.end_id, *rules.banned_ids) if not 0 <= index < vocab_size]
+    if unknown:
+        raise ValueError(f"end_id and banned_ids: expected ids below {vocab_size}, found {unknown[0]}")
+    log_probs = logits.float().log_softmax(-1)
+    forbidden = torch.zeros_like(log_probs, dtype=torch.bool)
+    if length >= rules.max_length:
+        forbidden[:] = True
+    else:
+        forbidden[:, list(rules.banned_ids)] = True
+        forbidden[:, rules.end_id] |= length < rules.min_length
+        forbidden |= _repeating_tokens(texts, rules.no_repeat_ngram, vocab_size)
+    forbidden[:, rules.end_id] &= ~forbidden.all(-1)
+    return log_probs.masked_fill(forbidden, _IMPOSSIBLE)
+
+
+def _repeating_tokens(texts: Tensor, size: int, vocab_size: int) -> Tensor:
+    """Mark the tokens that would repeat a sequence of ``size`` tokens of the text before them, (B, V) bool."""
+    rows, length = texts.shape
+    repeating = torch.zeros(rows, vocab_size + 1, dtype=torch.bool, device=texts.device)
+    if 0 < size <= length:
+        windows = texts.unfold(1, size, 1)  # (B, t - size + 1, size)
+        same_start = (windows[..., :-1] == texts[:, None, length - size + 1 :]).all(-1)
+        # Column V takes what repeats nothing.
+        repeating.scatter_(1, windows[..., -1].where(same_start, vocab_size), True)
+    return repeating[:, :vocab_size]
+
+
+def _check_found(ratings: Tensor) -> None:
+    if not ratings.isfinite().all():
+        raise ValueError("text generation: expected finite logits, found some that leave no text")
+
+
+class _Beam(NamedTuple):
+    """The state of a beam search for N images with K places each; a place may be empty.
+
+    Attributes:
+        texts: (N * K, t), (N, 0) before the first token; those of an image side by side.
+        totals: (N, K) log probabilities, minus infinity at empty places; (N, 1) before the first token.
+        places: (N,) number of places left.
+        best_texts: (N, max_length), of the best text that has ended.
+        best_lengths: (N,).
+        best_ratings: (N,), minus infinity if none has ended.
+    """
+
+    texts: Tensor
+    totals: Tensor
+    places: Tensor
+    best_texts: Tensor
+    best_lengths: Tensor
+    best_ratings: Tensor
+
+    @classmethod
+    def begin(cls, num_images: int, rules: GenerationRules, device: torch.device | str) -> _Beam:
+        lengths = torch.zeros(num_images, dtype=torch.int64, device=device)
+        totals = torch.zeros(num_images, 1, device=device)
+        return cls(
+            texts=lengths.new_zeros(num_images, 0),
+            totals=totals,
+            places=torch.full_like(lengths, rules.beam_size),
+            best_texts=lengths.new_zeros(num_images, rules.max_length),
+            best_lengths=lengths,
+            best_ratings=totals.new_full((num_images,), _IMPOSSIBLE),
+        )
+
+    def last_ids(self, rules: GenerationRules) -> Tensor:
+        if self.texts.shape[1] == 0:
+            return torch.full_like(self.texts.sum(1), rules.start_id)
+        return self.texts[:, -1]
+
+    def advance(self, log_probs: Tensor, length: int, rules: GenerationRules) -> tuple[_Beam, Tensor]:
+        """Add a token to every text; return the new beam and the rows of the old that its texts come from."""
+        num_images, width = self.totals.shape
+        vocab_size = log_probs.shape[1]
+        candidates = self.totals[..., None] + log_probs.unflatten(0, (num_images, width))  # (N, K, V)
+        # A vocabulary smaller than the beam leaves places empty.
+        lacking = max(0, rules.beam_size - width * vocab_size)
+        candidates = F.pad(candidates.flatten(1), (0, lacking), value=_IMPOSSIBLE)
+        totals, columns = candidates.topk(rules.beam_size)  # (N, K)
+        order = torch.arange(rules.beam_size, device=totals.device)
+        valid = (order < self.places[:, None]) & (totals > _IMPOSSIBLE)
+        token_ids = columns % vocab_size
+        first_rows = torch.arange(num_images, device=totals.device)[:, None] * width
+        rows = (first_rows + (columns // vocab_size).clamp(max=width - 1)).flatten()  # (N * K,)
+        ended = valid & (token_ids == rules.end_id)
+        beam = self._keep_best(totals.masked_fill(~ended, _IMPOSSIBLE), rows, length, rules)
+        texts = torch.cat([self.texts[rows], token_ids.flatten()[:, None]], dim=1)
+        totals = totals.masked_fill(~valid | ended, _IMPOSSIBLE)
+        return beam._replace(texts=texts, totals=totals, places=self.places - ended.sum(1)), rows
+
+    def _keep_best(self, totals: Tensor, rows: Tensor, length: int, rules: GenerationRules) -> _Beam:
+        """Remember the best text that has ended, given totals that are minus infinity where none has."""
+        ratings, places = (totals / (length + 1) ** rules.length_penalty).max(1)  # (N,)
+        better = ratings > self.best_ratings
+        ended = self.texts[rows].unflatten(0, totals.shape)  # (N, K, t)
+        ended = ended[torch.arange(len(ended), device=ended.device), places]  # (N, t)
+        best_texts = self.best_texts.clone()
+        best_texts[:, :length] = ended.where(better[:, None], best_texts[:, :length])
+        return self._replace(
+            best_texts=best_texts,
+            best_lengths=self.best_lengths.masked_fill(better, length),
+            best_ratings=ratings.where(better, self.best_ratings),
+        )
+
+    def is_done(self, length: int, rules: GenerationRules) -> bool:
+        """Tell whether no text can still become the best of its image, after a step that added token ``length``."""
+        # A total only falls; what it is divided by is largest for the longest text, or for the next with a negative
+        # penalty.
+        most = max((length + 2) ** rules.length_penalty, (rules.max_length + 1) ** rules.length_penalty)
+        return bool((self.totals.max(1).values / most <= self.best_ratings).all())

@@ -1,0 +1,114 @@
+"""The list of answers that visual questions are classified over, and how right each of them is."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from detectron2.utils.file_io import PathManager
+from torch import Tensor
+
+from .answer_normalization import normalize_answer
+
+# Other annotators who have to say the same for full credit.
+_AGREEING = 3
+_KEY = "MODEL.GLIPV2.VQA.ANSWERS"
+
+
+def agreement(matches: int, total: int) -> float:
+    """Return how right an answer is that ``matches`` of ``total`` people gave, in [0, 1].
+
+    It is the mean, over all ways to leave one of them out, of ``min(1, matches / 3)``: of ten people none, one, two,
+    three, four or more give 0, 0.3, 0.6, 0.9 and 1. Up to three people cannot agree like this: there one is enough.
+
+    Source: Antol et al., VQA, Sec. 3; the official evaluation.
+    """
+    if total <= _AGREEING:
+        return float(matches > 0)
+    left_out_match = matches * min(1.0, (matches - 1) / _AGREEING)
+    left_out_other = (total - matches) * min(1.0, matches / _AGREEING)
+    return (left_out_match + left_out_other) / total
+
+
+class AnswerVocabulary:
+    """A answers in the order of the classes.
+
+    An answer that somebody gave is an entry of the list if their normal forms are equal, see ``normalize_answer``; of
+    one that is made of articles or punctuation alone, as the "A" of a multiple choice, the lower case counts. Entries
+    with the same normal form are right together.
+
+    Args:
+        answers: A >= 1 strings.
+        source: Where they are from, for messages.
+
+    Raises:
+        ValueError: There is none, one is blank or no string, or one stands there twice.
+    """
+
+    def __init__(self, answers: Sequence[str], source: str = _KEY) -> None:
+        if not answers:
+            raise ValueError(f"{source}: found no answer, expected at least one")
+        self.answers = tuple(answers)
+        self._rows: dict[str, list[int]] = {}
+        first_row: dict[str, int] = {}
+        for row, answer in enumerate(self.answers):
+            if not isinstance(answer, str) or not answer.strip():
+                raise ValueError(f"{source}: answer {row} is {answer!r:.100}, expected a string that is not empty")
+            if first_row.setdefault(answer, row) != row:
+                raise ValueError(f"{source}: answers {first_row[answer]} and {row} are both {answer!r}, expected one")
+            self._rows.setdefault(_normal_form(answer), []).append(row)
+
+    @classmethod
+    def from_file(cls, path: str) -> AnswerVocabulary:
+        """Read a list of answers: a json list, or text with one answer a line, blank lines passed over.
+
+        Args:
+            path: Of the file; one that ends in ".json" holds json.
+
+        Raises:
+            ValueError: The path is empty, the file is no text or no json list, or the answers are no vocabulary.
+            FileNotFoundError: There is no such file.
+        """
+        if not path:
+            raise ValueError(f"{_KEY} is empty, expected the path of a list of answers (datasets/prepare_vqa.py)")
+        if not PathManager.isfile(path):
+            raise FileNotFoundError(f"{_KEY}: {path} does not exist; datasets/prepare_vqa.py makes a list of answers")
+        try:
+            with PathManager.open(path, "r", encoding="utf-8") as file:
+                text = file.read()
+            content = json.loads(text) if path.endswith(".json") else _lines(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}: {' '.join(str(error).split())}; expected a list of answers") from error
+        if not isinstance(content, list):
+            raise ValueError(f"{path}: holds {content!r:.60}, expected a list of answers")
+        return cls(content, path)
+
+    def __len__(self) -> int:
+        return len(self.answers)
+
+    def rows_of(self, answer: str) -> tuple[int, ...]:
+        """Return the rows of the entries that an answer is equal to; none if it is outside the list."""
+        return tuple(self._rows.get(_normal_form(answer), ()))
+
+    def soft_scores(self, answers: Sequence[str]) -> Tensor:
+        """Return how right each entry is for a question, (A,) float32 in [0, 1], by ``agreement``.
+
+        Args:
+            answers: What people answered, each one; those outside the list count among the people. All zero without an
+                answer inside.
+        """
+        scores = torch.zeros(len(self.answers))
+        counts = Counter(map(_normal_form, answers))
+        for form, matches in counts.items():
+            scores[self._rows.get(form, [])] = agreement(matches, len(answers))
+        return scores
+
+
+def _normal_form(answer: str) -> str:
+    return normalize_answer(answer) or answer.strip().lower()
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.split("\n") if line.strip()]

@@ -1,0 +1,85 @@
+"""From a question to the prompt that a model answers it from, and text that cannot pass for special tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+import torch
+
+from ..structures import CharSpan, TokenizedPrompt
+from .builder import prompt_from_caption
+from .noun_phrases import noun_phrases
+from .tokenizer import PromptTokenizer
+
+# The phrase of the token that stands for the answer.
+ANSWER_PHRASE = "[answer]"
+
+# How the tokenizers of BERT, CLIP and RoBERTa write their special tokens.
+_SPECIAL_TOKEN = re.compile(r"\[(PAD|UNK|CLS|SEP|MASK)\]|<(\|(?:startoftext|endoftext)\||/?s|pad|unk|mask)>")
+
+
+def without_special_tokens(text: str) -> str:
+    """Return a text in which nothing reads as a special token: "[MASK]" becomes "(MASK)", "<|endoftext|>" likewise.
+
+    Every character stays in its place, so that character ranges stay valid.
+    """
+    return _SPECIAL_TOKEN.sub(lambda match: f"({match[1] or match[2]})", text)
+
+
+def question_prompt(
+    question: str,
+    tokenizer: PromptTokenizer,
+    phrase_spans: Sequence[Sequence[CharSpan]] = (),
+    *,
+    names_answer: Sequence[bool] = (),
+    with_mask: bool = False,
+) -> TokenizedPrompt:
+    """Make the prompt of a question.
+
+    Args:
+        question: One past the token limit is cut off.
+        tokenizer: Of the model's text encoder.
+        phrase_spans: For each of P phrases its half-open character ranges of the question; one may have none.
+        names_answer: For each phrase whether it takes in the mask token, which needs ``with_mask``; by default none.
+        with_mask: Put the mask token, which stands for the answer, behind the question; a long question makes room.
+
+    Returns:
+        The prompt; ids of phrases are their rows. A phrase that is cut off has no token; what only names the answer is
+        called ``ANSWER_PHRASE``.
+
+    Raises:
+        ValueError: The question is blank, a range leaves it, or the tokenizer has no mask token.
+
+    Source: GLIPv2, App. D.2.
+    """
+    if not question.strip():
+        raise ValueError(f"question: expected some words, found {question!r}")
+    names_answer = list(names_answer) or [False] * len(phrase_spans)
+    phrases = [" ".join(question[begin:end] for begin, end in spans) or ANSWER_PHRASE for spans in phrase_spans]
+    prompt = tokenizer(prompt_from_caption(without_special_tokens(question), phrase_spans, phrases))
+    if not with_mask:
+        return prompt
+    # The last token is the end of the text.
+    end = len(prompt) - 1
+    num_kept = min(end, tokenizer.max_tokens - 2)
+    mask_id = torch.tensor([tokenizer.mask_id])
+    input_ids = torch.cat([prompt.input_ids[:num_kept], mask_id, prompt.input_ids[end:]])
+    is_answer = torch.tensor(names_answer, dtype=torch.bool).reshape(-1, 1)  # (P, 1)
+    token_map = prompt.phrase_token_map
+    token_map = torch.cat([token_map[:, :num_kept], is_answer, token_map[:, end:]], dim=1)
+    return dataclasses.replace(prompt, input_ids=input_ids, phrase_token_map=token_map)
+
+
+def question_to_ground(question: str, tokenizer: PromptTokenizer) -> TokenizedPrompt:
+    """Make the prompt of a question whose things are to be found, with the thing that is the answer.
+
+    Its phrases are the noun phrases of the question and, in the last row, ``ANSWER_PHRASE``, the mask token.
+
+    Raises:
+        ValueError: The question is blank, or the tokenizer has no mask token.
+    """
+    spans = [ranges for _, ranges in noun_phrases(question)]
+    names_answer = [False] * len(spans) + [True]
+    return question_prompt(question, tokenizer, [*spans, ()], names_answer=names_answer, with_mask=True)

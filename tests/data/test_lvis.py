@@ -1,0 +1,248 @@
+import json
+import logging
+import re
+
+import numpy as np
+import pytest
+from damaged_json import damaged
+from detection_cases import HEIGHT, WIDTH, make_annotation, make_content, process
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.lvis import load_lvis_json
+from detectron2.structures import BoxMode
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from glipv2_d2 import add_glipv2_config, register_lvis
+from glipv2_d2.data import DetectionDatasetMapper
+from glipv2_d2.data.datasets.annotation_checks import AnnotationError
+from glipv2_d2.data.datasets.lvis import load_lvis
+from glipv2_d2.data.training_dicts import load_dataset
+from glipv2_d2.evaluation.lvis_evaluator import LVISEvaluator
+
+POLYGON = [[4, 6, 24, 6, 24, 16]]
+URL = "http://images.cocodataset.org/"
+
+
+def lvis_content(category_ids=(1, 2, 3)) -> dict:
+    """Two images and three boxes; image 9 stands first, and of its cows not all have a box."""
+    names = (["bow_(weapon)"], ["horned_cow", "bull"], ["bow_(decorative_ribbons)"])
+    images = [
+        {"id": 9, "coco_url": URL + "val2017/000000000009.jpg", "width": 64, "height": 48},
+        {"id": 5, "coco_url": URL + "train2017/000000000005.jpg", "width": 50, "height": 50},
+    ]
+    images[0] |= {"neg_category_ids": [category_ids[2]], "not_exhaustive_category_ids": [category_ids[1]]}
+    images[1] |= {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+    boxes = [(9, 0, [4, 6, 20, 10]), (5, 2, [1, 2, 8.5, 16]), (5, 1, [0, 0, 9, 9])]
+    return {
+        "images": images,
+        "annotations": [
+            {"id": i, "image_id": image, "category_id": category_ids[row], "bbox": box, "segmentation": POLYGON}
+            for i, (image, row, box) in enumerate(boxes, 1)
+        ],
+        "categories": [
+            {"id": id_, "name": f"name {id_}", "synonyms": one, "frequency": "f", "synset": "bow.n.01"}
+            for id_, one in zip(category_ids, names)
+        ],
+    }
+
+
+@pytest.fixture
+def register(tmp_path, new_name):
+    """A function that writes and registers annotations, and returns the name of the dataset."""
+
+    def write(content: dict, **metadata) -> str:
+        (tmp_path / "lvis.json").write_text(json.dumps(content))
+        register_lvis(new_name, tmp_path / "lvis.json", tmp_path, **metadata)
+        return new_name
+
+    return write
+
+
+def test_dataset_dicts_equal_those_of_detectron2(register, tmp_path):
+    name = register(lvis_content())
+    expected = load_lvis_json(str(tmp_path / "lvis.json"), f"{tmp_path}/")
+    for record in expected:
+        for item in record["annotations"]:
+            item["bbox"] = BoxMode.convert(item["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
+            item |= {"bbox_mode": BoxMode.XYXY_ABS, "iscrowd": 0}
+    found = DatasetCatalog.get(name)
+    assert [record.pop("never_negative_ids", None) for record in found] == [None, [1]]
+    assert found == expected
+    assert [record["image_id"] for record in found] == [5, 9] and len(found[0]["annotations"]) == 2
+    assert found[1]["file_name"] == str(tmp_path / "val2017" / "000000000009.jpg")
+    assert (found[1]["neg_category_ids"], found[1]["not_exhaustive_category_ids"]) == ([3], [2])
+
+
+def test_names_are_first_synonyms_and_ids_become_contiguous(register):
+    content = lvis_content((7, 30, 12))
+    name = register(content, note="from the attic")
+    metadata = MetadataCatalog.get(name)
+    assert (metadata.evaluator_type, metadata.task, metadata.note) == ("lvis", "detection", "from the attic")
+    first, second = DatasetCatalog.get(name)
+    assert metadata.thing_classes == ["bow_(weapon)", "bow_(decorative_ribbons)", "horned_cow"]
+    assert metadata.thing_dataset_id_to_contiguous_id == {7: 0, 12: 1, 30: 2}
+    assert [item["category_id"] for item in first["annotations"]] == [1, 2]
+    # As in the file, and as the boxes' ids.
+    assert second["not_exhaustive_category_ids"] == [30] and second["never_negative_ids"] == [2]
+
+
+def test_lists_of_an_image_may_be_absent_and_name_categories_that_are_not_there(register):
+    content = lvis_content()
+    content["images"][0]["not_exhaustive_category_ids"] = [77, 3]
+    del content["images"][1]["not_exhaustive_category_ids"], content["images"][1]["neg_category_ids"]
+    first, second = DatasetCatalog.get(register(content))
+    assert first["not_exhaustive_category_ids"] == first["neg_category_ids"] == []
+    assert second["never_negative_ids"] == [2]
+
+
+def test_boxes_are_cut_and_those_without_area_go(register, caplog):
+    content = lvis_content()
+    content["annotations"][0]["bbox"] = [-5, 6, 80, 10]
+    content["annotations"][1]["bbox"] = [4, 4, 0, 9]
+    name = register(content)
+    with caplog.at_level(logging.WARNING, "glipv2_d2"):
+        records = DatasetCatalog.get(name)
+    boxes = [[item["bbox"] for item in record["annotations"]] for record in records]
+    assert boxes == [[[0, 0, 9, 9]], [[0, 6, 64, 16]]]
+    assert len(caplog.records) == 1 and "lvis.json: cut 1 boxes that reach past their image" in caplog.text
+
+
+def test_a_polygon_of_two_points_costs_its_mask_and_nothing_else(register, tmp_path, caplog):
+    content = lvis_content()
+    content["annotations"][0]["segmentation"] = [[4, 6, 24, 6]]
+    content["annotations"][1]["segmentation"] = [[4, 6, 24, 6], *POLYGON]
+    del content["annotations"][2]["segmentation"]
+    name = register(content)
+    with pytest.raises(AssertionError, match="invalid polygon"):
+        load_lvis_json(str(tmp_path / "lvis.json"), f"{tmp_path}/")
+    with caplog.at_level(logging.WARNING, "glipv2_d2"):
+        records = load_dataset(name, with_masks=True)
+    masks = [[item.get("segmentation") for item in record["annotations"]] for record in records]
+    assert masks == [[POLYGON, None], [None]]
+    assert len(caplog.records) == 1
+    assert "left out 1 parts of masks" in caplog.text and "; 1 masks (" in caplog.text
+    assert "000000000009.jpg: box 0: polygon [4, 6, 24, 6] has 2 points" in caplog.text
+
+
+def change(kind, index, **fields):
+    return lambda content: content[kind][index].update(fields)
+
+
+def without(kind, index, field):
+    return lambda content: content[kind][index].pop(field)
+
+
+BAD_URL = r"images\[1\] \(id 5\): coco_url is {}, expected a URL that ends with a folder and a file"
+BROKEN = {
+    "no annotations": (lambda content: content.pop("annotations"), "annotations is None, expected a list"),
+    "no url": (without("images", 1, "coco_url"), BAD_URL.format("None")),
+    "number as url": (change("images", 1, coco_url=5), BAD_URL.format("5")),
+    "file alone": (change("images", 1, coco_url="5.jpg"), BAD_URL.format("'5.jpg'")),
+    "no folder": (change("images", 1, coco_url="http://5.jpg"), BAD_URL.format("'http://5.jpg'")),
+    "no file": (change("images", 1, coco_url="http://train2017/"), BAD_URL.format("'http://train2017/'")),
+    "up": (change("images", 1, coco_url="http://a/../5.jpg"), BAD_URL.format(r"'http://a/\.\./5.jpg'")),
+    "no synonyms": (without("categories", 1, "synonyms"), r"\(id 2\): synonyms is None, expected a list that begins"),
+    "empty synonyms": (change("categories", 1, synonyms=[]), r"synonyms is \[\], expected a list that begins"),
+    "one string": (change("categories", 1, synonyms="cow"), "synonyms is 'cow', expected a list that begins"),
+    "blank synonym": (change("categories", 1, synonyms=[" "]), r"synonyms is \[' '\], expected a list that begins"),
+    "name twice": (change("categories", 1, synonyms=["bow_(weapon)"]), "synonyms is .*, expected a name that no other"),
+    "category twice": (change("categories", 1, id=1), r"categories\[1\]: id is 1, expected an id that no other"),
+    "annotation twice": (change("annotations", 1, id=1), r"annotations\[1\]: id is 1, expected an id that no other"),
+    "number as list": (change("images", 0, neg_category_ids=3), r"\(id 9\): neg_category_ids is 3, expected a list of"),
+    "no list": (change("images", 0, neg_category_ids=None), "neg_category_ids is None, expected a list of"),
+    "names in list": (
+        change("images", 0, not_exhaustive_category_ids=["bow"]),
+        r"not_exhaustive_category_ids is \['bow'\], expected a list of category ids",
+    ),
+    "no box": (without("annotations", 1, "bbox"), r"annotations\[1\] \(id 2\): bbox is None, expected four finite"),
+    "inverted": (change("annotations", 1, bbox=[9, 9, -3, 4]), r"bbox is .* -3, 4\], expected width and height >= 0"),
+    "outside": (change("annotations", 1, bbox=[70, 9, 3, 4]), r"inside its image of 50 x 50 pixels"),
+    "unknown image": (change("annotations", 1, image_id=7), "image_id is 7, expected an id that stands in images"),
+    "unknown category": (change("annotations", 1, category_id=4), "category_id is 4, expected .* in categories"),
+}
+
+
+@pytest.mark.parametrize("edit, message", BROKEN.values(), ids=BROKEN)
+def test_broken_files_name_file_entry_field_and_value(register, edit, message):
+    content = lvis_content()
+    edit(content)
+    with pytest.raises(AnnotationError, match="lvis.json: .*" + message) as raised:
+        DatasetCatalog.get(register(content))
+    assert "\n" not in str(raised.value)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)
+@given(data=st.data())
+def test_any_damage_is_either_harmless_or_a_one_line_error(tmp_path, new_name, data):
+    json_file = tmp_path / "damaged.json"
+    json_file.write_text(json.dumps(damaged(data, {"lvis": lvis_content()})["lvis"]))
+    try:
+        records = load_lvis(str(json_file), str(tmp_path), new_name)
+    except AnnotationError as error:
+        assert str(json_file) in str(error) and "\n" not in str(error)
+    else:
+        num_names = len(MetadataCatalog.get(new_name).thing_classes)
+        for record in records:
+            assert re.fullmatch(re.escape(str(tmp_path)) + "/[^/]+/[^/]+", record["file_name"])
+            ids = [item["category_id"] for item in record["annotations"]] + record.get("never_negative_ids", [])
+            assert all(0 <= value < num_names for value in ids)
+    finally:
+        MetadataCatalog.pop(new_name, None)
+
+
+def test_a_missing_file_and_a_taken_name_are_named(new_name, tmp_path):
+    register_lvis(new_name, tmp_path / "none.json", tmp_path)
+    with pytest.raises(FileNotFoundError, match="json_file .*none.json .*DETECTRON2_DATASETS"):
+        DatasetCatalog.get(new_name)
+    with pytest.raises(ValueError, match="registered already"):
+        register_lvis(new_name, "a.json", "b")
+
+
+def test_thing_classes_that_are_given_must_agree(register):
+    with pytest.raises(AnnotationError, match="categories are bow_.weapon.*expected the 1 thing_classes"):
+        DatasetCatalog.get(register(lvis_content(), thing_classes=["bow_(weapon)"]))
+
+
+@pytest.mark.parametrize("expected", [100.0, 0.0])
+def test_the_evaluator_reads_the_registered_file(register, expected):
+    """Contiguous ids 0, 1, 2 are the categories 7, 12, 30: found as what they are, or as the next one."""
+    box, other = [8, 8, 40, 40], [60, 60, 40, 24]
+    content = make_content(
+        [make_annotation(1, 30, box), make_annotation(2, 7, other), make_annotation(2, 12, box)],
+        images=(1, 2),
+        categories=((30, "r"), (7, "c"), (12, "f")),
+    )
+    for image in content["images"]:
+        image["coco_url"] = f"{URL}val2017/{image.pop('file_name')}"
+    for category in content["categories"]:
+        category["synonyms"] = [category["name"]]
+    name = register(content)
+    records = load_dataset(name, with_masks=True)
+    assert [(record["height"], record["width"]) for record in records] == [(HEIGHT, WIDTH)] * 2
+    right = {1: [(30, 0.9, box)], 2: [(7, 0.8, other), (12, 0.7, box)]}
+    wrong = {1: [(7, 0.9, box)], 2: [(12, 0.8, other), (30, 0.7, box)]}
+    evaluator = LVISEvaluator(name, ("bbox", "segm"), distributed=False)
+    found = process(evaluator, right if expected else wrong, (7, 12, 30))
+    assert set(found) == {"bbox", "segm", "bbox_fixed", "segm_fixed"}
+    for result in found.values():
+        assert [result[key] for key in ("AP", "APr", "APc", "APf")] == [pytest.approx(expected)] * 4
+
+
+def test_training_prompts_leave_out_what_may_be_in_the_image(register, tmp_path):
+    for folder, file, size in (("val2017", "000000000009.jpg", (64, 48)), ("train2017", "000000000005.jpg", (50, 50))):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(np.zeros((size[1], size[0], 3), np.uint8)).save(tmp_path / folder / file)
+    content = lvis_content()
+    content["categories"].append({"id": 4, "synonyms": ["cup"], "frequency": "f"})
+    name = register(content)
+    cfg = get_cfg()
+    add_glipv2_config(cfg)
+    cfg.DATASETS.TRAIN = (name,)
+    mapper = DetectionDatasetMapper(cfg)
+    # Image 5 has a cow and ribbons; image 9 a weapon, and perhaps cows without a box.
+    for record, expected in zip(load_dataset(name), [{"horned_cow", "bow_(decorative_ribbons)"}, {"bow_(weapon)"}]):
+        phrases = [set(mapper({**record, "sample_seed": seed})["prompts"][0].phrases) for seed in range(10)]
+        assert all(expected <= found <= expected | {"cup"} for found in phrases)
+        assert expected | {"cup"} in phrases

@@ -1,0 +1,341 @@
+"""Greedy and beam search: tables by hand, and brute force over all texts of a tiny vocabulary."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+
+from glipv2_d2.config import add_glipv2_config
+from glipv2_d2.modeling.text_generation import (
+    GenerationRules,
+    allowed_log_probs,
+    beam_search,
+    generate,
+    greedy_search,
+)
+
+END, START = 0, 9
+
+
+class TableState:
+    """The texts so far, whose images are told by their place."""
+
+    def __init__(self, tables, texts):
+        self.tables, self.texts = tables, texts
+
+    def select(self, rows):
+        return TableState(self.tables, [self.texts[row] for row in rows.tolist()])
+
+
+def table_step(token_ids, state):
+    """Rate by a function of image and text; texts of an image stand side by side."""
+    texts = [(*text, token) for text, token in zip(state.texts, token_ids.tolist())]
+    assert len(texts) % len(state.tables) == 0 and all(text[0] == START for text in texts)
+    width = len(texts) // len(state.tables)
+    logits = [state.tables[row // width](text[1:]) for row, text in enumerate(texts)]
+    return torch.stack(logits), TableState(state.tables, texts)
+
+
+def search_with(search, tables, **settings):
+    rules = GenerationRules(**{"start_id": START, "end_id": END, "no_repeat_ngram": 0, **settings})
+    found = search(table_step, TableState(tables, [()] * len(tables)), len(tables), rules)
+    return [(tuple(text.token_ids.tolist()), text.score) for text in found]
+
+
+def random_table(seed, vocab_size=4, sharpness=1.5):
+    """Logits that depend on the whole text."""
+
+    def rate(text):
+        number = seed
+        for token in text:
+            number = number * 31 + token + 1
+        generator = torch.Generator().manual_seed(number)
+        return sharpness * torch.randn(vocab_size, generator=generator)
+
+    return rate
+
+
+def log_table(probabilities):
+    """Rate by a dict from texts to the probabilities of the next token; anything else ends for sure."""
+
+    def rate(text):
+        return torch.tensor(probabilities.get(text, (1.0, 0.0, 0.0))).log()
+
+    return rate
+
+
+# --- by hand ----------------------------------------------------------------------------------------------------------
+
+# Token 1 begins better, token 2 ends better: 0.6 * 0.3 against 0.4 * 0.9.
+GARDEN_PATH = log_table({(): (0.0, 0.6, 0.4), (1,): (0.3, 0.35, 0.35), (2,): (0.9, 0.05, 0.05)})
+
+
+def test_greedy_search_takes_the_likeliest_token_and_beam_search_the_likeliest_text():
+    greedy = search_with(generate, [GARDEN_PATH], beam_size=1, length_penalty=0.0)[0]
+    # After token 1 tokens 1 and 2 are level and better than the end.
+    assert greedy[0] in ((1, 1), (1, 2))
+    assert greedy[1] == pytest.approx(math.log(0.6 * 0.35))
+    beam = search_with(generate, [GARDEN_PATH], beam_size=2, length_penalty=0.0)[0]
+    assert beam[0] == (2,)
+    assert beam[1] == pytest.approx(math.log(0.4 * 0.9))
+
+
+# Texts "1" with probability 0.5 and "2 2 2" with 0.4; tokens and end: 2 and 4.
+TWO_LENGTHS = log_table(
+    {(): (0.0, 0.5, 0.5), (2,): (0.2, 0.0, 0.8), (2, 2): (0.0, 0.0, 1.0), (2, 2, 2): (1.0, 0.0, 0.0)}
+)
+
+
+@pytest.mark.parametrize(
+    ("penalty", "expected", "score"),
+    [
+        (0.0, (1,), math.log(0.5)),
+        (0.2, (1,), math.log(0.5) / 2**0.2),  # -0.603 against -0.916 / 4^0.2 = -0.694
+        (1.0, (2, 2, 2), math.log(0.4) / 4),  # -0.229 against -0.347
+        (-1.0, (1,), math.log(0.5) * 2),
+    ],
+)
+def test_length_penalty_divides_by_tokens_and_end(penalty, expected, score):
+    assert search_with(beam_search, [TWO_LENGTHS], beam_size=3, length_penalty=penalty) == [
+        (expected, pytest.approx(score))
+    ]
+
+
+@pytest.mark.parametrize("search", [greedy_search, beam_search])
+def test_text_of_the_largest_length_ends_there_and_pays_for_its_end(search):
+    endless = log_table({(): (0.1, 0.9, 0.0), (1,): (0.1, 0.9, 0.0), (1, 1): (0.1, 0.9, 0.0)})
+    found = search_with(search, [endless], beam_size=1, max_length=2, length_penalty=0.0)
+    assert found == [((1, 1), pytest.approx(math.log(0.9 * 0.9 * 0.1)))]
+
+
+@pytest.mark.parametrize(("least", "expected"), [(0, ()), (1, (1,)), (2, (1, 2))])
+@pytest.mark.parametrize("search", [greedy_search, beam_search])
+def test_no_text_ends_below_the_smallest_length(search, least, expected):
+    short = log_table({(): (0.8, 0.2, 0.0), (1,): (0.7, 0.1, 0.2), (1, 2): (1.0, 0.0, 0.0)})
+    assert search_with(search, [short], beam_size=1, min_length=least)[0][0] == expected
+
+
+def probable(row):
+    """Tokens that are allowed."""
+    return (row > -math.inf).nonzero().flatten().tolist()
+
+
+@pytest.mark.parametrize(
+    ("size", "text", "expected"),
+    [
+        (0, (1, 1, 1, 1), [0, 1, 2, 3]),
+        (1, (1, 3), [0, 2]),
+        (2, (1, 2, 1), [0, 1, 3]),  # after 1 came 2
+        (2, (1, 2, 1, 3, 1), [0, 1]),  # after 1 came 2 and 3
+        (2, (1, 2, 3), [0, 1, 2, 3]),
+        (2, (3, 3), [0, 1, 2]),
+        (2, (3,), [0, 1, 2, 3]),
+        (3, (1, 2, 3, 1, 2), [0, 1, 2]),
+        (3, (1, 2, 3, 2, 2), [0, 1, 2, 3]),
+        (3, (1, 2), [0, 1, 2, 3]),
+        (2, (), [0, 1, 2, 3]),
+    ],
+)
+def test_no_sequence_of_tokens_comes_twice(size, text, expected):
+    rules = GenerationRules(START, END, no_repeat_ngram=size)
+    log_probs = allowed_log_probs(torch.zeros(1, 4), torch.tensor([text], dtype=torch.int64), rules)
+    assert probable(log_probs[0]) == [index for index in expected if index != END or text]
+
+
+def test_texts_of_a_batch_are_forbidden_their_own_repetitions():
+    rules = GenerationRules(START, END, no_repeat_ngram=1)
+    log_probs = allowed_log_probs(torch.zeros(2, 5), torch.tensor([[1, 2], [3, 3]]), rules)
+    assert [probable(row) for row in log_probs] == [[0, 3, 4], [0, 1, 2, 4]]
+
+
+def test_what_is_forbidden_takes_its_probability_with_it():
+    logits = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log()
+    rules = GenerationRules(START, END, banned_ids=(2,), min_length=1)
+    log_probs = allowed_log_probs(logits, torch.zeros(1, 0, dtype=torch.int64), rules)
+    assert log_probs.exp().tolist() == [pytest.approx([0.0, 0.2, 0.0, 0.4])]
+    assert log_probs.dtype == torch.float32
+
+
+def test_end_stays_allowed_where_nothing_else_is():
+    rules = GenerationRules(START, END, banned_ids=(2,), min_length=5, no_repeat_ngram=1)
+    assert probable(allowed_log_probs(torch.zeros(1, 3), torch.tensor([[1]]), rules)[0]) == [END]
+
+
+def test_logits_in_half_precision_are_rated_in_single():
+    logits = torch.randn(2, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
+    rules = GenerationRules(START, END, min_length=0)
+    expected = logits.double().log_softmax(-1).float()
+    torch.testing.assert_close(allowed_log_probs(logits, torch.zeros(2, 0, dtype=torch.int64), rules), expected)
+
+
+# --- against slow twins -----------------------------------------------------------------------------------------------
+
+
+def all_texts(table, vocab_size, rules):
+    """Every allowed text with its score, one by one."""
+    found = {}
+    words = [token for token in range(vocab_size) if token != END and token not in rules.banned_ids]
+    for length in range(rules.min_length, rules.max_length + 1):
+        for text in itertools.product(words, repeat=length):
+            size = rules.no_repeat_ngram
+            grams = [text[begin : begin + size] for begin in range(length - size + 1)] if size else []
+            if len(grams) == len(set(grams)):
+                total = 0.0
+                for place, token in enumerate((*text, END)):
+                    total += table(text[:place]).double().log_softmax(-1)[token].item()
+                found[text] = total / (length + 1) ** rules.length_penalty
+    return found
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"length_penalty": 0.0},
+        {"length_penalty": 1.0},
+        {"length_penalty": 2.0, "min_length": 2},
+        {"length_penalty": 0.7, "no_repeat_ngram": 2},
+        {"length_penalty": 1.5, "no_repeat_ngram": 1, "min_length": 0},
+        {"length_penalty": 1.0, "banned_ids": (2,)},
+        {"length_penalty": -0.5, "min_length": 0},
+    ],
+)
+def test_a_beam_as_wide_as_all_texts_finds_the_best_of_all(settings):
+    tables = [random_table(seed) for seed in range(6)]
+    settings = {"max_length": 4, **settings}
+    found = search_with(beam_search, tables, beam_size=130, **settings)
+    rules = GenerationRules(**{"start_id": START, "end_id": END, "no_repeat_ngram": 0, **settings})
+    for table, (text, score) in zip(tables, found):
+        ratings = all_texts(table, 4, rules)
+        assert ratings[text] == max(ratings.values())
+        assert score == pytest.approx(ratings[text], rel=1e-5)
+
+
+def slow_beam(table, vocab_size, rules):
+    """Beam search over lists, one text at a time, that never stops early."""
+    beam, places, ended = [((), 0.0)], rules.beam_size, {}
+    for length in range(rules.max_length + 1):
+        candidates = []
+        for text, total in beam:
+            rated = table(text).double().log_softmax(-1).tolist()
+            allowed = range(vocab_size) if length < rules.max_length else [END]
+            allowed = [token for token in allowed if token not in rules.banned_ids]
+            candidates += [
+                (total + rated[token], text, token) for token in allowed if token != END or length >= rules.min_length
+            ]
+        candidates = sorted(candidates, reverse=True)[:places]
+        beam = [((*text, token), total) for total, text, token in candidates if token != END]
+        for total, text, token in candidates:
+            if token == END:
+                ended[text] = total / (length + 1) ** rules.length_penalty
+        places = rules.beam_size - len(ended)
+    return max(ended.items(), key=lambda item: item[1])
+
+
+@pytest.mark.parametrize("beam_size", [1, 2, 3, 5])
+@pytest.mark.parametrize("penalty", [0.0, 1.0, 1.6, -1.0])
+def test_beam_search_equals_the_slow_one_and_stops_early_without_loss(beam_size, penalty):
+    tables = [random_table(seed, vocab_size=6, sharpness=2.0) for seed in range(8)]
+    settings = {"beam_size": beam_size, "length_penalty": penalty, "max_length": 7, "banned_ids": (3,)}
+    found = search_with(beam_search, tables, **settings)
+    rules = GenerationRules(**{"start_id": START, "end_id": END, "no_repeat_ngram": 0, **settings})
+    for table, (text, score) in zip(tables, found):
+        expected, expected_score = slow_beam(table, 6, rules)
+        assert text == expected
+        assert score == pytest.approx(expected_score, rel=1e-5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"no_repeat_ngram": 2}, {"min_length": 3, "length_penalty": 0.0}])
+def test_a_beam_of_one_is_greedy_search(settings):
+    tables = [random_table(seed, vocab_size=7) for seed in range(20)]
+    greedy = search_with(greedy_search, tables, beam_size=1, max_length=9, **settings)
+    beam = search_with(beam_search, tables, beam_size=1, max_length=9, **settings)
+    assert [text for text, _ in beam] == [text for text, _ in greedy]
+    assert [score for _, score in beam] == pytest.approx([score for _, score in greedy])
+    assert len({len(text) for text, _ in greedy}) > 2
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_an_image_gets_the_text_it_gets_alone(beam_size):
+    tables = [random_table(seed, vocab_size=6) for seed in range(7)]
+    together = search_with(generate, tables, beam_size=beam_size, max_length=8)
+    apart = [search_with(generate, [table], beam_size=beam_size, max_length=8)[0] for table in tables]
+    assert together == apart
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_search_stops_when_all_texts_have_ended(beam_size):
+    calls = []
+
+    def step(token_ids, state):
+        calls.append(len(token_ids))
+        return table_step(token_ids, state)
+
+    certain = log_table({(): (0.0, 1.0, 0.0)})
+    rules = GenerationRules(START, END, beam_size=beam_size, max_length=30)
+    found = generate(step, TableState([certain, certain], [(), ()]), 2, rules)
+    assert [text.token_ids.tolist() for text in found] == [[1], [1]]
+    assert calls == [2, 2 * beam_size]
+
+
+@pytest.mark.parametrize("beam_size", [1, 3])
+def test_texts_that_cannot_win_any_more_end_the_search(beam_size):
+    # After token 1 the end has 0.9; what is left can never be rated above it without a penalty.
+    table = log_table({(): (0.0, 1.0, 0.0), (1,): (0.9, 0.05, 0.05)} | {(1, k): (0.0, 0.5, 0.5) for k in (1, 2)})
+    calls = []
+
+    def step(token_ids, state):
+        calls.append(len(token_ids))
+        return table_step(token_ids, state)
+
+    rules = GenerationRules(START, END, beam_size=beam_size, max_length=30, length_penalty=0.0)
+    assert generate(step, TableState([table], [()]), 1, rules)[0].token_ids.tolist() == [1]
+    assert len(calls) == 2
+
+
+def test_a_beam_wider_than_the_vocabulary_leaves_places_empty():
+    table = log_table({(): (0.0, 0.6, 0.4), (1,): (1.0, 0.0, 0.0), (2,): (1.0, 0.0, 0.0)})
+    assert search_with(beam_search, [table], beam_size=10) == [((1,), pytest.approx(math.log(0.6) / 2))]
+
+
+# --- wrong input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beam_size", [1, 2])
+def test_logits_without_numbers_are_an_error(beam_size):
+    with pytest.raises(ValueError, match="expected finite logits"):
+        search_with(generate, [lambda text: torch.full((3,), math.nan)], beam_size=beam_size, max_length=3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"beam_size": 0}, "MODEL.GLIPV2.CAPTIONING.BEAM_SIZE: expected at least 1, found 0"),
+        ({"max_length": 0}, "MAX_LENGTH: expected at least 1, found 0"),
+        ({"min_length": -1}, "MIN_LENGTH: expected at least 0, found -1"),
+        ({"no_repeat_ngram": -1}, "NO_REPEAT_NGRAM: expected at least 0, found -1"),
+        ({"min_length": 6, "max_length": 5}, r"MIN_LENGTH: expected at most MAX_LENGTH \(5\), found 6"),
+        ({"banned_ids": (4, END)}, "banned_ids: found the end token 0"),
+    ],
+)
+def test_numbers_out_of_range_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        GenerationRules(START, END, **settings)
+
+
+@pytest.mark.parametrize(("end", "banned", "found"), [(4, (), 4), (0, (1, 7), 7), (0, (-1,), -1)])
+def test_ids_outside_the_vocabulary_are_named(end, banned, found):
+    rules = GenerationRules(START, end, banned_ids=banned)
+    with pytest.raises(ValueError, match=f"expected ids below 4, found {found}"):
+        allowed_log_probs(torch.zeros(1, 4), torch.zeros(1, 0, dtype=torch.int64), rules)
+
+
+def test_config_gives_the_rules():
+    cfg = get_cfg()
+    add_glipv2_config(cfg)
+    values = {"BEAM_SIZE": 3, "MAX_LENGTH": 11, "MIN_LENGTH": 4, "LENGTH_PENALTY": 0.6, "NO_REPEAT_NGRAM": 2}
+    for key, value in values.items():
+        cfg.MODEL.GLIPV2.CAPTIONING[key] = value
+    rules = GenerationRules.from_config(cfg, start_id=101, end_id=102, banned_ids=[0, 103])
+    assert rules == GenerationRules(101, 102, (0, 103), 3, 11, 4, 0.6, 2)
