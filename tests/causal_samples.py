@@ -14,19 +14,21 @@ SIZES = {"vocab_size": VOCAB_SIZE, "hidden_size": 12, "num_layers": 2, "num_head
 SHAPES = [(6, 9), (3, 5), (2, 3)]
 
 
-def randomize(module, spread=0.7, seed=1):
-    """Every parameter random, biases and gammas too, so that no term vanishes."""
+def randomize(module, spread=1.5, seed=1):
+    """Every parameter random, biases, norms and gammas too, so that no term vanishes and no bias decides."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in module.parameters():
-            fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
-            parameter.normal_(std=spread / fan_in**0.5, generator=generator)
+        for name, parameter in module.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=spread / parameter[0].numel() ** 0.5, generator=generator)
+            else:
+                parameter.normal_(mean=0.0 if name.endswith("bias") else 1.0, std=0.3, generator=generator)
 
 
 def make_encoder(kind, **changes):
     encoder = ENCODERS[kind](**{**SIZES, "max_positions": 16, "dropout": 0.0, **changes})
     if "weights" not in changes:
-        randomize(encoder, 1.5)
+        randomize(encoder)
     return encoder
 
 
@@ -49,13 +51,15 @@ def make_parts(kind, form="auto", blocks=2, **changes):
     )
     head = CaptioningHead(language_dim=12, vocab_size=VOCAB_SIZE)
     for seed, part in enumerate((tower, head)):
-        randomize(part, 1.5, seed)
+        randomize(part, seed=seed)
     return encoder.eval(), tower.eval(), head.eval()
 
 
 def make_features(images, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(images, 8, *shape, generator=generator) for shape in SHAPES]
+    # Each image has a colour of its own, which the mean over its positions keeps.
+    colours = 2 * torch.randn(images, 8, 1, 1, generator=generator)
+    return [colours + torch.randn(images, 8, *shape, generator=generator) for shape in SHAPES]
 
 
 def make_tokens(*lengths, seed=0):

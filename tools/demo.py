@@ -1,8 +1,10 @@
 #!/usr/bin/env python
-"""Detect what a prompt names in pictures or a video; save drawn pictures and one JSON file.
+"""Detect what a prompt names in pictures or a video, answer a question or write captions; save drawn pictures and JSON.
 
 python tools/demo.py --config-file CONFIG --input *.jpg --prompt "a man on a skateboard" --opts MODEL.WEIGHTS FILE
 python tools/demo.py --config-file CONFIG --video-input in.mp4 --vocabulary "person,traffic light"
+python tools/demo.py --config-file CONFIG --input *.jpg --task vqa --question "What is the man riding?"
+python tools/demo.py --config-file CONFIG --input *.jpg --task caption
 """
 
 from __future__ import annotations
@@ -12,13 +14,14 @@ import contextlib
 import glob
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from detectron2.data.detection_utils import read_image
+from detectron2.structures import Instances
 from tqdm import tqdm
 
 from glipv2_d2 import GLIPv2Predictor
@@ -26,6 +29,9 @@ from glipv2_d2.engine.defaults import build_config, one_line_errors
 from glipv2_d2.visualizer import GroundingVisualizer
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+
+# From a picture in BGR order to the drawn picture and what the JSON file says of it.
+Drawer = Callable[[np.ndarray], tuple[np.ndarray, dict[str, Any]]]
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -35,13 +41,29 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     source.add_argument("--input", nargs="+", metavar="PATH", help="images, folders of images, or quoted globs")
     source.add_argument("--video-input", metavar="FILE")
     parser.add_argument("--output", default="output/predictions", metavar="FOLDER")
+    parser.add_argument("--task", choices=("detect", "vqa", "caption"), default="detect", help="default: detect")
     prompt = parser.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="CAPTION", help="its noun phrases are looked for")
     prompt.add_argument("--vocabulary", metavar="A,B,C", help="names to look for; default: those of DATASETS.TEST[0]")
-    parser.add_argument("--confidence-threshold", type=float, default=0.5, metavar="SCORE", help="lowest score kept")
+    prompt.add_argument("--question", metavar="TEXT", help="of --task vqa")
+    parser.add_argument("--confidence-threshold", type=float, default=0.5, metavar="SCORE", help="lowest score of a box")
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys; last")
     return parser.parse_args(argv)
+
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Refuse flags that the task has no use for."""
+    if (arguments.task == "vqa") != (arguments.question is not None):
+        found = "no question" if arguments.question is None else f"--task {arguments.task}"
+        raise ValueError(f"--question: --task vqa needs a question, and no other task takes one; found {found}")
+    if arguments.task == "detect":
+        return
+    if arguments.prompt is not None or arguments.vocabulary is not None:
+        raise ValueError(f"--prompt, --vocabulary: expected --task detect, found --task {arguments.task}")
+    # The height of these pictures follows the text, and frames of a video are all equally high.
+    if arguments.video_input is not None:
+        raise ValueError(f"--video-input: expected --task detect, found --task {arguments.task}; give pictures")
 
 
 def find_images(paths: Sequence[str]) -> list[str]:
@@ -74,19 +96,63 @@ class Detector:
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
         """Detect in a picture in BGR order; return the drawn picture and what the JSON file says of it."""
         output = self.predictor(image, self.prompt)
-        instances, phrases = output["instances"].to("cpu"), output["phrases"]
-        instances = instances[instances.scores >= self.threshold]
+        instances = kept_instances(output, self.threshold)
         caption = self.prompt if isinstance(self.prompt, str) else None
-        drawn = GroundingVisualizer(image[:, :, ::-1]).draw_predictions(instances, phrases, caption)
-        fields = zip(instances.pred_classes.tolist(), instances.scores.tolist(), instances.pred_boxes.tensor.tolist())
-        detections = [
-            {"phrase": phrases[row], "score": round(score, 4), "box": [round(edge, 2) for edge in box]}
-            for row, score, box in fields
-        ]
-        return drawn[:, :, ::-1], {"detections": detections}
+        drawn = GroundingVisualizer(image[:, :, ::-1]).draw_predictions(instances, output["phrases"], caption)
+        return drawn[:, :, ::-1], {"detections": list_detections(instances, output["phrases"])}
 
 
-def detect_images(detector: Detector, files: Sequence[str], folder: Path) -> list[dict[str, Any]]:
+class Answerer:
+    """Answers one question about one picture after the other, and draws."""
+
+    def __init__(self, predictor: GLIPv2Predictor, question: str, threshold: float) -> None:
+        self.predictor, self.question, self.threshold = predictor, question, threshold
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+        """Answer for a picture in BGR order; return the drawn picture and what the JSON file says of it."""
+        output = self.predictor.answer(image, self.question)
+        instances, answer, score = kept_instances(output, self.threshold), output["answer"], output["score"]
+        drawn = GroundingVisualizer(image[:, :, ::-1]).draw_answer(
+            instances, output["phrases"], self.question, answer, score
+        )
+        record = {"answer": answer, "score": round(score, 4)}
+        record["answers"] = [[other, round(its_score, 4)] for other, its_score in output["answers"]]
+        return drawn[:, :, ::-1], {**record, "detections": list_detections(instances, output["phrases"])}
+
+
+class Captioner:
+    """Writes captions of one picture after the other, and draws."""
+
+    def __init__(self, predictor: GLIPv2Predictor, threshold: float) -> None:
+        self.predictor, self.threshold = predictor, threshold
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+        """Caption a picture in BGR order; return the drawn picture and what the JSON file says of it."""
+        output = self.predictor.caption(image)
+        instances, phrases, caption = kept_instances(output, self.threshold), output["phrases"], output["caption"]
+        drawn = GroundingVisualizer(image[:, :, ::-1]).draw_generated(
+            instances, phrases, caption, output["phrase_spans"]
+        )
+        record = {"caption": caption, "score": round(output["score"], 4)}
+        return drawn[:, :, ::-1], {**record, "detections": list_detections(instances, phrases)}
+
+
+def kept_instances(output: dict[str, Any], threshold: float) -> Instances:
+    """Return what was found with at least this score."""
+    instances = output["instances"].to("cpu")
+    return instances[instances.scores >= threshold]
+
+
+def list_detections(instances: Instances, phrases: Sequence[str]) -> list[dict[str, Any]]:
+    """Return phrase, score and box of each detection in plain types."""
+    fields = zip(instances.pred_classes.tolist(), instances.scores.tolist(), instances.pred_boxes.tensor.tolist())
+    return [
+        {"phrase": phrases[row], "score": round(score, 4), "box": [round(edge, 2) for edge in box]}
+        for row, score, box in fields
+    ]
+
+
+def draw_images(drawer: Drawer, files: Sequence[str], folder: Path) -> list[dict[str, Any]]:
     """Write one picture per image; images that cannot be read are reported and left out."""
     records, names = [], set()
     for file in tqdm(files, unit="image"):
@@ -95,7 +161,7 @@ def detect_images(detector: Detector, files: Sequence[str], folder: Path) -> lis
         except (OSError, ValueError, SyntaxError) as error:
             tqdm.write(f"skipped {file}: expected a readable image, found: {error}")
             continue
-        drawn, record = detector(image)
+        drawn, record = drawer(image)
         # Files of the same name in different folders keep their pictures.
         name = Path(file).stem
         name = name if name not in names else f"{name}_{len(names)}"
@@ -107,12 +173,12 @@ def detect_images(detector: Detector, files: Sequence[str], folder: Path) -> lis
     return records
 
 
-def detect_video(detector: Detector, file: str, folder: Path) -> list[dict[str, Any]]:
+def draw_video(drawer: Drawer, file: str, folder: Path) -> list[dict[str, Any]]:
     """Write one drawn video."""
     records = []
     with contextlib.closing(VideoSink(folder / f"{Path(file).stem}.mp4")) as sink:
         for number, (frame, rate) in enumerate(read_video(file)):
-            drawn, record = detector(frame)
+            drawn, record = drawer(frame)
             sink.write(drawn, rate)
             records.append({"file_name": file, "frame": number, **record})
     if not records:
@@ -163,20 +229,31 @@ def save_picture(path: Path, picture: np.ndarray) -> None:
         raise OSError(f"--output: no picture can be written to {path}")
 
 
+def make_drawer(arguments: argparse.Namespace, predictor: GLIPv2Predictor) -> tuple[Drawer, dict[str, Any]]:
+    """Return what works on the pictures, and what the JSON file says all of them were asked."""
+    if arguments.task == "vqa":
+        return Answerer(predictor, arguments.question, arguments.confidence_threshold), {"question": arguments.question}
+    if arguments.task == "caption":
+        return Captioner(predictor, arguments.confidence_threshold), {}
+    prompt = as_prompt(arguments)
+    return Detector(predictor, prompt, arguments.confidence_threshold), {"prompt": prompt}
+
+
 def run(arguments: argparse.Namespace) -> Path:
     """Do what the command line says; return the path of the JSON file."""
+    check_arguments(arguments)
     files = find_images(arguments.input) if arguments.input else []
     predictor = GLIPv2Predictor(build_config(arguments.config_file, arguments.opts))
-    detector = Detector(predictor, as_prompt(arguments), arguments.confidence_threshold)
+    drawer, asked = make_drawer(arguments, predictor)
     folder = Path(arguments.output)
     folder.mkdir(parents=True, exist_ok=True)
     if files:
-        records = detect_images(detector, files, folder)
+        records = draw_images(drawer, files, folder)
     else:
-        records = detect_video(detector, arguments.video_input, folder)
+        records = draw_video(drawer, arguments.video_input, folder)
     path = folder / "predictions.json"
     unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps({"prompt": detector.prompt, "predictions": records}, indent=1))
+    unfinished.write_text(json.dumps({**asked, "predictions": records}, indent=1))
     unfinished.replace(path)
     return path
 

@@ -14,9 +14,8 @@ from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
-from .dataset_mappers.build import build_train_mapper, dataset_task
+from .dataset_mappers.build import SENTENCE_MAPPERS, build_train_mapper, dataset_task
 from .dataset_mappers.detection import DetectionDatasetMapper
-from .dataset_mappers.grounding import GroundingDatasetMapper
 from .sample_sources import StoredSamples, StreamedSamples
 from .samplers import TrainingBatchSampler
 from .shards import ShardSet, ShardStream
@@ -37,7 +36,8 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0, saved: Mapping[str, An
     -1 the seed is that of ``saved``, or is drawn here. What is streamed from shards depends on the number of processes
     and workers too. The shares of the datasets are those of DATASETS.TRAIN_RATIOS, or else of their sizes.
 
-    No batch of all ranks together holds only images without boxes. A sample may report, under keys that are absent
+    A batch of all ranks together holds one kind of samples: boxes alone, questions, or captions to write, the last two
+    with boxes or without. None of the first kind holds only images without boxes. A sample may report, under keys that are absent
     otherwise, what was left out on the way to it:
 
     * ``skipped_files``: a line for each image that could not be read, in whose place this sample stands;
@@ -77,6 +77,7 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0, saved: Mapping[str, An
         is_empty=samples.stored.is_empty,
         shard_group=shard_group,
         streamed=list(sets.shards),
+        kinds=sets.kinds,
         rank=comm.get_rank(),
         world_size=world_size,
         start_batch=start_batch,
@@ -99,7 +100,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> SharedPromptLoader | D
     """Build the loader of a test dataset: each dataset dict once over all ranks, alone in its batch.
 
     All images of a detection dataset share the prompts that hold every name. In grounding and caption data each has its
-    own caption as prompt.
+    own caption as prompt, in questions its question; for captions to be written there is no prompt.
 
     Raises:
         ValueError: The dataset is not registered, or its annotations break the format.
@@ -107,8 +108,9 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> SharedPromptLoader | D
     """
     dataset_dicts = load_dataset(dataset_name)
     num_workers = cfg.DATALOADER.NUM_WORKERS
-    if dataset_task(dataset_name) != "detection":
-        own_prompts = GroundingDatasetMapper(cfg, is_train=False)
+    task = dataset_task(dataset_name)
+    if task != "detection":
+        own_prompts = SENTENCE_MAPPERS[task](cfg, is_train=False)
         return build_detection_test_loader(dataset_dicts, mapper=own_prompts, num_workers=num_workers)
     mapper = DetectionDatasetMapper(cfg, is_train=False, dataset_names=(dataset_name,))
     loader = build_detection_test_loader(dataset_dicts, mapper=mapper.test_image, num_workers=num_workers)
@@ -141,6 +143,7 @@ def _training_samples(cfg: CfgNode, sets: TrainingSets, groups: np.ndarray, stat
         groups,
         caption_datasets={name for name, task in zip(cfg.DATASETS.TRAIN, sets.tasks) if task == "caption"},
         num_negative_captions=num_negatives,
+        needs_boxes=sets.kinds == 0,
     )
     shard_sets = {}
     for dataset, urls in sets.shards.items():
@@ -188,6 +191,9 @@ def _layout(cfg: CfgNode, sets: TrainingSets) -> dict[str, Any]:
         "DATALOADER.ASPECT_RATIO_GROUPING": cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         "number of processes": comm.get_world_size(),
     }
+    for task, part in (("vqa", "VQA"), ("captioning", "CAPTIONING")):
+        if task in sets.tasks:
+            layout[f"MODEL.GLIPV2.{part}.GROUNDED"] = cfg.MODEL.GLIPV2[part].GROUNDED
     if sets.shards:
         layout["number of shards"] = [len(urls) for urls in sets.shards.values()]
         layout["DATALOADER.NUM_WORKERS"] = _num_slots(cfg)

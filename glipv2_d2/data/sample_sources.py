@@ -39,6 +39,7 @@ class StoredSamples:
         *,
         caption_datasets: Collection[str] = (),
         num_negative_captions: int = 0,
+        needs_boxes: np.ndarray | None = None,
     ):
         """
         Args:
@@ -46,9 +47,12 @@ class StoredSamples:
             groups: For each of them the group that its replacement comes from.
             caption_datasets: Names of those whose samples get captions of other images of the dataset.
             num_negative_captions: How many.
+            needs_boxes: For each dict whether it teaches nothing without boxes; by default all.
         """
         self.groups = groups
         self.is_empty = np.array([not has_boxes(item) for item in dicts], dtype=bool)
+        if needs_boxes is not None:
+            self.is_empty &= needs_boxes
         self.num_negative_captions = num_negative_captions
         names = np.array([item.get("dataset_name", "") for item in dicts])
         self.rows = {name: np.flatnonzero(names == name) for name in caption_datasets}

@@ -56,10 +56,12 @@ class TrainingBatchSampler(Sampler[list[StreamEntry | ShardEntry]]):
 
     The stream over all ranks is one sequence of draws. A rank takes every ``world_size``-th draw and collects its draws
     group by group; a batch leaves when it is full, and what is left waits. So the draws do not depend on the number of
-    ranks, and batch k can be reached without drawing the samples before it.
+    ranks, and batch k can be reached without drawing the samples before it. Where there are
+    several kinds of samples, the ranks collect their draws together instead, into batches of ``world_size`` times the
+    size, of which each rank takes every ``world_size``-th sample: so the k-th batches of all ranks are of one group.
 
     Where the k-th batches of all ranks together would hold no sample with a box, their earliest draw is replaced by one
-    that has a box, of the same group if possible.
+    that has a box, of the same kind, and of the same group if possible.
 
     Batch k takes its streamed samples from slot k modulo ``num_slots``. A loader with that many workers makes all
     batches of a slot in one worker, which can so read a stream front to back.
@@ -75,6 +77,7 @@ class TrainingBatchSampler(Sampler[list[StreamEntry | ShardEntry]]):
         is_empty: Sequence[bool] | np.ndarray | None = None,
         shard_group: int = 0,
         streamed: Sequence[int] = (),
+        kinds: Sequence[int] | np.ndarray | None = None,
         rank: int = 0,
         world_size: int = 1,
         start_batch: int = 0,
@@ -91,6 +94,7 @@ class TrainingBatchSampler(Sampler[list[StreamEntry | ShardEntry]]):
             is_empty: For each stored sample whether it has no box; by default all have one.
             shard_group: Group of the streamed samples, whose shape is not known before they are read.
             streamed: Datasets that are streams; they replace empty samples where no stored one has a box.
+            kinds: For each stored sample its kind; a group holds one kind. Streamed ones and, by default, all are 0.
             rank: Of this process, from 0.
             world_size: Number of processes.
             start_batch: Batches of this rank to leave out at the start.
@@ -98,16 +102,22 @@ class TrainingBatchSampler(Sampler[list[StreamEntry | ShardEntry]]):
             first_shard_batch: Batch of this rank from which on the ordinals of streamed samples are counted.
 
         Raises:
-            ValueError: ``batch_size`` is not positive, or all samples are stored and empty.
+            ValueError: ``batch_size`` is not positive, or all samples of a kind are stored and empty.
         """
         if batch_size < 1:
             raise ValueError(f"found batch_size {batch_size}, expected at least 1")
         self.draw = draw
         self.groups = np.asarray(groups, dtype=np.int64)
         self.is_empty = np.zeros(len(self.groups), dtype=bool) if is_empty is None else np.asarray(is_empty, dtype=bool)
-        if len(self.is_empty) and self.is_empty.all() and not streamed:
-            raise ValueError(f"found {len(self.is_empty)} images without a box, expected at least one with a box")
-        self.batch_size = batch_size
+        self.kinds = np.zeros_like(self.groups) if kinds is None else np.asarray(kinds, dtype=np.int64)
+        for kind in set(self.kinds[self.is_empty].tolist()):
+            of_kind = self.is_empty[self.kinds == kind]
+            if of_kind.all() and not (kind == 0 and streamed):
+                raise ValueError(f"found {len(of_kind)} images without a box, expected at least one with a box")
+        num_kinds = len({*self.kinds.tolist(), *([0] if streamed else [])})
+        # Sequences of draws that are collected apart, and the samples of a batch of one of them.
+        self.num_parts = world_size if num_kinds < 2 else 1
+        self.part_size = batch_size * world_size // self.num_parts
         self.seed = seed
         self.shard_group = shard_group
         self.streamed = list(streamed)
@@ -150,49 +160,51 @@ class TrainingBatchSampler(Sampler[list[StreamEntry | ShardEntry]]):
 
     def _batches(self) -> Iterator[np.ndarray]:
         """Yield the batches of this rank in their order, some at a time: (B, batch_size, 2) of (index, position)."""
-        # The other ranks matter only where a batch of all ranks may turn out empty.
-        ranks = range(self.world_size) if self.is_empty.any() else (self.rank,)
-        nothing = np.empty((0, self.batch_size, 2), dtype=np.int64)
-        full = dict.fromkeys(ranks, nothing)
-        waiting: dict[int, dict[int, np.ndarray]] = {rank: {} for rank in ranks}
+        # The other parts matter only where a batch of all ranks may turn out empty.
+        own_part = self.rank % self.num_parts
+        parts = range(self.num_parts) if self.is_empty.any() else (own_part,)
+        nothing = np.empty((0, self.part_size, 2), dtype=np.int64)
+        full = dict.fromkeys(parts, nothing)
+        waiting: dict[int, dict[int, np.ndarray]] = {part: {} for part in parts}
         num_draws = 0
         for drawn in self.draw():
             draws = np.stack([drawn, num_draws + np.arange(len(drawn))], axis=1)
-            for rank in ranks:
-                own = draws[(rank - num_draws) % self.world_size :: self.world_size]
-                full[rank] = np.concatenate([full[rank], self._fill_batches(waiting[rank], own)])
+            for part in parts:
+                own = draws[(part - num_draws) % self.num_parts :: self.num_parts]
+                full[part] = np.concatenate([full[part], self._fill_batches(waiting[part], own)])
             num_draws += len(drawn)
             num_whole = min(len(batches) for batches in full.values())
-            whole = np.stack([full[rank][:num_whole] for rank in ranks], axis=1)  # (B, ranks, batch_size, 2)
-            full = {rank: batches[num_whole:] for rank, batches in full.items()}
+            whole = np.stack([full[part][:num_whole] for part in parts], axis=1)  # (B, parts, part_size, 2)
+            full = {part: batches[num_whole:] for part, batches in full.items()}
             self._redraw_empty(whole)
-            yield whole[:, ranks.index(self.rank)]
+            own_batches = whole[:, parts.index(own_part)]
+            yield own_batches[:, self.rank // self.num_parts :: self.world_size // self.num_parts]
 
     def _fill_batches(self, waiting: dict[int, np.ndarray], draws: np.ndarray) -> np.ndarray:
         """Add draws to those that wait, and take out the full batches in the order in which they got full."""
-        batches = [np.empty((0, self.batch_size, 2), dtype=np.int64)]
+        batches = [np.empty((0, self.part_size, 2), dtype=np.int64)]
         groups = np.where(draws[:, 0] < 0, self.shard_group, np.append(self.groups, 0)[draws[:, 0].clip(min=-1)])
         for group in np.unique(groups).tolist():
             entries = np.concatenate([waiting.get(group, draws[:0]), draws[groups == group]])
-            num_full = len(entries) // self.batch_size * self.batch_size
-            batches.append(entries[:num_full].reshape(-1, self.batch_size, 2))
+            num_full = len(entries) // self.part_size * self.part_size
+            batches.append(entries[:num_full].reshape(-1, self.part_size, 2))
             waiting[group] = entries[num_full:]
         filled = np.concatenate(batches)
         return filled[np.argsort(filled[:, -1, 1])]
 
     def _redraw_empty(self, batches: np.ndarray) -> None:
-        """Put a sample with a box into each batch of all ranks, (B, ranks, batch_size, 2), that holds none."""
+        """Put a sample with a box into each batch of all ranks, (B, parts, part_size, 2), that holds none."""
         if not self.is_empty.any():
             return
         # A streamed sample always has a box; it reads the False at the end.
         lacks_boxes = np.append(self.is_empty, False)[batches[..., 0].clip(min=-1)]
         for number in np.flatnonzero(lacks_boxes.all(axis=(1, 2))):
             positions = batches[number, ..., 1]
-            rank, column = np.unravel_index(positions.argmin(), positions.shape)
-            batches[number, rank, column, 0] = self._draw_with_box(*batches[number, rank, column].tolist())
+            part, column = np.unravel_index(positions.argmin(), positions.shape)
+            batches[number, part, column, 0] = self._draw_with_box(*batches[number, part, column].tolist())
 
     def _draw_with_box(self, index: int, position: int) -> int:
-        with_boxes = np.flatnonzero(~self.is_empty)
+        with_boxes = np.flatnonzero(~self.is_empty & (self.kinds == self.kinds[index]))
         rng = np.random.default_rng((self.seed, position, 0, _REDRAW))
         if not len(with_boxes):
             return shard_draw(int(rng.choice(self.streamed)))

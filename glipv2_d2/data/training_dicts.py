@@ -9,10 +9,14 @@ from collections.abc import Sequence
 from detectron2.data import DatasetCatalog, MetadataCatalog, print_instances_class_histogram
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 
+from .dataset_mappers.base import BOX_TASKS
 from .dataset_mappers.build import dataset_task
 from .datasets.annotation_checks import check_dataset_dicts
 from .datasets.mask_checks import keep_usable_masks, leave_out_masks
 from .datasets.registration import check_dataset_files
+
+# What a dataset dict is trained with, where it is not its boxes.
+_TARGETS = {"vqa": "answers", "captioning": "captions"}
 
 
 def load_training_dicts(
@@ -22,7 +26,8 @@ def load_training_dicts(
 
     Args:
         names: Registered datasets, at least one.
-        filter_empty: Leave out images without a box that is no crowd region.
+        filter_empty: Leave out images without a box that is no crowd region; but for questions and for captions to
+            write, which are learnt without boxes too.
         min_score: Leave out images of caption data none of whose boxes has a score from here on.
         with_masks: As of ``load_dataset``.
 
@@ -35,10 +40,11 @@ def load_training_dicts(
     loaded: list[dict] = []
     for name in names:
         dataset_dicts = load_dataset(name, with_masks)
-        if any("annotations" not in item for item in dataset_dicts):
-            raise ValueError(f"dataset {name!r} has images without 'annotations', expected a dataset to train on")
         task = dataset_task(name)
-        if filter_empty:
+        field = _TARGETS.get(task, "annotations")
+        if not all(field in item or (task == "captioning" and "caption" in item) for item in dataset_dicts):
+            raise ValueError(f"dataset {name!r} has images without {field!r}, expected a dataset to train on")
+        if filter_empty and task in BOX_TASKS:
             dataset_dicts = filter_images_with_only_crowd_annotations(dataset_dicts)
         if task == "caption":
             dataset_dicts = _with_sufficient_scores(name, dataset_dicts, min_score)
@@ -55,8 +61,8 @@ def load_dataset(name: str, with_masks: bool = False) -> list[dict]:
 
     Args:
         name: A registered dataset.
-        with_masks: Keep the masks of boxes that can be used; what cannot is counted in a warning. Otherwise no
-            annotation has a ``segmentation``.
+        with_masks: Keep the masks of boxes that can be used; what cannot is counted in a warning. Otherwise, and with
+            questions and captions to write, no annotation has a ``segmentation``.
 
     Raises:
         ValueError: It is not registered, is empty, a detection dataset has no ``thing_classes``, or annotations break
@@ -72,7 +78,9 @@ def load_dataset(name: str, with_masks: bool = False) -> list[dict]:
         found = f"{len(dataset_dicts)} images and thing_classes {names}"
         raise ValueError(f"dataset {name!r}: found {found}, expected at least one of both")
     check_dataset_dicts(name, dataset_dicts, len(names or ()), task=task)
-    return keep_usable_masks(name, dataset_dicts) if with_masks else leave_out_masks(dataset_dicts)
+    if with_masks and task in BOX_TASKS:
+        return keep_usable_masks(name, dataset_dicts)
+    return leave_out_masks(dataset_dicts)
 
 
 def check_is_registered(name: str) -> None:

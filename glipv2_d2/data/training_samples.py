@@ -13,8 +13,12 @@ from .sample_sources import MAX_REPLACEMENTS, StoredSamples, StreamedSamples, ha
 from .samplers import ShardEntry, StreamEntry, sample_seed
 
 # What samples count under "dropped": text past the token limit with its boxes; images that lost all their boxes; of
-# streamed data malformed boxes and records, and records of which no box counts.
-DROPPED_COUNTS = (*DroppedText._fields, "samples", "regions", "records", "records_without_boxes")
+# streamed data malformed boxes and records, and records of which no box counts; questions none of whose answers is in
+# the list.
+DROPPED_COUNTS = (
+    *DroppedText._fields,
+    *("samples", "regions", "records", "records_without_boxes", "questions_without_answers"),
+)
 
 
 class TrainingSamples(Dataset):
@@ -37,7 +41,7 @@ class TrainingSamples(Dataset):
         """Make the sample of a stream entry, with the reports that ``build_train_loader`` lists.
 
         Another sample takes the place of one whose image cannot be read, and of one that has boxes but loses all of
-        them on its way; where all others lose theirs too, it stays.
+        them on its way, but for questions and for captions to write; where all others lose theirs too, it stays.
 
         Raises:
             UnreadableImageError: Too many images in a row could not be read.
@@ -54,7 +58,7 @@ class TrainingSamples(Dataset):
                 skipped.append(str(error))
                 continue
             dropped.update(candidate.pop("dropped", {}))
-            is_whole = len(candidate["instances"]) > 0 or not has_boxes(dataset_dict)
+            is_whole = "task" in candidate or len(candidate["instances"]) > 0 or not has_boxes(dataset_dict)
             dropped["samples"] += not is_whole
             if sample is None or is_whole:
                 sample = candidate

@@ -10,11 +10,15 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from .dataset_mappers.base import BOX_TASKS
 from .dataset_mappers.build import dataset_task
 from .datasets.shards import shard_urls_of
 from .draws import check_ratios, draw_by_ratio, draw_by_size
 from .samplers import shard_draw
 from .training_dicts import check_is_registered, load_training_dicts
+
+# Kinds of samples that train more than boxes, by task and whether they train boxes too. A batch holds one of them.
+_KINDS = (("vqa", False), ("vqa", True), ("captioning", False), ("captioning", True))
 
 
 class TrainingSets(NamedTuple):
@@ -26,6 +30,8 @@ class TrainingSets(NamedTuple):
         shards: Addresses of the shards of the streams, by the place of their dataset.
         members: For each dataset what a draw from it can be: indices of ``dicts``, or its ``shard_draw``.
         ratios: Share of each dataset, up to a common factor; empty: by the number of members.
+        kinds: (M,) of the M dicts, what their samples train: boxes alone (0), or a row of ``_KINDS`` plus one. Empty:
+            boxes alone.
     """
 
     tasks: list[str]
@@ -33,6 +39,7 @@ class TrainingSets(NamedTuple):
     shards: dict[int, list[str]]
     members: list[np.ndarray]
     ratios: list[float]
+    kinds: np.ndarray = np.empty(0, dtype=np.int64)
 
     def draws(self, seed: int) -> Callable[[], Iterator[np.ndarray]]:
         """Return a function that begins the infinite sequence of draws of a seed."""
@@ -43,14 +50,17 @@ class TrainingSets(NamedTuple):
     def groups(self, by_aspect_ratio: bool) -> tuple[np.ndarray, int]:
         """Return the groups that share no batch: (M,) of the M dicts, and that of all streamed samples.
 
+        Dicts of two kinds are always apart.
+
         Args:
-            by_aspect_ratio: Keep upright and wide images apart. The shape of a streamed image is not known before it is
-                read: it goes with the larger group.
+            by_aspect_ratio: Keep upright and wide images apart; one of unknown size counts as upright. The shape of a
+                streamed image is not known before it is read: it goes with the larger group.
         """
-        groups = np.array([int(item["width"] > item["height"]) for item in self.dicts], dtype=np.int64)
-        if not by_aspect_ratio:
-            groups[:] = 0
-        return groups, int(groups.mean() >= 0.5) if len(groups) else 0
+        is_wide = [by_aspect_ratio and item.get("width", 0) > item.get("height", 0) for item in self.dicts]
+        groups = np.array(is_wide, dtype=np.int64)
+        kinds = self.kinds if len(self.kinds) else np.zeros_like(groups)
+        of_boxes = groups[kinds == 0]
+        return 2 * kinds + groups, int(of_boxes.mean() >= 0.5) if len(of_boxes) else 0
 
 
 def load_training_sets(cfg: CfgNode) -> TrainingSets:
@@ -83,7 +93,16 @@ def load_training_sets(cfg: CfgNode) -> TrainingSets:
         else:
             shards[dataset] = urls
             members.append(np.full(1 if ratios else _num_samples(name), shard_draw(dataset)))
-    return TrainingSets([dataset_task(name) for name in names], dicts, shards, members, ratios)
+    kinds = np.array([_kind(cfg, item) for item in dicts], dtype=np.int64)
+    return TrainingSets([dataset_task(name) for name in names], dicts, shards, members, ratios, kinds)
+
+
+def _kind(cfg: CfgNode, dataset_dict: dict) -> int:
+    task = dataset_task(dataset_dict["dataset_name"])
+    if task in BOX_TASKS:
+        return 0
+    part = cfg.MODEL.GLIPV2.VQA if task == "vqa" else cfg.MODEL.GLIPV2.CAPTIONING
+    return 1 + _KINDS.index((task, part.GROUNDED and "annotations" in dataset_dict))
 
 
 def _num_samples(name: str) -> int:

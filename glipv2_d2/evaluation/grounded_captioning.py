@@ -106,7 +106,7 @@ def _of_tokens(output: dict[str, Any], key: str) -> Tensor:
         ValueError: It is not there, or has another number of rows.
     """
     num_tokens = len(output["caption_ids"])
-    if len(output.get(key, ())) != num_tokens or key not in output:
-        found = f"{len(output[key])} rows" if key in output else "none"
+    found = f"{len(output[key])} rows" if key in output else "none"
+    if key not in output or len(output[key]) != num_tokens:
         raise ValueError(f"{key}: found {found} for a caption of {num_tokens} tokens, expected a grounded caption")
     return output[key].detach().float().cpu()

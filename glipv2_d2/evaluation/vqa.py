@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from detectron2.evaluation import DatasetEvaluator
@@ -114,7 +114,7 @@ class VQAEvaluator(DatasetEvaluator):
             outputs: Model outputs with ``answer_scores`` (A,).
 
         Raises:
-            ValueError: A question is not of the dataset, or its scores are not one for each answer.
+            ValueError: A question is not of the dataset, or its scores are not one number for each answer.
         """
         for sample, output in zip(inputs, outputs):
             question_id, scores = sample["question_id"], output["answer_scores"]
@@ -125,6 +125,8 @@ class VQAEvaluator(DatasetEvaluator):
                     f"question_id {question_id!r}: answer_scores has shape {tuple(scores.shape)}, expected "
                     f"({len(self._answers)},), one for each answer of MODEL.GLIPV2.VQA.ANSWERS"
                 )
+            if scores.isnan().any():
+                raise ValueError(f"question_id {question_id!r}: answer_scores holds NaN, expected numbers in [0, 1]")
             best = int((scores == scores.max()).nonzero()[0])
             self._results.append(VQAResult(question_id, self._answers[best], float(scores[best])))
 
@@ -156,9 +158,7 @@ class VQAEvaluator(DatasetEvaluator):
         logger.info("dataset %r, %d questions:\n%s", self._name, len(accuracies), create_small_table(scores))
         return OrderedDict(vqa=scores)
 
-    def _scores(
-        self, accuracies: Mapping[int, float], references: Mapping[int, Sequence[str]]
-    ) -> dict[str, float]:
+    def _scores(self, accuracies: Mapping[int, float], references: Mapping[int, Sequence[str]]) -> dict[str, float]:
         vocabulary = set(map(normalize_answer, self._answers))
         best = {
             question_id: max(
@@ -207,6 +207,5 @@ def _references(question: Mapping[str, Any]) -> list[str]:
     return [answer if isinstance(answer, str) else answer["answer"] for answer in answers]
 
 
-def _percentage(values: Any) -> float:
-    values = list(values)
+def _percentage(values: Collection[float]) -> float:
     return 100.0 * sum(values) / len(values)

@@ -218,5 +218,5 @@ def test_the_readme_names_every_dataset_and_no_other():
     text = README.read_text(encoding="utf-8")
     listed = set(re.findall(r"^Names?: (.+(?:\n.+)*)", text, re.MULTILINE))
     names = {name for line in listed for name in re.findall(r"`([A-Za-z0-9_+]+)`", line)}
-    by_detectron2 = {name for name in names if name.startswith("coco_")} | {"lvis_v1_train", "lvis_v1_val"}
+    by_detectron2 = {name for name in names if name.startswith("coco_")}
     assert names - by_detectron2 == NAMES

@@ -214,7 +214,7 @@ def test_no_negative_reads_like_a_name_in_the_image(record, num_negatives):
 
 def test_names_of_another_dataset_that_read_the_same_matter_not(record):
     mapper = make_mapper(vocabularies={"pets": ["red dog", "cat", "fish"], "zoo": ["lion", "Lion", "tiger"]})
-    sample = mapper({**record, "annotations": record["annotations"][:2], "dataset_name": "pets"})
+    sample = mapper({**record, "annotations": record["annotations"][1:2], "dataset_name": "pets"})
     assert set(sample["prompts"][0].phrases) == {"red dog", "cat", "fish"}
 
 

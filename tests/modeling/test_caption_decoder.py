@@ -123,12 +123,12 @@ def slow_step(token_ids, state):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("beam_size", [1, 4])
 def test_search_finds_the_same_captions_with_and_without_remembered_states(kind, beam_size):
-    parts, features = make_parts(kind), make_features(3)
+    parts, features = make_parts(kind), make_features(5)
     rules = GenerationRules(start_id=1, end_id=2, banned_ids=(0, 1), beam_size=beam_size, max_length=10, min_length=2)
     decoder = CaptionDecoder(*parts)
-    found = generate(decoder.step, decoder.prepare(features), 3, rules)
-    start = WholeTexts(parts, features, torch.zeros(3, 0, dtype=torch.int64))
-    expected = generate(slow_step, start, 3, rules)
+    found = generate(decoder.step, decoder.prepare(features), 5, rules)
+    start = WholeTexts(parts, features, torch.zeros(5, 0, dtype=torch.int64))
+    expected = generate(slow_step, start, 5, rules)
     assert [text.token_ids.tolist() for text in found] == [text.token_ids.tolist() for text in expected]
     assert [text.score for text in found] == pytest.approx([text.score for text in expected], rel=1e-4)
     assert len({tuple(text.token_ids.tolist()) for text in found}) > 1
@@ -142,6 +142,7 @@ def test_tower_without_fusion_cannot_write():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_captions_on_a_gpu_follow_the_whole_text(kind, dtype):

@@ -139,8 +139,8 @@ def test_checkpointing_changes_no_gradient_of_a_causal_encoder(kind):
     for use_checkpoint in (False, True):
         encoder = make_encoder(kind, use_checkpoint=use_checkpoint).train()
         calls = []
-        layer = encoder.bert.encoder.layer[0].output if kind == "bert" else encoder.resblocks[0]
-        layer.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        layer = encoder.bert.encoder.layer[0].attention.self.query if kind == "bert" else encoder.resblocks[0].ln_1
+        layer.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
         (encoder(make_tokens(5, 3), causal=True).hidden ** 3).sum().backward()
         assert len(calls) == (2 if use_checkpoint else 1)
         gradients.append([parameter.grad for parameter in encoder.parameters()])
@@ -197,7 +197,7 @@ def test_causal_tower_keeps_levels_and_earlier_tokens_exactly(kind, form):
     levels, language = tower(features, LanguageFeatures(hidden, hidden, mask), causal=True)
     for place in range(6):
         other = hidden.clone()
-        other[:, place] += 1.0
+        other[:, place, 0] += 1.0
         other_levels, other_language = tower(features, LanguageFeatures(other, hidden, mask), causal=True)
         assert all(map(torch.equal, other_levels, levels))
         assert torch.equal(other_language.hidden[:, :place], language.hidden[:, :place])

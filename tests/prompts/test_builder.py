@@ -318,9 +318,7 @@ def test_total_obeys_the_token_limit():
 @pytest.mark.parametrize("sampling", ["drawn", "total"])
 def test_names_that_are_never_negatives_are_in_the_prompt_only_as_positives(sampling, num_negatives):
     options = {"sampling": sampling, "never_negatives": {2, 3, 5}}
-    prompts = [
-        draw(SHORT_NAMES, {2, 7}, word_counter(100), seed, num_negatives, 0.5, **options) for seed in range(100)
-    ]
+    prompts = [draw(SHORT_NAMES, {2, 7}, word_counter(100), seed, num_negatives, 0.5, **options) for seed in range(100)]
     assert all({2, 7} <= set(rows) and not {3, 5} & set(rows) for rows in prompts)
     assert set().union(*prompts) == set(range(10)) - {3, 5}
     if num_negatives == 4:

@@ -9,9 +9,19 @@ from detectron2.data import MetadataCatalog
 
 from .base import TASKS, PromptDatasetMapper
 from .caption import CaptionDatasetMapper
+from .captioning import CaptioningDatasetMapper
 from .detection import DetectionDatasetMapper
 from .grounding import GroundingDatasetMapper
+from .vqa import VQADatasetMapper
 from ...prompts.tokenizer import PromptTokenizer
+
+# Of the kinds of data whose text is a sentence.
+SENTENCE_MAPPERS: dict[str, type[PromptDatasetMapper]] = {
+    "grounding": GroundingDatasetMapper,
+    "caption": CaptionDatasetMapper,
+    "vqa": VQADatasetMapper,
+    "captioning": CaptioningDatasetMapper,
+}
 
 
 class TrainingMapper:
@@ -62,6 +72,7 @@ def build_train_mapper(cfg: CfgNode) -> TrainingMapper:
 
     Raises:
         ValueError: A dataset is not registered, has an unknown task, or a key of the config an unknown value.
+        FileNotFoundError: There are questions, but no list of answers.
     """
     tokenizer = PromptTokenizer.from_config(cfg)
     tasks = {name: dataset_task(name) for name in cfg.DATASETS.TRAIN}
@@ -69,8 +80,7 @@ def build_train_mapper(cfg: CfgNode) -> TrainingMapper:
     if "detection" in tasks.values():
         names = [name for name, task in tasks.items() if task == "detection"]
         mappers["detection"] = DetectionDatasetMapper(cfg, dataset_names=names, tokenizer=tokenizer)
-    if "grounding" in tasks.values():
-        mappers["grounding"] = GroundingDatasetMapper(cfg, tokenizer=tokenizer)
-    if "caption" in tasks.values():
-        mappers["caption"] = CaptionDatasetMapper(cfg, tokenizer=tokenizer)
+    for task, mapper_class in SENTENCE_MAPPERS.items():
+        if task in tasks.values():
+            mappers[task] = mapper_class(cfg, tokenizer=tokenizer)
     return TrainingMapper({name: mappers[task] for name, task in tasks.items()})

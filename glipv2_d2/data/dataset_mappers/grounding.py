@@ -41,10 +41,7 @@ class GroundingDatasetMapper(PromptDatasetMapper):
 
     def mirrored(self, dataset_dict: dict) -> dict:
         """Return a dataset dict with "left" and "right" swapped in its caption."""
-        annotations = dataset_dict.get("annotations", ())
-        caption, spans = swap_left_right(dataset_dict["caption"], [item["tokens_positive"] for item in annotations])
-        swapped = [{**item, "tokens_positive": ranges} for item, ranges in zip(annotations, spans)]
-        return {**dataset_dict, "caption": caption, "annotations": swapped}
+        return mirror_text(dataset_dict, "caption")
 
     def test_prompts(self, dataset_dict: dict) -> list[TokenizedPrompt]:
         """Return the caption as one prompt; the category id of a phrase is its place among the phrases."""
@@ -66,9 +63,23 @@ class GroundingDatasetMapper(PromptDatasetMapper):
             category_ids=np.full(kept.sum(), -1, dtype=np.int64),
             segmentations=[item.get("segmentation") for item, keep in zip(annotations, kept.tolist()) if keep],
             dropped=DroppedText(
-                tokens=num_tokens_cut_off(source.caption, prompt, self.tokenizer), phrases=int((~has_tokens).sum()), boxes=int((~kept).sum())
+                tokens=num_tokens_cut_off(source.caption, prompt, self.tokenizer),
+                phrases=int((~has_tokens).sum()),
+                boxes=int((~kept).sum()),
             ),
         )
+
+
+def mirror_text(dataset_dict: dict, field: str) -> dict:
+    """Return a dataset dict with "left" and "right" swapped in the text of a field and in the ranges of its boxes."""
+    annotations = dataset_dict.get("annotations", ())
+    text, spans = swap_left_right(dataset_dict[field], [item.get("tokens_positive", ()) for item in annotations])
+    mirrored = {**dataset_dict, field: text}
+    if annotations:
+        mirrored["annotations"] = [
+            {**item, "tokens_positive": ranges} if ranges else item for item, ranges in zip(annotations, spans)
+        ]
+    return mirrored
 
 
 def num_tokens_cut_off(text: str, prompt: TokenizedPrompt, tokenizer: PromptTokenizer, num_added: int = 0) -> int:

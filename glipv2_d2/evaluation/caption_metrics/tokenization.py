@@ -27,7 +27,7 @@ _ABBREVIATIONS = (
 
 _TOKEN = re.compile(
     rf"""
-      </?[a-z][^<>]*>                                        # a tag of a markup language
+      </?[a-z]+(?:\s[^<>]*)?>                                 # a tag of a markup language
     | (?:https?://|www\.)[^\s"<>|()]*[^\W_]
     | [\w.+-]+@\w+(?:\.\w+)+                                 # an address of mail
     | [@\#][a-z]\w*                                          # a handle, a hashtag
@@ -56,8 +56,8 @@ def tokenize_caption(caption: str) -> list[str]:
 
     Source: ``PTBTokenizer`` of pycocoevalcap, which runs version 3.4.1 of the Stanford tokenizer and leaves the same
     marks out. For captions these rules give the same words; they differ from it in faces such as ":)", in the period of
-    a rare abbreviation, in rare contractions ("more'n", "'n"), in a backquote for an apostrophe, in fractions after a
-    number and in powers, and in some marks between words without a space.
+    a rare abbreviation, in rare contractions ("more'n", "'n"), in a backquote for an apostrophe, in powers ("5\u00b2"), and
+    in some marks between words without a space.
     """
     text = caption.lower()
     for entity, character in _ENTITIES.items():

@@ -1,0 +1,132 @@
+"""Questions about images: the question is the prompt, and what people answered is the target."""
+
+from __future__ import annotations
+
+import numpy as np
+from detectron2.config import CfgNode, configurable
+from detectron2.structures import BoxMode
+
+from .base import DroppedText, PromptDatasetMapper, PromptedBoxes
+from .grounding import annotations_to_train_on, mirror_text, num_tokens_cut_off
+from ...prompts.answers import AnswerVocabulary
+from ...prompts.flip_words import swap_left_right
+from ...prompts.questions import question_prompt, question_to_ground
+from ...prompts.tokenizer import PromptTokenizer
+from ...structures import CharSpan, TokenizedPrompt
+
+
+class VQADatasetMapper(PromptDatasetMapper):
+    """Make model inputs from images with a question.
+
+    They have ``task`` "vqa", ``question_id`` and, in training, ``answer_scores`` (A,) in [0, 1]. A question none of
+    whose answers is in the list has zeros only, and is counted under ``dropped`` as ``questions_without_answers``.
+
+    A grounded question ends with the mask token. In training its boxes belong to character ranges of the question, to
+    the answer, or to both; a dataset without boxes stays plain, and plain samples have no ``instances``. At test time
+    its phrases are its noun phrases and the answer.
+
+    Source: GLIPv2, App. D.2.
+    """
+
+    @configurable
+    def __init__(self, *, answers: AnswerVocabulary, grounded: bool, min_score: float = 0.0, **options):
+        """
+        Args:
+            answers: The list of answers.
+            grounded: See MODEL.GLIPV2.VQA.GROUNDED.
+            min_score: See INPUT.PROMPT.MIN_PSEUDO_SCORE.
+            options: Of ``PromptDatasetMapper``.
+
+        Raises:
+            ValueError: Questions are to be grounded, but the tokenizer has no mask token.
+        """
+        super().__init__(**options)
+        self.answers = answers
+        self.grounded = grounded
+        self.min_score = min_score
+        if grounded:
+            _ = self.tokenizer.mask_id  # An error here is one line before the first step, not one of a worker.
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True, tokenizer: PromptTokenizer | None = None) -> dict:
+        """Read the config; ``tokenizer`` is one that is there already."""
+        return {
+            **cls.shared_options(cfg, is_train, "vqa", tokenizer),
+            "answers": AnswerVocabulary.from_file(cfg.MODEL.GLIPV2.VQA.ANSWERS),
+            "grounded": cfg.MODEL.GLIPV2.VQA.GROUNDED,
+            "min_score": cfg.INPUT.PROMPT.MIN_PSEUDO_SCORE,
+        }
+
+    def test_prompts(self, dataset_dict: dict) -> list[TokenizedPrompt]:
+        """Return the question as one prompt."""
+        make_prompt = question_to_ground if self.grounded else question_prompt
+        return [make_prompt(dataset_dict["question"], self.tokenizer)]
+
+    def training_target(self, dataset_dict: dict, rng: np.random.Generator) -> PromptedBoxes:
+        """Make the question a prompt whose phrases are those of the boxes; crowd regions are never targets."""
+        is_grounded = self._is_grounded(dataset_dict)
+        annotations = annotations_to_train_on(dataset_dict) if is_grounded else []
+        annotations = [item for item in annotations if item.get("score", 1.0) >= self.min_score]
+        phrases, rows = _distinct_phrases(annotations)
+        question = dataset_dict["question"]
+        prompt = question_prompt(
+            question,
+            self.tokenizer,
+            [spans for spans, _ in phrases],
+            names_answer=[names_answer for _, names_answer in phrases],
+            with_mask=is_grounded,
+        )
+        # Phrases of a sentence belong to no category.
+        prompt.category_ids.fill_(-1)
+        has_tokens = prompt.phrase_token_map.any(dim=1).numpy()
+        kept = has_tokens[rows]
+        boxes = [BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS) for item in annotations]
+        return PromptedBoxes(
+            prompt,
+            boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4)[kept],
+            rows=rows[kept],
+            category_ids=np.full(kept.sum(), -1, dtype=np.int64),
+            segmentations=[None] * int(kept.sum()),
+            dropped=DroppedText(
+                tokens=num_tokens_cut_off(question, prompt, self.tokenizer, num_added=int(is_grounded)),
+                phrases=int((~has_tokens).sum()),
+                boxes=int((~kept).sum()),
+            ),
+        )
+
+    def mirrored(self, dataset_dict: dict) -> dict:
+        """Return a dataset dict with "left" and "right" swapped in its question and in the answers."""
+        answers = [swap_left_right(answer, [])[0] for answer in answer_texts(dataset_dict)]
+        return {**mirror_text(dataset_dict, "question"), "answers": answers}
+
+    def completed(self, sample: dict, dataset_dict: dict) -> dict:
+        """Return a sample with ``task``, ``question_id`` and, in training, the scores of the answers."""
+        sample = {**sample, "task": "vqa", "question_id": dataset_dict["question_id"]}
+        if not self.is_train:
+            return sample
+        sample["answer_scores"] = self.answers.soft_scores(answer_texts(dataset_dict))
+        if not sample["answer_scores"].any():
+            sample["dropped"] = {**sample.get("dropped", {}), "questions_without_answers": 1}
+        if not self._is_grounded(dataset_dict):
+            del sample["instances"]
+        return sample
+
+    def _is_grounded(self, dataset_dict: dict) -> bool:
+        return self.grounded and "annotations" in dataset_dict
+
+
+def answer_texts(dataset_dict: dict) -> list[str]:
+    """Return what people answered, one string each; none for a question of a test set."""
+    answers = dataset_dict.get("answers", ())
+    return [answer if isinstance(answer, str) else answer["answer"] for answer in answers]
+
+
+def _distinct_phrases(annotations: list[dict]) -> tuple[list[tuple[tuple[CharSpan, ...], bool]], np.ndarray]:
+    """Return ranges of each phrase and whether it is the answer too, and the (M,) phrase of each annotation."""
+    row_of_phrase: dict[tuple[tuple[CharSpan, ...], bool], int] = {}
+    rows = []
+    for item in annotations:
+        ranges = tuple(sorted((int(begin), int(end)) for begin, end in item.get("tokens_positive", ())))
+        phrase = (ranges, bool(item.get("answer_box", False)))
+        rows.append(row_of_phrase.setdefault(phrase, len(row_of_phrase)))
+    return list(row_of_phrase), np.array(rows, dtype=np.int64)

@@ -1,0 +1,171 @@
+import json
+import logging
+
+import pytest
+import torch
+
+from glipv2_d2.evaluation.vqa import VQAEvaluator, answer_accuracy
+
+VOCABULARY = ["yes", "no", "2", "dog", "t shirt"]
+
+
+def slow_accuracy(answer, references):
+    """Over all nine that are left when one is left out, as the paper writes it."""
+    subsets = [references[:row] + references[row + 1 :] for row in range(len(references))]
+    return sum(min(1.0, subset.count(answer) / 3) for subset in subsets) / len(subsets)
+
+
+def question(question_id, answers, image_id=7, **more):
+    return {"question_id": question_id, "image_id": image_id, "question": "what?", "answers": answers, **more}
+
+
+def scores_for(answer):
+    scores = torch.full((len(VOCABULARY),), 0.1)
+    scores[VOCABULARY.index(answer)] = 0.75
+    return {"answer_scores": scores}
+
+
+def evaluate(questions, answers, **options):
+    evaluator = VQAEvaluator("asked", questions, VOCABULARY, **options)
+    evaluator.reset()
+    for question_id, answer in answers:
+        evaluator.process([{"question_id": question_id}], [scores_for(answer)])
+    return evaluator.evaluate()
+
+
+@pytest.mark.parametrize(
+    ("matches", "expected"), [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (5, 1.0), (9, 1.0), (10, 1.0)]
+)
+def test_accuracy_by_the_number_of_ten_people_who_agree(matches, expected):
+    references = ["yes"] * matches + ["no"] * (10 - matches)
+    assert answer_accuracy("yes", references) == pytest.approx(expected)
+    assert answer_accuracy("yes", references) == pytest.approx(slow_accuracy("yes", references))
+
+
+@pytest.mark.parametrize(
+    ("references", "expected"),
+    [
+        (["dog"], 1.0),
+        (["cat"], 0.0),
+        (["cat", "dog"], 1.0),
+        (["dog", "cat", "cow"], 1.0),
+        (["dog"] * 4, 1.0),
+        # Of four, one agrees: alone it is left out once, and 1/3 three times.
+        (["dog", "cat", "cow", "cow"], 0.25),
+    ],
+)
+def test_accuracy_with_fewer_people(references, expected):
+    assert answer_accuracy("dog", references) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("answer", "references", "expected"),
+    [
+        ("The Dog.", ["a dog"] * 10, 1.0),
+        ("two", ["2", "two", "Two.", "3"] + ["four"] * 6, 0.9),
+        ("T-shirt", ["t shirt", "t-shirt", "tshirt"] + ["coat"] * 7, 0.6),
+        ("dont know", ["don't know"] * 4 + ["no"] * 6, 1.0),
+        ("none", ["0"] * 10, 1.0),
+        ("1,000", ["1000"] * 10, 1.0),
+        ("yes", ["yes!"] * 1 + ["no"] * 9, 0.3),
+    ],
+)
+def test_answers_are_normalized_on_both_sides(answer, references, expected):
+    assert answer_accuracy(answer, references) == pytest.approx(expected)
+
+
+def test_an_answer_needs_references():
+    with pytest.raises(ValueError, match="references: found none"):
+        answer_accuracy("yes", [])
+
+
+def test_scores_counted_by_hand(caplog):
+    questions = [
+        question(1, [{"answer": "yes"}] * 10, answer_type="yes/no"),
+        question(2, ["no"] * 9 + ["yes"], answer_type="yes/no"),
+        question(3, ["two"] * 2 + ["3"] * 8, answer_type="number"),
+        question(4, ["cat"] * 10),  # Not in the vocabulary.
+        question(5, []),  # Not judged.
+    ]
+    with caplog.at_level(logging.INFO):
+        results = evaluate(questions, [(1, "yes"), (2, "yes"), (3, "2"), (4, "dog"), (5, "dog")])
+    expected = {
+        "accuracy": 100 * (1.0 + 0.3 + 0.6 + 0.0) / 4,
+        "upper_bound": 100 * (1.0 + 1.0 + 0.6 + 0.0) / 4,
+        "accuracy_number": 60.0,
+        "accuracy_yes/no": 65.0,
+    }
+    assert list(results) == ["vqa"] and results["vqa"] == pytest.approx(expected)
+    assert "1 of 4 questions have no answer in the vocabulary" in caplog.text
+
+
+@pytest.mark.parametrize(("answer", "expected"), [("dog", 100.0), ("no", 0.0)])
+def test_all_right_and_all_wrong(answer, expected):
+    assert evaluate([question(1, ["dog"])], [(1, answer)])["vqa"] == {"accuracy": expected, "upper_bound": 100.0}
+
+
+def test_first_of_equally_good_answers_is_given(tmp_path):
+    evaluator = VQAEvaluator("asked", [question(1, ["no"])], VOCABULARY, output_folder=str(tmp_path))
+    evaluator.process([{"question_id": 1}], [{"answer_scores": torch.tensor([0.1, 0.5, 0.5, 0.2, 0.5])}])
+    assert evaluator.evaluate()["vqa"]["accuracy"] == 100.0
+
+
+def test_files_hold_the_answers_in_the_order_of_the_dataset(tmp_path):
+    questions = [question(3, ["dog"]), question(1, None), question(2, ["no"], image_id=9)]
+    evaluate(questions, [(1, "t shirt"), (2, "yes"), (3, "dog")], output_folder=str(tmp_path / "out"))
+    submission = json.loads((tmp_path / "out" / "vqa_submission.json").read_text())
+    assert submission == [
+        {"question_id": 3, "answer": "dog"},
+        {"question_id": 1, "answer": "t shirt"},
+        {"question_id": 2, "answer": "yes"},
+    ]
+    predictions = json.loads((tmp_path / "out" / "vqa_predictions.json").read_text())
+    shared = {"question": "what?", "score": 0.75}
+    assert predictions == [
+        {"question_id": 3, "image_id": 7, "answer": "dog", **shared, "accuracy": 1.0},
+        {"question_id": 1, "image_id": 7, "answer": "t shirt", **shared},
+        {"question_id": 2, "image_id": 9, "answer": "yes", **shared, "accuracy": 0.0},
+    ]
+
+
+def test_test_set_gives_a_submission_and_no_scores(tmp_path, caplog):
+    questions = [{"question_id": 1, "image_id": 7, "question": "what?"}]
+    assert evaluate(questions, [(1, "dog")], output_folder=str(tmp_path)) == {}
+    assert json.loads((tmp_path / "vqa_submission.json").read_text()) == [{"question_id": 1, "answer": "dog"}]
+    assert "none of 1 questions has answers" in caplog.text
+
+
+def test_question_that_came_twice_counts_once_and_missing_ones_are_named(caplog):
+    questions = [question(1, ["dog"]), question(2, ["dog"]), question(3, ["dog"])]
+    results = evaluate(questions, [(1, "dog"), (2, "no"), (2, "no")])
+    assert results["vqa"]["accuracy"] == 50.0
+    assert "2 of 3 questions were processed" in caplog.text
+
+
+def test_reset_forgets():
+    evaluator = VQAEvaluator("asked", [question(1, ["dog"]), question(2, ["dog"])], VOCABULARY)
+    evaluator.process([{"question_id": 1}], [scores_for("no")])
+    evaluator.reset()
+    evaluator.process([{"question_id": 2}], [scores_for("dog")])
+    assert evaluator.evaluate()["vqa"]["accuracy"] == 100.0
+
+
+@pytest.mark.parametrize(
+    ("sample", "scores", "message"),
+    [
+        ({"question_id": 5}, torch.zeros(5), "question_id 5: expected one of the dataset 'asked'"),
+        ({"question_id": 1}, torch.zeros(4), r"question_id 1: answer_scores has shape \(4,\), expected \(5,\)"),
+        ({"question_id": 1}, torch.full((5,), torch.nan), "question_id 1: answer_scores holds NaN"),
+    ],
+)
+def test_answers_that_do_not_fit_are_refused(sample, scores, message):
+    evaluator = VQAEvaluator("asked", [question(1, ["dog"])], VOCABULARY)
+    with pytest.raises(ValueError, match=message):
+        evaluator.process([sample], [{"answer_scores": scores}])
+
+
+def test_dataset_and_vocabulary_are_checked():
+    with pytest.raises(ValueError, match="'asked'.*2 questions with 1 different question_id"):
+        VQAEvaluator("asked", [question(1, ["a"]), question(1, ["b"])], VOCABULARY)
+    with pytest.raises(ValueError, match="'asked'.*empty vocabulary"):
+        VQAEvaluator("asked", [question(1, ["a"])], [])
