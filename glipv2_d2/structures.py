@@ -12,8 +12,8 @@ A **dataset dict** is detectron2's, with optional additions:
 * ``negative_captions`` (list of str): captions of other images, drawn by the loader, for caption data;
 * per annotation ``segmentation``: a list of polygons, each a flat list of x, y in pixels of the original image, or a
   run-length code ``{"size": [height, width], "counts": ...}`` of COCO. A box without one trains no mask;
-* ``never_negative_ids`` (list of int): contiguous ids of categories that are never negatives of the image, since not all
-  of their objects have a box;
+* ``never_negative_ids`` (list of int): contiguous ids of categories that are never negatives of the image, since not
+  all of their objects have a box;
 * ``image_bytes`` (bytes): the encoded image, where it is no file of its own; ``file_name`` then only names it. Or
   ``tsv_offset`` (int): ``file_name`` is a TSV file, and the image stands in base64 in the line that begins there.
 
@@ -25,7 +25,8 @@ A **model input** is a dict with
   absent: the model then answers with its default vocabulary;
 * ``instances`` (training): ``gt_boxes`` XYXY in pixels of the resized image, ``gt_classes`` (M,) row of the box in
   ``prompts[0].phrase_token_map``, ``gt_category_ids`` (M,) id across images, -1 if none. With ``MODEL.MASK_ON`` also
-  ``gt_masks`` (``PolygonMasks`` or ``BitMasks`` of the resized image, within a pixel of the boxes) and ``gt_has_mask`` (M,) bool.
+  ``gt_masks`` (``PolygonMasks`` or ``BitMasks`` of the resized image, within a pixel of the boxes) and ``gt_has_mask``
+  (M,) bool.
 
 A **model output** is, in training, a dict of weighted scalar losses ``loss_grounding``, ``loss_box_reg``,
 ``loss_centerness``, ``loss_contrastive``, ``loss_mlm``, ``loss_mask``, without those that the config switches off; at

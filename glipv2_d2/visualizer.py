@@ -14,6 +14,7 @@ from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
 from .colored_text import Color, Word, draw_words, phrase_color, split_caption, split_words, text_color
+from .prompts.questions import ANSWER_PHRASE
 from .structures import CharSpan
 
 Rectangle = tuple[float, float, float, float]
@@ -22,8 +23,6 @@ Rectangle = tuple[float, float, float, float]
 MIN_LONG_SIDE = 800
 # Share of the phrase's colour inside a mask: what is below stays visible.
 _MASK_OPACITY = 0.45
-# The phrase of the boxes of an answer, which is no part of the question.
-ANSWER_PHRASE = "[answer]"
 
 
 class GroundingVisualizer:
@@ -182,27 +181,35 @@ def enlarge_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def paint_masks(picture: np.ndarray, masks: Iterable[tuple[int, np.ndarray]], line_width: int) -> np.ndarray:
-    """Tint what masks cover in the colours of their phrases, and draw the edge of each mask.
+    """Tint what masks cover in the colours of their phrases, and draw the edge of each mask, white around it.
 
     Args:
         picture: (H, W, 3) uint8 RGB.
         masks: Row of the phrase and (H, W) bool of each mask. Later ones are above earlier ones; a pixel is tinted
-            once, so that the picture can be seen through any number of masks. No tint covers an edge.
-        line_width: Of the edges, pixels; they lie inside the masks.
+            once, so that the picture can be seen through any number of masks. No tint covers an edge, nor does white.
+        line_width: Of the edges, pixels; they lie inside the masks. The white beside them is one pixel wide.
 
     Returns:
         (H, W, 3) uint8 RGB.
     """
     tinted = picture.copy()
+    rims: list[tuple[np.ndarray, np.ndarray]] = []
     lines: list[tuple[Color, np.ndarray, np.ndarray]] = []
     for row, mask in masks:
         ys, xs = np.nonzero(mask)
         color = phrase_color(row)
         tinted[ys, xs] = np.rint(_MASK_OPACITY * np.array(color) + (1 - _MASK_OPACITY) * picture[ys, xs])
         if len(ys):
-            top, left = ys.min(), xs.min()
-            ys, xs = np.nonzero(_edge(mask[top : ys.max() + 1, left : xs.max() + 1], line_width))
+            # The mask and one pixel around it.
+            top, left = max(0, ys.min() - 1), max(0, xs.min() - 1)
+            window = mask[top : ys.max() + 2, left : xs.max() + 2]
+            ys, xs = np.nonzero(_rim(window))
+            rims.append((ys + top, xs + left))
+            ys, xs = np.nonzero(_edge(window, line_width))
             lines.append((color, ys + top, xs + left))
+    # Where the colour of a phrase is that of the picture, white shows the edge.
+    for ys, xs in rims:
+        tinted[ys, xs] = 255
     for color, ys, xs in lines:
         tinted[ys, xs] = color
     return tinted
@@ -215,6 +222,12 @@ def _edge(mask: np.ndarray, width: int) -> np.ndarray:
         sides = inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
         inner[1:-1, 1:-1] &= sides
     return mask & ~inner[1:-1, 1:-1]
+
+
+def _rim(mask: np.ndarray) -> np.ndarray:
+    """Mark the pixels that lie beside a mask (H, W)."""
+    near = np.pad(mask, 1)
+    return (near[:-2, 1:-1] | near[2:, 1:-1] | near[1:-1, :-2] | near[1:-1, 2:]) & ~mask
 
 
 def place_label(

@@ -3,7 +3,8 @@ import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
-from glipv2_d2.visualizer import GroundingVisualizer, phrase_color, place_label, split_caption, text_color
+from glipv2_d2.colored_text import phrase_color, split_caption, text_color
+from glipv2_d2.visualizer import GroundingVisualizer, enlarge_mask, place_label
 
 
 def make_instances(boxes, classes, size=(100, 200)):
@@ -126,3 +127,166 @@ def test_any_picture_size_can_be_drawn(size):
         make_instances([[0, 0, width, height], [0.2, 0.2, 0.2, 0.2]], [0, 1], size), ["a dog", "b"], "a dog"
     )
     assert drawn.shape[1] >= width and drawn.dtype == np.uint8
+
+
+# The colour of phrase 0 is (217, 33, 33); 45 % of it on 128 is (168, 85, 85).
+TINT = [168, 85, 85]
+WHITE = [255, 255, 255]
+GRAY = [128, 128, 128]
+
+
+def make_mask(size, top, left, bottom, right):
+    mask = np.zeros(size, dtype=bool)
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def draw_masks(masks, rows, image=None, min_long_side=800):
+    """Draw masks whose boxes and labels lie in the lower left corner of the image."""
+    size = masks[0].shape
+    instances = make_instances([[0, size[0] - 1, 1, size[0]]] * len(masks), rows, size)
+    instances.pred_masks = torch.from_numpy(np.stack(masks))
+    visualizer = GroundingVisualizer(gray(*size) if image is None else image, min_long_side)
+    return visualizer.draw_predictions(instances, ["a"] * (max(rows) + 1))
+
+
+def test_mask_is_tinted_inside_its_edge_with_white_around_it():
+    drawn = draw_masks([make_mask((400, 800), 100, 300, 200, 500)], [0])
+    # From the left and from above: the picture, white, an edge of two pixels, the tint.
+    expected = [GRAY, WHITE, [217, 33, 33], [217, 33, 33], TINT]
+    assert drawn[150, 298:303].tolist() == drawn[98:103, 400].tolist() == expected
+    assert drawn[150, 497:502].tolist() == drawn[197:202, 400].tolist() == expected[::-1]
+    assert (drawn[102:198, 302:498] == TINT).all()
+
+
+def test_picture_can_be_seen_through_a_mask():
+    image = gray(400, 800)
+    image[:, 400:] = 228
+    drawn = draw_masks([make_mask((400, 800), 100, 300, 200, 500)], [0], image)
+    # 55 % of a difference of 100 are left.
+    assert (drawn[150, 450].astype(int) - drawn[150, 350] == 55).all()
+    assert (image[:, :400] == 128).all() and (image[:, 400:] == 228).all()
+
+
+def test_boxes_and_labels_lie_above_masks():
+    instances = make_instances([[100, 200, 300, 350], [0, 0, 800, 400]], [1, 0], (400, 800))
+    instances.pred_masks = torch.from_numpy(np.stack([make_mask((400, 800), 0, 0, 0, 0), np.ones((400, 800), bool)]))
+    drawn = GroundingVisualizer(gray(400, 800)).draw_predictions(instances, ["a", "b"])
+    for y, x in ((200, 250), (349, 200), (195, 103)):
+        assert drawn[y, x].tolist() == list(phrase_color(1))
+    assert drawn[300, 200].tolist() == TINT
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 2, 0]])
+def test_small_mask_lies_on_large_ones_and_is_tinted_as_if_alone(order):
+    size = (400, 800)
+    corners = [(140, 390, 160, 410), (100, 300, 200, 500), (90, 290, 210, 510)]
+    masks = [make_mask(size, *corners[k]) for k in order]
+    drawn = draw_masks(masks, order)
+    assert (drawn[142:158, 392:408] == TINT).all()
+    assert drawn[140, 400].tolist() == [217, 33, 33] and drawn[139, 400].tolist() == WHITE
+    # The large masks keep what the small one leaves them.
+    tints = [np.rint(0.45 * np.array(phrase_color(row)) + 0.55 * 128).tolist() for row in (1, 2)]
+    assert drawn[150, 350].tolist() == tints[0] and drawn[150, 295].tolist() == tints[1]
+    assert drawn[150, 300].tolist() == list(phrase_color(1)) and drawn[150, 290].tolist() == list(phrase_color(2))
+
+
+def test_edge_of_a_large_mask_goes_through_a_small_one():
+    size = (400, 800)
+    drawn = draw_masks([make_mask(size, 140, 280, 160, 330), make_mask(size, 100, 300, 200, 500)], [0, 1])
+    assert drawn[150, 290].tolist() == drawn[150, 310].tolist() == TINT
+    assert drawn[150, 300].tolist() == drawn[150, 301].tolist() == list(phrase_color(1))
+
+
+def test_masks_side_by_side_have_no_white_between_them():
+    size = (400, 800)
+    drawn = draw_masks([make_mask(size, 100, 300, 200, 400), make_mask(size, 100, 400, 200, 500)], [0, 1])
+    assert drawn[150, 398:402].tolist() == [list(phrase_color(0))] * 2 + [list(phrase_color(1))] * 2
+
+
+def test_masks_are_enlarged_with_the_picture():
+    drawn = draw_masks([make_mask((50, 100), 20, 30, 40, 60)], [0], min_long_side=400)
+    assert drawn.shape == (200, 400, 3)
+    expected = [GRAY, WHITE, [217, 33, 33], [217, 33, 33], TINT]
+    assert drawn[120, 118:123].tolist() == drawn[78:83, 180].tolist() == expected
+    assert drawn[120, 237:242].tolist() == drawn[157:162, 180].tolist() == expected[::-1]
+
+
+def test_enlarged_mask_has_no_stairs():
+    y, x = np.mgrid[:20, :20]
+    enlarged = enlarge_mask(x > y, (160, 160))
+    assert enlarged.dtype == bool and enlarged.shape == (160, 160)
+    # Pixels repeated in squares of 8 x 8 would make steps of 8.
+    steps = np.diff(enlarged[8:144].argmax(axis=1))
+    assert steps.min() >= 0 and steps.max() <= 3
+    assert abs(int(enlarged.sum()) - 64 * 190) < 64 * 4
+
+
+def test_mask_of_one_pixel_can_be_seen():
+    drawn = draw_masks([make_mask((400, 800), 150, 300, 151, 301)], [0])
+    assert drawn[150, 298:303].tolist() == [GRAY, WHITE, [217, 33, 33], WHITE, GRAY]
+    assert drawn[148:153, 300].tolist() == [GRAY, WHITE, [217, 33, 33], WHITE, GRAY]
+    assert drawn[149, 299].tolist() == GRAY
+
+
+def test_mask_that_leaves_the_picture_has_an_edge_there():
+    drawn = draw_masks([make_mask((400, 800), 0, 700, 100, 800)], [0])
+    assert drawn[50, 797:].tolist() == [TINT, [217, 33, 33], [217, 33, 33]]
+    assert drawn[:3, 750].tolist() == [[217, 33, 33], [217, 33, 33], TINT]
+    assert drawn[50, 698:701].tolist() == [GRAY, WHITE, [217, 33, 33]]
+
+
+def test_empty_mask_draws_nothing():
+    instances = make_instances([[100, 200, 300, 350]], [1], (400, 800))
+    without = GroundingVisualizer(gray(400, 800)).draw_predictions(instances, ["a", "b"])
+    instances.pred_masks = torch.zeros(1, 400, 800, dtype=torch.bool)
+    assert (GroundingVisualizer(gray(400, 800)).draw_predictions(instances, ["a", "b"]) == without).all()
+
+
+def test_no_detection_of_a_model_with_masks_draws_nothing():
+    instances = make_instances([], [], (300, 900))
+    instances.pred_masks = torch.zeros(0, 300, 900, dtype=torch.bool)
+    assert (GroundingVisualizer(gray(300, 900)).draw_predictions(instances, []) == 128).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 700), (2000, 40)])
+def test_masks_of_any_picture_size_can_be_drawn(size):
+    drawn = draw_masks([np.ones(size, dtype=bool), make_mask(size, 0, 0, 1, 1)], [0, 1], gray(*size))
+    assert drawn.shape[1] >= size[1] and drawn.dtype == np.uint8
+    referred = GroundingVisualizer(gray(*size)).draw_referred(np.ones(size, dtype=bool), "a dog")
+    assert referred.shape[0] > drawn.shape[0] and referred.shape[1] == drawn.shape[1]
+
+
+def test_masks_of_another_size_than_the_image_are_refused():
+    instances = make_instances([[1, 1, 50, 50]], [0])
+    instances.pred_masks = torch.zeros(1, 200, 100, dtype=torch.bool)
+    visualizer = GroundingVisualizer(gray())
+    with pytest.raises(ValueError, match=r"pred_masks: expected .* \(100, 200\), found \(200, 100\)"):
+        visualizer.draw_predictions(instances, ["a"])
+    with pytest.raises(ValueError, match=r"mask: expected .* \(100, 200\), found \(100, 201\)"):
+        visualizer.draw_referred(np.zeros((100, 201), dtype=bool), "a")
+
+
+def test_referred_mask_and_its_phrase_have_one_colour():
+    visualizer = GroundingVisualizer(gray(400, 800))
+    drawn = visualizer.draw_referred(make_mask((400, 800), 100, 300, 200, 500), "the dog on the left")
+    assert drawn[150, 400].tolist() == TINT and drawn[150, 300].tolist() == [217, 33, 33]
+    assert drawn[150, 250].tolist() == GRAY
+    strip = drawn[400:].reshape(-1, 3).tolist()
+    assert [217, 33, 33] in strip and WHITE in strip
+
+
+def test_phrase_that_refers_to_nothing_has_no_colour():
+    visualizer = GroundingVisualizer(gray(400, 800))
+    drawn = visualizer.draw_referred(np.zeros((400, 800), dtype=bool), "the dog on the left")
+    assert (drawn[:400] == 128).all()
+    strip = drawn[400:]
+    assert (strip[:, :, 0] == strip[:, :, 1]).all() and strip.min() < 100
+
+
+def test_size_of_a_referring_picture_does_not_depend_on_what_is_found():
+    visualizer = GroundingVisualizer(gray(400, 800))
+    phrase = "the dog that is sitting on the left of the other dogs " * 6
+    masks = make_mask((400, 800), 1, 1, 9, 9), np.zeros((400, 800), dtype=bool)
+    found, nothing = (visualizer.draw_referred(mask, phrase) for mask in masks)
+    assert found.shape == nothing.shape and found.shape[0] > 480

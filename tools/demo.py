@@ -1,8 +1,10 @@
 #!/usr/bin/env python
-"""Detect what a prompt names in pictures or a video, answer a question or write captions; save drawn pictures and JSON.
+"""Detect what a prompt names in pictures or a video, segment what a phrase refers to, answer a question or write
+captions; save drawn pictures and JSON.
 
 python tools/demo.py --config-file CONFIG --input *.jpg --prompt "a man on a skateboard" --opts MODEL.WEIGHTS FILE
 python tools/demo.py --config-file CONFIG --video-input in.mp4 --vocabulary "person,traffic light"
+python tools/demo.py --config-file CONFIG --input *.jpg --task refer --prompt "the man on the left"
 python tools/demo.py --config-file CONFIG --input *.jpg --task vqa --question "What is the man riding?"
 python tools/demo.py --config-file CONFIG --input *.jpg --task caption
 """
@@ -20,15 +22,23 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
+from detectron2.config import CfgNode
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
 from tqdm import tqdm
 
 from glipv2_d2 import GLIPv2Predictor
 from glipv2_d2.engine.defaults import build_config, one_line_errors
+from glipv2_d2.evaluation.predicted_masks import encode_masks
 from glipv2_d2.visualizer import GroundingVisualizer
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+
+TASKS = ("detect", "refer", "vqa", "caption")
+
+# Lowest score of what is kept, unless the command line names one.
+DEFAULT_THRESHOLD = 0.5
 
 # From a picture in BGR order to the drawn picture and what the JSON file says of it.
 Drawer = Callable[[np.ndarray], tuple[np.ndarray, dict[str, Any]]]
@@ -41,12 +51,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     source.add_argument("--input", nargs="+", metavar="PATH", help="images, folders of images, or quoted globs")
     source.add_argument("--video-input", metavar="FILE")
     parser.add_argument("--output", default="output/predictions", metavar="FOLDER")
-    parser.add_argument("--task", choices=("detect", "vqa", "caption"), default="detect", help="default: detect")
+    parser.add_argument("--task", choices=TASKS, default=TASKS[0], help=f"default: {TASKS[0]}")
     prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", metavar="CAPTION", help="its noun phrases are looked for")
+    prompt.add_argument("--prompt", metavar="CAPTION", help="its noun phrases are looked for; of refer: one phrase")
     prompt.add_argument("--vocabulary", metavar="A,B,C", help="names to look for; default: those of DATASETS.TEST[0]")
     prompt.add_argument("--question", metavar="TEXT", help="of --task vqa")
-    parser.add_argument("--confidence-threshold", type=float, default=0.5, metavar="SCORE", help="lowest score of a box")
+    score_help = f"lowest score kept; default: {DEFAULT_THRESHOLD}, of --task refer MODEL.GLIPV2.TEST.REFERRING_THRESH"
+    parser.add_argument("--confidence-threshold", type=float, metavar="SCORE", help=score_help)
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys; last")
     return parser.parse_args(argv)
@@ -57,7 +68,10 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     if (arguments.task == "vqa") != (arguments.question is not None):
         found = "no question" if arguments.question is None else f"--task {arguments.task}"
         raise ValueError(f"--question: --task vqa needs a question, and no other task takes one; found {found}")
-    if arguments.task == "detect":
+    if arguments.task == "refer" and arguments.prompt is None:
+        found = "no prompt" if arguments.vocabulary is None else "--vocabulary"
+        raise ValueError(f"--prompt: --task refer needs a phrase, found {found}")
+    if arguments.task in ("detect", "refer"):
         return
     if arguments.prompt is not None or arguments.vocabulary is not None:
         raise ValueError(f"--prompt, --vocabulary: expected --task detect, found --task {arguments.task}")
@@ -102,6 +116,19 @@ class Detector:
         return drawn[:, :, ::-1], {"detections": list_detections(instances, output["phrases"])}
 
 
+class Referrer:
+    """Segments what a phrase refers to in one picture after the other, and draws."""
+
+    def __init__(self, predictor: GLIPv2Predictor, phrase: str) -> None:
+        self.predictor, self.phrase = predictor, phrase
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+        """Segment in a picture in BGR order; return the drawn picture and what the JSON file says of it."""
+        mask = self.predictor.refer(image, self.phrase)["mask"]
+        drawn = GroundingVisualizer(image[:, :, ::-1]).draw_referred(mask, self.phrase)
+        return drawn[:, :, ::-1], {"segmentation": list_masks(torch.from_numpy(mask)[None])[0]}
+
+
 class Answerer:
     """Answers one question about one picture after the other, and draws."""
 
@@ -144,12 +171,22 @@ def kept_instances(output: dict[str, Any], threshold: float) -> Instances:
 
 
 def list_detections(instances: Instances, phrases: Sequence[str]) -> list[dict[str, Any]]:
-    """Return phrase, score and box of each detection in plain types."""
+    """Return phrase, score, box and, of a model that gives one, mask of each detection in plain types."""
     fields = zip(instances.pred_classes.tolist(), instances.scores.tolist(), instances.pred_boxes.tensor.tolist())
-    return [
+    detections = [
         {"phrase": phrases[row], "score": round(score, 4), "box": [round(edge, 2) for edge in box]}
         for row, score, box in fields
     ]
+    if not instances.has("pred_masks"):
+        return detections
+    masks = list_masks(instances.pred_masks)
+    return [{**detection, "segmentation": mask} for detection, mask in zip(detections, masks)]
+
+
+def list_masks(masks: torch.Tensor) -> list[dict[str, Any]]:
+    """Return masks (K, H, W) bool as COCO's compressed run lengths."""
+    size = list(masks.shape[1:])
+    return [{"size": size, "counts": counts.decode("ascii")} for counts in encode_masks(masks)]
 
 
 def draw_images(drawer: Drawer, files: Sequence[str], folder: Path) -> list[dict[str, Any]]:
@@ -231,19 +268,34 @@ def save_picture(path: Path, picture: np.ndarray) -> None:
 
 def make_drawer(arguments: argparse.Namespace, predictor: GLIPv2Predictor) -> tuple[Drawer, dict[str, Any]]:
     """Return what works on the pictures, and what the JSON file says all of them were asked."""
+    threshold = DEFAULT_THRESHOLD if arguments.confidence_threshold is None else arguments.confidence_threshold
     if arguments.task == "vqa":
-        return Answerer(predictor, arguments.question, arguments.confidence_threshold), {"question": arguments.question}
+        return Answerer(predictor, arguments.question, threshold), {"question": arguments.question}
     if arguments.task == "caption":
-        return Captioner(predictor, arguments.confidence_threshold), {}
+        return Captioner(predictor, threshold), {}
     prompt = as_prompt(arguments)
-    return Detector(predictor, prompt, arguments.confidence_threshold), {"prompt": prompt}
+    if arguments.task == "refer":
+        return Referrer(predictor, arguments.prompt), {"prompt": prompt}
+    return Detector(predictor, prompt, threshold), {"prompt": prompt}
+
+
+def read_config(arguments: argparse.Namespace) -> CfgNode:
+    """Build the config; with ``--task refer`` the model decides what is kept, by a key of the config."""
+    if arguments.task != "refer":
+        return build_config(arguments.config_file, arguments.opts)
+    threshold = arguments.confidence_threshold
+    keys = [] if threshold is None else ["MODEL.GLIPV2.TEST.REFERRING_THRESH", str(threshold)]
+    cfg = build_config(arguments.config_file, [*keys, *arguments.opts])
+    if not cfg.MODEL.MASK_ON:
+        raise ValueError(f"--task refer: expected MODEL.MASK_ON True, found False in {arguments.config_file}")
+    return cfg
 
 
 def run(arguments: argparse.Namespace) -> Path:
     """Do what the command line says; return the path of the JSON file."""
     check_arguments(arguments)
     files = find_images(arguments.input) if arguments.input else []
-    predictor = GLIPv2Predictor(build_config(arguments.config_file, arguments.opts))
+    predictor = GLIPv2Predictor(read_config(arguments))
     drawer, asked = make_drawer(arguments, predictor)
     folder = Path(arguments.output)
     folder.mkdir(parents=True, exist_ok=True)

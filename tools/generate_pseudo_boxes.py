@@ -1,14 +1,22 @@
 #!/usr/bin/env python
-"""Let a trained model draw the boxes that captions lack: captions in, grounding data with pseudo boxes out.
+"""Let a trained model draw the boxes that captions or questions lack: text in, grounding data with pseudo boxes out.
 
 python tools/generate_pseudo_boxes.py --config-file CONFIG --weights FILE --captions captions.jsonl --image-root DIR \\
     --output datasets/cap4m_pseudo
 torchrun --nproc-per-node 8 tools/generate_pseudo_boxes.py --config-file CONFIG --weights FILE \\
     --captions "captions-{000..009}.tar" --output datasets/cc_pseudo
+python tools/generate_pseudo_boxes.py --source vqa --config-file CONFIG --weights FILE --image-root DIR \\
+    --questions v2_OpenEnded_mscoco_train2014_questions.json --annotations v2_mscoco_train2014_annotations.json \\
+    --output datasets/vqav2_pseudo
 
 The noun phrases of each caption are looked for in its image; a record holds the boxes that were found, each with its
 phrase, the phrase's place in the caption, and a score. Captions come as jsonl, {"filename": ..., "caption": ...} a
 line, or as WebDataset tar shards with KEY.jpg and KEY.txt (or KEY.json with "caption").
+
+With --source vqa the text is a question followed by its answer, and a record is {"question_id", "filename", "height",
+"width", "question", "answer", "regions"}: a region has "bbox", "score" and the "tokens_positive" of its phrase in the
+question, or "answer_box" true if it is of the answer, or both. Questions come in the two files of VQAv2, where the
+answer is the one that most people gave, or as jsonl, {"filename": ..., "question": ..., "answer": ...} a line.
 
 Output: pseudo-000000.jsonl, ... (or .tar), settings.json, counts/ for each shard, and at the end report.json. Every
 shard appears as a whole. The same command goes on where a run was stopped, with any number of processes. Each process
@@ -29,13 +37,20 @@ from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
 from glipv2_d2.data.datasets.caption_files import JsonlCaptions, TarCaptions, open_captions
+from glipv2_d2.data.datasets.question_files import JsonlQuestions, VQAQuestions, open_questions
 from glipv2_d2.data.datasets.shard_writer import SHARD_SUFFIXES, open_shard
 from glipv2_d2.engine.defaults import build_config, one_line_errors
-from glipv2_d2.engine.pseudo_boxes import MISSING_IMAGE, PseudoBoxLabeller, PseudoBoxTeacher, teacher_id
+from glipv2_d2.engine.pseudo_boxes import CAPTIONS, MISSING_IMAGE, PseudoBoxLabeller, PseudoBoxTeacher, teacher_id
+from glipv2_d2.engine.pseudo_questions import QUESTIONS
 from glipv2_d2.engine.pseudo_report import PseudoBoxCounts, PseudoBoxFolder, format_report
 from glipv2_d2.prompts.phrase_finder import METHODS, build_phrase_finder
 
 DEFAULT_SHARD_SIZE = 1000
+TASKS = {"caption": CAPTIONS, "vqa": QUESTIONS}
+# Flags that name the input of each source; the first is needed.
+INPUT_FLAGS = {"caption": ("captions",), "vqa": ("questions", "annotations", "image_names")}
+
+Texts = JsonlCaptions | TarCaptions | JsonlQuestions | VQAQuestions
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -43,10 +58,14 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="of the teacher")
     parser.add_argument("--weights", required=True, metavar="FILE", help="of the teacher")
-    parser.add_argument("--captions", required=True, metavar="FILE", help='jsonl file, or tars: "caps-{000..009}.tar"')
-    parser.add_argument("--image-root", default=".", metavar="DIR", help="folder that a filename in jsonl starts from")
+    parser.add_argument("--source", choices=list(TASKS), default="caption", help="default: caption")
+    parser.add_argument("--captions", metavar="FILE", help='jsonl file, or tars: "caps-{000..009}.tar"')
+    parser.add_argument("--questions", metavar="FILE", help="jsonl file, or json of VQAv2 with --annotations")
+    parser.add_argument("--annotations", metavar="FILE", help="answers of VQAv2")
+    parser.add_argument("--image-names", metavar="NAME", help="of VQAv2 (default: COCO_train2014_{:012d}.jpg)")
+    parser.add_argument("--image-root", default=".", metavar="DIR", help="folder that the names of images start from")
     parser.add_argument("--output", required=True, metavar="DIR")
-    parser.add_argument("--format", choices=list(SHARD_SUFFIXES), help="default: that of the captions")
+    parser.add_argument("--format", choices=list(SHARD_SUFFIXES), help="default: that of the input")
     parser.add_argument("--shard-size", type=int, metavar="N", help="lines of jsonl in one shard (default: 1000)")
     parser.add_argument("--score-thresh", type=float, default=0.5, metavar="SCORE", help="lowest score (default: 0.5)")
     parser.add_argument("--noun-phrases", choices=METHODS, default="auto", help="auto: spaCy if installed, else rules")
@@ -56,20 +75,39 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def check_arguments(arguments: argparse.Namespace, captions: JsonlCaptions | TarCaptions) -> None:
+def open_texts(arguments: argparse.Namespace) -> Texts:
+    """Open the captions or questions."""
+    given = [name for names in INPUT_FLAGS.values() for name in names if getattr(arguments, name) is not None]
+    expected = INPUT_FLAGS[arguments.source]
+    if expected[0] not in given or not set(given) <= set(expected):
+        flags = " ".join(f"--{name.replace('_', '-')}" for name in given) or "none"
+        raise ValueError(
+            f"--source {arguments.source}: expected --{expected[0]} and no input of another source, found {flags}"
+        )
+    if arguments.shard_size is not None and arguments.shard_size < 1:
+        raise ValueError(f"--shard-size: expected at least 1, found {arguments.shard_size}")
+    piece_size = arguments.shard_size or DEFAULT_SHARD_SIZE
+    if arguments.source == "caption":
+        return open_captions(arguments.captions, piece_size)
+    return open_questions(arguments.questions, arguments.annotations, arguments.image_names, piece_size)
+
+
+def check_arguments(arguments: argparse.Namespace, texts: Texts) -> None:
     """Refuse what the types of the arguments allow but no run can do."""
     if not 0.0 <= arguments.score_thresh <= 1.0:
         raise ValueError(f"--score-thresh: expected a number from 0 to 1, found {arguments.score_thresh}")
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size: expected at least 1, found {arguments.batch_size}")
-    if captions.holds_images and arguments.shard_size is not None:
+    if texts.holds_images and arguments.shard_size is not None:
         raise ValueError("--shard-size: each tar shard of captions becomes one shard; leave the flag out")
-    if captions.holds_images and arguments.format == "jsonl":
+    if texts.holds_images and arguments.format == "jsonl":
         raise ValueError("--format jsonl: images in tar shards have no file of their own; expected --format shards")
+    if arguments.source == "vqa" and arguments.format == "shards":
+        raise ValueError("--format shards: the records of questions are read from jsonl only; expected --format jsonl")
 
 
 def make_settings(
-    arguments: argparse.Namespace, cfg: CfgNode, captions: JsonlCaptions | TarCaptions, noun_phrases: str
+    arguments: argparse.Namespace, cfg: CfgNode, texts: Texts, noun_phrases: str
 ) -> dict[str, Any]:
     """Collect what decides on the content of the shards, so that a folder is not continued with something else."""
     # Neither the place of the weights nor the device changes what the model says.
@@ -77,10 +115,12 @@ def make_settings(
     cfg.merge_from_list(["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"])
     parts = "".join(part.dump() for part in (cfg.MODEL, cfg.INPUT, cfg.TEST))
     return {
-        "captions": [os.path.basename(captions.files[0]), len(captions.files)],
-        "captions_bytes": sum(os.path.getsize(file) for file in captions.files),
+        "source": arguments.source,
+        "input": [os.path.basename(texts.files[0]), len(texts.files)],
+        "input_bytes": sum(os.path.getsize(file) for file in texts.files),
+        "image_names": arguments.image_names,
         "format": arguments.format,
-        "shard_size": None if captions.holds_images else captions.piece_size,
+        "shard_size": None if texts.holds_images else texts.piece_size,
         "score_thresh": arguments.score_thresh,
         "noun_phrases": noun_phrases,
         "teacher": teacher_id(arguments.config_file, arguments.weights),
@@ -91,18 +131,18 @@ def make_settings(
 def label(
     arguments: argparse.Namespace,
     labeller: PseudoBoxLabeller,
-    captions: JsonlCaptions | TarCaptions,
+    texts: Texts,
     folder: PseudoBoxFolder,
     numbers: Sequence[int],
 ) -> None:
     """Write the shards of these numbers."""
-    total = None if captions.holds_images else min(len(numbers) * captions.piece_size, captions.num_lines)
-    with tqdm(total=total, unit="caption", disable=folder.rank > 0) as bar:
+    total = None if texts.holds_images else min(len(numbers) * texts.piece_size, texts.num_lines)
+    with tqdm(total=total, unit=labeller.task.text, disable=folder.rank > 0) as bar:
         for place, number in enumerate(numbers):
             bar.set_description(f"shard {place + 1} of {len(numbers)}")
             with open_shard(folder.shard(number)) as writer:
-                counts = labeller.label_shard(captions.read(number), writer, bar.update)
-                if place == 0 and not captions.holds_images:
+                counts = labeller.label_shard(texts.read(number), writer, bar.update)
+                if place == 0 and not texts.holds_images:
                     check_images(counts, arguments.image_root)
             folder.finish(number, counts)
             if counts.skipped:
@@ -113,9 +153,9 @@ def label(
 def check_images(counts: PseudoBoxCounts, image_root: str) -> None:
     """Stop at the first shard if most of its images are missing and none is there: the folder must be wrong."""
     missing = counts.skipped.get(MISSING_IMAGE, [])
-    if not counts.images and 2 * len(missing) > counts.captions:
+    if not counts.images and 2 * len(missing) > counts.samples:
         raise FileNotFoundError(
-            f"--image-root: expected the images of the captions in {image_root}, found none of the first "
+            f"--image-root: expected the images of the input in {image_root}, found none of the first "
             f"{len(missing)}, such as {missing[0]}"
         )
 
@@ -123,28 +163,27 @@ def check_images(counts: PseudoBoxCounts, image_root: str) -> None:
 def run(arguments: argparse.Namespace, rank: int, world_size: int) -> dict[str, Any] | None:
     """Do the part of process ``rank`` of ``world_size``; the first returns the report over all."""
     cfg = build_config(arguments.config_file, [*arguments.opts, "MODEL.WEIGHTS", arguments.weights])
-    if arguments.shard_size is not None and arguments.shard_size < 1:
-        raise ValueError(f"--shard-size: expected at least 1, found {arguments.shard_size}")
-    captions = open_captions(arguments.captions, arguments.shard_size or DEFAULT_SHARD_SIZE)
-    check_arguments(arguments, captions)
-    arguments.format = arguments.format or ("shards" if captions.holds_images else "jsonl")
+    texts = open_texts(arguments)
+    check_arguments(arguments, texts)
+    arguments.format = arguments.format or ("shards" if texts.holds_images else "jsonl")
     finder = build_phrase_finder(arguments.noun_phrases)
-    settings = make_settings(arguments, cfg, captions, finder.name)
-    folder = PseudoBoxFolder(arguments.output, arguments.format, len(captions), rank, world_size)
+    settings = make_settings(arguments, cfg, texts, finder.name)
+    folder = PseudoBoxFolder(arguments.output, arguments.format, len(texts), rank, world_size)
     folder.check_settings(settings)
     numbers = folder.unfinished()
     if numbers:
         labeller = PseudoBoxLabeller(
             PseudoBoxTeacher(cfg, finder, arguments.score_thresh),
             settings["teacher"],
+            TASKS[arguments.source],
             image_root=arguments.image_root,
             batch_size=arguments.batch_size,
             num_threads=cfg.DATALOADER.NUM_WORKERS,
         )
-        label(arguments, labeller, captions, folder, numbers)
+        label(arguments, labeller, texts, folder, numbers)
     if rank > 0:
         return None
-    with tqdm(total=len(captions), unit="shard", desc="shards of all processes", disable=world_size == 1) as bar:
+    with tqdm(total=len(texts), unit="shard", desc="shards of all processes", disable=world_size == 1) as bar:
         folder.wait(bar.update)
     return folder.write_report(settings)
 

@@ -56,9 +56,9 @@ class TrainingBatchSampler(Sampler[list[StreamEntry | ShardEntry]]):
 
     The stream over all ranks is one sequence of draws. A rank takes every ``world_size``-th draw and collects its draws
     group by group; a batch leaves when it is full, and what is left waits. So the draws do not depend on the number of
-    ranks, and batch k can be reached without drawing the samples before it. Where there are
-    several kinds of samples, the ranks collect their draws together instead, into batches of ``world_size`` times the
-    size, of which each rank takes every ``world_size``-th sample: so the k-th batches of all ranks are of one group.
+    ranks, and batch k can be reached without drawing the samples before it. Where there are several kinds of samples,
+    the ranks collect their draws together instead, into batches of ``world_size`` times the size, of which each rank
+    takes every ``world_size``-th sample: so the k-th batches of all ranks are of one group.
 
     Where the k-th batches of all ranks together would hold no sample with a box, their earliest draw is replaced by one
     that has a box, of the same kind, and of the same group if possible.

@@ -14,19 +14,27 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
 
 from ..checkpoint.checkpointer import GLIPv2Checkpointer
 from ..data.transforms import ResizeShortestEdgeLegacy
+from ..evaluation.grounded_captioning import phrase_boxes, tokens_of_span
 from ..evaluation.referring import referred_mask
+from ..prompts.answers import AnswerVocabulary
 from ..prompts.builder import prompt_from_caption
+from ..prompts.decoding import DecodedText
 from ..prompts.noun_phrases import noun_phrases
 from ..prompts.phrase_search import find_phrase
+from ..prompts.questions import question_prompt, question_to_ground
 from ..prompts.tokenizer import PromptTokenizer
 from ..prompts.vocabulary import build_default_prompts
 from ..structures import CharSpan, TokenizedPrompt
 
 # A list of names, or a caption; None: the names of DATASETS.TEST[0].
 NamesOrCaption = Sequence[str] | str | None
+
+# Answers that are reported with the best one.
+_BEST_ANSWERS = 5
 
 
 class GLIPv2Predictor(DefaultPredictor):
@@ -58,6 +66,9 @@ class GLIPv2Predictor(DefaultPredictor):
             separator=cfg.INPUT.PROMPT.SEPARATOR,
             chunk_size=cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE,
         )
+        vqa = cfg.MODEL.GLIPV2.VQA
+        self._answers = AnswerVocabulary.from_file(vqa.ANSWERS) if vqa.ENABLED else None
+        self._grounds_questions = vqa.GROUNDED
         self._referring_thresh = cfg.MODEL.GLIPV2.TEST.REFERRING_THRESH
         self._default_prompts = functools.cache(functools.partial(build_default_prompts, cfg))
 
@@ -123,8 +134,59 @@ class GLIPv2Predictor(DefaultPredictor):
         output = self._predict([original_image], [[prompt]])[0]
         return {"mask": referred_mask(output["instances"], self._referring_thresh).cpu().numpy(), **output}
 
-    def _predict(self, images: Sequence[np.ndarray], prompts: Sequence[list[TokenizedPrompt]]) -> list[dict[str, Any]]:
-        inputs = [{**self._model_input(image), "prompts": chunks} for image, chunks in zip(images, prompts)]
+    def answer(self, original_image: np.ndarray, question: str) -> dict[str, Any]:
+        """Answer a question about a picture.
+
+        Args:
+            original_image: As above.
+            question: "how many dogs are there?"
+
+        Returns:
+            ``answer`` and its ``score`` in [0, 1], which is its own probability; ``answers``, the best five of the list
+            with their scores; ``instances`` and ``phrases`` as above: with ``MODEL.GLIPV2.VQA.GROUNDED`` the things
+            that the question names and, under "[answer]", the thing that is the answer; otherwise empty.
+
+        Raises:
+            TypeError, ValueError: The model answers no questions, or image or question is not as above.
+        """
+        if self._answers is None:
+            raise ValueError("answer: the model answers no questions, expected MODEL.GLIPV2.VQA.ENABLED True")
+        if not isinstance(question, str) or not question.strip():
+            raise ValueError(f"question: expected a string that is not blank, found {question!r:.100}")
+        prompt = (question_to_ground if self._grounds_questions else question_prompt)(question, self.tokenizer)
+        output = self._predict([original_image], [[prompt]], task="vqa")[0]
+        scores, rows = output.pop("answer_scores").topk(min(_BEST_ANSWERS, len(self._answers)))
+        best = [(self._answers.answers[row], score) for row, score in zip(rows.tolist(), scores.tolist())]
+        return {"answer": best[0][0], "score": best[0][1], "answers": best, **output}
+
+    def caption(self, original_image: np.ndarray) -> dict[str, Any]:
+        """Describe a picture.
+
+        Args:
+            original_image: As above.
+
+        Returns:
+            ``caption`` and its ``score``, the mean log probability of its words; ``phrases``, its noun phrases, with
+            ``phrase_spans``, their half-open character ranges, and ``instances``, the best box of each of them, if
+            ``MODEL.GLIPV2.CAPTIONING.GROUNDED``; otherwise all three are empty.
+
+        Raises:
+            TypeError, ValueError: The model writes no captions, or the image is not as above.
+        """
+        if self.model.captioning_head is None:
+            raise ValueError("caption: the model writes no captions, expected MODEL.GLIPV2.CAPTIONING.ENABLED True")
+        with torch.no_grad():
+            output = self.model([{**self._model_input(original_image), "task": "captioning"}])[0]
+        decoded = self.tokenizer.decode(output["caption_ids"].tolist())
+        result = {"caption": decoded.text, "score": output["caption_score"]}
+        return {**result, **_ground_phrases(decoded, output, original_image.shape[:2])}
+
+    def _predict(
+        self, images: Sequence[np.ndarray], prompts: Sequence[list[TokenizedPrompt]], task: str = "detection"
+    ) -> list[dict[str, Any]]:
+        inputs = [
+            {**self._model_input(image), "prompts": chunks, "task": task} for image, chunks in zip(images, prompts)
+        ]
         with torch.no_grad():
             outputs = self.model(inputs)
         return [{**output, "phrases": _phrases_by_id(chunks)} for output, chunks in zip(outputs, prompts)]
@@ -184,3 +246,21 @@ def check_image(image: np.ndarray) -> None:
 
 def _phrases_by_id(prompts: Sequence[TokenizedPrompt]) -> list[str]:
     return [phrase for prompt in prompts for phrase in prompt.phrases]
+
+
+def _ground_phrases(decoded: DecodedText, output: dict[str, Any], image_size: tuple[int, int]) -> dict[str, Any]:
+    """Return the noun phrases of a written caption with the best box of each; nothing for a caption without boxes."""
+    found = noun_phrases(decoded.text) if "token_boxes" in output else []
+    boxes, scores = [torch.zeros(0, 4)], [torch.zeros(0)]
+    for _, spans in found:
+        rows = sorted({row for span in spans for row in tokens_of_span(decoded.token_spans, span)})
+        ranked, ratings = phrase_boxes(output["token_boxes"][rows].cpu(), output["token_scores"][rows].cpu())
+        boxes.append(ranked[:1])
+        scores.append(ratings[:1])
+    instances = Instances(image_size, pred_boxes=Boxes(torch.cat(boxes)), scores=torch.cat(scores))
+    instances.pred_classes = torch.arange(len(found))
+    return {
+        "instances": instances,
+        "phrases": [phrase for phrase, _ in found],
+        "phrase_spans": [list(spans) for _, spans in found],
+    }

@@ -1,4 +1,4 @@
-"""Pseudo boxes: a teacher finds the noun phrases of a caption in its image, which becomes a grounding record."""
+"""Pseudo boxes: a teacher finds the noun phrases of a text in its image, which becomes a grounding record."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from detectron2.utils.file_io import PathManager
 from .predictor import GLIPv2Predictor
 from .pseudo_report import PseudoBoxCounts
 from ..data.datasets.caption_files import CaptionSample, SkippedCaption
+from ..data.datasets.question_files import QuestionSample
 from ..data.datasets.shard_writer import JsonlShardWriter, TarShardWriter
 from ..data.image_reading import UnreadableImageError, read_image
 from ..prompts.builder import prompt_from_caption
 from ..prompts.phrase_finder import PhraseFinder
+from ..prompts.questions import without_special_tokens
 from ..structures import CharSpan, TokenizedPrompt
 
 # Why an entry is skipped; who starts a run may want to know this one.
@@ -36,6 +38,7 @@ _MIN_SIDE = 1.0
 _IMAGE_STARTS = {b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png"}
 
 Progress = Callable[[], Any]
+Sample = CaptionSample | QuestionSample
 
 
 class CaptionPhrases(NamedTuple):
@@ -72,11 +75,14 @@ class PseudoBoxTeacher(GLIPv2Predictor):
 
     def read_caption(self, caption: str) -> CaptionPhrases | None:
         """Find the noun phrases of a caption and tokenize it; None if it has none."""
-        found = self.finder.find(caption)
+        return self.read_phrases(caption, self.finder.find(caption))
+
+    def read_phrases(self, caption: str, found: Sequence[tuple[str, Sequence[CharSpan]]]) -> CaptionPhrases | None:
+        """Tokenize a caption whose phrases are known, with their half-open character ranges; None if it has none."""
         if not found:
             return None
         names, spans = zip(*found)
-        prompt = self.tokenizer(prompt_from_caption(caption, spans, names))
+        prompt = self.tokenizer(prompt_from_caption(without_special_tokens(caption), spans, names))
         num_lost = int((~prompt.phrase_token_map.any(dim=1)).sum())
         is_cut = len(prompt) >= self.tokenizer.max_tokens
         return CaptionPhrases(prompt, list(spans), num_lost * is_cut, num_lost * (not is_cut))
@@ -96,29 +102,62 @@ class PseudoBoxTeacher(GLIPv2Predictor):
         ]
 
 
+class PseudoBoxTask(NamedTuple):
+    """What a teacher reads of a sample, and what is written of it.
+
+    Attributes:
+        text: What a sample is called in messages.
+        read: Makes a caption of a sample; None if it has no noun phrase.
+        finish: Turns the regions of that caption into those of the record.
+        content: Returns what the record holds beyond its image, from the sample and its regions.
+    """
+
+    text: str
+    read: Callable[[PseudoBoxTeacher, Any], CaptionPhrases | None]
+    finish: Callable[[Any, list[dict[str, Any]]], list[dict[str, Any]]]
+    content: Callable[[Any, list[dict[str, Any]]], dict[str, Any]]
+
+
+CAPTIONS = PseudoBoxTask(
+    "caption",
+    read=lambda teacher, sample: teacher.read_caption(sample.caption),
+    finish=lambda sample, regions: regions,
+    content=lambda sample, regions: {"grounding": {"caption": sample.caption, "regions": regions}},
+)
+
+
 class PseudoBoxLabeller:
-    """Turns the captions of a shard into records.
+    """Turns the samples of a shard into records.
 
     Args:
         teacher: Finds the phrases.
         teacher_id: Written into every record.
+        task: Captions, or what else the samples are.
         image_root: Folder of the images that are files of their own.
         batch_size: Images that go to the teacher together.
         num_threads: They read images ahead; 0: none.
     """
 
     def __init__(
-        self, teacher: PseudoBoxTeacher, teacher_id: str, *, image_root: str, batch_size: int, num_threads: int
+        self,
+        teacher: PseudoBoxTeacher,
+        teacher_id: str,
+        task: PseudoBoxTask = CAPTIONS,
+        *,
+        image_root: str,
+        batch_size: int,
+        num_threads: int,
     ) -> None:
         self.teacher = teacher
         self.teacher_id = teacher_id
+        self.task = task
         self.image_root = image_root
         self.batch_size = batch_size
         self.num_threads = num_threads
 
     def label_shard(
         self,
-        samples: Iterable[CaptionSample | SkippedCaption],
+        samples: Iterable[Sample | SkippedCaption],
         writer: JsonlShardWriter | TarShardWriter,
         progress: Progress,
     ) -> PseudoBoxCounts:
@@ -130,7 +169,7 @@ class PseudoBoxLabeller:
         """
         start = time.perf_counter()
         counts = PseudoBoxCounts()
-        batch: list[tuple[CaptionSample, CaptionPhrases, bytes, np.ndarray]] = []
+        batch: list[tuple[Sample, CaptionPhrases, bytes, np.ndarray]] = []
         for sample, caption, image in self._with_images(self._with_phrases(samples, counts, progress)):
             if isinstance(image, SkippedCaption):
                 counts.skip(image.reason, image.name)
@@ -151,25 +190,25 @@ class PseudoBoxLabeller:
         return counts
 
     def _with_phrases(
-        self, samples: Iterable[CaptionSample | SkippedCaption], counts: PseudoBoxCounts, progress: Progress
-    ) -> Iterator[tuple[CaptionSample, CaptionPhrases]]:
-        """Yield the samples whose caption has a noun phrase."""
+        self, samples: Iterable[Sample | SkippedCaption], counts: PseudoBoxCounts, progress: Progress
+    ) -> Iterator[tuple[Sample, CaptionPhrases]]:
+        """Yield the samples that have a noun phrase."""
         for sample in samples:
-            counts.captions += 1
+            counts.samples += 1
             if isinstance(sample, SkippedCaption):
                 counts.skip(sample.reason, sample.name)
                 progress()
                 continue
-            caption = self.teacher.read_caption(sample.caption)
+            caption = self.task.read(self.teacher, sample)
             if caption is None:
-                counts.skip("caption without a noun phrase", sample.name)
+                counts.skip(f"{self.task.text} without a noun phrase", sample.name)
                 progress()
                 continue
             yield sample, caption
 
     def _with_images(
-        self, samples: Iterable[tuple[CaptionSample, CaptionPhrases]]
-    ) -> Iterator[tuple[CaptionSample, CaptionPhrases, tuple[bytes, np.ndarray] | SkippedCaption]]:
+        self, samples: Iterable[tuple[Sample, CaptionPhrases]]
+    ) -> Iterator[tuple[Sample, CaptionPhrases, tuple[bytes, np.ndarray] | SkippedCaption]]:
         """Yield samples with their images; threads read at most a batch ahead."""
         if self.num_threads == 0:
             for sample, caption in samples:
@@ -187,7 +226,7 @@ class PseudoBoxLabeller:
 
     def _label_batch(
         self,
-        batch: Sequence[tuple[CaptionSample, CaptionPhrases, bytes, np.ndarray]],
+        batch: Sequence[tuple[Sample, CaptionPhrases, bytes, np.ndarray]],
         writer: JsonlShardWriter | TarShardWriter,
         counts: PseudoBoxCounts,
         progress: Progress,
@@ -200,13 +239,15 @@ class PseudoBoxLabeller:
             counts.phrases_kept += len({str(region["tokens_positive"]) for region in regions})
             counts.phrases_past_token_limit += caption.num_past_limit
             counts.phrases_without_tokens += caption.num_without_tokens
+            regions = self.task.finish(sample, regions)
             counts.boxes += len(regions)
+            counts.answer_boxes += sum("answer_box" in region for region in regions)
             if regions:
                 record = {
                     "filename": sample.file_name,
                     "height": pixels.shape[0],
                     "width": pixels.shape[1],
-                    "grounding": {"caption": sample.caption, "regions": regions},
+                    **self.task.content(sample, regions),
                     "teacher": self.teacher_id,
                 }
                 writer.write(record, sample.key, content, image_suffix(content) or "")
@@ -245,7 +286,7 @@ def regions_of(instances: Instances, caption: CaptionPhrases, score_thresh: floa
     return regions
 
 
-def load_image(sample: CaptionSample, image_root: str) -> tuple[bytes, np.ndarray] | SkippedCaption:
+def load_image(sample: Sample, image_root: str) -> tuple[bytes, np.ndarray] | SkippedCaption:
     """Read the image of a sample.
 
     Returns:

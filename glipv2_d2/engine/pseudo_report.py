@@ -22,22 +22,23 @@ _SETTINGS_TIMEOUT = 600.0
 
 @dataclass
 class PseudoBoxCounts:
-    """What became of the captions of one shard, or of several.
+    """What became of the samples of one shard, or of several.
 
     Attributes:
-        captions: Entries read, those that were skipped included.
+        samples: Captions or questions read, those that were skipped included.
         images: Images that the teacher has looked at.
         images_without_box: Those of them for which no box passed the threshold; they are not written.
-        phrases_found: Noun phrases of the captions of these images.
+        phrases_found: Noun phrases of the texts of these images.
         phrases_kept: Those with a box.
-        phrases_past_token_limit: Those that the teacher could not read since the caption is too long.
+        phrases_past_token_limit: Those that the teacher could not read since the text is too long.
         phrases_without_tokens: Those that the tokenizer reads as nothing.
         boxes: Written.
+        answer_boxes: Those of them that belong to the answer of a question.
         seconds: Spent, summed over the processes.
         skipped: For each reason the names of the entries that were left out.
     """
 
-    captions: int = 0
+    samples: int = 0
     images: int = 0
     images_without_box: int = 0
     phrases_found: int = 0
@@ -45,6 +46,7 @@ class PseudoBoxCounts:
     phrases_past_token_limit: int = 0
     phrases_without_tokens: int = 0
     boxes: int = 0
+    answer_boxes: int = 0
     seconds: float = 0.0
     skipped: dict[str, list[str]] = field(default_factory=dict)
 
@@ -179,12 +181,13 @@ def summarize(counts: Iterable[PseudoBoxCounts]) -> dict[str, Any]:
 def format_report(report: Mapping[str, Any]) -> Sequence[str]:
     """Lay out a report in lines of text."""
     share = report["phrases_kept"] / max(report["phrases_found"], 1)
+    of_answers = f", of answers {report['answer_boxes']}" if report["answer_boxes"] else ""
     lines = [
-        f"captions: {report['captions']} in {report['shards']} shards",
+        f"samples: {report['samples']} in {report['shards']} shards",
         f"images: {report['images']}, without a box {report['images_without_box']}",
         f"phrases: found {report['phrases_found']}, kept {report['phrases_kept']} ({share:.1%}), past the token limit "
         f"{report['phrases_past_token_limit']}, without tokens {report['phrases_without_tokens']}",
-        f"boxes: {report['boxes']}, {report['boxes_per_image']} per image",
+        f"boxes: {report['boxes']}, {report['boxes_per_image']} per image{of_answers}",
     ]
     for reason, entry in sorted(report["skipped"].items(), key=lambda item: -item[1]["count"]):
         more = ", ..." if entry["count"] > len(entry["first"]) else ""

@@ -131,7 +131,9 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
 
 
 def _has_idle_parts(cfg: CfgNode) -> bool:
-    """Say whether a loss is switched off, which leaves its layers without gradients."""
+    """Say whether layers may be without gradients: a loss is switched off, or batches differ in what they ask for."""
+    if cfg.MODEL.GLIPV2.VQA.ENABLED or cfg.MODEL.GLIPV2.CAPTIONING.ENABLED:
+        return True
     grounding, box = cfg.MODEL.GLIPV2.GROUNDING, cfg.MODEL.GLIPV2.BOX
     mask_weight = cfg.MODEL.GLIPV2.MASK_HEAD.LOSS_WEIGHT if cfg.MODEL.MASK_ON else 1.0
     return 0 in (grounding.LOSS_WEIGHT, box.REG_LOSS_WEIGHT, box.CENTERNESS_LOSS_WEIGHT, mask_weight)

@@ -26,10 +26,12 @@ class CaptionedImage(NamedTuple):
     """What is known of an image.
 
     Attributes:
+        image_id: Its own, or the first of several that it has in the dataset.
         references: Its captions; none in a test set.
         boxes: By name what is annotated in it, XYXY in pixels of the original image.
     """
 
+    image_id: int
     references: list[str]
     boxes: dict[Name, list[list[float]]]
 
@@ -63,14 +65,14 @@ class CaptioningEvaluator(DatasetEvaluator):
     annotations, also ``named_objects``, how many times captions mention one of them, and ``named_objects_in_scene``,
     the share of these, in 0..100, that is annotated in the image; NaN if nothing is named.
 
-    Judged are the images that were processed and have references; others are counted in a warning. A file
+    Judged are the images that were processed and have references; others are counted in a warning. An image counts once. A file
     ``caption_predictions.json`` has the captions of all, a list in the order of the dataset, with ``image_id``,
     ``caption`` and ``score``; ``caption_scores.json`` has the results, with the ``implementation`` that was used.
 
     Args:
         dataset_name: For messages.
-        dataset_dicts: As the contract describes them, with ``captions`` or ``caption``. Several may be of one image,
-            and then its references and annotations are those of all of them.
+        dataset_dicts: As the contract describes them, with ``captions`` or ``caption``. Several may be of one image, with
+            the same ``image_id`` or the same file; its references and annotations are those of all of them.
         decode: Turns token ids into text.
         thing_classes: Names of categories, if annotations have a ``category_id``.
         implementation: As of ``score_captions``.
@@ -120,7 +122,7 @@ class CaptioningEvaluator(DatasetEvaluator):
             phrases, hits = self._ground(image, mentions, decoded, output)
             self._results.append(
                 CaptionResult(
-                    sample["image_id"],
+                    image.image_id,
                     decoded.text,
                     float(output["caption_score"]),
                     [mention.name in image.boxes for mention in mentions],
@@ -136,17 +138,18 @@ class CaptioningEvaluator(DatasetEvaluator):
             results = [result for part in comm.gather(results) for result in part]
             if not comm.is_main_process():
                 return OrderedDict()
-        # An image that several samples are of, or that two processes had, counts once; in the order of the dataset.
+        # What several samples are of, or what two processes had, is there once, in the order of the dataset.
         found = {result.image_id: result for result in reversed(results)}
-        results = [found[image_id] for image_id in self._images if image_id in found]
+        image_ids = {image.image_id: None for image in self._images.values()}
+        results = [found[image_id] for image_id in image_ids if image_id in found]
         if self._output_folder:
             self._write("caption_predictions.json", [self._prediction(result) for result in results])
         judged = [result for result in results if self._images[result.image_id].references]
         logger = logging.getLogger(__name__)
-        if len(judged) < len(self._images):
+        if len(judged) < len(image_ids):
             logger.warning(
                 "dataset %r: %d of %d images were processed, and %d of these have captions to judge by",
-                *(self._name, len(results), len(self._images), len(judged)),
+                *(self._name, len(results), len(image_ids), len(judged)),
             )
         if not judged:
             return OrderedDict()
@@ -194,9 +197,15 @@ def named_object_scores(results: Iterable[CaptionResult]) -> dict[str, float]:
 def _join_images(
     dataset_dicts: Iterable[dict[str, Any]], thing_classes: Sequence[str] | None
 ) -> dict[int, CaptionedImage]:
+    """Return the image of each ``image_id``; those that are one image share it."""
     images: dict[int, CaptionedImage] = {}
+    of_files: dict[tuple[str, int | None], CaptionedImage] = {}
     for item in dataset_dicts:
-        image = images.setdefault(item["image_id"], CaptionedImage([], {}))
+        image = images.get(item["image_id"]) or CaptionedImage(item["image_id"], [], {})
+        # The name of what is no file of its own need not be the only one.
+        if "file_name" in item and "image_bytes" not in item:
+            image = of_files.setdefault((item["file_name"], item.get("tsv_offset")), image)
+        images[item["image_id"]] = image
         captions = item.get("captions") or ([item["caption"]] if item.get("caption") else [])
         image.references.extend(captions)
         for name, boxes in annotated_boxes(item, thing_classes).items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,18 +14,14 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
-from .answer_normalization import normalize_answer
+from ..prompts.answer_normalization import normalize_answer
+from ..prompts.answers import agreement
 
-# Other annotators who have to say the same for full credit.
-_AGREEING = 3
+QuestionId = int | str
 
 
 def answer_accuracy(answer: str, references: Sequence[str]) -> float:
-    """Return how right an answer is, in [0, 1].
-
-    It is the mean, over all ways to leave one reference out, of ``min(1, matches / 3)``: of ten references none, one,
-    two, three, four or more that say the same give 0, 0.3, 0.6, 0.9 and 1. Fewer than four references cannot agree
-    like this; of so few any one that says the same gives 1.
+    """Return how right an answer is, in [0, 1]: the ``agreement`` of the references that say the same.
 
     Args:
         answer: As the model gave it; both sides are normalized.
@@ -39,13 +35,8 @@ def answer_accuracy(answer: str, references: Sequence[str]) -> float:
     """
     if not references:
         raise ValueError("references: found none, expected at least one answer")
-    matches = Counter(map(normalize_answer, references))[normalize_answer(answer)]
-    total = len(references)
-    if total <= _AGREEING:
-        return float(matches > 0)
-    left_out_match = matches * min(1.0, (matches - 1) / _AGREEING)
-    left_out_other = (total - matches) * min(1.0, matches / _AGREEING)
-    return (left_out_match + left_out_other) / total
+    wanted = normalize_answer(answer)
+    return agreement(sum(normalize_answer(reference) == wanted for reference in references), len(references))
 
 
 class VQAResult(NamedTuple):
@@ -57,7 +48,7 @@ class VQAResult(NamedTuple):
         score: Of the answer, in [0, 1].
     """
 
-    question_id: int
+    question_id: QuestionId
     answer: str
     score: float
 
@@ -158,7 +149,7 @@ class VQAEvaluator(DatasetEvaluator):
         logger.info("dataset %r, %d questions:\n%s", self._name, len(accuracies), create_small_table(scores))
         return OrderedDict(vqa=scores)
 
-    def _scores(self, accuracies: Mapping[int, float], references: Mapping[int, Sequence[str]]) -> dict[str, float]:
+    def _scores(self, accuracies: Mapping[QuestionId, float], references: Mapping[QuestionId, Sequence[str]]) -> dict[str, float]:
         vocabulary = set(map(normalize_answer, self._answers))
         best = {
             question_id: max(
@@ -182,7 +173,7 @@ class VQAEvaluator(DatasetEvaluator):
             scores[f"accuracy_{kind}"] = _percentage(chosen)
         return scores
 
-    def _write(self, found: Mapping[int, VQAResult], accuracies: Mapping[int, float]) -> None:
+    def _write(self, found: Mapping[QuestionId, VQAResult], accuracies: Mapping[QuestionId, float]) -> None:
         submission = [{"question_id": result.question_id, "answer": result.answer} for result in found.values()]
         predictions = [
             {

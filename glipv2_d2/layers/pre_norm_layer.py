@@ -19,7 +19,8 @@ class PreNormLayer(nn.Module):
     """Let the tokens of each prompt attend to each other: x + attn(ln_1(x)), then x + mlp(ln_2(x)).
 
     Of many such layers a text encoder is built, and one follows the fusion of each block of its tower. Every token sees
-    every real one, before and after it, unless it is asked to be causal. Softmax and norms are computed in float32 at least.
+    every real one, before and after it, unless the text is read in one direction. Softmax and norms are computed in
+    float32 at least.
 
     Args:
         hidden_size: D.
@@ -27,8 +28,9 @@ class PreNormLayer(nn.Module):
         intermediate_size: Width of the feed-forward part.
         drop_path: Probability that a residual branch is left out for a prompt, in training.
 
-    Source: CLIP (Radford et al. 2021), whose names of the parameters these are; its causal mask an option, with the
-    smaller epsilon, 1e-12, and the initial weights, a normal distribution of 0.02 cut at 2, of UniCL.
+    Source: CLIP (Radford et al. 2021), whose names of the parameters these are, with its
+    causal mask where that is asked for; the smaller epsilon, 1e-12, and the initial weights, a normal distribution of
+    0.02 cut at 2, are those of UniCL.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, intermediate_size: int, drop_path: float) -> None:

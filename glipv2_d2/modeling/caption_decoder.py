@@ -29,9 +29,7 @@ class DecoderState(NamedTuple):
 
         Each must come from the image that its place belongs to: place i to image i // (len(rows) / N).
         """
-        encoder, tower = (
-            past and [layer.select(rows) for layer in past] for past in (self.encoder, self.tower)
-        )
+        encoder, tower = (past and [layer.select(rows) for layer in past] for past in (self.encoder, self.tower))
         return DecoderState(self.positions, encoder, tower)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 
+from ..prompts.answers import AnswerVocabulary
 from ..prompts.tokenizer import PromptTokenizer
 from .fusion_tower import FusionTower
 from .heads.captioning_head import CaptioningHead
@@ -67,8 +68,6 @@ def build_optional_heads(
     if config.MLM.ENABLED:
         heads["mlm_head"] = MLMHead(cfg, language_dim=language_dim, vocab_size=text_encoder.vocab_size)
     if config.VQA.ENABLED:
-        from ..prompts.answers import AnswerVocabulary
-
         num_answers = len(AnswerVocabulary.from_file(config.VQA.ANSWERS))
         heads["vqa_head"] = VQAHead(cfg, language_dim=language_dim, num_answers=num_answers)
     if config.CAPTIONING.ENABLED:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
-from detectron2.config import CfgNode
 from torch import Tensor
 
 _IMPOSSIBLE = float("-inf")
@@ -66,22 +65,6 @@ class GenerationRules:
             )
         if self.end_id in self.banned_ids:
             raise ValueError(f"banned_ids: found the end token {self.end_id}, without which no text ends")
-
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, *, start_id: int, end_id: int, banned_ids: Sequence[int]) -> GenerationRules:
-        """Read what the config decides; the ids are those of its tokenizer."""
-        captioning = cfg.MODEL.GLIPV2.CAPTIONING
-        return cls(
-            start_id=start_id,
-            end_id=end_id,
-            banned_ids=tuple(banned_ids),
-            beam_size=captioning.BEAM_SIZE,
-            max_length=captioning.MAX_LENGTH,
-            min_length=captioning.MIN_LENGTH,
-            length_penalty=captioning.LENGTH_PENALTY,
-            no_repeat_ngram=captioning.NO_REPEAT_NGRAM,
-        )
 
 
 class GeneratedText(NamedTuple):

@@ -19,6 +19,12 @@ ANSWER_PHRASE = "[answer]"
 # How the tokenizers of BERT, CLIP and RoBERTa write their special tokens.
 _SPECIAL_TOKEN = re.compile(r"\[(PAD|UNK|CLS|SEP|MASK)\]|<(\|(?:startoftext|endoftext)\||/?s|pad|unk|mask)>")
 
+# Words of a question that name nothing in the picture, at the end of what looks like a noun phrase.
+_NO_THINGS = frozenset(
+    "how why what which who whose where when many much color colour kind type sort time name number picture image photo "
+    "photograph scene yes no".split()
+)
+
 
 def without_special_tokens(text: str) -> str:
     """Return a text in which nothing reads as a special token: "[MASK]" becomes "(MASK)", "<|endoftext|>" likewise.
@@ -75,11 +81,12 @@ def question_prompt(
 def question_to_ground(question: str, tokenizer: PromptTokenizer) -> TokenizedPrompt:
     """Make the prompt of a question whose things are to be found, with the thing that is the answer.
 
-    Its phrases are the noun phrases of the question and, in the last row, ``ANSWER_PHRASE``, the mask token.
+    Its phrases are the noun phrases of the question, but for such as "what color" and "the picture", and, in the last
+    row, ``ANSWER_PHRASE``, the mask token.
 
     Raises:
         ValueError: The question is blank, or the tokenizer has no mask token.
     """
-    spans = [ranges for _, ranges in noun_phrases(question)]
+    spans = [ranges for phrase, ranges in noun_phrases(question) if phrase.lower().split()[-1] not in _NO_THINGS]
     names_answer = [False] * len(spans) + [True]
     return question_prompt(question, tokenizer, [*spans, ()], names_answer=names_answer, with_mask=True)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from tokenizers import Tokenizer
-from tokenizers.decoders import WordPiece as WordPieceDecoder
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
@@ -21,6 +19,7 @@ from transformers import AutoTokenizer
 
 from ..structures import CharSpan, Prompt, TokenizedPrompt
 from .builder import SEPARATOR, check_vocabulary, clean_name, prompt_from_names
+from .decoding import DecodedText, decode_tokens
 from .pretrained import resolve_pretrained
 
 VOCABULARY_FILE = Path(__file__).with_name("bert_uncased_vocab.txt")
@@ -68,18 +67,6 @@ def phrase_token_map(
             if first is not None and last is not None:
                 token_map[row, first : last + 1] = True
     return torch.from_numpy(token_map)
-
-
-class DecodedText(NamedTuple):
-    """A text made from T tokens.
-
-    Attributes:
-        text: The text.
-        token_spans: For each token its half-open range of characters; empty for a token that is no text.
-    """
-
-    text: str
-    token_spans: tuple[CharSpan, ...]
 
 
 class PromptTokenizer:
@@ -157,17 +144,9 @@ class PromptTokenizer:
         """Id of the token that every text ends with."""
         return self._encoder.encode("").ids[-1]
 
-    def decode(self, token_ids: Sequence[int]) -> DecodedText:
-        """Turn T token ids into text; special tokens are left out of it."""
-        ids = [int(index) for index in token_ids]
-        ends = [len(self._encoder.decode(ids[:count]).rstrip()) for count in range(len(ids) + 1)]
-        text = self._encoder.decode(ids).rstrip()
-        spans = []
-        for begin, end in zip(ends, ends[1:]):
-            begin, end = min(begin, len(text)), min(end, len(text))
-            # Between two words stands a space that belongs to neither.
-            spans.append((min(begin + text[begin:end].startswith(" "), end), end))
-        return DecodedText(text, tuple(spans))
+    def decode(self, input_ids: Sequence[int]) -> DecodedText:
+        """Turn token ids into text, see ``decode_tokens``."""
+        return decode_tokens(self._encoder, input_ids)
 
     def __call__(self, prompt: Prompt) -> TokenizedPrompt:
         """Tokenize a prompt; what passes ``max_tokens`` is cut off, and its phrases mark no token."""
@@ -282,7 +261,6 @@ def _packaged_tokenizer() -> tuple[Tokenizer, str]:
     tokenizer.post_processor = TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[(piece, vocabulary[piece]) for piece in ("[CLS]", "[SEP]")]
     )
-    tokenizer.decoder = WordPieceDecoder(prefix="##", cleanup=True)
     tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
     return tokenizer, "[MASK]"
 

@@ -171,7 +171,7 @@ def label(samples, writer_class=JsonlShardWriter, **options):
     labeller = PseudoBoxLabeller(teacher, "me-1", **options)
     writer = writer_class(file)
     counts = labeller.label_shard(iter(samples), writer, lambda: steps.append(1))
-    assert len(steps) == counts.captions == len(samples)
+    assert len(steps) == counts.samples == len(samples)
     writer.close()
     return counts, file.getvalue(), teacher.batches
 
@@ -199,7 +199,7 @@ def test_every_image_with_a_box_is_a_record_and_everything_is_counted(num_thread
         "teacher": "me-1",
     }
     assert batches == [2, 2, 1]
-    assert (counts.captions, counts.images, counts.images_without_box, counts.boxes) == (8, 5, 1, 7)
+    assert (counts.samples, counts.images, counts.images_without_box, counts.boxes) == (8, 5, 1, 7)
     assert (counts.phrases_found, counts.phrases_kept) == (10, 4)
     assert counts.skipped == {
         "no caption": ["line 2"],
@@ -224,7 +224,7 @@ def test_tar_shards_hold_images_of_their_formats_only():
 
 def test_no_samples_are_an_empty_shard():
     counts, content, batches = label([])
-    assert (counts.captions, counts.images, content, batches) == (0, 0, b"", [])
+    assert (counts.samples, counts.images, content, batches) == (0, 0, b"", [])
 
 
 def test_threads_read_no_more_than_a_batch_ahead(monkeypatch):
@@ -263,6 +263,12 @@ def test_captions_are_read_by_their_noun_phrases(teacher):
     assert caption.spans == [[(0, 5)], [(10, 15)]]
     assert caption.prompt.category_ids.tolist() == [0, 1]
     assert (caption.num_past_limit, caption.num_without_tokens) == (0, 0)
+
+
+def test_typed_special_tokens_of_a_caption_are_text(teacher):
+    caption = teacher.read_caption("a dog [MASK] a cat")
+    assert teacher.tokenizer.mask_id not in caption.prompt.input_ids.tolist()
+    assert caption.spans[-1] == [(13, 18)]
 
 
 @pytest.mark.parametrize("caption", ["", "  ", "of the and", "\x00\x07", "\u202e"])

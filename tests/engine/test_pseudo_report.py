@@ -74,16 +74,16 @@ def test_waiting_ends_when_the_shards_of_all_are_there(tmp_path, monkeypatch):
 
 def test_the_report_sums_up_the_counts_of_all_shards(tmp_path):
     folder = make_folder(tmp_path, num_shards=2)
-    first = {"captions": 4, "images": 3, "images_without_box": 1, "phrases_found": 7, "phrases_kept": 2, "boxes": 5}
+    first = {"samples": 4, "images": 3, "images_without_box": 1, "phrases_found": 7, "phrases_kept": 2, "boxes": 5, "answer_boxes": 3}
     finish(folder, 0, **first, seconds=1.26, skipped={"no image": ["a"]})
-    second = {"captions": 20, "images": 1, "phrases_found": 1, "phrases_kept": 1, "boxes": 1, "seconds": 1.0}
-    second |= {"phrases_past_token_limit": 3, "phrases_without_tokens": 2}
+    second = {"samples": 20, "images": 1, "phrases_found": 1, "phrases_kept": 1, "boxes": 1, "seconds": 1.0}
+    second |= {"phrases_past_token_limit": 3, "phrases_without_tokens": 2, "answer_boxes": 1}
     finish(folder, 1, **second, skipped={"no image": [f"b{i}" for i in range(15)], "no caption": ["ü"]})
     report = folder.write_report({"teacher": "t"})
     assert report == json.loads((tmp_path / "report.json").read_text())
     assert report == {
-        **{"shards": 2, "captions": 24, "images": 4, "images_without_box": 1, "phrases_found": 8, "phrases_kept": 3},
-        **{"phrases_past_token_limit": 3, "phrases_without_tokens": 2, "boxes": 6, "boxes_per_image": 1.5},
+        **{"shards": 2, "samples": 24, "images": 4, "images_without_box": 1, "phrases_found": 8, "phrases_kept": 3},
+        **{"phrases_past_token_limit": 3, "phrases_without_tokens": 2, "boxes": 6, "answer_boxes": 4, "boxes_per_image": 1.5},
         **{"seconds": 2.3, "settings": {"teacher": "t"}},
         "skipped": {
             "no image": {"count": 16, "first": ["a", *(f"b{i}" for i in range(9))]},
@@ -91,19 +91,20 @@ def test_the_report_sums_up_the_counts_of_all_shards(tmp_path):
         },
     }
     lines = "\n".join(format_report(report))
-    assert "captions: 24 in 2 shards" in lines and "without a box 1" in lines
+    assert "samples: 24 in 2 shards" in lines and "without a box 1" in lines
     assert "found 8, kept 3 (37.5%), past the token limit 3, without tokens 2" in lines
-    assert "boxes: 6, 1.5 per image" in lines
+    assert "boxes: 6, 1.5 per image, of answers 4\n" in lines
     assert "skipped, no image: 16 (a, b0, b1, b2, b3, b4, b5, b6, b7, b8, ...)\nskipped, no caption: 1 (ü)" in lines
 
 
 def test_nothing_gives_a_report_of_zeros():
     report = summarize([])
     assert report["shards"] == report["images"] == report["boxes_per_image"] == 0
-    assert format_report(report)[0] == "captions: 0 in 0 shards"
+    assert format_report(report)[0] == "samples: 0 in 0 shards"
+    assert format_report(report)[-1] == "boxes: 0, 0.0 per image"
 
 
-@pytest.mark.parametrize("content", ['{"captions": 1}', "{", "[]"])
+@pytest.mark.parametrize("content", ['{"samples": 1}', "{", "[]"])
 def test_damaged_counts_are_named(tmp_path, content):
     folder = make_folder(tmp_path, num_shards=1)
     folder.counts(0).write_text(content)

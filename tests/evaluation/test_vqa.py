@@ -142,6 +142,10 @@ def test_question_that_came_twice_counts_once_and_missing_ones_are_named(caplog)
     assert "2 of 3 questions were processed" in caplog.text
 
 
+def test_question_ids_may_be_strings():
+    assert evaluate([question("q1", ["dog"])], [("q1", "dog")])["vqa"]["accuracy"] == 100.0
+
+
 def test_reset_forgets():
     evaluator = VQAEvaluator("asked", [question(1, ["dog"]), question(2, ["dog"])], VOCABULARY)
     evaluator.process([{"question_id": 1}], [scores_for("no")])

@@ -64,8 +64,40 @@ def test_real_tokens_do_not_see_the_padding():
     torch.testing.assert_close(layer(hidden, mask)[:, :3], cut, rtol=0, atol=1e-12)
 
 
-def test_prompt_without_real_tokens_stays_finite():
-    assert make_layer(dtype=torch.float32)(torch.randn(1, 4, 6), make_mask([0], 4)).isfinite().all()
+@pytest.mark.parametrize("causal", [False, True])
+def test_prompt_without_real_tokens_stays_finite(causal):
+    assert make_layer(dtype=torch.float32)(torch.randn(1, 4, 6), make_mask([0], 4), causal).isfinite().all()
+
+
+def test_causal_token_is_updated_as_the_last_of_the_text_up_to_it():
+    layer, hidden = make_layer(), torch.randn(2, 5, 6, dtype=torch.float64)
+    mask = torch.tensor([[True] * 5, [True, False, True, True, False]])
+    actual = layer(hidden, mask, causal=True)
+    weights = {name: value.detach().numpy() for name, value in layer.named_parameters()}
+    for prompt in range(2):
+        for token in mask[prompt].nonzero().flatten().tolist():
+            prefix, visible = hidden[prompt, : token + 1].numpy(), mask[prompt, : token + 1].numpy()
+            expected = slow_language_layer(prefix, visible, weights, 3)[-1]
+            np.testing.assert_allclose(actual[prompt, token].detach().numpy(), expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_token_changes_none_before_it_exactly(dtype):
+    layer, hidden = make_layer(dtype=dtype), torch.randn(1, 5, 6).to(dtype)
+    before = layer(hidden, make_mask([5], 5), causal=True)
+    hidden[0, 3] += torch.randn(6).to(dtype)
+    after = layer(hidden, make_mask([5], 5), causal=True)
+    assert torch.equal(after[:, :3], before[:, :3])
+    assert (after - before)[:, 3:].abs().amax(-1).min() > 1e-3
+
+
+def test_steps_equal_the_causal_layer():
+    layer, hidden, past = make_layer(), torch.randn(2, 5, 6, dtype=torch.float64), None
+    expected = layer(hidden, make_mask([5, 5], 5), causal=True)
+    for token in range(5):
+        updated, past = layer.step(hidden[:, token : token + 1], past)
+        torch.testing.assert_close(updated[:, 0], expected[:, token], rtol=0, atol=1e-12)
+        assert past.keys.shape == past.values.shape == (2, 3, token + 1, 2)
 
 
 def test_dropout_acts_on_weights_and_on_both_residual_branches(monkeypatch):

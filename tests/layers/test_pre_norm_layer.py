@@ -57,6 +57,43 @@ def test_a_token_sees_those_after_it():
     assert (layer(hidden, mask)[0, 0] - before).abs().max() > 1e-3
 
 
+def test_causal_token_is_updated_as_the_last_of_the_text_up_to_it():
+    layer, hidden = make_layer(), torch.randn(2, 5, 6, dtype=torch.float64)
+    mask = torch.tensor([[True] * 5, [True, False, True, True, False]])
+    actual = layer(hidden, mask, causal=True)
+    weights = {name: value.detach().numpy() for name, value in layer.named_parameters()}
+    for prompt in range(2):
+        for token in mask[prompt].nonzero().flatten().tolist():
+            prefix, visible = hidden[prompt, : token + 1].numpy(), mask[prompt, : token + 1].numpy()
+            expected = slow_pre_norm_layer(prefix, visible, weights, 3)[-1]
+            np.testing.assert_allclose(actual[prompt, token].detach().numpy(), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_token_changes_none_before_it_exactly():
+    layer, hidden = make_layer(dtype=torch.float32), torch.randn(1, 5, 6)
+    before = layer(hidden, make_mask([5], 5), causal=True)
+    hidden[0, 3] += torch.randn(6)
+    after = layer(hidden, make_mask([5], 5), causal=True)
+    assert torch.equal(after[:, :3], before[:, :3])
+    assert (after - before)[:, 3:].abs().amax(-1).min() > 1e-3
+
+
+def test_causal_prompt_that_begins_with_padding_stays_finite():
+    layer, hidden = make_layer(dtype=torch.float32), torch.randn(1, 4, 6, requires_grad=True)
+    updated = layer(hidden, torch.tensor([[False, False, True, True]]), causal=True)
+    updated.sum().backward()
+    assert updated.isfinite().all() and hidden.grad.isfinite().all()
+
+
+def test_steps_equal_the_causal_layer():
+    layer, hidden, past = make_layer(), torch.randn(2, 5, 6, dtype=torch.float64), None
+    expected = layer(hidden, make_mask([5, 5], 5), causal=True)
+    for token in range(5):
+        updated, past = layer.step(hidden[:, token : token + 1], past)
+        torch.testing.assert_close(updated[:, 0], expected[:, token], rtol=0, atol=1e-12)
+        assert past.keys.shape == past.values.shape == (2, 3, token + 1, 2)
+
+
 def test_real_tokens_do_not_see_the_padding():
     layer = make_layer()
     hidden, mask = torch.randn(2, 5, 6, dtype=torch.float64), make_mask([3, 3], 5)

@@ -163,7 +163,12 @@ def test_dropout_of_bert_acts_on_weights_and_features_in_causal_training_only():
 
 def test_relatives_of_bert_are_refused_for_captions_only(tmp_path):
     config = ElectraConfig(
-        vocab_size=40, hidden_size=12, embedding_size=12, num_hidden_layers=1, num_attention_heads=3, intermediate_size=9
+        vocab_size=40,
+        hidden_size=12,
+        embedding_size=12,
+        num_hidden_layers=1,
+        num_attention_heads=3,
+        intermediate_size=9,
     )
     ElectraModel(config).save_pretrained(tmp_path)
     encoder, tokens = BertTextEncoder(weights=str(tmp_path)).eval(), make_tokens(4)

@@ -5,9 +5,7 @@ import math
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 
-from glipv2_d2.config import add_glipv2_config
 from glipv2_d2.modeling.text_generation import (
     GenerationRules,
     allowed_log_probs,
@@ -329,13 +327,3 @@ def test_ids_outside_the_vocabulary_are_named(end, banned, found):
     rules = GenerationRules(START, end, banned_ids=banned)
     with pytest.raises(ValueError, match=f"expected ids below 4, found {found}"):
         allowed_log_probs(torch.zeros(1, 4), torch.zeros(1, 0, dtype=torch.int64), rules)
-
-
-def test_config_gives_the_rules():
-    cfg = get_cfg()
-    add_glipv2_config(cfg)
-    values = {"BEAM_SIZE": 3, "MAX_LENGTH": 11, "MIN_LENGTH": 4, "LENGTH_PENALTY": 0.6, "NO_REPEAT_NGRAM": 2}
-    for key, value in values.items():
-        cfg.MODEL.GLIPV2.CAPTIONING[key] = value
-    rules = GenerationRules.from_config(cfg, start_id=101, end_id=102, banned_ids=[0, 103])
-    assert rules == GenerationRules(101, 102, (0, 103), 3, 11, 4, 0.6, 2)

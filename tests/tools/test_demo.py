@@ -1,11 +1,15 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
+from pycocotools import mask as mask_utils
+
+from glipv2_d2.colored_text import phrase_color
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
@@ -41,6 +45,14 @@ def write_images(folder, *names):
     for name in names:
         cv2.imwrite(str(folder / name), np.full((20, 30, 3), 100, np.uint8))
     return folder
+
+
+def write_video(path):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 10.0, (64, 48))
+    for value in (0, 100, 200):
+        writer.write(np.full((48, 64, 3), value, np.uint8))
+    writer.release()
+    return str(path)
 
 
 def read_predictions(folder):
@@ -101,13 +113,9 @@ def test_unreadable_image_is_left_out_and_named(demo, config, fixed_predictor, t
 
 
 def test_video_becomes_a_video(demo, config, fixed_predictor, tmp_path):
-    source = tmp_path / "in.mp4"
-    writer = cv2.VideoWriter(str(source), cv2.VideoWriter_fourcc(*"mp4v"), 10.0, (64, 48))
-    for value in (0, 100, 200):
-        writer.write(np.full((48, 64, 3), value, np.uint8))
-    writer.release()
+    source = write_video(tmp_path / "in.mp4")
     output = tmp_path / "out"
-    demo.main(["--config-file", config, "--video-input", str(source), "--output", str(output), "--prompt", "a dog"])
+    demo.main(["--config-file", config, "--video-input", source, "--output", str(output), "--prompt", "a dog"])
     assert [record["frame"] for record in read_predictions(output)["predictions"]] == [0, 1, 2]
     video = cv2.VideoCapture(str(output / "in.mp4"))
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and video.get(cv2.CAP_PROP_FPS) == 10.0
@@ -143,3 +151,148 @@ def test_real_model_answers_the_command_line(demo, config, tmp_path):
     assert detections and {detection["phrase"] for detection in detections} <= {"dog", "cat"}
     with pytest.raises(SystemExit, match=r"names\[1\]"):
         demo.main([*arguments, "--vocabulary", "dog,,cat"])
+
+
+@pytest.fixture
+def masking_predictor(demo, config, monkeypatch):
+    """Replace the model by one with masks that finds the same everywhere; return the configs it was built from and the
+    phrases it was asked for."""
+    noted = SimpleNamespace(configs=[], phrases=[])
+
+    class MaskingPredictor:
+        def __init__(self, cfg):
+            noted.configs.append(cfg)
+
+        def __call__(self, image, prompt):
+            instances = Instances(image.shape[:2])
+            instances.pred_boxes = Boxes(torch.tensor([[0.0, 0.0, 5.0, 5.0], [10.0, 4.0, 24.0, 16.0]]))
+            instances.scores = torch.tensor([0.4, 0.75])
+            instances.pred_classes = torch.tensor([0, 1])
+            instances.pred_masks = torch.zeros(2, *image.shape[:2], dtype=torch.bool)
+            instances.pred_masks[0, :5, :5] = True
+            instances.pred_masks[1, 4:16, 10:24] = True
+            return {"instances": instances, "phrases": ["a cat", "a dog"]}
+
+        def refer(self, image, phrase):
+            noted.phrases.append(phrase)
+            mask = np.zeros(image.shape[:2], dtype=bool)
+            mask[4:16, 10:24] = True
+            return {"mask": mask}
+
+    monkeypatch.setattr(demo, "GLIPv2Predictor", MaskingPredictor)
+    Path(config).write_text(Path(config).read_text().replace("MASK_ON: false", "MASK_ON: true"))
+    return noted
+
+
+# Rows 4..15 and columns 10..23 of 20 x 30 pixels, by columns: 204 outside, 14 times 12 inside and 8 outside, the rest.
+RUN_LENGTHS = {"size": [20, 30], "counts": [204, *[12, 8] * 13, 12, 124]}
+
+
+def decode(segmentation):
+    return mask_utils.decode({**segmentation, "counts": segmentation["counts"].encode("ascii")})
+
+
+def test_masks_are_drawn_and_written_as_run_lengths(demo, config, masking_predictor, tmp_path):
+    images = write_images(tmp_path / "images", "a.png")
+    demo.main(["--config-file", config, "--input", str(images), "--output", str(tmp_path / "out")])
+    (detection,) = read_predictions(tmp_path / "out")["predictions"][0]["detections"]
+    assert sorted(detection) == ["box", "phrase", "score", "segmentation"] and detection["phrase"] == "a dog"
+    assert detection["segmentation"]["size"] == [20, 30]
+    expected = mask_utils.decode(mask_utils.frPyObjects(RUN_LENGTHS, 20, 30))
+    assert expected.sum() == 168 and (decode(detection["segmentation"]) == expected).all()
+    picture = cv2.imread(str(tmp_path / "out" / "a.png"))
+    # 20 x 30 pixels are enlarged to 533 x 800: the mask begins at row 107 and column 267.
+    inside, outside = picture[400, 450].tolist(), picture[500, 100].tolist()
+    assert inside != outside == [100, 100, 100]
+    assert inside == [round(0.45 * color + 55) for color in reversed(phrase_color(1))]
+
+
+def test_referring_gives_one_mask_for_every_picture(demo, config, masking_predictor, tmp_path):
+    images = write_images(tmp_path / "images", "a.png", "b.png")
+    output = tmp_path / "out"
+    arguments = ["--config-file", config, "--input", str(images), "--output", str(output), "--task", "refer"]
+    demo.main([*arguments, "--prompt", "the dog, on the left"])
+    content = read_predictions(output)
+    assert content["prompt"] == "the dog, on the left"
+    assert masking_predictor.phrases == ["the dog, on the left"] * 2
+    assert [record["picture"] for record in content["predictions"]] == ["a.png", "b.png"]
+    expected = mask_utils.decode(mask_utils.frPyObjects(RUN_LENGTHS, 20, 30))
+    for record in content["predictions"]:
+        assert sorted(record) == ["file_name", "picture", "segmentation"]
+        assert (decode(record["segmentation"]) == expected).all()
+        picture = cv2.imread(str(output / record["picture"]))[:, :, ::-1]
+        assert picture[400, 450].tolist() == [round(0.45 * color + 55) for color in phrase_color(0)]
+        assert picture.shape[0] > 533 and (picture[533:] == phrase_color(0)).all(axis=2).any()
+
+
+@pytest.mark.parametrize(
+    "words, threshold",
+    [
+        ([], 0.5),
+        (["--confidence-threshold", "0.25"], 0.25),
+        (["--confidence-threshold", "1"], 1.0),
+        (["--opts", "MODEL.GLIPV2.TEST.REFERRING_THRESH", "0.125"], 0.125),
+    ],
+)
+def test_threshold_of_referring_is_that_of_the_model(demo, config, masking_predictor, tmp_path, words, threshold):
+    images = write_images(tmp_path / "images", "a.png")
+    arguments = ["--config-file", config, "--input", str(images), "--output", str(tmp_path / "out"), "--task", "refer"]
+    demo.main([*arguments, "--prompt", "a dog", *words])
+    assert masking_predictor.configs[0].MODEL.GLIPV2.TEST.REFERRING_THRESH == threshold
+
+
+def test_threshold_of_detecting_leaves_the_config(demo, config, masking_predictor, tmp_path):
+    images = write_images(tmp_path / "images", "a.png")
+    arguments = ["--config-file", config, "--input", str(images), "--output", str(tmp_path / "out")]
+    demo.main([*arguments, "--confidence-threshold", "0.25"])
+    assert masking_predictor.configs[0].MODEL.GLIPV2.TEST.REFERRING_THRESH == 0.5
+
+
+def test_video_is_segmented_frame_by_frame(demo, config, masking_predictor, tmp_path):
+    source = write_video(tmp_path / "in.mp4")
+    output = tmp_path / "out"
+    arguments = ["--config-file", config, "--video-input", source, "--output", str(output), "--task", "refer"]
+    demo.main([*arguments, "--prompt", "a dog"])
+    records = read_predictions(output)["predictions"]
+    assert [record["frame"] for record in records] == [0, 1, 2]
+    assert all(decode(record["segmentation"]).sum() == 168 for record in records)
+    assert cv2.VideoCapture(str(output / "in.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ([], "--prompt: --task refer needs a phrase, found no prompt"),
+        (["--vocabulary", "dog,cat"], "--prompt: --task refer needs a phrase, found --vocabulary"),
+        (["--prompt", "a dog", "--opts", "MODEL.MASK_ON", "False"], "expected MODEL.MASK_ON True, found False in "),
+        (["--prompt", "a dog", "--opts", "SEED"], "KEY VALUE"),
+        (["--prompt", "a dog", "--confidence-threshold", "nan"], "REFERRING_THRESH"),
+    ],
+)
+def test_wrong_referring_ends_in_one_line_before_a_model_is_built(
+    demo, config, masking_predictor, tmp_path, words, message
+):
+    images = write_images(tmp_path / "images", "a.png")
+    arguments = ["--config-file", config, "--input", str(images), "--output", str(tmp_path / "out"), "--task", "refer"]
+    with pytest.raises(SystemExit) as exit_info:
+        demo.main([*arguments, *words])
+    assert message in exit_info.value.code and "\n" not in exit_info.value.code
+    assert not masking_predictor.configs and not (tmp_path / "out").exists()
+
+
+def test_real_model_with_a_mask_head_answers_both_tasks(demo, config, tmp_path):
+    images = write_images(tmp_path / "images", "a.png")
+    output = tmp_path / "out"
+    arguments = ["--config-file", config, "--input", str(images), "--output", str(output), "--prompt", "a dog"]
+    options = ["MODEL.MASK_ON", "True", "MODEL.GLIPV2.MASK_HEAD.CONV_DIM", "16", "TEST.DETECTIONS_PER_IMAGE", "5"]
+    options = ["--confidence-threshold", "0", "--opts", *options, "MODEL.GLIPV2.TEST.SCORE_THRESH", "0.001"]
+    torch.manual_seed(0)
+    demo.main([*arguments, *options])
+    detections = read_predictions(output)["predictions"][0]["detections"]
+    masks = [decode(detection["segmentation"]) for detection in detections]
+    assert masks and all(mask.shape == (20, 30) for mask in masks)
+    torch.manual_seed(0)
+    demo.main([*arguments, "--task", "refer", *options])
+    # "a dog" is one noun phrase, so that both tasks ask the model the same.
+    union = decode(read_predictions(output)["predictions"][0]["segmentation"])
+    assert (union == np.any(masks, axis=0)).all()

@@ -112,11 +112,11 @@ def test_captions_become_grounding_records_and_a_report(tool, fixed_teacher, inp
         "teacher": "config-ba7816bf8f01",
     }
     report = read_report(folder)
-    assert (report["captions"], report["images"], report["boxes"], report["boxes_per_image"]) == (5, 5, 10, 2.0)
+    assert (report["samples"], report["images"], report["boxes"], report["boxes_per_image"]) == (5, 5, 10, 2.0)
     assert (report["phrases_found"], report["phrases_kept"], report["shards"]) == (10, 10, 3)
     assert report["settings"]["noun_phrases"] == "rules" and report["settings"]["score_thresh"] == 0.5
     printed = capsys.readouterr().out
-    assert "captions: 5 in 3 shards" in printed and "report.json" in printed
+    assert "samples: 5 in 3 shards" in printed and "report.json" in printed
 
 
 def test_a_killed_run_goes_on_where_it_stopped(tool, fixed_teacher, inputs, tmp_path, monkeypatch):
@@ -142,7 +142,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tool, fixed_teacher, inputs, tmp_
     (folder / "report.json").unlink()
     monkeypatch.setattr(tool, "PseudoBoxTeacher", None)
     tool.main([*inputs, "--shard-size", "2"])
-    assert read_report(folder)["captions"] == 5
+    assert read_report(folder)["samples"] == 5
 
 
 def test_processes_share_the_shards_and_the_first_reports_on_all(tool, fixed_teacher, inputs, tmp_path):
@@ -201,8 +201,102 @@ def test_bad_entries_are_skipped_counted_and_named(tool, fixed_teacher, inputs, 
         "caption without a noun phrase": {"count": 1, "first": ["line 7: '0.png'"]},
         "line that is no JSON object": {"count": 1, "first": ["line 9"]},
     }
-    assert report["captions"] == 9 and report["images"] == 5 and report["phrases_past_token_limit"] == 1343
+    assert report["samples"] == 9 and report["images"] == 5 and report["phrases_past_token_limit"] == 1343
     assert "skipped, image file that is missing: 1 (line 6: 'none.png')" in capsys.readouterr().out
+
+
+@pytest.fixture
+def question_inputs(inputs, tmp_path):
+    """Questions about the five images in jsonl, and the arguments that read them."""
+    lines = [
+        {"filename": f"{i}.png", "question": "What is the dog holding?", "answer": answer, "question_id": 10 + i}
+        for i, answer in enumerate(["a ball", "yes", "stick", "red", "2 bones"])
+    ]
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    place = inputs.index("--captions")
+    return [*inputs[:place], *inputs[place + 2 :], "--source", "vqa", "--questions", str(path)]
+
+
+def test_questions_become_records_with_boxes_of_the_answer(tool, fixed_teacher, question_inputs, tmp_path, capsys):
+    tool.main([*question_inputs, "--shard-size", "2"])
+    assert fixed_teacher == ["the dog | a ball", "the dog", "the dog | stick", "the dog", "the dog | 2 bones"]
+    records = read_records(tmp_path / "out")
+    assert [record["question_id"] for record in records] == [10, 11, 12, 13, 14]
+    # This teacher finds everything in the whole image, so that the box of the answer is that of the dog.
+    box = {"bbox": [0, 0, 30, 20], "phrase": "the dog", "tokens_positive": [[8, 15]], "score": 0.9}
+    assert records[0] == {
+        "filename": "0.png",
+        "height": 20,
+        "width": 30,
+        "question_id": 10,
+        "question": "What is the dog holding?",
+        "answer": "a ball",
+        "regions": [{**box, "answer_box": True}],
+        "teacher": "config-ba7816bf8f01",
+    }
+    assert records[1]["regions"] == [{**box, "bbox": [0, 0, 31, 20]}]
+    report = read_report(tmp_path / "out")
+    assert (report["samples"], report["images"], report["shards"]) == (5, 5, 3)
+    assert (report["phrases_found"], report["phrases_kept"], report["boxes"], report["answer_boxes"]) == (8, 8, 5, 3)
+    assert report["settings"]["source"] == "vqa"
+    assert "boxes: 5, 1.0 per image, of answers 3" in capsys.readouterr().out
+
+
+def test_a_killed_run_over_questions_goes_on_where_it_stopped(tool, fixed_teacher, question_inputs, tmp_path):
+    tool.main([*question_inputs, "--shard-size", "2"])
+    folder = tmp_path / "out"
+    whole = [file.read_bytes() for file in sorted(folder.glob("*.jsonl"))]
+    # As after the end of a process: the second shard is written, its counts are not.
+    for lost in (folder / "report.json", folder / "counts" / "000001.json"):
+        lost.unlink()
+    (folder / "pseudo-000001.jsonl").write_text("half")
+    tool.main([*question_inputs, "--shard-size", "2"])
+    assert len(fixed_teacher) == 5 + 2
+    assert [file.read_bytes() for file in sorted(folder.glob("*.jsonl"))] == whole
+    assert read_report(folder)["samples"] == 5
+
+
+def test_questions_of_vqav2_are_read_from_two_files(tool, fixed_teacher, question_inputs, tmp_path):
+    questions = [{"question_id": 50 + i, "image_id": i, "question": "Where is the dog?"} for i in range(3)]
+    answers = [{"question_id": 50 + i, "multiple_choice_answer": f"on {i + 2} chairs"} for i in range(2)]
+    for name, entries in (("questions", questions), ("annotations", answers)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({name: entries}))
+    arguments = replace(question_inputs, "--questions", tmp_path / "questions.json")
+    arguments += ["--annotations", str(tmp_path / "annotations.json"), "--image-names", "{}.png"]
+    tool.main([*arguments, "--shard-size", "2"])
+    records = read_records(tmp_path / "out")
+    assert [(record["question_id"], record["filename"]) for record in records] == [(50, "0.png"), (51, "1.png")]
+    assert records[1]["answer"] == "on 3 chairs"
+    report = read_report(tmp_path / "out")
+    assert report["skipped"] == {"no answer": {"count": 1, "first": ["questions[2]"]}} and report["shards"] == 2
+    with pytest.raises(SystemExit, match="begun with image_names '{}.png', found '{:01d}.png'"):
+        tool.main([*replace(arguments, "--image-names", "{:01d}.png"), "--shard-size", "2"])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (["--captions", "a.jsonl"], "--source vqa: expected --questions and no input of another source, found --captions"),
+        (["--source", "caption"], "--source caption: expected --captions and no input of another source, found --quest"),
+        (["--format", "shards"], "--format shards: the records of questions are read from jsonl only"),
+        (["--image-names", "{}.jpg"], "--image-names: expected none with jsonl"),
+        (["--questions", "/missing.jsonl"], "questions: there is no file /missing.jsonl"),
+        (["--image-root", "/missing"], "--image-root: expected the images of the input in /missing, found none of"),
+        (["--shard-size", "0"], "--shard-size: expected at least 1, found 0"),
+    ],
+)
+def test_wrong_arguments_for_questions_end_in_one_line(tool, fixed_teacher, question_inputs, tmp_path, change, message):
+    with pytest.raises(SystemExit) as exit_info:
+        tool.main([*question_inputs, *change])
+    assert message in exit_info.value.code and "\n" not in exit_info.value.code
+    assert not list((tmp_path / "out").glob("pseudo-*"))
+
+
+def test_no_input_at_all_is_named(tool, fixed_teacher, inputs):
+    place = inputs.index("--captions")
+    with pytest.raises(SystemExit, match="--source caption: expected --captions and no .* source, found none"):
+        tool.main([*inputs[:place], *inputs[place + 2 :]])
 
 
 @pytest.mark.parametrize(
@@ -214,7 +308,7 @@ def test_bad_entries_are_skipped_counted_and_named(tool, fixed_teacher, inputs, 
         (["--batch-size", "0"], "--batch-size: expected at least 1, found 0"),
         (["--captions", "/missing.jsonl"], "captions: there is no file /missing.jsonl"),
         (["--weights", "/missing.pth"], "--weights: expected the weights of a teacher, found no file /missing.pth"),
-        (["--image-root", "/missing"], "--image-root: expected the images of the captions in /missing, found none of"),
+        (["--image-root", "/missing"], "--image-root: expected the images of the input in /missing, found none of"),
         (["--captions", "TAR", "--shard-size", "5"], "--shard-size: each tar shard of captions becomes one shard"),
         (["--captions", "TAR", "--format", "jsonl"], "--format jsonl: images in tar shards have no file"),
         (["SEED"], "KEY VALUE"),
@@ -246,7 +340,7 @@ def test_a_folder_is_not_continued_with_other_settings(tool, fixed_teacher, inpu
     tool.main([*inputs, "--shard-size", "2", "--batch-size", "1", "DATALOADER.NUM_WORKERS", "2"])
     with open(tmp_path / "captions.jsonl", "a") as file:
         file.write('{"filename": "1.png", "caption": "a"}\n')
-    with pytest.raises(SystemExit, match="begun with captions_bytes"):
+    with pytest.raises(SystemExit, match="begun with input_bytes"):
         tool.main([*inputs, "--shard-size", "2"])
 
 
@@ -273,6 +367,23 @@ def test_a_real_teacher_labels_captions(tool, inputs, tmp_path, tiny_cfg):
             [[begin, end]] = region["tokens_positive"]
             assert record["grounding"]["caption"][begin:end] == region["phrase"]
             assert 0.01 <= region["score"] <= 1
+
+
+def test_a_real_teacher_labels_questions(tool, question_inputs, tmp_path, tiny_cfg):
+    torch.manual_seed(0)
+    torch.save({"model": PseudoBoxTeacher(tiny_cfg, None, 0.0).model.state_dict()}, tmp_path / "teacher.pth")
+    tool.main([*question_inputs, "--score-thresh", "0.01", "MODEL.GLIPV2.TEST.SCORE_THRESH", "0.001"])
+    records = read_records(tmp_path / "out")
+    assert len(records) == 5
+    for record in records:
+        for region in record["regions"]:
+            assert "answer_box" in region or "tokens_positive" in region
+            for begin, end in region.get("tokens_positive", []):
+                assert record["question"][begin:end] == region["phrase"] == "the dog"
+            assert 0.01 <= region["score"] <= 1
+    regions = [region for record in records for region in record["regions"]]
+    assert len(regions) == read_report(tmp_path / "out")["boxes"] > 0
+    assert any("answer_box" in region for region in regions)
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from detectron2.structures import BoxMode
 
-from .value_checks import AnnotationError, is_box, is_integer, is_number, is_text, read_json_file, show, stays_inside
+from .sentence_checks import REQUIRED_FIELDS, check_sentences
+from .value_checks import AnnotationError, is_box, is_integer, is_text, read_json_file, show, stays_inside
 
 __all__ = ["AnnotationError", "CocoFile", "LvisFile", "check_dataset_dicts", "touches_image"]
 
@@ -182,17 +183,16 @@ def check_dataset_dicts(
         dataset: Its name, for the message.
         dataset_dicts: All of them; none is fine.
         num_classes: Of a detection dataset.
-        task: Kind of data. The boxes of "detection" have a category id; "grounding" and "caption" have a caption, and
-            their boxes character ranges of it and perhaps a score.
+        task: Kind of data. The boxes of "detection" have a category id, those of the others character ranges of a
+            sentence, see ``check_sentences``.
 
     Raises:
         AnnotationError: A dict lacks a field, a box is not finite, has a negative side or lies outside its image, a
-            category id is not in 0..num_classes - 1, a caption is blank, a range is empty or leaves the caption, or a
-            score is not in [0, 1].
+            category id is not in 0..num_classes - 1, or a sentence has a flaw.
     """
-    fields = ("file_name", "width", "height") if task == "detection" else ("file_name", "width", "height", "caption")
     for record in dataset_dicts:
-        missing = [field for field in fields if field not in record]
+        sizes_of_boxes = ("width", "height") if record.get("annotations") else ()
+        missing = [field for field in (*REQUIRED_FIELDS[task], *sizes_of_boxes) if field not in record]
         if missing:
             raise AnnotationError(f"dataset {dataset!r}: {show(record)} lacks {missing[0]!r}")
     items = [item for record in dataset_dicts for item in record.get("annotations", ())]
@@ -212,7 +212,7 @@ def check_dataset_dicts(
     check("bbox", [len(item.get("bbox", ())) == 4 for item in items], "four numbers")
     boxes = np.array([item["bbox"] for item in items], dtype=np.float64).reshape(-1, 4)
     boxes[has_sides, 2:] += boxes[has_sides, :2]
-    sizes = np.array([(record["width"], record["height"]) for record in dataset_dicts], dtype=np.float64)
+    sizes = np.array([(record.get("width", 0), record.get("height", 0)) for record in dataset_dicts], dtype=np.float64)
     sizes = sizes.reshape(-1, 2)[owners]
     proper = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] >= boxes[:, :2]).all(axis=1)
     check("bbox", proper & touches_image(boxes, sizes), "a finite box with sides >= 0 inside its image")
@@ -221,27 +221,12 @@ def check_dataset_dicts(
         category_ids = [item.get("category_id", -1) in names for item in items]
         check("category_id", category_ids, f"a number from 0 to {num_classes - 1}")
     else:
-        lengths = [_caption_length(dataset, record) for record in dataset_dicts]
-        valid = [_are_spans(item.get("tokens_positive"), lengths[owner]) for item, owner in zip(items, owners.tolist())]
-        check("tokens_positive", valid, "pairs (begin, end) inside the caption")
-        scores = [item.get("score", 1.0) for item in items]
-        check("score", [is_number(score) and 0 <= score <= 1 for score in scores], "a number in [0, 1]")
-
-
-def _caption_length(dataset: str, record: Mapping[str, Any]) -> int:
-    if not is_text(record["caption"]):
-        found = show(record["caption"])
-        raise AnnotationError(f"dataset {dataset!r}: {record['file_name']}: caption is {found}, expected some words")
-    return len(record["caption"])
+        check_sentences(dataset, dataset_dicts, task)
 
 
 def touches_image(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Tell whether boxes, (M, 4) XYXY, share a point with images of (M, 2) width and height: (M,) bool."""
     return (boxes[:, 2:] >= 0).all(axis=1) & (boxes[:, :2] <= sizes).all(axis=1)
-
-
-def _are_spans(spans: Any, length: int) -> bool:
-    return bool(spans) and all([len(pair) == 2 and 0 <= pair[0] < pair[1] <= length for pair in spans])
 
 
 def _is_first(values: Sequence[Any]) -> list[bool]:

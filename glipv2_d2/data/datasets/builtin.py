@@ -9,6 +9,7 @@ import os
 
 from detectron2.data.datasets.lvis import get_lvis_instances_meta
 
+from .captioning import register_captioning
 from .coco import register_coco_grounding
 from .grounding_json import register_grounding_json
 from .lvis import register_lvis
@@ -16,6 +17,8 @@ from .odvg import register_odvg
 from .phrasecut import register_phrasecut
 from .refcoco import register_refcoco
 from .referring_json import register_referring_json
+from .vqa import register_vqa
+from .vqa_json import register_vqa_json
 
 # Folder, which is also the first part of the name: splits.
 _WORLDS = {
@@ -67,6 +70,18 @@ _LVIS = {
     "lvis_v1_minival": "lvis_v1_minival_inserted_image_name.json",
 }
 
+_DEV_IDS = {"image_ids_file": "dev2k_images.json"}
+# Second part of the name: part of VQAv2, COCO's file with its images, whether its answers are public, and of val2014
+# the images that are chosen or left out. VinVL and GLIPv2 train on train and restval, and try on dev2k.
+_VQA = {
+    "train": ("train2014", "captions", True, {}),
+    "val": ("val2014", "captions", True, {}),
+    "restval": ("val2014", "captions", True, {**_DEV_IDS, "leave_out_ids": True}),
+    "dev2k": ("val2014", "captions", True, _DEV_IDS),
+    "testdev": ("test-dev2015", "image_info", False, {}),
+    "test": ("test2015", "image_info", False, {}),
+}
+
 
 def register_builtin_datasets(root: str) -> None:
     """Register all named datasets below a folder."""
@@ -86,6 +101,45 @@ def register_builtin_datasets(root: str) -> None:
         jsonl_file = os.path.join(base, "pseudo_boxes.jsonl")
         register_odvg(f"{folder}_pseudo", jsonl_file, os.path.join(base, "images"), task="caption")
     _register_masks(root)
+    _register_questions(root)
+    _register_captions_to_write(root)
+
+
+def _register_questions(root: str) -> None:
+    """Register VQAv2: the questions and, where people's answers are public, these with and without pseudo boxes."""
+    base = os.path.join(root, "vqav2")
+    for name, (part, images, has_answers, ids) in _VQA.items():
+        subtype = part.replace("-dev", "")
+        options = {"images_file": os.path.join(root, "coco", "annotations", f"{images}_{subtype}.json"), **ids}
+        if "image_ids_file" in options:
+            options["image_ids_file"] = os.path.join(base, options["image_ids_file"])
+        questions_file = os.path.join(base, f"v2_OpenEnded_mscoco_{part}_questions.json")
+        annotations_file = os.path.join(base, f"v2_mscoco_{part}_annotations.json") if has_answers else None
+        files = (questions_file, annotations_file, os.path.join(root, "coco", subtype))
+        register_vqa(f"vqav2_{name}", *files, **options)
+        if has_answers:
+            boxes_file = os.path.join(base, f"pseudo_boxes_{part}.jsonl")
+            register_vqa(f"vqav2_{name}_grounded", *files, boxes_file=boxes_file, **options)
+
+
+def _register_captions_to_write(root: str) -> None:
+    """Register Karpathy's splits of COCO and Flickr30K, and the captions whose phrases have boxes."""
+    coco = os.path.join(root, "coco")
+    images_files = [os.path.join(coco, "annotations", f"captions_{part}2014.json") for part in ("train", "val")]
+    for split in ("train", "val", "test"):
+        # As everybody does: the part of val2014 that Karpathy left is for training.
+        splits = ("train", "restval") if split == "train" else (split,)
+        json_file = os.path.join(root, "karpathy", "dataset_coco.json")
+        name = f"coco_captions_karpathy_{split}"
+        register_captioning(name, json_file, coco, splits=splits, images_files=images_files)
+        json_file = os.path.join(root, "karpathy", "dataset_flickr30k.json")
+        flickr = os.path.join(root, "flickr30k", "flickr30k_images")
+        register_captioning(f"flickr30k_karpathy_{split}", json_file, os.path.join(flickr, split), splits=(split,))
+        json_file = os.path.join(root, _MDETR, f"final_flickr_separateGT_{split}.json")
+        name = f"flickr30k_{split}_captioning"
+        register_grounding_json(name, json_file, os.path.join(flickr, split), task="captioning")
+    jsonl_file = os.path.join(coco, "annotations", "pseudo_boxes_captions.jsonl")
+    register_odvg("coco_captions_pseudo", jsonl_file, coco, task="captioning")
 
 
 def _register_masks(root: str) -> None:
@@ -106,9 +160,9 @@ def _register_masks(root: str) -> None:
 
 
 def _register_world(root: str, folder: str, splits: tuple[str, ...]) -> None:
-    """Register the splits of composed scenes, each as detection, grounding and referring data, and halves of ``train``.
+    """Register the splits of composed scenes as all kinds of data, and halves of ``train``.
 
-    The halves are for training with pseudo boxes, and are no referring data.
+    The halves are for training with pseudo boxes, as detection and grounding data alone.
     """
     annotations = os.path.join(root, folder, "annotations")
     images_of_json = {split: split for split in splits} | {"half": "train"}
@@ -118,6 +172,8 @@ def _register_world(root: str, folder: str, splits: tuple[str, ...]) -> None:
         register_grounding_json(f"{folder}_{name}_grounding", json_file, image_root)
         if name in splits:
             register_referring_json(f"{folder}_{name}_referring", json_file, image_root)
+            register_vqa_json(f"{folder}_{name}_vqa", json_file, image_root)
+            register_grounding_json(f"{folder}_{name}_captioning", json_file, image_root, task="captioning")
     jsonl_file = os.path.join(annotations, "pseudo.jsonl")
     register_odvg(f"{folder}_pseudo", jsonl_file, os.path.join(root, folder, "train"), task="caption")
 

@@ -62,6 +62,8 @@ class JsonlCaptions:
 
     # Images are files of their own.
     holds_images = False
+    # What a file holds, for a message.
+    _content = "a filename and a caption"
 
     def __init__(self, path: str, piece_size: int) -> None:
         self.files = [_local_file(path)]
@@ -76,19 +78,24 @@ class JsonlCaptions:
         if self.num_lines % piece_size == 0:
             self._offsets.pop()
         if not self._offsets:
-            raise ValueError(f"{path}: expected lines with a filename and a caption, found none")
+            raise ValueError(f"{path}: expected lines with {self._content}, found none")
 
     def __len__(self) -> int:
         return len(self._offsets)
 
-    def read(self, piece: int) -> Iterator[CaptionSample | SkippedCaption]:
-        """Yield what the lines of a piece hold; blank lines hold nothing."""
+    def read(self, piece: int) -> Iterator[Any]:
+        """Yield what the lines of a piece hold, each a ``CaptionSample`` or ``SkippedCaption``; blank ones nothing."""
         with open(self.files[0], "rb") as file:
             file.seek(self._offsets[piece])
             first = piece * self.piece_size
             for number, line in zip(range(first, first + self.piece_size), _bounded_lines(file)):
                 if line is None or line.strip():
-                    yield _read_line(line, number)
+                    entry = read_line(line, number)
+                    yield entry if isinstance(entry, SkippedCaption) else self._make_sample(*entry, number)
+
+    def _make_sample(self, name: str, content: dict[str, Any], number: int) -> Any:
+        """Make a sample of what a line holds, or say why there is none."""
+        return _check_caption(CaptionSample(name, f"{number:09d}", content["filename"], content.get("caption"), None))
 
 
 class TarCaptions:
@@ -153,20 +160,29 @@ def _bounded_lines(file: IO[bytes]) -> Iterator[bytes | None]:
         yield None if too_long else line
 
 
-def _read_line(line: bytes | None, number: int) -> CaptionSample | SkippedCaption:
+def read_line(line: bytes | None, number: int) -> tuple[str, dict[str, Any]] | SkippedCaption:
+    """Read the object on a line of jsonl, which has the ``filename`` of an image.
+
+    Args:
+        line: None for one that is too long.
+        number: Counted from 0.
+
+    Returns:
+        Its name for messages, and what it holds; or why it cannot be used.
+    """
     name = f"line {number + 1}"
     if line is None:
         return SkippedCaption(name, f"line of more than {_MAX_LINE_BYTES} bytes")
     content = _read_object(line)
     if content is None:
         return SkippedCaption(name, "line that is no JSON object")
-    file_name, caption = content.get("filename"), content.get("caption")
+    file_name = content.get("filename")
     if not isinstance(file_name, str) or not file_name:
         return SkippedCaption(name, "no filename")
     name = f"{name}: {file_name!r:.100}"
     if not stays_inside(file_name):
         return SkippedCaption(name, "filename that leaves the image folder")
-    return _check_caption(CaptionSample(name, f"{number:09d}", file_name, caption, None))
+    return name, content
 
 
 def _read_members(name: str, key: str, files: Mapping[str, bytes]) -> CaptionSample | SkippedCaption:
@@ -187,15 +203,20 @@ def _read_members(name: str, key: str, files: Mapping[str, bytes]) -> CaptionSam
 
 
 def _check_caption(sample: CaptionSample) -> CaptionSample | SkippedCaption:
-    caption = sample.caption
-    if not isinstance(caption, str):
-        return SkippedCaption(sample.name, "no caption")
-    if len(caption) > MAX_CAPTION_LENGTH:
-        return SkippedCaption(sample.name, f"caption of more than {MAX_CAPTION_LENGTH} characters")
+    reason = what_is_wrong(sample.caption, "caption", sample.file_name)
+    return sample if reason is None else SkippedCaption(sample.name, reason)
+
+
+def what_is_wrong(text: Any, field: str, file_name: str) -> str | None:
+    """Return why a text that belongs to an image cannot be tokenized or written; None if it can."""
+    if not isinstance(text, str):
+        return f"no {field}"
+    if len(text) > MAX_CAPTION_LENGTH:
+        return f"{field} of more than {MAX_CAPTION_LENGTH} characters"
     # Half of a surrogate pair is legal in json, but cannot be tokenized or written.
-    if any("\ud800" <= letter <= "\udfff" for letter in caption + sample.file_name):
-        return SkippedCaption(sample.name, "caption or filename that is no valid text")
-    return sample
+    if any("\ud800" <= letter <= "\udfff" for letter in text + file_name):
+        return f"{field} or filename that is no valid text"
+    return None
 
 
 def _read_object(text: bytes) -> dict[str, Any] | None:

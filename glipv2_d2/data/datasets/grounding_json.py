@@ -7,6 +7,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from detectron2.data import MetadataCatalog
+
 from .grounding_records import (
     EntryError,
     grounding_annotation,
@@ -40,7 +42,8 @@ def register_grounding_json(
         json_file: The annotations.
         image_root: Directory that ``file_name`` in the json is relative to. For images of several sources a directory
             for each value of ``data_source``; that of "" is for all other values.
-        task: "grounding", or "caption" to train on it with negative captions.
+        task: "grounding", "caption" to train on it with negative captions, or "captioning" to learn to write captions
+            and to ground their words.
         metadata: More entries of the dataset's metadata.
 
     Raises:
@@ -52,6 +55,8 @@ def register_grounding_json(
     else:
         root = os.fspath(image_root)
     load = functools.partial(load_grounding_json, json_file, root, name)
+    if task == "captioning":
+        metadata = {"evaluator_type": "grounded_captioning", **metadata}
     register_dataset(name, load, **{"task": task, "json_file": json_file, "image_root": root, **metadata})
 
 
@@ -65,7 +70,7 @@ def load_grounding_json(json_file: str, image_root: ImageRoot, name: str) -> lis
 
     What cannot be used is left out, and one warning counts it and names the first few: entries that break the format,
     crowd regions, boxes of at most one pixel, ranges outside the caption, and captions without any box left, which
-    would teach that what they speak of is not there.
+    would teach that what they speak of is not there. Captions to be written (task "captioning") stay without a box.
 
     Returns:
         Dataset dicts in the order of the file, with ``caption``, and per annotation an XYXY box, cut to the image, and
@@ -93,11 +98,12 @@ def load_grounding_json(json_file: str, image_root: ImageRoot, name: str) -> lis
             continue
         if record is not None:
             record["annotations"].append(annotation)
+    needs_boxes = MetadataCatalog.get(name).get("task") != "captioning"
     usable = []
     for record in records.values():
         if record is None:
             continue
-        if record["annotations"]:
+        if record["annotations"] or not needs_boxes:
             usable.append(record)
         else:
             report.skip("captions", f"image id {record['image_id']}", f"no box for {show(record['caption'])}")

@@ -104,6 +104,17 @@ def read_box(value: Any, height: int, width: int, *, has_sides: bool = False) ->
     return box
 
 
+def read_score(value: Any) -> float:
+    """Return the score of a pseudo box.
+
+    Raises:
+        EntryError: It is no number in [0, 1].
+    """
+    if not (is_number(value) and 0 <= value <= 1):
+        raise EntryError(f"score is {show(value)}, expected a number in [0, 1]")
+    return float(value)
+
+
 def grounding_annotation(
     box: tuple[float, ...], spans: tuple[CharSpan, ...], score: Any = None, segmentation: Any = None
 ) -> dict:
@@ -122,9 +133,7 @@ def grounding_annotation(
     """
     annotation = {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "tokens_positive": spans}
     if score is not None:
-        if not (is_number(score) and 0 <= score <= 1):
-            raise EntryError(f"score is {show(score)}, expected a number in [0, 1]")
-        annotation["score"] = float(score)
+        annotation["score"] = read_score(score)
     if segmentation:
         annotation["segmentation"] = segmentation
     return annotation

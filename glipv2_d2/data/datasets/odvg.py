@@ -35,8 +35,8 @@ def register_odvg(
         image_root: Directory that ``filename`` is relative to.
         names_file: For detection data: json that gives each label, as a string, its name. Without it the names are
             those that the boxes have as their ``category``.
-        task: "detection", "grounding", or "caption" for pseudo boxes. By default "detection" with a ``names_file``,
-            else "grounding".
+        task: "detection", "grounding", "caption" for pseudo boxes, or "captioning" to learn to write captions and to
+            ground their words. By default "detection" with a ``names_file``, else "grounding".
         metadata: More entries of the dataset's metadata.
 
     Raises:
@@ -45,6 +45,8 @@ def register_odvg(
     task = task or ("grounding" if names_file is None else "detection")
     jsonl_file, image_root = os.fspath(jsonl_file), os.fspath(image_root)
     entries = {"task": task, "jsonl_file": jsonl_file, "image_root": image_root, **metadata}
+    if task == "captioning":
+        entries.setdefault("evaluator_type", "grounded_captioning")
     if names_file is not None:
         entries["names_file"] = os.fspath(names_file)
     register_dataset(name, functools.partial(load_odvg, jsonl_file, image_root, name), **entries)
@@ -61,7 +63,8 @@ def load_odvg(jsonl_file: str, image_root: str, name: str) -> list[dict]:
          "grounding": {"caption": ..., "regions": [{"bbox": [...], "phrase": "a dog"}]}}
 
     See ``read_odvg_grounding`` for what else a region may hold. A line that cannot be used is left out, as are regions
-    of a sentence, and sentences without any box left; one warning counts them and names the first few. A detection
+    of a sentence, and sentences without any box left, but for captions to be written (task "captioning"); one warning
+    counts them and names the first few. A detection
     line with a box that cannot be used is left out as a whole: without the box its object would count as background.
     Only boxes of at most one pixel are left out alone.
 
@@ -90,7 +93,7 @@ def load_odvg(jsonl_file: str, image_root: str, name: str) -> list[dict]:
             if names is not None:
                 record = _read_detection(content, names, report, where)
             else:
-                record = _read_grounding(content, report, where)
+                record = _read_grounding(content, report, where, needs_boxes=metadata.task != "captioning")
         except EntryError as error:
             report.skip("lines", where, str(error))
             continue
@@ -172,11 +175,11 @@ def _read_detection(content: dict, names: _LabelNames, report: SkipReport, where
     return {"height": height, "width": width, "annotations": annotations}
 
 
-def _read_grounding(content: dict, report: SkipReport, where: str) -> dict:
+def _read_grounding(content: dict, report: SkipReport, where: str, *, needs_boxes: bool) -> dict:
     record, left_out = read_odvg_grounding(content)
     for reason in left_out:
         report.skip("regions", where, reason)
-    if not record["annotations"]:
+    if needs_boxes and not record["annotations"]:
         raise EntryError(f"no box for {show(record['caption'])}")
     return record
 

@@ -12,7 +12,10 @@ from detectron2.utils.file_io import PathManager
 from .value_checks import AnnotationError, show
 
 # Entries of a dataset's metadata that name a file it is read from.
-_FILE_FIELDS = ("json_file", "jsonl_file", "names_file", "yaml_file", "sizes_file", "instances_file")
+_FILE_FIELDS = (
+    *("json_file", "jsonl_file", "names_file", "yaml_file", "sizes_file", "instances_file"),
+    *("questions_file", "annotations_file", "images_file", "boxes_file", "image_ids_file"),
+)
 
 
 def register_dataset(name: str, load: Callable[[], list[dict]], **metadata: Any) -> None:
@@ -37,6 +40,7 @@ def check_dataset_files(name: str) -> None:
     roots = metadata.get("image_root")
     directories = list(roots.values()) if isinstance(roots, Mapping) else [roots]
     paths = [(field, metadata.get(field), PathManager.isfile) for field in _FILE_FIELDS]
+    paths += [("images_files", path, PathManager.isfile) for path in metadata.get("images_files", ())]
     paths += [("image_root", directory, PathManager.isdir) for directory in directories]
     for field, path, exists in paths:
         if path and not exists(path):

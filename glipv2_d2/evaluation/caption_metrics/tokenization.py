@@ -56,7 +56,7 @@ def tokenize_caption(caption: str) -> list[str]:
 
     Source: ``PTBTokenizer`` of pycocoevalcap, which runs version 3.4.1 of the Stanford tokenizer and leaves the same
     marks out. For captions these rules give the same words; they differ from it in faces such as ":)", in the period of
-    a rare abbreviation, in rare contractions ("more'n", "'n"), in a backquote for an apostrophe, in powers ("5\u00b2"), and
+    a rare abbreviation, in rare contractions ("more'n", "'n"), in a backquote for an apostrophe, in raised digits, and
     in some marks between words without a space.
     """
     text = caption.lower()

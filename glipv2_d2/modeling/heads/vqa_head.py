@@ -29,9 +29,7 @@ class VQAHead(nn.Module):
     """
 
     @configurable
-    def __init__(
-        self, *, language_dim: int, num_answers: int, hidden_size: int = 0, loss_weight: float = 1.0
-    ) -> None:
+    def __init__(self, *, language_dim: int, num_answers: int, hidden_size: int = 0, loss_weight: float = 1.0) -> None:
         super().__init__()
         if num_answers < 1:
             raise ValueError(f"MODEL.GLIPV2.VQA.ANSWERS: expected at least one answer, found {num_answers}")

@@ -1,7 +1,7 @@
 """BERT read in one direction: its layers with a causal mask, all tokens at once or one by one.
 
-The transformers library changed between its versions how a causal mask and remembered keys reach the layers of BERT. The
-names of their parts, which are those of the weights, have never changed: the layers are walked through here.
+How a causal mask and remembered keys reach the layers of BERT changes with the version of the transformers library.
+The names of their parts, which are those of the weights, do not: the layers are walked through here.
 """
 
 from __future__ import annotations

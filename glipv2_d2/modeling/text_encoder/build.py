@@ -11,7 +11,8 @@ TEXT_ENCODER_REGISTRY.__doc__ = """
 Text encoders. An entry is called with a config and gives a module whose ``forward(tokens: TokenBatch)`` returns
 ``LanguageFeatures``, and which has the attributes ``vocab_size`` and ``max_positions``, the bounds of what it can read,
 and ``hidden_size``, ``num_heads``, ``intermediate_size`` and ``dropout``, the sizes of the text layers in the tower. It
-may have ``language_layer_type``, the kind of these layers, see ``FusionTower``.
+may have ``language_layer_type``, the kind of these layers, see ``FusionTower``. To write captions it also takes
+``forward(tokens, causal=True)`` and has ``step(input_ids, past)``, as the encoders of the package.
 """
 
 

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glipv2_d2.evaluation.answer_normalization import normalize_answer
+from glipv2_d2.prompts.answer_normalization import normalize_answer
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,165 @@
+"""Make what training on visual questions needs beside the annotations: the list of answers, and VQAv2's small dev split.
+
+    python datasets/prepare_vqa.py                           # VQAv2, in $DETECTRON2_DATASETS/vqav2
+    python datasets/prepare_vqa.py --annotations my.json --output my_answers.json --min-occurrences 2
+
+An answer is in the list if it is the most common one of at least nine questions, in the normal form in which the
+official evaluation compares. The most frequent comes first. Of VQAv2 the answers are those of train2014 and val2014, and
+the dev split is 2,000 images of val2014, drawn by a seed.
+"""
+
+import argparse
+import json
+import os
+import random
+import reprlib
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from dataset_folder import write_json
+
+from glipv2_d2.prompts.answer_normalization import normalize_answer
+
+ANNOTATIONS = "v2_mscoco_{}2014_annotations.json"
+ANSWERS = "answers.json"
+DEV_IMAGES = "dev2k_images.json"
+NUM_DEV_IMAGES = 2000
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the files; existing ones are replaced."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+    parser.add_argument("folder", type=Path, nargs="?", default=root / "vqav2", help="of VQAv2; default: %(default)s")
+    parser.add_argument("--annotations", type=Path, nargs="+", help="other annotations; no dev split is made then")
+    parser.add_argument("--output", type=Path, help=f"list of answers; default: {ANSWERS} in the folder")
+    parser.add_argument("--min-occurrences", type=int, default=9, help="questions of an answer; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the dev split; default: %(default)s")
+    options = parser.parse_args(arguments)
+    if options.min_occurrences < 1:
+        parser.error(f"--min-occurrences is {options.min_occurrences}, expected at least 1")
+    if options.annotations and not options.output:
+        parser.error("--annotations needs --output")
+    files = options.annotations or [options.folder / ANNOTATIONS.format(split) for split in ("train", "val")]
+    try:
+        contents = {str(file): read_json(file) for file in files}
+        counts = count_answers(contents)
+        answers = frequent_answers(counts, options.min_occurrences)
+        output = options.output or options.folder / ANSWERS
+        write_json(output, answers)
+        covered = sum(counts[answer] for answer in answers)
+        print(f"{output}: {len(answers)} of {len(counts)} answers, of {covered} of {counts.total()} questions")
+        if not options.annotations:
+            image_ids = draw_images(contents[str(files[1])], str(files[1]), options.seed)
+            write_json(options.folder / DEV_IMAGES, image_ids)
+            print(f"{options.folder / DEV_IMAGES}: {len(image_ids)} images")
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+def read_json(file: Path) -> dict:
+    """Read a json file that holds an object.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It holds something else.
+    """
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: {' '.join(str(error).split())}; expected a json file") from error
+    _check(isinstance(content, dict), str(file), content, "an object")
+    return content
+
+
+def count_answers(contents: dict[str, dict]) -> Counter[str]:
+    """Count for each answer, in its normal form, the questions whose most common answer it is.
+
+    Args:
+        contents: By the names of the files: VQA's ``annotations`` with ``multiple_choice_answer``; or ``images`` whose
+            ``questions`` have an ``answer`` or ``answers``, of which the most common counts, the first of equals.
+
+    Raises:
+        ValueError: A question has no such answer, or there is none.
+    """
+    counts: Counter[str] = Counter()
+    for source, content in contents.items():
+        for where, answer in _answers(content, source):
+            _check(isinstance(answer, str), where, answer, "a string")
+            counts[normalize_answer(answer)] += 1
+    counts.pop("", None)
+    if not counts:
+        raise ValueError(f"{', '.join(contents)}: found no answer, expected questions with answers")
+    return counts
+
+
+def frequent_answers(counts: Counter[str], min_occurrences: int) -> list[str]:
+    """Return the answers of at least so many questions, the most frequent first, equally frequent ones by alphabet.
+
+    Raises:
+        ValueError: There is none.
+    """
+    answers = sorted(counts, key=lambda answer: (-counts[answer], answer))
+    kept = [answer for answer in answers if counts[answer] >= min_occurrences]
+    if not kept:
+        most = counts[answers[0]]
+        raise ValueError(f"--min-occurrences is {min_occurrences}, expected at most {most}: no answer has more questions")
+    return kept
+
+
+def draw_images(content: dict, source: str, seed: int) -> list[int]:
+    """Draw the images of the dev split from VQA's annotations, and return their ids in ascending order.
+
+    Raises:
+        ValueError: There are fewer images, or an annotation has no ``image_id``.
+    """
+    image_ids = set()
+    for index, item in enumerate(content["annotations"]):
+        image_id = item.get("image_id")
+        _check(type(image_id) is int, f"{source}: annotations[{index}].image_id", image_id, "an integer")
+        image_ids.add(image_id)
+    if len(image_ids) < NUM_DEV_IMAGES:
+        raise ValueError(f"{source}: found {len(image_ids)} images, expected at least {NUM_DEV_IMAGES}")
+    return sorted(random.Random(seed).sample(sorted(image_ids), NUM_DEV_IMAGES))
+
+
+def _answers(content: dict, source: str) -> Iterator[tuple[str, Any]]:
+    """Yield the place and the most common answer of each question."""
+    kind = "images" if "images" in content else "annotations"
+    entries = content.get(kind)
+    _check(isinstance(entries, list), f"{source}: {kind}", entries, "a list")
+    for index, entry in enumerate(entries):
+        where = f"{source}: {kind}[{index}]"
+        _check(isinstance(entry, dict), where, entry, "an object")
+        if kind == "annotations":
+            yield f"{where}.multiple_choice_answer", entry.get("multiple_choice_answer")
+            continue
+        questions = entry.get("questions", [])
+        _check(isinstance(questions, list), f"{where}.questions", questions, "a list")
+        for place, question in enumerate(questions):
+            here = f"{where}.questions[{place}]"
+            _check(isinstance(question, dict), here, question, "an object")
+            yield f"{here}.answer", _most_common(question, here)
+
+
+def _most_common(question: dict, where: str) -> Any:
+    if "answer" in question:
+        return question["answer"]
+    answers = question.get("answers")
+    _check(isinstance(answers, list) and bool(answers), f"{where}.answers", answers, "a list of answers")
+    texts = [answer.get("answer") if isinstance(answer, dict) else answer for answer in answers]
+    for text in texts:
+        _check(isinstance(text, str), f"{where}.answers", text, "a string")
+    return Counter(map(normalize_answer, texts)).most_common(1)[0][0]
+
+
+def _check(valid: bool, where: str, found: Any, expected: str) -> None:
+    if not valid:
+        raise ValueError(f"{where} is {reprlib.repr(found)}, expected {expected}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Pseudo boxes for questions: a teacher finds the things that a question and its answer name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .pseudo_boxes import CaptionPhrases, PseudoBoxTask, PseudoBoxTeacher
+from ..data.datasets.question_files import QuestionSample
+
+# Answers that read like nouns and name no thing.
+_NO_THINGS = frozenset(
+    """
+    yes yeah yep no nope maybe true false sure unsure unknown unclear none nothing nobody nowhere neither nor
+    """.split()
+)
+# From this intersection over union on, a box of the answer is one of the question: "which is larger, cat or dog?".
+_SAME_BOX = 0.9
+
+
+def read_question(teacher: PseudoBoxTeacher, sample: QuestionSample) -> CaptionPhrases | None:
+    """Make a caption of a question with the answer behind it; None if neither has a noun phrase.
+
+    The phrases of both are looked for together, but found one by one, so that none reaches from one into the other.
+
+    Source: GLIPv2, Sec. 3.3: VQA becomes grounded by the boxes of entities of the question and of the answer.
+    """
+    begin = _answer_begin(sample)
+    of_answer = [
+        (phrase, [(begin + first, begin + last) for first, last in spans])
+        for phrase, spans in teacher.finder.find(sample.answer)
+        if phrase.lower() not in _NO_THINGS
+    ]
+    found = [*teacher.finder.find(sample.question), *of_answer]
+    return teacher.read_phrases(f"{sample.question} {sample.answer}", found)
+
+
+def question_regions(sample: QuestionSample, regions: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Tell the boxes of the answer from those of the question.
+
+    Args:
+        sample: Whose question with the answer behind it was the caption.
+        regions: Of that caption, as ``regions_of`` writes them.
+
+    Returns:
+        Regions with ``tokens_positive``, ranges of the question; those of the answer have ``answer_box`` True instead.
+        A box of the answer that is a box of the question too becomes one region with both, which has the lower of the
+        two scores.
+    """
+    begin = _answer_begin(sample)
+    of_question = [dict(region) for region in regions if region["tokens_positive"][0][0] < begin]
+    of_answer = [region for region in regions if region["tokens_positive"][0][0] >= begin]
+    alone = []
+    for region in of_answer:
+        same = max(of_question, key=lambda other: box_overlap(other["bbox"], region["bbox"]), default=None)
+        if same is not None and box_overlap(same["bbox"], region["bbox"]) >= _SAME_BOX:
+            same.update(answer_box=True, score=min(same["score"], region["score"]))
+        else:
+            fields = {key: value for key, value in region.items() if key != "tokens_positive"}
+            alone.append({**fields, "answer_box": True})
+    return of_question + alone
+
+
+def question_content(sample: QuestionSample, regions: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the record of a question holds beyond its image."""
+    return {
+        "question_id": sample.question_id,
+        "question": sample.question,
+        "answer": sample.answer,
+        "regions": list(regions),
+    }
+
+
+def box_overlap(one: Sequence[float], other: Sequence[float]) -> float:
+    """Return the intersection over union of two boxes XYXY with an area."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    intersection = max(width, 0.0) * max(height, 0.0)
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
+    return intersection / (sum(areas) - intersection)
+
+
+def _answer_begin(sample: QuestionSample) -> int:
+    return len(sample.question) + 1
+
+
+QUESTIONS = PseudoBoxTask("question", read_question, question_regions, question_content)
