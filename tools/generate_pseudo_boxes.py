@@ -48,7 +48,7 @@ from glipv2_d2.prompts.phrase_finder import METHODS, build_phrase_finder
 DEFAULT_SHARD_SIZE = 1000
 TASKS = {"caption": CAPTIONS, "vqa": QUESTIONS}
 # Flags that name the input of each source; the first is needed.
-INPUT_FLAGS = {"caption": ("captions",), "vqa": ("questions", "annotations", "image_names")}
+INPUT_FLAGS = {"caption": ("captions",), "vqa": ("questions", "annotations", "images_file")}
 
 Texts = JsonlCaptions | TarCaptions | JsonlQuestions | VQAQuestions
 
@@ -62,7 +62,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--captions", metavar="FILE", help='jsonl file, or tars: "caps-{000..009}.tar"')
     parser.add_argument("--questions", metavar="FILE", help="jsonl file, or json of VQAv2 with --annotations")
     parser.add_argument("--annotations", metavar="FILE", help="answers of VQAv2")
-    parser.add_argument("--image-names", metavar="NAME", help="of VQAv2 (default: COCO_train2014_{:012d}.jpg)")
+    parser.add_argument("--images-file", metavar="FILE", help="images of VQAv2 in COCO's json, if renamed")
     parser.add_argument("--image-root", default=".", metavar="DIR", help="folder that the names of images start from")
     parser.add_argument("--output", required=True, metavar="DIR")
     parser.add_argument("--format", choices=list(SHARD_SUFFIXES), help="default: that of the input")
@@ -89,7 +89,7 @@ def open_texts(arguments: argparse.Namespace) -> Texts:
     piece_size = arguments.shard_size or DEFAULT_SHARD_SIZE
     if arguments.source == "caption":
         return open_captions(arguments.captions, piece_size)
-    return open_questions(arguments.questions, arguments.annotations, arguments.image_names, piece_size)
+    return open_questions(arguments.questions, arguments.annotations, arguments.images_file, piece_size)
 
 
 def check_arguments(arguments: argparse.Namespace, texts: Texts) -> None:
@@ -118,7 +118,6 @@ def make_settings(
         "source": arguments.source,
         "input": [os.path.basename(texts.files[0]), len(texts.files)],
         "input_bytes": sum(os.path.getsize(file) for file in texts.files),
-        "image_names": arguments.image_names,
         "format": arguments.format,
         "shard_size": None if texts.holds_images else texts.piece_size,
         "score_thresh": arguments.score_thresh,

@@ -9,8 +9,13 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 
 from ..data.training_dicts import load_dataset
+from ..prompts.answers import AnswerVocabulary
+from ..prompts.tokenizer import PromptTokenizer
+from .captioning import CaptioningEvaluator
 from .coco_evaluator import COCOInstanceEvaluator
+from .grounded_captioning import GroundedCaptioningEvaluator
 from .referring import ReferringEvaluator
+from .vqa import VQAEvaluator
 
 
 def build_coco_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
@@ -39,11 +44,34 @@ def build_referring_evaluator(cfg: CfgNode, dataset_name: str, output_folder: st
     )
 
 
+def build_vqa_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    """Build the evaluator of answers to questions, with the answers of ``MODEL.GLIPV2.VQA.ANSWERS``."""
+    answers = AnswerVocabulary.from_file(cfg.MODEL.GLIPV2.VQA.ANSWERS).answers
+    return VQAEvaluator(dataset_name, load_dataset(dataset_name), answers, output_folder=output_folder)
+
+
+def build_captioning_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    """Build the evaluator of captions and, if the data has boxes and the model writes some, of their words' boxes."""
+    metadata = MetadataCatalog.get(dataset_name)
+    is_grounded = metadata.evaluator_type == "grounded_captioning" and cfg.MODEL.GLIPV2.CAPTIONING.GROUNDED
+    evaluator = GroundedCaptioningEvaluator if is_grounded else CaptioningEvaluator
+    return evaluator(
+        dataset_name,
+        load_dataset(dataset_name),
+        PromptTokenizer.from_config(cfg).decode,
+        thing_classes=metadata.get("thing_classes"),
+        output_folder=output_folder,
+    )
+
+
 EVALUATORS = {
     "coco": build_coco_evaluator,
     "lvis": build_lvis_evaluator,
     "phrasecut": build_referring_evaluator,
     "refcoco": build_referring_evaluator,
+    "vqa": build_vqa_evaluator,
+    "captioning": build_captioning_evaluator,
+    "grounded_captioning": build_captioning_evaluator,
 }
 
 

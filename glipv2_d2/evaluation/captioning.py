@@ -65,14 +65,15 @@ class CaptioningEvaluator(DatasetEvaluator):
     annotations, also ``named_objects``, how many times captions mention one of them, and ``named_objects_in_scene``,
     the share of these, in 0..100, that is annotated in the image; NaN if nothing is named.
 
-    Judged are the images that were processed and have references; others are counted in a warning. An image counts once. A file
-    ``caption_predictions.json`` has the captions of all, a list in the order of the dataset, with ``image_id``,
-    ``caption`` and ``score``; ``caption_scores.json`` has the results, with the ``implementation`` that was used.
+    Judged are the images that were processed and have references; others are counted in a warning. An image counts
+    once. A file ``caption_predictions.json`` has the captions of all, a list in the order of the dataset, with
+    ``image_id``, ``caption`` and ``score``; ``caption_scores.json`` has the results, with the ``implementation`` that
+    was used.
 
     Args:
         dataset_name: For messages.
-        dataset_dicts: As the contract describes them, with ``captions`` or ``caption``. Several may be of one image, with
-            the same ``image_id`` or the same file; its references and annotations are those of all of them.
+        dataset_dicts: As the contract describes them, with ``captions`` or ``caption``. Several may be of one image,
+            with the same ``image_id`` or the same file; its references and annotations are those of all of them.
         decode: Turns token ids into text.
         thing_classes: Names of categories, if annotations have a ``category_id``.
         implementation: As of ``score_captions``.

@@ -133,7 +133,9 @@ class VQAEvaluator(DatasetEvaluator):
         found = {question_id: found[question_id] for question_id in self._questions if question_id in found}
         logger = logging.getLogger(__name__)
         if len(found) < len(self._questions):
-            logger.warning("dataset %r: %d of %d questions were processed", self._name, len(found), len(self._questions))
+            logger.warning(
+                "dataset %r: %d of %d questions were processed", self._name, len(found), len(self._questions)
+            )
         references = {question_id: _references(self._questions[question_id]) for question_id in found}
         accuracies = {
             question_id: answer_accuracy(result.answer, references[question_id])
@@ -149,7 +151,9 @@ class VQAEvaluator(DatasetEvaluator):
         logger.info("dataset %r, %d questions:\n%s", self._name, len(accuracies), create_small_table(scores))
         return OrderedDict(vqa=scores)
 
-    def _scores(self, accuracies: Mapping[QuestionId, float], references: Mapping[QuestionId, Sequence[str]]) -> dict[str, float]:
+    def _scores(
+        self, accuracies: Mapping[QuestionId, float], references: Mapping[QuestionId, Sequence[str]]
+    ) -> dict[str, float]:
         vocabulary = set(map(normalize_answer, self._answers))
         best = {
             question_id: max(

@@ -1,6 +1,9 @@
+import json
+
 import pytest
 
 from glipv2_d2.data.datasets.question_files import QuestionSample
+from glipv2_d2.data.datasets.vqa_records import read_question_boxes
 from glipv2_d2.engine.pseudo_boxes import PseudoBoxTeacher
 from glipv2_d2.engine.pseudo_questions import box_overlap, question_content, question_regions, read_question
 from glipv2_d2.prompts.phrase_finder import build_phrase_finder
@@ -113,6 +116,25 @@ def test_boxes_that_overlap_less_stay_two_regions():
 )
 def test_overlap_is_intersection_over_union(other, expected):
     assert box_overlap([0, 0, 4, 2], other) == box_overlap(other, [0, 0, 4, 2]) == pytest.approx(expected)
+
+
+def test_the_reader_of_questions_takes_every_region():
+    regions = [
+        region([0.0, 0.0, 10.0, 10.0], [[8, 15]], 0.5),
+        region([50.0, 0.0, 60.0, 10.0], [[25, 30]], 0.6),
+        region([0.0, 20.0, 10.0, 30.0], [[8, 15]], 0.7),
+        region([0.0, 20.0, 10.0, 30.0], [[25, 30]], 0.8),
+    ]
+    content = question_content(SAMPLE, question_regions(SAMPLE, regions))
+    record = json.loads(json.dumps({"height": 40, "width": 60, **content}))
+    annotations, left_out = read_question_boxes(record, SAMPLE.question)
+    assert left_out == []
+    found = [(item["bbox"], item.get("tokens_positive"), item.get("answer_box"), item["score"]) for item in annotations]
+    assert found == [
+        ((0.0, 0.0, 10.0, 10.0), ((8, 15),), None, 0.5),
+        ((0.0, 20.0, 10.0, 30.0), ((8, 15),), True, 0.7),
+        ((50.0, 0.0, 60.0, 10.0), None, True, 0.6),
+    ]
 
 
 def test_a_record_says_which_question_it_is_of():

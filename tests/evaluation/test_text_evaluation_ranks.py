@@ -47,7 +47,9 @@ def random_case():
         scenes.append(scene(number, "a dog and a red car", [("dog", box), ("red car", (0, 0, 30, 30))]))
         caption = " ".join([pick(WORDS[1:]) for _ in range(6)] + ["dog"])
         near = [value + pick([0.0, 5.0, 15.0]) for value in box]
-        captions.append((number, caption_output(caption, {"dog": [([0.0, 0.0, 9.0, 9.0], 0.3), (near, pick([0.2, 0.4]))]})))
+        captions.append(
+            (number, caption_output(caption, {"dog": [([0.0, 0.0, 9.0, 9.0], 0.3), (near, pick([0.2, 0.4]))]}))
+        )
     return questions, scenes, answers, captions
 
 

@@ -68,7 +68,7 @@ from glipv2_d2.prompts.answer_normalization import normalize_answer
         ("(red)", "red"),
         ("red;blue", "red blue"),
         ("x_y", "x y"),
-        ("[{\"=+\\><@`", ""),
+        ('[{"=+\\><@`', ""),
         # A line break counts as a space beside a mark.
         ("red-\nblue-green", "red bluegreen"),
         ("#1", "#1"),

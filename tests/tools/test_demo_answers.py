@@ -123,7 +123,7 @@ def test_a_model_without_grounding_gives_text_and_no_boxes(run, talking_predicto
         (["--task", "vqa"], "--question: --task vqa needs a question, and no other task takes one; found no question"),
         (["--question", "What is it?"], "found --task detect"),
         (["--task", "caption", "--question", "What is it?"], "found --task caption"),
-        (["--task", "caption", "--prompt", "a dog"], "--prompt, --vocabulary: expected --task detect, found --task cap"),
+        (["--task", "caption", "--prompt", "a dog"], "--prompt, --vocabulary: expected --task detect, found --task"),
         (["--task", "caption", "--vocabulary", "dog"], "--prompt, --vocabulary: expected --task detect"),
     ],
 )

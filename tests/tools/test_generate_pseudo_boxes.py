@@ -260,27 +260,30 @@ def test_a_killed_run_over_questions_goes_on_where_it_stopped(tool, fixed_teache
 def test_questions_of_vqav2_are_read_from_two_files(tool, fixed_teacher, question_inputs, tmp_path):
     questions = [{"question_id": 50 + i, "image_id": i, "question": "Where is the dog?"} for i in range(3)]
     answers = [{"question_id": 50 + i, "multiple_choice_answer": f"on {i + 2} chairs"} for i in range(2)]
-    for name, entries in (("questions", questions), ("annotations", answers)):
+    images = [{"id": i, "file_name": f"{i}.png", "height": 20, "width": 30 + i} for i in range(3)]
+    for name, entries in (("questions", questions), ("annotations", answers), ("images", images)):
         (tmp_path / f"{name}.json").write_text(json.dumps({name: entries}))
     arguments = replace(question_inputs, "--questions", tmp_path / "questions.json")
-    arguments += ["--annotations", str(tmp_path / "annotations.json"), "--image-names", "{}.png"]
+    arguments += ["--annotations", str(tmp_path / "annotations.json"), "--images-file", str(tmp_path / "images.json")]
     tool.main([*arguments, "--shard-size", "2"])
     records = read_records(tmp_path / "out")
     assert [(record["question_id"], record["filename"]) for record in records] == [(50, "0.png"), (51, "1.png")]
     assert records[1]["answer"] == "on 3 chairs"
     report = read_report(tmp_path / "out")
     assert report["skipped"] == {"no answer": {"count": 1, "first": ["questions[2]"]}} and report["shards"] == 2
-    with pytest.raises(SystemExit, match="begun with image_names '{}.png', found '{:01d}.png'"):
-        tool.main([*replace(arguments, "--image-names", "{:01d}.png"), "--shard-size", "2"])
+    # Any of the three files decides on the content.
+    (tmp_path / "images.json").write_text(json.dumps({"images": images[:2]}))
+    with pytest.raises(SystemExit, match="begun with input_bytes"):
+        tool.main([*arguments, "--shard-size", "2"])
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        (["--captions", "a.jsonl"], "--source vqa: expected --questions and no input of another source, found --captions"),
-        (["--source", "caption"], "--source caption: expected --captions and no input of another source, found --quest"),
+        (["--captions", "a.jsonl"], "--source vqa: expected --questions and no input of another source, found --ca"),
+        (["--source", "caption"], "--source caption: expected --captions and no input of another source, found"),
         (["--format", "shards"], "--format shards: the records of questions are read from jsonl only"),
-        (["--image-names", "{}.jpg"], "--image-names: expected none with jsonl"),
+        (["--images-file", __file__], "--images-file: expected none with jsonl"),
         (["--questions", "/missing.jsonl"], "questions: there is no file /missing.jsonl"),
         (["--image-root", "/missing"], "--image-root: expected the images of the input in /missing, found none of"),
         (["--shard-size", "0"], "--shard-size: expected at least 1, found 0"),

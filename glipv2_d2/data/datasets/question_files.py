@@ -9,10 +9,8 @@ from typing import Any, NamedTuple
 from detectron2.utils.file_io import PathManager
 
 from .caption_files import JsonlCaptions, SkippedCaption, what_is_wrong
-from .value_checks import AnnotationError, is_integer, read_json_file, show, stays_inside
-
-# As the images of COCO 2014, which VQAv2 asks about, are called.
-_COCO_IMAGE_NAME = "COCO_{subtype}_{{:012d}}.jpg"
+from .coco_images import read_coco_images
+from .value_checks import AnnotationError, is_integer, is_text, read_json_file, show, stays_inside
 
 
 class QuestionSample(NamedTuple):
@@ -60,19 +58,18 @@ class VQAQuestions:
         questions_file: Json with ``questions``, objects with ``question_id``, ``image_id`` and ``question``, and
             perhaps ``data_subtype``, the split of COCO that the images are of.
         annotations_file: Json with ``annotations``, objects with ``question_id`` and ``multiple_choice_answer``.
-        image_names: Path of the image below the image folder, with a place for its id as Python's ``format`` has it;
-            by default "COCO_train2014_{:012d}.jpg" with the split of the questions.
+        images_file: Json in COCO's format with the paths of the images; without it they are made of the split of the
+            questions, as "COCO_train2014_000000000009.jpg".
         piece_size: Questions in a piece.
 
     Raises:
         FileNotFoundError: A file is missing.
         AnnotationError: A file is no such json, or holds nothing.
-        ValueError: ``image_names`` has no place for the id, or leaves the image folder.
     """
 
     holds_images = False
 
-    def __init__(self, questions_file: str, annotations_file: str, image_names: str | None, piece_size: int) -> None:
+    def __init__(self, questions_file: str, annotations_file: str, images_file: str | None, piece_size: int) -> None:
         self.piece_size = piece_size
         content = read_json_file(questions_file)
         self._questions = _read_list(content, "questions", questions_file)
@@ -82,14 +79,15 @@ class VQAQuestions:
             for item in annotations
             if isinstance(item, dict) and is_integer(item.get("question_id"))
         }
-        subtype = content.get("data_subtype")
-        if image_names is None and not isinstance(subtype, str):
+        self._subtype = content.get("data_subtype")
+        self._images = None if images_file is None else read_coco_images([images_file])
+        if self._images is None and not (is_text(self._subtype) and stays_inside(f"COCO_{self._subtype}_")):
             raise AnnotationError(
-                f"{questions_file}: data_subtype is {show(subtype)}, expected the split of the images, or --image-names"
+                f"{questions_file}: data_subtype is {show(self._subtype)}, expected the split of the images; "
+                f"or --images-file"
             )
-        self._image_names = image_names or _COCO_IMAGE_NAME.format(subtype=subtype)
-        _check_image_names(self._image_names)
-        self.files = [PathManager.get_local_path(file) for file in (questions_file, annotations_file)]
+        files = (questions_file, annotations_file, images_file)
+        self.files = [PathManager.get_local_path(file) for file in files if file is not None]
         self.num_lines = len(self._questions)
 
     def __len__(self) -> int:
@@ -108,29 +106,34 @@ class VQAQuestions:
         question_id, image_id = entry.get("question_id"), entry.get("image_id")
         if not is_integer(question_id) or not is_integer(image_id):
             return SkippedCaption(name, "question_id or image_id that is no integer")
-        file_name = self._image_names.format(image_id)
+        if self._images is None:
+            file_name = f"COCO_{self._subtype}_{image_id:012d}.jpg"
+        elif image_id in self._images:
+            file_name = self._images[image_id].file_name
+        else:
+            return SkippedCaption(name, "image_id that is not in the images file")
         texts = entry.get("question"), self._answers.get(question_id)
         return _check_texts(QuestionSample(name, f"{number:09d}", file_name, question_id, *texts))
 
 
 def open_questions(
-    path: str, annotations_file: str | None, image_names: str | None, piece_size: int
+    path: str, annotations_file: str | None, images_file: str | None, piece_size: int
 ) -> JsonlQuestions | VQAQuestions:
     """Open questions: with an annotations file those of VQAv2, else a jsonl file.
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: A file is empty or of another form; ``image_names`` is given for jsonl, or cannot be used.
+        ValueError: A file is empty or of another form, or ``images_file`` is given for jsonl.
     """
-    for file in filter(None, (path, annotations_file)):
+    for file in filter(None, (path, annotations_file, images_file)):
         if not os.path.isfile(PathManager.get_local_path(file)):
             raise FileNotFoundError(f"questions: there is no file {file}")
     if annotations_file is not None:
-        return VQAQuestions(path, annotations_file, image_names, piece_size)
+        return VQAQuestions(path, annotations_file, images_file, piece_size)
     if path.endswith(".json"):
         raise ValueError(f"--annotations: expected the file with the answers to the questions of {path}, found none")
-    if image_names is not None:
-        raise ValueError(f"--image-names: expected none with jsonl, whose lines name the image, found {image_names!r}")
+    if images_file is not None:
+        raise ValueError(f"--images-file: expected none with jsonl, whose lines name the image, found {images_file}")
     return JsonlQuestions(path, piece_size)
 
 
@@ -150,16 +153,3 @@ def _read_list(content: dict[str, Any], field: str, file: str) -> list[Any]:
     if not isinstance(entries, list) or not entries:
         raise AnnotationError(f"{file}: {field} is {show(entries)}, expected a list that is not empty")
     return entries
-
-
-def _check_image_names(image_names: str) -> None:
-    try:
-        has_place = image_names.format(1) != image_names.format(2)
-    except (LookupError, ValueError, AttributeError, TypeError):
-        has_place = False
-    if not has_place:
-        raise ValueError(
-            f"--image-names: expected one place for the id, as in COCO_train2014_{{:012d}}.jpg, found {image_names!r}"
-        )
-    if not stays_inside(image_names):
-        raise ValueError(f"--image-names: expected a path inside the folder of the images, found {image_names!r}")

@@ -36,9 +36,9 @@ def check_sentences(dataset: str, dataset_dicts: Sequence[Mapping[str, Any]], ta
         flaw = _flaw_of_text(record, task) or _flaw_of_boxes(record, TEXT_FIELDS[task])
         if task == "vqa":
             flaw = flaw or _flaw_of_question(record, question_ids)
-            question_ids.add(record["question_id"])
         if flaw:
             raise AnnotationError(f"dataset {dataset!r}: {record['file_name']}: {flaw}")
+        question_ids.add(record.get("question_id"))
 
 
 def _flaw_of_text(record: Mapping[str, Any], task: str) -> str:
@@ -71,8 +71,8 @@ def _flaw_of_question(record: Mapping[str, Any], known: set[Any]) -> str:
         return f"question_id is {show(record['question_id'])}, expected an id that no other question has"
     answers = record.get("answers")
     if answers is not None:
-        texts = [item.get("answer") if isinstance(item, Mapping) else item for item in answers]
-        if not _are_texts(texts):
+        is_list = isinstance(answers, (list, tuple))
+        if not (is_list and _are_texts([one.get("answer") if isinstance(one, Mapping) else one for one in answers])):
             return f"answers is {show(answers)}, expected a list of answers"
     return ""
 

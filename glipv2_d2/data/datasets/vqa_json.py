@@ -70,6 +70,7 @@ def load_vqa_json(json_file: str, image_root: str, name: str) -> list[dict]:
     boxes = _read_boxes(annotations, _sizes(images), report)
     finder = PhraseMentions(phrase for of_image in boxes.values() for phrase in of_image)
     records: dict[int, dict] = {}
+    image_ids: set[int] = set()
     for index, image in enumerate(with_progress(images, f"{json_file}: questions")):
         where = f"images[{index}]"
         try:
@@ -77,6 +78,9 @@ def load_vqa_json(json_file: str, image_root: str, name: str) -> list[dict]:
         except EntryError as error:
             report.skip("images", where, str(error))
             continue
+        if image_id in image_ids:
+            raise AnnotationError(f"{json_file}: {where}: id is {image_id}, expected an id that no other image has")
+        image_ids.add(image_id)
         for place, entry in enumerate(questions):
             try:
                 record = _read_question(entry, path, size, image_id)
