@@ -74,10 +74,10 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     if arguments.task in ("detect", "refer"):
         return
     if arguments.prompt is not None or arguments.vocabulary is not None:
-        raise ValueError(f"--prompt, --vocabulary: expected --task detect, found --task {arguments.task}")
+        raise ValueError(f"--prompt, --vocabulary: expected --task detect or refer, found --task {arguments.task}")
     # The height of these pictures follows the text, and frames of a video are all equally high.
     if arguments.video_input is not None:
-        raise ValueError(f"--video-input: expected --task detect, found --task {arguments.task}; give pictures")
+        raise ValueError(f"--video-input: expected --task detect or refer, found --task {arguments.task}")
 
 
 def find_images(paths: Sequence[str]) -> list[str]:

@@ -37,8 +37,8 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0, saved: Mapping[str, An
     and workers too. The shares of the datasets are those of DATASETS.TRAIN_RATIOS, or else of their sizes.
 
     A batch of all ranks together holds one kind of samples: boxes alone, questions, or captions to write, the last two
-    with boxes or without. None of the first kind holds only images without boxes. A sample may report, under keys that are absent
-    otherwise, what was left out on the way to it:
+    with boxes or without. None of the first kind holds only images without boxes. A sample may report, under keys that
+    are absent otherwise, what was left out on the way to it:
 
     * ``skipped_files``: a line for each image that could not be read, in whose place this sample stands;
     * ``damaged_shards``: a line for each shard that ended early;

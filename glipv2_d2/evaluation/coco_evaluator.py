@@ -11,6 +11,7 @@ from detectron2.evaluation import COCOEvaluator
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from ..data.datasets.value_checks import AnnotationError
 from .annotated_masks import measurable_tasks
 from .predicted_masks import checked_masks
 
@@ -26,6 +27,9 @@ class COCOInstanceEvaluator(COCOEvaluator):
         tasks: Of "bbox" and "segm"; of these, what ``measurable_tasks`` leaves.
         output_folder: Where detections are written.
 
+    Raises:
+        AnnotationError: An annotation lacks what COCO's evaluation needs.
+
     Source: ``COCOEvaluator`` of detectron2, which reports NaN if there is no detection at all.
     """
 
@@ -33,6 +37,7 @@ class COCOInstanceEvaluator(COCOEvaluator):
         super().__init__(dataset_name, tasks=tuple(tasks), output_dir=output_folder)
         content = self._coco_api.dataset
         annotations = content.get("annotations", [])
+        _check_fields(self._metadata.json_file, annotations)
         self._tasks = measurable_tasks(dataset_name, self._tasks, annotations, content["images"])
         for number, annotation in enumerate(annotations, 1):
             annotation["id"] = number
@@ -57,6 +62,14 @@ class COCOInstanceEvaluator(COCOEvaluator):
         if coco_eval is None:
             coco_eval = _evaluation_of_nothing(self._coco_api, iou_type)
         return super()._derive_coco_results(coco_eval, iou_type, class_names)
+
+
+def _check_fields(json_file: str, annotations: Sequence[dict[str, Any]]) -> None:
+    """Check before any image is run what pycocotools would stop at when all of them are through."""
+    for number, annotation in enumerate(annotations):
+        missing = [field for field in ("area", "iscrowd") if field not in annotation]
+        if missing:
+            raise AnnotationError(f"{json_file}: annotations[{number}] has no {missing[0]!r}, expected COCO's format")
 
 
 def _evaluation_of_nothing(ground_truth: COCO, iou_type: str) -> COCOeval:

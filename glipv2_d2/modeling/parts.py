@@ -72,7 +72,7 @@ def build_optional_heads(
         heads["vqa_head"] = VQAHead(cfg, language_dim=language_dim, num_answers=num_answers)
     if config.CAPTIONING.ENABLED:
         heads["captioning_head"] = CaptioningHead(cfg, language_dim=language_dim, vocab_size=text_encoder.vocab_size)
-        heads["generation_rules"] = _build_generation_rules(cfg)
+        heads["generation_rules"] = _build_generation_rules(cfg, text_encoder.vocab_size)
         heads["grounds_captions"] = config.CAPTIONING.GROUNDED
     if cfg.MODEL.MASK_ON:
         features = config.MASK_HEAD.FEATURES
@@ -86,12 +86,19 @@ def build_optional_heads(
     return heads
 
 
-def _build_generation_rules(cfg: CfgNode) -> GenerationRules:
+def _build_generation_rules(cfg: CfgNode, vocab_size: int) -> GenerationRules:
     tokenizer, captioning = PromptTokenizer.from_config(cfg), cfg.MODEL.GLIPV2.CAPTIONING
+    if captioning.MAX_LENGTH > tokenizer.max_content_tokens:
+        raise ValueError(
+            f"MODEL.GLIPV2.CAPTIONING.MAX_LENGTH: expected at most {tokenizer.max_content_tokens} tokens "
+            f"(MODEL.TEXT_ENCODER.MAX_TOKENS without special tokens), found {captioning.MAX_LENGTH}"
+        )
+    special = [index for index in tokenizer.special_ids if index != tokenizer.end_id]
     return GenerationRules(
         start_id=tokenizer.start_id,
         end_id=tokenizer.end_id,
-        banned_ids=tuple(index for index in tokenizer.special_ids if index != tokenizer.end_id),
+        # An encoder may have room for more ids than the tokenizer has words.
+        banned_ids=(*special, *range(tokenizer.vocab_size, vocab_size)),
         beam_size=captioning.BEAM_SIZE,
         max_length=captioning.MAX_LENGTH,
         min_length=captioning.MIN_LENGTH,

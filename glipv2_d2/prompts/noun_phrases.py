@@ -33,6 +33,7 @@ _BREAKS = _AUXILIARIES | frozenset("""
     despite until since next close adjacent opposite
     and or but nor so yet while when where because if though although then whereas plus
     i you he she it they we me him them us who whom which what there here it's he's she's they're there's that's who's
+    how why
     himself herself itself themselves someone somebody something everyone everybody everything anyone anything
     not also just only still already even too again away together apart ahead nearby forward backward upward downward
     outdoors indoors overhead around almost maybe perhaps now today instead

@@ -10,13 +10,14 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from PIL import Image
 
-from glipv2_d2.data import build_test_loader, build_train_loader
+from glipv2_d2.data import build_test_loader, build_train_loader, register_captioning, register_vqa_json
 from glipv2_d2.data.build import load_training_dicts
 from glipv2_d2.data.dataset_mappers.base import UnreadableImageError
 from glipv2_d2.data.datasets.grounding_json import register_grounding_json
 from glipv2_d2.data.sample_sources import StoredSamples, StreamedSamples
 from glipv2_d2.data.samplers import StreamEntry
-from glipv2_d2.data.training_samples import TrainingSamples
+from glipv2_d2.data.training_samples import DROPPED_COUNTS, TrainingSamples
+from glipv2_d2.data.training_sets import TrainingSets
 
 
 def take(loader, count: int) -> list[list[dict]]:
@@ -343,3 +344,152 @@ def test_missing_files_are_named_before_anything_is_loaded(data_cfg, monkeypatch
                 build_train_loader(data_cfg)
             with pytest.raises(FileNotFoundError, match=f"{name}.*DETECTRON2_DATASETS"):
                 build_test_loader(data_cfg, name)
+
+
+# --- questions and captions to write
+
+
+@pytest.fixture
+def understanding_cfg(data_cfg, mixed_dataset, tmp_path):
+    """Boxes, questions and captions of drawn images, the last two with and without boxes."""
+    images, annotations = [], []
+    for number in range(4):
+        Image.new("RGB", (64, 48)).save(tmp_path / f"{number}.png")
+        questions = [
+            {"question_id": 2 * number, "question": "Is there a dog?", "answer": "yes"},
+            {"question_id": 2 * number + 1, "question": "How many?", "answer": "seven"},
+        ]
+        caption = "a dog" if number else "a photo"
+        images.append({"id": number, "file_name": f"{number}.png", "height": 48, "width": 64, "questions": questions})
+        images[-1]["caption"] = caption
+        if number:
+            box = {"image_id": number, "bbox": [4, 6, 20, 10], "phrase": "dog", "tokens_positive": [[2, 5]]}
+            annotations.append(box)
+    (tmp_path / "boxes.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    captions = [{"image_id": number, "caption": "two dogs"} for number in range(4)]
+    (tmp_path / "plain.json").write_text(json.dumps({"images": images, "annotations": captions}))
+    (tmp_path / "answers.txt").write_text("yes\nno")
+    names = [f"{tmp_path.name}_{kind}" for kind in ("vqa", "grounded", "plain")]
+    register_vqa_json(names[0], tmp_path / "boxes.json", tmp_path)
+    register_grounding_json(names[1], tmp_path / "boxes.json", tmp_path, task="captioning")
+    register_captioning(names[2], tmp_path / "plain.json", tmp_path)
+    data_cfg.DATASETS.TRAIN = (mixed_dataset, *names)
+    data_cfg.DATASETS.TRAIN_RATIOS = (1, 1, 1, 1)
+    data_cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = True
+    data_cfg.MODEL.GLIPV2.VQA.ANSWERS = str(tmp_path / "answers.txt")
+    data_cfg.MODEL.GLIPV2.VQA.GROUNDED = data_cfg.MODEL.GLIPV2.CAPTIONING.GROUNDED = True
+    yield data_cfg
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def kind_of(sample) -> tuple:
+    return sample.get("task"), "instances" in sample
+
+
+ALL_KINDS = {(None, True), ("vqa", True), ("captioning", True), ("captioning", False)}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_batch_holds_one_kind_of_samples(understanding_cfg, num_workers):
+    understanding_cfg.DATALOADER.NUM_WORKERS = num_workers
+    kinds = [{kind_of(sample) for sample in batch} for batch in take(build_train_loader(understanding_cfg), 40)]
+    assert all(len(kind) == 1 for kind in kinds) and set.union(*kinds) == ALL_KINDS
+
+
+def test_the_batches_of_all_ranks_hold_one_kind(understanding_cfg, monkeypatch):
+    understanding_cfg.SOLVER.IMS_PER_BATCH = 4
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    ranks = []
+    for rank in (0, 1):
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        ranks.append(take(build_train_loader(understanding_cfg), 20))
+    kinds = [{kind_of(sample) for batch in batches for sample in batch} for batches in zip(*ranks)]
+    assert all(len(kind) == 1 for kind in kinds) and set.union(*kinds) == ALL_KINDS
+
+
+def test_without_grounding_all_captions_are_of_one_kind(understanding_cfg):
+    understanding_cfg.MODEL.GLIPV2.VQA.GROUNDED = understanding_cfg.MODEL.GLIPV2.CAPTIONING.GROUNDED = False
+    understanding_cfg.DATASETS.TRAIN = understanding_cfg.DATASETS.TRAIN[1:]
+    understanding_cfg.DATASETS.TRAIN_RATIOS = (1, 1, 1)
+    batches = take(build_train_loader(understanding_cfg), 30)
+    assert {kind_of(sample) for batch in batches for sample in batch} == {("vqa", False), ("captioning", False)}
+    # Both datasets of captions share batches.
+    texts = [{len(sample["prompts"][0]) for sample in batch} for batch in batches if batch[0]["task"] == "captioning"]
+    assert all(len({sample["task"] for sample in batch}) == 1 for batch in batches) and texts
+
+
+def test_questions_and_captions_without_boxes_are_kept_and_may_fill_a_batch(understanding_cfg):
+    vqa, grounded = understanding_cfg.DATASETS.TRAIN[1:3]
+    understanding_cfg.DATASETS.TRAIN = (vqa, grounded)
+    understanding_cfg.DATASETS.TRAIN_RATIOS = ()
+    batches = take(build_train_loader(understanding_cfg), 60)
+    samples = [sample for batch in batches for sample in batch]
+    assert {sample["question_id"] for sample in samples if sample["task"] == "vqa"} == set(range(8))
+    assert {sample["image_id"] for sample in samples if sample["task"] == "captioning"} == set(range(4))
+    assert any(sum(len(sample["instances"]) for sample in batch) == 0 for batch in batches)
+
+
+def test_questions_without_a_known_answer_are_counted(understanding_cfg):
+    understanding_cfg.DATASETS.TRAIN = understanding_cfg.DATASETS.TRAIN[1:2]
+    understanding_cfg.DATASETS.TRAIN_RATIOS = ()
+    for sample in itertools.chain.from_iterable(take(build_train_loader(understanding_cfg), 8)):
+        known = sample["question_id"] % 2 == 0
+        assert sample["answer_scores"].tolist() == ([1.0, 0.0] if known else [0.0, 0.0])
+        assert sample.get("dropped") == (None if known else {"questions_without_answers": 1})
+    assert "questions_without_answers" in DROPPED_COUNTS
+
+
+def test_a_question_whose_boxes_are_cropped_away_stays(understanding_cfg):
+    understanding_cfg.DATASETS.TRAIN = understanding_cfg.DATASETS.TRAIN[1:2]
+    understanding_cfg.DATASETS.TRAIN_RATIOS = ()
+    whole = [sample["question_id"] for batch in take(build_train_loader(understanding_cfg), 12) for sample in batch]
+    understanding_cfg.merge_from_list(["INPUT.CROP.ENABLED", True, "INPUT.CROP.SIZE", [0.2, 0.2]])
+    batches = take(build_train_loader(understanding_cfg), 12)
+    assert [sample["question_id"] for batch in batches for sample in batch] == whole
+    assert not any("samples" in sample.get("dropped", {}) for batch in batches for sample in batch)
+
+
+def test_the_layout_of_a_stream_names_what_is_grounded(understanding_cfg, mixed_dataset):
+    layout = build_train_loader(understanding_cfg).state.layout
+    assert layout["MODEL.GLIPV2.VQA.GROUNDED"] is True and layout["MODEL.GLIPV2.CAPTIONING.GROUNDED"] is True
+    understanding_cfg.DATASETS.TRAIN, understanding_cfg.DATASETS.TRAIN_RATIOS = (mixed_dataset,), ()
+    assert not any("GROUNDED" in key for key in build_train_loader(understanding_cfg).state.layout)
+
+
+def test_questions_and_captions_are_tested_each_alone(understanding_cfg):
+    vqa, grounded, plain = understanding_cfg.DATASETS.TRAIN[1:]
+    understanding_cfg.MODEL.MASK_ON = True
+    batches = list(build_test_loader(understanding_cfg, vqa))
+    assert [batch[0]["question_id"] for batch in batches] == list(range(8)) and all(len(b) == 1 for b in batches)
+    assert batches[0][0]["prompts"][0].phrases == ("a dog", "[answer]")
+    for name in (grounded, plain):
+        batches = list(build_test_loader(understanding_cfg, name))
+        assert [batch[0]["image_id"] for batch in batches] == list(range(4))
+        assert all(batch[0]["task"] == "captioning" and "prompts" not in batch[0] for batch in batches)
+
+
+def test_questions_need_a_list_of_answers(understanding_cfg):
+    understanding_cfg.MODEL.GLIPV2.VQA.ANSWERS = ""
+    with pytest.raises(ValueError, match="MODEL.GLIPV2.VQA.ANSWERS is empty, expected the path of a list"):
+        build_train_loader(understanding_cfg)
+    understanding_cfg.MODEL.GLIPV2.MLM.TASKS = ("vqa",)
+    with pytest.raises(ValueError, match="MODEL.GLIPV2.MLM.TASKS holds 'vqa', expected some of"):
+        build_train_loader(understanding_cfg)
+
+
+def test_masks_are_no_part_of_questions_and_captions(understanding_cfg):
+    understanding_cfg.MODEL.MASK_ON = True
+    understanding_cfg.DATASETS.TRAIN = understanding_cfg.DATASETS.TRAIN[1:3]
+    understanding_cfg.DATASETS.TRAIN_RATIOS = ()
+    for sample in itertools.chain.from_iterable(take(build_train_loader(understanding_cfg), 4)):
+        assert not sample["instances"].has("gt_masks")
+
+
+def test_images_of_unknown_size_count_as_upright():
+    dicts = [{"width": 64, "height": 48}, {}, {"width": 48, "height": 64}]
+    sets = TrainingSets([], dicts, {}, [], [], np.array([0, 3, 3]))
+    groups, shard_group = sets.groups(True)
+    assert groups.tolist() == [1, 6, 6] and shard_group == 1
+    assert sets._replace(kinds=np.array([1, 3, 3])).groups(True) == (pytest.approx([3, 6, 6]), 0)

@@ -66,7 +66,38 @@ LVIS = {
     "lvis_v1_val_grounding": "lvis_v1_val.json",
     "lvis_v1_minival": "lvis_v1_minival_inserted_image_name.json",
 }
-NAMES = {*EXPECTED, *REFCOCO, *LVIS}
+# Name: part of VQAv2, COCO's file of its images, folder of images, and whether the images of dev2k are left out.
+VQA = {
+    "vqav2_train": ("train2014", "captions_train2014", "train2014", None),
+    "vqav2_val": ("val2014", "captions_val2014", "val2014", None),
+    "vqav2_restval": ("val2014", "captions_val2014", "val2014", True),
+    "vqav2_dev2k": ("val2014", "captions_val2014", "val2014", False),
+    "vqav2_testdev": ("test-dev2015", "image_info_test2015", "test2015", None),
+    "vqav2_test": ("test2015", "image_info_test2015", "test2015", None),
+}
+GROUNDED_VQA = {f"{name}_grounded": entry for name, entry in VQA.items() if "test" not in name}
+WORLD_TEXTS = {
+    f"{world}_{split}_{task}": (task, f"{world}/annotations/{split}.json", f"{world}/{split}")
+    for world in ("stampworld", "shapeworld")
+    for split in ("train", "val", "val_24", "val_novel")
+    for task in ("vqa", "captioning")
+}
+# Name: json, image directory, splits.
+KARPATHY = {
+    f"{data}_karpathy_{split}": (f"karpathy/dataset_{json_name}.json", folder.format(split), splits)
+    for data, json_name, folder in (
+        ("coco_captions", "coco", "coco"),
+        ("flickr30k", "flickr30k", "flickr30k/flickr30k_images/{}"),
+    )
+    for split, splits in (("train", ("train",)), ("val", ("val",)), ("test", ("test",)))
+}
+KARPATHY["coco_captions_karpathy_train"] = (*KARPATHY["coco_captions_karpathy_train"][:2], ("train", "restval"))
+GROUNDED_CAPTIONS = {
+    f"flickr30k_{split}_captioning": (f"{MDETR}flickr_separateGT_{split}.json", f"flickr30k/flickr30k_images/{split}")
+    for split in ("train", "val", "test")
+} | {"coco_captions_pseudo": ("coco/annotations/pseudo_boxes_captions.jsonl", "coco")}
+TEXTS = {*VQA, *GROUNDED_VQA, *WORLD_TEXTS, *KARPATHY, *GROUNDED_CAPTIONS}
+NAMES = {*EXPECTED, *REFCOCO, *LVIS, *TEXTS}
 
 
 @pytest.fixture
@@ -121,6 +152,47 @@ def test_expressions_of_coco_have_two_files_a_split_and_images_of_2014(registere
     assert metadata.json_file == str(tmp_path / json_file)
     assert metadata.instances_file == str(tmp_path / instances_file)
     assert metadata.image_root == str(tmp_path / "coco/train2014")
+    with pytest.raises(FileNotFoundError, match="DETECTRON2_DATASETS"):
+        DatasetCatalog.get(name)
+
+
+@pytest.mark.parametrize("name", [*VQA, *GROUNDED_VQA])
+def test_vqav2_has_its_files_and_those_of_coco(registered_in, tmp_path, name):
+    registered_in(tmp_path)
+    part, images_file, images, leave_out = (VQA | GROUNDED_VQA)[name]
+    metadata = MetadataCatalog.get(name)
+    assert (metadata.task, metadata.evaluator_type) == ("vqa", "vqa")
+    assert metadata.questions_file == str(tmp_path / f"vqav2/v2_OpenEnded_mscoco_{part}_questions.json")
+    annotations_file = None if "test" in part else str(tmp_path / f"vqav2/v2_mscoco_{part}_annotations.json")
+    assert metadata.annotations_file == annotations_file
+    assert metadata.images_file == str(tmp_path / f"coco/annotations/{images_file}.json")
+    assert metadata.image_root == str(tmp_path / "coco" / images)
+    image_ids_file = None if leave_out is None else str(tmp_path / "vqav2/dev2k_images.json")
+    assert metadata.image_ids_file == image_ids_file and metadata.leave_out_ids is bool(leave_out)
+    boxes_file = str(tmp_path / f"vqav2/pseudo_boxes_{part}.jsonl") if name in GROUNDED_VQA else None
+    assert metadata.boxes_file == boxes_file
+    with pytest.raises(FileNotFoundError, match="DETECTRON2_DATASETS"):
+        DatasetCatalog.get(name)
+
+
+@pytest.mark.parametrize("name", [*WORLD_TEXTS, *KARPATHY, *GROUNDED_CAPTIONS])
+def test_questions_and_captions_to_write_lead_to_their_files(registered_in, tmp_path, name):
+    registered_in(tmp_path)
+    metadata = MetadataCatalog.get(name)
+    if name in WORLD_TEXTS:
+        task, annotations, images = WORLD_TEXTS[name]
+        expected = task if task == "vqa" else "grounded_captioning"
+    elif name in KARPATHY:
+        annotations, images, splits = KARPATHY[name]
+        task = expected = "captioning"
+        assert metadata.splits == splits
+        sizes = [f"coco/annotations/captions_{part}2014.json" for part in ("train", "val")] if "coco" in name else []
+        assert metadata.images_files == tuple(str(tmp_path / path) for path in sizes)
+    else:
+        (annotations, images), task, expected = GROUNDED_CAPTIONS[name], "captioning", "grounded_captioning"
+    assert (metadata.task, metadata.evaluator_type) == (task, expected)
+    assert metadata.get("json_file", metadata.get("jsonl_file")) == str(tmp_path / annotations)
+    assert metadata.image_root == str(tmp_path / images)
     with pytest.raises(FileNotFoundError, match="DETECTRON2_DATASETS"):
         DatasetCatalog.get(name)
 
@@ -218,5 +290,5 @@ def test_the_readme_names_every_dataset_and_no_other():
     text = README.read_text(encoding="utf-8")
     listed = set(re.findall(r"^Names?: (.+(?:\n.+)*)", text, re.MULTILINE))
     names = {name for line in listed for name in re.findall(r"`([A-Za-z0-9_+]+)`", line)}
-    by_detectron2 = {name for name in names if name.startswith("coco_")}
+    by_detectron2 = {name for name in names - NAMES if name.startswith("coco_")}
     assert names - by_detectron2 == NAMES

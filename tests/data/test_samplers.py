@@ -219,3 +219,78 @@ def test_streams_need_no_stored_samples():
     draw = functools.partial(draw_by_size, [np.full(5, shard_draw(0))], 1)
     drawn = batches(3, groups=[], batch_size=2, draw=draw)
     assert [entry.ordinal for batch in drawn for entry in batch] == list(range(6))
+
+
+# --- several kinds of samples
+
+KINDS = [0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
+OWN_GROUPS = [0, 1, 0, 1, 0, 2, 3, 2, 4, 4, 4]
+
+
+def test_one_kind_changes_nothing():
+    for rank in (0, 1):
+        options = {"rank": rank, "world_size": 2, "is_empty": IS_EMPTY}
+        for kind in (0, 3):
+            assert batches(40, kinds=[kind] * 11, **options) == batches(40, **options)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_batches_of_all_ranks_hold_one_group(world_size):
+    options = {"kinds": KINDS, "world_size": world_size}
+    ranks = [batches(60, OWN_GROUPS, 2, rank=rank, **options) for rank in range(world_size)]
+    seen = set()
+    for parts in zip(*ranks):
+        assert all(len(part) == 2 for part in parts)
+        (group,) = {OWN_GROUPS[entry.index] for part in parts for entry in part}
+        seen.add(group)
+    assert seen == {0, 1, 2, 3, 4}
+
+
+def test_ranks_share_the_batches_of_one_process_that_has_them_all():
+    whole = batches(40, OWN_GROUPS, 6, kinds=KINDS)
+    ranks = [batches(40, OWN_GROUPS, 2, kinds=KINDS, rank=rank, world_size=3) for rank in range(3)]
+    assert [[batch[rank::3] for batch in whole] for rank in range(3)] == ranks
+
+
+@pytest.mark.parametrize("start", [1, 7, 40])
+def test_a_stream_of_several_kinds_can_be_taken_up_at_any_batch(start):
+    is_empty = [True] * 3 + [False] * 8
+    options = {"groups": OWN_GROUPS, "kinds": KINDS, "rank": 1, "world_size": 2, "is_empty": is_empty}
+    assert batches(6, start_batch=start, **options) == batches(start + 6, **options)[start:]
+
+
+def test_a_redraw_stays_in_its_kind():
+    # Group 0 has no sample with a box; of the same kind only number 3 has one.
+    is_empty = [True, True, True, False, True] + [False] * 6
+    drawn = batches(80, OWN_GROUPS, 2, kinds=KINDS, is_empty=is_empty, world_size=2)
+    plain = batches(80, OWN_GROUPS, 2, kinds=KINDS, world_size=2)
+    changed = [
+        (before.index, after.index)
+        for whole, redrawn in zip(plain, drawn)
+        for before, after in zip(whole, redrawn)
+        if before != after
+    ]
+    assert len(changed) > 5 and {after for _, after in changed} == {3}
+    assert {before for before, _ in changed} <= {0, 1, 2, 4}
+
+
+def test_a_kind_without_any_box_that_needs_boxes_is_an_error():
+    with pytest.raises(ValueError, match="found 5 images without a box, expected at least one with a box"):
+        batches(1, OWN_GROUPS, kinds=KINDS, is_empty=[kind == 0 for kind in KINDS])
+
+
+def test_streamed_samples_are_of_the_first_kind():
+    draw = functools.partial(draw_by_ratio, [np.arange(5, 8), np.array([shard_draw(1)])], [1, 1], 7)
+    groups = [0] * 5 + [2] * 6
+    ranks = [
+        batches(40, groups, 2, draw=draw, kinds=[0] * 5 + [1] * 6, streamed=[1], rank=rank, world_size=2)
+        for rank in (0, 1)
+    ]
+    for parts in zip(*ranks):
+        assert len({isinstance(entry, ShardEntry) for part in parts for entry in part}) == 1
+    # Questions alone in memory, boxes alone in streams: two kinds, though no stored sample is of the first.
+    draw = functools.partial(draw_by_ratio, [np.arange(3), np.array([shard_draw(1)])], [1, 1], 7)
+    options = {"draw": draw, "kinds": [1] * 3, "shard_group": 5, "streamed": [1], "world_size": 2}
+    stored = [batches(40, [0] * 3, 2, rank=rank, **options) for rank in (0, 1)]
+    for parts in zip(*stored):
+        assert len({isinstance(entry, ShardEntry) for part in parts for entry in part}) == 1

@@ -22,6 +22,7 @@ from detection_cases import (
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from glipv2_d2.data.datasets.value_checks import AnnotationError
 from glipv2_d2.evaluation.coco_evaluator import COCOInstanceEvaluator
 
 TASKS = ("bbox", "segm")
@@ -102,6 +103,21 @@ def test_masks_are_judged_by_their_pixels(tmp_path):
 def test_an_annotation_with_id_0_can_be_found(tmp_path):
     content = make_content([make_annotation(1, 1, MEDIUM, id=0)])
     results = evaluate(content, {1: [(1, 0.5, MEDIUM)]}, tmp_path)
+    assert results["bbox"]["AP"] == results["segm"]["AP"] == pytest.approx(100.0)
+
+
+@pytest.mark.parametrize("field", ["area", "iscrowd"])
+def test_annotations_that_cannot_be_evaluated_are_an_error_before_any_image_is_run(tmp_path, field):
+    complete, lacking = ({**make_annotation(1, 1, box), "iscrowd": 0} for box in (SMALL, MEDIUM))
+    del lacking[field]
+    with dataset_of(make_content([complete, lacking]), tmp_path / "annotations.json") as name:
+        with pytest.raises(AnnotationError, match=rf"annotations.json: annotations\[1\] has no '{field}'"):
+            COCOInstanceEvaluator(name, TASKS)
+
+
+def test_an_annotation_of_an_unknown_image_is_passed_over(tmp_path):
+    elsewhere = {**make_annotation(1, 1, SMALL), "image_id": 77}
+    results = evaluate(make_content([make_annotation(1, 1, MEDIUM), elsewhere]), {1: [(1, 0.5, MEDIUM)]}, tmp_path)
     assert results["bbox"]["AP"] == results["segm"]["AP"] == pytest.approx(100.0)
 
 

@@ -173,3 +173,14 @@ def test_boxes_of_a_token_are_ranked_by_its_alignment_and_overlapping_ones_left_
     torch.testing.assert_close(found.boxes[0, :2, 0], torch.tensor([0.0, 50.0]))
     assert found.boxes[1, 0, 0] == 2
     torch.testing.assert_close(found.scores[1, 0], torch.tensor(-1.0).sigmoid())
+
+
+def test_captions_that_pass_the_token_limit_are_an_error_before_the_first_step(cfg):
+    cfg.MODEL.TEXT_ENCODER.MAX_TOKENS = 20
+    for length, fits in ((18, True), (19, False)):
+        cfg.MODEL.GLIPV2.CAPTIONING.MAX_LENGTH = length
+        if fits:
+            build(cfg)
+        else:
+            with pytest.raises(ValueError, match="CAPTIONING.MAX_LENGTH: expected at most 18 .* found 19"):
+                build(cfg)

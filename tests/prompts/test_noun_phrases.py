@@ -36,6 +36,9 @@ CAPTIONS = {
     "A young boy stands in front of a fire truck.": "A young boy|a fire truck",
     "a fly on a watermelon": "a fly|a watermelon",
     "two watches": "two watches",
+    # questions
+    "How many people are there?": "many people",
+    "Why is the dog to the left of the cat?": "the dog|the cat",
     "by the school bus a boy": "the school bus|a boy",
     "The player misses the ball": "The player|the ball",
     "a boy carries boxes": "a boy|boxes",

@@ -1,0 +1,233 @@
+"""Readers of captions to learn to write: Karpathy's files, COCO's, and captions whose phrases have boxes."""
+
+import json
+import logging
+import os
+
+import pytest
+from damaged_json import damaged
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from glipv2_d2.data import register_captioning, register_grounding_json, register_odvg
+from glipv2_d2.data.datasets.annotation_checks import check_dataset_dicts
+from glipv2_d2.data.datasets.captioning import load_captioning
+from glipv2_d2.data.datasets.value_checks import AnnotationError
+from glipv2_d2.data.training_dicts import load_dataset, load_training_dicts
+
+
+def karpathy(image_id, split="train", captions=("A dog.", "A cat ."), **fields) -> dict:
+    sentences = [{"raw": caption, "tokens": [], "sentid": i} for i, caption in enumerate(captions)]
+    own = {"filename": f"{image_id}.jpg", "filepath": "val2014", "cocoid": image_id, "imgid": 900, "split": split}
+    return {**own, "sentences": sentences, **fields}
+
+
+def coco_image(image_id, **fields) -> dict:
+    return {"id": image_id, "file_name": f"{image_id}.jpg", "height": 48, "width": 64, **fields}
+
+
+def coco_caption(image_id, caption="A dog.\n") -> dict:
+    return {"id": 1, "image_id": image_id, "caption": caption}
+
+
+@pytest.fixture
+def load(tmp_path, new_name):
+    """A function that registers a json of captions and loads it."""
+
+    def write_and_load(content, sizes=None, **options):
+        (tmp_path / "captions.json").write_text(json.dumps(content))
+        if sizes is not None:
+            (tmp_path / "sizes.json").write_text(json.dumps({"images": sizes}))
+            options["images_files"] = [tmp_path / "sizes.json"]
+        DatasetCatalog.pop(new_name, None)
+        MetadataCatalog.pop(new_name, None)
+        register_captioning(new_name, tmp_path / "captions.json", tmp_path, **options)
+        return load_dataset(new_name)
+
+    return write_and_load
+
+
+def test_karpathys_splits_hold_their_images_with_all_captions(load, tmp_path, new_name):
+    images = [karpathy(5), karpathy(3, "restval", ["  A bird. \n"]), karpathy(4, "val"), karpathy(6, "test")]
+    first, second = load({"images": images, "dataset": "coco"}, [coco_image(5)], splits=("train", "restval"))
+    assert first == {
+        "file_name": os.path.join(tmp_path, "val2014", "5.jpg"),
+        "image_id": 5,
+        "height": 48,
+        "width": 64,
+        "captions": ["A dog.", "A cat ."],
+    }
+    assert second["captions"] == ["A bird."] and "height" not in second
+    metadata = MetadataCatalog.get(new_name)
+    assert (metadata.task, metadata.evaluator_type) == ("captioning", "captioning")
+
+
+def test_flickr30k_has_no_folders_and_its_own_ids(load, tmp_path):
+    image = {key: value for key, value in karpathy(7).items() if key not in ("filepath", "cocoid")}
+    (record,) = load({"images": [image]}, splits=("train",))
+    assert (record["file_name"], record["image_id"]) == (str(tmp_path / "7.jpg"), 900)
+
+
+def test_captions_of_coco_meet_their_images(load, tmp_path):
+    annotations = [coco_caption(2), coco_caption(1, "B"), coco_caption(2, "C"), coco_caption(9, "of no image")]
+    first, second = load({"images": [coco_image(2), coco_image(1)], "annotations": annotations})
+    assert first == {
+        "file_name": str(tmp_path / "2.jpg"),
+        "image_id": 2,
+        "height": 48,
+        "width": 64,
+        "captions": ["A dog.", "C"],
+    }
+    assert second["captions"] == ["B"]
+
+
+def test_a_test_set_has_images_alone_and_cannot_train(load, new_name):
+    (record,) = load({"images": [coco_image(1)]})
+    assert "captions" not in record
+    with pytest.raises(ValueError, match="has images without 'captions', expected a dataset to train on"):
+        load_training_dicts([new_name], filter_empty=True)
+
+
+def test_images_without_a_caption_are_left_out_counted_and_named(load, caplog):
+    with caplog.at_level(logging.WARNING, "glipv2_d2"):
+        images = [karpathy(1, captions=[]), karpathy(2), karpathy(3, captions=[" "])]
+        (record,) = load({"images": images}, splits=["train"])
+    assert record["image_id"] == 2
+    assert "2 images (image id 1: no caption, expected at least one; image id 3: no caption" in caplog.text
+    assert "1 captions (images[2].sentences[0]: raw is ' '" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "glipv2_d2"):
+        (record,) = load({"images": [coco_image(1), coco_image(2)], "annotations": [coco_caption(2)]})
+    assert record["image_id"] == 2 and "1 images (image id 1: no caption" in caplog.text
+
+
+BAD_KARPATHY = {
+    "no object": (None, "images", "found None"),
+    "no id": (karpathy(None, imgid="x"), "images", "cocoid or imgid is None"),
+    "no file": (karpathy(1, filename=""), "images", "filename is ''"),
+    "outside": (karpathy(1, filepath="../x"), "images", "a path inside the folder"),
+    "no list": (karpathy(1, sentences={}), "images", "sentences is {}, expected a list"),
+}
+
+
+@pytest.mark.parametrize("bad, kind, reason", BAD_KARPATHY.values(), ids=BAD_KARPATHY)
+def test_bad_images_of_karpathy_are_left_out(load, caplog, bad, kind, reason):
+    with caplog.at_level(logging.WARNING, "glipv2_d2"):
+        (record,) = load({"images": [bad, karpathy(2)]}, splits=["train"])
+    assert record["image_id"] == 2
+    assert f"left out 1 {kind} (images[0]: " in caplog.text and reason in caplog.text
+
+
+BAD_COCO = {
+    "no object": ([coco_image(2), 7], [], "images[1]: found 7"),
+    "size": ([coco_image(2), coco_image(1, width=None)], [], "images[1]: width is None"),
+    "no caption": ([coco_image(2)], [coco_caption(2, None)], "annotations[1]: caption is None"),
+    "no caption object": ([coco_image(2)], [[]], "annotations[1]: found [], expected an object with caption"),
+    "no image": ([coco_image(2)], [coco_caption("2")], "annotations[1]: image_id is '2'"),
+}
+
+
+@pytest.mark.parametrize("images, captions, reason", BAD_COCO.values(), ids=BAD_COCO)
+def test_bad_entries_of_coco_are_left_out(load, caplog, images, captions, reason):
+    with caplog.at_level(logging.WARNING, "glipv2_d2"):
+        (record,) = load({"images": images, "annotations": [coco_caption(2), *captions]})
+    assert record["captions"] == ["A dog."] and reason in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "splits", "message"),
+    [
+        ({"images": 1}, (), "images is 1, expected a list"),
+        ({"images": [], "annotations": 1}, (), "annotations is 1, expected a list"),
+        ({"images": [karpathy(1)]}, ("train", "tset"), r"splits are \['train'\], expected 'tset' among them"),
+        ({"images": [karpathy(1), karpathy(1)]}, ("train",), "two images have the id 1, expected one"),
+        ({"images": [karpathy(1, captions=[])]}, ("train",), "found nothing to use, expected images with captions of the"),
+        ({"images": []}, (), "found nothing to use, expected images with captions"),
+    ],
+)
+def test_other_files_are_named_in_one_line(load, content, splits, message):
+    with pytest.raises(AnnotationError, match=f"captions.json: {message}") as raised:
+        load(content, splits=splits)
+    assert "\n" not in str(raised.value)
+
+
+def test_missing_files_are_named(new_name, tmp_path):
+    register_captioning(new_name, tmp_path / "a.json", tmp_path, images_files=[tmp_path / "sizes.json"])
+    with pytest.raises(FileNotFoundError, match="json_file .*a.json does not exist"):
+        load_dataset(new_name)
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="images_files .*sizes.json does not exist"):
+        load_dataset(new_name)
+    with pytest.raises(ValueError, match="registered already"):
+        register_captioning(new_name, "a", "b")
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_damage_is_left_out_or_a_one_line_error(tmp_path, data):
+    """Replace or remove one random value of good files; what comes out is always fit for training."""
+    splits = data.draw(st.sampled_from([(), ("train", "val")]))
+    captions = {"images": [coco_image(1), coco_image(2)], "annotations": [coco_caption(1), coco_caption(2)]}
+    if splits:
+        captions = {"images": [karpathy(1), karpathy(2), karpathy(3, "val")]}
+    files = {"captions": captions, "sizes": {"images": [coco_image(1), coco_image(2)]}}
+    for name, content in damaged(data, files).items():
+        (tmp_path / name).write_text(json.dumps(content))
+    try:
+        options = (splits, (str(tmp_path / "sizes"),), f"{tmp_path.name}_damaged")
+        records = load_captioning(str(tmp_path / "captions"), str(tmp_path), *options)
+    except AnnotationError as error:
+        assert str(tmp_path) in str(error) and "\n" not in str(error) and len(str(error)) < 3000
+    else:
+        assert records
+        check_dataset_dicts("damaged", records, task="captioning")
+    finally:
+        MetadataCatalog.pop(f"{tmp_path.name}_damaged", None)
+
+
+# --- captions whose phrases have boxes
+
+
+def test_grounded_captions_of_mdetr_stay_without_a_box(tmp_path, new_name):
+    images = [{**coco_image(i), "caption": "a dog"} for i in (1, 2)]
+    boxes = [{"image_id": 1, "bbox": [4, 6, 20, 10], "tokens_positive": [[2, 5]]}]
+    (tmp_path / "a.json").write_text(json.dumps({"images": images, "annotations": boxes}))
+    register_grounding_json(new_name, tmp_path / "a.json", tmp_path, task="captioning")
+    first, second = load_training_dicts([new_name], filter_empty=True, min_score=0.9)
+    assert [item["tokens_positive"] for item in first["annotations"]] == [((2, 5),)]
+    assert second["caption"] == "a dog" and second["annotations"] == []
+    assert MetadataCatalog.get(new_name).evaluator_type == "grounded_captioning"
+
+
+def test_captions_with_pseudo_boxes_stay_without_a_box(tmp_path, new_name):
+    regions = [{"bbox": [1, 1, 9, 9], "tokens_positive": [[2, 5]], "score": 0.25}]
+    lines = [
+        {"filename": f"{i}.jpg", "height": 48, "width": 64, "grounding": {"caption": "a dog", "regions": own}}
+        for i, own in enumerate((regions, []))
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    register_odvg(new_name, tmp_path / "a.jsonl", tmp_path, task="captioning")
+    first, second = load_training_dicts([new_name], filter_empty=True, min_score=0.9)
+    assert [item["score"] for item in first["annotations"]] == [0.25] and second["annotations"] == []
+    assert MetadataCatalog.get(new_name).evaluator_type == "grounded_captioning"
+
+
+PLAIN = {"file_name": "a.jpg", "captions": ["a dog"]}
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"captions": ["a"]}, "lacks 'file_name'"),
+        ({**PLAIN, "captions": []}, r"a.jpg: captions is \[\], expected a list of captions"),
+        ({**PLAIN, "captions": "a dog"}, "captions is 'a dog', expected a list of captions"),
+        ({**PLAIN, "captions": ["a", " "]}, "captions is .*expected a list of captions"),
+        ({**PLAIN, "caption": " "}, "caption is ' ', expected some words"),
+        ({**PLAIN, "height": 9, "width": 9, "annotations": [{"bbox": (1, 1, 5, 5), "bbox_mode": 0}]}, "caption is None"),
+    ],
+)
+def test_dicts_of_any_reader_are_checked(record, message):
+    check_dataset_dicts("mine", [PLAIN, {"file_name": "b.jpg"}, {"file_name": "c", "caption": "a"}], task="captioning")
+    with pytest.raises(AnnotationError, match=f"dataset 'mine': .*{message}"):
+        check_dataset_dicts("mine", [PLAIN, record], task="captioning")

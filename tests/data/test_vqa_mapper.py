@@ -1,0 +1,188 @@
+import pickle
+
+import numpy as np
+import pytest
+from detectron2.data import transforms as T
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from glipv2_d2.data.dataset_mappers.vqa import VQADatasetMapper
+from glipv2_d2.prompts.answers import AnswerVocabulary
+from glipv2_d2.prompts.tokenizer import PromptTokenizer
+
+#           0         1         2
+#           0123456789012345678901234567
+QUESTION = "Is the cat left of the dog?"
+CAT, DOG = (7, 10), (23, 26)
+ANSWERS = ["yes", "no", "left", "right", "dog"]
+
+
+def mapper(augmentations=(), max_tokens=256, is_train=True, grounded=True, **more) -> VQADatasetMapper:
+    return VQADatasetMapper(
+        answers=AnswerVocabulary(ANSWERS),
+        grounded=grounded,
+        is_train=is_train,
+        augmentations=list(augmentations),
+        image_format="BGR",
+        tokenizer=PromptTokenizer(max_tokens=max_tokens),
+        **more,
+    )
+
+
+def annotation(bbox, *spans, **fields) -> dict:
+    target = {"tokens_positive": spans} if spans else {}
+    return {"bbox": bbox, "bbox_mode": BoxMode.XYXY_ABS, **target, **fields}
+
+
+@pytest.fixture
+def record(tmp_path) -> dict:
+    """An image of 64 x 48, a question, ten answers, and four boxes: cat, dog, dog as answer, and the answer alone."""
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    return {
+        **{"file_name": str(tmp_path / "a.png"), "image_id": 7, "width": 64, "height": 48, "sample_seed": 11},
+        **{"question": QUESTION, "question_id": 70},
+        "answers": [{"answer": "yes"}] * 7 + [{"answer": "no"}] * 2 + ["a dog"],
+        "annotations": [
+            annotation((4.0, 6.0, 24.0, 16.0), CAT),
+            annotation((30.0, 8.0, 40.0, 40.0), DOG),
+            annotation((31.0, 8.0, 40.0, 40.0), DOG, answer_box=True, score=0.75),
+            annotation((1.0, 1.0, 9.0, 9.0), answer_box=True),
+        ],
+    }
+
+
+def spelled(mapper, ids) -> str:
+    return " ".join(mapper.tokenizer._encoder.id_to_token(index) for index in ids.tolist())
+
+
+def words_of_boxes(mapper, sample) -> list[str]:
+    prompt = sample["prompts"][0]
+    return [spelled(mapper, prompt.input_ids[row]) for row in prompt.phrase_token_map[sample["instances"].gt_classes]]
+
+
+def test_a_grounded_question_has_boxes_of_its_words_and_of_the_answer(record):
+    own = mapper()
+    sample = own(record)
+    (prompt,) = sample["prompts"]
+    assert spelled(own, prompt.input_ids) == "[CLS] is the cat left of the dog ? [MASK] [SEP]"
+    assert words_of_boxes(own, sample) == ["cat", "dog", "dog [MASK]", "[MASK]"]
+    instances = sample["instances"]
+    assert instances.gt_boxes.tensor.tolist() == [[4, 6, 24, 16], [30, 8, 40, 40], [31, 8, 40, 40], [1, 1, 9, 9]]
+    assert instances.gt_category_ids.tolist() == [-1] * 4 and prompt.category_ids.tolist() == [-1] * 4
+    assert (sample["task"], sample["question_id"], sample["image_id"]) == ("vqa", 70, 7)
+    assert sample["answer_scores"].tolist() == pytest.approx([1.0, 0.6, 0.0, 0.0, 0.3])
+    assert prompt.mlm_labels is None and "dropped" not in sample
+
+
+def test_a_plain_question_has_no_instances_and_no_mask_token(record):
+    plain_data = {key: value for key, value in record.items() if key != "annotations"}
+    for own, one in ((mapper(grounded=False), record), (mapper(), plain_data)):
+        sample = own(one)
+        assert "instances" not in sample and sample["task"] == "vqa"
+        assert spelled(own, sample["prompts"][0].input_ids) == "[CLS] is the cat left of the dog ? [SEP]"
+        assert sample["answer_scores"].tolist() == pytest.approx([1.0, 0.6, 0.0, 0.0, 0.3])
+
+
+def test_a_question_without_boxes_in_a_grounded_dataset_has_empty_instances(record):
+    own = mapper()
+    sample = own({**record, "annotations": []})
+    assert len(sample["instances"]) == 0 and sample["prompts"][0].phrases == ()
+    assert spelled(own, sample["prompts"][0].input_ids).endswith("? [MASK] [SEP]")
+
+
+def test_the_dataset_dict_stays_as_it_is(record):
+    before = pickle.dumps(record)
+    mapper([T.RandomFlip(1.0)], flip_words=True)(record)
+    mapper(is_train=False)(record)
+    assert pickle.dumps(record) == before
+
+
+def test_weak_boxes_and_crowds_are_no_targets(record):
+    crowd = annotation((2.0, 2.0, 9.0, 9.0), CAT, iscrowd=1)
+    own = mapper(min_score=0.8)
+    sample = own({**record, "annotations": [*record["annotations"], crowd]})
+    assert words_of_boxes(own, sample) == ["cat", "dog", "[MASK]"]
+    assert len(mapper(min_score=0.75)(record)["instances"]) == 4
+
+
+def test_a_mirrored_question_and_its_answers_change_sides(record):
+    own = mapper([T.RandomFlip(1.0)], flip_words=True)
+    sample = own({**record, "answers": ["left"] * 9 + ["right"]})
+    assert spelled(own, sample["prompts"][0].input_ids) == "[CLS] is the cat right of the dog ? [MASK] [SEP]"
+    assert words_of_boxes(own, sample) == ["cat", "dog", "dog [MASK]", "[MASK]"]
+    assert sample["instances"].gt_boxes.tensor.tolist()[0] == [40, 6, 60, 16]
+    assert sample["answer_scores"].tolist() == pytest.approx([0.0, 0.0, 0.3, 1.0, 0.0])
+
+
+def test_nothing_changes_sides_without_a_flip_or_without_the_option(record):
+    for own in (mapper(flip_words=True), mapper([T.RandomFlip(1.0)])):
+        sample = own({**record, "answers": ["left"]})
+        assert " left " in spelled(own, sample["prompts"][0].input_ids)
+        assert sample["answer_scores"].tolist() == [0, 0, 1, 0, 0]
+
+
+def test_a_mirrored_plain_question_stays_plain(record):
+    own = mapper([T.RandomFlip(1.0)], flip_words=True)
+    sample = own({key: value for key, value in record.items() if key != "annotations"})
+    assert "instances" not in sample
+    assert spelled(own, sample["prompts"][0].input_ids) == "[CLS] is the cat right of the dog ? [SEP]"
+
+
+@pytest.mark.parametrize("answers", [["blue"], [{"answer": "blue"}] * 10])
+def test_answers_outside_the_list_score_zero_and_are_counted(record, answers):
+    sample = mapper()({**record, "answers": answers})
+    assert sample["answer_scores"].tolist() == [0.0] * 5
+    assert sample["dropped"] == {"questions_without_answers": 1}
+
+
+def test_a_question_past_the_token_limit_is_cut_and_counted(record):
+    # [CLS] is the cat left of [MASK] [SEP]: five of nine tokens fit beside the mask token.
+    own = mapper(max_tokens=8)
+    sample = own({**record, "answers": ["blue"]})
+    assert spelled(own, sample["prompts"][0].input_ids) == "[CLS] is the cat left of [MASK] [SEP]"
+    # The box of the dog that is also the answer keeps the mask token.
+    assert words_of_boxes(own, sample) == ["cat", "[MASK]", "[MASK]"]
+    assert sample["dropped"] == {"tokens": 3, "phrases": 1, "boxes": 1, "questions_without_answers": 1}
+
+
+def test_a_question_that_just_fits_drops_nothing(record):
+    assert "dropped" not in mapper(max_tokens=11)(record)
+    assert mapper(max_tokens=10)(record)["dropped"] == {"tokens": 1}
+    assert "dropped" not in mapper(max_tokens=10, grounded=False)(record)
+
+
+@pytest.mark.parametrize(
+    ("grounded", "phrases", "text"),
+    [
+        (True, ("the cat", "the dog", "[answer]"), "[CLS] is the cat left of the dog ? [MASK] [SEP]"),
+        (False, (), "[CLS] is the cat left of the dog ? [SEP]"),
+    ],
+)
+def test_a_test_sample_has_its_question_and_no_targets(record, grounded, phrases, text):
+    own = mapper(is_train=False, grounded=grounded)
+    sample = own({key: value for key, value in record.items() if key not in ("answers", "annotations")})
+    (prompt,) = sample["prompts"]
+    assert prompt.phrases == phrases and spelled(own, prompt.input_ids) == text
+    assert (sample["task"], sample["question_id"], sample["height"], sample["width"]) == ("vqa", 70, 48, 64)
+    assert not {"instances", "answer_scores", "dropped"} & set(sample)
+
+
+def test_the_size_of_an_image_may_be_unknown(record):
+    sample = mapper(grounded=False)({key: record[key] for key in record if key not in ("height", "width")})
+    assert (sample["height"], sample["width"]) == (48, 64)
+
+
+def test_a_typed_special_token_is_text(record):
+    own = mapper(grounded=False)
+    ids = own({**record, "question": "What is [MASK]?"})["prompts"][0].input_ids
+    assert own.tokenizer.mask_id not in ids.tolist()
+
+
+def test_grounding_needs_a_mask_token(monkeypatch):
+    def no_mask(self):
+        raise ValueError("has no mask token")
+
+    monkeypatch.setattr(PromptTokenizer, "mask_id", property(no_mask))
+    mapper(grounded=False)
+    with pytest.raises(ValueError, match="has no mask token"):
+        mapper(grounded=True)

@@ -1,0 +1,117 @@
+import json
+from collections import Counter
+
+import prepare_vqa
+import pytest
+from prepare_vqa import count_answers, draw_images, frequent_answers, main
+
+from glipv2_d2.prompts.answers import AnswerVocabulary
+
+
+def annotations(*answers, first_image=1) -> dict:
+    entries = [
+        {"question_id": i, "image_id": i, "multiple_choice_answer": answer} for i, answer in enumerate(answers, first_image)
+    ]
+    return {"annotations": entries}
+
+
+def scenes(*questions) -> dict:
+    return {"images": [{"id": 1, "questions": list(questions)}, {"id": 2}], "annotations": []}
+
+
+def test_answers_are_counted_in_their_normal_form():
+    contents = {"a": annotations("Yes", "yes.", "two", "the"), "b": annotations("2", "a red bus")}
+    assert count_answers(contents) == {"yes": 2, "2": 2, "red bus": 1}
+
+
+def test_questions_of_images_count_by_their_most_common_answer():
+    several = {"answers": [{"answer": "x"}, "No", {"answer": "no."}]}
+    assert count_answers({"a": scenes({"answer": "2"}, several, {"answers": ["u", "w"]})}) == {"2": 1, "no": 1, "u": 1}
+
+
+def test_frequent_answers_come_first_and_equally_frequent_ones_by_alphabet():
+    counts = Counter({"b": 9, "a": 9, "c": 30, "d": 8})
+    assert frequent_answers(counts, 9) == ["c", "a", "b"] and frequent_answers(counts, 8)[-1] == "d"
+    with pytest.raises(ValueError, match="--min-occurrences is 31, expected at most 30"):
+        frequent_answers(counts, 31)
+
+
+def write(folder, name, content):
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(json.dumps(content))
+
+
+def test_vqav2_gets_its_answers_and_its_dev_split(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    monkeypatch.setattr(prepare_vqa, "NUM_DEV_IMAGES", 5)
+    folder = tmp_path / "vqav2"
+    write(folder, "v2_mscoco_train2014_annotations.json", annotations(*["yes"] * 6, *["no"] * 8))
+    write(folder, "v2_mscoco_val2014_annotations.json", annotations(*["yes"] * 3, *["blue"] * 9, first_image=100))
+    main([])
+    assert AnswerVocabulary.from_file(str(folder / "answers.json")).answers == ("blue", "yes")
+    image_ids = json.loads((folder / "dev2k_images.json").read_text())
+    assert len(set(image_ids)) == 5 and image_ids == sorted(image_ids) and set(image_ids) <= set(range(100, 112))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("answers.json: 2 of 3 answers, of 18 of 26 questions")
+    assert lines[1].endswith("dev2k_images.json: 5 images")
+    main(["--seed", "1"])
+    assert json.loads((folder / "dev2k_images.json").read_text()) != image_ids
+    main([])
+    assert json.loads((folder / "dev2k_images.json").read_text()) == image_ids
+
+
+def test_other_annotations_give_a_list_of_answers_alone(tmp_path):
+    write(tmp_path, "a.json", scenes({"answer": "2"}, {"answer": "3"}))
+    arguments = ["--annotations", str(tmp_path / "a.json"), "--output", str(tmp_path / "answers.json")]
+    main([*arguments, "--min-occurrences", "1"])
+    assert json.loads((tmp_path / "answers.json").read_text()) == ["2", "3"]
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", "answers.json"}
+    with pytest.raises(SystemExit, match="error: --min-occurrences is 9, expected at most 1"):
+        main(arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--annotations", "a.json"], "--annotations needs --output"),
+        (["--min-occurrences", "0"], "--min-occurrences is 0, expected at least 1"),
+    ],
+)
+def test_arguments_that_cannot_be_are_named(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert message in capsys.readouterr().err
+
+
+BAD = {
+    "no json": ("{", "a.json: Expecting .*; expected a json file"),
+    "list": ("[]", r"a.json is \[\], expected an object"),
+    "no annotations": ("{}", "a.json: annotations is None, expected a list"),
+    "no object": ('{"annotations": [7]}', r"annotations\[0\] is 7, expected an object"),
+    "no answer": ('{"annotations": [{}]}', r"annotations\[0\].multiple_choice_answer is None, expected a string"),
+    "nothing": ('{"annotations": []}', "found no answer, expected questions with answers"),
+    "questions": ('{"images": [{"questions": 1}]}', r"images\[0\].questions is 1, expected a list"),
+    "question": ('{"images": [{"questions": [1]}]}', r"images\[0\].questions\[0\] is 1, expected an object"),
+    "answers": ('{"images": [{"questions": [{"answers": []}]}]}', r"questions\[0\].answers is \[\], expected a list"),
+    "texts": ('{"images": [{"questions": [{"answers": [1]}]}]}', r"questions\[0\].answers is 1, expected a string"),
+}
+
+
+@pytest.mark.parametrize("text, message", BAD.values(), ids=BAD)
+def test_what_is_no_annotation_is_one_line(tmp_path, text, message):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(SystemExit, match=f"error: .*{message}") as raised:
+        main(["--annotations", str(tmp_path / "a.json"), "--output", str(tmp_path / "out.json")])
+    assert "\n" not in str(raised.value) and not (tmp_path / "out.json").exists()
+
+
+def test_a_missing_file_is_one_line(tmp_path):
+    with pytest.raises(SystemExit, match="error: .*v2_mscoco_train2014_annotations.json"):
+        main([str(tmp_path)])
+
+
+def test_too_few_images_and_ids_that_are_none_are_named():
+    with pytest.raises(ValueError, match="x: found 1 images, expected at least 2000"):
+        draw_images(annotations("yes"), "x", 0)
+    with pytest.raises(ValueError, match=r"x: annotations\[0\].image_id is '1', expected an integer"):
+        draw_images({"annotations": [{"image_id": "1"}]}, "x", 0)
