@@ -1,11 +1,11 @@
-"""Make what training on visual questions needs beside the annotations: the list of answers, and VQAv2's small dev split.
+"""Make what training on visual questions needs beside the annotations: a list of answers, and VQAv2's dev split.
 
     python datasets/prepare_vqa.py                           # VQAv2, in $DETECTRON2_DATASETS/vqav2
     python datasets/prepare_vqa.py --annotations my.json --output my_answers.json --min-occurrences 2
 
 An answer is in the list if it is the most common one of at least nine questions, in the normal form in which the
-official evaluation compares. The most frequent comes first. Of VQAv2 the answers are those of train2014 and val2014, and
-the dev split is 2,000 images of val2014, drawn by a seed.
+official evaluation compares. The most frequent comes first. Of VQAv2 the answers are those of train2014 and val2014,
+and the dev split is 2,000 images of val2014, drawn by a seed.
 """
 
 import argparse
@@ -106,7 +106,7 @@ def frequent_answers(counts: Counter[str], min_occurrences: int) -> list[str]:
     kept = [answer for answer in answers if counts[answer] >= min_occurrences]
     if not kept:
         most = counts[answers[0]]
-        raise ValueError(f"--min-occurrences is {min_occurrences}, expected at most {most}: no answer has more questions")
+        raise ValueError(f"--min-occurrences is {min_occurrences}, expected at most {most}, what an answer has")
     return kept
 
 

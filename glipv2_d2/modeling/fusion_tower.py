@@ -35,14 +35,17 @@ class TowerBlock(nn.Module):
         self.dyconv = dyconv
 
     def forward(
-        self, features: list[Tensor], hidden: Tensor, mask: Tensor, causal: bool = False
+        self, features: list[Tensor], hidden: Tensor, mask: Tensor, causal: bool = False, with_levels: bool = True
     ) -> tuple[list[Tensor], Tensor]:
-        """Map L levels (N, C, Hl, Wl) and tokens (N, T, D) with their mask (N, T) to new ones."""
+        """Map L levels (N, C, Hl, Wl) and tokens (N, T, D) with their mask (N, T) to new ones.
+
+        Without ``with_levels`` the image layer does not run.
+        """
         if self.fusion is not None:
             features, hidden = self.fusion(features, hidden, mask, text_to_image=not causal)
         if self.language_layer is not None:
             hidden = self.language_layer(hidden, mask, causal)
-        return self.dyconv(features), hidden
+        return self.dyconv(features) if with_levels else features, hidden
 
 
 class FusionTower(nn.Module):
@@ -131,7 +134,7 @@ class FusionTower(nn.Module):
             self.blocks.append(TowerBlock(dyconv, attention, language_layer))
 
     def forward(
-        self, features: list[Tensor], language: LanguageFeatures, causal: bool = False
+        self, features: list[Tensor], language: LanguageFeatures, causal: bool = False, with_levels: bool = True
     ) -> tuple[list[Tensor], LanguageFeatures]:
         """Fuse L levels (N, C, Hl, Wl), fine to coarse, with the tokens of N prompts.
 
@@ -139,17 +142,19 @@ class FusionTower(nn.Module):
             features: The levels.
             language: The prompts.
             causal: A token depends on tokens up to itself only, and the levels on no token (GLIPv2, App. D.2).
+            with_levels: The levels are needed, not only the tokens, which the last image layer does not change.
 
         Returns:
-            L levels (N, channels, Hl, Wl), and the language features with ``hidden`` replaced by the fused tokens.
+            L levels (N, channels, Hl, Wl), none if they are not needed, and the language features with ``hidden`` replaced by the fused tokens.
         """
         hidden = language.hidden
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks, 1):
+            inputs = (features, hidden, language.mask, causal, with_levels or number < len(self.blocks))
             if self.use_checkpoint and self.training:
-                features, hidden = checkpoint(block, features, hidden, language.mask, causal, use_reentrant=False)
+                features, hidden = checkpoint(block, *inputs, use_reentrant=False)
             else:
-                features, hidden = block(features, hidden, language.mask, causal)
-        return features, language._replace(hidden=hidden)
+                features, hidden = block(*inputs)
+        return features if with_levels else [], language._replace(hidden=hidden)
 
     def read_images(self, features: list[Tensor]) -> list[Tensor]:
         """Run the levels of N images alone, as they are in a causal ``forward``, for tokens that come one by one.

@@ -7,6 +7,7 @@ import os
 import pytest
 from damaged_json import damaged
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -142,7 +143,7 @@ def test_bad_entries_of_coco_are_left_out(load, caplog, images, captions, reason
         ({"images": [], "annotations": 1}, (), "annotations is 1, expected a list"),
         ({"images": [karpathy(1)]}, ("train", "tset"), r"splits are \['train'\], expected 'tset' among them"),
         ({"images": [karpathy(1), karpathy(1)]}, ("train",), "two images have the id 1, expected one"),
-        ({"images": [karpathy(1, captions=[])]}, ("train",), "found nothing to use, expected images with captions of the"),
+        ({"images": [karpathy(1, captions=[])]}, ("train",), "found nothing to use, expected images with captions of"),
         ({"images": []}, (), "found nothing to use, expected images with captions"),
     ],
 )
@@ -213,6 +214,7 @@ def test_captions_with_pseudo_boxes_stay_without_a_box(tmp_path, new_name):
     assert MetadataCatalog.get(new_name).evaluator_type == "grounded_captioning"
 
 
+BOX = {"bbox": (1, 1, 5, 5), "bbox_mode": BoxMode.XYXY_ABS, "tokens_positive": ((0, 1),)}
 PLAIN = {"file_name": "a.jpg", "captions": ["a dog"]}
 
 
@@ -224,7 +226,7 @@ PLAIN = {"file_name": "a.jpg", "captions": ["a dog"]}
         ({**PLAIN, "captions": "a dog"}, "captions is 'a dog', expected a list of captions"),
         ({**PLAIN, "captions": ["a", " "]}, "captions is .*expected a list of captions"),
         ({**PLAIN, "caption": " "}, "caption is ' ', expected some words"),
-        ({**PLAIN, "height": 9, "width": 9, "annotations": [{"bbox": (1, 1, 5, 5), "bbox_mode": 0}]}, "caption is None"),
+        ({**PLAIN, "height": 9, "width": 9, "annotations": [BOX]}, "caption is None"),
     ],
 )
 def test_dicts_of_any_reader_are_checked(record, message):

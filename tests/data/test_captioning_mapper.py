@@ -79,9 +79,9 @@ def test_the_caption_is_a_function_of_the_seed(plain):
 def test_a_grounded_sample_has_the_boxes_of_its_words(grounded):
     own = mapper(grounded=True)
     sample = own({**grounded, "captions": ["never drawn"]})
-    assert text_of(own, sample) == f"[CLS] {CAPTIONS[0]} [SEP]"
+    assert text_of(own, sample) == f"[CLS] {CAPTIONS[0]} [SEP]" and sample["task"] == "captioning"
     assert words_of_boxes(own, sample) == ["cat", "dog"]
-    assert sample["instances"].gt_boxes.tensor.tolist() == [[4, 6, 24, 16], [30, 8, 40, 40]] and sample["task"] == "captioning"
+    assert sample["instances"].gt_boxes.tensor.tolist() == [[4, 6, 24, 16], [30, 8, 40, 40]]
 
 
 def test_weak_boxes_and_crowds_are_no_targets(grounded):

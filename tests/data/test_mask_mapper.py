@@ -276,6 +276,10 @@ def test_masks_of_boxes_that_go_are_gone(record):
     assert instances.gt_boxes.tensor.tolist() == [[0, 0, 14, 30]]
     assert instances.gt_masks.tensor.shape == (1, 30, 20)
     assert differs_at_the_border_only(instances.gt_masks.tensor[0].numpy(), draw(STAR)[10:40, 42:62], 1)
+    # Of the fish, which comes last, a part is left, of the others nothing.
+    instances = detection_mapper(augmentations=[T.CropTransform(4, 4, 4, 12)])(record)["instances"]
+    assert instances.gt_boxes.tensor.tolist() == [[0, 0, 4, 12]]
+    assert instances.gt_has_mask.tolist() == [True] and instances.gt_masks.tensor.all()
     # The prompt of the second has no room for the cat.
     for make_mapper in (detection_mapper, grounding_mapper):
         short = make_mapper(max_tokens=5)(record)["instances"]

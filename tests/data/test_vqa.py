@@ -306,7 +306,11 @@ BAD_LINES = {
     "no regions": ({**BOX_LINE, "regions": 1}, "lines", "regions is 1, expected a list"),
     "no size": ({**BOX_LINE, "height": 0}, "lines", "height is 0"),
     "no region": ({**BOX_LINE, "regions": [None]}, "boxes", "region is None, expected an object"),
-    "past the question": ({**BOX_LINE, "regions": [{"bbox": [1, 1, 9, 9], "tokens_positive": [[8, 15]]}]}, "boxes", "15"),
+    "past the question": (
+        {**BOX_LINE, "regions": [{"bbox": [1, 1, 9, 9], "tokens_positive": [[8, 15]]}]},
+        "boxes",
+        "tokens_positive is [[8, 15]]",
+    ),
     "of nothing": ({**BOX_LINE, "regions": [{"bbox": [1, 1, 9, 9]}]}, "boxes", "tokens_positive is None"),
     "answer_box": ({**BOX_LINE, "regions": [{"bbox": [1, 1, 9, 9], "answer_box": 1}]}, "boxes", "answer_box is 1"),
     "score": (

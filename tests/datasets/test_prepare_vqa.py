@@ -9,10 +9,8 @@ from glipv2_d2.prompts.answers import AnswerVocabulary
 
 
 def annotations(*answers, first_image=1) -> dict:
-    entries = [
-        {"question_id": i, "image_id": i, "multiple_choice_answer": answer} for i, answer in enumerate(answers, first_image)
-    ]
-    return {"annotations": entries}
+    numbered = enumerate(answers, first_image)
+    return {"annotations": [{"question_id": i, "image_id": i, "multiple_choice_answer": one} for i, one in numbered]}
 
 
 def scenes(*questions) -> dict:

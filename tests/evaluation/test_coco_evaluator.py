@@ -64,8 +64,8 @@ def test_numbers_equal_those_of_pycocotools(tmp_path, block):
 
 
 def one_of_each():
-    annotations = [make_annotation(1, 1, SMALL), make_annotation(1, 1, MEDIUM), make_annotation(2, 1, LARGE)]
-    return make_content(annotations, (1, 2))
+    places = ((1, SMALL), (1, MEDIUM), (2, LARGE))
+    return make_content([make_annotation(image_id, 1, box, iscrowd=0) for image_id, box in places], (1, 2))
 
 
 def test_perfect_detections_give_the_maximum(tmp_path):

@@ -56,7 +56,11 @@ def test_letters_of_a_multiple_choice_stay_apart():
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("a.json", json.dumps(["red bus", "no", "été"])), ("a.txt", "red bus\r\n\n  no \nété"), ("answers", "red bus\nno\nété\n")],
+    [
+        ("a.json", json.dumps(["red bus", "no", "été"])),
+        ("a.txt", "red bus\r\n\n  no \nété"),
+        ("answers", "red bus\nno\nété\n"),
+    ],
 )
 def test_lists_are_read_from_json_or_lines(tmp_path, name, text):
     (tmp_path / name).write_text(text, encoding="utf-8")

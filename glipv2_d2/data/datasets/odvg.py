@@ -64,9 +64,8 @@ def load_odvg(jsonl_file: str, image_root: str, name: str) -> list[dict]:
 
     See ``read_odvg_grounding`` for what else a region may hold. A line that cannot be used is left out, as are regions
     of a sentence, and sentences without any box left, but for captions to be written (task "captioning"); one warning
-    counts them and names the first few. A detection
-    line with a box that cannot be used is left out as a whole: without the box its object would count as background.
-    Only boxes of at most one pixel are left out alone.
+    counts them and names the first few. A detection line with a box that cannot be used is left out as a whole: without
+    the box its object would count as background. Only boxes of at most one pixel are left out alone.
 
     Returns:
         Dataset dicts in the order of the file, ``image_id`` being the number of the line, from 1. About 3 kB of memory

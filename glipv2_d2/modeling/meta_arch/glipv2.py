@@ -193,30 +193,40 @@ class GLIPv2(DenseDetector):
         prompts = [inputs["prompts"][0] for inputs in batched_inputs]
         # Questions and captions may come without boxes, a batch of them with or without.
         instances = [inputs["instances"].to(self.device) for inputs in batched_inputs if "instances" in inputs]
+        if len(instances) not in (0 if task != "detection" else len(prompts), len(prompts)):
+            raise ValueError(
+                f"model input: expected 'instances' in each of a batch or, for questions and captions, in none, found "
+                f"{len(instances)} of {len(prompts)}"
+            )
         images = self.preprocess_image(batched_inputs)
+        causal = task == "captioning"
         losses: dict[str, Tensor] = {}
         with torch.no_grad() if self._fixed_parts else contextlib.nullcontext():
             features = self._visual_features(images)
             tokens = TokenBatch.from_prompts(prompts, self.device)
-            language = self.text_encoder(tokens, causal=task == "captioning")
-            fused = self._predict(features, language, causal=task == "captioning")
-            anchors = self.anchor_generator(features)
-            if not self._fixed_parts and instances:
+            language = self.text_encoder(tokens, causal=causal)
+            if instances:
+                fused = self._predict(features, language, causal)
+                hidden = fused.hidden
+                anchors = self.anchor_generator(features)
+            else:
+                hidden = self.fusion_tower(features, language, causal, with_levels=False)[1].hidden
+            if instances and not self._fixed_parts:
                 targets = self.head.label_anchors(anchors, instances, prompts, tokens.input_ids.shape[1])
                 losses = self.head.losses(fused.predictions, anchors, targets, tokens.mask)
                 if self.contrastive_head is not None and task == "detection":
                     losses |= self.contrastive_head.losses(features, language, prompts, targets, instances)
-            if not self._fixed_parts and self.mlm_head is not None and task == "detection":
-                losses |= self.mlm_head.losses(fused.hidden, prompts)
+                if self.mlm_head is not None and task == "detection":
+                    losses |= self.mlm_head.losses(hidden, prompts)
         if self.mask_head is not None and task == "detection":
             proposals = self.head.proposals(fused.predictions, anchors, images.image_sizes, prompts, instances)
             levels = self._mask_levels(features, fused)
             losses |= self.mask_head.losses(levels, fused.text, proposals, instances, prompts)
         if task == "vqa":
             answer_scores = torch.stack([inputs["answer_scores"] for inputs in batched_inputs])
-            losses |= self.vqa_head.losses(fused.hidden, tokens.mask, answer_scores)
+            losses |= self.vqa_head.losses(hidden, tokens.mask, answer_scores)
         if task == "captioning":
-            losses |= self.captioning_head.losses(fused.hidden, prompts)
+            losses |= self.captioning_head.losses(hidden, prompts)
         return losses
 
     def _task_of(self, batched_inputs: list[dict[str, Any]]) -> str:
