@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from glipv2_d2 import GLIPv2Trainer
-from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
+from glipv2_d2.checkpoint.checkpointer import InferenceCheckpointer
 from glipv2_d2.engine.defaults import build_config, one_line_errors, parse_train_arguments
 from glipv2_d2.engine.launch import launch_run
 
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any] | None:
         cfg = setup(arguments)
         if arguments.eval_only:
             model = GLIPv2Trainer.build_model(cfg)
-            GLIPv2Checkpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=arguments.resume)
+            InferenceCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=arguments.resume)
             return GLIPv2Trainer.test(cfg, model)
         trainer = GLIPv2Trainer(cfg)
         trainer.resume_or_load(resume=arguments.resume)

@@ -142,6 +142,9 @@ def _add_detector(cfg: CN) -> None:
     cfg.MODEL.GLIPV2.TEST.SCORE_AGGREGATION = "mean"
     # Names per prompt; 0: as many as fit into TEXT_ENCODER.MAX_TOKENS.
     cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE = 0
+    # What TEST.DETECTIONS_PER_IMAGE limits: the detections of an "image" over all its prompts, or of each "prompt", as
+    # the official evaluation of LVIS does.
+    cfg.MODEL.GLIPV2.TEST.LIMIT_PER = "image"
 
 
 def _add_pretraining(cfg: CN) -> None:

@@ -94,7 +94,11 @@ def draw_caption(record: dict, image: np.ndarray, masks: list | None = None) -> 
 def draw_sample(sample: dict, cfg: CfgNode) -> np.ndarray:
     """Draw a training sample with its prompt below, (H', W', 3) uint8 RGB."""
     image = detection_utils.convert_image_to_rgb(sample["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)
-    prompt, instances = sample["prompts"][0], sample["instances"]
+    prompt = sample["prompts"][0]
+    # Questions and captions may come without boxes.
+    instances = sample.get("instances")
+    if instances is None:
+        instances = Instances(sample["image"].shape[1:], gt_boxes=Boxes(torch.zeros(0, 4)), gt_classes=torch.zeros(0))
     words = [
         f"{phrase} [{token_ranges(is_token)}]" for phrase, is_token in zip(prompt.phrases, prompt.phrase_token_map)
     ]

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import timm
@@ -33,6 +33,9 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
 
     Arguments are those of ``DetectionCheckpointer``.
     """
+
+    # Parts that a file has to fill where the model has them.
+    _needed_parts: Collection[str] = ()
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load weights, and the state of the named checkpointables where the file has it.
@@ -140,6 +143,11 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
         missing = [name for name in missing if not name.endswith("relative_position_index")]
         if missing:
             self.logger.warning("%s has no weights for %s: they keep their values", source, summarize_names(missing))
+        empty = sorted({name.partition(".")[0] for name in missing} & set(self._needed_parts))
+        if empty:
+            raise CheckpointError(
+                f"{source}: expected weights for {empty[0]}, which the config switches on, found none"
+            )
         if unexpected:
             self.logger.warning("%s: the model has no place for %s", source, summarize_names(unexpected))
 
@@ -166,6 +174,15 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
                 "network, put the file on the disk and name it in MODEL.TIMM.WEIGHTS or MODEL.WEIGHTS"
             ) from error
         return fetched if body is None else {f"{BOTTOM_UP}.body.{key}": value for key, value in fetched.items()}
+
+
+class InferenceCheckpointer(GLIPv2Checkpointer):
+    """Loads what gives results as it is: a head of these results without weights in the file is a ``CheckpointError``.
+
+    In training such a head starts from random weights; here its results would be noise.
+    """
+
+    _needed_parts = ("mask_head", "vqa_head", "captioning_head")
 
 
 def check_fit(tensors: Mapping[str, Tensor], model_tensors: Mapping[str, Tensor], source: str) -> None:

@@ -16,7 +16,7 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
-from ..checkpoint.checkpointer import GLIPv2Checkpointer
+from ..checkpoint.checkpointer import InferenceCheckpointer
 from ..data.transforms import ResizeShortestEdgeLegacy
 from ..evaluation.grounded_captioning import phrase_boxes, tokens_of_span
 from ..evaluation.referring import referred_mask
@@ -55,7 +55,7 @@ class GLIPv2Predictor(DefaultPredictor):
         # Code written for DefaultPredictor reads it.
         self.cfg = cfg
         self.model = build_model(cfg).eval()
-        GLIPv2Checkpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        InferenceCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
         if cfg.DATASETS.TEST:
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
         self.aug = ResizeShortestEdgeLegacy(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")

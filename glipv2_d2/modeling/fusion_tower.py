@@ -145,7 +145,8 @@ class FusionTower(nn.Module):
             with_levels: The levels are needed, not only the tokens, which the last image layer does not change.
 
         Returns:
-            L levels (N, channels, Hl, Wl), none if they are not needed, and the language features with ``hidden`` replaced by the fused tokens.
+            L levels (N, channels, Hl, Wl), none if they are not needed, and the language features with ``hidden``
+            replaced by the fused tokens.
         """
         hidden = language.hidden
         for number, block in enumerate(self.blocks, 1):

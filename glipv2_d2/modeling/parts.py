@@ -86,6 +86,18 @@ def build_optional_heads(
     return heads
 
 
+def max_detections(cfg: CfgNode) -> int:
+    """Return how many detections of an image are kept over all its prompts, 0 for all that each prompt keeps.
+
+    Raises:
+        ValueError: ``MODEL.GLIPV2.TEST.LIMIT_PER`` is neither "image" nor "prompt".
+    """
+    limit_per = cfg.MODEL.GLIPV2.TEST.LIMIT_PER
+    if limit_per not in ("image", "prompt"):
+        raise ValueError(f"MODEL.GLIPV2.TEST.LIMIT_PER: expected 'image' or 'prompt', found {limit_per!r}")
+    return cfg.TEST.DETECTIONS_PER_IMAGE if limit_per == "image" else 0
+
+
 def _build_generation_rules(cfg: CfgNode, vocab_size: int) -> GenerationRules:
     tokenizer, captioning = PromptTokenizer.from_config(cfg), cfg.MODEL.GLIPV2.CAPTIONING
     if captioning.MAX_LENGTH > tokenizer.max_content_tokens:

@@ -11,6 +11,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import launch
 
 from glipv2_d2 import GLIPv2Predictor, GLIPv2Trainer, register_coco_grounding
+from glipv2_d2.tensor_files import CheckpointError
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
@@ -131,3 +132,12 @@ def test_two_processes_train_masks_although_some_images_have_none(mask_cfg, tmp_
     config.write_text(mask_cfg.dump())
     launch(train_rank, 2, dist_url="auto", args=(str(config), str(tmp_path / "drawn")))
     assert load(tmp_path / "two")["iteration"] == 5
+
+
+def test_masks_of_a_head_without_weights_are_an_error_and_no_result(mask_cfg, tmp_path):
+    run(mask_cfg, "MODEL.MASK_ON", False, "DATASETS.TEST", (), "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", ())
+    mask_cfg.MODEL.WEIGHTS = str(Path(mask_cfg.OUTPUT_DIR) / "model_final.pth")
+    with pytest.raises(CheckpointError, match="expected weights for mask_head"):
+        GLIPv2Predictor(mask_cfg)
+    mask_cfg.MODEL.MASK_ON = False
+    GLIPv2Predictor(mask_cfg)

@@ -196,3 +196,18 @@ def test_a_level_that_the_backbone_lacks_is_an_error(tiny_cfg):
     tiny_cfg.MODEL.GLIPV2.IN_FEATURES = ["p2", "p3"]
     with pytest.raises(ValueError, match=r"IN_FEATURES.*p2"):
         build_model(tiny_cfg)
+
+
+@torch.no_grad()
+def test_the_limit_of_detections_is_that_of_an_image_or_of_each_prompt(tiny_cfg):
+    tiny_cfg.MODEL.GLIPV2.TEST.SCORE_THRESH = 0.0
+    tiny_cfg.MODEL.GLIPV2.GROUNDING.PRIOR_PROB = 0.3
+    tiny_cfg.TEST.DETECTIONS_PER_IMAGE = 3
+    inputs = make_input(64, 96, make_prompt([1])) | {"prompts": [make_prompt([1]), make_prompt([2], category_ids=[5])]}
+    for limit_per, number in (("image", 3), ("prompt", 6)):
+        torch.manual_seed(0)
+        tiny_cfg.MODEL.GLIPV2.TEST.LIMIT_PER = limit_per
+        assert len(build_model(tiny_cfg).eval()([inputs])[0]["instances"]) == number
+    tiny_cfg.MODEL.GLIPV2.TEST.LIMIT_PER = "class"
+    with pytest.raises(ValueError, match="LIMIT_PER: expected 'image' or 'prompt', found 'class'"):
+        build_model(tiny_cfg)

@@ -68,7 +68,9 @@ def crop_masks(masks: PolygonMasks | BitMasks, regions: MatchedRegions, resoluti
         cut = masks[regions.matched_idxs].crop_and_resize(frames, resolution)
         return cut.to(frames)
     # As ``BitMasks.crop_and_resize``, which needs a copy of the whole bitmap for each of its regions.
-    places = torch.cat((regions.matched_idxs[:, None], frames), dim=1)
+    used, rows = regions.matched_idxs.unique(return_inverse=True)
+    places = torch.cat((rows[:, None], frames), dim=1)
     align = ROIAlign((resolution, resolution), 1.0, 0, aligned=True)
-    shares = align(masks.tensor[:, None].to(frames), places)  # (K, 1, resolution, resolution)
+    bitmaps = masks.tensor[used.to(masks.device)]
+    shares = align(bitmaps[:, None].to(frames), places)  # (K, 1, resolution, resolution)
     return (shares[:, 0] >= 0.5).to(frames)

@@ -29,7 +29,7 @@ from ..heads.grounding_head import GroundingHead
 from ..heads.mask_head import HourglassMaskHead
 from ..heads.mlm_head import MLMHead
 from ..heads.vqa_head import VQAHead
-from ..parts import build_optional_heads, build_tower
+from ..parts import build_optional_heads, build_tower, max_detections
 from ..prompt_cache import PromptCache
 from ..text_encoder import build_text_encoder
 from ..text_generation import GenerationRules, generate
@@ -85,7 +85,7 @@ class GLIPv2(DenseDetector):
         anchor_generator: One anchor per location and level.
         head_in_features: Levels that the tower reads, fine to coarse.
         default_prompts: Called when an input at test time has no ``prompts``; None makes that an error.
-        max_detections: Most detections per image over all its prompts; ties at the cut stay.
+        max_detections: Most detections per image over all its prompts, 0 for all; ties at the cut stay.
         pixel_mean, pixel_std: One number per channel, in ``INPUT.FORMAT`` order.
 
     Source: GLIPv2, Sec. 3.1; GLIP, Sec. 3.
@@ -161,7 +161,7 @@ class GLIPv2(DenseDetector):
             "anchor_generator": build_anchor_generator(cfg, [shapes[level] for level in levels]),
             "head_in_features": levels,
             "default_prompts": functools.cache(functools.partial(build_default_prompts, cfg)),
-            "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "max_detections": max_detections(cfg),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
