@@ -18,10 +18,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 import tqdm
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, detection_utils
-from detectron2.structures import BoxMode
+from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.visualizer import Visualizer
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
