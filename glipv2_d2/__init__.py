@@ -13,12 +13,19 @@ from . import data  # noqa: E402,F401  registers datasets
 from .checkpoint.glip_conversion import convert_glip_state_dict  # noqa: E402
 from .config import add_glipv2_config  # noqa: E402
 from .data import (  # noqa: E402
+    register_captioning,
     register_coco_grounding,
     register_grounding_json,
     register_lvis,
     register_odvg,
+    register_phrasecut,
+    register_refcoco,
+    register_referring_json,
     register_shards,
     register_tsv,
+    register_vqa,
+    register_vqa_json,
+    register_vqa_jsonl,
 )
 from .engine.predictor import GLIPv2Predictor  # noqa: E402
 from .engine.trainer import GLIPv2Trainer  # noqa: E402
@@ -36,10 +43,17 @@ __all__ = [
     "add_glipv2_config",
     "build_text_encoder",
     "convert_glip_state_dict",
+    "register_captioning",
     "register_coco_grounding",
     "register_grounding_json",
     "register_lvis",
     "register_odvg",
+    "register_phrasecut",
+    "register_refcoco",
+    "register_referring_json",
     "register_shards",
     "register_tsv",
+    "register_vqa",
+    "register_vqa_json",
+    "register_vqa_jsonl",
 ]

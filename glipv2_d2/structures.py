@@ -5,8 +5,8 @@ R anchors over all levels, M boxes of one image, P phrases, T tokens, K detectio
 
 A **dataset dict** is detectron2's, with optional additions:
 
-* ``dataset_name``: where it comes from; the ``task`` in its metadata, "detection", "grounding" or "caption", chooses
-  the mapper;
+* ``dataset_name``: where it comes from; the ``task`` in its metadata, "detection", "grounding", "caption", "vqa" or
+  "captioning", chooses the mapper;
 * ``caption`` (str) and, per annotation, ``tokens_positive`` (half-open character ranges of the caption) and, for pseudo
   boxes, ``score`` in [0, 1];
 * ``negative_captions`` (list of str): captions of other images, drawn by the loader, for caption data;
@@ -14,6 +14,10 @@ A **dataset dict** is detectron2's, with optional additions:
   run-length code ``{"size": [height, width], "counts": ...}`` of COCO. A box without one trains no mask;
 * ``never_negative_ids`` (list of int): contiguous ids of categories that are never negatives of the image, since not
   all of their objects have a box;
+* ``question`` (str), ``question_id``, ``answers`` (list of str, or of dicts with ``answer``; absent in a test set) and
+  ``answer_type`` (str), for questions; the boxes of a grounded one have ``tokens_positive``, ranges of the question,
+  or ``answer_box`` True: the box is of the answer;
+* ``captions`` (list of str): references of a caption to be written; where there are none, ``caption`` is the one;
 * ``image_bytes`` (bytes): the encoded image, where it is no file of its own; ``file_name`` then only names it. Or
   ``tsv_offset`` (int): ``file_name`` is a TSV file, and the image stands in base64 in the line that begins there.
 
@@ -23,16 +27,24 @@ A **model input** is a dict with
 * ``height``, ``width``, ``image_id``, ``file_name``: of the original image, pixels;
 * ``prompts``: list of ``TokenizedPrompt``; one in training, one per chunk of names at test time. At test time it may be
   absent: the model then answers with its default vocabulary;
-* ``instances`` (training): ``gt_boxes`` XYXY in pixels of the resized image, ``gt_classes`` (M,) row of the box in
+* ``task``: what is asked for, "detection" if it is absent, "vqa" or "captioning". All inputs of a batch in training have
+  one task. A question is its one prompt; a caption to be written has none at test time;
+* ``answer_scores`` (A,) in [0, 1] (training) and ``question_id``, of a question;
+* ``instances`` (training; plain questions and captions come without): ``gt_boxes`` XYXY in pixels of the resized image, ``gt_classes`` (M,) row of the box in
   ``prompts[0].phrase_token_map``, ``gt_category_ids`` (M,) id across images, -1 if none. With ``MODEL.MASK_ON`` also
   ``gt_masks`` (``PolygonMasks`` or ``BitMasks`` of the resized image, within a pixel of the boxes) and ``gt_has_mask``
   (M,) bool.
 
 A **model output** is, in training, a dict of weighted scalar losses ``loss_grounding``, ``loss_box_reg``,
-``loss_centerness``, ``loss_contrastive``, ``loss_mlm``, ``loss_mask``, without those that the config switches off; at
-test time a list of ``{"instances": Instances}`` with ``pred_boxes`` (XYXY, pixels of the original image), ``scores`` in
-[0, 1], ``pred_classes``, the ``category_ids`` of the phrases, and of a model with a mask head ``pred_masks`` (K, H, W)
-bool, in the resolution of the original image.
+``loss_centerness``, ``loss_contrastive``, ``loss_mlm``, ``loss_mask``, ``loss_vqa``, ``loss_caption``, those that the
+config switches on and that the batch has targets for; at test time a list of dicts with
+
+* ``instances`` (but not of captions): ``Instances`` with ``pred_boxes`` (XYXY, pixels of the original image), ``scores``
+  in [0, 1], ``pred_classes``, the ``category_ids`` of the phrases, and of a model with a mask head ``pred_masks``
+  (K, H, W) bool, in the resolution of the original image;
+* ``answer_scores`` (A,) in [0, 1], of a question;
+* ``caption_ids`` (T,) without start and end, and ``caption_score``, of a caption; of a grounded one ``token_boxes``
+  (T, k, 4), pixels of the original image, and ``token_scores`` (T, k), 0 where a token has fewer than k boxes.
 """
 
 from __future__ import annotations
