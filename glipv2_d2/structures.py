@@ -27,8 +27,8 @@ A **model input** is a dict with
 * ``height``, ``width``, ``image_id``, ``file_name``: of the original image, pixels;
 * ``prompts``: list of ``TokenizedPrompt``; one in training, one per chunk of names at test time. At test time it may be
   absent: the model then answers with its default vocabulary;
-* ``task``: what is asked for, "detection" if it is absent, "vqa" or "captioning". All inputs of a batch in training have
-  one task. A question is its one prompt; a caption to be written has none at test time;
+* ``task``: what is asked for, "detection" if it is absent, "vqa" or "captioning". All inputs of a batch in training
+  have one task. A question is its one prompt; a caption to be written has none at test time;
 * ``answer_scores`` (A,) in [0, 1] (training) and ``question_id``, of a question;
 * ``instances`` (training; plain questions and captions come without): ``gt_boxes`` XYXY in pixels of the resized image, ``gt_classes`` (M,) row of the box in
   ``prompts[0].phrase_token_map``, ``gt_category_ids`` (M,) id across images, -1 if none. With ``MODEL.MASK_ON`` also
@@ -39,8 +39,8 @@ A **model output** is, in training, a dict of weighted scalar losses ``loss_grou
 ``loss_centerness``, ``loss_contrastive``, ``loss_mlm``, ``loss_mask``, ``loss_vqa``, ``loss_caption``, those that the
 config switches on and that the batch has targets for; at test time a list of dicts with
 
-* ``instances`` (but not of captions): ``Instances`` with ``pred_boxes`` (XYXY, pixels of the original image), ``scores``
-  in [0, 1], ``pred_classes``, the ``category_ids`` of the phrases, and of a model with a mask head ``pred_masks``
+* ``instances`` (but not of captions): ``Instances`` with ``pred_boxes`` (XYXY, pixels of the original image),
+  ``scores`` in [0, 1], ``pred_classes``, the ``category_ids`` of the phrases, and of a model with a mask head ``pred_masks``
   (K, H, W) bool, in the resolution of the original image;
 * ``answer_scores`` (A,) in [0, 1], of a question;
 * ``caption_ids`` (T,) without start and end, and ``caption_score``, of a caption; of a grounded one ``token_boxes``
