@@ -30,7 +30,8 @@ A **model input** is a dict with
 * ``task``: what is asked for, "detection" if it is absent, "vqa" or "captioning". All inputs of a batch in training
   have one task. A question is its one prompt; a caption to be written has none at test time;
 * ``answer_scores`` (A,) in [0, 1] (training) and ``question_id``, of a question;
-* ``instances`` (training; plain questions and captions come without): ``gt_boxes`` XYXY in pixels of the resized image, ``gt_classes`` (M,) row of the box in
+* ``instances`` (training; plain questions and captions come without): ``gt_boxes`` XYXY in pixels of the resized
+  image, ``gt_classes`` (M,) row of the box in
   ``prompts[0].phrase_token_map``, ``gt_category_ids`` (M,) id across images, -1 if none. With ``MODEL.MASK_ON`` also
   ``gt_masks`` (``PolygonMasks`` or ``BitMasks`` of the resized image, within a pixel of the boxes) and ``gt_has_mask``
   (M,) bool.
@@ -40,7 +41,8 @@ A **model output** is, in training, a dict of weighted scalar losses ``loss_grou
 config switches on and that the batch has targets for; at test time a list of dicts with
 
 * ``instances`` (but not of captions): ``Instances`` with ``pred_boxes`` (XYXY, pixels of the original image),
-  ``scores`` in [0, 1], ``pred_classes``, the ``category_ids`` of the phrases, and of a model with a mask head ``pred_masks``
+  ``scores`` in [0, 1], ``pred_classes``, the ``category_ids`` of the phrases, and of a model with a mask head
+  ``pred_masks``
   (K, H, W) bool, in the resolution of the original image;
 * ``answer_scores`` (A,) in [0, 1], of a question;
 * ``caption_ids`` (T,) without start and end, and ``caption_score``, of a caption; of a grounded one ``token_boxes``
