@@ -31,10 +31,9 @@ A **model input** is a dict with
   have one task. A question is its one prompt; a caption to be written has none at test time;
 * ``answer_scores`` (A,) in [0, 1] (training) and ``question_id``, of a question;
 * ``instances`` (training; plain questions and captions come without): ``gt_boxes`` XYXY in pixels of the resized
-  image, ``gt_classes`` (M,) row of the box in
-  ``prompts[0].phrase_token_map``, ``gt_category_ids`` (M,) id across images, -1 if none. With ``MODEL.MASK_ON`` also
-  ``gt_masks`` (``PolygonMasks`` or ``BitMasks`` of the resized image, within a pixel of the boxes) and ``gt_has_mask``
-  (M,) bool.
+  image, ``gt_classes`` (M,) row of the box in ``prompts[0].phrase_token_map``, ``gt_category_ids`` (M,) id across
+  images, -1 if none. With ``MODEL.MASK_ON`` also ``gt_masks`` (``PolygonMasks`` or ``BitMasks`` of the resized image,
+  within a pixel of the boxes) and ``gt_has_mask`` (M,) bool.
 
 A **model output** is, in training, a dict of weighted scalar losses ``loss_grounding``, ``loss_box_reg``,
 ``loss_centerness``, ``loss_contrastive``, ``loss_mlm``, ``loss_mask``, ``loss_vqa``, ``loss_caption``, those that the
@@ -42,8 +41,7 @@ config switches on and that the batch has targets for; at test time a list of di
 
 * ``instances`` (but not of captions): ``Instances`` with ``pred_boxes`` (XYXY, pixels of the original image),
   ``scores`` in [0, 1], ``pred_classes``, the ``category_ids`` of the phrases, and of a model with a mask head
-  ``pred_masks``
-  (K, H, W) bool, in the resolution of the original image;
+  ``pred_masks`` (K, H, W) bool, in the resolution of the original image;
 * ``answer_scores`` (A,) in [0, 1], of a question;
 * ``caption_ids`` (T,) without start and end, and ``caption_score``, of a caption; of a grounded one ``token_boxes``
   (T, k, 4), pixels of the original image, and ``token_scores`` (T, k), 0 where a token has fewer than k boxes.
