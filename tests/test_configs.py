@@ -18,6 +18,10 @@ CONFIGS = ASSETS.parents[1] / "configs"
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
 
 
+# Fine-tuning of detector and mask head.
+MASK_TUNING = ("finetune/coco_mask", "finetune/lvis", "finetune/phrasecut")
+
+
 def load(name):
     cfg = get_cfg()
     add_glipv2_config(cfg)
@@ -124,6 +128,8 @@ def test_the_base_is_the_official_recipe():
         ("finetune/lvis_swin_b.yaml", 5 * 100_170 // 32),
         ("finetune/phrasecut_swin_t.yaml", 12 * 310_816 // 32),
         ("finetune/phrasecut_swin_b.yaml", 3 * 310_816 // 32),
+        ("finetune/vqa_swin_t.yaml", 100_000),
+        ("finetune/caption_swin_b.yaml", 70_800),
     ],
 )
 def test_the_rate_warms_up_and_drops_twice(name, length):
@@ -168,7 +174,7 @@ def test_mask_heads_have_the_sizes_of_the_paper_and_train_alone(letter, head):
     assert not model.GLIPV2.MLM.ENABLED and not model.GLIPV2.CONTRASTIVE.ENABLED
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if "finetune/" in name and "_swin_" in name])
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith(MASK_TUNING)])
 def test_fine_tuning_trains_all_weights_at_one_rate_in_batches_of_32(name):
     cfg = load(name)
     assert cfg.MODEL.MASK_ON and cfg.MODEL.GLIPV2.TUNING == "full"
