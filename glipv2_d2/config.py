@@ -239,6 +239,9 @@ def _add_understanding(cfg: CN) -> None:
 
 
 def _add_data(cfg: CN) -> None:
+    # Every image is black, in training and at test time: what a model reaches that knows the text alone.
+    cfg.INPUT.BLANK_IMAGES = False
+
     cfg.INPUT.PROMPT = CN()
     # Between two names of a detection prompt.
     cfg.INPUT.PROMPT.SEPARATOR = ". "
