@@ -68,6 +68,11 @@ class GLIPv2Trainer(DefaultTrainer):
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = GLIPv2Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        if cfg.MODEL.GLIPV2.TUNING != "full" and not cfg.MODEL.WEIGHTS:
+            logging.getLogger(__name__).warning(
+                "MODEL.WEIGHTS is empty: with MODEL.GLIPV2.TUNING %r all but that part stays random",
+                cfg.MODEL.GLIPV2.TUNING,
+            )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())

@@ -141,3 +141,10 @@ def test_masks_of_a_head_without_weights_are_an_error_and_no_result(mask_cfg, tm
         GLIPv2Predictor(mask_cfg)
     mask_cfg.MODEL.MASK_ON = False
     GLIPv2Predictor(mask_cfg)
+
+
+def test_fixed_parts_without_weights_are_warned_of(mask_cfg, caplog):
+    mask_cfg.merge_from_list(["MODEL.GLIPV2.TUNING", "mask_head", "DATASETS.TEST", ()])
+    with caplog.at_level("WARNING", "glipv2_d2"):
+        GLIPv2Trainer(mask_cfg)
+    assert any("stays random" in message for message in caplog.messages)
