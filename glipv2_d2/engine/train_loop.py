@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
 
 from ..distributed import reduce_mean
 from ..solver import GradientClipper, total_gradient_norm
@@ -140,6 +141,14 @@ class GroundingTrainLoop(SimpleTrainer):
 
     def _any_rank(self, flag: bool) -> bool:
         return bool(reduce_mean(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def _write_metrics(self, loss_dict: dict[str, Tensor], data_time: float, prefix: str = "") -> None:
+        super()._write_metrics(loss_dict, data_time, prefix)
+        if len(loss_dict) == 1 and comm.is_main_process():
+            # detectron2 leaves out a loss that is the only one; the runs here have different ones from step to step.
+            (name,) = loss_dict
+            storage = get_event_storage()
+            storage.put_scalar(name, storage.history(f"{prefix}total_loss").latest())
 
     def state_dict(self) -> dict[str, Any]:
         """Return iteration, optimizer, loss scale and the count of skipped steps, in plain types and tensors."""
