@@ -16,9 +16,11 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from glipv2_d2 import GLIPv2Trainer
-from glipv2_d2.checkpoint.checkpointer import InferenceCheckpointer
+from glipv2_d2.checkpoint.checkpointer import InferenceCheckpointer, WeightChanges
 from glipv2_d2.engine.defaults import build_config, one_line_errors, parse_train_arguments
 from glipv2_d2.engine.launch import launch_run
+from glipv2_d2.evaluation.build import check_test_data
+from glipv2_d2.evaluation.result_tables import write_result_table
 
 
 def setup(arguments: argparse.Namespace) -> CfgNode:
@@ -34,9 +36,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any] | None:
     with one_line_errors(arguments.traceback):
         cfg = setup(arguments)
         if arguments.eval_only:
+            check_test_data(cfg)
             model = GLIPv2Trainer.build_model(cfg)
-            InferenceCheckpointer(model, cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=arguments.resume)
-            return GLIPv2Trainer.test(cfg, model)
+            checkpointer = InferenceCheckpointer(model, cfg.OUTPUT_DIR, changes=WeightChanges.from_config(cfg))
+            checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=arguments.resume)
+            results = GLIPv2Trainer.test(cfg, model)
+            resumed = checkpointer.get_checkpoint_file() if arguments.resume else ""
+            write_result_table(cfg, results, cfg.OUTPUT_DIR, config_file=arguments.config_file, checkpoint=resumed)
+            return results
         trainer = GLIPv2Trainer(cfg)
         trainer.resume_or_load(resume=arguments.resume)
         return trainer.train()

@@ -15,6 +15,7 @@ from .config import add_glipv2_config  # noqa: E402
 from .data import (  # noqa: E402
     register_captioning,
     register_coco_grounding,
+    register_flickr30k,
     register_grounding_json,
     register_lvis,
     register_odvg,
@@ -45,6 +46,7 @@ __all__ = [
     "convert_glip_state_dict",
     "register_captioning",
     "register_coco_grounding",
+    "register_flickr30k",
     "register_grounding_json",
     "register_lvis",
     "register_odvg",

@@ -13,6 +13,7 @@ def add_glipv2_config(cfg: CN) -> None:
     _add_detector(cfg)
     _add_pretraining(cfg)
     _add_mask_head(cfg)
+    _add_tuning(cfg)
     _add_understanding(cfg)
     _add_data(cfg)
     _add_solver(cfg)
@@ -142,9 +143,15 @@ def _add_detector(cfg: CN) -> None:
     cfg.MODEL.GLIPV2.TEST.SCORE_AGGREGATION = "mean"
     # Names per prompt; 0: as many as fit into TEXT_ENCODER.MAX_TOKENS.
     cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE = 0
+    # Prompts, over all images of a batch, that run through the tower together: memory grows with them.
+    cfg.MODEL.GLIPV2.TEST.PROMPTS_PER_PASS = 8
     # What TEST.DETECTIONS_PER_IMAGE limits: the detections of an "image" over all its prompts, or of each "prompt", as
     # the official evaluation of LVIS does.
     cfg.MODEL.GLIPV2.TEST.LIMIT_PER = "image"
+
+    # Meta-architecture "DyHead", the same detector without text: classes of its data, by their contiguous ids.
+    cfg.MODEL.DYHEAD = CN()
+    cfg.MODEL.DYHEAD.NUM_CLASSES = 80
 
 
 def _add_pretraining(cfg: CN) -> None:
@@ -200,11 +207,33 @@ def _add_mask_head(cfg: CN) -> None:
     # Score from which on a detection is part of what a phrase refers to; where none has it, the best alone is.
     cfg.MODEL.GLIPV2.TEST.REFERRING_THRESH = 0.5
 
-    # What trains: "full", everything that is not frozen by another key, or "mask_head", the mask head alone, with all
-    # else fixed, in eval mode and out of the optimizer (GLIPv2, App. D.1: the second stage).
-    cfg.MODEL.GLIPV2.TUNING = "full"
     # Protocols of LVIS: "standard", the best 300 detections of an image, and "fixed", the best 10,000 of a class.
     cfg.TEST.LVIS_PROTOCOLS = ("standard", "fixed")
+
+
+def _add_tuning(cfg: CN) -> None:
+    # What trains; all else is fixed, in eval mode and out of the optimizer: "full", everything that no other key
+    # freezes, "mask_head" (GLIPv2, App. D.1: the second stage), "linear_probe", the last layers of the detector,
+    # "prompt", a table that is added to the text before fusion (GLIPv2, Sec. 3.3), "text_encoder", or "lora".
+    cfg.MODEL.GLIPV2.TUNING = "full"
+    # The mask head trains as well, whatever TUNING is.
+    cfg.MODEL.GLIPV2.TUNE_MASK_HEAD = False
+    # File that such a training wrote (tuned.safetensors), applied over MODEL.WEIGHTS; TUNING has to be the file's.
+    cfg.MODEL.GLIPV2.TUNED_WEIGHTS = ""
+    # Weights to interpolate with when weights are loaded, and the share of MODEL.WEIGHTS in the result, 0 to 1; empty:
+    # MODEL.WEIGHTS as they are.
+    cfg.MODEL.GLIPV2.INTERPOLATE_WITH = ""
+    cfg.MODEL.GLIPV2.INTERPOLATION = 1.0
+
+    cfg.MODEL.GLIPV2.PROMPT_TUNING = CN()
+    # Rows of the table: the longest prompt, in tokens, that it serves.
+    cfg.MODEL.GLIPV2.PROMPT_TUNING.MAX_TOKENS = 1000
+
+    # Low-rank updates of the linear and convolution weights in these parts, times ALPHA / RANK.
+    cfg.MODEL.GLIPV2.LORA = CN()
+    cfg.MODEL.GLIPV2.LORA.RANK = 8
+    cfg.MODEL.GLIPV2.LORA.ALPHA = 16.0
+    cfg.MODEL.GLIPV2.LORA.PARTS = ("fusion_tower", "backbone")
 
 
 def _add_understanding(cfg: CN) -> None:
@@ -267,6 +296,13 @@ def _add_data(cfg: CN) -> None:
     # Share of the training images that come from each dataset of DATASETS.TRAIN, in its order, up to a common factor;
     # empty: by their sizes.
     cfg.DATASETS.TRAIN_RATIOS = ()
+    # Images of each category that are taken of the training data, all of which has to be detection data; 0: everything.
+    cfg.DATASETS.FEW_SHOT = CN()
+    cfg.DATASETS.FEW_SHOT.SHOTS = 0
+    # Order in which images are chosen; 0: by ascending id. 3, 30 and 300 are those of the prepared splits of ODinW.
+    cfg.DATASETS.FEW_SHOT.SEED = 3
+    # Of categories that have fewer images all are taken; False: that is an error.
+    cfg.DATASETS.FEW_SHOT.ALLOW_FEWER = False
     # Encoded samples of a streamed dataset that every worker of every process keeps in memory to choose the next one
     # from; for a moment twice as many.
     cfg.DATALOADER.SHUFFLE_BUFFER = 1000
@@ -276,14 +312,31 @@ def _add_data(cfg: CN) -> None:
 
 
 def _add_solver(cfg: CN) -> None:
-    # Learning rates of the text encoder and of the body of the backbone, relative to BASE_LR.
+    # Learning rates of the text encoder, of the body of the backbone, and of the table of TUNING "prompt", relative to
+    # BASE_LR.
     cfg.SOLVER.TEXT_ENCODER_MULTIPLIER = 0.1
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    cfg.SOLVER.PROMPT_MULTIPLIER = 1.0
     # "float16" (with loss scaling) or "bfloat16", when SOLVER.AMP.ENABLED.
     cfg.SOLVER.AMP.DTYPE = "float16"
     # Batches whose gradients are added up before one update. IMS_PER_BATCH is the size of one of them.
     cfg.SOLVER.ACCUMULATION_STEPS = 1
     # Decay of the exponential moving average of the weights, used for evaluation; 0 switches it off.
     cfg.SOLVER.EMA_DECAY = 0.0
+    # The learning rate warms up, stays, and drops when METRIC, looked at after every TEST.EVAL_PERIOD updates, has not
+    # become better in more than PATIENCE evaluations in a row; it replaces SOLVER.LR_SCHEDULER_NAME and SOLVER.STEPS.
+    cfg.SOLVER.AUTO_STEP = CN()
+    cfg.SOLVER.AUTO_STEP.ENABLED = False
+    cfg.SOLVER.AUTO_STEP.PATIENCE = 3
+    cfg.SOLVER.AUTO_STEP.FACTOR = 0.1
+    # No rate drops below this one.
+    cfg.SOLVER.AUTO_STEP.MIN_LR = 1e-6
+    # Evaluator's name for what is watched, higher is better; after the name of the dataset and a slash where there are
+    # several in DATASETS.TEST. The weights with the highest value are kept in model_best.pth.
+    cfg.SOLVER.AUTO_STEP.METRIC = "bbox/AP"
+    # Training ends after so many evaluations in a row without a better METRIC; 0: never early.
+    cfg.SOLVER.EARLY_STOP_PATIENCE = 0
+    # Numbered checkpoints that are kept, the newest; 0: all.
+    cfg.SOLVER.MAX_CHECKPOINTS = 0
     # Updates with a non-finite loss are skipped; training stops after this many in a row.
     cfg.SOLVER.MAX_NONFINITE_STEPS = 10

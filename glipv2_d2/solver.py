@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from detectron2.config import CfgNode
+from detectron2.solver import build_lr_scheduler as build_fixed_lr_scheduler
 from detectron2.solver.build import maybe_add_gradient_clipping
+from detectron2.solver.lr_scheduler import LRMultiplier, WarmupParamScheduler
+from fvcore.common.param_scheduler import LinearParamScheduler
 
 GradientClipper = Callable[[Sequence[nn.Parameter]], Tensor]
 
@@ -47,6 +50,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         prefix_lr_factors={
             "text_encoder.": cfg.SOLVER.TEXT_ENCODER_MULTIPLIER,
             "backbone.bottom_up.": cfg.SOLVER.BACKBONE_MULTIPLIER,
+            "prompt_tuner.": cfg.SOLVER.PROMPT_MULTIPLIER,
         },
     )
     if not groups:
@@ -56,6 +60,18 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     if clip.ENABLED and clip.CLIP_TYPE != FULL_MODEL:
         optimizer = maybe_add_gradient_clipping(cfg, optimizer)
     return optimizer
+
+
+def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
+    """Build detectron2's scheduler; with ``SOLVER.AUTO_STEP`` a warm-up to a rate that only its hook changes."""
+    if not cfg.SOLVER.AUTO_STEP.ENABLED:
+        return build_fixed_lr_scheduler(cfg, optimizer)
+    warmup_share = min(cfg.SOLVER.WARMUP_ITERS / cfg.SOLVER.MAX_ITER, 1.0)
+    # fvcore's constant one has no value at the very end of a run.
+    multiplier = WarmupParamScheduler(
+        LinearParamScheduler(1.0, 1.0), cfg.SOLVER.WARMUP_FACTOR, warmup_share, cfg.SOLVER.WARMUP_METHOD
+    )
+    return LRMultiplier(optimizer, multiplier, cfg.SOLVER.MAX_ITER)
 
 
 def parameter_groups(

@@ -37,7 +37,8 @@ A **model input** is a dict with
 
 A **model output** is, in training, a dict of weighted scalar losses ``loss_grounding``, ``loss_box_reg``,
 ``loss_centerness``, ``loss_contrastive``, ``loss_mlm``, ``loss_mask``, ``loss_vqa``, ``loss_caption``, those that the
-config switches on and that the batch has targets for; at test time a list of dicts with
+config switches on and that the batch has targets for (of ``DyHead``: ``loss_class`` instead of ``loss_grounding``); at
+test time a list of dicts with
 
 * ``instances`` (but not of captions): ``Instances`` with ``pred_boxes`` (XYXY, pixels of the original image),
   ``scores`` in [0, 1], ``pred_classes``, the ``category_ids`` of the phrases, and of a model with a mask head
@@ -53,6 +54,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -115,6 +117,18 @@ class TokenizedPrompt:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    def __reduce__(self) -> tuple:
+        # As arrays: each tensor that a data worker sends takes a file descriptor, and a vocabulary has thousands.
+        tensors = (self.input_ids, self.phrase_token_map, self.category_ids, self.mlm_labels)
+        arrays = [None if tensor is None else tensor.numpy(force=True) for tensor in tensors]
+        return _prompt_from_arrays, (arrays, self.phrases)
+
+
+def _prompt_from_arrays(arrays: Sequence[np.ndarray | None], phrases: tuple[str, ...]) -> TokenizedPrompt:
+    tensors = [None if array is None else torch.from_numpy(array) for array in arrays]
+    input_ids, phrase_token_map, category_ids, mlm_labels = tensors
+    return TokenizedPrompt(input_ids, phrase_token_map, category_ids, phrases, mlm_labels)
 
 
 class TokenBatch(NamedTuple):

@@ -7,6 +7,7 @@ dicts. Everything a pickle could do beyond that is refused.
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import pickle
 import re
@@ -25,9 +26,12 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 _ZIP_MAGIC = b"PK\x03\x04"
+_HASHED_AT_ONCE = 1 << 20
 _PICKLE_SUFFIXES = (".pkl", ".pickle")
 _NEW_COPY = "copy or download the file again"
 _SAFE_COPY = "where you trust the file, save its tensors alone as safetensors"
+# Where checkpoints keep the weights: of detectron2 and GLIP, and of OpenMMLab and others.
+_WEIGHTS_KEYS = ("model", "state_dict")
 
 # Types that torch reads back with weights_only. A subclass is pickled as its own type, so the
 # comparison is exact: numpy.float64 is a float, and would make a checkpoint that cannot be loaded.
@@ -44,8 +48,8 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
     """Read named tensors onto the CPU.
 
     Args:
-        path: A safetensors file, or one of ``torch.save`` with a dict of tensors, also under the key "model". Anything
-            that detectron2's ``PathManager`` resolves, such as ``package://PACKAGE/FILE``.
+        path: A safetensors file, or one of ``torch.save`` with a dict of tensors, also under the key "model" or
+            "state_dict". Anything that detectron2's ``PathManager`` resolves, such as ``package://PACKAGE/FILE``.
 
     Returns:
         The tensors by name, without the prefix "module." if all names have it, and the metadata of a safetensors file.
@@ -94,7 +98,7 @@ def unwrap_weights(content: Mapping[str, Any], source: str, *, ema: bool = False
     """Take the named tensors out of what a checkpoint file holds.
 
     Args:
-        content: Tensors by name, or a dict that has them under "model".
+        content: Tensors by name, or a dict that has them under "model" or "state_dict".
         source: Name for error messages.
         ema: Take them from "model_ema", the moving average that the official GLIP code saves.
 
@@ -104,8 +108,9 @@ def unwrap_weights(content: Mapping[str, Any], source: str, *, ema: bool = False
     Raises:
         CheckpointError: There are no tensors, or other things between them; or "model_ema" is absent.
     """
-    key = "model_ema" if ema else "model"
-    if isinstance(content.get(key), Mapping):
+    keys = ("model_ema",) if ema else _WEIGHTS_KEYS
+    key = next((key for key in keys if isinstance(content.get(key), Mapping)), None)
+    if key is not None:
         content = content[key]
     elif ema:
         raise CheckpointError(f"{source}: expected the key 'model_ema', found {_some(content)}")
@@ -114,8 +119,8 @@ def unwrap_weights(content: Mapping[str, Any], source: str, *, ema: bool = False
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise CheckpointError(
-                f"{source}: expected named tensors, at the top or under 'model', found {name!r} of type "
-                f"{type(value).__name__}"
+                f"{source}: expected named tensors, at the top or under 'model' or 'state_dict', found {name!r} of "
+                f"type {type(value).__name__}"
             )
     prefix = "module." if all(name.startswith("module.") for name in content) else ""
     return {name.removeprefix(prefix): tensor for name, tensor in content.items()}
@@ -162,6 +167,19 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         temporary.write_text(text)
 
 
+def file_sha256(path: str | os.PathLike) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(_HASHED_AT_ONCE):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def is_whole(path: str | os.PathLike) -> bool:
     """Tell whether a safetensors file or a zip file of ``torch.save`` is complete and undamaged.
 
@@ -193,6 +211,8 @@ def _read_safetensors(local_path: str, path: str) -> tuple[dict[str, Tensor], di
 def _read_torch(local_path: str, path: str, *, is_zip: bool, mmap: bool) -> Any:
     if is_zip and not zipfile.is_zipfile(local_path):
         raise CheckpointError(f"{path}: the file is cut off, the directory at its end is missing; {_NEW_COPY}")
+    if is_zip and _is_torchscript(local_path):
+        raise CheckpointError(f"{path}: refused, it is a TorchScript archive, which holds code; {_SAFE_COPY}")
     try:
         return torch.load(local_path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
     except pickle.UnpicklingError as error:
@@ -205,6 +225,14 @@ def _read_torch(local_path: str, path: str, *, is_zip: bool, mmap: bool) -> Any:
         ) from error
     except (RuntimeError, EOFError, KeyError, ValueError, IndexError) as error:
         raise CheckpointError(f"{path}: not readable as a checkpoint ({_first_line(error)}); {_NEW_COPY}") from error
+
+
+def _is_torchscript(local_path: str) -> bool:
+    try:
+        with zipfile.ZipFile(local_path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
 
 
 @contextmanager

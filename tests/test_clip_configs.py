@@ -1,4 +1,4 @@
-"""The configs of GLIPv2-B and of the schedule of GLIPv2-H: schedules, losses and sizes of the paper."""
+"""The configs of GLIPv2-B and GLIPv2-H: schedules, losses and sizes of the paper."""
 
 import pytest
 from conftest import ASSETS
@@ -7,10 +7,12 @@ from detectron2.config import get_cfg
 from glipv2_d2 import add_glipv2_config
 from glipv2_d2.checkpoint.model_shapes import build_meta_model
 from glipv2_d2.layers.pre_norm_layer import PreNormLayer
+from glipv2_d2.modeling.backbone.coswin import CoSwin
+from glipv2_d2.modeling.backbone.swin import FreezableSwin
 from glipv2_d2.modeling.text_encoder import CLIPTextEncoder
 
 CONFIGS = ASSETS.parents[1] / "configs"
-B, B_STAGE_2, H = (f"pretrain/glipv2_swin_{name}.yaml" for name in ("b", "b_stage2", "h"))
+B, B_STAGE_2, H = (f"pretrain/glipv2_{name}.yaml" for name in ("swin_b", "swin_b_stage2", "coswin_h"))
 # Table 8 of the paper, with GoldG as its two parts; its second stage leaves the captions out (Sec. 4.3).
 DETECTION_AND_GROUNDING = {
     "objects365_v2_train",
@@ -51,15 +53,16 @@ def test_schedule_losses_and_data_are_those_of_the_paper(name, length, steps, ma
 
 
 @pytest.mark.parametrize(
-    ("name", "width", "window", "num_blocks"), [(B, 128, 7, 6), (B_STAGE_2, 128, 7, 6), (H, 192, 12, 8)]
+    ("name", "kind", "width", "window", "num_blocks"),
+    [(B, FreezableSwin, 128, 7, 6), (B_STAGE_2, FreezableSwin, 128, 7, 6), (H, CoSwin, 352, 12, 8)],
 )
-def test_models_have_swin_and_clip_in_their_sizes(name, width, window, num_blocks):
+def test_models_have_swin_and_clip_in_their_sizes(name, kind, width, window, num_blocks):
     cfg = load(name)
     # The tokenizer of CLIP is no part of the package.
     cfg.MODEL.TEXT_ENCODER.TOKENIZER = ""
     model = build_meta_model(cfg)
     swin, text_encoder = model.backbone.bottom_up, model.text_encoder
-    assert swin.patch_embed.proj.out_channels == width
+    assert type(swin) is kind and swin.patch_embed.proj.out_channels == width
     assert [len(stage.blocks) for stage in swin.layers] == [2, 2, 18, 2]
     # A head of Swin is 32 wide.
     attention = [stage.blocks[0].attn for stage in swin.layers]

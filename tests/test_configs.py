@@ -46,12 +46,14 @@ def leaves(tree, place=()):
 @pytest.mark.parametrize("name", FILES)
 def test_every_config_has_known_keys_only_and_stands_on_the_base(name):
     cfg = load(name)
-    assert cfg.MODEL.META_ARCHITECTURE == "GLIPv2"
+    assert cfg.MODEL.META_ARCHITECTURE == ("DyHead" if name.startswith("dyhead/") else "GLIPv2")
     files = chain(CONFIGS / name)
     assert files[-1] == CONFIGS / "Base-GLIPv2.yaml" and len(files) <= 3
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name.startswith(("glip/", "pretrain/", "finetune/"))])
+@pytest.mark.parametrize(
+    "name", [name for name in FILES if name.startswith(("dyhead/", "glip/", "pretrain/", "finetune/"))]
+)
 def test_a_config_holds_only_what_differs_from_what_it_stands_on(name):
     parent = load(chain(CONFIGS / name)[1].relative_to(CONFIGS).as_posix())
     own = load(name)
@@ -120,7 +122,9 @@ def test_the_base_is_the_official_recipe():
         # 24 epochs of COCO, 24 of LVIS, 8 of PhraseCut in batches of 64.
         ("pretrain/glipv2_swin_t_mask_stage2.yaml", (24 * 118_287 + 24 * 100_170 + 8 * 310_816) // 64),
         ("pretrain/glipv2_swin_b_mask_stage2.yaml", 120_773),
-        ("pretrain/glipv2_swin_h_mask_stage2.yaml", 120_773),
+        ("pretrain/glipv2_coswin_h_mask_stage2.yaml", 120_773),
+        ("dyhead/dyhead_swin_t.yaml", 24 * 118_287 // 64),
+        ("dyhead/dyhead_swin_b.yaml", 24 * 118_287 // 64),
         # Epochs of App. D.2 in batches of 32.
         ("finetune/coco_mask_swin_t.yaml", 24 * 118_287 // 32),
         ("finetune/coco_mask_swin_b.yaml", 5 * 118_287 // 32),
@@ -161,17 +165,32 @@ def test_tiny_model_is_pretrained_with_the_losses_of_the_paper(name, masked):
 
 
 @pytest.mark.parametrize(
-    ("letter", "head"),
+    ("model", "head"),
     # Scales, layers and channels of App. D.1.
-    [("t", (1, 1, 256)), ("b", (1, 1, 256)), ("h", (2, 4, 384))],
+    [("swin_t", (1, 1, 256)), ("swin_b", (1, 1, 256)), ("coswin_h", (2, 4, 384))],
 )
-def test_mask_heads_have_the_sizes_of_the_paper_and_train_alone(letter, head):
-    model = load(f"pretrain/glipv2_swin_{letter}_mask_stage2.yaml").MODEL
+def test_mask_heads_have_the_sizes_of_the_paper_and_train_alone(model, head):
+    model = load(f"pretrain/glipv2_{model}_mask_stage2.yaml").MODEL
     mask_head = model.GLIPV2.MASK_HEAD
     assert (mask_head.HOURGLASS_DEPTH, mask_head.NUM_HOURGLASSES, mask_head.CONV_DIM) == head
     assert model.MASK_ON and model.GLIPV2.TUNING == "mask_head"
     # Masked words would be words that no mask can be found for.
     assert not model.GLIPV2.MLM.ENABLED and not model.GLIPV2.CONTRASTIVE.ENABLED
+
+
+def test_the_mask_stage_of_the_huge_model_has_its_detector():
+    detector, masks = (load(f"pretrain/glipv2_coswin_h{stage}.yaml").MODEL for stage in ("", "_mask_stage2"))
+    assert masks.BACKBONE == detector.BACKBONE and masks.TEXT_ENCODER == detector.TEXT_ENCODER
+    assert {**masks.SWIN, "USE_CHECKPOINT": True} == dict(detector.SWIN)
+    assert masks.GLIPV2.TOWER == detector.GLIPV2.TOWER and masks.GLIPV2.FUSION == detector.GLIPV2.FUSION
+
+
+@pytest.mark.parametrize(("letter", "twin"), [("t", "glip/glip_swin_t_c.yaml"), ("b", "pretrain/glipv2_swin_b.yaml")])
+def test_dyhead_has_backbone_and_tower_of_its_twin_that_reads_text(letter, twin):
+    dyhead, other = load(f"dyhead/dyhead_swin_{letter}.yaml").MODEL, load(twin).MODEL
+    assert (dyhead.SWIN, dyhead.FPN, dyhead.ANCHOR_GENERATOR) == (other.SWIN, other.FPN, other.ANCHOR_GENERATOR)
+    assert dyhead.GLIPV2.TOWER == other.GLIPV2.TOWER and dyhead.BACKBONE.NAME == other.BACKBONE.NAME
+    assert dyhead.DYHEAD.NUM_CLASSES == 80
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.startswith(MASK_TUNING)])

@@ -1,6 +1,9 @@
 """The containers that data, prompts and model hand to each other."""
 
+import copy
 import dataclasses
+import pickle
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
@@ -49,6 +52,30 @@ def test_prompts_cannot_be_changed():
 
 def test_length_of_a_tokenized_prompt_counts_its_tokens():
     assert len(tokenized([101, 4937, 102])) == 3
+
+
+@pytest.mark.parametrize("mlm_labels", [None, torch.tensor([-100, 7, -100])])
+@pytest.mark.parametrize("send", [lambda x: pickle.loads(ForkingPickler.dumps(x)), copy.deepcopy], ids=["send", "copy"])
+def test_a_prompt_survives_being_sent_to_another_process(mlm_labels, send):
+    prompt = TokenizedPrompt(
+        torch.tensor([101, 7, 102]), torch.tensor([[False, True, False]]), torch.tensor([5]), ("dog",), mlm_labels
+    )
+    sent = send(prompt)
+    for field in dataclasses.fields(TokenizedPrompt):
+        expected, found = getattr(prompt, field.name), getattr(sent, field.name)
+        if isinstance(expected, torch.Tensor):
+            assert torch.equal(found, expected) and found.dtype == expected.dtype
+            found.zero_()
+            assert expected.any()
+        else:
+            assert found == expected
+
+
+def test_a_prompt_is_sent_without_shared_memory():
+    # A vocabulary of thousands of names would run out of file descriptors.
+    prompt = tokenized([101, 7, 102])
+    assert b"rebuild_storage" in ForkingPickler.dumps(prompt.input_ids).tobytes()
+    assert b"rebuild_storage" not in ForkingPickler.dumps(prompt).tobytes()
 
 
 def test_token_batch_pads_to_the_longest_prompt():

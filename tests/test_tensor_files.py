@@ -1,4 +1,5 @@
 import collections
+import hashlib
 import os
 import pickle
 import zipfile
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from glipv2_d2.tensor_files import (
     CheckpointError,
+    file_sha256,
     is_whole,
     read_checkpoint,
     read_tensors,
@@ -53,12 +55,13 @@ def assert_one_line(caught, *words):
         lambda path: torch.save(TENSORS, path),
         lambda path: torch.save({"model": TENSORS, "iteration": 3}, path),
         lambda path: torch.save({"model": {f"module.{name}": t for name, t in TENSORS.items()}}, path),
+        lambda path: torch.save({"state_dict": TENSORS, "meta": {"epoch": 3}}, path),
         lambda path: torch.save(TENSORS, path, _use_new_zipfile_serialization=False),
         lambda path: save_file(TENSORS, path),
         lambda path: write_tensors(str(path), TENSORS),
         lambda path: write_checkpoint(path, {"model": TENSORS}),
     ],
-    ids=["flat", "model", "module", "old torch", "safetensors", "write_tensors", "write_checkpoint"],
+    ids=["flat", "model", "module", "state_dict", "old torch", "safetensors", "write_tensors", "write_checkpoint"],
 )
 @pytest.mark.parametrize("name", ["x.pth", "x"])
 def test_tensors_are_read_from_every_accepted_form_whatever_the_file_is_called(tmp_path, save, name):
@@ -125,6 +128,15 @@ def test_refusal_names_what_the_file_holds_and_a_way_out(tmp_path):
     assert_one_line(caught, "x.pth", "multiarray.scalar", "save its tensors alone as safetensors")
 
 
+def test_programs_of_torch_are_refused_as_what_they_are(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        for name in ("data.pkl", "constants.pkl", "code/__torch__.py"):
+            archive.writestr(f"clip/{name}", b"")
+    with pytest.raises(CheckpointError) as caught:
+        read_tensors(tmp_path / "x.pt")
+    assert_one_line(caught, "x.pt", "TorchScript archive, which holds code", "save its tensors alone as safetensors")
+
+
 @pytest.mark.parametrize(
     ("name", "words"), [("x.pkl", "found a pickle"), ("x.pickle", "found a pickle"), ("x.pth", "")]
 )
@@ -169,6 +181,13 @@ def test_missing_file_and_folder_are_named(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         write_tensors(tmp_path / "no" / "x.safetensors", TENSORS)
     assert_one_line(caught, tmp_path / "no")
+
+
+@pytest.mark.parametrize("size", [0, 5, (1 << 20) + 3])
+def test_the_hash_of_a_file_is_that_of_all_its_bytes(tmp_path, size):
+    content = os.urandom(size)
+    (tmp_path / "x").write_bytes(content)
+    assert file_sha256(tmp_path / "x") == hashlib.sha256(content).hexdigest()
 
 
 @pytest.fixture(scope="module")

@@ -7,35 +7,86 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
 from detectron2.utils import comm
-from torch import Tensor
+from torch import Tensor, nn
 
-from .glip_conversion import convert_glip_state_dict, find_layout, is_glip_state_dict
+from ..modeling.lora import merge_lora
+from .class_layer import without_other_classes
+from .conversion import OWN_WEIGHTS, find_kind
+from .glip_conversion import find_layout
+from .interpolation import interpolate_weights
 from .name_rules import summarize_names
 from .resume import LAST_CHECKPOINT, find_resume_file
-from .swin_conversion import BOTTOM_UP, convert_swin_state_dict, is_swin_state_dict
+from .swin_conversion import BOTTOM_UP
+from .tuned_weights import load_tuned
 from ..tensor_files import CheckpointError, read_checkpoint, unwrap_weights, write_checkpoint, write_text
 
 _TIMM_PREFIX = "timm://"
+# What only a model of that tuning has a place for, and what its other weights are not complete without.
+_TUNED_NAMES = {"prompt": re.compile(r"prompt_tuner\..*"), "lora": re.compile(r".*\.lora\.(up|down)")}
+
+
+class WeightChanges(NamedTuple):
+    """What becomes of the weights of a file once they are loaded.
+
+    Attributes:
+        tuned_weights: File of ``save_tuned`` to apply over them, or empty.
+        interpolate_with: File of weights to interpolate with, or empty.
+        interpolation: Share of the weights loaded, with those of ``tuned_weights``, in the result, 0 to 1.
+    """
+
+    tuned_weights: str = ""
+    interpolate_with: str = ""
+    interpolation: float = 1.0
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> WeightChanges:
+        """Read the config.
+
+        Raises:
+            ValueError: ``MODEL.GLIPV2.INTERPOLATION`` is no number from 0 to 1, or has nothing to interpolate with.
+        """
+        config = cfg.MODEL.GLIPV2
+        if not 0.0 <= config.INTERPOLATION <= 1.0:
+            raise ValueError(f"MODEL.GLIPV2.INTERPOLATION: expected 0 to 1, found {config.INTERPOLATION}")
+        if config.INTERPOLATION != 1.0 and not config.INTERPOLATE_WITH:
+            raise ValueError(
+                f"MODEL.GLIPV2.INTERPOLATE_WITH: expected weights for MODEL.GLIPV2.INTERPOLATION "
+                f"{config.INTERPOLATION}, found none"
+            )
+        return cls(config.TUNED_WEIGHTS, config.INTERPOLATE_WITH, config.INTERPOLATION)
 
 
 class GLIPv2Checkpointer(DetectionCheckpointer):
     """detectron2's checkpointer for ``GLIPv2``, which runs no code from files and writes them whole or not at all.
 
     ``load`` accepts, as safetensors or as a file of ``torch.save``: weights and training checkpoints of this package,
-    official GLIP checkpoints, ImageNet weights of a Swin Transformer; local or at any address that detectron2's
-    ``PathManager`` knows, ``package://PACKAGE/FILE`` among them. ``timm://NAME`` fetches weights from timm's hub. What
-    kind of file it is, is read from the names in it.
+    official GLIP checkpoints and those of mmdetection, ImageNet weights of a Swin Transformer, image-text models (CLIP,
+    UniCL); local or at any address that detectron2's ``PathManager`` knows, ``package://PACKAGE/FILE`` among them.
+    ``timm://NAME`` fetches weights from timm's hub. What kind of file it is, is read from the names in it.
 
-    Arguments are those of ``DetectionCheckpointer``.
+    Args:
+        model: The model.
+        save_dir: Folder of its checkpoints.
+        changes: What becomes of loaded weights; a checkpoint that a run goes on from is never changed.
+        options: See ``DetectionCheckpointer``.
     """
 
     # Parts that a file has to fill where the model has them.
     _needed_parts: Collection[str] = ()
+    # Of a model without text: classes that the file does not know start from random weights.
+    _takes_other_classes = True
+
+    def __init__(
+        self, model: nn.Module, save_dir: str = "", *, changes: WeightChanges = WeightChanges(), **options: Any
+    ) -> None:
+        super().__init__(model, save_dir, **options)
+        self._changes = changes
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load weights, and the state of the named checkpointables where the file has it.
@@ -52,19 +103,19 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
                 differ, or its tower has another form.
             FileNotFoundError: There is no such file.
         """
+        rest = self._load(path, checkpointables)
+        self._change_weights()
+        return rest
+
+    def _load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         if not path:
             self.logger.info("No weights to load: the model keeps its initial ones.")
             return {}
         self.logger.info("Loading weights from %s", path)
         wanted = list(self.checkpointables) if checkpointables is None else checkpointables
-        if path.startswith(_TIMM_PREFIX):
-            content = self._fetch_from_timm(path)
-        else:
-            # The state of an optimizer may go on using the memory it is read into; weights are copied.
-            content, _ = read_checkpoint(path, mmap=not wanted)
-        tensors = unwrap_weights(content, path)
+        content, tensors = self._read(path, mmap=not wanted)
         self._load_weights(tensors, path)
-        if "model" not in content or is_glip_state_dict(tensors) or is_swin_state_dict(tensors):
+        if "model" not in content or find_kind(tensors) is not OWN_WEIGHTS:
             return {}
         for name in wanted:
             if name in content:
@@ -73,6 +124,26 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
             else:
                 self.logger.warning("%s holds no state of %r: it starts anew", path, name)
         return {name: value for name, value in content.items() if name != "model"}
+
+    def _read(self, path: str, mmap: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return all that a file or an address holds, and its weights."""
+        if path.startswith(_TIMM_PREFIX):
+            content = self._fetch_from_timm(path)
+        else:
+            # The state of an optimizer may go on using the memory it is read into; weights are copied.
+            content, _ = read_checkpoint(path, mmap=mmap)
+        return content, unwrap_weights(content, path)
+
+    def _change_weights(self) -> None:
+        tuned_weights, base, share = self._changes
+        if tuned_weights:
+            self.logger.info("Applying tuned weights from %s", tuned_weights)
+            load_tuned(self.model, tuned_weights)
+        if base:
+            self.logger.info("Interpolating: %s of the weights loaded, the rest from %s", share, base)
+            tensors = self._convert(self._read(base, mmap=True)[1], base)
+            check_fit(tensors, self.model.state_dict(), base)
+            interpolate_weights(self.model, tensors, share, base)
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name``.pth with weights, checkpointables and ``kwargs``; then note it as the last checkpoint.
@@ -122,27 +193,33 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
                 f"{self.save_dir}: expected every rank to find the same checkpoint, found {found_by_rank}; "
                 "OUTPUT_DIR has to be a folder that all machines share"
             )
-        return self.load(found) if found else self.load(path, checkpointables=[])
+        return self._load(found) if found else self.load(path, checkpointables=[])
+
+    def _convert(self, tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+        """Give tensors the names of the model, whatever kind of file they are from."""
+        kind = find_kind(tensors)
+        if kind is OWN_WEIGHTS:
+            return tensors
+        tensors, report = kind.convert(tensors, expected=self.model.state_dict(), source=source)
+        self.logger.info("%s", report)
+        return tensors
 
     def _load_weights(self, tensors: dict[str, Tensor], source: str) -> None:
         """Copy tensors into the model, converting foreign names, and say once what did not meet."""
-        model_tensors = self.model.state_dict()
-        if is_glip_state_dict(tensors):
-            tensors, report = convert_glip_state_dict(tensors, source=source)
-            self.logger.info("%s", report)
-        elif is_swin_state_dict(tensors):
-            if f"{BOTTOM_UP}.patch_embed.proj.weight" not in model_tensors:
-                raise CheckpointError(
-                    f"{source}: holds a Swin Transformer, the backbone of this model (MODEL.BACKBONE.NAME) is another"
-                )
-            tensors, report = convert_swin_state_dict(tensors)
-            self.logger.info("%s", report)
-        check_fit(tensors, model_tensors, source)
+        tensors = self._convert(tensors, source)
+        if self._takes_other_classes:
+            tensors = without_other_classes(tensors, self.model.state_dict())
+        check_fit(tensors, self.model.state_dict(), source)
         missing, unexpected = self.model.load_state_dict(tensors, strict=False)
         # These are computed from the window size; timm does not save them.
         missing = [name for name in missing if not name.endswith("relative_position_index")]
+        # What is tuned beside the weights of a file starts from zero.
+        missing = [name for name in missing if not any(one.fullmatch(name) for one in _TUNED_NAMES.values())]
         if missing:
             self.logger.warning("%s has no weights for %s: they keep their values", source, summarize_names(missing))
+        for mode, pattern in _TUNED_NAMES.items():
+            if any(pattern.fullmatch(name) for name in unexpected):
+                raise CheckpointError(f"{source}: MODEL.GLIPV2.TUNING: expected {mode!r}, of which the weights are")
         empty = sorted({name.partition(".")[0] for name in missing} & set(self._needed_parts))
         if empty:
             raise CheckpointError(
@@ -179,10 +256,24 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
 class InferenceCheckpointer(GLIPv2Checkpointer):
     """Loads what gives results as it is: a head of these results without weights in the file is a ``CheckpointError``.
 
-    In training such a head starts from random weights; here its results would be noise.
+    In training such a head starts from random weights; here its results would be noise. Low-rank updates become part
+    of the weights that they belong to.
     """
 
     _needed_parts = ("mask_head", "vqa_head", "captioning_head")
+    _takes_other_classes = False
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """See ``GLIPv2Checkpointer.resume_or_load``."""
+        rest = super().resume_or_load(path, resume=resume)
+        merge_lora(self.model)
+        return rest
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """See ``GLIPv2Checkpointer.load``."""
+        rest = super().load(path, checkpointables)
+        merge_lora(self.model)
+        return rest
 
 
 def check_fit(tensors: Mapping[str, Tensor], model_tensors: Mapping[str, Tensor], source: str) -> None:

@@ -87,7 +87,7 @@ _IGNORED = (
     (r"rpn\.(resizer|tunable_linear)\..*", "prompt tuning"),
 )
 # Parts of our model that only some trainings have, with the reason to leave them out of a model without them.
-_OPTIONAL = {
+OPTIONAL_PARTS = {
     "mlm_head": "masked language modelling, which the model does not train with",
     "contrastive_head": "contrastive loss, which the model does not train with",
 }
@@ -144,7 +144,7 @@ def convert_glip_state_dict(
     layout = find_official_layout(tensors, source)
     kind = f"GLIP, {layout.num_blocks} blocks {'with' if layout.fused else 'without'} fusion"
     return convert_names(
-        tensors, _name_pairs(layout), _IGNORED, source=kind, expected=expected, optional_parts=_OPTIONAL
+        tensors, _name_pairs(layout), _IGNORED, source=kind, expected=expected, optional_parts=OPTIONAL_PARTS
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from torch import Tensor
 
 from .name_rules import ConversionReport, convert_names
+from ..tensor_files import CheckpointError
 
 BOTTOM_UP = "backbone.bottom_up"
 
@@ -22,20 +23,34 @@ def is_swin_state_dict(names: Collection[str]) -> bool:
     return "patch_embed.proj.weight" in names and "layers.0.blocks.0.attn.qkv.weight" in names
 
 
-def convert_swin_state_dict(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], ConversionReport]:
+def convert_swin_state_dict(
+    state_dict: Mapping[str, Tensor],
+    *,
+    expected: Collection[str] | None = None,
+    source: str = "Swin checkpoint",
+) -> tuple[dict[str, Tensor], ConversionReport]:
     """Rename the weights of an ImageNet Swin Transformer to those of the bottom-up network.
 
     Args:
         state_dict: Names and tensors of the authors' code, or of timm, where the patch merging opens a stage instead
             of closing the one before. Both merge the four patches in one order.
+        expected: Names that the model has; with them the report tells what is missing.
+        source: Name of the file for errors.
 
     Returns:
         The same tensors by our names, and a report on every name. The norms of the network's outputs are not among
         them: a classifier has none.
+
+    Raises:
+        CheckpointError: The model that is expected has another backbone.
     """
+    if expected is not None and f"{BOTTOM_UP}.patch_embed.proj.weight" not in expected:
+        raise CheckpointError(
+            f"{source}: holds a Swin Transformer, the backbone of this model (MODEL.BACKBONE.NAME) is another"
+        )
     pairs = {"patch_embed": f"{BOTTOM_UP}.patch_embed", "layers": f"{BOTTOM_UP}.layers"}
     if not any(name.startswith("layers.0.downsample.") for name in state_dict):
         stages = {name.split(".")[1] for name in state_dict if name.startswith("layers.") and ".downsample." in name}
         for stage in stages:
             pairs[f"layers.{stage}.downsample"] = f"{BOTTOM_UP}.layers.{int(stage) - 1}.downsample"
-    return convert_names(state_dict, pairs, _IGNORED, source="ImageNet Swin Transformer")
+    return convert_names(state_dict, pairs, _IGNORED, source="ImageNet Swin Transformer", expected=expected)

@@ -5,6 +5,7 @@ from .dataset_mappers.detection import DetectionDatasetMapper
 from .datasets import builtin  # noqa: F401
 from .datasets.captioning import register_captioning
 from .datasets.coco import register_coco_grounding
+from .datasets.flickr30k import register_flickr30k
 from .datasets.grounding_json import register_grounding_json
 from .datasets.lvis import register_lvis
 from .datasets.odvg import register_odvg
@@ -23,6 +24,7 @@ __all__ = [
     "build_train_loader",
     "register_captioning",
     "register_coco_grounding",
+    "register_flickr30k",
     "register_grounding_json",
     "register_lvis",
     "register_odvg",

@@ -191,6 +191,9 @@ def _layout(cfg: CfgNode, sets: TrainingSets) -> dict[str, Any]:
         "DATALOADER.ASPECT_RATIO_GROUPING": cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         "number of processes": comm.get_world_size(),
     }
+    if cfg.DATASETS.FEW_SHOT.SHOTS:
+        layout["DATASETS.FEW_SHOT.SHOTS"] = cfg.DATASETS.FEW_SHOT.SHOTS
+        layout["DATASETS.FEW_SHOT.SEED"] = cfg.DATASETS.FEW_SHOT.SEED
     for task, part in (("vqa", "VQA"), ("captioning", "CAPTIONING")):
         if task in sets.tasks:
             layout[f"MODEL.GLIPV2.{part}.GROUNDED"] = cfg.MODEL.GLIPV2[part].GROUNDED

@@ -12,6 +12,7 @@ from detectron2.data.build import filter_images_with_only_crowd_annotations
 from .dataset_mappers.base import BOX_TASKS
 from .dataset_mappers.build import dataset_task
 from .datasets.annotation_checks import check_dataset_dicts
+from .datasets.few_shot import FewShot, take_few_shots
 from .datasets.mask_checks import keep_usable_masks, leave_out_masks
 from .datasets.registration import check_dataset_files
 
@@ -20,7 +21,11 @@ _TARGETS = {"vqa": "answers", "captioning": "captions"}
 
 
 def load_training_dicts(
-    names: Sequence[str], filter_empty: bool, min_score: float = 0.0, with_masks: bool = False
+    names: Sequence[str],
+    filter_empty: bool,
+    min_score: float = 0.0,
+    with_masks: bool = False,
+    few_shot: FewShot = FewShot(),
 ) -> list[dict]:
     """Load datasets one after the other; each dict says under ``dataset_name`` where it comes from.
 
@@ -30,9 +35,11 @@ def load_training_dicts(
             write, which are learnt without boxes too.
         min_score: Leave out images of caption data none of whose boxes has a score from here on.
         with_masks: As of ``load_dataset``.
+        few_shot: How many images of each dataset are taken.
 
     Raises:
-        ValueError: A dataset is not registered, annotations break their format, or no image of a dataset is left.
+        ValueError: A dataset is not registered, annotations break their format, no image of a dataset is left, or few
+            images are asked for of what is no detection data or has not that many.
         FileNotFoundError: Annotations or images of a dataset are not there.
     """
     if not names:
@@ -44,6 +51,11 @@ def load_training_dicts(
         field = _TARGETS.get(task, "annotations")
         if not all(field in item or (task == "captioning" and "caption" in item) for item in dataset_dicts):
             raise ValueError(f"dataset {name!r} has images without {field!r}, expected a dataset to train on")
+        if few_shot.shots and task != "detection":
+            raise ValueError(
+                f"DATASETS.FEW_SHOT.SHOTS is {few_shot.shots} and {name!r} is {task} data, expected detection data"
+            )
+        dataset_dicts = take_few_shots(name, dataset_dicts, few_shot)
         if filter_empty and task in BOX_TASKS:
             dataset_dicts = filter_images_with_only_crowd_annotations(dataset_dicts)
         if task == "caption":

@@ -12,6 +12,7 @@ from detectron2.data import MetadataCatalog
 
 from .dataset_mappers.base import BOX_TASKS
 from .dataset_mappers.build import dataset_task
+from .datasets.few_shot import few_shot_settings
 from .datasets.shards import shard_urls_of
 from .draws import check_ratios, draw_by_ratio, draw_by_size
 from .samplers import shard_draw
@@ -75,6 +76,7 @@ def load_training_sets(cfg: CfgNode) -> TrainingSets:
     if not names:
         raise ValueError("DATASETS.TRAIN is empty, expected at least one dataset")
     check_ratios(ratios, len(names))
+    few_shot = few_shot_settings(cfg)
     dicts: list[dict] = []
     shards: dict[int, list[str]] = {}
     members: list[np.ndarray] = []
@@ -87,10 +89,13 @@ def load_training_sets(cfg: CfgNode) -> TrainingSets:
                 cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
                 cfg.INPUT.PROMPT.MIN_PSEUDO_SCORE,
                 with_masks=cfg.MODEL.MASK_ON,
+                few_shot=few_shot,
             )
             members.append(len(dicts) + np.arange(len(own)))
             dicts += own
         else:
+            if few_shot.shots:
+                raise ValueError(f"DATASETS.FEW_SHOT.SHOTS is {few_shot.shots} and {name!r} a stream, expected files")
             shards[dataset] = urls
             members.append(np.full(1 if ratios else _num_samples(name), shard_draw(dataset)))
     kinds = np.array([_kind(cfg, item) for item in dicts], dtype=np.int64)

@@ -16,6 +16,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser
 from detectron2.utils.file_io import PathManager
 
+from ..checkpoint.pretrained_folder import is_pretrained_config, merge_pretrained_config
 from ..config import add_glipv2_config
 from ..data.dataset_mappers.base import UnreadableImageError
 
@@ -37,8 +38,9 @@ def build_config(config_file: str, opts: Sequence[str]) -> CfgNode:
     """Build the frozen config of a command line: defaults, then the file, then KEY VALUE pairs.
 
     Raises:
-        ValueError: A key that does not exist or has no value, a value of the wrong type, or a GPU that is not there.
-        FileNotFoundError: There is no such file.
+        ValueError: A key that does not exist or has no value, a value of the wrong type, or a GPU that is not there; or
+            the file is the config of a pretrained folder that is damaged.
+        FileNotFoundError: There is no such file, or the pretrained folder around it lacks one.
     """
     if config_file and not PathManager.isfile(config_file):
         raise FileNotFoundError(f"--config-file: expected a YAML file, found none at {config_file}")
@@ -47,7 +49,9 @@ def build_config(config_file: str, opts: Sequence[str]) -> CfgNode:
     cfg = get_cfg()
     add_glipv2_config(cfg)
     try:
-        if config_file:
+        if is_pretrained_config(config_file):
+            merge_pretrained_config(cfg, config_file)
+        elif config_file:
             # detectron2's default would run code from the file.
             cfg.merge_from_file(config_file, allow_unsafe=False)
         cfg.merge_from_list(list(opts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 
 from torch import Tensor
 
@@ -10,7 +11,11 @@ from detectron2.checkpoint import Checkpointer
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import PeriodicCheckpointer
 
+from ..checkpoint.tuned_weights import save_tuned
 from .ema import ModelEMA
+
+# In the folder of a run that tunes less than the whole model.
+TUNED_WEIGHTS = "tuned.safetensors"
 
 
 class EMAHook(HookBase):
@@ -41,14 +46,42 @@ class EMAHook(HookBase):
 
 
 class EMACheckpointer(PeriodicCheckpointer):
-    """Write checkpoints whose "model" is what evaluation uses: the moving average, if there is one."""
+    """Write checkpoints whose "model" is what evaluation uses: the moving average, if there is one.
 
-    def __init__(self, checkpointer: Checkpointer, period: int, ema: ModelEMA | None) -> None:
-        super().__init__(checkpointer, period)
+    Args:
+        checkpointer: Writes them.
+        period: Updates between two.
+        ema: The moving average.
+        max_to_keep: Numbered checkpoints that are kept, the newest; 0: all.
+        with_tuned: At the end also write what the run has tuned, alone, see ``save_tuned``.
+    """
+
+    def __init__(
+        self,
+        checkpointer: Checkpointer,
+        period: int,
+        ema: ModelEMA | None,
+        max_to_keep: int = 0,
+        with_tuned: bool = False,
+    ) -> None:
+        super().__init__(checkpointer, period, max_to_keep=max_to_keep or None)
         self._ema = ema
+        self._with_tuned = with_tuned
 
     def after_step(self) -> None:
         next_iter = self.trainer.iter + 1
         if next_iter % self.period == 0 or next_iter == self.max_iter:
             with self._ema.apply() if self._ema else contextlib.nullcontext():
                 super().after_step()
+                if next_iter == self.max_iter:
+                    self._save_tuned()
+
+    def save_final(self) -> None:
+        """Write the last checkpoint of a training that ends early."""
+        with self._ema.apply() if self._ema else contextlib.nullcontext():
+            self.save("model_final", iteration=self.trainer.iter)
+            self._save_tuned()
+
+    def _save_tuned(self) -> None:
+        if self._with_tuned:
+            save_tuned(self.checkpointer.model, os.path.join(self.checkpointer.save_dir, TUNED_WEIGHTS))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,8 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
-from ..checkpoint.checkpointer import InferenceCheckpointer
+from ..checkpoint.checkpointer import InferenceCheckpointer, WeightChanges
+from ..checkpoint.pretrained_folder import find_pretrained_config, save_pretrained
 from ..data.transforms import ResizeShortestEdgeLegacy
 from ..evaluation.grounded_captioning import phrase_boxes, tokens_of_span
 from ..evaluation.referring import referred_mask
@@ -29,6 +31,7 @@ from ..prompts.questions import question_prompt, question_to_ground
 from ..prompts.tokenizer import PromptTokenizer
 from ..prompts.vocabulary import build_default_prompts
 from ..structures import CharSpan, TokenizedPrompt
+from .defaults import build_config
 
 # A list of names, or a caption; None: the names of DATASETS.TEST[0].
 NamesOrCaption = Sequence[str] | str | None
@@ -55,7 +58,7 @@ class GLIPv2Predictor(DefaultPredictor):
         # Code written for DefaultPredictor reads it.
         self.cfg = cfg
         self.model = build_model(cfg).eval()
-        InferenceCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        InferenceCheckpointer(self.model, changes=WeightChanges.from_config(cfg)).load(cfg.MODEL.WEIGHTS)
         if cfg.DATASETS.TEST:
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
         self.aug = ResizeShortestEdgeLegacy(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")
@@ -71,6 +74,25 @@ class GLIPv2Predictor(DefaultPredictor):
         self._grounds_questions = vqa.GROUNDED
         self._referring_thresh = cfg.MODEL.GLIPV2.TEST.REFERRING_THRESH
         self._default_prompts = functools.cache(functools.partial(build_default_prompts, cfg))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | os.PathLike, opts: Sequence[str] = ()) -> GLIPv2Predictor:
+        """Make a predictor from a folder that ``save_pretrained`` wrote; its files are checked, nothing is executed.
+
+        Args:
+            folder: Where it lies.
+            opts: Pairs of KEY VALUE that change its config. Without MODEL.DEVICE among them the model is put onto a
+                GPU where there is one, and otherwise onto the CPU.
+
+        Raises:
+            ValueError, OSError: A file is missing or damaged, or a key or a value is wrong.
+        """
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(build_config(find_pretrained_config(folder), ["MODEL.DEVICE", device, *opts]))
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write model, config and the files that it needs as a folder, see ``checkpoint.pretrained_folder``."""
+        save_pretrained(self.model, self.cfg, folder)
 
     def __call__(
         self,

@@ -14,14 +14,16 @@ from torch import nn
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.solver.lr_scheduler import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ..checkpoint.checkpointer import GLIPv2Checkpointer
+from ..checkpoint.checkpointer import GLIPv2Checkpointer, WeightChanges
 from ..data.build import build_test_loader, build_train_loader
 from ..data.stream_state import TrainLoader
 from ..evaluation.build import build_evaluator
-from ..solver import build_gradient_clipper, build_optimizer
+from ..solver import build_gradient_clipper, build_lr_scheduler, build_optimizer
+from .auto_step import EarlyStopHook, TrainingEnded, build_plateau_hook
 from .data_hooks import DataStateHook, SkippedImagesHook
 from .ema import ModelEMA
 from .hooks import EMACheckpointer, EMAHook
@@ -67,12 +69,9 @@ class GLIPv2Trainer(DefaultTrainer):
             seed=cfg.SEED,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = GLIPv2Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
-        if cfg.MODEL.GLIPV2.TUNING != "full" and not cfg.MODEL.WEIGHTS:
-            logging.getLogger(__name__).warning(
-                "MODEL.WEIGHTS is empty: with MODEL.GLIPV2.TUNING %r all but that part stays random",
-                cfg.MODEL.GLIPV2.TUNING,
-            )
+        changes = WeightChanges.from_config(cfg)
+        self.checkpointer = GLIPv2Checkpointer(model, cfg.OUTPUT_DIR, changes=changes, trainer=weakref.proxy(self))
+        _warn_of_tuning(cfg)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
@@ -82,7 +81,9 @@ class GLIPv2Trainer(DefaultTrainer):
         loader = self.build_train_loader(self.cfg, self.start_iter, self._data_state.saved)
         self._data_state.attach(loader)
         self._trainer.data_loader = self._skipped_images.watch(loader)
-        return super().train()
+        with contextlib.suppress(TrainingEnded):
+            return super().train()
+        return None
 
     def build_hooks(self) -> list[HookBase]:
         """Build the hooks in the order in which they run after a step."""
@@ -96,16 +97,33 @@ class GLIPv2Trainer(DefaultTrainer):
         if self._ema:
             built.append(EMAHook(self._ema))
         built += [hooks.LRScheduler(), self._skipped_images, self._data_state]
-        if comm.is_main_process():
-            built.append(EMACheckpointer(self.checkpointer, self.cfg.SOLVER.CHECKPOINT_PERIOD, self._ema))
-        built.append(hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate))
+        solver = self.cfg.SOLVER
+        saver = EMACheckpointer(
+            self.checkpointer,
+            solver.CHECKPOINT_PERIOD,
+            self._ema,
+            solver.MAX_CHECKPOINTS,
+            with_tuned=self.cfg.MODEL.GLIPV2.TUNING != "full",
+        )
+        savers = [saver] if comm.is_main_process() else []
+        evaluators = [hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate)]
+        plateau = build_plateau_hook(self.cfg, self.scheduler, self._ema)
+        # What the metric decides belongs to the checkpoint of the same iteration.
+        built += [*savers, *evaluators] if plateau is None else [*evaluators, plateau, *savers]
         if comm.is_main_process():
             built.append(hooks.PeriodicWriter(self.build_writers(), period=20))
+        if solver.EARLY_STOP_PATIENCE:
+            save_final = saver.save_final if savers else lambda: None
+            built.append(EarlyStopHook(plateau, solver.EARLY_STOP_PATIENCE, save_final))
         return built
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
+        return build_lr_scheduler(cfg, optimizer)
 
     @classmethod
     def build_train_loader(
@@ -133,6 +151,21 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     if cfg.SOLVER.AMP.DTYPE not in _AMP_DTYPES:
         raise ValueError(f"SOLVER.AMP.DTYPE: expected one of {list(_AMP_DTYPES)}, found {cfg.SOLVER.AMP.DTYPE!r}")
     return _AMP_DTYPES[cfg.SOLVER.AMP.DTYPE]
+
+
+def _warn_of_tuning(cfg: CfgNode) -> None:
+    """Warn of settings with which a part that is tuned has little to learn from."""
+    logger, tuning = logging.getLogger(__name__), cfg.MODEL.GLIPV2.TUNING
+    if tuning != "full" and not cfg.MODEL.WEIGHTS:
+        logger.warning("MODEL.WEIGHTS is empty: with MODEL.GLIPV2.TUNING %r all but that part stays random", tuning)
+    prompt = cfg.INPUT.PROMPT
+    if tuning == "prompt" and (prompt.SHUFFLE or prompt.NUM_NEGATIVES != -1):
+        logger.warning(
+            "INPUT.PROMPT.SHUFFLE %s, NUM_NEGATIVES %s: a tuned prompt has a row for each place, expected the same "
+            "names in the same order at every step (False, -1)",
+            prompt.SHUFFLE,
+            prompt.NUM_NEGATIVES,
+        )
 
 
 def _has_idle_parts(cfg: CfgNode) -> bool:

@@ -8,11 +8,13 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 
-from ..data.training_dicts import load_dataset
+from ..data.datasets.registration import check_dataset_files
+from ..data.training_dicts import check_is_registered, load_dataset
 from ..prompts.answers import AnswerVocabulary
 from ..prompts.tokenizer import PromptTokenizer
 from .captioning import CaptioningEvaluator
 from .coco_evaluator import COCOInstanceEvaluator
+from .flickr30k import Flickr30kEvaluator
 from .grounded_captioning import GroundedCaptioningEvaluator
 from .referring import ReferringEvaluator
 from .vqa import VQAEvaluator
@@ -44,6 +46,11 @@ def build_referring_evaluator(cfg: CfgNode, dataset_name: str, output_folder: st
     )
 
 
+def build_flickr30k_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+    """Build the evaluator of the phrases of captions."""
+    return Flickr30kEvaluator(dataset_name, load_dataset(dataset_name), output_folder=output_folder)
+
+
 def build_vqa_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
     """Build the evaluator of answers to questions, with the answers of ``MODEL.GLIPV2.VQA.ANSWERS``."""
     answers = AnswerVocabulary.from_file(cfg.MODEL.GLIPV2.VQA.ANSWERS).answers
@@ -69,6 +76,7 @@ EVALUATORS = {
     "lvis": build_lvis_evaluator,
     "phrasecut": build_referring_evaluator,
     "refcoco": build_referring_evaluator,
+    "flickr30k": build_flickr30k_evaluator,
     "vqa": build_vqa_evaluator,
     "captioning": build_captioning_evaluator,
     "grounded_captioning": build_captioning_evaluator,
@@ -92,6 +100,18 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
         )
     folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name) if output_folder is None else output_folder
     return EVALUATORS[evaluator_type](cfg, dataset_name, folder)
+
+
+def check_test_data(cfg: CfgNode) -> None:
+    """Check before any image is run that the data of all ``DATASETS.TEST`` are there.
+
+    Raises:
+        ValueError: A dataset is not registered.
+        FileNotFoundError: Annotations or images of one are not there.
+    """
+    for name in cfg.DATASETS.TEST:
+        check_is_registered(name)
+        check_dataset_files(name)
 
 
 def _tasks(cfg: CfgNode) -> tuple[str, ...]:

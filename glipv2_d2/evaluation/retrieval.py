@@ -80,7 +80,8 @@ def _name_scores(model: GLIPv2, levels: list[Tensor], prompts: list[TokenizedPro
     for prompt in prompts:
         language = model.text_encoder(TokenBatch.from_prompts([prompt], model.device))
         if space == "fused":
-            fused, fused_language = model.fusion_tower(levels, language)
+            tuned = language if model.prompt_tuner is None else model.prompt_tuner(language)
+            fused, fused_language = model.fusion_tower(levels, tuned)
             text = fused_language.hidden if model.fusion_tower.fuses_text else fused_language.embedded
             tokens = torch.cat(model.head(fused, text).token_logits, dim=1)[0].sigmoid()  # (R, T)
         else:

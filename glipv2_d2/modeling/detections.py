@@ -9,68 +9,105 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from ..structures import TokenizedPrompt
 from .box_regression import scale_boxes_legacy
 from .heads.mask_head import HourglassMaskHead
 from .heads.mask_pasting import paste_masks
+from .prompt_passes import PromptPass
 
 
-class ChunkFeatures(NamedTuple):
-    """What the mask head reads of the images that share a place in their lists of prompts.
+class PassFeatures(NamedTuple):
+    """What the mask head reads of the pairs of a pass.
 
     Attributes:
-        rows: The images, by their place in the batch.
-        levels: L tensors (len(rows), C, Hl, Wl).
-        text: (len(rows), T, D).
-        prompts: One for each of the images.
+        pairs: The pass.
+        levels: L tensors (len(pairs.rows), C, Hl, Wl).
+        text: (len(pairs.rows), T, D).
     """
 
-    rows: list[int]
+    pairs: PromptPass
     levels: list[Tensor]
     text: Tensor
-    prompts: list[TokenizedPrompt]
 
 
-def merge_detections(instances: Sequence[Instances], max_detections: int) -> Instances:
-    """Join the detections of one image under all its prompts, best first.
+class DetectionPool:
+    """Collects the detections of N images, pass by pass, and keeps the best; it lives as long as one call of the model.
+
+    What is kept does not depend on how the prompts were cut into passes. Detections that cannot be among the best any
+    more leave at once, and with the last of a pass the features that its masks would have needed.
 
     Args:
-        instances: For each prompt its detections, at least one prompt; those of a single one stay as they are.
-        max_detections: Detections to keep; those that tie with the last of them stay too. 0 keeps all.
+        num_images: N.
+        max_detections: Detections of an image to keep, over all its prompts; those that tie with the last of them stay
+            too. 0 keeps all.
+        mask_head: Predicts the masks of what is kept; None for a model without masks.
     """
-    if len(instances) == 1:
-        return instances[0]
+
+    def __init__(self, num_images: int, max_detections: int, mask_head: HourglassMaskHead | None = None) -> None:
+        self._found: list[list[Instances]] = [[] for _ in range(num_images)]
+        self._features: list[PassFeatures] = []
+        self._max_detections = max_detections
+        self._mask_head = mask_head
+
+    def add(self, detected: Sequence[Instances], features: PassFeatures) -> None:
+        """Take the detections of a pass.
+
+        Args:
+            detected: Of each pair, with ``pred_boxes`` in the frame of the features, ``scores`` and ``phrase_ids``.
+            features: Of the pass.
+        """
+        if self._mask_head is not None and not self._max_detections:
+            masks = self._mask_head.inference(features.levels, features.text, detected, features.pairs.prompts)
+            for instances, masks_of_pair in zip(detected, masks):
+                instances.mask_probabilities = masks_of_pair
+        for row, place, instances in zip(features.pairs.rows, features.pairs.places, detected):
+            instances.places = torch.full_like(instances.phrase_ids, place)
+            self._found[row].append(instances)
+        if self._max_detections:
+            for row in set(features.pairs.rows):
+                self._found[row] = [_keep_best(self._found[row], self._max_detections)]
+            if self._mask_head is not None:
+                self._features = [kept for kept in (*self._features, features) if self._is_needed(kept.pairs)]
+
+    def merge(self) -> list[Instances]:
+        """Return the detections of each image, best first; of a model with masks with ``mask_probabilities``.
+
+        Those that tie are in the order of the prompts. Of an image whose prompts were never added it fails.
+        """
+        merged = []
+        for instances_of_image in self._found:
+            instances = Instances.cat(instances_of_image)
+            instances = instances[instances.places.argsort(stable=True)]
+            merged.append(instances[instances.scores.argsort(descending=True, stable=True)])
+        if self._mask_head is not None and self._max_detections:
+            _set_masks(self._mask_head, self._features, merged)
+        for instances in merged:
+            instances.remove("places")
+        return merged
+
+    def _is_needed(self, pairs: PromptPass) -> bool:
+        places = {row: set(self._found[row][0].places.tolist()) for row in set(pairs.rows)}
+        return any(place in places[row] for row, place in zip(pairs.rows, pairs.places))
+
+
+def _keep_best(instances: Sequence[Instances], max_detections: int) -> Instances:
+    """Join detections of one image and drop those below the last of the best, which stays with all that tie with it."""
     merged = Instances.cat(list(instances))
-    if 0 < max_detections < len(merged):
-        threshold = merged.scores.topk(max_detections).values[-1]
-        merged = merged[merged.scores >= threshold]
-    return merged[merged.scores.argsort(descending=True, stable=True)]
+    if len(merged) <= max_detections:
+        return merged
+    threshold = merged.scores.topk(max_detections).values[-1]
+    return merged[merged.scores >= threshold]
 
 
-def predict_masks(
-    mask_head: HourglassMaskHead, chunks: Sequence[ChunkFeatures], detections: Sequence[Instances]
-) -> list[Tensor]:
-    """Predict the masks of the detections that were kept, of N images, each with the words that found its box.
-
-    Args:
-        mask_head: The head.
-        chunks: For each place in the lists of prompts its features.
-        detections: Of each image, with ``pred_boxes`` in the frame of the features, ``phrase_ids``, and ``chunk_ids``,
-            the place of the prompt that found them.
-
-    Returns:
-        N tensors (K, S, S) of probabilities, in the order of the detections.
-    """
-    masks: list[Tensor | None] = [None] * len(detections)
-    for place, chunk in enumerate(chunks):
-        own = [(detections[row].chunk_ids == place).nonzero().squeeze(1) for row in chunk.rows]
-        instances = [detections[row][index] for row, index in zip(chunk.rows, own)]
-        found = mask_head.inference(chunk.levels, chunk.text, instances, chunk.prompts)
-        for row, index, probabilities in zip(chunk.rows, own, found):
-            if masks[row] is None:
-                masks[row] = probabilities.new_zeros(len(detections[row]), *probabilities.shape[1:])
-            masks[row][index] = probabilities
-    return masks
+def _set_masks(mask_head: HourglassMaskHead, features: Sequence[PassFeatures], detections: Sequence[Instances]) -> None:
+    """Predict the masks of N images, each with the words that found its box, as ``mask_probabilities`` (K, S, S)."""
+    size = 2 * mask_head.pooler.resolution
+    for instances in detections:
+        instances.mask_probabilities = instances.scores.new_zeros(len(instances), size, size)
+    for pairs, levels, text in features:
+        own = [(detections[row].places == place).nonzero().squeeze(1) for row, place in zip(pairs.rows, pairs.places)]
+        instances = [detections[row][index] for row, index in zip(pairs.rows, own)]
+        for row, index, masks in zip(pairs.rows, own, mask_head.inference(levels, text, instances, pairs.prompts)):
+            detections[row].mask_probabilities[index] = masks.to(detections[row].mask_probabilities)
 
 
 def rescale_instances(

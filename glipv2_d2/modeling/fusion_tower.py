@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -149,13 +150,22 @@ class FusionTower(nn.Module):
             replaced by the fused tokens.
         """
         hidden = language.hidden
+        if not (with_levels or self.fuses_text):
+            return [], language
         for number, block in enumerate(self.blocks, 1):
             inputs = (features, hidden, language.mask, causal, with_levels or number < len(self.blocks))
-            if self.use_checkpoint and self.training:
+            # Also where the tower itself is fixed: what is tuned before it has its gradients through it.
+            if self.use_checkpoint and torch.is_grad_enabled():
                 features, hidden = checkpoint(block, *inputs, use_reentrant=False)
             else:
                 features, hidden = block(*inputs)
         return features if with_levels else [], language._replace(hidden=hidden)
+
+    def mix_levels(self, features: list[Tensor]) -> list[Tensor]:
+        """Run the levels of N images alone, for a tower built without fusion: they are the same for every prompt."""
+        for block in self.blocks:
+            features = block.dyconv(features)
+        return features
 
     def read_images(self, features: list[Tensor]) -> list[Tensor]:
         """Run the levels of N images alone, as they are in a causal ``forward``, for tokens that come one by one.

@@ -18,32 +18,39 @@ from .heads.contrastive_head import ContrastiveHead
 from .heads.mask_head import HourglassMaskHead
 from .heads.mlm_head import MLMHead
 from .heads.vqa_head import VQAHead
+from .lora import LoRASettings
+from .prompt_tuning import PromptTuner
 from .text_generation import GenerationRules
 
 
-def build_tower(cfg: CfgNode, channels: int, text_encoder: nn.Module) -> FusionTower:
-    """Build the tower for levels of ``channels`` channels and the text of an encoder."""
+def build_tower(cfg: CfgNode, channels: int, text_encoder: nn.Module | None = None) -> FusionTower:
+    """Build the tower for levels of ``channels`` channels and the text of an encoder, if there is one."""
     tower, fusion = cfg.MODEL.GLIPV2.TOWER, cfg.MODEL.GLIPV2.FUSION
+    language: dict[str, Any] = {}
+    if text_encoder is not None:
+        language = {
+            "fusion": fusion.ENABLED,
+            "fusion_embed_dim": fusion.EMBED_DIM,
+            "fusion_num_heads": fusion.NUM_HEADS,
+            "fusion_dropout": fusion.DROPOUT,
+            "fusion_form": fusion.FORM,
+            "layer_scale": fusion.LAYER_SCALE,
+            "language_num_heads": text_encoder.num_heads,
+            "language_intermediate_size": text_encoder.intermediate_size,
+            "language_dropout": text_encoder.dropout,
+            "language_layer_type": getattr(text_encoder, "language_layer_type", "post_norm"),
+        }
     return FusionTower(
         channels,
-        text_encoder.hidden_size,
+        text_encoder.hidden_size if text_encoder is not None else 0,
         num_blocks=tower.NUM_BLOCKS,
         channels=tower.CHANNELS,
         num_groups=tower.NUM_GROUPS,
         deformable=tower.DEFORMABLE,
         deform_form=tower.DEFORM_FORM,
         dynamic_relu=tower.DYNAMIC_RELU,
-        fusion=fusion.ENABLED,
-        fusion_embed_dim=fusion.EMBED_DIM,
-        fusion_num_heads=fusion.NUM_HEADS,
-        fusion_dropout=fusion.DROPOUT,
-        fusion_form=fusion.FORM,
-        layer_scale=fusion.LAYER_SCALE,
-        language_num_heads=text_encoder.num_heads,
-        language_intermediate_size=text_encoder.intermediate_size,
-        language_dropout=text_encoder.dropout,
-        language_layer_type=getattr(text_encoder, "language_layer_type", "post_norm"),
         use_checkpoint=tower.USE_CHECKPOINT,
+        **(language or {"fusion": False}),
     )
 
 
@@ -96,6 +103,25 @@ def max_detections(cfg: CfgNode) -> int:
     if limit_per not in ("image", "prompt"):
         raise ValueError(f"MODEL.GLIPV2.TEST.LIMIT_PER: expected 'image' or 'prompt', found {limit_per!r}")
     return cfg.TEST.DETECTIONS_PER_IMAGE if limit_per == "image" else 0
+
+
+def tuning_options(cfg: CfgNode, language_dim: int) -> dict[str, Any]:
+    """Return the arguments of ``GLIPv2`` that say what trains, for text of width ``language_dim``.
+
+    Raises:
+        ValueError: A prompt is to be tuned for captions, which have none of a fixed form.
+    """
+    config = cfg.MODEL.GLIPV2
+    options: dict[str, Any] = {
+        "tuning": config.TUNING,
+        "tune_mask_head": config.TUNE_MASK_HEAD,
+        "lora": LoRASettings(config.LORA.RANK, config.LORA.ALPHA, tuple(config.LORA.PARTS)),
+    }
+    if config.TUNING == "prompt":
+        if config.CAPTIONING.ENABLED:
+            raise ValueError("MODEL.GLIPV2.TUNING: found 'prompt', which needs MODEL.GLIPV2.CAPTIONING.ENABLED False")
+        options["prompt_tuner"] = PromptTuner(config.PROMPT_TUNING.MAX_TOKENS, language_dim)
+    return options
 
 
 def _build_generation_rules(cfg: CfgNode, vocab_size: int) -> GenerationRules:

@@ -20,18 +20,20 @@ class PromptCache:
     asked before, nor on the other prompts of a call.
 
     Args:
-        max_prompts: Number of prompts kept, the least recently used leave first. A prompt of 256 tokens of BERT-base
-            takes 0.8 MB.
+        max_tokens: Tokens of all prompts kept, the least recently used leave first. Those of BERT-base take 3 KiB each,
+            so the default is 192 MiB, or a vocabulary of some 20,000 names.
     """
 
-    def __init__(self, max_prompts: int = 256) -> None:
-        self.max_prompts = max_prompts
+    def __init__(self, max_tokens: int = 65_536) -> None:
+        self.max_tokens = max_tokens
+        self._num_tokens = 0
         self._hidden: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
         self._encoder_state: tuple = ()
 
     def clear(self) -> None:
         """Forget everything."""
         self._hidden.clear()
+        self._num_tokens = 0
 
     def encode(self, encoder: nn.Module, prompts: Sequence[TokenizedPrompt], device: torch.device) -> LanguageFeatures:
         """Return what ``encoder`` says of N >= 1 prompts, padded to the longest, T tokens.
@@ -51,9 +53,11 @@ class PromptCache:
         hidden = self._hidden.pop(key, None)
         if hidden is None:
             hidden = encoder(TokenBatch.from_prompts([prompt], device)).hidden[0]  # (T, D)
+            self._num_tokens += len(key)
         self._hidden[key] = hidden
-        if len(self._hidden) > self.max_prompts:
-            self._hidden.popitem(last=False)
+        while self._num_tokens > self.max_tokens:
+            oldest, _ = self._hidden.popitem(last=False)
+            self._num_tokens -= len(oldest)
         return hidden
 
     def _forget_other_states(self, encoder: nn.Module, device: torch.device) -> None:

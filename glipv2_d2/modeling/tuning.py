@@ -2,37 +2,111 @@
 
 from __future__ import annotations
 
-from torch import nn
+import re
+from typing import NamedTuple
 
-# For each value of MODEL.GLIPV2.TUNING the parts of the model that train; None: all.
-TRAINED_PARTS: dict[str, tuple[str, ...] | None] = {"full": None, "mask_head": ("mask_head",)}
+from torch import Tensor, nn
+
+from .lora import LoRASettings, add_lora
 
 
-def fixed_parts(model: nn.Module, tuning: str) -> list[nn.Module]:
-    """Return the parts of a model that do not train; their parameters are taken out of training.
+class _Mode(NamedTuple):
+    """What trains: the names of the parameters, a part that trains as a whole, and the key that a model needs it by."""
+
+    pattern: str
+    whole_part: str | None = None
+    key: str = ""
+
+
+# For each value of MODEL.GLIPV2.TUNING but "full" what trains. The linear probe is what the official code calls so: the
+# layers that read the tower, without the factors of the box deltas of each level.
+_MODES = {
+    "mask_head": _Mode(r"mask_head\..*", "mask_head", "MODEL.MASK_ON True"),
+    "linear_probe": _Mode(r"head\.((bbox_pred|centerness|text_projection)\..*|log_scale|bias_lang|bias0)"),
+    "prompt": _Mode(r"prompt_tuner\..*", "prompt_tuner", "a PromptTuner"),
+    "text_encoder": _Mode(r"text_encoder\..*", "text_encoder", "a text encoder"),
+    "lora": _Mode(r".*\.lora\.(down|up)"),
+}
+TUNING_MODES = ("full", *_MODES)
+
+
+class Tuning(NamedTuple):
+    """What of a model trains.
+
+    Attributes:
+        mode: Of ``TUNING_MODES``.
+        fixed_parts: Parts that have to stay in eval mode; with "full" none, whatever other keys of the config freeze.
+        trained_parts: Names of the parts that hold parameters that train; with "full" of all.
+        settings: What a file of tuned weights has to agree with, beside the mode.
+    """
+
+    mode: str
+    fixed_parts: tuple[nn.Module, ...]
+    trained_parts: frozenset[str]
+    settings: dict[str, str]
+
+
+def apply_tuning(
+    model: nn.Module, mode: str, *, tune_mask_head: bool = False, lora: LoRASettings = LoRASettings()
+) -> Tuning:
+    """Take the parameters that do not train out of training, and add low-rank updates where they are what trains.
 
     Args:
-        model: Its direct children are its parts.
-        tuning: A key of ``TRAINED_PARTS``.
-
-    Returns:
-        The parts that have to stay in eval mode; with "full" none, whatever other keys of the config freeze.
+        model: Its direct children are its parts. What is frozen already stays so.
+        mode: One of ``TUNING_MODES``.
+        tune_mask_head: The mask head trains as well, in any mode.
+        lora: Of the mode "lora".
 
     Raises:
-        ValueError: An unknown ``tuning``, or the model lacks the part that is to train.
+        ValueError: An unknown ``mode``, the model lacks the part that is to train, or another key freezes it.
     """
-    if tuning not in TRAINED_PARTS:
-        raise ValueError(f"MODEL.GLIPV2.TUNING: expected one of {list(TRAINED_PARTS)}, found {tuning!r}")
-    trained = TRAINED_PARTS[tuning]
-    if trained is None:
-        return []
+    if mode not in TUNING_MODES:
+        raise ValueError(f"MODEL.GLIPV2.TUNING: expected one of {list(TUNING_MODES)}, found {mode!r}")
     children = dict(model.named_children())
-    missing = [part for part in trained if part not in children]
-    if missing:
+    modes = [] if mode == "full" else [_MODES[mode]]
+    if tune_mask_head:
+        if "mask_head" not in children:
+            raise ValueError("MODEL.GLIPV2.TUNE_MASK_HEAD: found True without a mask head, expected MODEL.MASK_ON True")
+        modes += [_MODES["mask_head"]] if modes else []
+    if not modes:
+        return Tuning(mode, (), frozenset(children), {})
+    for needed in modes:
+        if needed.whole_part and needed.whole_part not in children:
+            raise ValueError(
+                f"MODEL.GLIPV2.TUNING: found {mode!r} for a model without {needed.whole_part}; expected {needed.key}"
+            )
+    settings = {}
+    if mode == "lora":
+        add_lora(model, lora)
+        settings = {"rank": str(lora.rank), "alpha": str(float(lora.alpha)), "parts": ",".join(sorted(lora.parts))}
+    pattern = re.compile("|".join(one.pattern for one in modes))
+    for name, parameter in model.named_parameters():
+        if not pattern.fullmatch(name):
+            parameter.requires_grad_(False)
+    trained = frozenset(name.partition(".")[0] for name, one in model.named_parameters() if one.requires_grad)
+    frozen = [one.whole_part for one in modes if one.whole_part and one.whole_part not in trained]
+    if frozen:
         raise ValueError(
-            f"MODEL.GLIPV2.TUNING: found {tuning!r} for a model without {missing[0]}; expected MODEL.MASK_ON True"
+            f"MODEL.GLIPV2.TUNING: found {mode!r} for a frozen {frozen[0]}; expected MODEL.{frozen[0].upper()}.FREEZE "
+            "False"
         )
-    fixed = [child for name, child in children.items() if name not in trained]
-    for part in fixed:
-        part.requires_grad_(False)
-    return fixed
+    whole_parts = {one.whole_part for one in modes}
+    fixed = tuple(child for name, child in children.items() if name not in whole_parts)
+    return Tuning(mode, fixed, trained, settings)
+
+
+def tuned_tensors(model: nn.Module, tuning: Tuning) -> dict[str, Tensor]:
+    """Return what training moves, by name: parameters that train, and the buffers of parts that train as a whole.
+
+    Args:
+        model: After ``apply_tuning``.
+        tuning: What that has returned.
+    """
+    fixed = {id(part) for part in tuning.fixed_parts}
+    whole_parts = {name for name, part in model.named_children() if id(part) not in fixed}
+    parameters = dict(model.named_parameters())
+    return {
+        name: tensor
+        for name, tensor in model.state_dict().items()
+        if (parameters[name].requires_grad if name in parameters else name.partition(".")[0] in whole_parts)
+    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
@@ -21,12 +20,14 @@ def clean_name(name: str) -> str:
     """Turn the name of a category into words.
 
     What stands between the first "(" and the last ")" goes, an underscore becomes a space, and a pair of spaces becomes
-    one, in a single pass. Nothing is stripped: "bow_(weapon)" gives "bow " with a space at its end. Line breaks stay;
-    the tokenizer reads them as spaces.
+    one, in a single pass. Nothing is stripped: "bow_(weapon)" gives "bow " with a space at its end.
 
     Source: the name cleaning of the official evaluation; the weights have seen its output.
     """
-    return re.sub(r"\(.*\)", "", name).replace("_", " ").replace("  ", " ")
+    begin, end = name.find("("), name.rfind(")")
+    if 0 <= begin < end:
+        name = name[:begin] + name[end + 1 :]
+    return name.replace("_", " ").replace("  ", " ")
 
 
 def namesakes(names: Sequence[str]) -> dict[int, list[int]]:
@@ -46,14 +47,15 @@ def check_vocabulary(names: Sequence[str]) -> None:
 
     Raises:
         TypeError: ``names`` is one string, or a name is no string.
-        ValueError: There is no name, a name cleans to nothing, or the very same name stands in two rows.
+        ValueError: There is no name, a name cleans to nothing or holds a line break, or the very same name stands in
+            two rows.
     """
     _check_names(names)
     first_row: dict[str, int] = {}
     for row, name in enumerate(names):
         other = first_row.setdefault(name, row)
         if other != row:
-            raise ValueError(f"names: rows {other} and {row} are both {name!r}, expected every name once")
+            raise ValueError(f"names: rows {other} and {row} are both {shorten(name)}, expected every name once")
 
 
 def prompt_from_names(
@@ -70,8 +72,8 @@ def prompt_from_names(
 
     Raises:
         TypeError: ``names`` is one string, or a name is no string.
-        ValueError: There is no name, a name cleans to nothing, the separator would glue two names to one word, or
-            ``category_ids`` has another length.
+        ValueError: There is no name, a name cleans to nothing or holds a line break, the separator would glue two names
+            to one word, or ``category_ids`` has another length.
 
     Source: the caption of the official evaluation.
     """
@@ -189,6 +191,11 @@ def sample_training_names(
     return sorted(rows)
 
 
+def shorten(name: str) -> str:
+    """Quote a name for a message of one line, however long it is."""
+    return repr(name if len(name) <= 60 else name[:57] + "...")
+
+
 def _check_names(names: Sequence[str]) -> None:
     if isinstance(names, str) or not isinstance(names, Sequence):
         raise TypeError(f"names: expected a list of strings, found the {type(names).__name__} {names!r:.100}")
@@ -196,9 +203,14 @@ def _check_names(names: Sequence[str]) -> None:
         raise ValueError("names: expected at least one name, found none")
     for row, name in enumerate(names):
         if not isinstance(name, str):
-            raise TypeError(f"names[{row}]: expected a string, found {name!r}")
+            raise TypeError(f"names[{row}]: expected a string, found {name!r:.100}")
         if not clean_name(name).strip():
-            raise ValueError(f"names[{row}]: nothing is left of {name!r} once underscores and parentheses are removed")
+            raise ValueError(
+                f"names[{row}]: nothing is left of {shorten(name)} once underscores and parentheses are removed"
+            )
+        # Mostly a list that was split at the wrong place: two names that would be asked for as one.
+        if name.splitlines() != [name]:
+            raise ValueError(f"names[{row}]: {shorten(name)} holds a line break, expected a name on one line")
 
 
 def _read_spans(ranges: Sequence[Sequence[int]], row: int) -> tuple[CharSpan, ...]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from ..structures import CharSpan, Prompt, TokenizedPrompt
-from .builder import SEPARATOR, check_vocabulary, clean_name, prompt_from_names
+from .builder import SEPARATOR, check_vocabulary, clean_name, prompt_from_names, shorten
 from .decoding import DecodedText, decode_tokens
 from .pretrained import resolve_pretrained
 
@@ -150,15 +150,21 @@ class PromptTokenizer:
 
     def __call__(self, prompt: Prompt) -> TokenizedPrompt:
         """Tokenize a prompt; what passes ``max_tokens`` is cut off, and its phrases mark no token."""
+        return self._tokenize(prompt)[0]
+
+    def _tokenize(self, prompt: Prompt) -> tuple[TokenizedPrompt, bool]:
+        """Return the tokenized prompt, and whether something of it was cut off."""
         encoding = self._encoder.encode(prompt.caption, add_special_tokens=False)
+        is_cut = len(encoding) > self.max_content_tokens
         encoding.truncate(self.max_content_tokens)
         encoding = self._encoder.post_process(encoding)
-        return TokenizedPrompt(
+        tokenized = TokenizedPrompt(
             input_ids=torch.tensor(encoding.ids, dtype=torch.int64),
             phrase_token_map=phrase_token_map(prompt.phrase_spans, encoding.char_to_token, len(encoding.ids)),
             category_ids=torch.tensor(prompt.category_ids, dtype=torch.int64),
             phrases=prompt.phrases,
         )
+        return tokenized, is_cut
 
     def count_tokens(self, text: str) -> int:
         """Count the tokens of a text, without special tokens and without a limit."""
@@ -191,7 +197,7 @@ class PromptTokenizer:
             alone = self.count_tokens(text)
             if not 1 <= alone <= self.max_content_tokens:
                 raise ValueError(
-                    f"names[{row}]: {_shorten(name)} has {alone} tokens, expected 1 to {self.max_content_tokens} "
+                    f"names[{row}]: {shorten(name)} has {alone} tokens, expected 1 to {self.max_content_tokens} "
                     f"(MODEL.TEXT_ENCODER.MAX_TOKENS without special tokens)"
                 )
             if chunks[-1] and (used + alone > self.max_content_tokens or len(chunks[-1]) == chunk_size):
@@ -226,13 +232,23 @@ class PromptTokenizer:
         if len(category_ids) != len(names):
             raise ValueError(f"category_ids: expected one for each of {len(names)} names, found {len(category_ids)}")
         prompts = []
-        for rows in chunks:
+        # The tokens of a few vocabularies depend on what stands beside a name. A chunk that is too long for that reason
+        # is halved until nothing is cut off.
+        waiting = chunks[::-1]
+        while waiting:
+            rows = waiting.pop()
             chunk = [names[row] for row in rows]
-            prompt = self(prompt_from_names(chunk, [category_ids[row] for row in rows], separator=separator))
+            prompt, is_cut = self._tokenize(
+                prompt_from_names(chunk, [category_ids[row] for row in rows], separator=separator)
+            )
+            if is_cut:
+                middle = len(rows) // 2
+                waiting += [rows[middle:], rows[:middle]]
+                continue
             for row, marked in zip(rows, prompt.phrase_token_map.any(dim=1).tolist()):
                 if not marked:
                     raise ValueError(
-                        f"names[{row}]: no token of the prompt was found for {_shorten(names[row])}; "
+                        f"names[{row}]: no token of the prompt was found for {shorten(names[row])}; "
                         f"expected a name without long runs of white space"
                     )
             prompts.append(prompt)
@@ -279,7 +295,3 @@ def _load_fast_tokenizer(path: str, allow_download: bool) -> tuple[Tokenizer, st
     if not tokenizer.is_fast:
         raise ValueError(f"{key}: {path!r} holds a {type(tokenizer).__name__}, expected a fast tokenizer")
     return tokenizer.backend_tokenizer, tokenizer.mask_token
-
-
-def _shorten(name: str) -> str:
-    return repr(name if len(name) <= 60 else name[:57] + "...")

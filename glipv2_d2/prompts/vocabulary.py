@@ -6,6 +6,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..structures import TokenizedPrompt
+from .name_texts import name_texts, tokenize_texts
 from .tokenizer import PromptTokenizer
 
 
@@ -44,8 +45,10 @@ def build_default_prompts(cfg: CfgNode) -> list[TokenizedPrompt]:
         raise ValueError("DATASETS.TEST: expected a dataset whose names answer inputs without a prompt, found none")
     name = cfg.DATASETS.TEST[0]
     try:
-        return PromptTokenizer.from_config(cfg).tokenize_names(
-            dataset_names(name),
+        names = dataset_names(name)
+        return tokenize_texts(
+            PromptTokenizer.from_config(cfg),
+            name_texts(names, MetadataCatalog.get(name).get("prompt_texts", {})),
             separator=cfg.INPUT.PROMPT.SEPARATOR,
             chunk_size=cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE,
         )

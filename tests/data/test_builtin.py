@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 
 from glipv2_d2.data.datasets import builtin
+from glipv2_d2.data.datasets.odinw import ODINW_SETS
 from glipv2_d2.data.datasets.value_checks import AnnotationError
 from glipv2_d2.data.training_dicts import load_dataset
 from glipv2_d2.prompts.builder import check_vocabulary, prompt_from_names
@@ -27,6 +28,16 @@ PSEUDO = {
     for world in ("stampworld", "shapeworld")
 } | {f"{name}_pseudo": ("caption", f"{name}/pseudo_boxes.jsonl", f"{name}/images") for name in ("cap4m", "cc", "sbu")}
 MDETR = "mdetr_annotations/final_"
+# Laid out as ODinW's: images and annotations of a split in one folder.
+SMALL = {
+    f"small_{key}_{split}": (
+        "detection",
+        f"small_sets/{key}/{folder}/annotations_without_background.json",
+        f"small_sets/{key}/{folder}",
+    )
+    for key in ("a", "b", "c", "all")
+    for split, folder in (("train", "train"), ("val", "valid"), ("test", "test"))
+}
 OTHERS = {
     "objects365_v1_train": ("detection", "objects365_v1/annotations/objects365_train.json", "objects365_v1/train"),
     "objects365_v1_val": ("detection", "objects365_v1/annotations/objects365_val.json", "objects365_v1/val"),
@@ -60,7 +71,7 @@ REFCOCO_FILES = {
     "refcocog": ("refcoco/refcocog/refs_umd.json", "refcoco/refcocog/instances.json"),
     "refcocog_google": ("refcoco/refcocog/refs_google.json", "refcoco/refcocog/instances.json"),
 }
-EXPECTED = WORLDS | PSEUDO | OTHERS | REFERRING
+EXPECTED = WORLDS | PSEUDO | SMALL | OTHERS | REFERRING
 LVIS = {
     "lvis_v1_train_grounding": "lvis_v1_train.json",
     "lvis_v1_val_grounding": "lvis_v1_val.json",
@@ -97,7 +108,9 @@ GROUNDED_CAPTIONS = {
     for split in ("train", "val", "test")
 } | {"coco_captions_pseudo": ("coco/annotations/pseudo_boxes_captions.jsonl", "coco")}
 TEXTS = {*VQA, *GROUNDED_VQA, *WORLD_TEXTS, *KARPATHY, *GROUNDED_CAPTIONS}
-NAMES = {*EXPECTED, *REFCOCO, *LVIS, *TEXTS}
+FLICKR = {"flickr30k_val": "val", "flickr30k_test": "test"}
+ODINW = {f"odinw_{key}_{split}": key for key in ODINW_SETS for split in ("train", "val", "test")}
+NAMES = {*EXPECTED, *REFCOCO, *LVIS, *TEXTS, *FLICKR, *ODINW}
 
 
 @pytest.fixture
@@ -197,6 +210,24 @@ def test_questions_and_captions_to_write_lead_to_their_files(registered_in, tmp_
         DatasetCatalog.get(name)
 
 
+@pytest.mark.parametrize("name", FLICKR)
+def test_phrases_of_flickr30k_have_the_files_of_the_release(registered_in, tmp_path, name):
+    registered_in(tmp_path)
+    metadata = MetadataCatalog.get(name)
+    assert (metadata.task, metadata.evaluator_type) == ("grounding", "flickr30k")
+    assert metadata.entities_root == str(tmp_path / "flickr30k/flickr30k")
+    assert metadata.image_ids_file == str(tmp_path / f"flickr30k/flickr30k/{FLICKR[name]}.txt")
+    assert metadata.image_root == str(tmp_path / f"flickr30k/flickr30k_images/{FLICKR[name]}")
+    with pytest.raises(FileNotFoundError, match="DETECTRON2_DATASETS"):
+        DatasetCatalog.get(name)
+
+
+def test_all_sets_of_odinw_lie_in_one_folder(registered_in, tmp_path):
+    registered_in(tmp_path)
+    for name, key in ODINW.items():
+        assert MetadataCatalog.get(name).json_file.startswith(f"{tmp_path / 'odinw' / ODINW_SETS[key].folder}/")
+
+
 LVIS_IMAGES = [
     {
         "id": 5,
@@ -290,5 +321,10 @@ def test_the_readme_names_every_dataset_and_no_other():
     text = README.read_text(encoding="utf-8")
     listed = set(re.findall(r"^Names?: (.+(?:\n.+)*)", text, re.MULTILINE))
     names = {name for line in listed for name in re.findall(r"`([A-Za-z0-9_+]+)`", line)}
+    # One line for three splits of each set, whose names follow.
+    patterns = {name for name in names if name.startswith("odinw_SET_")}
+    (sets,) = re.findall(r"`SET` is one of (.+(?:\n.+)*)", text)
+    names -= patterns
+    names |= {pattern.replace("SET", key) for pattern in patterns for key in re.findall(r"`(\w+)`", sets)}
     by_detectron2 = {name for name in names - NAMES if name.startswith("coco_")}
     assert names - by_detectron2 == NAMES

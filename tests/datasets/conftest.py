@@ -16,7 +16,8 @@ DATASETS = Path(__file__).parents[2] / "datasets"
 MODULES = (
     *("debian_packages", "qt_resources", "scene_composer", "scene_text", "dataset_folder", "scene_dataset"),
     *("dataset_options", "stampworld_curation", "stamp_collection", "prepare_stampworld", "prepare_shapeworld"),
-    *("split_halves", "plain_pickle", "prepare_refcoco", "prepare_phrasecut", "prepare_vqa", "prepare_captions"),
+    *("prepare_small_sets", "split_halves", "plain_pickle", "prepare_refcoco", "prepare_phrasecut", "prepare_vqa"),
+    "prepare_captions",
 )
 
 

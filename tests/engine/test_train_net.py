@@ -1,3 +1,4 @@
+import hashlib
 import importlib
 import json
 import logging
@@ -57,6 +58,14 @@ def test_command_line_trains_resumes_and_evaluates(train_net, train_cfg, tmp_pat
     train_net.main([*arguments, "--eval-only", "MODEL.WEIGHTS", str(output / "model_final.pth")])
     assert results.is_file()
     assert (output / "config.yaml").is_file() and (output / "log.txt").is_file()
+    digest = hashlib.sha256((output / "model_final.pth").read_bytes()).hexdigest()
+    table = json.loads((output / "result_table.json").read_text())
+    assert table["weights"]["MODEL.WEIGHTS"]["sha256"] == digest and table["config_file"] == config
+    assert set(table["results"][train_cfg.DATASETS.TEST[0]]["bbox"]) > {"AP", "AP50"}
+    # What is resumed is not what the config names.
+    train_net.main([*arguments, "--eval-only", "--resume", "MODEL.WEIGHTS", "elsewhere.pth"])
+    table = json.loads((output / "result_table.json").read_text())
+    assert table["weights"] == {"checkpoint": {"file": str(output / "model_final.pth"), "sha256": digest}}
 
 
 @pytest.mark.parametrize(
@@ -74,6 +83,17 @@ def test_wrong_input_ends_in_one_line(train_net, train_cfg, tmp_path, options, m
         train_net.main(["--config-file", config, "--num-gpus", "0", *options])
     assert message in exit_info.value.code and "\n" not in exit_info.value.code
     assert "Traceback" not in "".join(capsys.readouterr())
+
+
+def test_missing_data_end_an_evaluation_before_it_begins(train_net, train_cfg, tmp_path, monkeypatch):
+    config = write_config(train_cfg, tmp_path / "config.yaml")
+    name = "odinw_pothole_test"
+    monkeypatch.setitem(vars(MetadataCatalog.get(name)), "json_file", str(tmp_path / "odinw/pothole/x.json"))
+    names = f"('{train_cfg.DATASETS.TEST[0]}', '{name}')"
+    with pytest.raises(SystemExit) as exit_info:
+        train_net.main(["--config-file", config, "--num-gpus", "0", "--eval-only", "DATASETS.TEST", names])
+    assert f"'{name}': json_file {tmp_path / 'odinw/pothole/x.json'} does not exist" in exit_info.value.code
+    assert not (Path(train_cfg.OUTPUT_DIR) / "inference").exists()
 
 
 def draw_world(root):

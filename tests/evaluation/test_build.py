@@ -9,6 +9,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 
 from glipv2_d2 import add_glipv2_config, register_coco_grounding
 from glipv2_d2.evaluation import build_evaluator
+from glipv2_d2.evaluation.build import check_test_data
 
 BOX = [10, 10, 40, 40]
 
@@ -64,6 +65,18 @@ def test_unknown_evaluator_type_names_the_dataset(dataset):
     metadata.evaluator_type = "sem_seg"
     with pytest.raises(ValueError, match="'evaluated'.*'sem_seg'"):
         build_evaluator(get_cfg(), dataset)
+
+
+def test_data_that_are_not_there_are_found_before_the_first_image(dataset, tmp_path):
+    cfg = get_cfg()
+    cfg.DATASETS.TEST = (dataset,)
+    check_test_data(cfg)
+    cfg.DATASETS.TEST = (dataset, "odinw_nowhere_test")
+    with pytest.raises(ValueError, match="'odinw_nowhere_test' is not registered"):
+        check_test_data(cfg)
+    MetadataCatalog.get(dataset).image_ids_file = str(tmp_path / "ids.txt")
+    with pytest.raises(FileNotFoundError, match="'evaluated': image_ids_file .*ids.txt"):
+        check_test_data(cfg)
 
 
 def masked_cfg(mask_on, *options):

@@ -51,6 +51,7 @@ def make_model(contrastive_head=None):
         head_in_features=["p3", "p4"],
         anchor_generator=lambda levels: [Boxes(torch.zeros(3, 4)), Boxes(torch.zeros(1, 4))],
         text_encoder=lambda tokens: LanguageFeatures(*(torch.zeros(1, tokens.input_ids.shape[1], 2),) * 2, tokens.mask),
+        prompt_tuner=None,
         fusion_tower=Tower(),
         head=Head(),
         contrastive_head=contrastive_head,

@@ -140,6 +140,21 @@ def test_last_token_of_one_layer_is_that_of_the_library_whose_mask_hides_nothing
     assert (actual[:, 0] - expected[:, 0]).abs().max() > 1e-2
 
 
+def test_all_tokens_of_all_layers_are_those_of_the_library_without_its_causal_mask(tmp_path):
+    model = clip_folder(tmp_path, num_hidden_layers=3)
+    encoder = CLIPTextEncoder(weights=str(tmp_path), max_positions=16).eval()
+    tokens = some_tokens(7, 7)
+    # Some versions of the library wrap the transformer once more.
+    transformer = getattr(model, "text_model", model)
+    with torch.no_grad():
+        hidden = transformer.embeddings(input_ids=tokens.input_ids)
+        for layer in transformer.encoder.layers:
+            hidden = layer(hidden, attention_mask=None)
+            hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+        expected = transformer.final_layer_norm(hidden)
+        torch.testing.assert_close(encoder(tokens).hidden, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_padding_is_zero_in_embedded_and_the_mask_is_passed_on():
     tokens = some_tokens(2, 5)
     language = small_encoder().eval()(tokens)

@@ -3,27 +3,12 @@
 import pytest
 import torch
 from detectron2.modeling import build_model
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.structures import Boxes, Instances
+from mask_samples import BOX_LOSSES, BOXES, PROMPT, build, make_input
 from prompt_samples import make_prompt
 
 from glipv2_d2.modeling.detections import rescale_instances
-from glipv2_d2.modeling.tuning import fixed_parts
-
-BOX_LOSSES = {"loss_grounding", "loss_box_reg", "loss_centerness"}
-
-
-def make_input(prompt, boxes, has_mask=None, seed=0, size=(64, 96)):
-    """An image whose masks are the left halves of its boxes."""
-    image = torch.randint(0, 256, (3, *size), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
-    instances = Instances(size)
-    instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
-    instances.gt_classes = torch.arange(len(boxes)) % len(prompt.phrases)
-    masks = torch.zeros(len(boxes), *size, dtype=torch.bool)
-    for row, (left, top, right, bottom) in enumerate(boxes):
-        masks[row, top:bottom, left : (left + right) // 2] = True
-    instances.gt_masks = BitMasks(masks)
-    instances.gt_has_mask = torch.tensor(has_mask if has_mask is not None else [True] * len(boxes), dtype=torch.bool)
-    return {"image": image, "height": size[0], "width": size[1], "prompts": [prompt], "instances": instances}
+from glipv2_d2.modeling.tuning import apply_tuning
 
 
 @pytest.fixture
@@ -33,17 +18,6 @@ def mask_cfg(tiny_cfg):
     tiny_cfg.MODEL.GLIPV2.TEST.SCORE_THRESH = 0.0
     tiny_cfg.MODEL.GLIPV2.GROUNDING.PRIOR_PROB = 0.3
     return tiny_cfg
-
-
-def build(cfg, **keys):
-    torch.manual_seed(0)
-    for key, value in keys.items():
-        cfg.merge_from_list([f"MODEL.GLIPV2.{key}", value])
-    return build_model(cfg)
-
-
-PROMPT = make_prompt([1], [3, 4])
-BOXES = [[8, 8, 60, 50], [40, 10, 90, 60]]
 
 
 @pytest.mark.parametrize("features", ["fpn", "fused"])
@@ -105,7 +79,7 @@ def test_training_the_mask_head_of_a_model_without_one_is_an_error(tiny_cfg):
 
 def test_an_unknown_tuning_or_source_of_features_is_an_error(mask_cfg):
     with pytest.raises(ValueError, match="TUNING: expected one of .*'half'"):
-        fixed_parts(torch.nn.Module(), "half")
+        apply_tuning(torch.nn.Module(), "half")
     mask_cfg.MODEL.GLIPV2.MASK_HEAD.FEATURES = "swin"
     with pytest.raises(ValueError, match="MASK_HEAD.FEATURES: expected one of .*'swin'"):
         build_model(mask_cfg)

@@ -123,7 +123,7 @@ def test_config_decides_every_argument():
     assert head.box2box_transform.weights == selector.box2box_transform.weights == [1.0, 2.0, 3.0, 4.0]
     assert (head.matcher.topk, head.no_object_token, len(head.scales)) == (5, 76, 2)
     assert (head.bias0.item(), head.log_scale.item(), head.scales[0].scale.item()) == (0.0, -1.0, 6.0)
-    assert (head.focal_alpha, head.focal_gamma, head.grounding_loss_weight) == (0.1, 1.5, 7.0)
+    assert (head.focal_alpha, head.focal_gamma, head.naming_loss_weight) == (0.1, 1.5, 7.0)
     assert (head.box_reg_loss_weight, head.centerness_loss_weight) == (8.0, 9.0)
     assert (selector.score_thresh, selector.topk_candidates, selector.nms_thresh) == (0.3, 11, 0.4)
     assert (selector.score_aggregation, selector.detections_per_image) == ("max", 12)

@@ -60,11 +60,49 @@ def test_another_state_of_the_encoder_forgets(encoder, change):
 
 @torch.no_grad()
 def test_the_least_recently_used_prompt_leaves_first(encoder):
-    cache = PromptCache(max_prompts=2)
+    cache = PromptCache(max_tokens=4)
     a, b, c = make_prompt(101, 1), make_prompt(101, 2), make_prompt(101, 3)
     for prompt in (a, b, a, c, a, b):
         cache.encode(encoder, [prompt], CPU)
     assert [call[0][1] for call in encoder.calls] == [1, 2, 3, 2]
+
+
+@torch.no_grad()
+def test_the_cache_is_bounded_by_the_tokens_of_its_prompts(encoder):
+    cache = PromptCache(max_tokens=6)
+    short, other, long = make_prompt(101, 1), make_prompt(101, 2), make_prompt(101, 3, 4, 5, 6)
+    # 2, 4 tokens; 9, of which the oldest 4 leave; 7, of which 5 leave; 4.
+    for prompt in (short, other, long, short, other):
+        cache.encode(encoder, [prompt], CPU)
+    assert [call[0] for call in encoder.calls] == [p.input_ids.tolist() for p in (short, other, long, short, other)]
+    # 6 tokens fit: the two short ones and one more.
+    cache.encode(encoder, [make_prompt(101, 7)], CPU)
+    for prompt in (short, other):
+        cache.encode(encoder, [prompt], CPU)
+    assert len(encoder.calls) == 6
+
+
+@torch.no_grad()
+def test_a_prompt_past_the_bound_of_the_cache_is_encoded_all_the_same(encoder):
+    cache, prompt = PromptCache(max_tokens=2), make_prompt(101, 3, 4)
+    first = cache.encode(encoder, [prompt], CPU)
+    assert torch.equal(first.hidden, cache.encode(encoder, [prompt], CPU).hidden)
+    assert len(encoder.calls) == 2
+    # It has left nothing behind that counts.
+    cache.clear()
+    for _ in range(2):
+        cache.encode(encoder, [make_prompt(101, 5)], CPU)
+    assert len(encoder.calls) == 3
+
+
+@torch.no_grad()
+def test_clearing_gives_the_whole_bound_back(encoder):
+    cache, prompts = PromptCache(max_tokens=4), [make_prompt(101, 1), make_prompt(101, 2)]
+    for _ in range(2):
+        for prompt in (*prompts, *prompts):
+            cache.encode(encoder, [prompt], CPU)
+        cache.clear()
+    assert len(encoder.calls) == 4
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Names and captions to prompts, and the choice of names for a training prompt."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,7 +27,7 @@ LABEL_MAPS = json.loads((ASSETS / "parity" / "text" / "od_label_maps.json").read
 # Each is one word piece, two with the full stop.
 SHORT_NAMES = ["cat", "dog", "bus", "cow", "car", "bird", "horse", "boat", "bench", "sheep"]
 
-some_text = st.text(alphabet="ab _(). \n,é😀", min_size=1, max_size=12)
+some_text = st.text(alphabet="ab _(). \t,é😀", min_size=1, max_size=12)
 usable_names = st.lists(some_text.filter(lambda name: clean_name(name).strip()), min_size=1, max_size=8)
 
 
@@ -71,6 +72,20 @@ def test_names_are_cleaned_as_officially(name, cleaned):
     assert clean_name(name) == cleaned
 
 
+@pytest.mark.parametrize(
+    "name, cleaned",
+    [("a(b", "a(b"), ("a)b", "a)b"), (")a(", ")a("), ("()a", "a"), ("a((b)c)d(", "ad("), ("a   b", "a  b")],
+)
+def test_parentheses_that_do_not_pair_stay(name, cleaned):
+    assert clean_name(name) == cleaned == re.sub(r"\(.*\)", "", name).replace("  ", " ")
+
+
+def test_cleaning_takes_no_longer_than_reading():
+    # A search for a pair that starts again at each of them would take 10 ** 10 steps.
+    name = "(" * 100_000
+    assert clean_name(name) == name
+
+
 def is_plain(case):
     return "separation_tokens" in case and "" not in case["cleaned"] and "suppressed" not in case["why"]
 
@@ -106,18 +121,29 @@ def test_span_of_a_name_holds_the_cleaned_name(names):
         (["cat", 3], TypeError, r"names\[1\]: expected a string, found 3"),
         (["cat", "(gone)"], ValueError, r"names\[1\]: nothing is left of '\(gone\)'"),
         (["cat", "  "], ValueError, r"names\[1\]: nothing is left"),
+        (["cat", ""], ValueError, r"names\[1\]: nothing is left of ''"),
+        (["cat", "dog\nbus"], ValueError, r"names\[1\]: 'dog\\nbus' holds a line break, expected a name on one line"),
+        (["cat\n", "dog"], ValueError, r"names\[0\]: 'cat\\n' holds a line break"),
+        (["cat", "dog\r\n"], ValueError, r"names\[1\]: .* holds a line break"),
+        (["cat", "dog\u2028bus"], ValueError, r"names\[1\]: .* holds a line break"),
+        (["cat", "(\n)"], ValueError, r"names\[1\]: nothing is left"),
+        (["cat", "d\n" + "o" * 1_000], ValueError, r"names\[1\]: 'd\\no{54}o*\.\.\.' holds"),
+        (["cat", "(" + "o" * 1_000 + ")"], ValueError, r"names\[1\]: nothing is left of '\(o*\.\.\.'"),
+        (["cat", ["dog"] * 100], TypeError, r"names\[1\]: expected a string"),
     ],
 )
 def test_names_without_a_prompt_are_refused(names, error, message):
     for function in (prompt_from_names, check_vocabulary):
         with pytest.raises(error, match=message) as caught:
             function(names)
-        assert "\n" not in str(caught.value)
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
 
 
 def test_vocabulary_with_the_same_name_twice_is_refused_by_its_rows():
     with pytest.raises(ValueError, match="rows 0 and 2 are both 'cat'"):
         check_vocabulary(["cat", "dog", "cat"])
+    with pytest.raises(ValueError, match=r"rows 0 and 1 are both 'o{57}\.\.\.'"):
+        check_vocabulary(["o" * 1_000] * 2)
 
 
 def test_vocabulary_may_hold_names_that_read_the_same():

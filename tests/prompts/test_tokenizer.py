@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from conftest import ASSETS
+from detectron2.data import MetadataCatalog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -19,7 +20,11 @@ from glipv2_d2.prompts.tokenizer import VOCABULARY_FILE, PromptTokenizer, phrase
 POSITIVE_MAPS = json.loads((ASSETS / "parity" / "text" / "positive_maps.json").read_text())["cases"]
 CLASS_PROMPTS = json.loads((ASSETS / "parity" / "text" / "class_prompts.json").read_text())
 
-some_name = st.text(alphabet="abc_(). \n\t-é😀東", min_size=1, max_size=10)
+# Each is one word piece.
+SHORT_NOUNS = ["cat", "dog", "bus", "cow", "car"]
+ADJECTIVES = ["red", "old", "new", "big", "small", "black", "white", "young", "long", "short"]
+
+some_name = st.text(alphabet="abc_(). \t-é😀東", min_size=1, max_size=10)
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +32,11 @@ def tokenizer():
     return PromptTokenizer()
 
 
-def byte_level_folder(folder, more_pieces=(), **special_tokens):
+def byte_level_folder(folder, more_pieces=(), merges=(), **special_tokens):
     """Save a tokenizer of another family: bytes instead of word pieces, <s> and </s> around a text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {piece: row for row, piece in enumerate(["<s>", "<pad>", "</s>", *alphabet, *more_pieces])}
-    backend = Tokenizer(models.BPE(vocabulary, []))
+    backend = Tokenizer(models.BPE(vocabulary, list(merges)))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.post_processor = processors.TemplateProcessing(
@@ -184,6 +189,7 @@ def test_category_ids_go_with_their_names_into_the_chunks(tokenizer):
         (["cat", None], TypeError, r"names\[1\]: expected a string"),
         (["cat", "\u200b"], ValueError, r"names\[1\]: .* has 0 tokens, expected 1 to 254"),
         (["cat", "dog " * 255], ValueError, r"names\[1\]: 'dog .*\.\.\.' has 255 tokens, expected 1 to 254 \(MODEL"),
+        (["cat", "traffic\nlight"], ValueError, r"names\[1\]: 'traffic\\nlight' holds a line break"),
         (["cat", " " * 9 + "dog"], ValueError, r"names\[1\]: no token of the prompt was found for"),
     ],
 )
@@ -198,10 +204,81 @@ def test_name_of_exactly_the_limit_is_a_prompt_alone(tokenizer):
     assert [len(prompt) for prompt in prompts] == [3, 256, 3]
 
 
-def test_name_may_hold_the_separator_or_a_line_break(tokenizer):
-    (prompt,) = tokenizer.tokenize_names(["st. bernard", "traffic\nlight"])
+def test_name_may_hold_the_separator_or_a_tab(tokenizer):
+    (prompt,) = tokenizer.tokenize_names(["st. bernard", "traffic\tlight"])
     # [CLS] st . bernard . traffic light [SEP]
     assert [row.nonzero().flatten().tolist() for row in prompt.phrase_token_map] == [[1, 2, 3], [5, 6]]
+
+
+def check_large_vocabulary(tokenizer, names, chunk_size):
+    """Every name is in one prompt, whole, under its own id; no prompt passes a limit."""
+    prompts = tokenizer.tokenize_names(names, chunk_size=chunk_size)
+    assert sum((list(prompt.phrases) for prompt in prompts), []) == names
+    assert torch.equal(torch.cat([prompt.category_ids for prompt in prompts]), torch.arange(len(names)))
+    assert max(len(prompt) for prompt in prompts) <= tokenizer.max_tokens
+    counts = [tokenizer.count_tokens(clean_name(name)) for name in names]
+    assert torch.equal(torch.cat([prompt.phrase_token_map.sum(dim=1) for prompt in prompts]), torch.tensor(counts))
+    return prompts
+
+
+def test_the_names_of_lvis_are_31_chunks_of_40(tokenizer):
+    names = list(MetadataCatalog.get("lvis_v1_val").thing_classes)
+    sizes = [len(prompt.phrases) for prompt in check_large_vocabulary(tokenizer, names, 40)]
+    assert sizes == [40] * 30 + [3]
+    # By the count of tokens alone more names share a prompt.
+    assert len(check_large_vocabulary(tokenizer, names, 0)) < 31
+
+
+@pytest.mark.parametrize("chunk_size", [0, 40])
+def test_vocabulary_of_5000_names_loses_none(tokenizer, chunk_size):
+    names = [
+        f"{adjective} {noun} {number}" for adjective in ADJECTIVES for noun in SHORT_NOUNS for number in range(100)
+    ]
+    assert len(names) == 5000
+    prompts = check_large_vocabulary(tokenizer, names, chunk_size)
+    assert chunk_size == 0 or len(prompts) == 125
+
+
+def test_names_are_counted_once_however_many_there_are():
+    # Each name is read alone, with its separator and in its prompt, by the tokenizer that does the work.
+    tokenizer = PromptTokenizer()
+    names = [f"kind {number}" for number in range(5_000)]
+    encoder, characters = tokenizer._encoder, []
+
+    class Counting:
+        def __getattr__(self, name):
+            return getattr(encoder, name)
+
+        def encode(self, text, **options):
+            characters.append(len(text))
+            return encoder.encode(text, **options)
+
+    tokenizer._encoder = Counting()
+    prompts = tokenizer.tokenize_names(names)
+    assert sum(len(prompt.phrases) for prompt in prompts) == 5_000
+    assert sum(characters) <= 3 * sum(len(name) + 2 for name in names)
+
+
+@pytest.mark.slow
+def test_vocabulary_of_100_000_names_is_tokenized(tokenizer):
+    names = [f"{noun} {number}" for noun in SHORT_NOUNS for number in range(20_000)]
+    prompts = tokenizer.tokenize_names(names)
+    assert sum(len(prompt.phrases) for prompt in prompts) == 100_000
+
+
+def test_chunk_whose_tokens_depend_on_their_neighbours_is_halved_and_not_cut(tmp_path):
+    merges = [("\u0120", "d"), ("d", "o"), ("do", "g"), ("do", "t"), ("do", "r")]
+    folder = byte_level_folder(tmp_path, ["".join(merge) for merge in merges], merges)
+    tokenizer = PromptTokenizer(folder, max_tokens=2 + 7)
+    # Alone each name is one token, three with its separator. But after a space its first letter goes to the space.
+    names = ["dog", "dot", "dor"]
+    assert tokenizer.chunk_names(names) == [[0, 1, 2]]
+    assert tokenizer.count_tokens("dog. dot. dor") == 1 + 1 + 3 + 1 + 3
+    prompts = tokenizer.tokenize_names(names)
+    assert [prompt.phrases for prompt in prompts] == [("dog",), ("dot", "dor")]
+    assert [prompt.category_ids.tolist() for prompt in prompts] == [[0], [1, 2]]
+    assert [len(prompt) for prompt in prompts] == [3, 2 + 1 + 1 + 3]
+    assert prompts[1].phrase_token_map.sum(dim=1).tolist() == [1, 3]
 
 
 @pytest.fixture(scope="module", params=[3, 9, 20])

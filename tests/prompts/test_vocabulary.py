@@ -66,6 +66,15 @@ def test_default_prompts_ask_for_the_first_test_dataset(register, tiny_cfg):
     assert len(prompts[0]) == 6  # [CLS] cat hair dr ##ier [SEP]
 
 
+def test_default_prompts_say_what_the_metadata_tell_them_to(register, tiny_cfg):
+    register("vocabulary_texts", names=["CoW", "cat"])
+    MetadataCatalog.get("vocabulary_texts").prompt_texts = {"CoW": ("a ", "flat mushroom", "")}
+    tiny_cfg.DATASETS.TEST = ("vocabulary_texts",)
+    (prompt,) = build_default_prompts(tiny_cfg)
+    assert prompt.phrases == ("flat mushroom", "cat") and prompt.category_ids.tolist() == [0, 1]
+    assert not prompt.phrase_token_map[0, 1] and prompt.phrase_token_map[0, 2]
+
+
 def test_default_prompts_need_a_test_dataset(tiny_cfg):
     tiny_cfg.DATASETS.TEST = ()
     with pytest.raises(ValueError, match="DATASETS.TEST: expected a dataset"):

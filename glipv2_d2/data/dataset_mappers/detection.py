@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
 from .base import DroppedText, PromptDatasetMapper, PromptedBoxes, check_probability
-from ...prompts.builder import namesakes, prompt_from_names, sample_training_names
+from ...prompts.builder import sample_training_names
+from ...prompts.name_texts import PromptTexts, name_texts, prompt_from_texts, text_namesakes, tokenize_texts
 from ...prompts.tokenizer import PromptTokenizer
 from ...prompts.vocabulary import dataset_names as names_of_dataset
 from ...structures import TokenizedPrompt
@@ -22,6 +24,7 @@ class DetectionDatasetMapper(PromptDatasetMapper):
     fit into the prompt is dropped, and an image without boxes gets a prompt of names that are all absent. No other name
     is one that reads like a name in the image, as "bow_(weapon)" and "bow_(decorative_ribbons)" do, or one of the
     image's ``never_negative_ids``. At test time all images share the prompts that hold every name of the dataset.
+    A dataset may say other words for a name, or words around it: ``prompt_texts`` in its metadata, see ``name_texts``.
 
     Source: GLIP's conversion of detection data to grounding data.
     """
@@ -37,6 +40,7 @@ class DetectionDatasetMapper(PromptDatasetMapper):
         shuffle: bool,
         chunk_size: int,
         negative_sampling: str = "drawn",
+        prompt_texts: Mapping[str, PromptTexts] | None = None,
         **options,
     ):
         """
@@ -48,10 +52,12 @@ class DetectionDatasetMapper(PromptDatasetMapper):
             shuffle: See INPUT.PROMPT.SHUFFLE.
             chunk_size: Names in a prompt at test time; 0: as many as fit.
             negative_sampling: See INPUT.PROMPT.NEGATIVE_SAMPLING.
+            prompt_texts: For some datasets what prompts say for some of their names; all others stand for themselves.
             options: Of ``PromptDatasetMapper``.
 
         Raises:
-            ValueError: A vocabulary is empty or holds a name that no prompt can hold, or a probability is out of range.
+            ValueError: A vocabulary is empty or holds a name that no prompt can hold, a text is given to a name that is
+                not there, or a probability is out of range.
         """
         super().__init__(**options)
         self.vocabularies = {dataset: list(names) for dataset, names in vocabularies.items()}
@@ -61,12 +67,19 @@ class DetectionDatasetMapper(PromptDatasetMapper):
         self.full_negatives_prob = full_negatives_prob
         self.shuffle = shuffle
         self.negative_sampling = negative_sampling
-        self.shared_ids = _shared_category_ids(self.vocabularies)
-        self.namesakes = {dataset: namesakes(names) for dataset, names in self.vocabularies.items()}
+        self.texts = {
+            dataset: name_texts(names, (prompt_texts or {}).get(dataset, {}))
+            for dataset, names in self.vocabularies.items()
+        }
+        self.full_texts = {dataset: [text.full for text in texts] for dataset, texts in self.texts.items()}
+        self.shared_ids = _shared_category_ids(
+            {dataset: [text.name for text in texts] for dataset, texts in self.texts.items()}
+        )
+        self.namesakes = {dataset: text_namesakes(texts) for dataset, texts in self.texts.items()}
         self.chunks: dict[str, list[TokenizedPrompt]] = {}
         # In training too: a vocabulary that cannot become a prompt is an error before the first step.
-        for dataset, names in self.vocabularies.items():
-            self.chunks[dataset] = self.tokenizer.tokenize_names(names, separator=separator, chunk_size=chunk_size)
+        for dataset, texts in self.texts.items():
+            self.chunks[dataset] = tokenize_texts(self.tokenizer, texts, separator=separator, chunk_size=chunk_size)
 
     @classmethod
     def from_config(
@@ -85,9 +98,12 @@ class DetectionDatasetMapper(PromptDatasetMapper):
             tokenizer: One that is there already.
         """
         datasets = dataset_names or (cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST)
+        # Names first: with them the metadata of a dataset is complete.
+        vocabularies = {dataset: names_of_dataset(dataset) for dataset in datasets}
         return {
             **cls.shared_options(cfg, is_train, "detection", tokenizer),
-            "vocabularies": {dataset: names_of_dataset(dataset) for dataset in datasets},
+            "vocabularies": vocabularies,
+            "prompt_texts": {name: MetadataCatalog.get(name).get("prompt_texts", {}) for name in datasets},
             "separator": cfg.INPUT.PROMPT.SEPARATOR,
             "num_negatives": cfg.INPUT.PROMPT.NUM_NEGATIVES,
             "full_negatives_prob": cfg.INPUT.PROMPT.FULL_NEGATIVES_PROB,
@@ -103,12 +119,12 @@ class DetectionDatasetMapper(PromptDatasetMapper):
     def training_target(self, dataset_dict: dict, rng: np.random.Generator) -> PromptedBoxes:
         """Draw the names of the prompt, and keep the boxes whose name is in it; crowd regions are never targets."""
         dataset = self._dataset_of(dataset_dict)
-        names, shared_ids = self.vocabularies[dataset], self.shared_ids[dataset]
+        texts, shared_ids = self.texts[dataset], self.shared_ids[dataset]
         annotations = [item for item in dataset_dict.get("annotations", ()) if not item.get("iscrowd", 0)]
         positives = {item["category_id"] for item in annotations}
         read_the_same = [self.namesakes[dataset].get(name_id, ()) for name_id in positives]
         name_ids = sample_training_names(
-            names,
+            self.full_texts[dataset],
             positives,
             self.tokenizer,
             num_negatives=self.num_negatives,
@@ -120,8 +136,8 @@ class DetectionDatasetMapper(PromptDatasetMapper):
             never_negatives=set(dataset_dict.get("never_negative_ids", ())).union(*read_the_same),
         )
         prompt = self.tokenizer(
-            prompt_from_names(
-                [names[name_id] for name_id in name_ids],
+            prompt_from_texts(
+                [texts[name_id] for name_id in name_ids],
                 [shared_ids[name_id] for name_id in name_ids],
                 separator=self.separator,
             )

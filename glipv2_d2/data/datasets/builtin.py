@@ -11,8 +11,10 @@ from detectron2.data.datasets.lvis import get_lvis_instances_meta
 
 from .captioning import register_captioning
 from .coco import register_coco_grounding
+from .flickr30k import register_flickr30k
 from .grounding_json import register_grounding_json
 from .lvis import register_lvis
+from .odinw import register_odinw
 from .odvg import register_odvg
 from .phrasecut import register_phrasecut
 from .refcoco import register_refcoco
@@ -25,6 +27,10 @@ _WORLDS = {
     "stampworld": ("train", "val", "val_24", "val_novel"),
     "shapeworld": ("train", "val", "val_24", "val_novel"),
 }
+
+# Folders below "small_sets", laid out as the sets of ODinW are, and what the splits are called there.
+_SMALL_SETS = ("a", "b", "c", "all")
+_SMALL_SPLITS = {"train": "train", "val": "valid", "test": "test"}
 
 # Name: json in COCO's format and image directory. detectron2 registers COCO itself.
 _DETECTION = {
@@ -87,6 +93,11 @@ def register_builtin_datasets(root: str) -> None:
     """Register all named datasets below a folder."""
     for folder, splits in _WORLDS.items():
         _register_world(root, folder, splits)
+    for key in _SMALL_SETS:
+        for split, folder in _SMALL_SPLITS.items():
+            images = os.path.join(root, "small_sets", key, folder)
+            json_file = os.path.join(images, "annotations_without_background.json")
+            register_coco_grounding(f"small_{key}_{split}", json_file, images)
     for name, (json_file, images) in _DETECTION.items():
         # Many of these boxes reach past their images.
         register_coco_grounding(name, os.path.join(root, json_file), os.path.join(root, images), clip_boxes=True)
@@ -100,9 +111,19 @@ def register_builtin_datasets(root: str) -> None:
         base = os.path.join(root, folder)
         jsonl_file = os.path.join(base, "pseudo_boxes.jsonl")
         register_odvg(f"{folder}_pseudo", jsonl_file, os.path.join(base, "images"), task="caption")
+    _register_phrases(root)
+    register_odinw(os.path.join(root, "odinw"))
     _register_masks(root)
     _register_questions(root)
     _register_captions_to_write(root)
+
+
+def _register_phrases(root: str) -> None:
+    """Register the splits of Flickr30K Entities that are tested on, as their own files have them."""
+    base = os.path.join(root, "flickr30k")
+    for split in ("val", "test"):
+        images = os.path.join(base, "flickr30k_images", split)
+        register_flickr30k(f"flickr30k_{split}", os.path.join(base, "flickr30k"), split, images)
 
 
 def _register_questions(root: str) -> None:

@@ -23,9 +23,9 @@ class FreezableSwin(SwinTransformer):
 
     def __init__(self, *, frozen_stages: int = -1, use_checkpoint: bool = False, **kwargs: Any) -> None:
         super().__init__(frozen_stages=frozen_stages, use_checkpoint=use_checkpoint, **kwargs)
-        if use_checkpoint and frozen_stages >= 0:
+        if use_checkpoint:
             # detectron2's checkpoints pass no gradient to weights whose block has an input without gradient, and what
-            # comes from frozen stages has none.
+            # comes from frozen stages or a fixed patch embedding has none.
             self.layers[max(frozen_stages - 1, 0)].register_forward_pre_hook(_require_gradient)
 
     def train(self, mode: bool = True) -> FreezableSwin:
@@ -41,19 +41,23 @@ def _require_gradient(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return (tokens, *inputs[1:])
 
 
+def swin_options(cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
+    """Read the arguments of ``FreezableSwin`` from ``MODEL.SWIN``."""
+    swin = cfg.MODEL.SWIN
+    return {
+        "in_chans": input_shape.channels,
+        "embed_dim": swin.EMBED_DIM,
+        "depths": tuple(swin.DEPTHS),
+        "num_heads": tuple(swin.NUM_HEADS),
+        "window_size": swin.WINDOW_SIZE,
+        "drop_path_rate": swin.DROP_PATH_RATE,
+        "out_indices": tuple(swin.OUT_INDICES),
+        "frozen_stages": swin.FREEZE_AT,
+        "use_checkpoint": swin.USE_CHECKPOINT,
+    }
+
+
 @BACKBONE_REGISTRY.register()
 def build_glipv2_swin_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GroundingFPN:
     """Build Swin + FPN with levels P3..P7 from ``MODEL.SWIN`` and ``MODEL.FPN``."""
-    swin = cfg.MODEL.SWIN
-    bottom_up = FreezableSwin(
-        in_chans=input_shape.channels,
-        embed_dim=swin.EMBED_DIM,
-        depths=tuple(swin.DEPTHS),
-        num_heads=tuple(swin.NUM_HEADS),
-        window_size=swin.WINDOW_SIZE,
-        drop_path_rate=swin.DROP_PATH_RATE,
-        out_indices=tuple(swin.OUT_INDICES),
-        frozen_stages=swin.FREEZE_AT,
-        use_checkpoint=swin.USE_CHECKPOINT,
-    )
-    return build_fpn(cfg, bottom_up)
+    return build_fpn(cfg, FreezableSwin(**swin_options(cfg, input_shape)))

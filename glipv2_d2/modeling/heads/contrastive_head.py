@@ -15,7 +15,7 @@ from ...distributed import gather_with_grad
 from ...structures import LanguageFeatures, TokenizedPrompt
 from ..losses.contrastive_loss import CONTRASTIVE_FORMS, SharedVectors, contrastive_loss
 from ..losses.region_word_targets import label_regions, label_words
-from .grounding_head import AnchorTargets
+from .anchor_head import AnchorTargets
 from .region_word_packing import PackedLabels, pack_region_labels, pack_word_labels, take_regions
 
 

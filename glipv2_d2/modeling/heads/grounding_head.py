@@ -1,96 +1,46 @@
-"""The head that names, places and rates every anchor: predictions, their losses, and the choice of detections."""
+"""The head that names, places and rates every anchor with the tokens of a prompt."""
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from ...distributed import reduce_mean
 from ...structures import GroundingPredictions, TokenizedPrompt
-from ..losses.box_losses import centerness_targets, giou_loss_legacy
-from ..losses.token_focal_loss import token_focal_loss
-from ..matcher import ATSSMatcher
-from .detection_selector import DetectionSelector
+from .anchor_head import AnchorHead, initialize_predictors, prior_bias
 from .mask_proposals import select_proposals
 
 # Bound of the logits, inside the range of half precision.
 MAX_LOGIT = 50_000.0
-# Keeps the box loss finite on a batch without positives; the centerness of a single positive anchor is far above it.
-MIN_CENTERNESS_SUM = 1e-6
 
 
-class AnchorTargets(NamedTuple):
-    """What the anchors of N images should predict.
-
-    Attributes:
-        matched_idxs: (N, R) int64, index of the matched box of the image, -1 for a negative.
-        gt_boxes: (N, R, 4) the matched boxes, 0 for a negative.
-        token_targets: (N, R, T) bool, the tokens that spell the phrase of the matched box.
-    """
-
-    matched_idxs: Tensor
-    gt_boxes: Tensor
-    token_targets: Tensor
-
-
-class LevelScale(nn.Module):
-    """Multiply by one learned number.
-
-    Args:
-        initial_value: Its value before training.
-    """
-
-    def __init__(self, initial_value: float):
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor([initial_value]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale a tensor of any shape."""
-        return x * self.scale
-
-
-class GroundingHead(nn.Module):
+class GroundingHead(AnchorHead):
     """Align every anchor with every token, and regress its box and centerness.
 
-    It follows the fusion tower and is shared by all levels, but for one scale of the box deltas per level. There is one
-    anchor per position. The alignment logit of anchor r and token t is a dot product of their features, divided by a
-    learned temperature, plus a bias that depends on the token alone: a new vocabulary needs no new weights.
+    It follows the fusion tower. The alignment logit of anchor r and token t is a dot product of their features, divided
+    by a learned temperature, plus a bias that depends on the token alone: a new vocabulary needs no new weights.
 
     Args:
         channels: C of the levels.
         language_dim: D of the text.
-        num_levels: L.
-        box2box_transform: Encodes boxes relative to anchors.
-        matcher: Labels the anchors.
         prior_prob: Probability that an untrained anchor gives to a token, in (0, 1).
         log_scale: Initial log of the temperature.
-        level_scale: Initial factor of the box deltas.
-        no_object_token: Index of a token that unmatched anchors have as their target, None for no such token. It
-            matters only for a prompt that is longer than this index.
-        focal_alpha: See ``token_focal_loss``.
-        focal_gamma: See ``token_focal_loss``.
+        no_object_token: See ``AnchorHead``.
         grounding_loss_weight: Factor of ``loss_grounding``.
-        box_reg_loss_weight: Factor of ``loss_box_reg``.
-        centerness_loss_weight: Factor of ``loss_centerness``.
-        test_score_thresh: This and the following: see ``DetectionSelector``.
-        test_topk_candidates: Pairs of anchor and phrase, per level.
-        test_nms_thresh: IoU.
-        test_score_aggregation: "mean", "max" or "power".
-        test_detections_per_image: Detections per prompt, 0 for all.
+        options: Of ``AnchorHead``.
 
     Raises:
         ValueError: ``prior_prob`` is out of range, or what ``DetectionSelector`` refuses.
 
-    Source: GLIP (arXiv 2112.03857), Sec. 3.1; ``VLDyHead`` and ``ATSSLossComputation`` of the official
-    code. Its unused classification branch is left out.
+    Source: GLIP (arXiv 2112.03857), Sec. 3.1; ``VLDyHead`` of the official code. Its unused classification branch is
+    left out.
     """
+
+    naming_loss = "loss_grounding"
 
     @configurable
     def __init__(
@@ -98,79 +48,38 @@ class GroundingHead(nn.Module):
         *,
         channels: int,
         language_dim: int,
-        num_levels: int,
-        box2box_transform: Box2BoxTransform,
-        matcher: ATSSMatcher,
         prior_prob: float = 0.01,
         log_scale: float = 0.0,
-        level_scale: float = 1.0,
         no_object_token: int | None = 255,
-        focal_alpha: float = 0.25,
-        focal_gamma: float = 2.0,
         grounding_loss_weight: float = 1.0,
-        box_reg_loss_weight: float = 2.0,
-        centerness_loss_weight: float = 1.0,
-        test_score_thresh: float = 0.05,
-        test_topk_candidates: int = 1000,
-        test_nms_thresh: float = 0.6,
-        test_score_aggregation: str = "mean",
-        test_detections_per_image: int = 100,
+        **options: Any,
     ):
-        super().__init__()
-        if not 0 < prior_prob < 1:
-            raise ValueError(f"GroundingHead: prior_prob must be in (0, 1), found {prior_prob}")
-        self.bbox_pred = nn.Conv2d(channels, 4, kernel_size=1)
-        self.centerness = nn.Conv2d(channels, 1, kernel_size=1)
-        self.scales = nn.ModuleList(LevelScale(level_scale) for _ in range(num_levels))
+        super().__init__(
+            channels=channels,
+            no_object_token=no_object_token,
+            naming_loss_weight=grounding_loss_weight,
+            **options,
+        )
         self.text_projection = nn.Linear(language_dim, channels)
         self.log_scale = nn.Parameter(torch.tensor([log_scale]))
         self.bias_lang = nn.Parameter(torch.zeros(language_dim))
-        self.bias0 = nn.Parameter(torch.tensor([-math.log((1 - prior_prob) / prior_prob)]))
-        for conv in (self.bbox_pred, self.centerness):
-            nn.init.normal_(conv.weight, std=0.01)
-            nn.init.zeros_(conv.bias)
-
-        self.box2box_transform = box2box_transform
-        self.matcher = matcher
-        self.no_object_token = no_object_token
-        self.focal_alpha = focal_alpha
-        self.focal_gamma = focal_gamma
-        self.grounding_loss_weight = grounding_loss_weight
-        self.box_reg_loss_weight = box_reg_loss_weight
-        self.centerness_loss_weight = centerness_loss_weight
-        self.selector = DetectionSelector(
-            box2box_transform=box2box_transform,
-            score_thresh=test_score_thresh,
-            topk_candidates=test_topk_candidates,
-            nms_thresh=test_nms_thresh,
-            score_aggregation=test_score_aggregation,
-            detections_per_image=test_detections_per_image,
-        )
+        self.bias0 = nn.Parameter(torch.tensor([prior_bias(prior_prob)]))
+        initialize_predictors(self.bbox_pred, self.centerness)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, *, channels: int, language_dim: int, num_levels: int) -> dict[str, Any]:
         """Read the arguments that the config decides."""
         config = cfg.MODEL.GLIPV2
         return {
+            **cls.shared_options(cfg),
             "channels": channels,
             "language_dim": language_dim,
             "num_levels": num_levels,
-            "box2box_transform": Box2BoxTransform(weights=config.BOX.REG_WEIGHTS),
-            "matcher": ATSSMatcher(config.MATCHER.TOPK),
             "prior_prob": config.GROUNDING.PRIOR_PROB,
             "log_scale": config.GROUNDING.LOG_SCALE,
-            "level_scale": config.BOX.LEVEL_SCALE,
             "no_object_token": cfg.MODEL.TEXT_ENCODER.MAX_TOKENS - 1,
-            "focal_alpha": config.GROUNDING.FOCAL_ALPHA,
-            "focal_gamma": config.GROUNDING.FOCAL_GAMMA,
             "grounding_loss_weight": config.GROUNDING.LOSS_WEIGHT,
-            "box_reg_loss_weight": config.BOX.REG_LOSS_WEIGHT,
-            "centerness_loss_weight": config.BOX.CENTERNESS_LOSS_WEIGHT,
-            "test_score_thresh": config.TEST.SCORE_THRESH,
-            "test_topk_candidates": config.TEST.TOPK_CANDIDATES,
-            "test_nms_thresh": config.TEST.NMS_THRESH,
             "test_score_aggregation": config.TEST.SCORE_AGGREGATION,
-            "test_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
         }
 
     def forward(self, features: list[Tensor], text: Tensor) -> GroundingPredictions:
@@ -181,15 +90,12 @@ class GroundingHead(nn.Module):
             text: (N, T, D), the tower's text, or the encoder's for a tower without fusion.
         """
         token_features, token_bias = self._project_text(text)
-        predictions = GroundingPredictions([], [], [])
-        for scale, feature in zip(self.scales, features, strict=True):
+        token_logits = []
+        for feature in features:
             regions = feature.flatten(2).transpose(1, 2)  # (N, Hl*Wl, C)
             logits = torch.baddbmm(token_bias[:, None], regions, token_features)  # (N, Hl*Wl, T)
-            predictions.token_logits.append(logits.clamp(-MAX_LOGIT, MAX_LOGIT))
-            deltas = scale(self.bbox_pred(feature))
-            predictions.box_deltas.append(deltas.flatten(2).transpose(1, 2))  # (N, Hl*Wl, 4)
-            predictions.centerness_logits.append(self.centerness(feature).flatten(1))  # (N, Hl*Wl)
-        return predictions
+            token_logits.append(logits.clamp(-MAX_LOGIT, MAX_LOGIT))
+        return GroundingPredictions(token_logits, *self._place(features))
 
     def _project_text(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Return what regions are multiplied with, (N, C, T), and the bias of each token, (N, T)."""
@@ -198,118 +104,6 @@ class GroundingHead(nn.Module):
         token_features = self.text_projection(embedding / 2) / self.log_scale.exp()
         token_bias = embedding @ self.bias_lang + self.bias0
         return token_features.transpose(1, 2), token_bias
-
-    def label_anchors(
-        self,
-        anchors: list[Boxes],
-        instances: list[Instances],
-        prompts: list[TokenizedPrompt],
-        num_tokens: int,
-    ) -> AnchorTargets:
-        """Label the anchors of a batch, once.
-
-        Args:
-            anchors: L sets of anchors, the same for all images.
-            instances: N images with ``gt_boxes`` and ``gt_classes``, rows of the prompt's ``phrase_token_map``; an
-                image without boxes has only negatives.
-            prompts: N prompts.
-            num_tokens: T, the length of the longest prompt or more.
-        """
-        num_anchors = sum(len(level) for level in anchors)
-        device = anchors[0].device
-        matched_idxs = torch.full((len(instances), num_anchors), -1, dtype=torch.int64, device=device)
-        gt_boxes = torch.zeros(len(instances), num_anchors, 4, device=device)
-        token_targets = torch.zeros(len(instances), num_anchors, num_tokens, dtype=torch.bool, device=device)
-        for i, (image, prompt) in enumerate(zip(instances, prompts, strict=True)):
-            matched_idxs[i] = self.matcher(anchors, image.gt_boxes)
-            positive = (matched_idxs[i] >= 0).nonzero().squeeze(1)
-            boxes = matched_idxs[i, positive]
-            gt_boxes[i, positive] = image.gt_boxes.tensor[boxes]
-            rows = prompt.phrase_token_map.to(device)[image.gt_classes[boxes]]  # (positives, real tokens)
-            token_targets[i, positive, : len(prompt)] = rows
-        if self.no_object_token is not None and self.no_object_token < num_tokens:
-            token_targets[..., self.no_object_token] |= matched_idxs < 0
-        return AnchorTargets(matched_idxs, gt_boxes, token_targets)
-
-    def losses(
-        self,
-        predictions: GroundingPredictions,
-        anchors: list[Boxes],
-        targets: AnchorTargets,
-        text_mask: Tensor,
-    ) -> dict[str, Tensor]:
-        """Compute the weighted losses of a batch, in single precision.
-
-        The grounding and centerness losses are divided by the number of positive anchors (at least 1), the box loss by
-        the sum of their centerness targets; both are means over the ranks. A batch without positives has box and
-        centerness losses of 0 that still reach the parameters.
-
-        Args:
-            predictions: Of ``forward``.
-            anchors: L sets of anchors.
-            targets: Of ``label_anchors``.
-            text_mask: (N, T) bool, False at padding.
-
-        Returns:
-            Scalars ``loss_grounding``, ``loss_box_reg`` and ``loss_centerness``, without those whose weight is 0.
-        """
-        image, anchor = (targets.matched_idxs >= 0).nonzero(as_tuple=True)
-        deltas = torch.cat(predictions.box_deltas, dim=1)[image, anchor]
-        centerness_logits = torch.cat(predictions.centerness_logits, dim=1)[image, anchor].float()
-        pos_anchors = Boxes.cat(anchors).tensor[anchor]
-        gt_deltas = self.box2box_transform.get_deltas(pos_anchors, targets.gt_boxes[image, anchor])
-        gt_boxes = self.box2box_transform.apply_deltas(gt_deltas, pos_anchors)
-        pred_boxes = self.box2box_transform.apply_deltas(deltas, pos_anchors)
-        centerness = centerness_targets(pos_anchors, gt_boxes)
-
-        sums = torch.stack((centerness.new_tensor(len(anchor)), centerness.sum()))
-        num_positive, centerness_sum = reduce_mean(sums).unbind()
-        num_positive = num_positive.clamp(min=1)
-        centerness_sum = centerness_sum.clamp(min=MIN_CENTERNESS_SUM)
-
-        grounding = self._grounding_sum(predictions.token_logits, targets.token_targets, text_mask)
-        box_reg = (giou_loss_legacy(pred_boxes, gt_boxes) * centerness).sum()
-        rating = F.binary_cross_entropy_with_logits(centerness_logits, centerness, reduction="sum")
-        weighted = {
-            "loss_grounding": (grounding / num_positive, self.grounding_loss_weight),
-            "loss_box_reg": (box_reg / centerness_sum, self.box_reg_loss_weight),
-            "loss_centerness": (rating / num_positive, self.centerness_loss_weight),
-        }
-        return {name: loss * weight for name, (loss, weight) in weighted.items() if weight}
-
-    def _grounding_sum(self, token_logits: list[Tensor], token_targets: Tensor, text_mask: Tensor) -> Tensor:
-        """Sum the token loss level by level: joining the levels would copy the largest tensor of the model."""
-        targets = token_targets.split([level.shape[1] for level in token_logits], dim=1)
-        per_level = [
-            token_focal_loss(logits, level_targets, text_mask, self.focal_alpha, self.focal_gamma)
-            for logits, level_targets in zip(token_logits, targets, strict=True)
-        ]
-        return torch.stack(per_level).sum()
-
-    def inference(
-        self,
-        predictions: GroundingPredictions,
-        anchors: list[Boxes],
-        image_sizes: list[tuple[int, int]],
-        prompts: list[TokenizedPrompt],
-    ) -> list[Instances]:
-        """Choose the detections of each image, alone: neighbours in the batch change nothing.
-
-        Args:
-            predictions: Of ``forward``. What is NaN is never detected.
-            anchors: L sets of anchors.
-            image_sizes: N pairs of height and width without padding, pixels.
-            prompts: N prompts.
-
-        Returns:
-            N ``Instances`` with ``pred_boxes`` in pixels of the network's input, ``scores``, ``pred_classes`` and
-            ``phrase_ids``, see ``DetectionSelector``.
-        """
-        results = []
-        for i, (image_size, prompt) in enumerate(zip(image_sizes, prompts, strict=True)):
-            image = GroundingPredictions(*([level[i] for level in levels] for levels in predictions))
-            results.append(self.selector(image, anchors, image_size, prompt))
-        return results
 
     def proposals(
         self,

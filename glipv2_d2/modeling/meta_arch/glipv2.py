@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,14 +12,15 @@ from torch import Tensor, nn
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_anchor_generator, build_backbone
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import ImageList
 
 from ...prompts.vocabulary import build_default_prompts
 from ...structures import GroundingPredictions, LanguageFeatures, TokenBatch, TokenizedPrompt
+from ..batch_checks import task_of_batch, training_instances
 from ..box_regression import scale_boxes_legacy
 from ..caption_decoder import CaptionDecoder
 from ..caption_grounding import caption_prompt, ground_tokens
-from ..detections import ChunkFeatures, merge_detections, predict_masks, rescale_instances
+from ..detections import DetectionPool, PassFeatures, rescale_instances
 from ..fusion_tower import FusionTower
 from ..heads.captioning_head import CaptioningHead
 from ..heads.contrastive_head import ContrastiveHead
@@ -29,16 +28,19 @@ from ..heads.grounding_head import GroundingHead
 from ..heads.mask_head import HourglassMaskHead
 from ..heads.mlm_head import MLMHead
 from ..heads.vqa_head import VQAHead
-from ..parts import build_optional_heads, build_tower, max_detections
+from ..lora import LoRASettings
+from ..parts import build_optional_heads, build_tower, max_detections, tuning_options
 from ..prompt_cache import PromptCache
+from ..prompt_passes import plan_passes, rows_by_padded_size
+from ..prompt_tuning import PromptTuner
 from ..text_encoder import build_text_encoder
 from ..text_generation import GenerationRules, generate
-from ..tuning import fixed_parts
+from ..tuning import apply_tuning
 
-# What a model input may ask for.
-MODEL_TASKS = ("detection", "vqa", "captioning")
 # What the mask head reads.
 MASK_FEATURES = ("fpn", "fused")
+# Parts that the losses of all heads depend on; the contrastive loss on the first two alone.
+_TRUNK = ("backbone", "text_encoder", "prompt_tuner", "fusion_tower")
 
 
 class FusedOutput(NamedTuple):
@@ -81,11 +83,15 @@ class GLIPv2(DenseDetector):
         mask_head: Predicts the masks of detections; None for a model without.
         mask_features: What it reads, one of ``MASK_FEATURES``.
         mask_thresh: Probability from which on a pixel belongs to a mask.
-        tuning: What trains, see ``fixed_parts``.
+        prompt_tuner: Added to what the text encoder says of a prompt; None for a model without.
+        tuning: What trains, see ``apply_tuning``.
+        tune_mask_head: The mask head trains as well.
+        lora: Of the ``tuning`` "lora".
         anchor_generator: One anchor per location and level.
         head_in_features: Levels that the tower reads, fine to coarse.
         default_prompts: Called when an input at test time has no ``prompts``; None makes that an error.
         max_detections: Most detections per image over all its prompts, 0 for all; ties at the cut stay.
+        prompts_per_pass: Most prompts, over all images, that run through the tower together at test time.
         pixel_mean, pixel_std: One number per channel, in ``INPUT.FORMAT`` order.
 
     Source: GLIPv2, Sec. 3.1; GLIP, Sec. 3.
@@ -111,8 +117,12 @@ class GLIPv2(DenseDetector):
         mask_head: HourglassMaskHead | None = None,
         mask_features: str = "fpn",
         mask_thresh: float = 0.5,
+        prompt_tuner: PromptTuner | None = None,
         tuning: str = "full",
+        tune_mask_head: bool = False,
+        lora: LoRASettings = LoRASettings(),
         max_detections: int = 100,
+        prompts_per_pass: int = 8,
         pixel_mean: list[float],
         pixel_std: list[float],
     ) -> None:
@@ -134,9 +144,11 @@ class GLIPv2(DenseDetector):
         self.mask_thresh = mask_thresh
         self.anchor_generator = anchor_generator
         self.max_detections = max_detections
+        self.prompts_per_pass = prompts_per_pass
         self._default_prompts = default_prompts
         self._prompt_cache = PromptCache()
-        self._fixed_parts = fixed_parts(self, tuning)
+        self.prompt_tuner = prompt_tuner
+        self.tuning = apply_tuning(self, tuning, tune_mask_head=tune_mask_head, lora=lora)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -157,11 +169,12 @@ class GLIPv2(DenseDetector):
                 cfg, channels=tower.out_channels, language_dim=language_dim, num_levels=len(levels)
             ),
             **build_optional_heads(cfg, [shapes[level] for level in levels], tower, text_encoder),
-            "tuning": cfg.MODEL.GLIPV2.TUNING,
+            **tuning_options(cfg, language_dim),
             "anchor_generator": build_anchor_generator(cfg, [shapes[level] for level in levels]),
             "head_in_features": levels,
             "default_prompts": functools.cache(functools.partial(build_default_prompts, cfg)),
             "max_detections": max_detections(cfg),
+            "prompts_per_pass": cfg.MODEL.GLIPV2.TEST.PROMPTS_PER_PASS,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
         }
@@ -170,7 +183,7 @@ class GLIPv2(DenseDetector):
         # A fused optimizer changes weights without counting it in Tensor._version.
         self._prompt_cache.clear()
         super().train(mode)
-        for part in self._fixed_parts:
+        for part in self.tuning.fixed_parts:
             part.eval()
         return self
 
@@ -179,7 +192,7 @@ class GLIPv2(DenseDetector):
         if self.training:
             return self._forward_losses(batched_inputs)
         results: list[dict[str, Any]] = [{}] * len(batched_inputs)
-        for rows in self._rows_by_padded_size(batched_inputs):
+        for rows in rows_by_padded_size(batched_inputs, self.backbone.size_divisibility):
             group = [batched_inputs[row] for row in rows]
             is_captioned = self._task_of(group) == "captioning"
             for row, result in zip(rows, self._write_captions(group) if is_captioned else self._detect(group)):
@@ -187,115 +200,102 @@ class GLIPv2(DenseDetector):
         return results
 
     def _forward_losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
-        if not all(inputs.get("prompts") for inputs in batched_inputs):
-            raise ValueError("model input: expected 'prompts' in training, found none; use glipv2_d2.data's loaders")
         task = self._task_of(batched_inputs)
+        instances = training_instances(batched_inputs, task, self.device)
         prompts = [inputs["prompts"][0] for inputs in batched_inputs]
-        # Questions and captions may come without boxes, a batch of them with or without.
-        instances = [inputs["instances"].to(self.device) for inputs in batched_inputs if "instances" in inputs]
-        if len(instances) not in (0 if task != "detection" else len(prompts), len(prompts)):
-            raise ValueError(
-                f"model input: expected 'instances' in each of a batch or, for questions and captions, in none, found "
-                f"{len(instances)} of {len(prompts)}"
-            )
         images = self.preprocess_image(batched_inputs)
         causal = task == "captioning"
         losses: dict[str, Tensor] = {}
-        with torch.no_grad() if self._fixed_parts else contextlib.nullcontext():
-            features = self._visual_features(images)
-            tokens = TokenBatch.from_prompts(prompts, self.device)
+        features = self._visual_features(images)
+        tokens = TokenBatch.from_prompts(prompts, self.device)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains("text_encoder")):
             language = self.text_encoder(tokens, causal=causal)
-            if instances:
-                fused = self._predict(features, language, causal)
-                hidden = fused.hidden
-                anchors = self.anchor_generator(features)
-            else:
-                hidden = self.fusion_tower(features, language, causal, with_levels=False)[1].hidden
-            if instances and not self._fixed_parts:
-                targets = self.head.label_anchors(anchors, instances, prompts, tokens.input_ids.shape[1])
-                losses = self.head.losses(fused.predictions, anchors, targets, tokens.mask)
-                if self.contrastive_head is not None and task == "detection":
-                    losses |= self.contrastive_head.losses(features, language, prompts, targets, instances)
-                if self.mlm_head is not None and task == "detection":
-                    losses |= self.mlm_head.losses(hidden, prompts)
-        if self.mask_head is not None and task == "detection":
+        if instances:
+            fused = self._predict(features, language, causal)
+            hidden = fused.hidden
+            anchors = self.anchor_generator(features)
+        else:
+            hidden = self._fuse(features, language, causal, with_levels=False)[1].hidden
+        if instances and self._trains(*_TRUNK, "head"):
+            targets = self.head.label_anchors(anchors, instances, prompts, tokens.input_ids.shape[1])
+            losses = self.head.losses(fused.predictions, anchors, targets, tokens.mask)
+            if self.contrastive_head is not None and task == "detection" and self._trains(*_TRUNK[:2]):
+                losses |= self.contrastive_head.losses(features, language, prompts, targets, instances)
+            if self.mlm_head is not None and task == "detection" and self._trains(*_TRUNK):
+                losses |= self.mlm_head.losses(hidden, prompts)
+        if self.mask_head is not None and task == "detection" and self._trains(*_TRUNK, "mask_head"):
             proposals = self.head.proposals(fused.predictions, anchors, images.image_sizes, prompts, instances)
             levels = self._mask_levels(features, fused)
             losses |= self.mask_head.losses(levels, fused.text, proposals, instances, prompts)
-        if task == "vqa":
+        if task == "vqa" and self._trains(*_TRUNK, "vqa_head"):
             answer_scores = torch.stack([inputs["answer_scores"] for inputs in batched_inputs])
             losses |= self.vqa_head.losses(hidden, tokens.mask, answer_scores)
-        if task == "captioning":
+        if task == "captioning" and self._trains(*_TRUNK, "captioning_head"):
             losses |= self.captioning_head.losses(hidden, prompts)
+        if not losses:
+            raise ValueError(f"MODEL.GLIPV2.TUNING: {self.tuning.mode!r} trains nothing with a batch for {task}")
         return losses
 
+    def _trains(self, *parts: str) -> bool:
+        """Say whether any of the parts trains."""
+        return not self.tuning.trained_parts.isdisjoint(parts)
+
     def _task_of(self, batched_inputs: list[dict[str, Any]]) -> str:
-        """Return what a batch asks for, one of ``MODEL_TASKS``."""
-        tasks = {inputs.get("task", "detection") for inputs in batched_inputs}
-        task = next(iter(tasks))
-        if len(tasks) > 1 or task not in MODEL_TASKS:
-            raise ValueError(f"model input: task is {sorted(tasks)}, expected one of {list(MODEL_TASKS)} in a batch")
-        head = {"detection": self.head, "vqa": self.vqa_head, "captioning": self.captioning_head}[task]
-        if head is None:
-            raise ValueError(f"model input: task is {task!r}, expected MODEL.GLIPV2.{task.upper()}.ENABLED True")
-        return task
+        heads = {"detection": self.head, "vqa": self.vqa_head, "captioning": self.captioning_head}
+        return task_of_batch(batched_inputs, heads)
 
     def _visual_features(self, images: ImageList) -> list[Tensor]:
-        features = self.backbone(images.tensor)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains("backbone")):
+            features = self.backbone(images.tensor)
         return [features[level] for level in self.head_in_features]
 
-    def _predict(self, features: list[Tensor], language: LanguageFeatures, causal: bool = False) -> FusedOutput:
-        levels, language = self.fusion_tower(features, language, causal)
+    def _predict(
+        self,
+        features: list[Tensor],
+        language: LanguageFeatures,
+        causal: bool = False,
+        mixed: list[Tensor] | None = None,
+    ) -> FusedOutput:
+        """Run tower and head; ``mixed`` are the levels of the tower where they are known without the text."""
+        levels, language = self._fuse(features, language, causal, with_levels=mixed is None)
+        levels = levels if mixed is None else mixed
         text = language.hidden if self.fusion_tower.fuses_text else language.embedded
         return FusedOutput(self.head(levels, text), levels, text, language.hidden)
 
+    def _fuse(
+        self, features: list[Tensor], language: LanguageFeatures, causal: bool = False, with_levels: bool = True
+    ) -> tuple[list[Tensor], LanguageFeatures]:
+        """Run the tower, see ``FusionTower``, on the tuned text."""
+        if self.prompt_tuner is not None:
+            language = self.prompt_tuner(language)
+        return self.fusion_tower(features, language, causal, with_levels)
+
     def _mask_levels(self, features: list[Tensor], fused: FusedOutput) -> list[Tensor]:
         return features if self.mask_features == "fpn" else fused.levels
-
-    def _rows_by_padded_size(self, batched_inputs: list[dict[str, Any]]) -> list[list[int]]:
-        """Return the inputs that may run together: of one task, padded to one size."""
-        divisor = max(self.backbone.size_divisibility, 1)
-        groups: dict[tuple, list[int]] = defaultdict(list)
-        for row, inputs in enumerate(batched_inputs):
-            size = inputs["image"].shape[-2:]
-            task = inputs.get("task", "detection")
-            groups[(task, *(-(-side // divisor) for side in size))].append(row)
-        return list(groups.values())
 
     def _detect(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Detect in N images of one padded size, and answer what is asked; boxes in pixels of the original images."""
         answers_questions = self._task_of(batched_inputs) == "vqa"
         outputs: list[dict[str, Any]] = [{} for _ in batched_inputs]
+        passes = plan_passes([self._prompts_of(inputs) for inputs in batched_inputs], self.prompts_per_pass)
         images = self.preprocess_image(batched_inputs)
         features = self._visual_features(images)
         anchors = self.anchor_generator(features)
-        prompts = [self._prompts_of(inputs) for inputs in batched_inputs]
-        found: list[list[Instances]] = [[] for _ in batched_inputs]
-        chunks: list[ChunkFeatures] = []
-        for chunk in range(max(len(prompts_per_image) for prompts_per_image in prompts)):
-            rows = [row for row, prompts_per_image in enumerate(prompts) if chunk < len(prompts_per_image)]
-            chunk_prompts = [prompts[row][chunk] for row in rows]
-            chunk_features = features if len(rows) == len(prompts) else [level[rows] for level in features]
-            language = self._prompt_cache.encode(self.text_encoder, chunk_prompts, self.device)
-            fused = self._predict(chunk_features, language)
-            if answers_questions and chunk == 0:
-                for output, scores in zip(outputs, self.vqa_head.inference(fused.hidden, language.mask)):
-                    output["answer_scores"] = scores
-            image_sizes = [images.image_sizes[row] for row in rows]
-            detected = self.head.inference(fused.predictions, anchors, image_sizes, chunk_prompts)
-            for row, instances in zip(rows, detected):
-                if self.mask_head is not None:
-                    instances.chunk_ids = torch.full_like(instances.phrase_ids, chunk)
-                found[row].append(instances)
-            if self.mask_head is not None:
-                levels = self._mask_levels(chunk_features, fused)
-                chunks.append(ChunkFeatures(rows, levels, fused.text, chunk_prompts))
-        merged = [merge_detections(instances, self.max_detections) for instances in found]
-        if self.mask_head is not None:
-            for instances, masks in zip(merged, predict_masks(self.mask_head, chunks, merged)):
-                instances.mask_probabilities = masks
-                instances.remove("chunk_ids")
-        for output, instances, inputs in zip(outputs, merged, batched_inputs):
+        mixed = None if self.fusion_tower.fuses_text else self.fusion_tower.mix_levels(features)
+        pool = DetectionPool(len(batched_inputs), self.max_detections, self.mask_head)
+        for pairs in passes:
+            levels = pairs.select(features)
+            language = self._prompt_cache.encode(self.text_encoder, pairs.prompts, self.device)
+            fused = self._predict(levels, language, mixed=None if mixed is None else pairs.select(mixed))
+            if answers_questions:
+                answers = self.vqa_head.inference(fused.hidden, language.mask)
+                for row, place, scores in zip(pairs.rows, pairs.places, answers):
+                    if place == 0:  # A question is the first prompt of its image.
+                        outputs[row]["answer_scores"] = scores
+            image_sizes = [images.image_sizes[row] for row in pairs.rows]
+            detected = self.head.inference(fused.predictions, anchors, image_sizes, pairs.prompts)
+            pool.add(detected, PassFeatures(pairs, self._mask_levels(levels, fused), fused.text))
+        for output, instances, inputs in zip(outputs, pool.merge(), batched_inputs):
             size = (inputs.get("height"), inputs.get("width"))
             output["instances"] = rescale_instances(instances, *size, self.mask_thresh)
         return outputs

@@ -1,0 +1,70 @@
+"""Weights of every accepted kind, told apart by their names, under the names of this package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from .clip_conversion import convert_clip_state_dict, is_clip_state_dict
+from .glip_conversion import OPTIONAL_PARTS, convert_glip_state_dict, is_glip_state_dict
+from .mmdet_conversion import convert_mmdet_state_dict, is_mmdet_state_dict
+from .name_rules import ConversionReport, convert_names
+from .swin_conversion import convert_swin_state_dict, is_swin_state_dict
+
+
+class WeightsKind(NamedTuple):
+    """A kind of weights.
+
+    Attributes:
+        matches: Tells from the names of a state dict whether it is of this kind.
+        convert: Called as ``convert_state_dict``.
+        fills_detector: Whether it fills a whole detector; otherwise parts of one.
+    """
+
+    matches: Callable[[Collection[str]], bool]
+    convert: Callable[..., tuple[dict[str, Tensor], ConversionReport]]
+    fills_detector: bool
+
+
+def find_kind(names: Collection[str]) -> WeightsKind:
+    """Tell from its names of which kind a state dict is; ``OWN_WEIGHTS`` where it is of no other."""
+    return next((kind for kind in _FOREIGN if kind.matches(names)), OWN_WEIGHTS)
+
+
+def convert_state_dict(
+    state_dict: Mapping[str, Tensor], *, expected: Mapping[str, Tensor] | None = None, source: str = "weights"
+) -> tuple[dict[str, Tensor], ConversionReport]:
+    """Rename weights of any accepted kind to those of this package.
+
+    Args:
+        state_dict: By the names of the file.
+        expected: Tensors of the model, if it is known; their values do not matter. With them the report tells what is
+            missing, and what such a model has no use for is left out: heads of a pre-training, the text of a CLIP.
+        source: Name of the file for errors.
+
+    Returns:
+        Tensors by our names, and a report on every name.
+
+    Raises:
+        CheckpointError: The weights are not of the form that their names promise, or the known model has no place for
+            any of them.
+    """
+    return find_kind(state_dict).convert(state_dict, expected=expected, source=source)
+
+
+def _keep_own_names(
+    state_dict: Mapping[str, Tensor], *, expected: Collection[str] | None, **_: Any
+) -> tuple[dict[str, Tensor], ConversionReport]:
+    parts = {part: part for part in (name.partition(".")[0] for name in state_dict)}
+    return convert_names(state_dict, parts, (), source="glipv2_d2", expected=expected, optional_parts=OPTIONAL_PARTS)
+
+
+OWN_WEIGHTS = WeightsKind(lambda names: True, _keep_own_names, fills_detector=True)
+_FOREIGN = (
+    WeightsKind(is_glip_state_dict, convert_glip_state_dict, fills_detector=True),
+    WeightsKind(is_mmdet_state_dict, convert_mmdet_state_dict, fills_detector=True),
+    WeightsKind(is_swin_state_dict, convert_swin_state_dict, fills_detector=False),
+    WeightsKind(is_clip_state_dict, convert_clip_state_dict, fills_detector=False),
+)

@@ -1,0 +1,264 @@
+"""A folder that holds a whole model, to be moved and shared: config, weights, and the files that inference needs.
+
+``config.yaml`` is a config like any other; paths in it that begin with "./" are meant from the folder on.
+``files.json`` lists every file with its SHA-256. Nothing in a folder is executed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.utils.file_io import PathManager
+from torch import Tensor, nn
+from transformers import BertModel
+
+from .checkpointer import check_fit
+from .model_shapes import build_meta_model
+from .name_rules import summarize_names
+from ..modeling.text_encoder.bert import BertTextEncoder
+from ..modeling.text_encoder.clip import CLIPTextEncoder
+from ..prompts.pretrained import resolve_pretrained
+from ..tensor_files import CheckpointError, file_sha256, write_tensors
+
+CONFIG_FILE = "config.yaml"
+WEIGHTS_FILE = "model.safetensors"
+MANIFEST_FILE = "files.json"
+
+_HERE = "./"
+_TOKENIZER_FILES = ("*.json", "*.txt")
+_ENCODER_FILES = ("*.json", "*.txt", "*.safetensors", "*.bin")
+# What makes a BERT beside the sizes of the config; some versions of the transformers library lack an entry.
+_BERT_FORM = {
+    "hidden_act": "gelu",
+    "layer_norm_eps": 1e-12,
+    "type_vocab_size": 2,
+    "position_embedding_type": "absolute",
+    "is_decoder": False,
+}
+
+
+def save_pretrained(model: nn.Module, cfg: CfgNode, folder: str | os.PathLike) -> None:
+    """Write a model as a folder, whole or not at all, from which it is built again where none of its files are.
+
+    The folder gets the config, with all weights in one file; the tokenizer where it is not the packaged one; the list
+    of answers of a model that answers questions; and a pretrained text encoder whose sizes do not say all of it. Names
+    of datasets stay in the config, the datasets stay where they are.
+
+    Args:
+        model: In the state to save.
+        cfg: It was built from; it is not changed.
+        folder: New or empty.
+
+    Raises:
+        FileExistsError: The folder has something in it.
+        FileNotFoundError: The folder above is missing, or a file that the config names.
+        CheckpointError: The model is not that of the config.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise FileExistsError(f"{folder}: expected a new or an empty folder")
+    if not folder.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{folder}: there is no folder {folder.absolute().parent}")
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.absolute().parent) as workspace:
+        written = Path(workspace) / "folder"
+        written.mkdir()
+        portable = _portable_config(cfg, model, written)
+        tensors = model.state_dict()
+        _check_rebuilt(portable, tensors, written)
+        (written / CONFIG_FILE).write_text(portable.dump(), encoding="utf-8")
+        write_tensors(written / WEIGHTS_FILE, tensors, {"source": "glipv2_d2"})
+        # safetensors lets the owner alone read what it writes.
+        shutil.copymode(written / CONFIG_FILE, written / WEIGHTS_FILE)
+        hashes = {name: file_sha256(written / name) for name in _file_names(written)}
+        (written / MANIFEST_FILE).write_text(json.dumps({"files": hashes}, indent=2) + "\n", encoding="utf-8")
+        os.replace(written, folder)
+
+
+def find_pretrained_config(folder: str | os.PathLike) -> str:
+    """Return the path of the config in a folder that ``save_pretrained`` wrote.
+
+    Raises:
+        FileNotFoundError: There is no such folder, or it lacks its config or its list of files.
+    """
+    for path in (Path(folder), Path(folder) / MANIFEST_FILE, Path(folder) / CONFIG_FILE):
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: expected a folder that save_pretrained wrote, found nothing")
+    return str(Path(folder) / CONFIG_FILE)
+
+
+def is_pretrained_config(path: str) -> bool:
+    """Tell whether a config lies in a folder that ``save_pretrained`` wrote."""
+    return os.path.basename(path) == CONFIG_FILE and (Path(path).parent / MANIFEST_FILE).is_file()
+
+
+def merge_pretrained_config(cfg: CfgNode, path: str) -> None:
+    """Check the files of a folder that ``save_pretrained`` wrote, and merge its config with the paths of its files.
+
+    Args:
+        cfg: Of defaults; it is changed.
+        path: Of the config in the folder, see ``is_pretrained_config``.
+
+    Raises:
+        FileNotFoundError: A file of the list is missing.
+        CheckpointError: The list is damaged, a file differs from it, or the config names a file that is not in it.
+        AssertionError, KeyError, yaml.YAMLError: As ``CfgNode.merge_from_file``.
+    """
+    folder = Path(path).parent
+    hashes = _read_manifest(folder / MANIFEST_FILE)
+    for name, expected in hashes.items():
+        file = folder / name
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: missing, expected the {len(hashes)} files that {MANIFEST_FILE} lists")
+        found = file_sha256(file)
+        if found != expected:
+            raise CheckpointError(
+                f"{file}: expected sha256 {expected}, found {found}; copy the folder again, and give other settings as "
+                "KEY VALUE instead of in its config"
+            )
+    cfg.merge_from_file(str(folder / CONFIG_FILE), allow_unsafe=False)
+    _bind(cfg, folder, hashes)
+
+
+def _bind(cfg: CfgNode, folder: Path, files: Collection[str]) -> None:
+    """Replace "./" in the paths of the config of a folder with these files."""
+    encoder, vqa = cfg.MODEL.TEXT_ENCODER, cfg.MODEL.GLIPV2.VQA
+    for node, key, name in (
+        (cfg.MODEL, "WEIGHTS", "MODEL.WEIGHTS"),
+        (encoder, "WEIGHTS", "MODEL.TEXT_ENCODER.WEIGHTS"),
+        (encoder, "TOKENIZER", "MODEL.TEXT_ENCODER.TOKENIZER"),
+        (vqa, "ANSWERS", "MODEL.GLIPV2.VQA.ANSWERS"),
+    ):
+        if not node[key].startswith(_HERE):
+            continue
+        relative = node[key].removeprefix(_HERE)
+        if not any(file == relative or file.startswith(f"{relative}/") for file in files):
+            raise CheckpointError(
+                f"{folder / CONFIG_FILE}: {name}: expected a file or folder that {MANIFEST_FILE} lists, found "
+                f"{node[key]!r}"
+            )
+        node[key] = str(folder / relative)
+
+
+def _portable_config(cfg: CfgNode, model: nn.Module, folder: Path) -> CfgNode:
+    """Return the config for the folder, and copy into it what it names."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.OUTPUT_DIR = "./output"
+    cfg.MODEL.WEIGHTS = _HERE + WEIGHTS_FILE
+    # Parts of the weights now.
+    cfg.MODEL.TIMM.WEIGHTS = ""
+    cfg.MODEL.GLIPV2.TUNED_WEIGHTS = ""
+    cfg.MODEL.GLIPV2.INTERPOLATE_WITH = ""
+    cfg.MODEL.GLIPV2.INTERPOLATION = 1.0
+    if cfg.MODEL.GLIPV2.TUNING == "lora" and not any(".lora." in name for name, _ in model.named_parameters()):
+        # The updates are part of the weights already.
+        cfg.MODEL.GLIPV2.TUNING = "full"
+    settings = cfg.MODEL.TEXT_ENCODER
+    if settings.TOKENIZER:
+        source = resolve_pretrained(settings.TOKENIZER, "MODEL.TEXT_ENCODER.TOKENIZER", settings.ALLOW_DOWNLOAD)
+        settings.TOKENIZER = _copy_folder(source, folder / "tokenizer", _TOKENIZER_FILES)
+    encoder = getattr(model, "text_encoder", None)
+    if settings.WEIGHTS and encoder is not None:
+        sizes = _encoder_sizes(encoder)
+        if sizes is None:
+            settings.WEIGHTS = _copy_encoder(settings.WEIGHTS, settings.ALLOW_DOWNLOAD, folder)
+        else:
+            settings.WEIGHTS = ""
+            settings.update(sizes)
+    elif encoder is None:
+        settings.WEIGHTS = ""
+    settings.ALLOW_DOWNLOAD = False
+    vqa = cfg.MODEL.GLIPV2.VQA
+    if vqa.ENABLED:
+        name = "answers.json" if vqa.ANSWERS.endswith(".json") else "answers.txt"
+        shutil.copyfile(PathManager.get_local_path(vqa.ANSWERS), folder / name)
+        vqa.ANSWERS = _HERE + name
+    else:
+        vqa.ANSWERS = ""
+    return cfg
+
+
+def _encoder_sizes(encoder: nn.Module) -> dict[str, int] | None:
+    """Read from a text encoder the keys of ``MODEL.TEXT_ENCODER`` that rebuild it; None if these do not say all."""
+    if type(encoder) is BertTextEncoder:
+        is_plain = all(getattr(encoder.bert.config, name, value) == value for name, value in _BERT_FORM.items())
+        if type(encoder.bert) is not BertModel or not is_plain:
+            return None
+        num_layers = len(encoder.bert.encoder.layer)
+    elif type(encoder) is CLIPTextEncoder:
+        num_layers = len(encoder.resblocks)
+    else:
+        return None
+    return {
+        "VOCAB_SIZE": encoder.vocab_size,
+        "HIDDEN_SIZE": encoder.hidden_size,
+        "NUM_LAYERS": num_layers,
+        "NUM_HEADS": encoder.num_heads,
+        "INTERMEDIATE_SIZE": encoder.intermediate_size,
+        "MAX_POSITIONS": encoder.max_positions,
+    }
+
+
+def _copy_encoder(weights: str, allow_download: bool, folder: Path) -> str:
+    is_address = "://" in weights and not weights.startswith("package://")
+    path = "" if is_address else PathManager.get_local_path(weights)
+    if os.path.isfile(path):
+        name = f"text_encoder{Path(path).suffix}"
+        shutil.copyfile(path, folder / name)
+        return _HERE + name
+    source = resolve_pretrained(weights, "MODEL.TEXT_ENCODER.WEIGHTS", allow_download)
+    return _copy_folder(source, folder / "text_encoder", _ENCODER_FILES)
+
+
+def _copy_folder(source: str, target: Path, patterns: Sequence[str]) -> str:
+    """Copy the files of a folder, not those below; return the path of the copy for the config."""
+    target.mkdir()
+    for path in sorted({path for pattern in patterns for path in Path(source).glob(pattern) if path.is_file()}):
+        # What the hub's cache holds are links.
+        shutil.copyfile(path, target / path.name)
+    if not any(target.iterdir()):
+        raise CheckpointError(f"{source}: expected files {', '.join(patterns)} to copy, found none")
+    return _HERE + target.name
+
+
+def _check_rebuilt(portable: CfgNode, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Make sure that the config of the folder builds a model with these tensors."""
+    if portable.MODEL.TEXT_ENCODER.WEIGHTS:
+        # It is read where the model is built, which a model without values cannot do.
+        return
+    cfg = portable.clone()
+    _bind(cfg, folder, [WEIGHTS_FILE, *_file_names(folder)])
+    expected = build_meta_model(cfg).state_dict()
+    check_fit(tensors, expected, "the model to save")
+    different = expected.keys() ^ tensors.keys()
+    if different:
+        raise CheckpointError(
+            f"the model to save: expected the tensors of its config, found others: {summarize_names(sorted(different))}"
+        )
+
+
+def _file_names(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def _read_manifest(path: Path) -> dict[str, str]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({' '.join(str(error).split())})") from error
+    files = content.get("files") if isinstance(content, dict) else None
+    if not isinstance(files, dict) or not {CONFIG_FILE, WEIGHTS_FILE} <= files.keys():
+        raise CheckpointError(f"{path}: expected 'files' with {CONFIG_FILE} and {WEIGHTS_FILE}, found {content!r:.100}")
+    for name, digest in files.items():
+        if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+            raise CheckpointError(f"{path}: {name}: expected a sha256, found {digest!r:.100}")
+        if os.path.isabs(name) or ".." in Path(name).parts:
+            raise CheckpointError(f"{path}: expected files of the folder, found {name!r}")
+    return files

@@ -1,0 +1,114 @@
+"""Files of what a tuning has moved: small, and applied over the weights it has started from."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+
+from ..modeling.tuning import Tuning, tuned_tensors
+from ..tensor_files import CheckpointError, read_tensors, write_tensors
+
+# Value of the metadata entry "format".
+_FORMAT = "glipv2_tuned_1"
+# What every tuning starts from; heads of single tasks may come and go.
+_BASE_PARTS = ("backbone", "text_encoder", "fusion_tower", "head")
+
+
+def save_tuned(model: nn.Module, path: str | os.PathLike) -> None:
+    """Write what the tuning of a model moves, and from where, as safetensors; whole or not at all.
+
+    The metadata name the mode, its settings, and the hash of the weights that stay, see ``base_hash``.
+
+    Args:
+        model: A ``GLIPv2`` whose ``tuning`` is not "full".
+        path: File to write.
+
+    Raises:
+        ValueError: Everything trains: there is no small file of that.
+    """
+    tuning = _tuning_of(model)
+    tensors = tuned_tensors(model, tuning)
+    metadata = {"format": _FORMAT, "mode": tuning.mode, **tuning.settings, "base_sha256": base_hash(model, tensors)}
+    write_tensors(path, {name: tensor.cpu() for name, tensor in tensors.items()}, metadata)
+
+
+def load_tuned(model: nn.Module, path: str | os.PathLike) -> None:
+    """Apply a file of ``save_tuned`` to a model that holds the weights it was tuned from.
+
+    Other weights than those are no error, since files of them may differ in type, but a warning.
+
+    Raises:
+        CheckpointError: It is no such file, is of another mode or other settings, or its names or shapes are not those
+            that the model tunes.
+        FileNotFoundError: There is no such file.
+        ValueError: The model tunes everything.
+    """
+    tuning = _tuning_of(model)
+    tensors, metadata = read_tensors(path)
+    if metadata.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"{path}: expected tuned weights (format {_FORMAT!r}), found "
+            f"{metadata.get('format', 'a file without this entry')!r}"
+        )
+    for key, expected in {"mode": tuning.mode, **tuning.settings}.items():
+        if metadata.get(key) != expected:
+            name = "MODEL.GLIPV2.TUNING" if key == "mode" else f"MODEL.GLIPV2.LORA.{key.upper()}"
+            raise CheckpointError(
+                f"{path}: {name}: expected weights of {expected!r}, which the config says, found {metadata.get(key)!r}"
+            )
+    places = tuned_tensors(model, tuning)
+    _check_places(tensors, places, str(path))
+    with torch.no_grad():
+        for name, place in places.items():
+            place.copy_(tensors[name])
+    found = base_hash(model, places)
+    if found != metadata.get("base_sha256"):
+        logging.getLogger(__name__).warning(
+            "%s was tuned from other weights than those of the model: expected the hash %.12s, found %.12s",
+            path,
+            metadata.get("base_sha256"),
+            found,
+        )
+
+
+def base_hash(model: nn.Module, tuned_names: Collection[str]) -> str:
+    """Return the SHA-256 of the weights of a detector, but for the tuned ones: names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if name.partition(".")[0] in _BASE_PARTS and name not in tuned_names:
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _tuning_of(model: nn.Module) -> Tuning:
+    if model.tuning.mode == "full":
+        raise ValueError("MODEL.GLIPV2.TUNING: found 'full', of which there are no files of tuned weights")
+    return model.tuning
+
+
+def _check_places(tensors: dict[str, Tensor], places: dict[str, Tensor], source: str) -> None:
+    different = sorted(tensors.keys() ^ places.keys())
+    if different:
+        side = "found, but nothing that the model tunes" if different[0] in tensors else "expected, not found"
+        raise CheckpointError(
+            f"{source}: {different[0]} is {side} (MODEL.GLIPV2.TUNE_MASK_HEAD and the parts have to be those of the "
+            f"training); {len(different)} such names"
+        )
+    for name, place in places.items():
+        if tensors[name].shape != place.shape:
+            raise CheckpointError(
+                f"{source}: {name}: expected shape {tuple(place.shape)}, found {tuple(tensors[name].shape)}"
+                f"{_hint(name)}"
+            )
+
+
+def _hint(name: str) -> str:
+    if not name.startswith("prompt_tuner."):
+        return ""
+    return " (MODEL.GLIPV2.PROMPT_TUNING.MAX_TOKENS rows of the hidden size of the text encoder)"

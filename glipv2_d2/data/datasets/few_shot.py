@@ -1,0 +1,149 @@
+"""A few images of a dataset: the image-level choice of the few-shot experiments on ODinW."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.utils.file_io import PathManager
+
+from .annotation_checks import CocoFile
+from .value_checks import AnnotationError, show
+
+
+class FewShot(NamedTuple):
+    """What is taken of each training dataset.
+
+    Attributes:
+        shots: Images of each category; 0: everything is taken.
+        seed: Order in which the images are looked at; 0: by ascending id.
+        allow_fewer: Take all images of a category that has fewer, instead of an error.
+    """
+
+    shots: int = 0
+    seed: int = 0
+    allow_fewer: bool = False
+
+
+def few_shot_settings(cfg: CfgNode) -> FewShot:
+    """Read DATASETS.FEW_SHOT.
+
+    Raises:
+        ValueError: A number is negative.
+    """
+    settings = FewShot(cfg.DATASETS.FEW_SHOT.SHOTS, cfg.DATASETS.FEW_SHOT.SEED, cfg.DATASETS.FEW_SHOT.ALLOW_FEWER)
+    for key, value in (("SHOTS", settings.shots), ("SEED", settings.seed)):
+        if value < 0:
+            raise ValueError(f"DATASETS.FEW_SHOT.{key}: expected at least 0, found {value}")
+    return settings
+
+
+def take_few_shots(name: str, dataset_dicts: list[dict], few_shot: FewShot) -> list[dict]:
+    """Return the images of a registered detection dataset that are taken, in their order.
+
+    Where ``fewshot_train_shotK_seedS.json`` lies beside the json of the dataset, it says which images these are; their
+    boxes and names remain those of the dataset. Otherwise ``few_shot_dicts`` chooses.
+
+    Raises:
+        ValueError: A category has too few images.
+        AnnotationError: The prepared file breaks COCO's format, or names an image that the dataset does not have.
+    """
+    if not few_shot.shots:
+        return dataset_dicts
+    metadata = MetadataCatalog.get(name)
+    prepared = _prepared_file(metadata.get("json_file"), few_shot)
+    if prepared and PathManager.isfile(prepared):
+        chosen = _listed_dicts(prepared, metadata.image_root, dataset_dicts)
+    else:
+        chosen = few_shot_dicts(
+            dataset_dicts,
+            few_shot.shots,
+            few_shot.seed,
+            names=metadata.thing_classes,
+            source=name,
+            allow_fewer=few_shot.allow_fewer,
+        )
+        prepared = "the order of the seed"
+    logging.getLogger(__name__).info(
+        "dataset %r: took %d of %d images for %d shots of seed %d, chosen by %s",
+        *(name, len(chosen), len(dataset_dicts), few_shot.shots, few_shot.seed, prepared),
+    )
+    return chosen
+
+
+def few_shot_dicts(
+    dataset_dicts: Sequence[dict],
+    shots: int,
+    seed: int,
+    *,
+    names: Sequence[str],
+    source: str,
+    allow_fewer: bool = False,
+) -> list[dict]:
+    """Choose images until every category has enough of them.
+
+    Images are looked at one by one. One is taken if a category of its boxes is still below the quota; then all its
+    categories count one more, however many boxes they have. So a category may end up with more images than ``shots``.
+    Crowd regions are no boxes here, since they train nothing.
+
+    Args:
+        dataset_dicts: Of detection data.
+        shots: The quota, at least 1.
+        seed: 0: the order is that of ascending image ids; otherwise those are shuffled.
+        names: P names of the categories.
+        source: Of the images, for the messages.
+        allow_fewer: Log categories that have fewer images, instead of an error.
+
+    Returns:
+        The images that are taken, in their order in ``dataset_dicts``.
+
+    Raises:
+        ValueError: A category has fewer images than ``shots``.
+
+    Source: the few-shot rule of the official dataset class, which knows one order alone; its prepared splits, and the
+    seeds 3, 30, 300 of the paper's three runs, are other orders of the images.
+    """
+    order = sorted(range(len(dataset_dicts)), key=lambda index: dataset_dicts[index]["image_id"])
+    if seed:
+        random.Random(seed).shuffle(order)
+    counts: Counter[int] = Counter()
+    taken = []
+    for index in order:
+        boxes = dataset_dicts[index]["annotations"]
+        categories = {box["category_id"] for box in boxes if not box.get("iscrowd", 0)}
+        if any(counts[category] < shots for category in categories):
+            counts.update(categories)
+            taken.append(index)
+    # Nothing of a category below its quota is left out, so its count is all that the data has.
+    short = [(name, counts[category]) for category, name in enumerate(names) if counts[category] < shots]
+    if short and not allow_fewer:
+        (name, found), more = short[0], f"; {len(short) - 1} more categories lack images" if len(short) > 1 else ""
+        raise ValueError(
+            f"DATASETS.FEW_SHOT.SHOTS: dataset {source!r} has {found} images of {name!r}, expected at least {shots}"
+            f"{more} (DATASETS.FEW_SHOT.ALLOW_FEWER takes what there is)"
+        )
+    if short:
+        found = ", ".join(f"{name} {count}" for name, count in short)
+        logging.getLogger(__name__).warning("dataset %r: fewer images than %d shots: %s", source, shots, found)
+    return [dataset_dicts[index] for index in sorted(taken)]
+
+
+def _prepared_file(json_file: str | None, few_shot: FewShot) -> str:
+    if not json_file:
+        return ""
+    return os.path.join(os.path.dirname(json_file), f"fewshot_train_shot{few_shot.shots}_seed{few_shot.seed}.json")
+
+
+def _listed_dicts(prepared: str, image_root: str, dataset_dicts: Sequence[dict]) -> list[dict]:
+    paths = {os.path.join(image_root, file_name) for file_name in CocoFile(prepared).file_names()}
+    unknown = paths - {item["file_name"] for item in dataset_dicts}
+    if unknown or not paths:
+        found = show(min(unknown)) if unknown else "no image"
+        raise AnnotationError(f"{prepared}: found {found}, expected images of the dataset that it lies beside")
+    return [item for item in dataset_dicts if item["file_name"] in paths]

@@ -1,0 +1,205 @@
+"""Hooks that follow a validation metric: best weights, learning rate that steps by itself, early end of a training."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.solver.lr_scheduler import LRMultiplier
+from detectron2.utils import comm
+
+from .ema import ModelEMA
+from ..checkpoint.tuned_weights import save_tuned
+from ..tensor_files import write_checkpoint
+
+BEST_WEIGHTS = "model_best.pth"
+# Beside it, in a run that tunes less than the whole model.
+BEST_TUNED_WEIGHTS = "tuned_best.safetensors"
+
+
+class TrainingEnded(BaseException):
+    """Ends the loop of a trainer before its last iteration, without an error.
+
+    It is no ``Exception`` because detectron2's loop reports every one of these as a failure.
+    """
+
+
+class PlateauHook(HookBase):
+    """Keep the best weights by a metric, and lower the learning rate where it stops growing.
+
+    It looks at the metric after every evaluation, so it has to follow the hook that evaluates; for a resumed run to
+    take the same decisions it has to come before the one that writes checkpoints. A value that is not higher than all
+    before, or is not a number, counts as no gain. Evaluations during the warm-up can be the best; the rate waits for
+    its end.
+
+    Args:
+        metric: Name of the evaluator's number, higher is better.
+        period: Updates between two evaluations.
+        scheduler: Of the learning rate; None: the rate is left alone.
+        patience: More evaluations in a row without gain than this lower the rate, and the count starts again.
+        factor: What the rates are multiplied by.
+        min_lr: No rate becomes lower than this one, but for those that start lower.
+        warmup_iters: Updates of the warm-up.
+        ema: Moving average of the weights, if there is one; it is what was evaluated, and is saved.
+        with_tuned: Also write what the run has tuned, alone, see ``save_tuned``.
+
+    Source: the fine-tuning runner of the official code (SOLVER.USE_AUTOSTEP), and ``ReduceLROnPlateau`` of PyTorch.
+    """
+
+    def __init__(
+        self,
+        metric: str,
+        period: int,
+        *,
+        scheduler: LRMultiplier | None = None,
+        patience: int = 3,
+        factor: float = 0.1,
+        min_lr: float = 1e-6,
+        warmup_iters: int = 0,
+        ema: ModelEMA | None = None,
+        with_tuned: bool = False,
+    ) -> None:
+        self._metric = metric
+        self._period = period
+        self._scheduler = scheduler
+        self._patience = patience
+        self._factor = factor
+        self._min_lr = min_lr
+        self._warmup_iters = warmup_iters
+        self._ema = ema
+        self._with_tuned = with_tuned
+        self._best = -math.inf
+        self._since_step = 0
+        self.since_best = 0
+
+    def after_step(self) -> None:
+        # The times of detectron2's EvalHook, as below.
+        next_iter = self.trainer.iter + 1
+        if next_iter % self._period == 0 and next_iter != self.trainer.max_iter:
+            self._look()
+
+    def after_train(self) -> None:
+        if self.trainer.iter + 1 >= self.trainer.max_iter:
+            self._look()
+
+    def state_dict(self) -> dict[str, Any]:
+        # The rates themselves are in the state of the scheduler.
+        return {"best": self._best, "since_step": self._since_step, "since_best": self.since_best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._best = state_dict["best"]
+        self._since_step = state_dict["since_step"]
+        self.since_best = state_dict["since_best"]
+
+    def _look(self) -> None:
+        """Take the newest value, on all ranks the same."""
+        storage = self.trainer.storage
+        latest = storage.latest() if comm.is_main_process() else {}
+        value, found = comm.all_gather((latest.get(self._metric, (None,))[0], sorted(latest)))[0]
+        if value is None:
+            names = [name for name in found if "/" in name and not name.startswith("data/")]
+            raise ValueError(
+                f"SOLVER.AUTO_STEP.METRIC: expected a result of the evaluation, such as {', '.join(names[:4])}, "
+                f"found {self._metric!r}"
+            )
+        if value > self._best:
+            self._best, self.since_best, self._since_step = value, 0, 0
+            self._save_best()
+            return
+        self.since_best += 1
+        if self.trainer.iter + 1 >= self._warmup_iters:
+            self._since_step += 1
+        if self._scheduler is not None and self._since_step > self._patience:
+            self._since_step = 0
+            self._lower_rates()
+
+    def _save_best(self) -> None:
+        checkpointer = self.trainer.checkpointer
+        with self._ema.apply() if self._ema else contextlib.nullcontext():
+            if comm.is_main_process() and checkpointer.save_dir:
+                content = {"model": checkpointer.model.state_dict(), "iteration": self.trainer.iter}
+                write_checkpoint(os.path.join(checkpointer.save_dir, BEST_WEIGHTS), content)
+                if self._with_tuned:
+                    save_tuned(checkpointer.model, os.path.join(checkpointer.save_dir, BEST_TUNED_WEIGHTS))
+        logging.getLogger(__name__).info(
+            "iteration %d: %s %.3f is the best so far", self.trainer.iter, self._metric, self._best
+        )
+
+    def _lower_rates(self) -> None:
+        scheduler = self._scheduler
+        scheduler.base_lrs = [max(rate * self._factor, min(rate, self._min_lr)) for rate in scheduler.base_lrs]
+        # From the next update on; the scheduler itself would need one more.
+        for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_lr()):
+            group["lr"] = rate
+        logging.getLogger(__name__).info(
+            "iteration %d: %s has not grown in %d evaluations, learning rates now up to %.2e",
+            *(self.trainer.iter, self._metric, self._patience + 1, max(scheduler.base_lrs)),
+        )
+
+
+class EarlyStopHook(HookBase):
+    """End a training whose metric has not grown for a while; it has to be the last of all hooks.
+
+    Args:
+        plateau: Knows for how long.
+        patience: So many evaluations in a row without gain end the training.
+        save_final: Writes the last checkpoint, as a training that comes to its end does.
+    """
+
+    def __init__(self, plateau: PlateauHook, patience: int, save_final: Callable[[], None]) -> None:
+        self._plateau = plateau
+        self._patience = patience
+        self._save_final = save_final
+
+    def before_train(self) -> None:
+        # A run that ended so and is resumed has nothing left to do.
+        if self._plateau.since_best >= self._patience:
+            raise TrainingEnded
+
+    def after_step(self) -> None:
+        if self._plateau.since_best >= self._patience:
+            logging.getLogger(__name__).info(
+                "training ends after iteration %d: %d evaluations without gain (SOLVER.EARLY_STOP_PATIENCE)",
+                *(self.trainer.iter, self._plateau.since_best),
+            )
+            self._save_final()
+            raise TrainingEnded
+
+
+def build_plateau_hook(cfg: CfgNode, scheduler: LRMultiplier, ema: ModelEMA | None) -> PlateauHook | None:
+    """Build the hook that ``SOLVER.AUTO_STEP`` and ``SOLVER.EARLY_STOP_PATIENCE`` need; None where both are off.
+
+    Raises:
+        ValueError: A key has a value that is not allowed, or nothing is evaluated.
+    """
+    auto_step = cfg.SOLVER.AUTO_STEP
+    if cfg.SOLVER.EARLY_STOP_PATIENCE < 0:
+        raise ValueError(f"SOLVER.EARLY_STOP_PATIENCE: expected at least 0, found {cfg.SOLVER.EARLY_STOP_PATIENCE}")
+    if not auto_step.ENABLED and not cfg.SOLVER.EARLY_STOP_PATIENCE:
+        return None
+    for key, value, valid, expected in (
+        ("TEST.EVAL_PERIOD", cfg.TEST.EVAL_PERIOD, cfg.TEST.EVAL_PERIOD > 0, "at least 1"),
+        ("DATASETS.TEST", cfg.DATASETS.TEST, len(cfg.DATASETS.TEST) > 0, "a dataset to watch"),
+        ("SOLVER.AUTO_STEP.PATIENCE", auto_step.PATIENCE, auto_step.PATIENCE >= 0, "at least 0"),
+        ("SOLVER.AUTO_STEP.FACTOR", auto_step.FACTOR, 0 < auto_step.FACTOR < 1, "a number between 0 and 1"),
+        ("SOLVER.AUTO_STEP.MIN_LR", auto_step.MIN_LR, auto_step.MIN_LR >= 0, "at least 0"),
+    ):
+        if not valid:
+            raise ValueError(f"{key}: expected {expected} with automatic steps or an early stop, found {value}")
+    return PlateauHook(
+        auto_step.METRIC,
+        cfg.TEST.EVAL_PERIOD,
+        scheduler=scheduler if auto_step.ENABLED else None,
+        patience=auto_step.PATIENCE,
+        factor=auto_step.FACTOR,
+        min_lr=auto_step.MIN_LR,
+        warmup_iters=cfg.SOLVER.WARMUP_ITERS,
+        ema=ema,
+        with_tuned=cfg.MODEL.GLIPV2.TUNING != "full",
+    )

@@ -1,0 +1,180 @@
+"""The results of an evaluation in one format, as json and as markdown, with what they were measured with."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+
+from ..data.datasets.odinw import ODINW_13, ODINW_SETS, SPLITS, dataset_of_set
+from ..tensor_files import file_sha256, write_text
+
+# Results of a dataset: task, metric, value.
+TaskResults = Mapping[str, Mapping[str, float]]
+
+_SUITES = {"odinw13": ODINW_13, "odinw35": tuple(ODINW_SETS)}
+# detectron2 has the AP of each category too, as "AP-cat"; they are in the json only.
+_OF_ONE_CATEGORY = "AP-"
+_STATISTICS = {"mean": statistics.fmean, "median": statistics.median}
+
+
+def write_result_table(
+    cfg: CfgNode,
+    results: Mapping[str, Any],
+    output_dir: str,
+    *,
+    config_file: str = "",
+    checkpoint: str = "",
+) -> None:
+    """Write ``result_table.json`` and ``result_table.md`` of an evaluation of ``cfg.DATASETS.TEST``.
+
+    The markdown has a table for each task: a row for each dataset, a column for each metric, and, where all sets of
+    ODinW-13 or ODinW-35 were evaluated on a split, their mean and median. The json has the same and the AP of each
+    category. A value that is not finite is null in the json and "-" in the tables, and so are mean and median with it.
+    Only the main process writes.
+
+    Args:
+        cfg: Config of the run.
+        results: What ``DefaultTrainer.test`` returns: for each dataset its results, or, of a single dataset, these.
+        output_dir: Folder of the two files.
+        config_file: As on the command line.
+        checkpoint: The file that the weights came from, if it is another than the config names, as in a resumed run.
+    """
+    if not comm.is_main_process():
+        return
+    names = list(cfg.DATASETS.TEST)
+    by_dataset = {names[0]: results} if len(names) == 1 else results
+    by_dataset = {dataset: _finite(by_dataset.get(dataset, {})) for dataset in names}
+    content = {
+        "config_file": config_file,
+        "weights": _weights(cfg, checkpoint),
+        "protocol": _protocol(cfg),
+        "results": by_dataset,
+        "summary": {title: summarize(by_dataset, datasets) for title, datasets in _whole_suites(names).items()},
+    }
+    PathManager.mkdirs(output_dir)
+    text = json.dumps(content, indent=2, allow_nan=False)
+    write_text(os.path.join(output_dir, "result_table.json"), text + "\n")
+    write_text(os.path.join(output_dir, "result_table.md"), _markdown(content))
+
+
+def summarize(
+    results: Mapping[str, Mapping[str, Mapping[str, float | None]]], datasets: Sequence[str]
+) -> dict[str, dict[str, dict[str, float | None]]]:
+    """Return mean and median over datasets: for each of the two by task and metric.
+
+    Args:
+        results: For each dataset its results; None is a value that is not finite.
+        datasets: Those that count, at least one.
+
+    Returns:
+        All tasks and metrics that the first dataset has, but for those of one category; None where one of the datasets
+        has no value.
+    """
+    first = results[datasets[0]]
+    summary: dict[str, dict[str, dict[str, float | None]]] = {name: {} for name in _STATISTICS}
+    for task, metrics in first.items():
+        for metric in metrics:
+            if metric.startswith(_OF_ONE_CATEGORY):
+                continue
+            values = [results[dataset].get(task, {}).get(metric) for dataset in datasets]
+            for name, function in _STATISTICS.items():
+                value = None if None in values else function(values)
+                summary[name].setdefault(task, {})[metric] = value
+    return summary
+
+
+def _finite(results: TaskResults) -> dict[str, dict[str, float | None]]:
+    return {
+        task: {metric: float(value) if math.isfinite(value) else None for metric, value in metrics.items()}
+        for task, metrics in results.items()
+    }
+
+
+def _whole_suites(names: Sequence[str]) -> dict[str, list[str]]:
+    """Return the datasets of each suite all of whose sets are among the names, by the title of the suite."""
+    found = {}
+    for suite, keys in _SUITES.items():
+        for split in SPLITS:
+            datasets = [dataset_of_set(key, split) for key in keys]
+            if set(datasets) <= set(names):
+                found[f"{suite} {split}"] = datasets
+    return found
+
+
+def _weights(cfg: CfgNode, checkpoint: str) -> dict[str, dict[str, Any]]:
+    """Return by their config keys the files that the weights are made of, with their SHA-256."""
+    if checkpoint:
+        return {"checkpoint": _file_record(checkpoint)}
+    tuning = cfg.MODEL.GLIPV2
+    weights = {"MODEL.WEIGHTS": _file_record(cfg.MODEL.WEIGHTS)}
+    if tuning.TUNED_WEIGHTS:
+        weights["MODEL.GLIPV2.TUNED_WEIGHTS"] = _file_record(tuning.TUNED_WEIGHTS)
+    if tuning.INTERPOLATE_WITH:
+        share = {"share_of_others": tuning.INTERPOLATION}
+        weights["MODEL.GLIPV2.INTERPOLATE_WITH"] = {**_file_record(tuning.INTERPOLATE_WITH), **share}
+    return weights
+
+
+def _file_record(path: str) -> dict[str, Any]:
+    """Return path and SHA-256; the latter is None for what is no file, as random weights and those of timm's hub."""
+    local_path = PathManager.get_local_path(path) if path else ""
+    return {"file": path, "sha256": file_sha256(local_path) if os.path.isfile(local_path) else None}
+
+
+def _protocol(cfg: CfgNode) -> dict[str, Any]:
+    """Return the settings that results depend on beside model and data."""
+    test = cfg.MODEL.GLIPV2.TEST
+    return {
+        "INPUT.MIN_SIZE_TEST": cfg.INPUT.MIN_SIZE_TEST,
+        "INPUT.MAX_SIZE_TEST": cfg.INPUT.MAX_SIZE_TEST,
+        "INPUT.PROMPT.SEPARATOR": cfg.INPUT.PROMPT.SEPARATOR,
+        "MODEL.TEXT_ENCODER.MAX_TOKENS": cfg.MODEL.TEXT_ENCODER.MAX_TOKENS,
+        "MODEL.GLIPV2.TEST.SCORE_THRESH": test.SCORE_THRESH,
+        "MODEL.GLIPV2.TEST.SCORE_AGGREGATION": test.SCORE_AGGREGATION,
+        "MODEL.GLIPV2.TEST.TOPK_CANDIDATES": test.TOPK_CANDIDATES,
+        "MODEL.GLIPV2.TEST.NMS_THRESH": test.NMS_THRESH,
+        "MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE": test.PROMPT_CHUNK_SIZE,
+        "MODEL.GLIPV2.TEST.LIMIT_PER": test.LIMIT_PER,
+        "TEST.DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE,
+        "TEST.LVIS_PROTOCOLS": list(cfg.TEST.LVIS_PROTOCOLS),
+    }
+
+
+def _markdown(content: Mapping[str, Any]) -> str:
+    lines = ["# Results", "", f"Config: {_code(content['config_file'] or 'none')}", ""]
+    for key, record in content["weights"].items():
+        details = [f"sha256 {record['sha256']}"] if record["sha256"] else ["no file"]
+        details += [f"{record['share_of_others']} of the others"] if "share_of_others" in record else []
+        lines += [f"{key}: {_code(record['file'] or 'none')}, {', '.join(details)}", ""]
+    lines += ["Protocol: " + ", ".join(f"{_code(f'{key} {value}')}" for key, value in content["protocol"].items()), ""]
+    rows: dict[str, TaskResults] = dict(content["results"])
+    for title, summary in content["summary"].items():
+        rows.update({f"{name} of {title}": values for name, values in summary.items()})
+    for task in dict.fromkeys(task for results in rows.values() for task in results):
+        lines += [f"## {task}", "", *_table({name: results[task] for name, results in rows.items() if task in results})]
+    return "\n".join(lines)
+
+
+def _table(rows: Mapping[str, Mapping[str, float | None]]) -> list[str]:
+    """Return the lines of a table, its columns in the order of first use."""
+    metrics = [metric for values in rows.values() for metric in values if not metric.startswith(_OF_ONE_CATEGORY)]
+    columns = list(dict.fromkeys(metrics))
+    lines = [f"| dataset | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
+    for name, values in rows.items():
+        cells = ["-" if values.get(column) is None else f"{values[column]:.2f}" for column in columns]
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    return [*lines, ""]
+
+
+def _code(text: str) -> str:
+    """Quote a text for markdown, whatever is in it."""
+    line = " ".join(text.split("\n")).replace("`", "'")
+    return f"`{line}`"

@@ -1,0 +1,75 @@
+"""Which images and prompts run through the model together: a vocabulary of any size in passes of bounded memory."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ..structures import TokenizedPrompt
+
+
+class PromptPass(NamedTuple):
+    """Pairs of an image and one of its prompts that run through the tower together.
+
+    Attributes:
+        rows: Of each pair the image, by its place in the batch.
+        places: Of each pair the prompt, by its place in the list of its image.
+        prompts: Of each pair the prompt itself.
+    """
+
+    rows: list[int]
+    places: list[int]
+    prompts: list[TokenizedPrompt]
+
+    def select(self, levels: list[Tensor]) -> list[Tensor]:
+        """Give each pair the levels of its image: L tensors (N, C, Hl, Wl) to L tensors (len(rows), C, Hl, Wl)."""
+        num_images = len(levels[0])
+        if self.rows == list(range(num_images)):
+            return levels
+        if num_images == 1:
+            return [level.expand(len(self.rows), -1, -1, -1) for level in levels]
+        return [level[self.rows] for level in levels]
+
+
+def plan_passes(prompts: Sequence[Sequence[TokenizedPrompt]], max_pairs: int) -> list[PromptPass]:
+    """Cut a batch of images with their prompts into passes.
+
+    Prompts of about the same length run together, since all of a pass are padded to its longest.
+
+    Args:
+        prompts: For each of N images its prompts, at least one.
+        max_pairs: Most pairs of a pass: the memory of the tower and of the heads grows with them.
+
+    Returns:
+        Passes that hold every pair once; the longest prompts come first.
+
+    Raises:
+        ValueError: ``max_pairs`` is below 1.
+    """
+    if max_pairs < 1:
+        raise ValueError(f"MODEL.GLIPV2.TEST.PROMPTS_PER_PASS: expected at least 1, found {max_pairs}")
+    pairs = [(row, place) for row, of_image in enumerate(prompts) for place in range(len(of_image))]
+    # Pairs with the same prompt list stay side by side in the order of the images: then ``select`` need not copy.
+    pairs.sort(key=lambda pair: (-len(prompts[pair[0]][pair[1]]), pair[1], pair[0]))
+    passes = []
+    for begin in range(0, len(pairs), max_pairs):
+        rows, places = map(list, zip(*pairs[begin : begin + max_pairs]))
+        passes.append(PromptPass(rows, places, [prompts[row][place] for row, place in zip(rows, places)]))
+    return passes
+
+
+def rows_by_padded_size(batched_inputs: Sequence[dict[str, Any]], divisor: int) -> list[list[int]]:
+    """Group model inputs that may run together: of one task, padded to one size, a multiple of ``divisor`` pixels.
+
+    Returns:
+        For each group the places of its inputs; a divisor of 0 asks for no padding.
+    """
+    divisor = max(divisor, 1)
+    groups: dict[tuple, list[int]] = defaultdict(list)
+    for row, inputs in enumerate(batched_inputs):
+        size = inputs["image"].shape[-2:]
+        groups[(inputs.get("task", "detection"), *(-(-side // divisor) for side in size))].append(row)
+    return list(groups.values())

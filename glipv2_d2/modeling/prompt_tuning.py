@@ -1,0 +1,45 @@
+"""Prompt tuning: a table of numbers, one row for each place in a prompt, that is added to the text before fusion."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..structures import LanguageFeatures
+
+
+class PromptTuner(nn.Module):
+    """Add a row of a table to each token, by its place in the prompt and the same for all images.
+
+    It is made for one task with one prompt: its names in a fixed order, in training as at test time. The table starts
+    at zero, which changes nothing. Since image and text are fused after it, it moves what the model sees, not only
+    what it compares with. Rows past the end of the prompts it is trained with stay zero.
+
+    Args:
+        max_tokens: Rows of the table, the length of the longest prompt.
+        language_dim: D of the text.
+
+    Source: GLIPv2, Sec. 3.3; ``tunable_linear`` of the official code, which has 1,000 rows.
+    """
+
+    def __init__(self, max_tokens: int, language_dim: int) -> None:
+        super().__init__()
+        if max_tokens < 1:
+            raise ValueError(f"MODEL.GLIPV2.PROMPT_TUNING.MAX_TOKENS: expected at least 1, found {max_tokens}")
+        self.embeddings = nn.Parameter(torch.zeros(max_tokens, language_dim))
+
+    def forward(self, language: LanguageFeatures) -> LanguageFeatures:
+        """Add the first T rows to ``hidden`` and, but for the padding, to ``embedded`` of N prompts.
+
+        Raises:
+            ValueError: T passes the number of rows.
+        """
+        max_tokens, num_tokens = len(self.embeddings), language.hidden.shape[1]
+        if num_tokens > max_tokens:
+            raise ValueError(
+                f"MODEL.GLIPV2.PROMPT_TUNING.MAX_TOKENS: expected at least the {num_tokens} tokens of the longest "
+                f"prompt, found {max_tokens}"
+            )
+        rows = self.embeddings[:num_tokens]
+        embedded = (language.embedded + rows).masked_fill(~language.mask.unsqueeze(-1), 0.0)
+        return language._replace(hidden=language.hidden + rows, embedded=embedded)

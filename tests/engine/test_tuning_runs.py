@@ -1,0 +1,102 @@
+"""Tuning through the trainer: what is frozen stays bit for bit, and the small file brings the tuned model back."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from glipv2_d2 import GLIPv2Predictor, GLIPv2Trainer
+from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer, WeightChanges
+from glipv2_d2.tensor_files import read_tensors
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+
+
+@pytest.fixture
+def tuning_cfg(train_cfg, tmp_path):
+    """Two updates from weights in a file, without an evaluation."""
+    model = GLIPv2Trainer.build_model(train_cfg)
+    GLIPv2Checkpointer(model, str(tmp_path)).save("base")
+    train_cfg.merge_from_list(["MODEL.WEIGHTS", str(tmp_path / "base.pth"), "DATASETS.TEST", ()])
+    train_cfg.merge_from_list(["SOLVER.MAX_ITER", 2, "SOLVER.STEPS", (), "SOLVER.WARMUP_ITERS", 0])
+    train_cfg.merge_from_list(["INPUT.PROMPT.NUM_NEGATIVES", -1, "INPUT.PROMPT.SHUFFLE", False])
+    train_cfg.merge_from_list(["MODEL.GLIPV2.PROMPT_TUNING.MAX_TOKENS", 40, "MODEL.GLIPV2.LORA.RANK", 2])
+    return train_cfg
+
+
+def run(cfg):
+    trainer = GLIPv2Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    return trainer
+
+
+def load(path):
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.5])
+def test_a_tuned_prompt_is_written_alone_and_brings_the_model_back(tuning_cfg, ema_decay):
+    tuning_cfg.merge_from_list(["MODEL.GLIPV2.TUNING", "prompt", "SOLVER.EMA_DECAY", ema_decay, "SOLVER.BASE_LR", 0.05])
+    trainer = run(tuning_cfg)
+    output = Path(tuning_cfg.OUTPUT_DIR)
+    base, final = load(tuning_cfg.MODEL.WEIGHTS)["model"], load(output / "model_final.pth")
+    assert all(torch.equal(tensor, final["model"][name]) for name, tensor in base.items())
+    optimizer = final["trainer"]["_trainer"]["optimizer"]
+    assert len(optimizer["state"]) == sum(len(group["params"]) for group in optimizer["param_groups"]) == 1
+    table = final["model"]["prompt_tuner.embeddings"]
+    assert table[:3].any() and not table[-1].any()
+    # Also of the moving average, which is what is evaluated.
+    tensors, _ = read_tensors(output / "tuned.safetensors")
+    assert set(tensors) == {"prompt_tuner.embeddings"}
+    assert torch.equal(tensors["prompt_tuner.embeddings"], table)
+    if trainer._ema:
+        assert not torch.equal(trainer.model.prompt_tuner.embeddings, table)
+        assert set(trainer._ema.state_dict()) == {"prompt_tuner.embeddings"}
+    restored = GLIPv2Trainer.build_model(tuning_cfg)
+    changes = WeightChanges(str(output / "tuned.safetensors"))
+    GLIPv2Checkpointer(restored, changes=changes).load(tuning_cfg.MODEL.WEIGHTS)
+    assert all(torch.equal(tensor, final["model"][name]) for name, tensor in restored.state_dict().items())
+
+
+def test_a_run_that_trains_everything_writes_no_small_file(tuning_cfg):
+    run(tuning_cfg)
+    assert not (Path(tuning_cfg.OUTPUT_DIR) / "tuned.safetensors").exists()
+
+
+def test_the_predictor_reads_tuned_weights_and_interpolates(tuning_cfg):
+    tuning_cfg.merge_from_list(["MODEL.GLIPV2.TUNING", "lora", "SOLVER.BASE_LR", 0.05, "SOLVER.EMA_DECAY", 0.0])
+    run(tuning_cfg)
+    output, base = Path(tuning_cfg.OUTPUT_DIR), load(tuning_cfg.MODEL.WEIGHTS)["model"]
+    name = "fusion_tower.blocks.0.fusion.attention.visual_proj"
+    tuning_cfg.MODEL.GLIPV2.TUNED_WEIGHTS = str(output / "tuned.safetensors")
+    full = GLIPv2Predictor(tuning_cfg).model.get_submodule(name).weight
+    tuned = load(output / "model_final.pth")["model"]
+    delta = tuned[f"{name}.lora.up"] @ tuned[f"{name}.lora.down"] * 8
+    assert delta.any()
+    torch.testing.assert_close(full, base[f"{name}.weight"] + delta)
+    tuning_cfg.merge_from_list(["MODEL.GLIPV2.INTERPOLATE_WITH", tuning_cfg.MODEL.WEIGHTS])
+    tuning_cfg.MODEL.GLIPV2.INTERPOLATION = 0.5
+    half = GLIPv2Predictor(tuning_cfg).model.get_submodule(name).weight
+    torch.testing.assert_close(half, base[f"{name}.weight"] + delta / 2)
+
+
+def test_tuned_weights_are_what_a_training_starts_from(tuning_cfg):
+    tuning_cfg.merge_from_list(["MODEL.GLIPV2.TUNING", "prompt", "SOLVER.BASE_LR", 0.05, "SOLVER.EMA_DECAY", 0.0])
+    run(tuning_cfg)
+    path = Path(tuning_cfg.OUTPUT_DIR) / "tuned.safetensors"
+    tuning_cfg.MODEL.GLIPV2.TUNED_WEIGHTS = str(path)
+    trainer = GLIPv2Trainer(tuning_cfg)
+    trainer.resume_or_load(resume=False)
+    assert torch.equal(trainer.model.prompt_tuner.embeddings, read_tensors(path)[0]["prompt_tuner.embeddings"])
+
+
+@pytest.mark.parametrize(
+    ("shuffle", "negatives", "is_warned"), [(False, -1, False), (True, -1, True), (False, 5, True)]
+)
+def test_a_tuned_prompt_that_changes_from_step_to_step_is_warned_of(tuning_cfg, caplog, shuffle, negatives, is_warned):
+    tuning_cfg.merge_from_list(["INPUT.PROMPT.SHUFFLE", shuffle, "INPUT.PROMPT.NUM_NEGATIVES", negatives])
+    tuning_cfg.MODEL.GLIPV2.TUNING = "prompt"
+    with caplog.at_level("WARNING", "glipv2_d2"):
+        GLIPv2Trainer(tuning_cfg)
+    assert any("a row for each place" in message for message in caplog.messages) == is_warned

@@ -1,0 +1,174 @@
+import pytest
+import torch
+import yaml
+from conftest import make_tiny_cfg
+from transformers import BertConfig, BertModel
+
+from glipv2_d2 import GLIPv2Predictor
+from glipv2_d2.checkpoint.glip_conversion import revert_to_glip_state_dict
+from glipv2_d2.checkpoint.model_shapes import build_meta_model
+from glipv2_d2.tensor_files import read_tensors
+
+BODY = "backbone.bottom_up."
+
+
+@pytest.fixture
+def main(load_tool):
+    return load_tool("convert_weights").main
+
+
+@pytest.fixture(scope="module")
+def weights():
+    """Random weights in the form of the tiny model."""
+    torch.manual_seed(0)
+    return {
+        name: torch.randn(tensor.shape) if tensor.is_floating_point() else torch.ones(tensor.shape, dtype=tensor.dtype)
+        for name, tensor in build_meta_model(make_tiny_cfg()).state_dict().items()
+    }
+
+
+def save_official(path, weights, **extra):
+    official = revert_to_glip_state_dict(weights) | {"rpn.head.cls_logits.bias": torch.ones(80)}
+    torch.save({"model": {f"module.{name}": tensor for name, tensor in official.items()}, **extra}, path)
+
+
+def assert_fails_with_one_line(main, capsys, arguments, *words):
+    assert main(arguments) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0]
+
+
+def assert_same(tensors, weights):
+    assert tensors.keys() == weights.keys()
+    assert all(torch.equal(tensors[name], weights[name]) for name in weights)
+
+
+def test_a_checkpoint_is_converted_checked_and_reported(tmp_path, main, weights, config, capsys):
+    save_official(tmp_path / "in.pth", weights)
+    output = tmp_path / "out.safetensors"
+    assert main([str(tmp_path / "in.pth"), str(output), "--config-file", config]) == 0
+    printed = capsys.readouterr().out
+    assert f"GLIP, 1 blocks with fusion: {len(weights)} tensors used" in printed
+    assert "rpn.head.cls_logits.bias: classification branch that nothing reads" in printed
+    tensors, metadata = read_tensors(output)
+    assert_same(tensors, weights)
+    assert metadata == {"source": "GLIP, 1 blocks with fusion"}
+
+
+def test_a_checkpoint_of_openmmlab_is_converted(tmp_path, main, weights, config, capsys):
+    names = {"backbone.body.": "backbone.", ".layers.": ".stages.", ".attn.": ".attn.w_msa.", ".proj.": ".projection."}
+    names |= {".w_msa.projection.": ".w_msa.proj.", ".mlp.fc1.": ".ffn.layers.0.0.", ".mlp.fc2.": ".ffn.layers.1."}
+    lateral = {f"backbone.fpn.fpn_inner{i}.": f"neck.lateral_convs.{i - 2}.conv." for i in (2, 3, 4)}
+    output = {f"backbone.fpn.fpn_layer{i}.": f"neck.fpn_convs.{i - 2}.conv." for i in (2, 3, 4)}
+    fpn = lateral | output | {f"backbone.fpn.top_blocks.p{i}.": f"neck.fpn_convs.{i - 3}.conv." for i in (6, 7)}
+    theirs = {}
+    for name, tensor in revert_to_glip_state_dict(weights).items():
+        if name.startswith("backbone.body."):
+            for old, new in names.items():
+                name = name.replace(old, new)
+        for old, new in {**fpn, "language_backbone": "language_model.language_backbone", "rpn.": "bbox_head."}.items():
+            name = name.replace(old, new) if name.startswith(old) else name
+        theirs[name.replace(".DyConv.", ".dyconvs.").replace(".AttnConv.", ".attnconv.")] = tensor
+    torch.save({"meta": {"epoch": 1}, "state_dict": theirs}, tmp_path / "in.pth")
+    assert main([str(tmp_path / "in.pth"), str(tmp_path / "out.safetensors"), "--config-file", config]) == 0
+    assert f"mmdetection's GLIP, 1 blocks with fusion: {len(weights)} tensors used" in capsys.readouterr().out
+    tensors, _ = read_tensors(tmp_path / "out.safetensors")
+    assert {name for name in weights if not torch.equal(tensors[name], weights[name])} == {
+        f"{BODY}layers.{stage}.downsample.{part}"
+        for stage in range(3)
+        for part in ("reduction.weight", "norm.weight", "norm.bias")
+    }
+
+
+def test_a_part_of_a_detector_is_converted_although_the_rest_is_missing(tmp_path, main, weights, config, capsys):
+    swin = {name.removeprefix(BODY): tensor for name, tensor in weights.items() if name.startswith(BODY)}
+    kept = {name: tensor for name, tensor in swin.items() if not name.startswith("norm")}
+    torch.save({"model": {**kept, "head.weight": torch.ones(9, 9)}}, tmp_path / "swin.pth")
+    assert main([str(tmp_path / "swin.pth"), str(tmp_path / "out.safetensors"), "--config-file", config]) == 0
+    printed = capsys.readouterr().out
+    assert f"ImageNet Swin Transformer: {len(kept)} tensors used" in printed and "missing: " in printed
+    assert_same(read_tensors(tmp_path / "out.safetensors")[0], {BODY + name: t for name, t in kept.items()})
+
+
+def test_a_training_of_this_package_becomes_a_folder_that_predicts(tmp_path, main, weights, config, capsys):
+    extra = {"mlm_head.dense.bias": torch.ones(3)}
+    torch.save({"model": weights | extra, "optimizer": {"state": {}}, "iteration": 3}, tmp_path / "model_final.pth")
+    arguments = [str(tmp_path / "model_final.pth"), str(tmp_path / "folder"), "--config-file", config]
+    assert main([*arguments, "--opts", "TEST.DETECTIONS_PER_IMAGE", "9", "MODEL.DEVICE", "cuda"]) == 0
+    printed = capsys.readouterr().out
+    assert f"glipv2_d2: {len(weights)} tensors used" in printed and "ignored: mlm_head.dense.bias" in printed
+    assert f"wrote {len(weights)} tensors to {tmp_path / 'folder'}" in printed
+    predictor = GLIPv2Predictor.from_pretrained(tmp_path / "folder", ["MODEL.DEVICE", "cpu"])
+    assert_same(predictor.model.state_dict(), weights)
+    assert predictor.cfg.TEST.DETECTIONS_PER_IMAGE == 9
+    saved = yaml.safe_load((tmp_path / "folder" / "config.yaml").read_text())
+    assert saved["MODEL"]["DEVICE"] == "cuda"
+    assert main([*arguments[:1], str(tmp_path / "other"), *arguments[2:]]) == 0
+    assert yaml.safe_load((tmp_path / "other" / "config.yaml").read_text())["MODEL"]["DEVICE"] == "cpu"
+
+
+def test_a_folder_needs_a_config_and_a_whole_detector(tmp_path, main, weights, config, capsys):
+    kept = {name.removeprefix(BODY): tensor for name, tensor in weights.items() if name.startswith(BODY)}
+    torch.save({name: tensor for name, tensor in kept.items() if not name.startswith("norm")}, tmp_path / "swin.pth")
+    arguments = [str(tmp_path / "swin.pth"), str(tmp_path / "folder")]
+    assert_fails_with_one_line(main, capsys, arguments, "folder", ".safetensors", "--config-file")
+    arguments += ["--config-file", config]
+    assert_fails_with_one_line(main, capsys, arguments, "lacks weights", "text_encoder.bert")
+    assert not (tmp_path / "folder").exists()
+
+
+def test_the_moving_average_is_converted_on_request(tmp_path, main, weights):
+    average = {f"module.{name}": tensor for name, tensor in revert_to_glip_state_dict(weights).items()}
+    save_official(tmp_path / "in.pth", {name: torch.zeros_like(t) for name, t in weights.items()}, model_ema=average)
+    assert main([str(tmp_path / "in.pth"), str(tmp_path / "out.safetensors"), "--ema"]) == 0
+    assert torch.equal(read_tensors(tmp_path / "out.safetensors")[0]["head.bias_lang"], weights["head.bias_lang"])
+
+
+@pytest.mark.parametrize("official", [True, False])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda w: {n: t for n, t in w.items() if n != "head.bias0"}, ["lacks weights for head.bias0"]),
+        (lambda w: w | {"text_encoder.bert.novel.weight": torch.ones(1)}, ["no place for text_encoder.bert.novel"]),
+        (lambda w: w | {"head.bias_lang": torch.ones(7)}, ["head.bias_lang: expected shape (48,), found (7,)"]),
+        (
+            lambda w: {n: t for n, t in w.items() if ".fusion." not in n and ".language_layer." not in n},
+            ["expected 1 blocks, fusion True", "found 1 blocks, fusion False"],
+        ),
+    ],
+    ids=["missing", "surplus", "shape", "layout"],
+)
+def test_weights_of_another_model_than_the_config_are_not_written(
+    tmp_path, main, weights, config, capsys, change, words, official
+):
+    if official:
+        save_official(tmp_path / "in.pth", change(weights))
+    else:
+        torch.save(change(weights), tmp_path / "in.pth")
+    arguments = [str(tmp_path / "in.pth"), str(tmp_path / "out.safetensors"), "--config-file", config]
+    assert_fails_with_one_line(main, capsys, arguments, "in.pth", *words)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_files_that_are_no_checkpoint_are_named(tmp_path, main, config, capsys):
+    torch.save({"model": {"conv.weight": torch.ones(1)}}, tmp_path / "other.pth")
+    (tmp_path / "page.pth").write_text("<html>not found</html>")
+    for name, words in [
+        ("other.pth", "none of its 1 names is the model's"),
+        ("page.pth", "found something else"),
+        ("absent.pth", "no such file"),
+    ]:
+        arguments = [str(tmp_path / name), str(tmp_path / "out.safetensors"), "--config-file", config]
+        assert_fails_with_one_line(main, capsys, arguments, name, words)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_text_encoder_from_files_is_built_to_compare_with(tmp_path, main, weights, config):
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+    BertModel(BertConfig(**sizes), add_pooling_layer=False).save_pretrained(tmp_path / "bert")
+    save_official(tmp_path / "in.pth", weights)
+    arguments = [str(tmp_path / "in.pth"), str(tmp_path / "out.safetensors"), "--config-file", config]
+    assert main([*arguments, "--opts", "MODEL.TEXT_ENCODER.WEIGHTS", str(tmp_path / "bert")]) == 0
+    assert_same(read_tensors(tmp_path / "out.safetensors")[0], weights)

@@ -1,0 +1,333 @@
+"""The grid of few-shot experiments: what it runs, how it goes on after a stop, and its tables."""
+
+import importlib
+import json
+import math
+from pathlib import Path
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from drawn_images import draw_dataset
+
+from glipv2_d2 import register_coco_grounding
+from glipv2_d2.data.datasets.odinw import ODINW_13, ODINW_SETS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def tool(load_tool, monkeypatch):
+    # The folder of a program is on the path where Python starts it.
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    return load_tool("run_odinw")
+
+
+@pytest.fixture
+def report(load_tool):
+    return load_tool("odinw_report")
+
+
+@pytest.fixture
+def small_set(tmp_path):
+    """The first part of the names of three registered datasets, all of four drawn images, two with a blue box."""
+    folder = tmp_path / "drawn"
+    folder.mkdir()
+    json_file = draw_dataset(folder)
+    content = json.loads(json_file.read_text())
+    content["annotations"].append({**content["annotations"][2], "id": 7, "image_id": 3})
+    json_file.write_text(json.dumps(content))
+    names = [f"{tmp_path.name}_{split}" for split in ("train", "val", "test")]
+    for name in names:
+        register_coco_grounding(name, json_file, folder)
+    yield tmp_path.name
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def result(dataset, mode, shots, seed, value, **old):
+    return {"dataset": dataset, "mode": mode, "shots": shots, "seed": seed, "value": value, "old": old}
+
+
+# --- tables
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    # Squared distances from the mean 2: 1, 0, 1; their sum over one less than three is 1.
+    [([1.0, 2.0, 3.0], (2.0, 1.0, 3)), ([4.0], (4.0, 0.0, 1)), ([], (None, None, 0))],
+)
+def test_deviation_is_that_of_a_sample(report, values, expected):
+    assert tuple(report.mean_and_deviation(values).values()) == expected
+
+
+def test_average_is_over_seeds_of_means_over_sets(report):
+    results = [result("a", "zero_shot", "0", None, 10.0), result("b", "zero_shot", "0", None, 20.0)]
+    results += [result("a", "full", "1", seed, value) for seed, value in ((3, 30.0), (30, 40.0), (300, 99.0))]
+    results += [result("b", "full", "1", seed, value) for seed, value in ((3, 50.0), (30, 48.0))]
+    zero, full = report.summarize(results, ["a", "b"])
+    assert zero["average"] == {"mean": 15.0, "deviation": 0.0, "runs": 1}
+    # Seed 300 has no result for b yet.
+    assert full["average"] == {"mean": 42.0, "deviation": pytest.approx(math.sqrt(8.0)), "runs": 2}
+    assert full["sets"]["b"] == {"mean": 49.0, "deviation": pytest.approx(math.sqrt(2.0)), "runs": 2}
+    assert full["sets"]["a"]["runs"] == 3
+
+
+def test_tables_are_those_of_the_paper(report):
+    results = [result(name, "zero_shot", "0", None, value, old_val=50.0) for name, value in (("a", 10.0), ("b", 20.0))]
+    results += [result("a", "prompt", "10", seed, value, old_val=40.0) for seed, value in ((3, 30.0), (30, 40.0))]
+    results += [result("b", "prompt", "10", seed, value, old_val=44.0) for seed, value in ((3, 50.0), (30, 48.0))]
+    results += [result("a", "prompt", "all", 3, 60.0, old_val=30.0), result("a", "full", "1", 3, 33.0, old_val=2.0)]
+    summary = report.summarize(results, ["a", "b"])
+    text = report.markdown(summary, ["a", "b"], {"metric": "bbox/AP"})
+    lines = text.splitlines()
+    assert "- metric: bbox/AP" in lines
+    assert "| mode | 0 | 1 | 10 | all |" in lines
+    # Seeds: (30 + 50) / 2 = 40 and (40 + 48) / 2 = 44. With all data one set is missing, as with one shot.
+    assert "| prompt | 15.0 | - | 42.0 ± 2.8 | - |" in lines and "| full | 15.0 | - | - | - |" in lines
+    assert "| mode | shots | a | b | mean |" in lines
+    assert "| prompt | 10 | 35.0 ± 7.1 | 49.0 ± 1.4 | 42.0 ± 2.8 |" in lines
+    assert "| prompt | all | 60.0 | - | - |" in lines
+    assert "| prompt | 10 | 42.0 ± 2.8 | 42.0 ± 2.3 |" in lines and "| zero_shot | 0 | 15.0 | 50.0 ± 0.0 |" in lines
+
+
+def test_zero_shot_alone_has_a_table_and_a_plot(report, tmp_path):
+    results = [result("a", "zero_shot", "0", None, 12.0)]
+    report.write_report(tmp_path, results, ["a"], {"metric": "bbox/AP"})
+    assert "| zero_shot | 12.0 |" in (tmp_path / "table.md").read_text()
+    content = json.loads((tmp_path / "table.json").read_text())
+    assert content["rows"][0]["average"]["mean"] == 12.0 and content["sets"] == ["a"]
+    assert (tmp_path / "data_efficiency.png").read_bytes()[:4] == b"\x89PNG"
+    assert {path.name for path in tmp_path.iterdir()} == {"table.md", "table.json", "data_efficiency.png"}
+
+
+def test_plot_has_a_line_for_each_mode_that_starts_at_zero_shot(report, tmp_path, monkeypatch):
+    import matplotlib.axes
+
+    drawn = []
+    errorbar = matplotlib.axes.Axes.errorbar
+
+    def record(self, x, y, yerr, **options):
+        drawn.append((options["label"], x, y, yerr))
+        return errorbar(self, x, y, yerr, **options)
+
+    monkeypatch.setattr(matplotlib.axes.Axes, "errorbar", record)
+    results = [result("a", "full", "10", 3, 40.0), result("a", "full", "1", 3, 20.0)]
+    results += [result("a", "full", "1", 30, 22.0), result("a", "zero_shot", "0", None, 10.0), result("a", "prompt", "all", 3, 50.0)]
+    report.plot_data_efficiency(report.summarize(results, ["a"]), tmp_path / "plot.png", "bbox/AP", 1)
+    assert drawn == [
+        ("full", [0, 1, 2], [10.0, 21.0, 40.0], [0.0, pytest.approx(math.sqrt(2.0)), 0.0]),
+        ("prompt", [0, 3], [10.0, 50.0], [0.0, 0.0]),
+    ]
+
+
+@pytest.mark.parametrize(("value", "expected"), [(31.5, 31.5), (math.nan, 0.0), (-math.inf, 0.0)])
+def test_a_model_that_finds_nothing_has_zero(report, value, expected):
+    assert report.finite(value) == expected
+
+
+# --- the grid
+
+
+def test_grid_has_a_cell_for_each_set_mode_shots_and_seed(tool):
+    cells = tool.plan_cells(["a", "b"], ["full", "prompt"], ["0", "1", "all"], [3, 30])
+    assert len(cells) == len(set(cells)) == 2 + 2 * 2 * 2 + 2 * 2
+    assert cells[:2] == [("a", "zero_shot", "0", None), ("b", "zero_shot", "0", None)]
+    # All data is all data: one seed.
+    assert [cell for cell in cells if cell.shots == "all" and cell.seed != 3] == []
+    assert len({cell.folder(Path("out")) for cell in cells}) == len(cells)
+
+
+def test_odinw_stands_for_its_sets(tool):
+    assert tool.expand_sets(["odinw13", "small_a"]) == [*(f"odinw_{key}" for key in ODINW_13), "small_a"]
+    assert len(tool.expand_sets(["odinw35", "odinw13"])) == len(ODINW_SETS) == 35
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--shots", "two"], "expected numbers and 'all', found 'two'"),
+        (["--max-iter", "5"], "expected both or neither"),
+        (["--mode-opts", "lora", "A", "1"], "expected one of --modes"),
+        (["--mode-opts", "prompt", "SOLVER.BASE_LR"], "KEY VALUE pairs"),
+        (["--modes", "mask_head"], "invalid choice"),
+    ],
+)
+def test_wrong_words_are_named(tool, words, message, capsys):
+    with pytest.raises(SystemExit):
+        tool.parse(["--weights", "w.pth", *words])
+    assert message in capsys.readouterr().err
+
+
+def pairs(words):
+    """The last value of each key."""
+    return dict(zip(words[::2], words[1::2]))
+
+
+def test_recipe_is_the_official_one_and_can_be_changed(tool):
+    words = ["--weights", "w", "--mode-opts", "prompt", "SOLVER.BASE_LR", "0.1", "--opts", "SOLVER.IMS_PER_BATCH", "2"]
+    arguments = tool.parse(words)
+    full = pairs(tool.mode_options(arguments, tool.Cell("a", "full", "3", 30)))
+    assert full["SOLVER.WEIGHT_DECAY"] == "0.05" and "SOLVER.BASE_LR" not in full
+    assert (full["SOLVER.AUTO_STEP.PATIENCE"], full["SOLVER.EARLY_STOP_PATIENCE"]) == ("3", "8")
+    assert full["MODEL.GLIPV2.TUNING"] == "full" and full["SOLVER.IMS_PER_BATCH"] == "2"
+    assert full["INPUT.PROMPT.SHUFFLE"] == "False" and full["INPUT.PROMPT.NUM_NEGATIVES"] == "-1"
+    prompt = pairs(tool.mode_options(arguments, tool.Cell("a", "prompt", "all", 3)))
+    assert prompt["SOLVER.WEIGHT_DECAY"] == "0.25" and prompt["SOLVER.BASE_LR"] == "0.1"
+    assert (prompt["SOLVER.AUTO_STEP.PATIENCE"], prompt["SOLVER.EARLY_STOP_PATIENCE"]) == ("2", "4")
+
+
+@pytest.mark.parametrize(
+    ("shots", "copies", "num_images"),
+    # Taken by ascending id: of one shot the first image alone, which has all three boxes.
+    [("1", 8, 1), ("2", 1, 3), ("all", 1, 4)],
+)
+def test_an_epoch_is_all_images_some_times(tool, config, small_set, shots, copies, num_images, monkeypatch):
+    monkeypatch.setattr(tool, "data_options", lambda cell: [*data_options(cell), "DATASETS.FEW_SHOT.SEED", "0"])
+    arguments = tool.parse(["--weights", "w", "--config-file", config])
+    length = pairs(tool.schedule(arguments, tool.Cell(small_set, "full", shots, 3)))
+    period = math.ceil(num_images * copies / 4)
+    assert length["TEST.EVAL_PERIOD"] == length["SOLVER.CHECKPOINT_PERIOD"] == str(period)
+    assert length["SOLVER.MAX_ITER"] == str(200 * period) and length["SOLVER.WARMUP_ITERS"] == str(20 * period)
+
+
+def data_options(cell):
+    shots = "0" if cell.shots == "all" else cell.shots
+    return ["DATASETS.TRAIN", str((f"{cell.dataset}_train",)), "DATASETS.FEW_SHOT.SHOTS", shots]
+
+
+# --- running
+
+
+@pytest.fixture
+def run(tool, config, small_set, tmp_path, monkeypatch):
+    """Run the tool on one set, with the programs of cells in this process; the calls are counted in ``calls``."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    train_net = importlib.import_module("train_net")
+    calls = []
+
+    def call(command, log, lock):
+        calls.append(command)
+        assert command[0] == "train_net.py"
+        train_net.main(command[1:])
+
+    monkeypatch.setattr(tool, "call", call)
+    monkeypatch.setattr(tool.signal, "signal", lambda *_: None)
+    (tmp_path / "weights.pth").touch()
+
+    def main(*words):
+        arguments = ["--config-file", config, "--weights", str(tmp_path / "weights.pth"), "--num-gpus", "0"]
+        arguments += ["--output", str(tmp_path / "out"), "--sets", small_set, "--max-iter", "2", "--eval-period", "1"]
+        tool.main([*arguments, *words, "--opts", "SOLVER.IMS_PER_BATCH", "2"])
+
+    main.calls, main.output, main.set = calls, tmp_path / "out", small_set
+    return main
+
+
+@pytest.fixture
+def start_weights(tiny_cfg, tmp_path):
+    """Weights of the tiny model in the file that the tool is called with."""
+    import torch
+    from detectron2.modeling import build_model
+
+    torch.manual_seed(0)
+    torch.save({"model": build_model(tiny_cfg).state_dict()}, tmp_path / "weights.pth")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_cells_train_test_and_are_not_done_twice(run, start_weights, capsys):
+    old = f"{run.set}_val"
+    words = ("--modes", "full", "--shots", "0", "1", "--seeds", "3", "--old-sets", old)
+    run(*words)
+    assert [("--eval-only" in command) for command in run.calls] == [True, False, True]
+    cell = run.output / run.set / "full_1_seed3"
+    results = json.loads((cell / "results.json").read_text())
+    table = json.loads((cell / "test" / "result_table.json").read_text())["results"]
+    found = table[f"{run.set}_test"]["bbox"]["AP"]
+    assert results["value"] == (found or 0.0) and set(results["old"]) == {old}
+    assert not list(cell.glob("*.pth"))
+    assert "| full |" in capsys.readouterr().out
+    run(*words)
+    assert len(run.calls) == 3
+    # Weights of the next seed are kept on request.
+    run("--modes", "full", "--shots", "1", "--seeds", "30", "--old-sets", old, "--keep-weights")
+    assert [path.name for path in (run.output / run.set / "full_1_seed30").glob("*.pth")] == ["model_best.pth"]
+
+
+def fake_call(run, tool, monkeypatch, stop_at):
+    """Programs that only leave their result; the one of this number is stopped instead."""
+    calls = []
+
+    def call(command, log, lock):
+        calls.append(command)
+        if len(calls) == stop_at:
+            raise KeyboardInterrupt
+        if "--eval-only" in command:
+            options = pairs(command[command.index("OUTPUT_DIR") :])
+            folder = Path(options["OUTPUT_DIR"])
+            folder.mkdir(parents=True, exist_ok=True)
+            names = options["DATASETS.TEST"].strip("(),'").split("', '")
+            table = {name: {"bbox": {"AP": 7.0, "AP50": None}} for name in names}
+            (folder / "result_table.json").write_text(json.dumps({"results": table}))
+
+    monkeypatch.setattr(tool, "call", call)
+    return calls
+
+
+def test_a_stopped_grid_goes_on_with_the_cell_that_was_half_done(run, tool, monkeypatch):
+    words = ("--modes", "full", "--shots", "1", "--seeds", "3", "30")
+    # Two programs a cell: the training of the second is stopped.
+    calls = fake_call(run, tool, monkeypatch, stop_at=3)
+    with pytest.raises(SystemExit, match="goes on from here"):
+        run(*words)
+    done = [path.parent.name for path in run.output.rglob("results.json")]
+    assert done == ["full_1_seed3"] and len(calls) == 3
+    calls = fake_call(run, tool, monkeypatch, stop_at=0)
+    run(*words)
+    assert len(calls) == 2 and "--resume" in calls[0] and "--resume" not in calls[1]
+    assert calls[0][calls[0].index("OUTPUT_DIR") + 1].endswith("full_1_seed30")
+    assert "| full | 7.0 ± 0.0 |" in (run.output / "table.md").read_text()
+
+
+def test_a_cell_of_other_options_is_not_taken_for_this_one(run, tool, monkeypatch):
+    words = ("--modes", "full", "--shots", "1", "--seeds", "3")
+    calls = fake_call(run, tool, monkeypatch, stop_at=0)
+    run(*words)
+    with pytest.raises(SystemExit, match="1 cells failed.*\n.*made with other options"):
+        run(*words, "--mode-opts", "full", "SOLVER.BASE_LR", "0.5")
+    assert len(calls) == 2
+
+
+def test_a_cell_that_fails_is_named_and_the_others_go_on(run, tool, monkeypatch):
+    fake_call(run, tool, monkeypatch, stop_at=0)
+    # Four images: no category is in ten.
+    with pytest.raises(SystemExit, match="2 cells failed.*\n.*has 3 images of 'red box', expected at least 10"):
+        run("--modes", "full", "prompt", "--shots", "10", "0", "--seeds", "3")
+    assert "| zero_shot | 7.0 |" in (run.output / "table.md").read_text()
+    with pytest.raises(SystemExit, match="1 cells failed.*\n.*--metric: .* one of bbox/AP, bbox/AP50, found 'segm/AP'"):
+        run("--shots", "0", "--metric", "segm/AP", "--output", str(run.output / "other"))
+
+
+def test_missing_weights_end_the_run(run, tmp_path):
+    (tmp_path / "weights.pth").unlink()
+    with pytest.raises(SystemExit, match="run_odinw: .*weights.pth"):
+        run("--shots", "0")
+
+
+def test_two_runs_never_share_an_output(run, tool, monkeypatch):
+    def call(command, log, lock):
+        with pytest.raises(SystemExit, match="another run"):
+            run("--shots", "0")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tool, "call", call)
+    with pytest.raises(SystemExit, match="goes on from here"):
+        run("--shots", "0")
+
+
+def test_a_process_that_fails_says_why_in_its_last_line(load_tool, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    tool = load_tool("run_odinw")
+    with (tmp_path / "lock").open("w") as lock, pytest.raises(tool.CellError, match="process.log: no such colour"):
+        program = "import sys; print('begin'); sys.exit('no such colour')"
+        tool.call(["-c", program], tmp_path / "process.log", lock.fileno())

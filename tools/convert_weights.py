@@ -1,0 +1,121 @@
+#!/usr/bin/env python
+"""Convert weights of any accepted kind to this package's names and to safetensors, and report on every name.
+
+Accepted are the official GLIP files, GLIP as mmdetection converts it, ImageNet weights of a Swin Transformer,
+image-text models (CLIP, UniCL) and the checkpoints of this package; which it is, is read from the names in the file.
+
+    python tools/convert_weights.py glip_tiny_model_o365_goldg.pth glip_t_c.safetensors \\
+        --config-file configs/glip/glip_swin_t_c.yaml
+
+With --config-file nothing is written unless the model of that config has a place for everything in the file and, if
+the file is of a detector, finds every tensor there. With it OUT may be a new folder, too: it gets the whole model,
+config and tokenizer included, for GLIPv2Predictor.from_pretrained and for --config-file OUT/config.yaml.
+
+    python tools/convert_weights.py output/mine/model_final.pth mine --config-file output/mine/config.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+from torch import Tensor
+
+from glipv2_d2.checkpoint.checkpointer import check_fit
+from glipv2_d2.checkpoint.conversion import find_kind
+from glipv2_d2.checkpoint.model_shapes import build_meta_model
+from glipv2_d2.checkpoint.name_rules import ConversionReport, summarize_names
+from glipv2_d2.checkpoint.pretrained_folder import save_pretrained
+from glipv2_d2.engine.defaults import INPUT_ERRORS, build_config, describe
+from glipv2_d2.tensor_files import CheckpointError, read_checkpoint, unwrap_weights, write_tensors
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    description, _, examples = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=description, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("input", metavar="FILE", help="weights (.pth, .pt, .bin, .safetensors)")
+    parser.add_argument("output", metavar="OUT", help="file to write, .safetensors; or a new folder")
+    parser.add_argument("--ema", action="store_true", help="take the moving average kept under 'model_ema'")
+    parser.add_argument("--config-file", default="", metavar="FILE", help="config of the model they are for")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="keys of the config")
+    return parser.parse_args(argv)
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Convert ``args.input`` to ``args.output`` and print what became of the names."""
+    to_folder = Path(args.output).suffix != ".safetensors"
+    if to_folder and not args.config_file:
+        raise CheckpointError(
+            f"{args.output}: expected a name that ends in .safetensors, or a folder together with --config-file"
+        )
+    cfg, expected = None, None
+    if args.config_file:
+        cfg = build_config(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"])
+        expected = expected_tensors(cfg)
+    content, _ = read_checkpoint(args.input, mmap=True)
+    tensors = unwrap_weights(content, args.input, ema=args.ema)
+    kind = find_kind(tensors)
+    tensors, report = kind.convert(tensors, expected=expected, source=args.input)
+    print(report)
+    if expected is not None:
+        check_places(tensors, report, expected, args.input, kind.fills_detector or to_folder)
+    if to_folder:
+        save_folder(tensors, cfg, args)
+    else:
+        write_tensors(args.output, tensors, {"source": report.source})
+    print(f"wrote {len(tensors)} tensors to {args.output}")
+
+
+def expected_tensors(cfg: CfgNode) -> dict[str, Tensor]:
+    """Return the tensors of the model of a config; where its text encoder is given by its sizes, without values."""
+    if cfg.MODEL.TEXT_ENCODER.WEIGHTS:
+        return build_model(cfg).state_dict()
+    return build_meta_model(cfg).state_dict()
+
+
+def check_places(
+    tensors: Mapping[str, Tensor], report: ConversionReport, expected: Mapping[str, Tensor], source: str, is_whole: bool
+) -> None:
+    """Make sure that every tensor has a place in the model, and, with ``is_whole``, that none of its places is empty.
+
+    Raises:
+        CheckpointError: It is not so.
+    """
+    check_fit(tensors, expected, source)
+    if is_whole and report.missing:
+        raise CheckpointError(f"{source}: lacks weights for {summarize_names(report.missing)}")
+    surplus = [name for name in tensors if name not in expected]
+    if surplus:
+        raise CheckpointError(f"{source}: the model has no place for {summarize_names(surplus)}")
+
+
+def save_folder(tensors: Mapping[str, Tensor], cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Write the model of a config, filled with these tensors, as the folder ``args.output``."""
+    model = build_model(cfg)
+    model.load_state_dict(tensors)
+    portable = cfg.clone()
+    portable.defrost()
+    # The device that the user asked for, which need not be here.
+    from_file = CfgNode.load_yaml_with_base(args.config_file).get("MODEL", {}).get("DEVICE", get_cfg().MODEL.DEVICE)
+    portable.MODEL.DEVICE = dict(zip(args.opts[::2], args.opts[1::2])).get("MODEL.DEVICE", from_file)
+    save_pretrained(model, portable, args.output)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 if something was written, 1 with one line on the error stream if not."""
+    try:
+        convert(parse_args(argv))
+    except INPUT_ERRORS as error:
+        print(f"error: {describe(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""Tables and plot of a grid of tuned models: what tools/run_odinw.py writes of its results."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ZERO_SHOT = "zero_shot"
+ALL_DATA = "all"
+
+
+def mean_and_deviation(values: Sequence[float]) -> dict[str, Any]:
+    """Return mean, sample standard deviation (of a single value 0) and number of values; of none mean None."""
+    if not values:
+        return {"mean": None, "deviation": None, "runs": 0}
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.fmean(values), "deviation": deviation, "runs": len(values)}
+
+
+def summarize(results: Iterable[dict], sets: Sequence[str]) -> list[dict[str, Any]]:
+    """Summarize results over seeds and over sets.
+
+    Args:
+        results: One for each cell, with ``dataset``, ``mode``, ``shots``, ``seed``, ``value`` and ``old``, values by
+            the names of other datasets.
+        sets: In the order of the columns.
+
+    Returns:
+        A row for each mode and number of shots, in the order in which they come: ``sets`` and ``old`` hold what
+        ``mean_and_deviation`` says of each set over the seeds and of each other dataset over sets and seeds;
+        ``average`` is over the seeds, each the mean of all sets. A seed that lacks a set is no part of it.
+    """
+    rows: dict[tuple[str, str], list[dict]] = {}
+    for result in results:
+        rows.setdefault((result["mode"], result["shots"]), []).append(result)
+    summary = []
+    for (mode, shots), cells in rows.items():
+        by_set = {name: [cell["value"] for cell in cells if cell["dataset"] == name] for name in sets}
+        by_seed: dict[int | None, dict[str, float]] = {}
+        for cell in cells:
+            by_seed.setdefault(cell["seed"], {})[cell["dataset"]] = cell["value"]
+        whole = [statistics.fmean(values.values()) for values in by_seed.values() if set(sets) <= values.keys()]
+        old = {name: [cell["old"][name] for cell in cells] for name in cells[0]["old"]}
+        summary.append(
+            {
+                **{"mode": mode, "shots": shots, "average": mean_and_deviation(whole)},
+                "sets": {name: mean_and_deviation(values) for name, values in by_set.items()},
+                "old": {name: mean_and_deviation(values) for name, values in old.items()},
+            }
+        )
+    return summary
+
+
+def markdown(summary: Sequence[dict], sets: Sequence[str], head: dict[str, Any]) -> str:
+    """Return the tables as text: means over all sets by mode and shots, then every set, then the other datasets.
+
+    Args:
+        summary: Of ``summarize``.
+        sets: The columns of the second table.
+        head: Lines of name and value above the tables.
+    """
+    by_place = {(row["mode"], row["shots"]): row for row in summary}
+    shots = _shots(summary)
+    modes = [mode for mode in dict.fromkeys(row["mode"] for row in summary) if mode != ZERO_SHOT]
+    lines = ["# Few-shot tuning", "", *(f"- {name}: {value}" for name, value in head.items()), ""]
+    lines += [f"## Mean over {len(sets)} sets, by shots", "", *_table_head(["mode", *shots])]
+    zero = by_place.get((ZERO_SHOT, "0"))
+    for mode in modes or [ZERO_SHOT]:
+        cells = [zero if one == "0" else by_place.get((mode, one)) for one in shots]
+        lines.append(_line([mode, *(_cell(row and row["average"]) for row in cells)]))
+    lines += ["", "## Every set", "", *_table_head(["mode", "shots", *sets, "mean"])]
+    for row in summary:
+        values = [_cell(row["sets"][name]) for name in sets]
+        lines.append(_line([row["mode"], row["shots"], *values, _cell(row["average"])]))
+    old = list(summary[0]["old"]) if summary else []
+    if old:
+        lines += ["", "## What else the tuned models find, mean over sets and seeds", ""]
+        lines += _table_head(["mode", "shots", "new classes", *old])
+        for row in summary:
+            values = [_cell(row["average"]), *(_cell(row["old"][name]) for name in old)]
+            lines.append(_line([row["mode"], row["shots"], *values]))
+    return "\n".join(lines) + "\n"
+
+
+def write_report(output: Path, results: Sequence[dict], sets: Sequence[str], head: dict[str, Any]) -> None:
+    """Write ``table.md``, ``table.json`` and ``data_efficiency.png``, each whole or not at all."""
+    summary = summarize(results, sets)
+    write_whole(output / "table.md", markdown(summary, sets, head).encode())
+    content = {**head, "sets": list(sets), "rows": summary}
+    write_whole(output / "table.json", json.dumps(content, indent=1).encode() + b"\n")
+    plot_data_efficiency(summary, output / "data_efficiency.png", str(head["metric"]), len(sets))
+
+
+def plot_data_efficiency(summary: Sequence[dict], path: Path, metric: str, num_sets: int) -> None:
+    """Draw the mean over the sets over the amount of data, a line for each mode (the paper's Figure 3).
+
+    What has no mean yet is left out; bars are deviations over the seeds.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shots = _shots(summary)
+    done = [row for row in summary if row["average"]["runs"]]
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for mode in dict.fromkeys(row["mode"] for row in done):
+        if mode == ZERO_SHOT and any(row["mode"] != ZERO_SHOT for row in done):
+            continue
+        rows = sorted(
+            (row for row in done if row["mode"] in (mode, ZERO_SHOT)), key=lambda row: shots.index(row["shots"])
+        )
+        places = [shots.index(row["shots"]) for row in rows]
+        means = [row["average"]["mean"] for row in rows]
+        deviations = [row["average"]["deviation"] for row in rows]
+        axes.errorbar(places, means, deviations, label=mode, marker="o", capsize=3, linewidth=1.2)
+    axes.set_xticks(range(len(shots)), shots)
+    axes.set(xlabel="images of each category", ylabel=f"{metric}, mean over {num_sets} sets")
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend()
+    temporary = path.with_name(f".{path.name}.part")
+    figure.savefig(temporary, dpi=120, format="png")
+    plt.close(figure)
+    os.replace(temporary, path)
+
+
+def finite(value: float) -> float:
+    """Return a metric, 0 for one that is not a number: that of a model that finds nothing."""
+    return float(value) if math.isfinite(value) else 0.0
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all, also after a loss of power."""
+    temporary = path.with_name(f".{path.name}.part")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _shots(summary: Sequence[dict]) -> list[str]:
+    found = {row["shots"] for row in summary}
+    return sorted(found, key=lambda shots: math.inf if shots == ALL_DATA else int(shots))
+
+
+def _cell(value: dict[str, Any] | None) -> str:
+    if not value or not value["runs"]:
+        return "-"
+    return f"{value['mean']:.1f}" + (f" ± {value['deviation']:.1f}" if value["runs"] > 1 else "")
+
+
+def _table_head(titles: Sequence[str]) -> list[str]:
+    return [_line(titles), _line(["---"] * len(titles))]
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"

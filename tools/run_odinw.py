@@ -1,0 +1,308 @@
+#!/usr/bin/env python
+"""Tune a model on many small data sets: a grid of sets, modes, shots and seeds, with its table and its plot.
+
+    python tools/run_odinw.py --weights glip_tiny.pth                                # ODinW-13, full and prompt tuning
+    python tools/run_odinw.py --config-file configs/demo/glipv2_micro.yaml --weights model_final.pth --num-gpus 0 \\
+        --sets small_a small_b small_c --modes full prompt --shots 0 1 3 --max-iter 100 --eval-period 25
+
+A set NAME is three registered detection datasets, NAME_train, NAME_val and NAME_test; odinw13 and odinw35 stand for
+all of theirs. Each cell of the grid trains and tests in processes of train_net.py, in a folder of its own; it is done
+when its results.json is there. The same command goes on where it was stopped: it leaves out what is done and resumes
+the cell that was half done. Shots are images of each category, "0" is zero-shot, "all" is the whole data.
+
+The recipe is that of the official runner: at most 200 epochs, where an epoch is all images of a cell 8, 4, 2 or 1 times
+for 1, 3, 5 or 10 shots; after each the validation set decides on the learning rate, the best weights and an early end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import math
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from odinw_report import ALL_DATA, ZERO_SHOT, finite, write_report, write_whole
+
+ROOT = Path(__file__).resolve().parents[1]
+MODES = ("full", "linear_probe", "prompt", "text_encoder", "lora")
+# Epochs, and how many times an epoch shows each image.
+EPOCHS = 200
+COPIES = {1: 8, 3: 4, 5: 2}
+RESULTS, SETTINGS, LOG = "results.json", "cell.json", "process.log"
+
+# The official settings; the prompt is the same for every image, as what is tuned of it has to be.
+RECIPE = (
+    *("SOLVER.IMS_PER_BATCH", "4", "SOLVER.WEIGHT_DECAY", "0.05", "SOLVER.EMA_DECAY", "0.0"),
+    *("MODEL.SWIN.FREEZE_AT", "2", "INPUT.PROMPT.NUM_NEGATIVES", "-1", "INPUT.PROMPT.SHUFFLE", "False"),
+    *("SOLVER.AUTO_STEP.ENABLED", "True"),
+)
+MODE_RECIPES = {"prompt": ("SOLVER.BASE_LR", "0.05", "SOLVER.WEIGHT_DECAY", "0.25")}
+# Evaluations without gain until the learning rate drops and until the training ends.
+PATIENCE, PATIENCE_OF_ALL_DATA = ("3", "8"), ("2", "4")
+
+
+class Cell(NamedTuple):
+    """A place in the grid; ``seed`` is None where nothing is trained."""
+
+    dataset: str
+    mode: str
+    shots: str
+    seed: int | None
+
+    def folder(self, output: Path) -> Path:
+        """Return the folder of this cell."""
+        if self.mode == ZERO_SHOT:
+            return output / self.dataset / ZERO_SHOT
+        return output / self.dataset / f"{self.mode}_{self.shots}_seed{self.seed}"
+
+
+class CellError(Exception):
+    """A process of a cell failed; the message is its last line."""
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config-file", default="configs/glip/glip_swin_t_c.yaml", help="default: %(default)s")
+    parser.add_argument("--weights", required=True, help="of the model that is tuned")
+    parser.add_argument("--sets", nargs="+", default=["odinw13"], help="default: odinw13")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=["full", "prompt"], help="default: full prompt")
+    parser.add_argument("--shots", nargs="+", default=["0", "1", "3", "5", "10", ALL_DATA], help="default: %(default)s")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[3, 30, 300], help="default: 3 30 300; all: the 1st")
+    parser.add_argument("--old-sets", nargs="+", default=[], help="datasets that every model is tested on as well")
+    parser.add_argument("--max-iter", type=int, help="updates instead of epochs")
+    parser.add_argument("--eval-period", type=int, help="updates between two validations, with --max-iter")
+    parser.add_argument("--metric", default="bbox/AP", help="default: %(default)s")
+    parser.add_argument("--num-gpus", type=int, default=1, help="default: 1; 0: the CPU")
+    parser.add_argument("--output", type=Path, default=ROOT / "output" / "odinw", help="default: output/odinw")
+    parser.add_argument("--keep-weights", action="store_true", help="keep model_best.pth of every cell")
+    parser.add_argument("--mode-opts", nargs="+", action="append", default=[], metavar="WORD", help="MODE KEY VALUE...")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for every cell")
+    arguments = parser.parse_args(argv)
+    wrong = [one for one in arguments.shots if one != ALL_DATA and not one.isdecimal()]
+    if wrong:
+        parser.error(f"--shots: expected numbers and {ALL_DATA!r}, found {wrong[0]!r}")
+    if (arguments.max_iter is None) != (arguments.eval_period is None):
+        parser.error("--max-iter and --eval-period: expected both or neither")
+    for words in arguments.mode_opts:
+        if words[0] not in arguments.modes or len(words) % 2 == 0:
+            parser.error(f"--mode-opts: expected one of --modes and KEY VALUE pairs, found {' '.join(words)!r}")
+    return arguments
+
+
+def expand_sets(sets: Sequence[str]) -> list[str]:
+    """Return the sets, each once, with those that ``odinw13`` and ``odinw35`` stand for."""
+    from glipv2_d2.data.datasets.odinw import ODINW_13, ODINW_SETS
+
+    groups = {"odinw13": ODINW_13, "odinw35": tuple(ODINW_SETS)}
+    names = [[f"odinw_{key}" for key in groups[one]] if one in groups else [one] for one in sets]
+    return list(dict.fromkeys(name for group in names for name in group))
+
+
+def plan_cells(sets: Sequence[str], modes: Sequence[str], shots: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
+    """List the grid: all cells of a number of shots, then those of the next, so that early tables compare modes."""
+    cells = []
+    for one in dict.fromkeys(shots):
+        if one == "0":
+            cells += [Cell(name, ZERO_SHOT, one, None) for name in sets]
+            continue
+        of_shots = seeds[:1] if one == ALL_DATA else seeds
+        cells += [Cell(name, mode, one, seed) for mode in modes for seed in of_shots for name in sets]
+    return cells
+
+
+def schedule(arguments: argparse.Namespace, cell: Cell) -> list[str]:
+    """Return the options that say how long a cell trains and when it is validated; this reads its training data.
+
+    Raises:
+        ValueError: A dataset or a key of the config is unknown, or a category has too few images.
+        FileNotFoundError: The data is not there.
+    """
+    from glipv2_d2.data.build import load_training_dicts
+    from glipv2_d2.data.datasets.few_shot import few_shot_settings
+    from glipv2_d2.engine.defaults import build_config
+
+    options = [*data_options(cell), *mode_options(arguments, cell)]
+    cfg = build_config(str(ROOT / arguments.config_file), [*options, "MODEL.DEVICE", "cpu"])
+    filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+    images = load_training_dicts(cfg.DATASETS.TRAIN, filter_empty, few_shot=few_shot_settings(cfg))
+    period, max_iter = arguments.eval_period, arguments.max_iter
+    if period is None:
+        copies = 1 if cell.shots == ALL_DATA else COPIES.get(int(cell.shots), 1)
+        period = math.ceil(len(images) * copies / cfg.SOLVER.IMS_PER_BATCH)
+        max_iter = EPOCHS * period
+    # The official runner keeps the long warm-up of pre-training; a short run would be over before its end.
+    warmup = min(cfg.SOLVER.WARMUP_ITERS, max_iter // 10)
+    return [
+        *("SOLVER.MAX_ITER", str(max_iter), "TEST.EVAL_PERIOD", str(period), "SOLVER.WARMUP_ITERS", str(warmup)),
+        *("SOLVER.CHECKPOINT_PERIOD", str(period), "SOLVER.MAX_CHECKPOINTS", "2"),
+    ]
+
+
+def data_options(cell: Cell) -> list[str]:
+    """Return the options that choose training data, validation data and seed."""
+    shots = "0" if cell.shots == ALL_DATA else cell.shots
+    return [
+        *("DATASETS.TRAIN", str((f"{cell.dataset}_train",)), "DATASETS.TEST", str((f"{cell.dataset}_val",))),
+        *("DATASETS.FEW_SHOT.SHOTS", shots, "DATASETS.FEW_SHOT.SEED", str(cell.seed), "SEED", str(cell.seed)),
+    ]
+
+
+def mode_options(arguments: argparse.Namespace, cell: Cell) -> list[str]:
+    """Return the recipe of a mode, changed by what the command line says."""
+    step, stop = PATIENCE_OF_ALL_DATA if cell.shots == ALL_DATA else PATIENCE
+    options = [*RECIPE, "SOLVER.AUTO_STEP.PATIENCE", step, "SOLVER.EARLY_STOP_PATIENCE", stop]
+    options += ["SOLVER.AUTO_STEP.METRIC", arguments.metric, "MODEL.GLIPV2.TUNING", cell.mode]
+    options += MODE_RECIPES.get(cell.mode, ())
+    options += [word for words in arguments.mode_opts if words[0] == cell.mode for word in words[1:]]
+    return [*options, *arguments.opts]
+
+
+def commands(arguments: argparse.Namespace, cell: Cell, length: Sequence[str]) -> list[list[str]]:
+    """Return the programs of a cell in their order: the training, if there is one, and the test."""
+    folder = cell.folder(arguments.output)
+    start = ["train_net.py", "--config-file", arguments.config_file, "--num-gpus", str(arguments.num_gpus)]
+    tests = str((f"{cell.dataset}_test", *arguments.old_sets))
+    test = ["OUTPUT_DIR", str(folder / "test"), "DATASETS.TEST", tests, "MODEL.WEIGHTS"]
+    if cell.mode == ZERO_SHOT:
+        return [[*start, "--eval-only", *arguments.opts, *test, arguments.weights]]
+    options = mode_options(arguments, cell)
+    output = ["OUTPUT_DIR", str(folder), "MODEL.WEIGHTS", arguments.weights]
+    train = [*start, "--resume", *options, *data_options(cell), *length, *output]
+    return [train, [*start, "--eval-only", *options, *test, str(folder / "model_best.pth")]]
+
+
+def call(command: Sequence[str], log: Path, lock: int) -> None:
+    """Run a program of this repository to its end, with its output in a file.
+
+    The process holds the lock too: a runner that is killed leaves it running, and the next one must not start another.
+
+    Raises:
+        CellError: It failed.
+    """
+    with log.open("a") as stream:
+        process = subprocess.Popen(
+            [sys.executable, *command], cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, pass_fds=(lock,)
+        )
+        try:
+            process.wait()
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+    if process.returncode:
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        raise CellError(f"{log}: {lines[-1] if lines else f'exit status {process.returncode}'}")
+
+
+def run_cell(arguments: argparse.Namespace, cell: Cell, weights_hash: str, lock: int) -> dict:
+    """Return the results of a cell, from its file or, if need be, from training and testing it.
+
+    Raises:
+        CellError: A process failed, or the folder has another run's cell.
+        ValueError: The training data of the cell is not as it should be.
+    """
+    folder = cell.folder(arguments.output)
+    length = [] if cell.mode == ZERO_SHOT else schedule(arguments, cell)
+    programs = commands(arguments, cell, length)
+    settings = {**cell._asdict(), "weights_sha256": weights_hash, "commands": programs}
+    known = _read_json(folder / SETTINGS)
+    if known is not None and known != settings:
+        raise CellError(f"{folder / SETTINGS}: made with other options; remove the folder, or name another --output")
+    results = _read_json(folder / RESULTS)
+    if results is not None:
+        return results
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / SETTINGS, json.dumps(settings, indent=1).encode())
+    print(f"{folder.relative_to(arguments.output)}", flush=True)
+    for program in programs:
+        call(program, folder / LOG, lock)
+    table = _read_json(folder / "test" / "result_table.json")["results"]
+    results = {**cell._asdict(), "value": _value(table[f"{cell.dataset}_test"], arguments.metric)}
+    results["old"] = {name: _value(table[name], arguments.metric) for name in arguments.old_sets}
+    results["table"] = table
+    write_whole(folder / RESULTS, json.dumps(results, indent=1).encode())
+    _remove_checkpoints(folder, arguments.keep_weights)
+    return results
+
+
+def _read_json(path: Path) -> dict | None:
+    return json.loads(path.read_text("utf-8")) if path.is_file() else None
+
+
+def _value(table: dict, metric: str) -> float:
+    task, _, name = metric.partition("/")
+    if name not in table.get(task, {}):
+        found = [f"{one}/{metric_name}" for one, metrics in table.items() for metric_name in metrics]
+        raise CellError(f"--metric: expected a result of the test, one of {', '.join(found[:6])}, found {metric!r}")
+    value = table[task][name]
+    return finite(math.nan if value is None else value)
+
+
+def _remove_checkpoints(folder: Path, keep_best: bool) -> None:
+    for path in [*folder.glob("*.pth"), folder / "last_checkpoint"]:
+        if path.name != "model_best.pth" or not keep_best:
+            path.unlink(missing_ok=True)
+
+
+def run_grid(arguments: argparse.Namespace, lock: int) -> list[str]:
+    """Run all cells and write the report after each; return what failed, a line each."""
+    from detectron2.utils.file_io import PathManager
+
+    from glipv2_d2.engine.defaults import describe
+    from glipv2_d2.tensor_files import file_sha256
+
+    sets = expand_sets(arguments.sets)
+    cells = plan_cells(sets, arguments.modes, arguments.shots, arguments.seeds)
+    weights_hash = file_sha256(PathManager.get_local_path(arguments.weights))
+    head = {"config": arguments.config_file, "weights": arguments.weights, "sha256": weights_hash}
+    head |= {"metric": arguments.metric, "options": shlex.join(arguments.opts) or "none"}
+    head["deviation"] = "of a sample, over the seeds " + ", ".join(map(str, arguments.seeds))
+    results, failures = [], []
+    for cell in cells:
+        try:
+            results.append(run_cell(arguments, cell, weights_hash, lock))
+        except (CellError, ValueError, OSError) as error:
+            failures.append(f"{cell.folder(arguments.output)}: {describe(error)}")
+            print(f"failed: {failures[-1]}", file=sys.stderr, flush=True)
+            continue
+        write_report(arguments.output, results, sets, head)
+    return failures
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the grid; end with an error if a cell failed."""
+    arguments = parse(argv)
+    arguments.output = arguments.output.resolve()
+    if "://" not in arguments.weights:
+        arguments.weights = str(Path(arguments.weights).resolve())
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    # A plain kill ends the process of the cell as well.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("run_odinw: stopped; the same command goes on from here"))
+    lock = os.open(arguments.output, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        failures = run_grid(arguments, lock)
+    except BlockingIOError:
+        sys.exit(f"run_odinw: {arguments.output}: another run, or a process that one has left, is at work there")
+    except (ValueError, OSError) as error:
+        sys.exit(f"run_odinw: {error}")
+    except KeyboardInterrupt:
+        sys.exit("run_odinw: stopped; the same command goes on from here")
+    finally:
+        os.close(lock)
+    print((arguments.output / "table.md").read_text() if (arguments.output / "table.md").is_file() else "no results")
+    if failures:
+        sys.exit(f"run_odinw: {len(failures)} cells failed:\n" + "\n".join(failures))
+
+
+if __name__ == "__main__":
+    main()
