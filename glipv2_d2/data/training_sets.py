@@ -12,6 +12,7 @@ from detectron2.data import MetadataCatalog
 
 from .dataset_mappers.base import BOX_TASKS
 from .dataset_mappers.build import dataset_task
+from .dataset_mappers.vqa import questions_by_image
 from .datasets.shards import shard_urls_of
 from .draws import check_ratios, draw_by_ratio, draw_by_size
 from .samplers import shard_draw
@@ -75,6 +76,8 @@ def load_training_sets(cfg: CfgNode) -> TrainingSets:
     if not names:
         raise ValueError("DATASETS.TRAIN is empty, expected at least one dataset")
     check_ratios(ratios, len(names))
+    if cfg.INPUT.QUESTIONS_PER_IMAGE < 1:
+        raise ValueError(f"INPUT.QUESTIONS_PER_IMAGE is {cfg.INPUT.QUESTIONS_PER_IMAGE}, expected at least 1")
     dicts: list[dict] = []
     shards: dict[int, list[str]] = {}
     members: list[np.ndarray] = []
@@ -88,6 +91,8 @@ def load_training_sets(cfg: CfgNode) -> TrainingSets:
                 cfg.INPUT.PROMPT.MIN_PSEUDO_SCORE,
                 with_masks=cfg.MODEL.MASK_ON,
             )
+            if dataset_task(name) == "vqa" and cfg.INPUT.QUESTIONS_PER_IMAGE != 1:
+                own = questions_by_image(own)
             members.append(len(dicts) + np.arange(len(own)))
             dicts += own
         else:

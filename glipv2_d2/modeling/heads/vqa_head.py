@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -39,6 +40,8 @@ class VQAHead(nn.Module):
             nn.Linear(language_dim, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size), nn.GELU()
         )
         self.classifier = nn.Linear(hidden_size, num_answers)
+        # One answer of A is right: from even odds the first updates would do nothing but lower all of them.
+        nn.init.constant_(self.classifier.bias, -math.log(max(num_answers - 1, 1)))
         self.loss_weight = loss_weight
 
     @classmethod

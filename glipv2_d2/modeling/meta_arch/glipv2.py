@@ -186,7 +186,8 @@ class GLIPv2(DenseDetector):
                 results[row] = result
         return results
 
-    def _forward_losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def _forward_losses(self, pictures: list[dict[str, Any]]) -> dict[str, Tensor]:
+        batched_inputs = [one for inputs in pictures for one in (inputs, *inputs.get("more_questions", ()))]
         if not all(inputs.get("prompts") for inputs in batched_inputs):
             raise ValueError("model input: expected 'prompts' in training, found none; use glipv2_d2.data's loaders")
         task = self._task_of(batched_inputs)
@@ -198,11 +199,14 @@ class GLIPv2(DenseDetector):
                 f"model input: expected 'instances' in each of a batch or, for questions and captions, in none, found "
                 f"{len(instances)} of {len(prompts)}"
             )
-        images = self.preprocess_image(batched_inputs)
+        images = self.preprocess_image(pictures)
         causal = task == "captioning"
         losses: dict[str, Tensor] = {}
         with torch.no_grad() if self._fixed_parts else contextlib.nullcontext():
             features = self._visual_features(images)
+            if len(pictures) < len(batched_inputs):
+                counts = torch.tensor([1 + len(inputs.get("more_questions", ())) for inputs in pictures])
+                features = [level.repeat_interleave(counts.to(level.device), dim=0) for level in features]
             tokens = TokenBatch.from_prompts(prompts, self.device)
             language = self.text_encoder(tokens, causal=causal)
             if instances:
