@@ -270,6 +270,9 @@ def _add_understanding(cfg: CN) -> None:
 def _add_data(cfg: CN) -> None:
     # Every image is black, in training and at test time: what a model reaches that knows the text alone.
     cfg.INPUT.BLANK_IMAGES = False
+    # Questions about a picture that train together, chosen anew each time, all of them if it has fewer: its features
+    # are computed once for all. SOLVER.IMS_PER_BATCH counts pictures.
+    cfg.INPUT.QUESTIONS_PER_IMAGE = 1
 
     cfg.INPUT.PROMPT = CN()
     # Between two names of a detection prompt.

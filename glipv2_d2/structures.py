@@ -30,6 +30,7 @@ A **model input** is a dict with
 * ``task``: what is asked for, "detection" if it is absent, "vqa" or "captioning". All inputs of a batch in training
   have one task. A question is its one prompt; a caption to be written has none at test time;
 * ``answer_scores`` (A,) in [0, 1] (training) and ``question_id``, of a question;
+* ``more_questions`` (training, may be absent): model inputs of other questions about the same ``image``;
 * ``instances`` (training; plain questions and captions come without): ``gt_boxes`` XYXY in pixels of the resized
   image, ``gt_classes`` (M,) row of the box in ``prompts[0].phrase_token_map``, ``gt_category_ids`` (M,) id across
   images, -1 if none. With ``MODEL.MASK_ON`` also ``gt_masks`` (``PolygonMasks`` or ``BitMasks`` of the resized image,

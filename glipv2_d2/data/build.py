@@ -197,6 +197,8 @@ def _layout(cfg: CfgNode, sets: TrainingSets) -> dict[str, Any]:
     for task, part in (("vqa", "VQA"), ("captioning", "CAPTIONING")):
         if task in sets.tasks:
             layout[f"MODEL.GLIPV2.{part}.GROUNDED"] = cfg.MODEL.GLIPV2[part].GROUNDED
+    if "vqa" in sets.tasks:
+        layout["INPUT.QUESTIONS_PER_IMAGE"] = cfg.INPUT.QUESTIONS_PER_IMAGE
     if sets.shards:
         layout["number of shards"] = [len(urls) for urls in sets.shards.values()]
         layout["DATALOADER.NUM_WORKERS"] = _num_slots(cfg)

@@ -12,6 +12,7 @@ from detectron2.data import MetadataCatalog
 
 from .dataset_mappers.base import BOX_TASKS
 from .dataset_mappers.build import dataset_task
+from .dataset_mappers.vqa import questions_by_image
 from .datasets.few_shot import few_shot_settings
 from .datasets.shards import shard_urls_of
 from .draws import check_ratios, draw_by_ratio, draw_by_size
@@ -76,6 +77,8 @@ def load_training_sets(cfg: CfgNode) -> TrainingSets:
     if not names:
         raise ValueError("DATASETS.TRAIN is empty, expected at least one dataset")
     check_ratios(ratios, len(names))
+    if cfg.INPUT.QUESTIONS_PER_IMAGE < 1:
+        raise ValueError(f"INPUT.QUESTIONS_PER_IMAGE is {cfg.INPUT.QUESTIONS_PER_IMAGE}, expected at least 1")
     few_shot = few_shot_settings(cfg)
     dicts: list[dict] = []
     shards: dict[int, list[str]] = {}
@@ -91,6 +94,8 @@ def load_training_sets(cfg: CfgNode) -> TrainingSets:
                 with_masks=cfg.MODEL.MASK_ON,
                 few_shot=few_shot,
             )
+            if dataset_task(name) == "vqa" and cfg.INPUT.QUESTIONS_PER_IMAGE != 1:
+                own = questions_by_image(own)
             members.append(len(dicts) + np.arange(len(own)))
             dicts += own
         else:

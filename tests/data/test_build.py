@@ -431,6 +431,26 @@ def test_questions_and_captions_without_boxes_are_kept_and_may_fill_a_batch(unde
     assert any(sum(len(sample["instances"]) for sample in batch) == 0 for batch in batches)
 
 
+@pytest.mark.parametrize("number", [2, 3])
+def test_batches_count_images_where_several_questions_of_each_train_together(understanding_cfg, number):
+    understanding_cfg.DATASETS.TRAIN = understanding_cfg.DATASETS.TRAIN[1:2]
+    understanding_cfg.DATASETS.TRAIN_RATIOS = ()
+    understanding_cfg.INPUT.QUESTIONS_PER_IMAGE = number
+    batches = take(build_train_loader(understanding_cfg), 6)
+    assert {len(batch) for batch in batches} == {understanding_cfg.SOLVER.IMS_PER_BATCH}
+    # Each of the images has two questions.
+    for sample in (sample for batch in batches for sample in batch):
+        assert {sample["question_id"], sample["more_questions"][0]["question_id"]} == {
+            2 * sample["image_id"], 2 * sample["image_id"] + 1
+        }
+
+
+def test_no_question_for_an_image_is_an_error(understanding_cfg):
+    understanding_cfg.INPUT.QUESTIONS_PER_IMAGE = 0
+    with pytest.raises(ValueError, match="QUESTIONS_PER_IMAGE is 0"):
+        build_train_loader(understanding_cfg)
+
+
 def test_questions_without_a_known_answer_are_counted(understanding_cfg):
     understanding_cfg.DATASETS.TRAIN = understanding_cfg.DATASETS.TRAIN[1:2]
     understanding_cfg.DATASETS.TRAIN_RATIOS = ()

@@ -6,7 +6,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from glipv2_d2.data.dataset_mappers.vqa import VQADatasetMapper
+from glipv2_d2.data.dataset_mappers.vqa import VQADatasetMapper, questions_by_image
 from glipv2_d2.prompts.answers import AnswerVocabulary
 from glipv2_d2.prompts.tokenizer import PromptTokenizer
 
@@ -176,6 +176,64 @@ def test_a_typed_special_token_is_text(record):
     own = mapper(grounded=False)
     ids = own({**record, "question": "What is [MASK]?"})["prompts"][0].input_ids
     assert own.tokenizer.mask_id not in ids.tolist()
+
+
+def several(record, number=4) -> list[dict]:
+    """As many questions about one image, of which the last has no boxes, and one about another."""
+    texts = ["Is the cat left of the dog?", "What is right?", "Is the dog left?", "Which is left?"][:number]
+    items = [{**record, "question": text, "question_id": index} for index, text in enumerate(texts)]
+    for item in items[1:]:
+        item["annotations"] = [annotation((1.0, 1.0, 9.0, 9.0), answer_box=True)]
+    return items
+
+
+def test_questions_are_put_together_by_image_and_by_whether_they_have_boxes(record):
+    first, second, third, fourth = several(record)
+    del fourth["annotations"]
+    other = {**record, "file_name": "b.png", "question_id": 9}
+    groups = questions_by_image([first, other, second, fourth, third])
+    assert [[question["question_id"] for question in group["questions"]] for group in groups] == [[0, 1, 2], [9], [3]]
+    assert [group["file_name"] for group in groups] == [record["file_name"], "b.png", record["file_name"]]
+    assert ["annotations" in group for group in groups] == [True, True, False]
+    assert groups[0]["questions"][0]["annotations"] == first["annotations"]
+    assert not {"question", "question_id", "answers"} & groups[0].keys()
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_questions_of_an_image_are_those_that_each_alone_would_be(record, flip):
+    make = mapper([T.RandomFlip(prob=flip)], flip_words=True, questions_per_image=3)
+    (group,) = questions_by_image(several(record))
+    sample = make({**group, "sample_seed": 5})
+    samples = [sample, *sample["more_questions"]]
+    assert len({one["question_id"] for one in samples}) == 3
+    for one in samples:
+        alone = make({**several(record)[one["question_id"]], "sample_seed": 5})
+        assert one["image"] is sample["image"]
+        np.testing.assert_array_equal(one["image"], alone["image"])
+        assert spelled(make, one["prompts"][0].input_ids) == spelled(make, alone["prompts"][0].input_ids)
+        np.testing.assert_array_equal(one["answer_scores"], alone["answer_scores"])
+        np.testing.assert_array_equal(one["instances"].gt_boxes.tensor, alone["instances"].gt_boxes.tensor)
+
+
+def test_questions_of_an_image_change_from_sample_to_sample_and_are_all_where_there_are_few(record):
+    make = mapper(questions_per_image=2)
+    (group,) = questions_by_image(several(record))
+
+    def asked(seed, make=make):
+        sample = make({**group, "sample_seed": seed})
+        return tuple(one["question_id"] for one in (sample, *sample["more_questions"]))
+
+    assert {question for seed in range(20) for question in asked(seed)} == {0, 1, 2, 3}
+    assert asked(3) == asked(3)
+    assert sorted(asked(0, mapper(questions_per_image=9))) == [0, 1, 2, 3]
+
+
+def test_what_the_questions_of_an_image_lost_is_counted_together(record):
+    items = [{**item, "answers": ["unknown"]} for item in several(record, 3)]
+    (group,) = questions_by_image(items)
+    sample = mapper(questions_per_image=3)({**group, "sample_seed": 0})
+    assert sample["dropped"]["questions_without_answers"] == 3
+    assert not any("dropped" in one for one in sample["more_questions"])
 
 
 def test_grounding_needs_a_mask_token(monkeypatch):

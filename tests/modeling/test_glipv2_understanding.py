@@ -61,6 +61,25 @@ def test_plain_samples_have_the_loss_of_their_task_alone_and_grounded_ones_those
     assert task == "captioning" or "fusion_tower" not in without
 
 
+@pytest.mark.parametrize("boxes", [None, [[8, 8, 60, 50]]])
+def test_questions_about_one_image_train_as_if_each_had_its_own_and_the_backbone_runs_once(cfg, boxes, monkeypatch):
+    cfg.MODEL.FPN.DROP_BLOCK_PROB = cfg.MODEL.SWIN.DROP_PATH_RATE = 0.0
+    cfg.MODEL.GLIPV2.FUSION.DROPOUT = cfg.MODEL.TEXT_ENCODER.DROPOUT = 0.0
+    model = build(cfg).train()
+    other = make_prompt([2, 5], [4])
+    alone = [make_input("vqa", boxes=boxes), make_input("vqa", other, boxes=boxes), make_input("vqa", boxes=boxes)]
+    alone[1]["answer_scores"] = torch.tensor([0.0, 1.0, 0.0])
+    alone.insert(0, make_input("vqa", boxes=boxes, seed=1))
+    together = [alone[0], {**alone[1], "more_questions": alone[2:]}]
+    sizes, run = [], model.backbone.forward
+    monkeypatch.setattr(model.backbone, "forward", lambda images: sizes.append(len(images)) or run(images))
+    expected, found = model(alone), model(together)
+    assert sizes == [4, 2]
+    assert found.keys() == expected.keys()
+    for name, loss in found.items():
+        torch.testing.assert_close(loss, expected[name], rtol=1e-5, atol=1e-6)
+
+
 def test_losses_of_pretraining_are_those_of_boxes_only(cfg):
     cfg.MODEL.GLIPV2.CONTRASTIVE.ENABLED = cfg.MODEL.GLIPV2.MLM.ENABLED = True
     model = build(cfg).train()

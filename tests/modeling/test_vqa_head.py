@@ -69,6 +69,16 @@ def test_sizes_of_the_layers():
     assert make_head(hidden_size=7).layers[2].weight.shape == (7, 7)
 
 
+@pytest.mark.parametrize("num_answers", [2, 30])
+def test_before_training_each_answer_is_as_likely_as_any_other(num_answers):
+    bias = VQAHead(language_dim=5, num_answers=num_answers).classifier.bias
+    assert_close(bias.sigmoid(), torch.full((num_answers,), 1 / num_answers))
+
+
+def test_a_single_answer_starts_at_even_odds():
+    assert VQAHead(language_dim=5, num_answers=1).classifier.bias.tolist() == [0.0]
+
+
 def test_loss_is_summed_over_answers_and_averaged_over_questions():
     head, text, mask = make_head(), some_text(2), make_mask(6, 2)
     scores = torch.tensor([[0.3, 1.0, 0.0, 0.9], [0.0, 0.0, 0.6, 0.0]])

@@ -193,9 +193,15 @@ class PromptDatasetMapper(ABC):
             seed = int(np.random.randint(2**31))
         with _seeded_numpy(seed):
             sample, transforms = self._read(dataset_dict)
+        return self.training_sample(dataset_dict, sample, transforms, np.random.default_rng(seed))
+
+    def training_sample(
+        self, dataset_dict: dict, picture: dict, transforms: T.TransformList, rng: np.random.Generator
+    ) -> dict:
+        """Add prompt and boxes of a dataset dict to its picture, which was read and augmented and stays as it is."""
+        sample = dict(picture)
         if self.flip_words and _is_mirrored(transforms):
             dataset_dict = self.mirrored(dataset_dict)
-        rng = np.random.default_rng(seed)
         target = self.training_target(dataset_dict, rng)
         instances = self._instances(target, transforms, sample["image"].shape[1:])
         sample["prompts"] = [self._masked(target.prompt, instances, rng)]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 from detectron2.config import CfgNode, configurable
+from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
 from .base import DroppedText, PromptDatasetMapper, PromptedBoxes
@@ -25,22 +28,35 @@ class VQADatasetMapper(PromptDatasetMapper):
     the answer, or to both; a dataset without boxes stays plain, and plain samples have no ``instances``. At test time
     its phrases are its noun phrases and the answer.
 
+    A dataset dict of ``questions_by_image`` stands for all questions of its picture. Its sample is that of the first
+    of those that are chosen, and has the samples of the others, which share its ``image``, under ``more_questions``.
+
     Source: GLIPv2, App. D.2.
     """
 
     @configurable
-    def __init__(self, *, answers: AnswerVocabulary, grounded: bool, min_score: float = 0.0, **options):
+    def __init__(
+        self,
+        *,
+        answers: AnswerVocabulary,
+        grounded: bool,
+        min_score: float = 0.0,
+        questions_per_image: int = 1,
+        **options,
+    ):
         """
         Args:
             answers: The list of answers.
             grounded: See MODEL.GLIPV2.VQA.GROUNDED.
             min_score: See INPUT.PROMPT.MIN_PSEUDO_SCORE.
+            questions_per_image: Most questions that are chosen of a picture.
             options: Of ``PromptDatasetMapper``.
 
         Raises:
             ValueError: Questions are to be grounded, but the tokenizer has no mask token.
         """
         super().__init__(**options)
+        self.questions_per_image = questions_per_image
         self.answers = answers
         self.grounded = grounded
         self.min_score = min_score
@@ -55,7 +71,25 @@ class VQADatasetMapper(PromptDatasetMapper):
             "answers": AnswerVocabulary.from_file(cfg.MODEL.GLIPV2.VQA.ANSWERS),
             "grounded": cfg.MODEL.GLIPV2.VQA.GROUNDED,
             "min_score": cfg.INPUT.PROMPT.MIN_PSEUDO_SCORE,
+            "questions_per_image": cfg.INPUT.QUESTIONS_PER_IMAGE,
         }
+
+    def training_sample(
+        self, dataset_dict: dict, picture: dict, transforms: T.TransformList, rng: np.random.Generator
+    ) -> dict:
+        """Add one question to its picture, or of a dict that stands for several as many as are asked for."""
+        if "questions" not in dataset_dict:
+            return super().training_sample(dataset_dict, picture, transforms, rng)
+        chosen = rng.permutation(len(dataset_dict["questions"]))[: self.questions_per_image]
+        of_picture = {key: value for key, value in dataset_dict.items() if key != "questions"}
+        samples = []
+        dropped: Counter[str] = Counter()
+        for row in chosen:
+            question = {**of_picture, **dataset_dict["questions"][row]}
+            samples.append(super().training_sample(question, picture, transforms, rng))
+            dropped.update(samples[-1].pop("dropped", {}))
+        samples[0].update({"dropped": dict(dropped)} if dropped else {}, more_questions=samples[1:])
+        return samples[0]
 
     def test_prompts(self, dataset_dict: dict) -> list[TokenizedPrompt]:
         """Return the question as one prompt."""
@@ -113,6 +147,30 @@ class VQADatasetMapper(PromptDatasetMapper):
 
     def _is_grounded(self, dataset_dict: dict) -> bool:
         return self.grounded and "annotations" in dataset_dict
+
+
+def questions_by_image(dataset_dicts: list[dict]) -> list[dict]:
+    """Put the questions of each picture into one dataset dict.
+
+    Returns:
+        Dicts in the order in which the pictures first occur, with what the questions of a picture have in common and,
+        under ``questions``, for each of them a dict of the rest. Questions with annotations and those without are
+        never put together.
+    """
+    by_image: dict[tuple, list[dict]] = {}
+    for item in dataset_dicts:
+        key = (item["file_name"], item.get("tsv_offset"), "annotations" in item)
+        by_image.setdefault(key, []).append(item)
+    return [_question_group(group) for group in by_image.values()]
+
+
+def _question_group(group: list[dict]) -> dict:
+    of_question = ("question", "question_id", "answers", "answer_type", "annotations")
+    picture = {key: value for key, value in group[0].items() if key not in of_question}
+    if "annotations" in group[0]:
+        # Says that there are some; each question has its own.
+        picture["annotations"] = []
+    return {**picture, "questions": [{key: item[key] for key in of_question if key in item} for item in group]}
 
 
 def answer_texts(dataset_dict: dict) -> list[str]:

@@ -199,14 +199,18 @@ class GLIPv2(DenseDetector):
                 results[row] = result
         return results
 
-    def _forward_losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def _forward_losses(self, pictures: list[dict[str, Any]]) -> dict[str, Tensor]:
+        batched_inputs = [one for inputs in pictures for one in (inputs, *inputs.get("more_questions", ()))]
         task = self._task_of(batched_inputs)
         instances = training_instances(batched_inputs, task, self.device)
         prompts = [inputs["prompts"][0] for inputs in batched_inputs]
-        images = self.preprocess_image(batched_inputs)
+        images = self.preprocess_image(pictures)
         causal = task == "captioning"
         losses: dict[str, Tensor] = {}
         features = self._visual_features(images)
+        if len(pictures) < len(batched_inputs):
+            counts = torch.tensor([1 + len(inputs.get("more_questions", ())) for inputs in pictures])
+            features = [level.repeat_interleave(counts.to(level.device), dim=0) for level in features]
         tokens = TokenBatch.from_prompts(prompts, self.device)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains("text_encoder")):
             language = self.text_encoder(tokens, causal=causal)
