@@ -63,7 +63,8 @@ def test_chunks_of_names_keep_their_rows(cfg):
     for row, name in enumerate(names):
         chunk = output["instances"][output["instances"].pred_classes == row]
         alone = predictor(make_image(), [name])["instances"]
-        assert torch.equal(chunk.scores.sort().values, alone.scores.sort().values)
+        # Chunks run as one batch, whose products may round differently.
+        torch.testing.assert_close(chunk.scores.sort().values, alone.scores.sort().values, rtol=1e-5, atol=1e-7)
 
 
 def test_caption_is_grounded_by_its_noun_phrases(cfg):
