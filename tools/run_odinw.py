@@ -110,7 +110,8 @@ def expand_sets(sets: Sequence[str]) -> list[str]:
 def plan_cells(sets: Sequence[str], modes: Sequence[str], shots: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
     """List the grid: all cells of a number of shots, then those of the next, so that early tables compare modes."""
     cells = []
-    for one in dict.fromkeys(shots):
+    modes, seeds = list(dict.fromkeys(modes)), list(dict.fromkeys(seeds))
+    for one in dict.fromkeys(one if one == ALL_DATA else str(int(one)) for one in shots):
         if one == "0":
             cells += [Cell(name, ZERO_SHOT, one, None) for name in sets]
             continue

@@ -73,7 +73,7 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
     Args:
         model: The model.
         save_dir: Folder of its checkpoints.
-        changes: What becomes of loaded weights; a checkpoint that a run goes on from is never changed.
+        changes: What becomes of loaded weights; a checkpoint that a training goes on from is never changed.
         options: See ``DetectionCheckpointer``.
     """
 
@@ -81,6 +81,10 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
     _needed_parts: Collection[str] = ()
     # Of a model without text: classes that the file does not know start from random weights.
     _takes_other_classes = True
+    # A checkpoint of the folder is changed as other weights are.
+    _changes_checkpoints = False
+    # Prompt tables and low-rank updates may start from zero.
+    _starts_tuning = True
 
     def __init__(
         self, model: nn.Module, save_dir: str = "", *, changes: WeightChanges = WeightChanges(), **options: Any
@@ -193,7 +197,12 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
                 f"{self.save_dir}: expected every rank to find the same checkpoint, found {found_by_rank}; "
                 "OUTPUT_DIR has to be a folder that all machines share"
             )
-        return self._load(found) if found else self.load(path, checkpointables=[])
+        if not found:
+            return self.load(path, checkpointables=[])
+        rest = self._load(found)
+        if self._changes_checkpoints:
+            self._change_weights()
+        return rest
 
     def _convert(self, tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
         """Give tensors the names of the model, whatever kind of file they are from."""
@@ -214,7 +223,13 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
         # These are computed from the window size; timm does not save them.
         missing = [name for name in missing if not name.endswith("relative_position_index")]
         # What is tuned beside the weights of a file starts from zero.
-        missing = [name for name in missing if not any(one.fullmatch(name) for one in _TUNED_NAMES.values())]
+        untuned = [name for name in missing if any(one.fullmatch(name) for one in _TUNED_NAMES.values())]
+        if untuned and not self._starts_tuning and not self._changes.tuned_weights:
+            raise CheckpointError(
+                f"{source}: expected weights for {summarize_names(untuned)} (MODEL.GLIPV2.TUNING), found none; "
+                "MODEL.GLIPV2.TUNED_WEIGHTS names a file that has them"
+            )
+        missing = [name for name in missing if name not in untuned]
         if missing:
             self.logger.warning("%s has no weights for %s: they keep their values", source, summarize_names(missing))
         for mode, pattern in _TUNED_NAMES.items():
@@ -262,6 +277,8 @@ class InferenceCheckpointer(GLIPv2Checkpointer):
 
     _needed_parts = ("mask_head", "vqa_head", "captioning_head")
     _takes_other_classes = False
+    _changes_checkpoints = True
+    _starts_tuning = False
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """See ``GLIPv2Checkpointer.resume_or_load``."""

@@ -122,6 +122,8 @@ def merge_pretrained_config(cfg: CfgNode, path: str) -> None:
                 f"{file}: expected sha256 {expected}, found {found}; copy the folder again, and give other settings as "
                 "KEY VALUE instead of in its config"
             )
+    if re.search(r"^\s*_BASE_\s*:", (folder / CONFIG_FILE).read_text(encoding="utf-8"), re.MULTILINE):
+        raise CheckpointError(f"{folder / CONFIG_FILE}: _BASE_: expected a config that stands alone")
     cfg.merge_from_file(str(folder / CONFIG_FILE), allow_unsafe=False)
     _bind(cfg, folder, hashes)
 
@@ -135,8 +137,12 @@ def _bind(cfg: CfgNode, folder: Path, files: Collection[str]) -> None:
         (encoder, "TOKENIZER", "MODEL.TEXT_ENCODER.TOKENIZER"),
         (vqa, "ANSWERS", "MODEL.GLIPV2.VQA.ANSWERS"),
     ):
-        if not node[key].startswith(_HERE):
+        if not node[key] and node is not cfg.MODEL:
             continue
+        if not node[key].startswith(_HERE):
+            raise CheckpointError(
+                f"{folder / CONFIG_FILE}: {name}: expected a path that begins with {_HERE!r}, found {node[key]!r}"
+            )
         relative = node[key].removeprefix(_HERE)
         if not any(file == relative or file.startswith(f"{relative}/") for file in files):
             raise CheckpointError(

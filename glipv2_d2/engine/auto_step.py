@@ -108,12 +108,15 @@ class PlateauHook(HookBase):
                 f"SOLVER.AUTO_STEP.METRIC: expected a result of the evaluation, such as {', '.join(names[:4])}, "
                 f"found {self._metric!r}"
             )
+        # detectron2's for a model that finds nothing.
+        value = 0.0 if math.isnan(value) else value
         if value > self._best:
             self._best, self.since_best, self._since_step = value, 0, 0
             self._save_best()
             return
-        self.since_best += 1
+        # In the warm-up nothing is decided: the rate has not been what it is to be.
         if self.trainer.iter + 1 >= self._warmup_iters:
+            self.since_best += 1
             self._since_step += 1
         if self._scheduler is not None and self._since_step > self._patience:
             self._since_step = 0

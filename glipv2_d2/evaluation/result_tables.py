@@ -152,7 +152,8 @@ def _markdown(content: Mapping[str, Any]) -> str:
     lines = ["# Results", "", f"Config: {_code(content['config_file'] or 'none')}", ""]
     for key, record in content["weights"].items():
         details = [f"sha256 {record['sha256']}"] if record["sha256"] else ["no file"]
-        details += [f"{record['share_of_others']} of the others"] if "share_of_others" in record else []
+        if "share_of_others" in record:
+            details.append(f"{record['share_of_others']} of MODEL.WEIGHTS, the rest of this")
         lines += [f"{key}: {_code(record['file'] or 'none')}, {', '.join(details)}", ""]
     lines += ["Protocol: " + ", ".join(f"{_code(f'{key} {value}')}" for key, value in content["protocol"].items()), ""]
     rows: dict[str, TaskResults] = dict(content["results"])

@@ -352,7 +352,9 @@ def test_a_damaged_list_of_files_is_named(folder, text, words):
     assert_one_line(caught, folder / MANIFEST_FILE, *words)
 
 
-@pytest.mark.parametrize("path", ["./../other.safetensors", "./absent.pth", "./model"])
+@pytest.mark.parametrize(
+    "path", ["./../other.safetensors", "./absent.pth", "./model", "/elsewhere/base.pth", "https://example.org/base.pth"]
+)
 def test_the_config_names_files_of_the_folder_only(folder, path):
     text = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(text.replace("./model.safetensors", path))
@@ -360,6 +362,16 @@ def test_the_config_names_files_of_the_folder_only(folder, path):
     with pytest.raises(CheckpointError) as caught:
         GLIPv2Predictor.from_pretrained(folder)
     assert_one_line(caught, folder / "config.yaml", "MODEL.WEIGHTS", repr(path))
+
+
+def test_the_config_of_a_folder_stands_alone(folder, tmp_path):
+    (tmp_path / "other.yaml").write_text("SEED: 1\n")
+    with open(folder / "config.yaml", "a") as file:
+        file.write(f"_BASE_: {tmp_path / 'other.yaml'}\n")
+    renew_hash(folder, "config.yaml")
+    with pytest.raises(CheckpointError) as caught:
+        GLIPv2Predictor.from_pretrained(folder)
+    assert_one_line(caught, folder / "config.yaml", "_BASE_")
 
 
 def test_code_in_a_config_does_not_run(folder, tmp_path):

@@ -91,11 +91,24 @@ def test_evaluations_during_the_warm_up_lower_nothing_but_can_be_the_best(make_t
     assert best_bias(train_cfg) == (0, 1.0)
 
 
-def test_a_value_that_is_not_a_number_is_no_gain(make_trainer, train_cfg):
-    trainer = make_trainer([math.nan, math.nan, 0.0, math.nan], "SOLVER.AUTO_STEP.PATIENCE", 1)
+def test_a_model_that_finds_nothing_counts_as_zero(make_trainer, train_cfg):
+    trainer = make_trainer([math.nan, 0.0, math.nan, math.nan], "SOLVER.AUTO_STEP.PATIENCE", 1)
     trainer.train()
-    assert trainer.rates == pytest.approx([RATE, RATE, RATE / 10, RATE / 10])
+    assert trainer.rates == pytest.approx([RATE, RATE, RATE, RATE / 10])
+    assert best_bias(train_cfg) == (0, 1.0)
+
+
+def test_a_model_that_finds_something_is_better_than_one_that_finds_nothing(make_trainer, train_cfg):
+    make_trainer([math.nan, math.nan, 0.5, math.nan], "SOLVER.AUTO_STEP.PATIENCE", 9).train()
     assert best_bias(train_cfg) == (2, 3.0)
+
+
+def test_the_warm_up_does_not_count_for_an_early_end(make_trainer):
+    options = ("SOLVER.EARLY_STOP_PATIENCE", 2, "SOLVER.AUTO_STEP.ENABLED", False, "SOLVER.WARMUP_ITERS", 4)
+    trainer = make_trainer([5.0] + [1.0] * 8, *options)
+    trainer.train()
+    # The evaluations after updates 4 and 5 are the first two that count.
+    assert len(trainer.rates) == 5
 
 
 def test_the_last_evaluation_can_be_the_best(make_trainer, train_cfg):

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from glipv2_d2 import GLIPv2Predictor, GLIPv2Trainer
-from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer, WeightChanges
-from glipv2_d2.tensor_files import read_tensors
+from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer, InferenceCheckpointer, WeightChanges
+from glipv2_d2.tensor_files import CheckpointError, read_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
@@ -79,6 +79,26 @@ def test_the_predictor_reads_tuned_weights_and_interpolates(tuning_cfg):
     tuning_cfg.MODEL.GLIPV2.INTERPOLATION = 0.5
     half = GLIPv2Predictor(tuning_cfg).model.get_submodule(name).weight
     torch.testing.assert_close(half, base[f"{name}.weight"] + delta / 2)
+
+
+@pytest.mark.parametrize("mode", ["prompt", "lora"])
+def test_results_of_a_mode_need_its_weights(tuning_cfg, mode):
+    tuning_cfg.MODEL.GLIPV2.TUNING = mode
+    with pytest.raises(CheckpointError, match="TUNED_WEIGHTS names a file that has them"):
+        GLIPv2Predictor(tuning_cfg)
+
+
+def test_a_checkpoint_that_is_evaluated_is_interpolated_too(tuning_cfg):
+    tuning_cfg.merge_from_list(["SOLVER.BASE_LR", 0.05, "SOLVER.EMA_DECAY", 0.0])
+    run(tuning_cfg)
+    files = (tuning_cfg.MODEL.WEIGHTS, f"{tuning_cfg.OUTPUT_DIR}/model_final.pth")
+    base, tuned = (load(path)["model"] for path in files)
+    model = GLIPv2Trainer.build_model(tuning_cfg)
+    changes = WeightChanges(interpolate_with=tuning_cfg.MODEL.WEIGHTS, interpolation=0.5)
+    InferenceCheckpointer(model, tuning_cfg.OUTPUT_DIR, changes=changes).resume_or_load("", resume=True)
+    name = "fusion_tower.blocks.0.fusion.attention.visual_proj.weight"
+    assert not torch.equal(base[name], tuned[name])
+    torch.testing.assert_close(model.state_dict()[name], (base[name] + tuned[name]) / 2)
 
 
 def test_tuned_weights_are_what_a_training_starts_from(tuning_cfg):

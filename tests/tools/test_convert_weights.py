@@ -109,6 +109,15 @@ def test_a_training_of_this_package_becomes_a_folder_that_predicts(tmp_path, mai
     assert yaml.safe_load((tmp_path / "other" / "config.yaml").read_text())["MODEL"]["DEVICE"] == "cpu"
 
 
+@pytest.mark.parametrize("key", ["TUNED_WEIGHTS", "INTERPOLATE_WITH"])
+def test_changes_of_the_weights_are_not_dropped_silently(tmp_path, main, weights, config, capsys, key):
+    torch.save({"model": weights}, tmp_path / "model_final.pth")
+    arguments = [str(tmp_path / "model_final.pth"), str(tmp_path / "folder"), "--config-file", config]
+    arguments += ["--opts", f"MODEL.GLIPV2.{key}", "tuned.safetensors"]
+    assert_fails_with_one_line(main, capsys, arguments, key, "tuned.safetensors", "save_pretrained")
+    assert not (tmp_path / "folder").exists()
+
+
 def test_a_folder_needs_a_config_and_a_whole_detector(tmp_path, main, weights, config, capsys):
     kept = {name.removeprefix(BODY): tensor for name, tensor in weights.items() if name.startswith(BODY)}
     torch.save({name: tensor for name, tensor in kept.items() if not name.startswith("norm")}, tmp_path / "swin.pth")

@@ -138,6 +138,11 @@ def test_grid_has_a_cell_for_each_set_mode_shots_and_seed(tool):
     assert len({cell.folder(Path("out")) for cell in cells}) == len(cells)
 
 
+def test_what_is_named_twice_runs_and_counts_once(tool):
+    once = tool.plan_cells(["a"], ["full", "prompt"], ["1", "3"], [3, 30])
+    assert tool.plan_cells(["a"], ["full", "prompt", "full"], ["1", "01", "3"], [3, 30, 3]) == once
+
+
 def test_odinw_stands_for_its_sets(tool):
     assert tool.expand_sets(["odinw13", "small_a"]) == [*(f"odinw_{key}" for key in ODINW_13), "small_a"]
     assert len(tool.expand_sets(["odinw35", "odinw13"])) == len(ODINW_SETS) == 35

@@ -67,6 +67,8 @@ class DyHead(DenseDetector):
         for key, value in needs_text.items():
             if value:
                 raise ValueError(f"{key}: expected False for MODEL.META_ARCHITECTURE 'DyHead', which has no text")
+        if config.TUNED_WEIGHTS or config.TUNE_MASK_HEAD:
+            raise ValueError("MODEL.GLIPV2.TUNED_WEIGHTS, TUNE_MASK_HEAD: a DyHead takes neither, expected both empty")
         if config.TUNING != "full":
             raise ValueError(
                 f"MODEL.GLIPV2.TUNING: expected 'full' for MODEL.META_ARCHITECTURE 'DyHead', found {config.TUNING!r}"
