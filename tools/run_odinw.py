@@ -178,7 +178,9 @@ def commands(arguments: argparse.Namespace, cell: Cell, length: Sequence[str]) -
     options = mode_options(arguments, cell)
     output = ["OUTPUT_DIR", str(folder), "MODEL.WEIGHTS", arguments.weights]
     train = [*start, "--resume", *options, *data_options(cell), *length, *output]
-    return [train, [*start, "--eval-only", *options, *test, str(folder / "model_best.pth")]]
+    # What --opts starts the training from is in its result.
+    result = ["MODEL.GLIPV2.TUNED_WEIGHTS", "", *test, str(folder / "model_best.pth")]
+    return [train, [*start, "--eval-only", *options, *result]]
 
 
 def call(command: Sequence[str], log: Path, lock: int) -> None:
