@@ -28,7 +28,7 @@ from ..tensor_files import CheckpointError, read_checkpoint, unwrap_weights, wri
 
 _TIMM_PREFIX = "timm://"
 # What only a model of that tuning has a place for, and what its other weights are not complete without.
-_TUNED_NAMES = {"prompt": re.compile(r"prompt_tuner\..*"), "lora": re.compile(r".*\.lora\.(up|down)")}
+_TUNED_NAMES = {"prompt": re.compile(r"prompt_tuner\..*"), "lora": re.compile(r".*\.lora\.(up|down|scale)")}
 
 
 class WeightChanges(NamedTuple):
@@ -219,6 +219,7 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
         if self._takes_other_classes:
             tensors = without_other_classes(tensors, self.model.state_dict())
         check_fit(tensors, self.model.state_dict(), source)
+        self._check_low_rank_factors(tensors, source)
         missing, unexpected = self.model.load_state_dict(tensors, strict=False)
         # These are computed from the window size; timm does not save them.
         missing = [name for name in missing if not name.endswith("relative_position_index")]
@@ -242,6 +243,13 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
             )
         if unexpected:
             self.logger.warning("%s: the model has no place for %s", source, summarize_names(unexpected))
+
+    def _check_low_rank_factors(self, tensors: dict[str, Tensor], source: str) -> None:
+        for name, expected in self.model.state_dict().items():
+            if name.endswith(".lora.scale") and name in tensors and tensors[name] != expected.cpu():
+                raise CheckpointError(
+                    f"{source}: {name}: expected MODEL.GLIPV2.LORA.ALPHA / RANK {expected:g}, found {tensors[name]:g}"
+                )
 
     def _fetch_from_timm(self, address: str) -> dict[str, Tensor]:
         """Return ImageNet weights of timm under the names of the model's bottom-up network."""

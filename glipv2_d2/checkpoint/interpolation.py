@@ -42,7 +42,7 @@ def interpolate_weights(model: nn.Module, base: Mapping[str, Tensor], share: flo
             tensor.copy_(torch.lerp(base[name].to(tensor), tensor, share))
         elif name.endswith(_ADDITIVE):
             tensor.mul_(share)
-        elif not name.endswith(".lora.down"):
+        elif not name.endswith((".lora.down", ".lora.scale")):
             kept.append(name)
     if kept:
         logging.getLogger(__name__).warning(

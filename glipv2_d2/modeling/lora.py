@@ -41,7 +41,8 @@ class LowRankUpdate(nn.Module):
         super().__init__()
         self.down = nn.Parameter(weight.new_empty(rank, weight[0].numel()))
         self.up = nn.Parameter(weight.new_zeros(len(weight), rank))
-        self.scale = alpha / rank
+        # In the state of the model: with another factor the two matrices are another update.
+        self.register_buffer("scale", weight.new_tensor(alpha / rank))
         # The spread of a linear layer of torch.
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 

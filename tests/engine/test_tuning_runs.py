@@ -81,6 +81,15 @@ def test_the_predictor_reads_tuned_weights_and_interpolates(tuning_cfg):
     torch.testing.assert_close(half, base[f"{name}.weight"] + delta / 2)
 
 
+def test_low_rank_updates_of_another_factor_are_named(tuning_cfg):
+    tuning_cfg.merge_from_list(["MODEL.GLIPV2.TUNING", "lora", "MODEL.GLIPV2.LORA.ALPHA", 16.0])
+    run(tuning_cfg)
+    tuning_cfg.MODEL.WEIGHTS = f"{tuning_cfg.OUTPUT_DIR}/model_final.pth"
+    tuning_cfg.MODEL.GLIPV2.LORA.ALPHA = 160.0
+    with pytest.raises(CheckpointError, match=r"LORA.ALPHA / RANK 80, found 8$"):
+        GLIPv2Predictor(tuning_cfg)
+
+
 @pytest.mark.parametrize("mode", ["prompt", "lora"])
 def test_results_of_a_mode_need_its_weights(tuning_cfg, mode):
     tuning_cfg.MODEL.GLIPV2.TUNING = mode

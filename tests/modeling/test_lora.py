@@ -47,7 +47,9 @@ def test_layers_of_the_parts_get_thin_matrices_beside_their_own_names():
         "backbone.1.lora.up": (12, 2),
     }
     # A file of the plain model fits.
-    assert set(model.state_dict()) - set(plain.state_dict()) == set(shapes)
+    factors = {f"{name}.lora.scale": SETTINGS.alpha / SETTINGS.rank for name in ALL}
+    assert set(model.state_dict()) - set(plain.state_dict()) == set(shapes) | set(factors)
+    assert {name: float(model.state_dict()[name]) for name in factors} == factors
 
 
 def test_new_updates_change_nothing_and_trained_ones_add_their_product():

@@ -16,7 +16,7 @@ def is_tuned(mode, name):
     if mode == "linear_probe":
         return name in PROBE
     if mode == "lora":
-        return ".lora." in name
+        return name.endswith((".lora.down", ".lora.up"))
     return name.startswith({"prompt": "prompt_tuner.", "text_encoder": "text_encoder."}[mode])
 
 
