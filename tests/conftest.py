@@ -1,9 +1,11 @@
 """What the tests share: the path of the assets and a configuration small enough for a CPU."""
 
+import logging
 from pathlib import Path
 
 import pytest
 from detectron2.config import CfgNode, get_cfg
+from detectron2.utils.logger import setup_logger
 
 from glipv2_d2 import add_glipv2_config
 
@@ -38,3 +40,15 @@ def tiny_cfg() -> CfgNode:
 @pytest.fixture
 def assets() -> Path:
     return ASSETS
+
+
+@pytest.fixture(autouse=True)
+def log_handlers_end_with_their_test():
+    """Remove the handlers that a program adds: they write to the captured output of its test, which is closed then."""
+    loggers = [logging.getLogger(name) for name in ("detectron2", "glipv2_d2", "fvcore")]
+    before = [list(logger.handlers) for logger in loggers]
+    yield
+    for logger, handlers in zip(loggers, before):
+        logger.handlers[:] = handlers
+    # It remembers for which arguments there is a handler.
+    setup_logger.cache_clear()
