@@ -206,6 +206,12 @@ def call(command: Sequence[str], log: Path, lock: int) -> None:
         raise CellError(f"{log}: {lines[-1] if lines else f'exit status {process.returncode}'}")
 
 
+def cell_settings(arguments: argparse.Namespace, cell: Cell, weights_hash: str) -> dict:
+    """Return what tells a cell from one of the same name that was made with other options."""
+    settings = {**cell._asdict(), "weights_sha256": weights_hash, "commands": commands(arguments, cell, [])}
+    return settings | {"max_iter": arguments.max_iter, "eval_period": arguments.eval_period}
+
+
 def run_cell(arguments: argparse.Namespace, cell: Cell, weights_hash: str, lock: int) -> dict:
     """Return the results of a cell, from its file or, if need be, from training and testing it.
 
@@ -214,15 +220,20 @@ def run_cell(arguments: argparse.Namespace, cell: Cell, weights_hash: str, lock:
         ValueError: The training data of the cell is not as it should be.
     """
     folder = cell.folder(arguments.output)
-    length = [] if cell.mode == ZERO_SHOT else schedule(arguments, cell)
-    programs = commands(arguments, cell, length)
-    settings = {**cell._asdict(), "weights_sha256": weights_hash, "commands": programs}
-    known = _read_json(folder / SETTINGS)
-    if known is not None and known != settings:
-        raise CellError(f"{folder / SETTINGS}: made with other options; remove the folder, or name another --output")
+    settings, known = cell_settings(arguments, cell, weights_hash), _read_json(folder / SETTINGS)
+    changed = f"{folder / SETTINGS}: made with other options; remove the folder, or name another --output"
+    if known is not None and known | settings != known:
+        raise CellError(changed)
     results = _read_json(folder / RESULTS)
     if results is not None:
+        # Also what a stop between the two left.
+        _remove_checkpoints(folder, keep_best=True)
         return results
+    # Reads the data, which takes long where many cells are done.
+    settings["length"] = [] if cell.mode == ZERO_SHOT else schedule(arguments, cell)
+    if known not in (None, settings):
+        raise CellError(changed)
+    programs = commands(arguments, cell, settings["length"])
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / SETTINGS, json.dumps(settings, indent=1).encode())
     print(f"{folder.relative_to(arguments.output)}", flush=True)
@@ -268,6 +279,9 @@ def run_grid(arguments: argparse.Namespace, lock: int) -> list[str]:
     weights_hash = file_sha256(PathManager.get_local_path(arguments.weights))
     head = {"config": arguments.config_file, "weights": arguments.weights, "sha256": weights_hash}
     head |= {"metric": arguments.metric, "options": shlex.join(arguments.opts) or "none"}
+    head |= {f"options of {words[0]}": shlex.join(words[1:]) for words in arguments.mode_opts}
+    if arguments.max_iter is not None:
+        head["length"] = f"{arguments.max_iter} updates, validated every {arguments.eval_period}"
     head["deviation"] = "of a sample, over the seeds " + ", ".join(map(str, arguments.seeds))
     results, failures = [], []
     for cell in cells:
@@ -285,6 +299,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the grid; end with an error if a cell failed."""
     arguments = parse(argv)
     arguments.output = arguments.output.resolve()
+    # Programs run in the folder of the repository.
+    if (config := Path(arguments.config_file).resolve()).is_file():
+        inside = config.is_relative_to(ROOT)
+        arguments.config_file = str(config.relative_to(ROOT) if inside else config)
     if "://" not in arguments.weights:
         arguments.weights = str(Path(arguments.weights).resolve())
     arguments.output.mkdir(parents=True, exist_ok=True)

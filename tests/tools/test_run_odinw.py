@@ -303,6 +303,47 @@ def test_a_cell_of_other_options_is_not_taken_for_this_one(run, tool, monkeypatc
     assert len(calls) == 2
 
 
+def test_what_is_done_is_read_without_its_data_and_left_without_checkpoints(run, tool, monkeypatch):
+    words = ("--modes", "full", "--shots", "1", "--seeds", "3")
+    fake_call(run, tool, monkeypatch, stop_at=0)
+    run(*words)
+    folder = run.output / run.set / "full_1_seed3"
+    for name in ("model_final.pth", "model_best.pth", "last_checkpoint"):
+        (folder / name).touch()
+    monkeypatch.setattr(tool, "schedule", None)
+    run(*words)
+    assert [path.name for path in folder.glob("*.pth")] == ["model_best.pth"]
+    assert not (folder / "last_checkpoint").exists()
+
+
+def test_a_cell_whose_data_changed_in_the_middle_is_not_resumed(run, tool, monkeypatch):
+    words = ("--modes", "full", "--shots", "1", "--seeds", "3")
+    fake_call(run, tool, monkeypatch, stop_at=2)
+    with pytest.raises(SystemExit, match="goes on from here"):
+        run(*words)
+    monkeypatch.setattr(tool, "schedule", lambda arguments, cell: ["SOLVER.MAX_ITER", "9"])
+    with pytest.raises(SystemExit, match="1 cells failed.*\n.*made with other options"):
+        run(*words)
+
+
+def test_table_says_how_it_was_made(run, tool, monkeypatch):
+    fake_call(run, tool, monkeypatch, stop_at=0)
+    run("--modes", "full", "--shots", "1", "--seeds", "3", "--mode-opts", "full", "SOLVER.BASE_LR", "0.5")
+    text = (run.output / "table.md").read_text()
+    assert "- options of full: SOLVER.BASE_LR 0.5\n" in text
+    assert "- length: 2 updates, validated every 1\n" in text
+
+
+def test_config_may_be_named_from_another_folder(run, tool, monkeypatch, tmp_path):
+    calls = fake_call(run, tool, monkeypatch, stop_at=0)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.yaml").write_text("VERSION: 2\n")
+    run("--shots", "0", "--config-file", "own.yaml")
+    assert calls[0][2] == str(tmp_path / "own.yaml")
+    run("--shots", "0", "--config-file", str(ROOT / "configs/Base-GLIPv2.yaml"), "--output", str(tmp_path / "second"))
+    assert calls[1][2] == "configs/Base-GLIPv2.yaml"
+
+
 def test_a_cell_that_fails_is_named_and_the_others_go_on(run, tool, monkeypatch):
     fake_call(run, tool, monkeypatch, stop_at=0)
     # Four images: no category is in ten.
