@@ -245,6 +245,8 @@ def _add_understanding(cfg: CN) -> None:
     cfg.MODEL.GLIPV2.VQA.ANSWERS = ""
     # Width of the classifier; 0: twice that of the text.
     cfg.MODEL.GLIPV2.VQA.HIDDEN_SIZE = 0
+    # Between its layers and their GELU: "" for nothing (the paper) or "LN", which a short training needs.
+    cfg.MODEL.GLIPV2.VQA.NORM = ""
     # Also find the objects that question and answer name; the question then ends with a mask token for the answer.
     cfg.MODEL.GLIPV2.VQA.GROUNDED = False
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
-from slow_layers import gelu, linear, softmax
+from slow_layers import gelu, layer_norm, linear, softmax
 from torch.testing import assert_close
 
 from glipv2_d2.config import add_glipv2_config
@@ -38,13 +38,20 @@ def slow_logits(head, text, mask):
     for tokens, real in zip(text.numpy(), mask.numpy()):
         share = softmax(linear(tokens[real], weights, "pooling")[:, 0], 0)
         pooled = sum(part * token for part, token in zip(share, tokens[real]))
-        inner = gelu(linear(gelu(linear(pooled, weights, "layers.0")), weights, "layers.2"))
+        inner, with_norm = pooled, "layers.1.weight" in weights
+        for place in (0, 3) if with_norm else (0, 2):
+            inner = linear(inner, weights, f"layers.{place}")
+            if with_norm:
+                name = f"layers.{place + 1}"
+                inner = layer_norm(inner, weights[f"{name}.weight"], weights[f"{name}.bias"], 1e-5)
+            inner = gelu(inner)
         results.append(linear(inner, weights, "classifier"))
     return np.stack(results)
 
 
-def test_logits_follow_the_formula():
-    head, text, mask = make_head(), some_text(3), make_mask(6, 3, 1)
+@pytest.mark.parametrize("norm", ["", "LN"])
+def test_logits_follow_the_formula(norm):
+    head, text, mask = make_head(norm=norm), some_text(3), make_mask(6, 3, 1)
     np.testing.assert_allclose(head(text, mask).detach().numpy(), slow_logits(head, text, mask), rtol=0, atol=1e-12)
 
 
@@ -135,6 +142,11 @@ def test_scores_of_other_answers_or_questions_are_an_error(shape):
     assert "\n" not in str(caught.value)
 
 
+def test_another_norm_is_an_error():
+    with pytest.raises(ValueError, match="VQA.NORM: expected '' or 'LN', found 'BN'"):
+        make_head(norm="BN")
+
+
 def test_list_without_answers_is_an_error():
     with pytest.raises(ValueError, match="VQA.ANSWERS: expected at least one answer, found 0"):
         make_head(num_answers=0)
@@ -146,5 +158,7 @@ def test_config_gives_width_and_weight():
     assert VQAHead(cfg, language_dim=5, num_answers=3).classifier.weight.shape == (3, 10)
     cfg.MODEL.GLIPV2.VQA.LOSS_WEIGHT = 0.25
     cfg.MODEL.GLIPV2.VQA.HIDDEN_SIZE = 8
+    cfg.MODEL.GLIPV2.VQA.NORM = "LN"
     head = VQAHead(cfg, language_dim=5, num_answers=3)
     assert head.loss_weight == 0.25 and head.classifier.weight.shape == (3, 8)
+    assert head.layers[1].normalized_shape == (8,)

@@ -20,25 +20,40 @@ class VQAHead(nn.Module):
     Attention pooling turns the tokens into one vector: a linear layer rates each token, a softmax over the real tokens
     gives the weights of their sum. Two layers with a GELU after each and a last linear layer make A logits of it.
 
+    Text of a detector is of its own size, which few questions cannot change: with ``norm`` both layers are normalized
+    before their GELU. A short training needs it.
+
     Args:
         language_dim: D of the text.
         num_answers: A.
         hidden_size: Width of the two layers; 0: twice D.
+        norm: "" (the paper) or "LN", a LayerNorm between each of the two layers and its GELU.
         loss_weight: Factor of ``loss_vqa``.
 
     Source: GLIPv2, App. D.2, which leaves the width open.
     """
 
     @configurable
-    def __init__(self, *, language_dim: int, num_answers: int, hidden_size: int = 0, loss_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        *,
+        language_dim: int,
+        num_answers: int,
+        hidden_size: int = 0,
+        norm: str = "",
+        loss_weight: float = 1.0,
+    ) -> None:
         super().__init__()
+        if norm not in ("", "LN"):
+            raise ValueError(f"MODEL.GLIPV2.VQA.NORM: expected '' or 'LN', found {norm!r}")
         if num_answers < 1:
             raise ValueError(f"MODEL.GLIPV2.VQA.ANSWERS: expected at least one answer, found {num_answers}")
         hidden_size = hidden_size or 2 * language_dim
         self.pooling = nn.Linear(language_dim, 1)
-        self.layers = nn.Sequential(
-            nn.Linear(language_dim, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size), nn.GELU()
-        )
+        layers: list[nn.Module] = []
+        for width in (language_dim, hidden_size):
+            layers += [nn.Linear(width, hidden_size), *([nn.LayerNorm(hidden_size)] if norm else []), nn.GELU()]
+        self.layers = nn.Sequential(*layers)
         self.classifier = nn.Linear(hidden_size, num_answers)
         # One answer of A is right: from even odds the first updates would do nothing but lower all of them.
         nn.init.constant_(self.classifier.bias, -math.log(max(num_answers - 1, 1)))
@@ -51,6 +66,7 @@ class VQAHead(nn.Module):
             "language_dim": language_dim,
             "num_answers": num_answers,
             "hidden_size": cfg.MODEL.GLIPV2.VQA.HIDDEN_SIZE,
+            "norm": cfg.MODEL.GLIPV2.VQA.NORM,
             "loss_weight": cfg.MODEL.GLIPV2.VQA.LOSS_WEIGHT,
         }
 
