@@ -107,7 +107,8 @@ def merge_pretrained_config(cfg: CfgNode, path: str) -> None:
 
     Raises:
         FileNotFoundError: A file of the list is missing.
-        CheckpointError: The list is damaged, a file differs from it, or the config names a file that is not in it.
+        CheckpointError: The list is damaged, a file differs from it, the config names a file that is not in it, or a
+            folder that it names holds another.
         AssertionError, KeyError, yaml.YAMLError: As ``CfgNode.merge_from_file``.
     """
     folder = Path(path).parent
@@ -149,6 +150,10 @@ def _bind(cfg: CfgNode, folder: Path, files: Collection[str]) -> None:
                 f"{folder / CONFIG_FILE}: {name}: expected a file or folder that {MANIFEST_FILE} lists, found "
                 f"{node[key]!r}"
             )
+        for file in _file_names(folder):
+            # A library may read more of a folder than was written.
+            if file.startswith(f"{relative}/") and file not in files:
+                raise CheckpointError(f"{folder / file}: {MANIFEST_FILE} does not list it, expected no other files")
         node[key] = str(folder / relative)
 
 

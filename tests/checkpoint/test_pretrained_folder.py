@@ -163,6 +163,11 @@ def test_text_encoder_and_tokenizer_of_a_directory_come_along(tmp_path, form, co
     # A folder is saved again from a folder.
     loaded.save_pretrained(tmp_path / "again")
     assert_same(GLIPv2Predictor.from_pretrained(tmp_path / "again"), predictor)
+    # A library would read it.
+    (tmp_path / "again" / "tokenizer" / "added_tokens.json").write_text("{}")
+    with pytest.raises(CheckpointError) as caught:
+        GLIPv2Predictor.from_pretrained(tmp_path / "again")
+    assert_one_line(caught, "again/tokenizer/added_tokens.json", "files.json does not list it")
 
 
 def test_text_encoder_from_a_file_of_tensors_comes_along(tmp_path):
