@@ -247,6 +247,8 @@ def _add_understanding(cfg: CN) -> None:
     cfg.MODEL.GLIPV2.VQA.HIDDEN_SIZE = 0
     # Between its layers and their GELU: "" for nothing (the paper) or "LN", which a short training needs.
     cfg.MODEL.GLIPV2.VQA.NORM = ""
+    # False: only the text reads the image, as for captions; the image then passes the tower once for all its questions.
+    cfg.MODEL.GLIPV2.VQA.IMAGE_READS_QUESTION = True
     # Also find the objects that question and answer name; the question then ends with a mask token for the answer.
     cfg.MODEL.GLIPV2.VQA.GROUNDED = False
 

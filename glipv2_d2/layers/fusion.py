@@ -236,7 +236,12 @@ class BiAttentionBlock(nn.Module):
         self.gamma_language = nn.Parameter(torch.full((language_dim,), float(layer_scale)))
 
     def forward(
-        self, features: list[Tensor], hidden: Tensor, mask: Tensor, text_to_image: bool = True
+        self,
+        features: list[Tensor],
+        hidden: Tensor,
+        mask: Tensor,
+        text_to_image: bool = True,
+        rows: Tensor | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         """Fuse.
 
@@ -246,13 +251,15 @@ class BiAttentionBlock(nn.Module):
             mask: (N, T) bool, True at real tokens. Results at positions and real tokens do not depend on the padding.
             text_to_image: False: positions do not attend to tokens, their update is left out. Each token still reads
                 all positions.
+            rows: Without ``text_to_image`` there may be M texts: (M,), the image that each of them reads.
 
         Returns:
-            L maps of the same shapes, channels last in memory, and the tokens (N, T, D).
+            L maps of the same shapes, channels last in memory, and the tokens (N or M, T, D).
         """
         visual = self.normalize_image(features)
         if not text_to_image:
-            return split_levels(visual, features), self.read_image(visual, hidden)
+            read = visual if rows is None else visual[rows]
+            return split_levels(visual, features), self.read_image(read, hidden)
         language = self.norm_language(hidden)
         visual_update, language_update = self.attention(visual, language, mask, self.form)
         visual = torch.addcmul(visual, self.gamma_visual, visual_update)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from detectron2.structures import Instances
-from torch import nn
+from torch import Tensor, nn
 
 # What a model input may ask for.
 MODEL_TASKS = ("detection", "vqa", "captioning")
@@ -48,3 +48,11 @@ def training_instances(batched_inputs: Sequence[Mapping[str, Any]], task: str, d
             f"{len(instances)} of {len(batched_inputs)}"
         )
     return instances
+
+
+def rows_of_questions(pictures: Sequence[Mapping[str, Any]], device: torch.device) -> Tensor | None:
+    """Return of each question of N pictures, in their order, the picture (M,) int64; None if each has one question."""
+    counts = torch.tensor([1 + len(inputs.get("more_questions", ())) for inputs in pictures], device=device)
+    if counts.max() == 1:
+        return None
+    return torch.arange(len(pictures), device=device).repeat_interleave(counts)

@@ -36,14 +36,21 @@ class TowerBlock(nn.Module):
         self.dyconv = dyconv
 
     def forward(
-        self, features: list[Tensor], hidden: Tensor, mask: Tensor, causal: bool = False, with_levels: bool = True
+        self,
+        features: list[Tensor],
+        hidden: Tensor,
+        mask: Tensor,
+        causal: bool = False,
+        with_levels: bool = True,
+        image_reads: bool = True,
+        rows: Tensor | None = None,
     ) -> tuple[list[Tensor], Tensor]:
-        """Map L levels (N, C, Hl, Wl) and tokens (N, T, D) with their mask (N, T) to new ones.
+        """Map L levels (N, C, Hl, Wl) and tokens (N, T, D) with their mask (N, T) to new ones; see ``FusionTower``.
 
         Without ``with_levels`` the image layer does not run.
         """
         if self.fusion is not None:
-            features, hidden = self.fusion(features, hidden, mask, text_to_image=not causal)
+            features, hidden = self.fusion(features, hidden, mask, image_reads and not causal, rows)
         if self.language_layer is not None:
             hidden = self.language_layer(hidden, mask, causal)
         return self.dyconv(features) if with_levels else features, hidden
@@ -135,7 +142,13 @@ class FusionTower(nn.Module):
             self.blocks.append(TowerBlock(dyconv, attention, language_layer))
 
     def forward(
-        self, features: list[Tensor], language: LanguageFeatures, causal: bool = False, with_levels: bool = True
+        self,
+        features: list[Tensor],
+        language: LanguageFeatures,
+        causal: bool = False,
+        with_levels: bool = True,
+        image_reads: bool = True,
+        rows: Tensor | None = None,
     ) -> tuple[list[Tensor], LanguageFeatures]:
         """Fuse L levels (N, C, Hl, Wl), fine to coarse, with the tokens of N prompts.
 
@@ -144,22 +157,28 @@ class FusionTower(nn.Module):
             language: The prompts.
             causal: A token depends on tokens up to itself only, and the levels on no token (GLIPv2, App. D.2).
             with_levels: The levels are needed, not only the tokens, which the last image layer does not change.
+            image_reads: False: the levels depend on no token, as where ``causal``; tokens read each other as ever.
+            rows: Where the image reads no token there may be M prompts: (M,), the image of each. Images run once.
 
         Returns:
-            L levels (N, channels, Hl, Wl), none if they are not needed, and the language features with ``hidden``
+            L levels (N or M, channels, Hl, Wl), none if they are not needed, and the language features with ``hidden``
             replaced by the fused tokens.
         """
         hidden = language.hidden
         if not (with_levels or self.fuses_text):
             return [], language
         for number, block in enumerate(self.blocks, 1):
-            inputs = (features, hidden, language.mask, causal, with_levels or number < len(self.blocks))
+            inner_levels = with_levels or number < len(self.blocks)
+            inputs = (features, hidden, language.mask, causal, inner_levels, image_reads, rows)
             # Also where the tower itself is fixed: what is tuned before it has its gradients through it.
             if self.use_checkpoint and torch.is_grad_enabled():
                 features, hidden = checkpoint(block, *inputs, use_reentrant=False)
             else:
                 features, hidden = block(*inputs)
-        return features if with_levels else [], language._replace(hidden=hidden)
+        language = language._replace(hidden=hidden)
+        if not with_levels:
+            return [], language
+        return features if rows is None else [level[rows] for level in features], language
 
     def mix_levels(self, features: list[Tensor]) -> list[Tensor]:
         """Run the levels of N images alone, for a tower built without fusion: they are the same for every prompt."""

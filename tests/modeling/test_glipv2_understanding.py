@@ -61,8 +61,12 @@ def test_plain_samples_have_the_loss_of_their_task_alone_and_grounded_ones_those
     assert task == "captioning" or "fusion_tower" not in without
 
 
+@pytest.mark.parametrize("image_reads", [True, False])
 @pytest.mark.parametrize("boxes", [None, [[8, 8, 60, 50]]])
-def test_questions_about_one_image_train_as_if_each_had_its_own_and_the_backbone_runs_once(cfg, boxes, monkeypatch):
+def test_questions_about_one_image_train_as_if_each_had_its_own_and_the_backbone_runs_once(
+    cfg, boxes, image_reads, monkeypatch
+):
+    cfg.MODEL.GLIPV2.VQA.IMAGE_READS_QUESTION = image_reads
     cfg.MODEL.FPN.DROP_BLOCK_PROB = cfg.MODEL.SWIN.DROP_PATH_RATE = 0.0
     cfg.MODEL.GLIPV2.FUSION.DROPOUT = cfg.MODEL.TEXT_ENCODER.DROPOUT = 0.0
     model = build(cfg).train()
@@ -73,11 +77,49 @@ def test_questions_about_one_image_train_as_if_each_had_its_own_and_the_backbone
     together = [alone[0], {**alone[1], "more_questions": alone[2:]}]
     sizes, run = [], model.backbone.forward
     monkeypatch.setattr(model.backbone, "forward", lambda images: sizes.append(len(images)) or run(images))
+    mixed, dyconv = [], model.fusion_tower.blocks[0].dyconv
+    dyconv.register_forward_pre_hook(lambda module, inputs: mixed.append(len(inputs[0][0])))
     expected, found = model(alone), model(together)
     assert sizes == [4, 2]
+    # What reads no question is the same for all of an image; plain questions need nothing of the last layer.
+    assert mixed == ([] if boxes is None else [4, 4] if image_reads else [4, 2])
     assert found.keys() == expected.keys()
     for name, loss in found.items():
         torch.testing.assert_close(loss, expected[name], rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("image_reads", [True, False])
+def test_boxes_depend_on_the_question_if_the_image_reads_it(cfg, image_reads):
+    cfg.MODEL.GLIPV2.VQA.IMAGE_READS_QUESTION = image_reads
+    model = build(cfg).eval()
+    features = model._visual_features(type("Images", (), {"tensor": torch.randn(1, 3, 64, 96)}))
+    outputs = []
+    for prompt in (PROMPT, make_prompt([2, 5], [4])):
+        language = model.text_encoder(TokenBatch.from_prompts([prompt]))
+        outputs.append(model._predict(features, language, image_reads=model._image_reads("vqa")))
+    same = [torch.equal(*levels) for levels in zip(*(output.levels for output in outputs))]
+    assert same == [not image_reads] * len(same)
+    # The text reads the image in both ways, and words read those after them.
+    for image in (features, [2 * level for level in features]):
+        for ids in (PROMPT.input_ids, torch.cat([PROMPT.input_ids[:-1], torch.tensor([2000])])):
+            language = model.text_encoder(TokenBatch.from_prompts([dataclasses.replace(PROMPT, input_ids=ids)]))
+            outputs.append(model._predict(image, language, image_reads=model._image_reads("vqa")))
+    first_words = [output.hidden[0, 0] for output in outputs[2:]]
+    assert len({tuple(word.tolist()) for word in first_words}) == 4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("image_reads", [True, False])
+def test_a_question_is_answered_as_it_was_trained(cfg, image_reads):
+    cfg.MODEL.GLIPV2.VQA.IMAGE_READS_QUESTION = image_reads
+    model, seen = build(cfg).eval(), []
+    model.fusion_tower.register_forward_pre_hook(
+        lambda tower, inputs, options: seen.append(options["image_reads"]), with_kwargs=True
+    )
+    model([make_input("vqa"), make_input("vqa", seed=1)])
+    model([make_input("detection")])
+    assert seen == [image_reads, True]
 
 
 def test_losses_of_pretraining_are_those_of_boxes_only(cfg):

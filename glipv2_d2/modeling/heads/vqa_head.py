@@ -28,6 +28,8 @@ class VQAHead(nn.Module):
         num_answers: A.
         hidden_size: Width of the two layers; 0: twice D.
         norm: "" (the paper) or "LN", a LayerNorm between each of the two layers and its GELU.
+        image_reads: The image reads the question; the model asks for it. Without, the image is the same for all its
+            questions, of which each reads it.
         loss_weight: Factor of ``loss_vqa``.
 
     Source: GLIPv2, App. D.2, which leaves the width open.
@@ -41,6 +43,7 @@ class VQAHead(nn.Module):
         num_answers: int,
         hidden_size: int = 0,
         norm: str = "",
+        image_reads: bool = True,
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
@@ -57,6 +60,7 @@ class VQAHead(nn.Module):
         self.classifier = nn.Linear(hidden_size, num_answers)
         # One answer of A is right: from even odds the first updates would do nothing but lower all of them.
         nn.init.constant_(self.classifier.bias, -math.log(max(num_answers - 1, 1)))
+        self.image_reads = image_reads
         self.loss_weight = loss_weight
 
     @classmethod
@@ -67,6 +71,7 @@ class VQAHead(nn.Module):
             "num_answers": num_answers,
             "hidden_size": cfg.MODEL.GLIPV2.VQA.HIDDEN_SIZE,
             "norm": cfg.MODEL.GLIPV2.VQA.NORM,
+            "image_reads": cfg.MODEL.GLIPV2.VQA.IMAGE_READS_QUESTION,
             "loss_weight": cfg.MODEL.GLIPV2.VQA.LOSS_WEIGHT,
         }
 

@@ -16,7 +16,7 @@ from detectron2.structures import ImageList
 
 from ...prompts.vocabulary import build_default_prompts
 from ...structures import GroundingPredictions, LanguageFeatures, TokenBatch, TokenizedPrompt
-from ..batch_checks import task_of_batch, training_instances
+from ..batch_checks import rows_of_questions, task_of_batch, training_instances
 from ..box_regression import scale_boxes_legacy
 from ..caption_decoder import CaptionDecoder
 from ..caption_grounding import caption_prompt, ground_tokens
@@ -205,21 +205,20 @@ class GLIPv2(DenseDetector):
         instances = training_instances(batched_inputs, task, self.device)
         prompts = [inputs["prompts"][0] for inputs in batched_inputs]
         images = self.preprocess_image(pictures)
-        causal = task == "captioning"
+        causal, image_reads = task == "captioning", self._image_reads(task)
         losses: dict[str, Tensor] = {}
-        features = self._visual_features(images)
-        if len(pictures) < len(batched_inputs):
-            counts = torch.tensor([1 + len(inputs.get("more_questions", ())) for inputs in pictures])
-            features = [level.repeat_interleave(counts.to(level.device), dim=0) for level in features]
+        features, rows = self._visual_features(images), rows_of_questions(pictures, self.device)
+        if rows is not None and image_reads:
+            features, rows = [level[rows] for level in features], None
         tokens = TokenBatch.from_prompts(prompts, self.device)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self._trains("text_encoder")):
             language = self.text_encoder(tokens, causal=causal)
         if instances:
-            fused = self._predict(features, language, causal)
+            fused = self._predict(features, language, causal, image_reads=image_reads, rows=rows)
             hidden = fused.hidden
             anchors = self.anchor_generator(features)
         else:
-            hidden = self._fuse(features, language, causal, with_levels=False)[1].hidden
+            hidden = self._fuse(features, language, causal, False, image_reads, rows)[1].hidden
         if instances and self._trains(*_TRUNK, "head"):
             targets = self.head.label_anchors(anchors, instances, prompts, tokens.input_ids.shape[1])
             losses = self.head.losses(fused.predictions, anchors, targets, tokens.mask)
@@ -244,6 +243,10 @@ class GLIPv2(DenseDetector):
         """Say whether any of the parts trains."""
         return not self.tuning.trained_parts.isdisjoint(parts)
 
+    def _image_reads(self, task: str) -> bool:
+        """Say whether the image reads the text: a caption never, a question as its head wants it."""
+        return task != "captioning" and (task != "vqa" or self.vqa_head.image_reads)
+
     def _task_of(self, batched_inputs: list[dict[str, Any]]) -> str:
         heads = {"detection": self.head, "vqa": self.vqa_head, "captioning": self.captioning_head}
         return task_of_batch(batched_inputs, heads)
@@ -259,27 +262,28 @@ class GLIPv2(DenseDetector):
         language: LanguageFeatures,
         causal: bool = False,
         mixed: list[Tensor] | None = None,
+        **reading: Any,
     ) -> FusedOutput:
         """Run tower and head; ``mixed`` are the levels of the tower where they are known without the text."""
-        levels, language = self._fuse(features, language, causal, with_levels=mixed is None)
+        levels, language = self._fuse(features, language, causal, mixed is None, **reading)
         levels = levels if mixed is None else mixed
         text = language.hidden if self.fusion_tower.fuses_text else language.embedded
         return FusedOutput(self.head(levels, text), levels, text, language.hidden)
 
     def _fuse(
-        self, features: list[Tensor], language: LanguageFeatures, causal: bool = False, with_levels: bool = True
+        self, features: list[Tensor], language: LanguageFeatures, *options: Any, **reading: Any
     ) -> tuple[list[Tensor], LanguageFeatures]:
-        """Run the tower, see ``FusionTower``, on the tuned text."""
+        """Run the tower, see ``FusionTower`` for the options, on the tuned text."""
         if self.prompt_tuner is not None:
             language = self.prompt_tuner(language)
-        return self.fusion_tower(features, language, causal, with_levels)
+        return self.fusion_tower(features, language, *options, **reading)
 
     def _mask_levels(self, features: list[Tensor], fused: FusedOutput) -> list[Tensor]:
         return features if self.mask_features == "fpn" else fused.levels
 
     def _detect(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Detect in N images of one padded size, and answer what is asked; boxes in pixels of the original images."""
-        answers_questions = self._task_of(batched_inputs) == "vqa"
+        task = self._task_of(batched_inputs)
         outputs: list[dict[str, Any]] = [{} for _ in batched_inputs]
         passes = plan_passes([self._prompts_of(inputs) for inputs in batched_inputs], self.prompts_per_pass)
         images = self.preprocess_image(batched_inputs)
@@ -290,8 +294,9 @@ class GLIPv2(DenseDetector):
         for pairs in passes:
             levels = pairs.select(features)
             language = self._prompt_cache.encode(self.text_encoder, pairs.prompts, self.device)
-            fused = self._predict(levels, language, mixed=None if mixed is None else pairs.select(mixed))
-            if answers_questions:
+            own = None if mixed is None else pairs.select(mixed)
+            fused = self._predict(levels, language, mixed=own, image_reads=self._image_reads(task))
+            if task == "vqa":
                 answers = self.vqa_head.inference(fused.hidden, language.mask)
                 for row, place, scores in zip(pairs.rows, pairs.places, answers):
                     if place == 0:  # A question is the first prompt of its image.
