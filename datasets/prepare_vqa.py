@@ -4,8 +4,9 @@
     python datasets/prepare_vqa.py --annotations my.json --output my_answers.json --min-occurrences 2
 
 An answer is in the list if it is the most common one of at least nine questions, in the normal form in which the
-official evaluation compares. The most frequent comes first. Of VQAv2 the answers are those of train2014 and val2014,
-and the dev split is 2,000 images of val2014, drawn by a seed.
+official evaluation compares. The most frequent comes first, and each has its number of questions, which training starts
+from. Of VQAv2 the answers are those of train2014 and val2014, and the dev split is 2,000 images of val2014, drawn by a
+seed.
 """
 
 import argparse
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         counts = count_answers(contents)
         answers = frequent_answers(counts, options.min_occurrences)
         output = options.output or options.folder / ANSWERS
-        write_json(output, answers)
+        write_json(output, {answer: counts[answer] for answer in answers})
         covered = sum(counts[answer] for answer in answers)
         print(f"{output}: {len(answers)} of {len(counts)} answers, of {covered} of {counts.total()} questions")
         if not options.annotations:

@@ -241,7 +241,7 @@ def _add_understanding(cfg: CN) -> None:
     cfg.MODEL.GLIPV2.VQA = CN()
     cfg.MODEL.GLIPV2.VQA.ENABLED = False
     cfg.MODEL.GLIPV2.VQA.LOSS_WEIGHT = 1.0
-    # File with the answers, in the order of the classes: a json list, or one answer a line.
+    # File with the answers, in the order of the classes: a json list or one a line, or json with how frequent each is.
     cfg.MODEL.GLIPV2.VQA.ANSWERS = ""
     # Width of the classifier; 0: twice that of the text.
     cfg.MODEL.GLIPV2.VQA.HIDDEN_SIZE = 0

@@ -75,8 +75,10 @@ def build_optional_heads(
     if config.MLM.ENABLED:
         heads["mlm_head"] = MLMHead(cfg, language_dim=language_dim, vocab_size=text_encoder.vocab_size)
     if config.VQA.ENABLED:
-        num_answers = len(AnswerVocabulary.from_file(config.VQA.ANSWERS))
-        heads["vqa_head"] = VQAHead(cfg, language_dim=language_dim, num_answers=num_answers)
+        answers = AnswerVocabulary.from_file(config.VQA.ANSWERS)
+        heads["vqa_head"] = VQAHead(
+            cfg, language_dim=language_dim, num_answers=len(answers), frequencies=answers.frequencies
+        )
     if config.CAPTIONING.ENABLED:
         heads["captioning_head"] = CaptioningHead(cfg, language_dim=language_dim, vocab_size=text_encoder.vocab_size)
         heads["generation_rules"] = _build_generation_rules(cfg, text_encoder.vocab_size)

@@ -42,12 +42,18 @@ class AnswerVocabulary:
     Args:
         answers: A >= 1 strings.
         source: Where they are from, for messages.
+        counts: How many questions each is the answer of, if that is known.
+
+    Attributes:
+        frequencies: The share of the questions that has each answer, of those whose answer is in the list; None
+            without ``counts``.
 
     Raises:
-        ValueError: There is none, one is blank or no string, or one stands there twice.
+        ValueError: There is none, one is blank or no string, one stands there twice, or a count is not a whole number
+            from 1 on.
     """
 
-    def __init__(self, answers: Sequence[str], source: str = _KEY) -> None:
+    def __init__(self, answers: Sequence[str], source: str = _KEY, counts: Sequence[int] | None = None) -> None:
         if not answers:
             raise ValueError(f"{source}: found no answer, expected at least one")
         self.answers = tuple(answers)
@@ -59,16 +65,23 @@ class AnswerVocabulary:
             if first_row.setdefault(answer, row) != row:
                 raise ValueError(f"{source}: answers {first_row[answer]} and {row} are both {answer!r}, expected one")
             self._rows.setdefault(_normal_form(answer), []).append(row)
+        for answer, count in zip(self.answers, counts or ()):
+            if type(count) is not int or count < 1:
+                raise ValueError(f"{source}: {answer!r:.60}: expected a number of questions from 1 on, found {count!r}")
+        self.frequencies = None if counts is None else tuple(count / sum(counts) for count in counts)
 
     @classmethod
     def from_file(cls, path: str) -> AnswerVocabulary:
-        """Read a list of answers: a json list, or text with one answer a line, blank lines passed over.
+        """Read a list of answers.
+
+        It is a json object with the number of questions of each answer, a json list, or text with one answer a line,
+        blank lines passed over.
 
         Args:
             path: Of the file; one that ends in ".json" holds json.
 
         Raises:
-            ValueError: The path is empty, the file is no text or no json list, or the answers are no vocabulary.
+            ValueError: The path is empty, the file is no text or no such json, or the answers are no vocabulary.
             FileNotFoundError: There is no such file.
         """
         if not path:
@@ -78,9 +91,12 @@ class AnswerVocabulary:
         try:
             with PathManager.open(path, "r", encoding="utf-8") as file:
                 text = file.read()
-            content = json.loads(text) if path.endswith(".json") else _lines(text)
+            # As pairs: of answers that stand there twice none is lost.
+            content = json.loads(text, object_pairs_hook=tuple) if path.endswith(".json") else _lines(text)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path}: {' '.join(str(error).split())}; expected a list of answers") from error
+        if isinstance(content, tuple):
+            return cls([answer for answer, _ in content], path, [count for _, count in content])
         if not isinstance(content, list):
             raise ValueError(f"{path}: holds {content!r:.60}, expected a list of answers")
         return cls(content, path)

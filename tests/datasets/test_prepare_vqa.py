@@ -46,7 +46,8 @@ def test_vqav2_gets_its_answers_and_its_dev_split(tmp_path, monkeypatch, capsys)
     write(folder, "v2_mscoco_train2014_annotations.json", annotations(*["yes"] * 6, *["no"] * 8))
     write(folder, "v2_mscoco_val2014_annotations.json", annotations(*["yes"] * 3, *["blue"] * 9, first_image=100))
     main([])
-    assert AnswerVocabulary.from_file(str(folder / "answers.json")).answers == ("blue", "yes")
+    vocabulary = AnswerVocabulary.from_file(str(folder / "answers.json"))
+    assert vocabulary.answers == ("blue", "yes") and vocabulary.frequencies == (0.5, 0.5)
     image_ids = json.loads((folder / "dev2k_images.json").read_text())
     assert len(set(image_ids)) == 5 and image_ids == sorted(image_ids) and set(image_ids) <= set(range(100, 112))
     lines = capsys.readouterr().out.splitlines()
@@ -62,7 +63,7 @@ def test_other_annotations_give_a_list_of_answers_alone(tmp_path):
     write(tmp_path, "a.json", scenes({"answer": "2"}, {"answer": "3"}))
     arguments = ["--annotations", str(tmp_path / "a.json"), "--output", str(tmp_path / "answers.json")]
     main([*arguments, "--min-occurrences", "1"])
-    assert json.loads((tmp_path / "answers.json").read_text()) == ["2", "3"]
+    assert json.loads((tmp_path / "answers.json").read_text()) == {"2": 1, "3": 1}
     assert {path.name for path in tmp_path.iterdir()} == {"a.json", "answers.json"}
     with pytest.raises(SystemExit, match="error: --min-occurrences is 9, expected at most 1"):
         main(arguments)

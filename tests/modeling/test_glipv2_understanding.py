@@ -88,6 +88,12 @@ def test_questions_about_one_image_train_as_if_each_had_its_own_and_the_backbone
         torch.testing.assert_close(loss, expected[name], rtol=1e-5, atol=1e-6)
 
 
+def test_answers_start_as_frequent_as_their_list_says(cfg):
+    with open(cfg.MODEL.GLIPV2.VQA.ANSWERS, "w") as file:
+        json.dump({"yes": 6, "no": 3, "2": 1}, file)
+    torch.testing.assert_close(build(cfg).vqa_head.classifier.bias.sigmoid().tolist(), [0.6, 0.3, 0.1])
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("image_reads", [True, False])
 def test_boxes_depend_on_the_question_if_the_image_reads_it(cfg, image_reads):

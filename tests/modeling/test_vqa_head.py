@@ -86,6 +86,13 @@ def test_a_single_answer_starts_at_even_odds():
     assert VQAHead(language_dim=5, num_answers=1).classifier.bias.tolist() == [0.0]
 
 
+def test_frequencies_are_the_first_guess():
+    bias = VQAHead(language_dim=5, num_answers=3, frequencies=(0.7, 0.25, 0.05)).classifier.bias
+    assert_close(bias.sigmoid(), torch.tensor([0.7, 0.25, 0.05]))
+    # An answer to everything could not be unlearned.
+    assert VQAHead(language_dim=5, num_answers=1, frequencies=(1.0,)).classifier.bias.isfinite().all()
+
+
 def test_loss_is_summed_over_answers_and_averaged_over_questions():
     head, text, mask = make_head(), some_text(2), make_mask(6, 2)
     scores = torch.tensor([[0.3, 1.0, 0.0, 0.9], [0.0, 0.0, 0.6, 0.0]])

@@ -66,12 +66,25 @@ def test_lists_are_read_from_json_or_lines(tmp_path, name, text):
     (tmp_path / name).write_text(text, encoding="utf-8")
     vocabulary = AnswerVocabulary.from_file(str(tmp_path / name))
     assert vocabulary.answers == ("red bus", "no", "été") and len(vocabulary) == 3
+    assert vocabulary.frequencies is None
+
+
+def test_answers_with_their_numbers_of_questions_have_frequencies(tmp_path):
+    (tmp_path / "a.json").write_text('{"no": 6, "red bus": 3, "2": 1}')
+    vocabulary = AnswerVocabulary.from_file(str(tmp_path / "a.json"))
+    assert vocabulary.answers == ("no", "red bus", "2")
+    assert vocabulary.frequencies == pytest.approx((0.6, 0.3, 0.1))
 
 
 BAD_LISTS = {
     "empty list": ("a.json", "[]", "found no answer"),
     "empty text": ("a.txt", " \n\n", "found no answer"),
-    "no list": ("a.json", '{"a": 1}', r"holds {'a': 1}, expected a list of answers"),
+    "no list": ("a.json", "7", "holds 7, expected a list of answers"),
+    "empty object": ("a.json", "{}", "found no answer"),
+    "no questions": ("a.json", '{"yes": 2, "no": 0}', "'no': expected a number of questions from 1 on, found 0"),
+    "half a question": ("a.json", '{"no": 0.5}', "'no': expected a number of questions from 1 on, found 0.5"),
+    "truth": ("a.json", '{"no": true}', "'no': expected a number of questions from 1 on, found True"),
+    "key twice": ("a.json", '{"yes": 2, "no": 1, "yes": 2}', "answers 0 and 2 are both 'yes', expected one"),
     "no json": ("a.json", "yes\nno", "expected a list of answers"),
     "number": ("a.json", '["yes", 7]', "answer 1 is 7, expected a string"),
     "blank": ("a.json", '["yes", " "]', "answer 1 is ' ', expected a string"),

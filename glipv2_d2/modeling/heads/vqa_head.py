@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ class VQAHead(nn.Module):
         norm: "" (the paper) or "LN", a LayerNorm between each of the two layers and its GELU.
         image_reads: The image reads the question; the model asks for it. Without, the image is the same for all its
             questions, of which each reads it.
+        frequencies: Share of the questions that has each answer, in (0, 1], as first guess; None: all alike.
         loss_weight: Factor of ``loss_vqa``.
 
     Source: GLIPv2, App. D.2, which leaves the width open.
@@ -44,6 +45,7 @@ class VQAHead(nn.Module):
         hidden_size: int = 0,
         norm: str = "",
         image_reads: bool = True,
+        frequencies: Sequence[float] | None = None,
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
@@ -58,17 +60,23 @@ class VQAHead(nn.Module):
             layers += [nn.Linear(width, hidden_size), *([nn.LayerNorm(hidden_size)] if norm else []), nn.GELU()]
         self.layers = nn.Sequential(*layers)
         self.classifier = nn.Linear(hidden_size, num_answers)
-        # One answer of A is right: from even odds the first updates would do nothing but lower all of them.
-        nn.init.constant_(self.classifier.bias, -math.log(max(num_answers - 1, 1)))
+        # From even odds the first updates would do nothing but lower all answers, which takes out of the text what it
+        # holds of the image.
+        guess = torch.tensor(frequencies or [1 / num_answers] * num_answers)
+        guess = guess.clamp(max=0.5 if num_answers == 1 else 0.99)
+        self.classifier.bias.data.copy_(guess.logit())
         self.image_reads = image_reads
         self.loss_weight = loss_weight
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, *, language_dim: int, num_answers: int) -> dict[str, Any]:
+    def from_config(
+        cls, cfg: CfgNode, *, language_dim: int, num_answers: int, frequencies: Sequence[float] | None = None
+    ) -> dict[str, Any]:
         """Read the arguments that the config decides."""
         return {
             "language_dim": language_dim,
             "num_answers": num_answers,
+            "frequencies": frequencies,
             "hidden_size": cfg.MODEL.GLIPV2.VQA.HIDDEN_SIZE,
             "norm": cfg.MODEL.GLIPV2.VQA.NORM,
             "image_reads": cfg.MODEL.GLIPV2.VQA.IMAGE_READS_QUESTION,
