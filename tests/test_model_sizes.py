@@ -13,7 +13,7 @@ from glipv2_d2.checkpoint.model_shapes import build_meta_model
 
 CONFIGS = ASSETS.parents[1] / "configs"
 # Of the models themselves; other folders say what to do with them.
-FOLDERS = ("demo", "dyhead", "glip", "pretrain")
+FOLDERS = ("demo", "dyhead", "finetune", "glip", "pretrain")
 # A row of the table of sizes: config, image encoder, text encoder, all.
 ROW = re.compile(r"^\| `(\w+/\w+\.yaml)` \| ([\d,]+) \| ([\d,]+|-) \| ([\d,]+) \|$", re.MULTILINE)
 # What a file says that no config of the repository may need: the sizes of MiniLM, which it brings along.
