@@ -100,7 +100,8 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> SharedPromptLoader | D
     """Build the loader of a test dataset: each dataset dict once over all ranks, alone in its batch.
 
     All images of a detection dataset share the prompts that hold every name. In grounding and caption data each has its
-    own caption as prompt, in questions its question; for captions to be written there is no prompt.
+    own caption as prompt, in questions its question; for captions to be written there is no prompt, and an image comes
+    once, however many it has.
 
     Raises:
         ValueError: The dataset is not registered, or its annotations break the format.
@@ -109,6 +110,9 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> SharedPromptLoader | D
     dataset_dicts = load_dataset(dataset_name)
     num_workers = cfg.DATALOADER.NUM_WORKERS
     task = dataset_task(dataset_name)
+    if task == "captioning":
+        # The evaluator knows the captions of all.
+        dataset_dicts = list({one["file_name"]: one for one in reversed(dataset_dicts)}.values())[::-1]
     if task != "detection":
         own_prompts = SENTENCE_MAPPERS[task](cfg, is_train=False)
         return build_detection_test_loader(dataset_dicts, mapper=own_prompts, num_workers=num_workers)

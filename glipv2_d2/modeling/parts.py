@@ -138,7 +138,7 @@ def _build_generation_rules(cfg: CfgNode, vocab_size: int) -> GenerationRules:
         start_id=tokenizer.start_id,
         end_id=tokenizer.end_id,
         # An encoder may have room for more ids than the tokenizer has words.
-        banned_ids=(*special, *range(tokenizer.vocab_size, vocab_size)),
+        banned_ids=(*special, *tokenizer.reserved_ids, *range(tokenizer.vocab_size, vocab_size)),
         beam_size=captioning.BEAM_SIZE,
         max_length=captioning.MAX_LENGTH,
         min_length=captioning.MIN_LENGTH,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -32,6 +33,8 @@ _MAX_REMEMBERED_LENGTH = 100
 _CLIP_VOCAB_SIZE = 49408
 _CLIP_LAST_TOKEN = "<|endoftext|>"
 _CLIP_MASK_ID = 49404
+
+_RESERVED_TOKEN = re.compile(r"\[unused\d+\]")
 
 
 def phrase_token_map(
@@ -133,6 +136,12 @@ class PromptTokenizer:
         """Ids of the tokens that are no text, ascending: start, end, padding, mask and the like."""
         tokens = self._encoder.get_added_tokens_decoder()
         return tuple(sorted(index for index, token in tokens.items() if token.special))
+
+    @functools.cached_property
+    def reserved_ids(self) -> tuple[int, ...]:
+        """Ids that the vocabulary of BERT keeps free for others, ascending: no text has them."""
+        tokens = self._encoder.get_vocab(with_added_tokens=True)
+        return tuple(sorted(index for token, index in tokens.items() if _RESERVED_TOKEN.fullmatch(token)))
 
     @property
     def start_id(self) -> int:

@@ -490,6 +490,15 @@ def test_questions_and_captions_are_tested_each_alone(understanding_cfg):
         assert all(batch[0]["task"] == "captioning" and "prompts" not in batch[0] for batch in batches)
 
 
+def test_an_image_with_several_captions_is_tested_once(understanding_cfg, caption_json, monkeypatch):
+    name = caption_json("captioning")
+    dicts = DatasetCatalog.get(name)
+    several = [one | {"image_id": one["image_id"] + 10 * place} for one in dicts for place in range(3)]
+    monkeypatch.setattr("glipv2_d2.data.build.load_dataset", lambda name: several)
+    batches = list(build_test_loader(understanding_cfg, name))
+    assert [batch[0]["image_id"] for batch in batches] == [one["image_id"] for one in dicts]
+
+
 def test_questions_need_a_list_of_answers(understanding_cfg):
     understanding_cfg.MODEL.GLIPV2.VQA.ANSWERS = ""
     with pytest.raises(ValueError, match="MODEL.GLIPV2.VQA.ANSWERS is empty, expected the path of a list"):

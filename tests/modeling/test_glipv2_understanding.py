@@ -88,6 +88,12 @@ def test_questions_about_one_image_train_as_if_each_had_its_own_and_the_backbone
         torch.testing.assert_close(loss, expected[name], rtol=1e-5, atol=1e-6)
 
 
+def test_captions_hold_no_token_that_is_no_text(cfg):
+    # Padding, [unused5], [MASK]; the end has to be written.
+    assert {0, 6, 103} <= set(build(cfg).generation_rules.banned_ids)
+    assert 102 not in build(cfg).generation_rules.banned_ids
+
+
 def test_answers_start_as_frequent_as_their_list_says(cfg):
     with open(cfg.MODEL.GLIPV2.VQA.ANSWERS, "w") as file:
         json.dump({"yes": 6, "no": 3, "2": 1}, file)

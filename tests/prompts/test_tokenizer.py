@@ -442,3 +442,8 @@ def test_tokenizer_used_before_a_fork_works_after_it(tokenizer, capfd):
     assert child.exitcode == 0 and queue.get() == expected
     # The library warns on stderr when its threads were used before the fork.
     assert "TOKENIZERS_PARALLELISM" not in capfd.readouterr().err
+
+
+def test_reserved_ids_are_those_without_a_text_in_the_vocabulary_of_bert():
+    # [unused0] to [unused98] after the padding, the other 895 after [MASK].
+    assert PromptTokenizer().reserved_ids == (*range(1, 100), *range(104, 999))
