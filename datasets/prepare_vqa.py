@@ -1,10 +1,10 @@
 """Make what training on visual questions needs beside the annotations: a list of answers, and VQAv2's dev split.
 
     python datasets/prepare_vqa.py                           # VQAv2, in $DETECTRON2_DATASETS/vqav2
-    python datasets/prepare_vqa.py --annotations my.json --output my_answers.json --min-occurrences 2
+    python datasets/prepare_vqa.py --annotations my.jsonl --output my_answers.json --min-occurrences 2
 
-An answer is in the list if it is the most common one of at least nine questions, in the normal form in which the
-official evaluation compares. The most frequent comes first, and each has its number of questions, which training starts
+An answer is in the list if it is the most common one of at least nine questions, in the normal form in which answers
+are compared. The most frequent comes first, and each has its number of questions, which training starts
 from. Of VQAv2 the answers are those of train2014 and val2014, and the dev split is 2,000 images of val2014, drawn by a
 seed.
 """
@@ -22,7 +22,7 @@ from typing import Any
 
 from dataset_folder import write_json
 
-from glipv2_d2.prompts.answer_normalization import normalize_answer
+from glipv2_d2.prompts.answers import normal_form
 
 ANNOTATIONS = "v2_mscoco_{}2014_annotations.json"
 ANSWERS = "answers.json"
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
     parser.add_argument("folder", type=Path, nargs="?", default=root / "vqav2", help="of VQAv2; default: %(default)s")
-    parser.add_argument("--annotations", type=Path, nargs="+", help="other annotations; no dev split is made then")
+    parser.add_argument("--annotations", type=Path, nargs="+", help="others, .json or .jsonl; no dev split is made")
     parser.add_argument("--output", type=Path, help=f"list of answers; default: {ANSWERS} in the folder")
     parser.add_argument("--min-occurrences", type=int, default=9, help="questions of an answer; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the dev split; default: %(default)s")
@@ -46,13 +46,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--annotations needs --output")
     files = options.annotations or [options.folder / ANNOTATIONS.format(split) for split in ("train", "val")]
     try:
-        contents = {str(file): read_json(file) for file in files}
+        contents = {str(file): read_json_lines(file) if file.suffix == ".jsonl" else read_json(file) for file in files}
         counts = count_answers(contents)
+        num_blank = counts.pop("", 0)
         answers = frequent_answers(counts, options.min_occurrences)
         output = options.output or options.folder / ANSWERS
         write_json(output, {answer: counts[answer] for answer in answers})
         covered = sum(counts[answer] for answer in answers)
         print(f"{output}: {len(answers)} of {len(counts)} answers, of {covered} of {counts.total()} questions")
+        if num_blank:
+            print(f"left out: {num_blank} questions with a blank answer")
         if not options.annotations:
             image_ids = draw_images(contents[str(files[1])], str(files[1]), options.seed)
             write_json(options.folder / DEV_IMAGES, image_ids)
@@ -76,12 +79,35 @@ def read_json(file: Path) -> dict:
     return content
 
 
-def count_answers(contents: dict[str, dict]) -> Counter[str]:
+def read_json_lines(file: Path) -> list[tuple[int, Any]]:
+    """Read json lines, with their numbers from 1; blank ones are passed over.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: A line is no json.
+    """
+    lines = []
+    with file.open("rb") as opened:
+        for number, line in enumerate(opened, 1):
+            if not line.strip():
+                continue
+            try:
+                lines.append((number, json.loads(line)))
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{file}: line {number}: {' '.join(str(error).split())}; expected json") from error
+    return lines
+
+
+def count_answers(contents: dict[str, dict | list[tuple[int, Any]]]) -> Counter[str]:
     """Count for each answer, in its normal form, the questions whose most common answer it is.
 
     Args:
-        contents: By the names of the files: VQA's ``annotations`` with ``multiple_choice_answer``; or ``images`` whose
-            ``questions`` have an ``answer`` or ``answers``, of which the most common counts, the first of equals.
+        contents: By the names of the files: VQA's ``annotations`` with ``multiple_choice_answer``; or questions that
+            have an ``answer`` or ``answers``, of which the most common counts, the first of equals: ``questions`` of
+            ``images``, or the lines of a file with their numbers.
+
+    Returns:
+        Counts; under "" those of the questions whose answer is blank.
 
     Raises:
         ValueError: A question has no such answer, or there is none.
@@ -90,9 +116,8 @@ def count_answers(contents: dict[str, dict]) -> Counter[str]:
     for source, content in contents.items():
         for where, answer in _answers(content, source):
             _check(isinstance(answer, str), where, answer, "a string")
-            counts[normalize_answer(answer)] += 1
-    counts.pop("", None)
-    if not counts:
+            counts[normal_form(answer)] += 1
+    if not counts.keys() - {""}:
         raise ValueError(f"{', '.join(contents)}: found no answer, expected questions with answers")
     return counts
 
@@ -127,8 +152,12 @@ def draw_images(content: dict, source: str, seed: int) -> list[int]:
     return sorted(random.Random(seed).sample(sorted(image_ids), NUM_DEV_IMAGES))
 
 
-def _answers(content: dict, source: str) -> Iterator[tuple[str, Any]]:
+def _answers(content: dict | list[tuple[int, Any]], source: str) -> Iterator[tuple[str, Any]]:
     """Yield the place and the most common answer of each question."""
+    if isinstance(content, list):
+        for number, question in content:
+            yield _most_common(question, f"{source}: line {number}", ": ")
+        return
     kind = "images" if "images" in content else "annotations"
     entries = content.get(kind)
     _check(isinstance(entries, list), f"{source}: {kind}", entries, "a list")
@@ -141,20 +170,21 @@ def _answers(content: dict, source: str) -> Iterator[tuple[str, Any]]:
         questions = entry.get("questions", [])
         _check(isinstance(questions, list), f"{where}.questions", questions, "a list")
         for place, question in enumerate(questions):
-            here = f"{where}.questions[{place}]"
-            _check(isinstance(question, dict), here, question, "an object")
-            yield f"{here}.answer", _most_common(question, here)
+            yield _most_common(question, f"{where}.questions[{place}]", ".")
 
 
-def _most_common(question: dict, where: str) -> Any:
+def _most_common(question: Any, where: str, separator: str) -> tuple[str, Any]:
+    """Return where the answer of a question stands, with ``separator`` before its field, and the answer."""
+    _check(isinstance(question, dict), where, question, "an object")
     if "answer" in question:
-        return question["answer"]
-    answers = question.get("answers")
-    _check(isinstance(answers, list) and bool(answers), f"{where}.answers", answers, "a list of answers")
+        return f"{where}{separator}answer", question["answer"]
+    answers, where = question.get("answers"), f"{where}{separator}answers"
+    _check(isinstance(answers, list) and bool(answers), where, answers, "a list of answers")
     texts = [answer.get("answer") if isinstance(answer, dict) else answer for answer in answers]
     for text in texts:
-        _check(isinstance(text, str), f"{where}.answers", text, "a string")
-    return Counter(map(normalize_answer, texts)).most_common(1)[0][0]
+        _check(isinstance(text, str), where, text, "a string")
+    most, _ = Counter(map(normal_form, texts)).most_common(1)[0]
+    return where, most
 
 
 def _check(valid: bool, where: str, found: Any, expected: str) -> None:

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from .pseudo_boxes import CaptionPhrases, PseudoBoxTask, PseudoBoxTeacher
 from ..data.datasets.question_files import QuestionSample
+from ..prompts.questions import names_something
 
+# Answers that begin with one of these, as "can't tell", "is blue" and "no dog", name no thing that is there. Their
+# apostrophes are left out, as many people do.
+_AUXILIARIES = "is are was were do does did has have had could would should might must need".split()
+_NEGATED = [f"{word}nt" for word in _AUXILIARIES]
+_OTHERS = "be been being am can will shall may cannot cant wont shant aint no not never neither nor".split()
+_NO_BEGINNINGS = frozenset((*_AUXILIARIES, *_NEGATED, *_OTHERS))
+_FIRST_WORD = re.compile(r"\w[\w'’]*")
 # Answers that read like nouns and name no thing.
 _NO_THINGS = frozenset(
     """
@@ -23,15 +32,18 @@ def read_question(teacher: PseudoBoxTeacher, sample: QuestionSample) -> CaptionP
 
     The phrases of both are looked for together, but found one by one, so that none reaches from one into the other.
 
+    What is no phrase of a question when it is answered, is none here: "what color" and "the picture".
+
     Source: GLIPv2, Sec. 3.3: VQA becomes grounded by the boxes of entities of the question and of the answer.
     """
     begin = _answer_begin(sample)
-    of_answer = [
-        (phrase, [(begin + first, begin + last) for first, last in spans])
-        for phrase, spans in teacher.finder.find(sample.answer)
-        if phrase.lower() not in _NO_THINGS
-    ]
-    found = [*teacher.finder.find(sample.question), *of_answer]
+    found = [(phrase, spans) for phrase, spans in teacher.finder.find(sample.question) if names_something(phrase)]
+    if _may_be_thing(sample.answer):
+        found += [
+            (phrase, [(begin + first, begin + last) for first, last in spans])
+            for phrase, spans in teacher.finder.find(sample.answer)
+            if phrase.lower() not in _NO_THINGS
+        ]
     return teacher.read_phrases(f"{sample.question} {sample.answer}", found)
 
 
@@ -78,6 +90,12 @@ def box_overlap(one: Sequence[float], other: Sequence[float]) -> float:
     intersection = max(width, 0.0) * max(height, 0.0)
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
     return intersection / (sum(areas) - intersection)
+
+
+def _may_be_thing(answer: str) -> bool:
+    """Tell whether an answer does not begin with an auxiliary or a negation."""
+    first = _FIRST_WORD.search(answer.lower())
+    return first is None or re.sub("['’]", "", first.group()) not in _NO_BEGINNINGS
 
 
 def _answer_begin(sample: QuestionSample) -> int:

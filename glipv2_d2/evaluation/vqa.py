@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -46,11 +46,14 @@ class VQAResult(NamedTuple):
         question_id: Of the question.
         answer: Of the vocabulary.
         score: Of the answer, in [0, 1].
+        dropped: What the token limit has cut off, numbers of ``DroppedText`` by their names; those that are 0 are not
+            there.
     """
 
     question_id: QuestionId
     answer: str
     score: float
+    dropped: Mapping[str, int]
 
 
 class VQAEvaluator(DatasetEvaluator):
@@ -59,7 +62,8 @@ class VQAEvaluator(DatasetEvaluator):
     ``accuracy``, the mean of ``answer_accuracy`` over the questions that were processed; ``upper_bound``, the same if
     the model chose the best answer of its vocabulary every time; and, where dataset dicts have an ``answer_type``, the
     accuracy of each type, as ``accuracy_yes/no``. All are in 0..100; results are ``{"vqa": {...}}``. Questions without
-    ``answers`` are answered and not judged; if there are no others, results are empty.
+    ``answers`` are answered and not judged; if there are no others, results are empty. One warning counts the questions
+    that the token limit has cut off, with what was cut off.
 
     Two files are written: ``vqa_submission.json``, a list of ``{"question_id", "answer"}`` in the order of the dataset,
     and ``vqa_predictions.json``, which also has the score and, where it is known, the accuracy of each answer.
@@ -101,7 +105,7 @@ class VQAEvaluator(DatasetEvaluator):
         """Keep the answers to some questions.
 
         Args:
-            inputs: Model inputs with ``question_id``.
+            inputs: Model inputs with ``question_id`` and, of a question that was cut off, ``dropped``.
             outputs: Model outputs with ``answer_scores`` (A,).
 
         Raises:
@@ -119,7 +123,8 @@ class VQAEvaluator(DatasetEvaluator):
             if scores.isnan().any():
                 raise ValueError(f"question_id {question_id!r}: answer_scores holds NaN, expected numbers in [0, 1]")
             best = int((scores == scores.max()).nonzero()[0])
-            self._results.append(VQAResult(question_id, self._answers[best], float(scores[best])))
+            dropped = sample.get("dropped", {})
+            self._results.append(VQAResult(question_id, self._answers[best], float(scores[best]), dropped))
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
         """Judge the answers; empty on all processes but the first, and if there is nothing to judge."""
@@ -136,6 +141,7 @@ class VQAEvaluator(DatasetEvaluator):
             logger.warning(
                 "dataset %r: %d of %d questions were processed", self._name, len(found), len(self._questions)
             )
+        self._report_cut_off(found)
         references = {question_id: _references(self._questions[question_id]) for question_id in found}
         accuracies = {
             question_id: answer_accuracy(result.answer, references[question_id])
@@ -150,6 +156,21 @@ class VQAEvaluator(DatasetEvaluator):
         scores = self._scores(accuracies, references)
         logger.info("dataset %r, %d questions:\n%s", self._name, len(accuracies), create_small_table(scores))
         return OrderedDict(vqa=scores)
+
+    def _report_cut_off(self, found: Mapping[QuestionId, VQAResult]) -> None:
+        dropped = [result.dropped for result in found.values() if result.dropped]
+        if not dropped:
+            return
+        counts: Counter[str] = Counter()
+        for one in dropped:
+            counts.update(one)
+        logging.getLogger(__name__).warning(
+            "dataset %r: %d of %d questions pass MODEL.TEXT_ENCODER.MAX_TOKENS, cut off: %s",
+            self._name,
+            len(dropped),
+            len(found),
+            ", ".join(f"{count} {name}" for name, count in counts.items()),
+        )
 
     def _scores(
         self, accuracies: Mapping[QuestionId, float], references: Mapping[QuestionId, Sequence[str]]

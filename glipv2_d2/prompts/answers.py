@@ -35,8 +35,7 @@ def agreement(matches: int, total: int) -> float:
 class AnswerVocabulary:
     """A answers in the order of the classes.
 
-    An answer that somebody gave is an entry of the list if their normal forms are equal, see ``normalize_answer``; of
-    one that is made of articles or punctuation alone, as the "A" of a multiple choice, the lower case counts. Entries
+    An answer that somebody gave is an entry of the list if their normal forms are equal, see ``normal_form``. Entries
     with the same normal form are right together.
 
     Args:
@@ -64,7 +63,7 @@ class AnswerVocabulary:
                 raise ValueError(f"{source}: answer {row} is {answer!r:.100}, expected a string that is not empty")
             if first_row.setdefault(answer, row) != row:
                 raise ValueError(f"{source}: answers {first_row[answer]} and {row} are both {answer!r}, expected one")
-            self._rows.setdefault(_normal_form(answer), []).append(row)
+            self._rows.setdefault(normal_form(answer), []).append(row)
         for answer, count in zip(self.answers, counts or ()):
             if type(count) is not int or count < 1:
                 raise ValueError(f"{source}: {answer!r:.60}: expected a number of questions from 1 on, found {count!r}")
@@ -106,7 +105,7 @@ class AnswerVocabulary:
 
     def rows_of(self, answer: str) -> tuple[int, ...]:
         """Return the rows of the entries that an answer is equal to; none if it is outside the list."""
-        return tuple(self._rows.get(_normal_form(answer), ()))
+        return tuple(self._rows.get(normal_form(answer), ()))
 
     def soft_scores(self, answers: Sequence[str]) -> Tensor:
         """Return how right each entry is for a question, (A,) float32 in [0, 1], by ``agreement``.
@@ -116,13 +115,18 @@ class AnswerVocabulary:
                 answer inside.
         """
         scores = torch.zeros(len(self.answers))
-        counts = Counter(map(_normal_form, answers))
+        counts = Counter(map(normal_form, answers))
         for form, matches in counts.items():
             scores[self._rows.get(form, [])] = agreement(matches, len(answers))
         return scores
 
 
-def _normal_form(answer: str) -> str:
+def normal_form(answer: str) -> str:
+    """Return the form in which an answer and the entries of a list are compared; empty for a blank one.
+
+    That is ``normalize_answer``; of an answer that is made of articles or punctuation alone, as the "A" of a multiple
+    choice, it is the lower case.
+    """
     return normalize_answer(answer) or answer.strip().lower()
 
 

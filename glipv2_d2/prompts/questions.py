@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -25,6 +26,29 @@ _NO_THINGS = frozenset("""
     color colour kind type sort time name number picture image photo photograph scene
     higher lower further farther closer nearer larger bigger smaller taller shorter older younger
     """.split())
+
+
+class AskedQuestion(NamedTuple):
+    """A question as a model reads it, and what the token limit has cut off.
+
+    Attributes:
+        prompt: Each of its phrases has a token; their ids are their rows.
+        num_lost_tokens: Of the question.
+        lost_phrases: Of the question, those that were left out since they have no token.
+    """
+
+    prompt: TokenizedPrompt
+    num_lost_tokens: int
+    lost_phrases: tuple[str, ...]
+
+
+def names_something(phrase: str) -> bool:
+    """Tell whether a noun phrase of a question can be a thing of the picture; "what color" and "the picture" are none.
+
+    Args:
+        phrase: Not blank.
+    """
+    return phrase.lower().split()[-1] not in _NO_THINGS
 
 
 def without_special_tokens(text: str) -> str:
@@ -88,6 +112,33 @@ def question_to_ground(question: str, tokenizer: PromptTokenizer) -> TokenizedPr
     Raises:
         ValueError: The question is blank, or the tokenizer has no mask token.
     """
-    spans = [ranges for phrase, ranges in noun_phrases(question) if phrase.lower().split()[-1] not in _NO_THINGS]
+    spans = [ranges for phrase, ranges in noun_phrases(question) if names_something(phrase)]
     names_answer = [False] * len(spans) + [True]
     return question_prompt(question, tokenizer, [*spans, ()], names_answer=names_answer, with_mask=True)
+
+
+def question_to_answer(question: str, tokenizer: PromptTokenizer, *, grounded: bool) -> AskedQuestion:
+    """Make the prompt that a question is answered from, and count what does not fit into it.
+
+    Args:
+        question: One past the token limit is cut off.
+        tokenizer: Of the model's text encoder.
+        grounded: Also find things, see ``question_to_ground``; otherwise the prompt has no phrases.
+
+    Raises:
+        ValueError: As ``question_to_ground``.
+    """
+    prompt = question_to_ground(question, tokenizer) if grounded else question_prompt(question, tokenizer)
+    num_tokens = tokenizer.count_tokens(without_special_tokens(question)) + int(grounded)
+    has_tokens = prompt.phrase_token_map.any(dim=1)
+    kept, lost = (
+        tuple(phrase for phrase, one in zip(prompt.phrases, has_tokens.tolist()) if one is wanted)
+        for wanted in (True, False)
+    )
+    prompt = dataclasses.replace(
+        prompt,
+        phrase_token_map=prompt.phrase_token_map[has_tokens],
+        category_ids=torch.arange(len(kept)),
+        phrases=kept,
+    )
+    return AskedQuestion(prompt, max(num_tokens - tokenizer.max_content_tokens, 0), lost)

@@ -74,13 +74,27 @@ def test_a_grounded_question_has_boxes_of_its_words_and_of_the_answer(record):
     assert prompt.mlm_labels is None and "dropped" not in sample
 
 
-def test_a_plain_question_has_no_instances_and_no_mask_token(record):
-    plain_data = {key: value for key, value in record.items() if key != "annotations"}
-    for own, one in ((mapper(grounded=False), record), (mapper(), plain_data)):
-        sample = own(one)
-        assert "instances" not in sample and sample["task"] == "vqa"
-        assert spelled(own, sample["prompts"][0].input_ids) == "[CLS] is the cat left of the dog ? [SEP]"
-        assert sample["answer_scores"].tolist() == pytest.approx([1.0, 0.6, 0.0, 0.0, 0.3])
+def without_boxes(record) -> dict:
+    return {key: value for key, value in record.items() if key != "annotations"}
+
+
+@pytest.mark.parametrize("has_boxes", [False, True])
+def test_a_plain_question_has_no_instances_and_no_mask_token(record, has_boxes):
+    own = mapper(grounded=False)
+    sample = own(record if has_boxes else without_boxes(record))
+    assert "instances" not in sample and sample["task"] == "vqa" and sample["prompts"][0].phrases == ()
+    assert spelled(own, sample["prompts"][0].input_ids) == "[CLS] is the cat left of the dog ? [SEP]"
+    assert sample["answer_scores"].tolist() == pytest.approx([1.0, 0.6, 0.0, 0.0, 0.3])
+
+
+def test_a_question_of_a_dataset_without_boxes_is_read_in_training_as_at_test_time(record):
+    own, tested = mapper(), mapper(is_train=False)
+    sample = own(without_boxes(record))
+    assert "instances" not in sample and sample["prompts"][0].phrases == ()
+    assert spelled(own, sample["prompts"][0].input_ids) == "[CLS] is the cat left of the dog ? [MASK] [SEP]"
+    assert sample["prompts"][0].input_ids.tolist() == tested(record)["prompts"][0].input_ids.tolist()
+    assert sample["answer_scores"].tolist() == pytest.approx([1.0, 0.6, 0.0, 0.0, 0.3])
+    assert mapper(max_tokens=10)(without_boxes(record))["dropped"] == {"tokens": 1}
 
 
 def test_a_question_without_boxes_in_a_grounded_dataset_has_empty_instances(record):
@@ -122,8 +136,8 @@ def test_nothing_changes_sides_without_a_flip_or_without_the_option(record):
 
 
 def test_a_mirrored_plain_question_stays_plain(record):
-    own = mapper([T.RandomFlip(1.0)], flip_words=True)
-    sample = own({key: value for key, value in record.items() if key != "annotations"})
+    own = mapper([T.RandomFlip(1.0)], flip_words=True, grounded=False)
+    sample = own(without_boxes(record))
     assert "instances" not in sample
     assert spelled(own, sample["prompts"][0].input_ids) == "[CLS] is the cat right of the dog ? [SEP]"
 
@@ -149,6 +163,29 @@ def test_a_question_that_just_fits_drops_nothing(record):
     assert "dropped" not in mapper(max_tokens=11)(record)
     assert mapper(max_tokens=10)(record)["dropped"] == {"tokens": 1}
     assert "dropped" not in mapper(max_tokens=10, grounded=False)(record)
+
+
+def test_a_cut_off_question_counts_the_tokens_that_a_typed_special_token_is(record):
+    # [CLS] is ( mask ) here ? [SEP]
+    record = {**record, "question": "is [MASK] here?"}
+    for is_train in (True, False):
+        own = mapper(max_tokens=6, is_train=is_train, grounded=False)
+        assert own(record)["dropped"] == {"tokens": 2}
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "grounded", "phrases", "dropped"),
+    [
+        (11, True, ("the cat", "the dog", "[answer]"), None),
+        (10, True, ("the cat", "the dog", "[answer]"), {"tokens": 1}),
+        (7, True, ("the cat", "[answer]"), {"tokens": 4, "phrases": 1}),
+        (10, False, (), None),
+        (7, False, (), {"tokens": 3}),
+    ],
+)
+def test_what_is_cut_off_of_a_question_at_test_time_is_counted(record, max_tokens, grounded, phrases, dropped):
+    sample = mapper(max_tokens=max_tokens, is_train=False, grounded=grounded)(record)
+    assert sample["prompts"][0].phrases == phrases and sample.get("dropped") == dropped
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@ from collections import Counter
 
 import prepare_vqa
 import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from prepare_vqa import count_answers, draw_images, frequent_answers, main
 
+from glipv2_d2.data import register_vqa_jsonl
 from glipv2_d2.prompts.answers import AnswerVocabulary
 
 
@@ -18,8 +20,14 @@ def scenes(*questions) -> dict:
 
 
 def test_answers_are_counted_in_their_normal_form():
-    contents = {"a": annotations("Yes", "yes.", "two", "the"), "b": annotations("2", "a red bus")}
-    assert count_answers(contents) == {"yes": 2, "2": 2, "red bus": 1}
+    contents = {"a": annotations("Yes", "yes.", "two", " "), "b": annotations("2", "a red bus")}
+    assert count_answers(contents) == {"yes": 2, "2": 2, "red bus": 1, "": 1}
+
+
+def test_letters_of_a_multiple_choice_are_all_counted():
+    several = {"answers": ["B", "A", "a"]}
+    assert count_answers({"a": scenes(several, {"answer": "A"})}) == {"a": 2}
+    assert count_answers({"a": annotations("A", "B", "C", "D", "the")}) == {"a": 1, "b": 1, "c": 1, "d": 1, "the": 1}
 
 
 def test_questions_of_images_count_by_their_most_common_answer():
@@ -67,6 +75,71 @@ def test_other_annotations_give_a_list_of_answers_alone(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"a.json", "answers.json"}
     with pytest.raises(SystemExit, match="error: --min-occurrences is 9, expected at most 1"):
         main(arguments)
+
+
+def test_questions_with_a_blank_answer_are_left_out_and_counted(tmp_path, capsys):
+    write(tmp_path, "a.json", scenes({"answer": "A"}, {"answer": " "}, {"answers": ["", "", "x"]}))
+    arguments = ["--annotations", str(tmp_path / "a.json"), "--output", str(tmp_path / "answers.json")]
+    main([*arguments, "--min-occurrences", "1"])
+    assert json.loads((tmp_path / "answers.json").read_text()) == {"a": 1}
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("answers.json: 1 of 1 answers, of 1 of 1 questions")
+    assert lines[1:] == ["left out: 2 questions with a blank answer"]
+    write(tmp_path, "a.json", scenes({"answer": ""}))
+    with pytest.raises(SystemExit, match="a.json: found no answer, expected questions with answers"):
+        main(arguments)
+
+
+LINES = [
+    {"filename": "1.jpg", "question": "What is it?", "answer": "A"},
+    {"filename": "1.jpg", "question": "And now?", "answers": ["b", {"answer": "B."}, "a"]},
+    {"filename": "2.jpg", "question": "What is left?", "answer": "The Dog", "question_id": 70},
+    {"filename": "2.jpg", "question": "Which?", "answer": "a"},
+]
+
+
+def write_lines(file, lines):
+    file.write_text("\n".join("" if line is None else json.dumps(line) for line in lines))
+
+
+def test_json_lines_of_ones_own_questions_give_the_list_that_scores_them(tmp_path):
+    write_lines(tmp_path / "q.jsonl", [*LINES[:2], None, *LINES[2:]])
+    output = tmp_path / "answers.json"
+    main(["--annotations", str(tmp_path / "q.jsonl"), "--output", str(output), "--min-occurrences", "1"])
+    assert json.loads(output.read_text()) == {"a": 2, "b": 1, "dog": 1}
+    register_vqa_jsonl("prepared_questions", tmp_path / "q.jsonl", tmp_path)
+    try:
+        dataset_dicts = DatasetCatalog.get("prepared_questions")
+    finally:
+        DatasetCatalog.remove("prepared_questions")
+        MetadataCatalog.remove("prepared_questions")
+    vocabulary = AnswerVocabulary.from_file(str(output))
+    assert vocabulary.answers == ("a", "b", "dog") and vocabulary.frequencies == (0.5, 0.25, 0.25)
+    assert [vocabulary.soft_scores(item["answers"]).tolist() for item in dataset_dicts] == [
+        [1.0, 0.0, 0.0],
+        [1.0, 1.0, 0.0],
+        [0.0, 0.0, 1.0],
+        [1.0, 0.0, 0.0],
+    ]
+
+
+BAD_LINES = {
+    "no json": ("{", "a.jsonl: line 3: Expecting .*; expected json"),
+    "no text": ("\udce9", "a.jsonl: line 3: .*; expected json"),
+    "nested": ("[" * 100_000, "a.jsonl: line 3: .*; expected json"),
+    "list": ("[]", r"a.jsonl: line 3 is \[\], expected an object"),
+    "no answer": ("{}", "a.jsonl: line 3: answers is None, expected a list of answers"),
+    "number": ('{"answer": 1}', "a.jsonl: line 3: answer is 1, expected a string"),
+    "answers": ('{"answers": ["x", 1]}', "a.jsonl: line 3: answers is 1, expected a string"),
+}
+
+
+@pytest.mark.parametrize("text, message", BAD_LINES.values(), ids=BAD_LINES)
+def test_what_is_no_question_is_named_with_its_line(tmp_path, text, message):
+    (tmp_path / "a.jsonl").write_bytes(b'{"answer": "x"}\n\n' + text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(SystemExit, match=f"error: .*{message}") as raised:
+        main(["--annotations", str(tmp_path / "a.jsonl"), "--output", str(tmp_path / "out.json")])
+    assert "\n" not in str(raised.value) and not (tmp_path / "out.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from glipv2_d2.data.datasets.vqa_records import read_question_boxes
 from glipv2_d2.engine.pseudo_boxes import PseudoBoxTeacher
 from glipv2_d2.engine.pseudo_questions import box_overlap, question_content, question_regions, read_question
 from glipv2_d2.prompts.phrase_finder import build_phrase_finder
+from glipv2_d2.prompts.questions import ANSWER_PHRASE, question_to_ground
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
@@ -38,6 +39,10 @@ def teacher(tiny_cfg, finder):
         ("Is the dog asleep?", "Unknown", ("the dog",), [[(3, 10)]]),
         ("Is the dog asleep?", "2", ("the dog",), [[(3, 10)]]),
         ("Is it?", "cat and dog", ("cat", "dog"), [[(7, 10)], [(15, 18)]]),
+        # No phrases of a question when it is answered.
+        ("What color is the cat?", "2", ("the cat",), [[(14, 21)]]),
+        ("What time is it in this picture?", "noon", ("noon",), [[(33, 37)]]),
+        ("What is the man holding?", "picture", ("the man", "picture"), [[(8, 15)], [(25, 32)]]),
     ],
 )
 def test_the_phrases_of_question_and_answer_are_looked_for_in_one_text(teacher, question, answer, phrases, spans):
@@ -47,6 +52,26 @@ def test_the_phrases_of_question_and_answer_are_looked_for_in_one_text(teacher, 
     assert [text[begin:end] for [(begin, end)] in caption.spans] == list(phrases)
     assert caption.prompt.phrase_token_map.any(dim=1).all()
     assert len(caption.prompt) == teacher.tokenizer.count_tokens(text) + 2
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["can't tell", "cant tell", "Can’t tell", "cannot tell", "don't know the dog", "no cat", "is a cat", "'not' cat"],
+)
+def test_an_answer_that_begins_with_an_auxiliary_or_a_negation_is_no_thing(teacher, answer):
+    caption = read_question(teacher, make_sample("Is the dog asleep?", answer))
+    assert caption.prompt.phrases == ("the dog",)
+
+
+@pytest.mark.parametrize("answer", ["canteen", "notebook", "island"])
+def test_an_answer_that_begins_like_an_auxiliary_is_one(teacher, answer):
+    assert read_question(teacher, make_sample("Is it?", answer)).prompt.phrases == (answer,)
+
+
+def test_questions_and_their_pseudo_boxes_have_the_same_phrases(teacher):
+    for question in ("What color is the cat?", "What kind of dog is in the photo?", "How many cars are on the street?"):
+        taught = read_question(teacher, make_sample(question, "2")).prompt.phrases
+        assert question_to_ground(question, teacher.tokenizer).phrases == (*taught, ANSWER_PHRASE)
 
 
 def test_a_question_that_names_nothing_has_no_phrases(teacher):

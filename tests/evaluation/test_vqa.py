@@ -142,6 +142,24 @@ def test_question_that_came_twice_counts_once_and_missing_ones_are_named(caplog)
     assert "2 of 3 questions were processed" in caplog.text
 
 
+def test_questions_that_were_cut_off_are_counted_once_each(caplog):
+    evaluator = VQAEvaluator("asked", [question(row, ["dog"]) for row in range(4)], VOCABULARY)
+    for question_id, dropped in [(0, {"tokens": 2}), (1, {"tokens": 3, "phrases": 1}), (1, {"tokens": 3}), (2, None)]:
+        sample = {"question_id": question_id, **({} if dropped is None else {"dropped": dropped})}
+        evaluator.process([sample], [scores_for("dog")])
+    results = evaluator.evaluate()
+    (line,) = [record.getMessage() for record in caplog.records if "MAX_TOKENS" in record.getMessage()]
+    assert line == (
+        "dataset 'asked': 2 of 3 questions pass MODEL.TEXT_ENCODER.MAX_TOKENS, cut off: 5 tokens, 1 phrases"
+    )
+    assert results["vqa"] == {"accuracy": 100.0, "upper_bound": 100.0}
+
+
+def test_nothing_is_said_where_no_question_was_cut_off(caplog):
+    evaluate([question(1, ["dog"])], [(1, "dog")])
+    assert not caplog.records
+
+
 def test_question_ids_may_be_strings():
     assert evaluate([question("q1", ["dog"])], [("q1", "dog")])["vqa"]["accuracy"] == 100.0
 

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from glipv2_d2.prompts.answers import AnswerVocabulary, agreement
+from glipv2_d2.prompts.answers import AnswerVocabulary, agreement, normal_form
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,14 @@ def test_entries_with_one_normal_form_are_right_together():
     vocabulary = AnswerVocabulary(["two", "yes", "2"])
     assert vocabulary.rows_of("Two!") == (0, 2) and vocabulary.rows_of("maybe") == ()
     assert vocabulary.soft_scores(["2"]).tolist() == [1.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [("The Red Bus.", "red bus"), ("two", "2"), (" A ", "a"), ("The", "the"), ("?", "?"), (" ", "")],
+)
+def test_an_answer_of_articles_or_punctuation_alone_keeps_its_lower_case(answer, expected):
+    assert normal_form(answer) == expected
 
 
 def test_letters_of_a_multiple_choice_stay_apart():

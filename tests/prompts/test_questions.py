@@ -1,6 +1,13 @@
 import pytest
 
-from glipv2_d2.prompts.questions import ANSWER_PHRASE, question_prompt, question_to_ground, without_special_tokens
+from glipv2_d2.prompts.questions import (
+    ANSWER_PHRASE,
+    names_something,
+    question_prompt,
+    question_to_answer,
+    question_to_ground,
+    without_special_tokens,
+)
 from glipv2_d2.prompts.tokenizer import PromptTokenizer
 
 #           0         1         2
@@ -73,6 +80,54 @@ def test_a_question_to_ground_has_its_things_and_the_answer(tokenizer):
 )
 def test_what_names_no_thing_is_no_phrase_of_a_question(tokenizer, question, expected):
     assert question_to_ground(question, tokenizer).phrases == (*expected, ANSWER_PHRASE)
+
+
+@pytest.mark.parametrize(
+    ("phrase", "expected"),
+    [("the cat", True), ("time lapse", True), ("What Color", False), ("this picture", False), ("yes", False)],
+)
+def test_the_last_word_of_a_phrase_says_whether_it_is_a_thing(phrase, expected):
+    assert names_something(phrase) is expected
+
+
+#       [CLS] is there very very very big dog beside the cat ? [MASK] [SEP]
+CROWDED = "is there very very very big dog beside the cat?"
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "grounded", "num_lost", "kept", "lost"),
+    [
+        (14, True, 0, ("dog", "the cat", "[answer]"), ()),
+        (13, True, 1, ("dog", "the cat", "[answer]"), ()),
+        # Of "the cat" one word is left.
+        (12, True, 2, ("dog", "the cat", "[answer]"), ()),
+        (11, True, 3, ("dog", "[answer]"), ("the cat",)),
+        (9, True, 5, ("dog", "[answer]"), ("the cat",)),
+        (6, True, 8, ("[answer]",), ("dog", "the cat")),
+        (13, False, 0, (), ()),
+        (6, False, 7, (), ()),
+    ],
+)
+def test_what_a_question_loses_to_the_token_limit_is_counted_and_named(max_tokens, grounded, num_lost, kept, lost):
+    asked = question_to_answer(CROWDED, PromptTokenizer(max_tokens=max_tokens), grounded=grounded)
+    assert asked.num_lost_tokens == num_lost and len(asked.prompt) == 14 - (not grounded) - num_lost
+    assert [phrase.split()[-1] for phrase in asked.prompt.phrases] == [phrase.split()[-1] for phrase in kept]
+    assert [phrase.split()[-1] for phrase in asked.lost_phrases] == [phrase.split()[-1] for phrase in lost]
+    assert asked.prompt.phrase_token_map.shape == (len(kept), len(asked.prompt))
+    assert asked.prompt.phrase_token_map.any(dim=1).all()
+    assert asked.prompt.category_ids.tolist() == list(range(len(kept)))
+
+
+def test_the_answer_keeps_its_token_and_gets_the_next_row_where_phrases_are_lost():
+    tokenizer = PromptTokenizer(max_tokens=6)
+    prompt = question_to_answer(CROWDED, tokenizer, grounded=True).prompt
+    assert phrases(prompt, tokenizer) == [["[MASK]"]]
+
+
+def test_tokens_of_typed_special_tokens_are_counted_as_they_are_read():
+    # [CLS] is ( mask ) here ? [SEP]
+    asked = question_to_answer("is [MASK] here?", PromptTokenizer(max_tokens=6), grounded=False)
+    assert asked.num_lost_tokens == 2
 
 
 @pytest.mark.parametrize("question", ["", " \n\t"])

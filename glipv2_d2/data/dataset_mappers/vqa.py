@@ -13,7 +13,7 @@ from .base import DroppedText, PromptDatasetMapper, PromptedBoxes
 from .grounding import annotations_to_train_on, mirror_text, num_tokens_cut_off
 from ...prompts.answers import AnswerVocabulary
 from ...prompts.flip_words import swap_left_right
-from ...prompts.questions import question_prompt, question_to_ground
+from ...prompts.questions import AskedQuestion, question_prompt, question_to_answer, without_special_tokens
 from ...prompts.tokenizer import PromptTokenizer
 from ...structures import CharSpan, TokenizedPrompt
 
@@ -25,8 +25,10 @@ class VQADatasetMapper(PromptDatasetMapper):
     whose answers is in the list has zeros only, and is counted under ``dropped`` as ``questions_without_answers``.
 
     A grounded question ends with the mask token. In training its boxes belong to character ranges of the question, to
-    the answer, or to both; a dataset without boxes stays plain, and plain samples have no ``instances``. At test time
-    its phrases are its noun phrases and the answer.
+    the answer, or to both; samples of a dataset without boxes, and plain ones, have no ``instances``. At test time its
+    phrases are its noun phrases and the answer.
+
+    What the token limit cuts off is counted under ``dropped`` at test time too, as ``tokens`` and ``phrases``.
 
     A dataset dict of ``questions_by_image`` stands for all questions of its picture. Its sample is that of the first
     of those that are chosen, and has the samples of the others, which share its ``image``, under ``more_questions``.
@@ -93,13 +95,11 @@ class VQADatasetMapper(PromptDatasetMapper):
 
     def test_prompts(self, dataset_dict: dict) -> list[TokenizedPrompt]:
         """Return the question as one prompt."""
-        make_prompt = question_to_ground if self.grounded else question_prompt
-        return [make_prompt(dataset_dict["question"], self.tokenizer)]
+        return [self._asked(dataset_dict).prompt]
 
     def training_target(self, dataset_dict: dict, rng: np.random.Generator) -> PromptedBoxes:
         """Make the question a prompt whose phrases are those of the boxes; crowd regions are never targets."""
-        is_grounded = self._is_grounded(dataset_dict)
-        annotations = annotations_to_train_on(dataset_dict) if is_grounded else []
+        annotations = annotations_to_train_on(dataset_dict) if self.grounded else []
         annotations = [item for item in annotations if item.get("score", 1.0) >= self.min_score]
         phrases, rows = _distinct_phrases(annotations)
         question = dataset_dict["question"]
@@ -108,7 +108,8 @@ class VQADatasetMapper(PromptDatasetMapper):
             self.tokenizer,
             [spans for spans, _ in phrases],
             names_answer=[names_answer for _, names_answer in phrases],
-            with_mask=is_grounded,
+            # Also of a dataset without boxes: the model always reads the question as it does at test time.
+            with_mask=self.grounded,
         )
         # Phrases of a sentence belong to no category.
         prompt.category_ids.fill_(-1)
@@ -122,7 +123,9 @@ class VQADatasetMapper(PromptDatasetMapper):
             category_ids=np.full(kept.sum(), -1, dtype=np.int64),
             segmentations=[None] * int(kept.sum()),
             dropped=DroppedText(
-                tokens=num_tokens_cut_off(question, prompt, self.tokenizer, num_added=int(is_grounded)),
+                tokens=num_tokens_cut_off(
+                    without_special_tokens(question), prompt, self.tokenizer, num_added=int(self.grounded)
+                ),
                 phrases=int((~has_tokens).sum()),
                 boxes=int((~kept).sum()),
             ),
@@ -137,16 +140,19 @@ class VQADatasetMapper(PromptDatasetMapper):
         """Return a sample with ``task``, ``question_id`` and, in training, the scores of the answers."""
         sample = {**sample, "task": "vqa", "question_id": dataset_dict["question_id"]}
         if not self.is_train:
-            return sample
+            asked = self._asked(dataset_dict)
+            counts = {"tokens": asked.num_lost_tokens, "phrases": len(asked.lost_phrases)}
+            dropped = {key: number for key, number in counts.items() if number}
+            return {**sample, "dropped": dropped} if dropped else sample
         sample["answer_scores"] = self.answers.soft_scores(answer_texts(dataset_dict))
         if not sample["answer_scores"].any():
             sample["dropped"] = {**sample.get("dropped", {}), "questions_without_answers": 1}
-        if not self._is_grounded(dataset_dict):
+        if not self.grounded or "annotations" not in dataset_dict:
             del sample["instances"]
         return sample
 
-    def _is_grounded(self, dataset_dict: dict) -> bool:
-        return self.grounded and "annotations" in dataset_dict
+    def _asked(self, dataset_dict: dict) -> AskedQuestion:
+        return question_to_answer(dataset_dict["question"], self.tokenizer, grounded=self.grounded)
 
 
 def questions_by_image(dataset_dicts: list[dict]) -> list[dict]:
