@@ -154,13 +154,15 @@ class Captioner:
         self.predictor, self.threshold = predictor, threshold
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-        """Caption a picture in BGR order; return the drawn picture and what the JSON file says of it."""
+        """Caption a picture in BGR order; return the drawn picture and what the JSON file says of it: of all words the
+        best box, of the phrases those with the threshold."""
         output = self.predictor.caption(image)
         instances, phrases, caption = kept_instances(output, self.threshold), output["phrases"], output["caption"]
         drawn = GroundingVisualizer(image[:, :, ::-1]).draw_generated(
             instances, phrases, caption, output["phrase_spans"]
         )
         record = {"caption": caption, "score": round(output["score"], 4)}
+        record["words"] = [{**word, **rounded_box(word["score"], word["box"])} for word in output["words"]]
         return drawn[:, :, ::-1], {**record, "detections": list_detections(instances, phrases)}
 
 
@@ -173,14 +175,16 @@ def kept_instances(output: dict[str, Any], threshold: float) -> Instances:
 def list_detections(instances: Instances, phrases: Sequence[str]) -> list[dict[str, Any]]:
     """Return phrase, score, box and, of a model that gives one, mask of each detection in plain types."""
     fields = zip(instances.pred_classes.tolist(), instances.scores.tolist(), instances.pred_boxes.tensor.tolist())
-    detections = [
-        {"phrase": phrases[row], "score": round(score, 4), "box": [round(edge, 2) for edge in box]}
-        for row, score, box in fields
-    ]
+    detections = [{"phrase": phrases[row], **rounded_box(score, box)} for row, score, box in fields]
     if not instances.has("pred_masks"):
         return detections
     masks = list_masks(instances.pred_masks)
     return [{**detection, "segmentation": mask} for detection, mask in zip(detections, masks)]
+
+
+def rounded_box(score: float, box: Sequence[float] | None) -> dict[str, Any]:
+    """Return score and box as the JSON file has them; a word may have no box."""
+    return {"score": round(score, 4), "box": None if box is None else [round(edge, 2) for edge in box]}
 
 
 def list_masks(masks: torch.Tensor) -> list[dict[str, Any]]:

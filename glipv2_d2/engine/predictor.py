@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,9 +26,9 @@ from ..evaluation.referring import referred_mask
 from ..prompts.answers import AnswerVocabulary
 from ..prompts.builder import prompt_from_caption
 from ..prompts.decoding import DecodedText
-from ..prompts.noun_phrases import noun_phrases
+from ..prompts.noun_phrases import noun_phrases, without_determiner
 from ..prompts.phrase_search import find_phrase
-from ..prompts.questions import question_prompt, question_to_ground
+from ..prompts.questions import question_to_answer
 from ..prompts.tokenizer import PromptTokenizer
 from ..prompts.vocabulary import build_default_prompts
 from ..structures import CharSpan, TokenizedPrompt
@@ -38,6 +39,9 @@ NamesOrCaption = Sequence[str] | str | None
 
 # Answers that are reported with the best one.
 _BEST_ANSWERS = 5
+
+# A word of a written caption, without the marks around it, and what a noun phrase may begin with that names nothing.
+_WORD = re.compile(r"\d+(?:\.\d+)+|[^\W_]+(?:['’-][^\W_]+)*")
 
 
 class GLIPv2Predictor(DefaultPredictor):
@@ -161,7 +165,7 @@ class GLIPv2Predictor(DefaultPredictor):
 
         Args:
             original_image: As above.
-            question: "how many dogs are there?"
+            question: "how many dogs are there?" One past the token limit is cut off, with a warning.
 
         Returns:
             ``answer`` and its ``score`` in [0, 1], which is its own probability; ``answers``, the best five of the list
@@ -175,8 +179,15 @@ class GLIPv2Predictor(DefaultPredictor):
             raise ValueError("answer: the model answers no questions, expected MODEL.GLIPV2.VQA.ENABLED True")
         if not isinstance(question, str) or not question.strip():
             raise ValueError(f"question: expected a string that is not blank, found {question!r:.100}")
-        prompt = (question_to_ground if self._grounds_questions else question_prompt)(question, self.tokenizer)
-        output = self._predict([original_image], [[prompt]], task="vqa")[0]
+        asked = question_to_answer(question, self.tokenizer, grounded=self._grounds_questions)
+        if asked.num_lost_tokens or asked.lost_phrases:
+            logging.getLogger(__name__).warning(
+                "question: %d tokens pass the limit of %d tokens and are not read, %s cannot be found",
+                asked.num_lost_tokens,
+                self.tokenizer.max_tokens,
+                list(asked.lost_phrases),
+            )
+        output = self._predict([original_image], [[asked.prompt]], task="vqa")[0]
         scores, rows = output.pop("answer_scores").topk(min(_BEST_ANSWERS, len(self._answers)))
         best = [(self._answers.answers[row], score) for row, score in zip(rows.tolist(), scores.tolist())]
         return {"answer": best[0][0], "score": best[0][1], "answers": best, **output}
@@ -188,9 +199,12 @@ class GLIPv2Predictor(DefaultPredictor):
             original_image: As above.
 
         Returns:
-            ``caption`` and its ``score``, the mean log probability of its words; ``phrases``, its noun phrases, with
-            ``phrase_spans``, their half-open character ranges, and ``instances``, the best box of each of them, if
-            ``MODEL.GLIPV2.CAPTIONING.GROUNDED``; otherwise all three are empty.
+            ``caption`` and its ``score``, the mean log probability of its words. If
+            ``MODEL.GLIPV2.CAPTIONING.GROUNDED``, also ``phrases``, its noun phrases, with ``phrase_spans``, their
+            half-open character ranges, and ``instances``, the best box of each of them, rated without a determiner
+            at its beginning; and ``words``, a dict for each word of the caption, in its order: ``word``, ``span``, its
+            half-open character range, ``box``, its best, XYXY in pixels of the picture, and ``score`` in [0, 1]; where
+            no box has a score above 0, the box is None. Otherwise all four are empty.
 
         Raises:
             TypeError, ValueError: The model writes no captions, or the image is not as above.
@@ -201,7 +215,7 @@ class GLIPv2Predictor(DefaultPredictor):
             output = self.model([{**self._model_input(original_image), "task": "captioning"}])[0]
         decoded = self.tokenizer.decode(output["caption_ids"].tolist())
         result = {"caption": decoded.text, "score": output["caption_score"]}
-        return {**result, **_ground_phrases(decoded, output, original_image.shape[:2])}
+        return {**result, **_ground_caption(decoded, output, original_image.shape[:2])}
 
     def _predict(
         self, images: Sequence[np.ndarray], prompts: Sequence[list[TokenizedPrompt]], task: str = "detection"
@@ -270,19 +284,35 @@ def _phrases_by_id(prompts: Sequence[TokenizedPrompt]) -> list[str]:
     return [phrase for prompt in prompts for phrase in prompt.phrases]
 
 
-def _ground_phrases(decoded: DecodedText, output: dict[str, Any], image_size: tuple[int, int]) -> dict[str, Any]:
-    """Return the noun phrases of a written caption with the best box of each; nothing for a caption without boxes."""
-    found = noun_phrases(decoded.text) if "token_boxes" in output else []
-    boxes, scores = [torch.zeros(0, 4)], [torch.zeros(0)]
-    for _, spans in found:
-        rows = sorted({row for span in spans for row in tokens_of_span(decoded.token_spans, span)})
-        ranked, ratings = phrase_boxes(output["token_boxes"][rows].cpu(), output["token_scores"][rows].cpu())
-        boxes.append(ranked[:1])
-        scores.append(ratings[:1])
-    instances = Instances(image_size, pred_boxes=Boxes(torch.cat(boxes)), scores=torch.cat(scores))
-    instances.pred_classes = torch.arange(len(found))
+def _ground_caption(decoded: DecodedText, output: dict[str, Any], image_size: tuple[int, int]) -> dict[str, Any]:
+    """Return the noun phrases and the words of a written caption with the best box of each, as ``caption`` has them;
+    nothing for a caption without boxes."""
+    is_grounded = "token_boxes" in output
+    found = noun_phrases(decoded.text) if is_grounded else []
+    # What an article says of the image is not learned: where the things of training are named, it stands outside.
+    named = [[without_determiner(decoded.text, span) for span in spans] for _, spans in found]
+    ranked = [_ranked_boxes(decoded, output, spans) for spans in named]
+    boxed = [row for row, (_, scores) in enumerate(ranked) if len(scores)]
+    instances = Instances(image_size)
+    instances.pred_boxes = Boxes(torch.cat([torch.zeros(0, 4), *(ranked[row][0][:1] for row in boxed)]))
+    instances.scores = torch.cat([torch.zeros(0), *(ranked[row][1][:1] for row in boxed)])
+    instances.pred_classes = torch.tensor(boxed, dtype=torch.int64)
+    words = []
+    for match in _WORD.finditer(decoded.text) if is_grounded else ():
+        boxes, scores = _ranked_boxes(decoded, output, [match.span()])
+        best = {"box": boxes[0].tolist(), "score": scores[0].item()} if len(scores) else {"box": None, "score": 0.0}
+        words.append({"word": match.group(), "span": match.span(), **best})
     return {
         "instances": instances,
         "phrases": [phrase for phrase, _ in found],
         "phrase_spans": [list(spans) for _, spans in found],
+        "words": words,
     }
+
+
+def _ranked_boxes(
+    decoded: DecodedText, output: dict[str, Any], spans: Sequence[CharSpan]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the boxes (K, 4) of what stands at some places of a caption, and their scores (K,), the best first."""
+    rows = sorted({row for span in spans for row in tokens_of_span(decoded.token_spans, span)})
+    return phrase_boxes(output["token_boxes"][rows].float().cpu(), output["token_scores"][rows].float().cpu())

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
+from torchvision.ops import nms
 
 from ..prompts.decoding import DecodedText
 from ..structures import CharSpan
@@ -15,27 +16,34 @@ from .captioning import CaptionedImage, CaptioningEvaluator, CaptionResult
 from .named_objects import Mention
 
 _BOX_THRESHOLD = 0.5
+# From here on boxes of two tokens are one, as the detector has it for two boxes of a phrase unless its config differs.
+_SAME_BOX_IOU = 0.6
 _RECALLS = (1, 5, 10)
 
 
 def phrase_boxes(token_boxes: Tensor, token_scores: Tensor) -> tuple[Tensor, Tensor]:
     """Join the boxes of the tokens of a phrase.
 
-    The score of a box is the mean of its scores over all tokens; a token that does not have it among its boxes counts
-    as 0, and one that has it twice by its higher score.
+    Tokens that are aligned with the same thing best need not choose the same box: one may have left out the other's
+    for a better one beside it. The score of a box is therefore the mean, over all tokens, of the score of the token's
+    own box that overlaps it most; a token whose boxes all have an IoU below 0.6 with it counts as 0. Of boxes with an
+    IoU above that the best one stays.
 
     Args:
         token_boxes: (T, k, 4), the best k boxes of each of T >= 1 tokens, XYXY.
-        token_scores: (T, k), their scores.
+        token_scores: (T, k), their scores; boxes with the score 0 are none.
 
     Returns:
-        Different boxes (K, 4) and scores (K,), the best first. Equally good ones are sorted by their coordinates.
+        Boxes (K, 4) and scores (K,), all above 0, the best first. Equally good ones are sorted by their coordinates.
+        K may be 0.
     """
-    boxes, rows = torch.unique(token_boxes.flatten(0, 1), dim=0, return_inverse=True)
-    scores = token_scores.new_zeros(len(token_scores), len(boxes))  # (T, K)
-    scores.scatter_reduce_(1, rows.view(token_scores.shape), token_scores, "amax")
-    best, order = scores.mean(dim=0).sort(descending=True, stable=True)
-    return boxes[order], best
+    boxes = torch.unique(token_boxes[token_scores > 0], dim=0)
+    overlaps = pairwise_iou(Boxes(boxes), Boxes(token_boxes.flatten(0, 1))).view(-1, *token_scores.shape)  # (K, T, k)
+    overlaps = overlaps.masked_fill(token_scores <= 0, 0)
+    is_own = (overlaps == overlaps.amax(dim=2, keepdim=True)) & (overlaps >= _SAME_BOX_IOU)
+    scores = torch.where(is_own, token_scores, 0).amax(dim=2).mean(dim=1)
+    kept = nms(boxes.double(), scores.double(), _SAME_BOX_IOU)
+    return boxes[kept], scores[kept]
 
 
 def tokens_of_span(token_spans: Sequence[CharSpan | None], span: CharSpan) -> list[int]:

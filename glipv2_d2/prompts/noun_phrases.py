@@ -158,6 +158,14 @@ def names_no_thing(words: Sequence[str], following: str) -> bool:
     return words[-1] in _PLACES and all(word in _PLACE_WORDS for word in words[:-1])
 
 
+def without_determiner(text: str, span: CharSpan) -> CharSpan:
+    """Return a half-open character range of a text without a determiner at its beginning, unless that is all."""
+    words = text[span[0] : span[1]].split(maxsplit=1)
+    if len(words) < 2 or words[0].lower() not in _DETERMINERS:
+        return span
+    return span[1] - len(words[1]), span[1]
+
+
 def _split(caption: str) -> list[_Word]:
     words = []
     end = 0

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glipv2_d2.prompts.noun_phrases import noun_phrases
+from glipv2_d2.prompts.noun_phrases import noun_phrases, without_determiner
 
 CAPTIONS = {
     # prepositions, conjunctions, punctuation
@@ -132,3 +132,19 @@ def test_spans_are_ordered_apart_and_spell_their_phrases(caption):
         assert end_before <= begin < end <= len(caption)
         assert caption[begin:end] == phrase == phrase.strip() != ""
         end_before = end
+
+
+@pytest.mark.parametrize(
+    ("text", "span", "expected"),
+    [
+        ("a dog", (0, 5), "dog"),
+        ("see Another  red dog", (4, 20), "red dog"),
+        # Nothing else is there, and no determiner.
+        ("some", (0, 4), "some"),
+        ("antelope", (0, 8), "antelope"),
+        ("an antelope runs", (3, 11), "antelope"),
+    ],
+)
+def test_a_determiner_at_the_beginning_is_left_out(text, span, expected):
+    begin, end = without_determiner(text, span)
+    assert text[begin:end] == expected

@@ -51,7 +51,11 @@ def talking_predictor(demo, monkeypatch):
             instances = make_instances(image.shape[:2], self.boxes, self.scores)
             phrases, spans = (["a dog", "a cat"], [[(0, 5)], [(10, 15)]]) if self.boxes else ([], [])
             output = {"caption": "a dog and a cat", "score": -0.76543, "instances": instances}
-            return {**output, "phrases": phrases, "phrase_spans": spans}
+            words = [
+                {"word": "dog", "span": (2, 5), "box": [1.0, 2.0, 11.126, 12.0], "score": 0.76543},
+                {"word": "and", "span": (6, 9), "box": None, "score": 0.0},
+            ]
+            return {**output, "phrases": phrases, "phrase_spans": spans, "words": words if self.boxes else []}
 
     monkeypatch.setattr(demo, "GLIPv2Predictor", TalkingPredictor)
     return TalkingPredictor
@@ -102,6 +106,11 @@ def test_a_caption_is_written_for_every_picture(run, talking_predictor):
     for record in content["predictions"]:
         assert record["caption"] == "a dog and a cat" and record["score"] == -0.7654
         assert record["detections"] == [{"phrase": "a dog", "score": 0.75, "box": [1.0, 2.0, 11.13, 12.0]}]
+        # Of the words also those with a low score.
+        assert record["words"] == [
+            {"word": "dog", "span": [2, 5], "score": 0.7654, "box": [1.0, 2.0, 11.13, 12.0]},
+            {"word": "and", "span": [6, 9], "score": 0.0, "box": None},
+        ]
     assert talking_predictor.asked[-2:] == [(20, 30, 3)] * 2
     for picture in pictures:
         # The box of the second phrase has too low a score.
@@ -114,6 +123,7 @@ def test_a_model_without_grounding_gives_text_and_no_boxes(run, talking_predicto
     monkeypatch.setattr(talking_predictor, "scores", [])
     content, pictures = run(*words)
     assert [record["detections"] for record in content["predictions"]] == [[], []]
+    assert all(record.get("words", []) == [] for record in content["predictions"])
     assert all((picture[:500] == picture[0, 0]).all() and picture.shape[0] > 533 for picture in pictures)
 
 
