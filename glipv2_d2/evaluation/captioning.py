@@ -9,13 +9,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from detectron2.evaluation import DatasetEvaluator
-from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
 from ..prompts.decoding import DecodedText
 from .caption_metrics import score_captions
+from .gathering import GatheringEvaluator
 from .named_objects import Mention, Name, annotated_boxes, find_mentions, name_of
 
 # Turns token ids into text; the ``decode`` of a tokenizer.
@@ -57,7 +56,7 @@ class CaptionResult(NamedTuple):
     hits: list[int | None]
 
 
-class CaptioningEvaluator(DatasetEvaluator):
+class CaptioningEvaluator(GatheringEvaluator):
     """BLEU, ROUGE-L and CIDEr of captions, METEOR and SPICE where they can be computed, and named objects.
 
     Results are ``{"captioning": {...}}`` with the values of ``score_captions`` and ``pycocoevalcap``, 1 or 0, which
@@ -94,15 +93,12 @@ class CaptioningEvaluator(DatasetEvaluator):
         distributed: bool = True,
         output_folder: str | None = None,
     ) -> None:
+        super().__init__(distributed)
         self._images = _join_images(dataset_dicts, thing_classes)
         self._names = {name_of(name) for name in thing_classes or ()}
         self._names.update(name for image in self._images.values() for name in image.boxes)
         self._name, self._decode, self._implementation = dataset_name, decode, implementation
-        self._distributed, self._output_folder = distributed, output_folder
-        self._results: list[CaptionResult] = []
-
-    def reset(self) -> None:
-        self._results = []
+        self._output_folder = output_folder
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Read the captions of some images.
@@ -134,11 +130,8 @@ class CaptioningEvaluator(DatasetEvaluator):
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
         """Judge the captions; empty on all processes but the first, and if there is nothing to judge."""
-        results = self._results
-        if self._distributed:
-            results = [result for part in comm.gather(results) for result in part]
-            if not comm.is_main_process():
-                return OrderedDict()
+        if (results := self.gather()) is None:
+            return OrderedDict()
         # What several samples are of, or what two processes had, is there once, in the order of the dataset.
         found = {result.image_id: result for result in reversed(results)}
         image_ids = {image.image_id: None for image in self._images.values()}

@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances, pairwise_iou
-from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 from torch import Tensor
 
 from ..structures import CharSpan
+from .gathering import GatheringEvaluator
 
 _IOU_THRESHOLD = 0.5
 _RECALLS = (1, 5, 10)
@@ -63,7 +62,7 @@ class CaptionResult(NamedTuple):
     prediction: dict[str, Any]
 
 
-class Flickr30kEvaluator(DatasetEvaluator):
+class Flickr30kEvaluator(GatheringEvaluator):
     """Recall of phrases, by both protocols for phrases that have several boxes.
 
     Results are "any_box", where a box is right that has an IoU of 0.5 or more with any of the annotated boxes of the
@@ -94,15 +93,12 @@ class Flickr30kEvaluator(DatasetEvaluator):
         distributed: bool = True,
         output_folder: str | None = None,
     ) -> None:
+        super().__init__(distributed)
         self._phrases = {item["image_id"]: phrases_of(item) for item in dataset_dicts}
         if len(self._phrases) < len(dataset_dicts):
             found = f"{len(dataset_dicts)} dicts with {len(self._phrases)} different image_id"
             raise ValueError(f"dataset {dataset_name!r}: {found}, expected one for each caption")
-        self._name, self._distributed, self._output_folder = dataset_name, distributed, output_folder
-        self._results: list[CaptionResult] = []
-
-    def reset(self) -> None:
-        self._results = []
+        self._name, self._output_folder = dataset_name, output_folder
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Look for the phrases of some captions among the detections.
@@ -118,11 +114,8 @@ class Flickr30kEvaluator(DatasetEvaluator):
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
         """Count what was found; empty on all processes but the first, and if nothing was processed."""
-        results = self._results
-        if self._distributed:
-            results = [result for part in comm.gather(results) for result in part]
-            if not comm.is_main_process():
-                return OrderedDict()
+        if (results := self.gather()) is None:
+            return OrderedDict()
         if not results:
             logging.getLogger(__name__).warning("dataset %r: nothing was processed", self._name)
             return OrderedDict()

@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances, pairwise_iou
-from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
+from .gathering import GatheringEvaluator
 from .predicted_masks import checked_masks, encode_masks
 
 # IoU from which on a mask counts as right.
@@ -68,7 +67,7 @@ class ReferringResult(NamedTuple):
     prediction: dict[str, Any]
 
 
-class ReferringEvaluator(DatasetEvaluator):
+class ReferringEvaluator(GatheringEvaluator):
     """Scores of the masks, and of the best boxes, that a model finds for phrases.
 
     Protocol "phrasecut": the mask is the union of all detections from ``score_thresh`` on. ``mIoU``, the mean over the
@@ -110,6 +109,7 @@ class ReferringEvaluator(DatasetEvaluator):
         distributed: bool = True,
         output_folder: str | None = None,
     ) -> None:
+        super().__init__(distributed)
         if protocol not in ("phrasecut", "refcoco"):
             raise ValueError(f"dataset {dataset_name!r}: protocol is {protocol!r}, expected 'phrasecut' or 'refcoco'")
         if protocol == "phrasecut" and not with_masks:
@@ -119,11 +119,7 @@ class ReferringEvaluator(DatasetEvaluator):
             found = f"{len(dataset_dicts)} dicts with {len(self._pairs)} different image_id"
             raise ValueError(f"dataset {dataset_name!r}: {found}, expected one for each phrase and image")
         self._name, self._protocol, self._score_thresh = dataset_name, protocol, score_thresh
-        self._with_masks, self._distributed, self._output_folder = with_masks, distributed, output_folder
-        self._results: list[ReferringResult] = []
-
-    def reset(self) -> None:
-        self._results = []
+        self._with_masks, self._output_folder = with_masks, output_folder
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Count the pixels that predictions and annotations have in common.
@@ -139,11 +135,8 @@ class ReferringEvaluator(DatasetEvaluator):
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
         """Average what was counted; empty on all processes but the first, and if nothing was processed."""
-        results = self._results
-        if self._distributed:
-            results = [result for part in comm.gather(results) for result in part]
-            if not comm.is_main_process():
-                return OrderedDict()
+        if (results := self.gather()) is None:
+            return OrderedDict()
         if not results:
             logging.getLogger(__name__).warning("dataset %r: nothing was processed", self._name)
             return OrderedDict()

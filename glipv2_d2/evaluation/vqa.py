@@ -9,13 +9,12 @@ from collections import Counter, OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from detectron2.evaluation import DatasetEvaluator
-from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
 from ..prompts.answer_normalization import normalize_answer
 from ..prompts.answers import agreement
+from .gathering import GatheringEvaluator
 
 QuestionId = int | str
 
@@ -56,7 +55,7 @@ class VQAResult(NamedTuple):
     dropped: Mapping[str, int]
 
 
-class VQAEvaluator(DatasetEvaluator):
+class VQAEvaluator(GatheringEvaluator):
     """Accuracy of the answer with the highest score, the first of equally good ones.
 
     ``accuracy``, the mean of ``answer_accuracy`` over the questions that were processed; ``upper_bound``, the same if
@@ -88,6 +87,7 @@ class VQAEvaluator(DatasetEvaluator):
         distributed: bool = True,
         output_folder: str | None = None,
     ) -> None:
+        super().__init__(distributed)
         if not answers:
             raise ValueError(f"dataset {dataset_name!r}: found an empty vocabulary, expected MODEL.GLIPV2.VQA.ANSWERS")
         self._questions = {item["question_id"]: item for item in dataset_dicts}
@@ -95,11 +95,7 @@ class VQAEvaluator(DatasetEvaluator):
             found = f"{len(dataset_dicts)} questions with {len(self._questions)} different question_id"
             raise ValueError(f"dataset {dataset_name!r}: {found}, expected one for each question")
         self._name, self._answers = dataset_name, list(answers)
-        self._distributed, self._output_folder = distributed, output_folder
-        self._results: list[VQAResult] = []
-
-    def reset(self) -> None:
-        self._results = []
+        self._output_folder = output_folder
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Keep the answers to some questions.
@@ -128,11 +124,8 @@ class VQAEvaluator(DatasetEvaluator):
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
         """Judge the answers; empty on all processes but the first, and if there is nothing to judge."""
-        results = self._results
-        if self._distributed:
-            results = [result for part in comm.gather(results) for result in part]
-            if not comm.is_main_process():
-                return OrderedDict()
+        if (results := self.gather()) is None:
+            return OrderedDict()
         # A question that two processes had counts once. Sums depend on their order: this is that of the dataset.
         found = {result.question_id: result for result in reversed(results)}
         found = {question_id: found[question_id] for question_id in self._questions if question_id in found}
