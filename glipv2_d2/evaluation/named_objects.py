@@ -38,7 +38,8 @@ def find_mentions(text: str, names: Iterable[Name]) -> list[Mention]:
     """Find names in a text: whole words, of any case, with any marks between them.
 
     Of names that begin at the same word the longest is found, and what is part of a mention is not mentioned itself:
-    "a toy sports car" mentions "sports car", not "car".
+    "a toy sports car" mentions "sports car", not "car". Only what is written like a name is one: "two dogs" mentions no
+    "dog".
 
     Args:
         text: A caption.
