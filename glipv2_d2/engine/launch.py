@@ -40,13 +40,26 @@ def launch_run(run: Callable[[argparse.Namespace], Any], arguments: argparse.Nam
             f"the first of them, the same on all: tcp://HOST:PORT"
         )
     spawn_processes(
-        run,
+        _run_and_leave,
         arguments.num_gpus,
         num_machines=arguments.num_machines,
         machine_rank=arguments.machine_rank,
         dist_url=arguments.dist_url,
-        args=(arguments,),
+        args=(run, arguments),
     )
+
+
+def _run_and_leave(run: Callable[[argparse.Namespace], Any], arguments: argparse.Namespace) -> None:
+    try:
+        run(arguments)
+        # None closes a connection that another still reads.
+        comm.synchronize()
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+        # detectron2 remembers groups; their threads live as long, and can abort an interpreter that ends.
+        comm._LOCAL_PROCESS_GROUP = None
+        comm._get_global_gloo_group.cache_clear()
 
 
 def _join_torchrun(run: Callable[[argparse.Namespace], Any], arguments: argparse.Namespace) -> None:
@@ -63,8 +76,5 @@ def _join_torchrun(run: Callable[[argparse.Namespace], Any], arguments: argparse
         torch.cuda.set_device(local_rank)
     # gloo for tensors on the CPU and, where there are GPUs, nccl for those on them.
     distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        comm.create_local_process_group(processes_per_machine)
-        run(arguments)
-    finally:
-        distributed.destroy_process_group()
+    comm.create_local_process_group(processes_per_machine)
+    _run_and_leave(run, arguments)

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,8 +29,15 @@ def report(arguments):
     total = torch.tensor([float(comm.get_rank())])
     if comm.get_world_size() > 1:
         distributed.all_reduce(total)
+        comm.all_gather(0)
     rank, world_size, local_rank = comm.get_rank(), comm.get_world_size(), comm.get_local_rank()
     print(f"rank {rank} of {world_size}, local {local_rank}, sum {int(total)}", flush=True)
+
+
+def report_threads():
+    """Say which threads of gloo are left: what waits in one when the interpreter ends can abort it."""
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    print("left:", sorted(name for name in names if "gloo" in name), flush=True)
 
 
 def start(options, **variables):
@@ -41,6 +49,7 @@ def start(options, **variables):
 def outputs(processes):
     results = [process.communicate(timeout=120) for process in processes]
     assert all(process.returncode == 0 for process in processes), results
+    assert all(line == "left: []" for out, _ in results for line in out.splitlines() if line.startswith("left")), results
     return sorted(line for out, _ in results for line in out.splitlines() if line.startswith("rank"))
 
 
@@ -79,3 +88,4 @@ def test_several_machines_without_an_address_are_an_error(url):
 
 if __name__ == "__main__":
     launch_run(report, parse_train_arguments())
+    report_threads()

@@ -2,15 +2,17 @@
 
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import make_tiny_cfg
 from detectron2.data import MetadataCatalog
-from detectron2.engine import launch
 
 from glipv2_d2 import GLIPv2Predictor, GLIPv2Trainer, register_coco_grounding
+from glipv2_d2.engine.defaults import parse_train_arguments
+from glipv2_d2.engine.launch import launch_run
 from glipv2_d2.tensor_files import CheckpointError
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -109,7 +111,7 @@ def test_predictor_without_a_mask_head_cannot_refer(mask_cfg):
         GLIPv2Predictor(mask_cfg).refer(torch.zeros(40, 60, 3, dtype=torch.uint8).numpy(), "a box")
 
 
-def train_rank(config: str, dataset: str) -> None:
+def train_rank(config: str, dataset: str, _) -> None:
     """What each of several processes does."""
     register_coco_grounding("drawn", Path(dataset) / "annotations.json", dataset)
     cfg = make_tiny_cfg()
@@ -129,7 +131,8 @@ def test_two_processes_train_masks_although_some_images_have_none(mask_cfg, tmp_
     mask_cfg.merge_from_list(["SOLVER.MAX_ITER", 6, "SOLVER.STEPS", (), "OUTPUT_DIR", str(tmp_path / "two")])
     config = tmp_path / "config.yaml"
     config.write_text(mask_cfg.dump())
-    launch(train_rank, 2, dist_url="auto", args=(str(config), str(tmp_path / "drawn")))
+    run = partial(train_rank, str(config), str(tmp_path / "drawn"))
+    launch_run(run, parse_train_arguments(["--num-gpus", "2", "--dist-url", "auto"]))
     assert load(tmp_path / "two")["iteration"] == 5
 
 

@@ -1,17 +1,19 @@
 import logging
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import launch
 from detectron2.evaluation import DatasetEvaluator
 from conftest import make_tiny_cfg
 from tar_shards import cut_tar, write_shards
 
 from glipv2_d2 import GLIPv2Trainer, register_coco_grounding
 from glipv2_d2.data import register_shards
+from glipv2_d2.engine.defaults import parse_train_arguments
+from glipv2_d2.engine.launch import launch_run
 from glipv2_d2.engine.trainer import amp_dtype
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -210,7 +212,7 @@ def test_reference_world_size_scales_the_run(train_cfg):
     assert (trainer.max_iter, trainer.cfg.SOLVER.IMS_PER_BATCH) == (8, 1)
 
 
-def train_rank(config: str, dataset: str, shards: str, resume: bool) -> None:
+def train_rank(config: str, dataset: str, shards: str, resume: bool, _) -> None:
     """What each of several processes does: a run that knows the datasets by the paths of their files."""
     register_coco_grounding("drawn", Path(dataset) / "annotations.json", dataset)
     register_shards("shards", shards)
@@ -238,7 +240,8 @@ def test_two_ranks_with_shards_go_on_bit_for_bit(train_cfg, tmp_path, monkeypatc
         config.write_text(without_evaluation(train_cfg, tmp_path / name).dump())
         if resume:
             (tmp_path / "cut" / "model_final.pth").unlink()
-        launch(train_rank, 2, dist_url="auto", args=(str(config), str(tmp_path / "drawn"), shards, resume))
+        run = partial(train_rank, str(config), str(tmp_path / "drawn"), shards, resume)
+        launch_run(run, parse_train_arguments(["--num-gpus", "2", "--dist-url", "auto"]))
     straight, cut = (load(tmp_path / name / "model_final.pth") for name in ("straight", "cut"))
     assert_same(straight, cut)
     assert len(cut["trainer"]["hooks"]["DataStateHook"]["places"]) == 2
