@@ -51,6 +51,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
             "text_encoder.": cfg.SOLVER.TEXT_ENCODER_MULTIPLIER,
             "backbone.bottom_up.": cfg.SOLVER.BACKBONE_MULTIPLIER,
             "prompt_tuner.": cfg.SOLVER.PROMPT_MULTIPLIER,
+            "vqa_head.": cfg.SOLVER.HEAD_MULTIPLIER,
+            "captioning_head.": cfg.SOLVER.HEAD_MULTIPLIER,
         },
     )
     if not groups:

@@ -53,11 +53,12 @@ def add_data_config(cfg: CN) -> None:
 
 def add_solver_config(cfg: CN) -> None:
     """Add the keys of ``SOLVER``."""
-    # Learning rates of the text encoder, of the body of the backbone, and of the table of TUNING "prompt", relative to
-    # BASE_LR.
+    # Learning rates relative to BASE_LR: of the text encoder, of the body of the backbone, of the table of TUNING
+    # "prompt", and of the heads for questions and captions, of which a detector has no weights.
     cfg.SOLVER.TEXT_ENCODER_MULTIPLIER = 0.1
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
     cfg.SOLVER.PROMPT_MULTIPLIER = 1.0
+    cfg.SOLVER.HEAD_MULTIPLIER = 1.0
     # "float16" (with loss scaling) or "bfloat16", when SOLVER.AMP.ENABLED.
     cfg.SOLVER.AMP.DTYPE = "float16"
     # Batches whose gradients are added up before one update. IMS_PER_BATCH is the size of one of them.

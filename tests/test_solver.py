@@ -19,6 +19,7 @@ class NamedParts(nn.Module):
         self.text_encoder = nn.Linear(1, 1)
         self.tower = nn.ModuleDict({"text_encoder": nn.Linear(1, 1, bias=False), "norm": nn.GroupNorm(1, 1)})
         self.head = nn.ParameterDict({"bias_lang": torch.ones(1), "bias0": torch.ones(1), "log_scale": torch.ones(1)})
+        self.vqa_head, self.captioning_head = nn.Linear(1, 1), nn.Linear(1, 1)
         self.frozen = nn.Linear(1, 1).requires_grad_(False)
 
 
@@ -29,7 +30,8 @@ def make_cfg(*options):
         [
             *("SOLVER.BASE_LR", 0.1, "SOLVER.WEIGHT_DECAY", 0.01, "SOLVER.WEIGHT_DECAY_NORM", 0.002),
             *("SOLVER.WEIGHT_DECAY_BIAS", 0.0, "SOLVER.BIAS_LR_FACTOR", 2.0),
-            *("SOLVER.TEXT_ENCODER_MULTIPLIER", 0.5, "SOLVER.BACKBONE_MULTIPLIER", 0.25, *options),
+            *("SOLVER.TEXT_ENCODER_MULTIPLIER", 0.5, "SOLVER.BACKBONE_MULTIPLIER", 0.25),
+            *("SOLVER.HEAD_MULTIPLIER", 3.0, *options),
         ]
     )
     return cfg
@@ -60,6 +62,10 @@ def test_learning_rate_and_decay_follow_the_names():
         "head.bias_lang": (0.2, 0.0),
         "head.bias0": (0.2, 0.0),
         "head.log_scale": (0.1, 0.01),
+        "vqa_head.weight": (0.3, 0.01),
+        "vqa_head.bias": (0.6, 0.0),
+        "captioning_head.weight": (0.3, 0.01),
+        "captioning_head.bias": (0.6, 0.0),
     }
     found = settings_by_name(model, build_optimizer(make_cfg(), model))
     assert found.keys() == expected.keys()
