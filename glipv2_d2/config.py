@@ -114,9 +114,6 @@ def _add_tower(cfg: CN) -> None:
     cfg.MODEL.GLIPV2.FUSION.LAYER_SCALE = 0.0
     # "auto" by size, or "plain" / "folded": equal forms of the attention.
     cfg.MODEL.GLIPV2.FUSION.FORM = "auto"
-    # The image tells the text where its positions lie, which a short training on questions needs to learn relations
-    # ("left of"); the official models have no such weights. It starts from zero: over any weights it changes nothing.
-    cfg.MODEL.GLIPV2.FUSION.POSITIONS = False
 
 
 def _add_detector(cfg: CN) -> None:

@@ -22,7 +22,8 @@ def launch_run(run: Callable[[argparse.Namespace], Any], arguments: argparse.Nam
     """Call ``run(arguments)`` in every process of a run.
 
     Under torchrun this process is one of them: it joins the others. Otherwise detectron2's ``launch`` starts
-    ``--num-gpus`` processes on each of ``--num-machines`` machines; without a GPU they talk through gloo.
+    ``--num-gpus`` processes on each of ``--num-machines`` machines; without a GPU they talk through gloo and, unless
+    ``OMP_NUM_THREADS`` is set, share the cores of their machine.
 
     Args:
         run: What a process does; picklable where processes are spawned.
@@ -50,6 +51,9 @@ def launch_run(run: Callable[[argparse.Namespace], Any], arguments: argparse.Nam
 
 
 def _run_and_leave(run: Callable[[argparse.Namespace], Any], arguments: argparse.Namespace) -> None:
+    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
+        # A thread for every core in each process would have them wait for each other.
+        torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
     try:
         run(arguments)
         # None closes a connection that another still reads.

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .language_layer import clamp_activations, padding_bias
-from .positions import POSITION_CHANNELS, encode_positions
 
 FUSION_FORMS = ("auto", "plain", "folded")
 
@@ -211,11 +210,8 @@ class BiAttentionBlock(nn.Module):
         dropout: Of the attention weights, in training.
         layer_scale: Initial value of both gammas.
         form: See ``BiMultiHeadAttention.forward``.
-        positions: The normalized image also says where each of its positions lies, from zero weights on; the official
-            models know that from padding alone.
 
-    Source: GLIP, Sec. 3.2; ``BiAttentionBlockForCheckpoint`` of the official code (drop path is 0 there). The
-    coordinates of regions beside their features: UNITER, VinVL and other models that answer questions.
+    Source: GLIP, Sec. 3.2; ``BiAttentionBlockForCheckpoint`` of the official code (drop path is 0 there).
     """
 
     def __init__(
@@ -228,7 +224,6 @@ class BiAttentionBlock(nn.Module):
         dropout: float,
         layer_scale: float,
         form: str = "auto",
-        positions: bool = False,
     ) -> None:
         super().__init__()
         if form not in FUSION_FORMS:
@@ -237,9 +232,6 @@ class BiAttentionBlock(nn.Module):
         self.norm_visual = nn.LayerNorm(visual_dim)
         self.norm_language = nn.LayerNorm(language_dim)
         self.attention = BiMultiHeadAttention(visual_dim, language_dim, embed_dim, num_heads, dropout)
-        self.position_proj = nn.Linear(POSITION_CHANNELS, visual_dim, bias=False) if positions else None
-        if self.position_proj is not None:
-            nn.init.zeros_(self.position_proj.weight)
         self.gamma_visual = nn.Parameter(torch.full((visual_dim,), float(layer_scale)))
         self.gamma_language = nn.Parameter(torch.full((language_dim,), float(layer_scale)))
 
@@ -277,8 +269,7 @@ class BiAttentionBlock(nn.Module):
     def normalize_image(self, features: list[Tensor]) -> Tensor:
         """Give all positions of L maps (N, C, Hl, Wl) as one normalized sequence (N, S, C), finest level first."""
         visual = torch.cat([level.flatten(2).transpose(1, 2) for level in features], dim=1)  # (N, S, C)
-        visual = self.norm_visual(visual)
-        return visual if self.position_proj is None else visual + self.position_proj(encode_positions(features))
+        return self.norm_visual(visual)
 
     def read_image(self, visual: Tensor, hidden: Tensor, form: str | None = None) -> Tensor:
         """Let tokens (N, T, D) read the positions (N, S, C) of ``normalize_image``; a token depends on no other.

@@ -67,7 +67,7 @@ class FusionTower(nn.Module):
         num_groups: Groups of the GroupNorm in DyConv; divides ``channels``.
         deformable, deform_form, dynamic_relu: See ``DyConv``.
         fusion: False builds the tower of GLIP-T (A), in which the text passes through unchanged.
-        fusion_embed_dim, fusion_num_heads, fusion_dropout, fusion_form, fusion_positions: See ``BiAttentionBlock``.
+        fusion_embed_dim, fusion_num_heads, fusion_dropout, fusion_form: See ``BiAttentionBlock``.
         layer_scale: Initial residual scale of the fusion; 0 means 1 / num_blocks.
         language_num_heads, language_intermediate_size, language_dropout: Sizes of the text layers, those of the text
             encoder.
@@ -95,7 +95,6 @@ class FusionTower(nn.Module):
         fusion_num_heads: int = 8,
         fusion_dropout: float = 0.1,
         fusion_form: str = "auto",
-        fusion_positions: bool = False,
         layer_scale: float = 0.0,
         language_num_heads: int = 12,
         language_intermediate_size: int = 3072,
@@ -136,7 +135,6 @@ class FusionTower(nn.Module):
                 dropout=fusion_dropout,
                 layer_scale=layer_scale or 1.0 / num_blocks,
                 form=fusion_form,
-                positions=fusion_positions,
             )
             language_layer = LANGUAGE_LAYERS[language_layer_type](
                 language_dim, language_num_heads, language_intermediate_size, language_dropout

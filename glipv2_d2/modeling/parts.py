@@ -34,7 +34,6 @@ def build_tower(cfg: CfgNode, channels: int, text_encoder: nn.Module | None = No
             "fusion_num_heads": fusion.NUM_HEADS,
             "fusion_dropout": fusion.DROPOUT,
             "fusion_form": fusion.FORM,
-            "fusion_positions": fusion.POSITIONS,
             "layer_scale": fusion.LAYER_SCALE,
             "language_num_heads": text_encoder.num_heads,
             "language_intermediate_size": text_encoder.intermediate_size,

@@ -148,26 +148,6 @@ def test_names_that_do_not_meet_are_said_once_and_grouped(tmp_path, model, weigh
     assert_holds(model, weights, only="fusion_tower.")
 
 
-def test_weights_with_positions_need_a_model_with_positions(tmp_path, messages):
-    def make(positions):
-        cfg = make_tiny_cfg()
-        cfg.merge_from_list(["MODEL.GLIPV2.FUSION.POSITIONS", positions])
-        return build_model(cfg)
-
-    files = {positions: str(tmp_path / f"{positions}.safetensors") for positions in (True, False)}
-    models = {positions: make(positions) for positions in files}
-    for positions, file in files.items():
-        write_tensors(file, models[positions].state_dict())
-    with pytest.raises(CheckpointError, match=r"position_proj.*expected a model with .*FUSION.POSITIONS True"):
-        GLIPv2Checkpointer(models[False]).load(files[True])
-    weight = models[True].fusion_tower.blocks[0].fusion.position_proj.weight
-    torch.nn.init.ones_(weight)
-    GLIPv2Checkpointer(models[True]).load(files[True])
-    assert not weight.any()
-    GLIPv2Checkpointer(models[True]).load(files[False])
-    assert "position_proj" in warnings_of(messages)[0]
-
-
 def two_blocks(weights):
     second = {n.replace("blocks.0", "blocks.1"): t for n, t in weights.items() if n.startswith("fusion_tower.blocks.0")}
     return weights | second

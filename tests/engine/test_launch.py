@@ -32,6 +32,7 @@ def report(arguments):
         comm.all_gather(0)
     rank, world_size, local_rank = comm.get_rank(), comm.get_world_size(), comm.get_local_rank()
     print(f"rank {rank} of {world_size}, local {local_rank}, sum {int(total)}", flush=True)
+    print(f"threads {torch.get_num_threads()}", flush=True)
 
 
 def report_threads():
@@ -63,6 +64,19 @@ def test_machines_meet_at_the_address_of_the_first():
     options = ["--num-gpus", "1", "--num-machines", "2", "--dist-url", f"tcp://127.0.0.1:{free_port()}"]
     found = outputs([start([*options, "--machine-rank", str(rank)]) for rank in range(2)])
     assert found == ["rank 0 of 2, local 0, sum 1", "rank 1 of 2, local 0, sum 1"]
+
+
+@pytest.mark.parametrize("threads", ["", "3"])
+def test_processes_on_cpus_share_the_cores_unless_they_are_told_their_threads(threads):
+    command = [sys.executable, __file__, "--num-gpus", "2", "--dist-url", "auto"]
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment |= {"CUDA_VISIBLE_DEVICES": ""} | ({"OMP_NUM_THREADS": threads} if threads else {})
+    alone = [sys.executable, "-c", "import torch; print(torch.get_num_threads())"]
+    found, all_cores = (
+        subprocess.run(one, env=environment, capture_output=True, text=True, timeout=240) for one in (command, alone)
+    )
+    expected = threads or str(max(1, int(all_cores.stdout) // 2))
+    assert [line for line in found.stdout.splitlines() if "threads" in line] == [f"threads {expected}"] * 2, found
 
 
 def test_one_process_of_torchrun_needs_no_group(monkeypatch):
