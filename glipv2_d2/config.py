@@ -1,4 +1,7 @@
-"""Configuration keys that the package adds to detectron2's, with their defaults: those of GLIPv2-T."""
+"""Configuration keys that the package adds to detectron2's, with their defaults: those of GLIPv2-T.
+
+Those of data and solver are in ``training_config.py``.
+"""
 
 from detectron2.config import CfgNode as CN
 

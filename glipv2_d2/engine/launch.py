@@ -51,19 +51,25 @@ def launch_run(run: Callable[[argparse.Namespace], Any], arguments: argparse.Nam
 
 
 def _run_and_leave(run: Callable[[argparse.Namespace], Any], arguments: argparse.Namespace) -> None:
-    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
-        # A thread for every core in each process would have them wait for each other.
+    several = comm.get_world_size() > 1
+    if several and not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
+        # One thread per core in every process would make the processes compete for the cores.
         torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
-    try:
-        run(arguments)
-        # None closes a connection that another still reads.
-        comm.synchronize()
-    finally:
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
-        # detectron2 remembers groups; their threads live as long, and can abort an interpreter that ends.
-        comm._LOCAL_PROCESS_GROUP = None
-        comm._get_global_gloo_group.cache_clear()
+    run(arguments)
+    if several:
+        _leave_group()
+
+
+def _leave_group() -> None:
+    """End the process group, after a run without errors; a process with one ends at once, for the others to notice."""
+    # No process closes a connection that another one still reads from.
+    comm.synchronize()
+    distributed.destroy_process_group()
+    # detectron2 keeps references to groups. The threads of a group live as long as it does and can abort an interpreter
+    # that is shutting down.
+    comm._LOCAL_PROCESS_GROUP = None
+    comm._get_global_gloo_group.cache_clear()
+    comm.create_local_process_group.cache_clear()
 
 
 def _join_torchrun(run: Callable[[argparse.Namespace], Any], arguments: argparse.Namespace) -> None:
