@@ -27,6 +27,7 @@ from detectron2.utils.visualizer import Visualizer
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from glipv2_d2.colored_text import phrase_color
 from glipv2_d2.data import build_train_loader
 from glipv2_d2.data.image_reading import read_image
 from glipv2_d2.data.training_dicts import load_training_dicts
@@ -52,18 +53,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def annotation_pictures(cfg: CfgNode) -> Iterator[tuple[str, np.ndarray]]:
     """Yield a name and a picture, (H, W, 3) uint8 RGB, of each stored image."""
     for record in load_training_dicts(cfg.DATASETS.TRAIN, filter_empty=False, with_masks=cfg.MODEL.MASK_ON):
-        image = read_image(record, "RGB")
-        masks = stored_masks(record)
-        if "caption" in record:
-            picture = draw_caption(record, image, masks)
-        else:
-            drawing = Visualizer(image, MetadataCatalog.get(record["dataset_name"]), scale=readable_scale(image))
-            if masks is not None:
-                # detectron2 draws the masks of all boxes or of none.
-                own = zip(record["annotations"], masks)
-                record = {**record, "annotations": [{**item, "segmentation": mask} for item, mask in own]}
-            picture = drawing.draw_dataset_dict(record).get_image()
-        yield Path(record["file_name"]).stem, picture
+        yield Path(record["file_name"]).stem, draw_record(record, read_image(record, "RGB"))
 
 
 def loader_pictures(cfg: CfgNode) -> Iterator[tuple[str, np.ndarray]]:
@@ -79,17 +69,29 @@ def stored_masks(record: dict) -> list | None:
     return masks if any(masks) else None
 
 
-def draw_caption(record: dict, image: np.ndarray, masks: list | None = None) -> np.ndarray:
-    """Draw the boxes of a caption with phrases and scores, perhaps masks, and the caption below, (H', W', 3) RGB."""
-    labels, boxes = [], []
+def draw_record(record: dict, image: np.ndarray) -> np.ndarray:
+    """Draw the boxes of a stored image, those of a caption with phrases, scores and the text below, (H', W', 3) RGB."""
+    caption = record.get("caption")
+    names, labels, boxes = [], [], []
     for item in record["annotations"]:
-        phrase = " ".join(record["caption"][begin:end] for begin, end in item["tokens_positive"])
-        labels.append(f"{phrase} {item['score']:.2f}" if "score" in item else phrase)
+        if caption is None:
+            names.append(MetadataCatalog.get(record["dataset_name"]).thing_classes[item["category_id"]])
+        else:
+            names.append(" ".join(caption[begin:end] for begin, end in item["tokens_positive"]))
+        score = f" {item['score']:.2f}" if "score" in item else ""
+        labels.append(names[-1] + score + ("|crowd" if item.get("iscrowd", 0) else ""))
         boxes.append(BoxMode.convert(list(item["bbox"]), item["bbox_mode"], BoxMode.XYXY_ABS))
+    picture = draw_boxes(image, np.array(boxes).reshape(-1, 4), names, labels, stored_masks(record))
+    return picture if caption is None else np.concatenate([picture, text_strip(caption, picture.shape[1])])
+
+
+def draw_boxes(image: np.ndarray, boxes, names: list[str], labels: list[str], masks) -> np.ndarray:
+    """Draw labelled boxes (and masks, or None) on an image, enlarged if small; boxes of one name have one colour."""
+    rows = {name: row for row, name in enumerate(dict.fromkeys(names))}
+    colors = [tuple(part / 255 for part in phrase_color(rows[name])) for name in names]
     drawing = Visualizer(image, scale=readable_scale(image))
-    drawing.overlay_instances(boxes=np.array(boxes).reshape(-1, 4), labels=labels, masks=masks)
-    picture = drawing.get_output().get_image()
-    return np.concatenate([picture, text_strip(record["caption"], picture.shape[1])])
+    drawing.overlay_instances(boxes=boxes, labels=labels, masks=masks, assigned_colors=colors)
+    return drawing.get_output().get_image()
 
 
 def draw_sample(sample: dict, cfg: CfgNode) -> np.ndarray:
@@ -103,13 +105,9 @@ def draw_sample(sample: dict, cfg: CfgNode) -> np.ndarray:
     words = [
         f"{phrase} [{token_ranges(is_token)}]" for phrase, is_token in zip(prompt.phrases, prompt.phrase_token_map)
     ]
-    drawing = Visualizer(image, scale=readable_scale(image))
-    drawing.overlay_instances(
-        boxes=instances.gt_boxes,
-        labels=[prompt.phrases[row] for row in instances.gt_classes.tolist()],
-        masks=instances.gt_masks if instances.has("gt_masks") else None,
-    )
-    picture = drawing.get_output().get_image()
+    names = [prompt.phrases[row] for row in instances.gt_classes.tolist()]
+    masks = instances.gt_masks if instances.has("gt_masks") else None
+    picture = draw_boxes(image, instances.gt_boxes, names, names, masks)
     prompt_text = f"{len(prompt)} tokens: " + cfg.INPUT.PROMPT.SEPARATOR.join(words)
     return np.concatenate([picture, text_strip(prompt_text, picture.shape[1])])
 

@@ -147,6 +147,14 @@ def test_masks_are_drawn_if_the_model_has_them(tool, dataset, tmp_path, source, 
     assert not is_filled(draw_first(tool, dataset, tmp_path / "plain", source, keys[2:]))
 
 
+def test_one_name_has_one_color_in_every_run(tool, dataset, tmp_path):
+    add_masks(dataset, HALF_BOX, HALF_BOX)
+    pictures = [
+        draw_first(tool, dataset, tmp_path / folder, "annotation", ["MODEL.MASK_ON", "True"]) for folder in "ab"
+    ]
+    assert (pictures[0] == pictures[1]).all()
+
+
 def draw_first(tool, dataset, folder, source, keys) -> np.ndarray:
     """Draw the image with boxes."""
     keys = ["DATASETS.TRAIN", f"('{dataset}',)", "SEED", "1", "INPUT.MIN_SIZE_TRAIN", "(96,)", *keys]
