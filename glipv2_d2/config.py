@@ -117,6 +117,9 @@ def _add_tower(cfg: CN) -> None:
     cfg.MODEL.GLIPV2.FUSION.LAYER_SCALE = 0.0
     # "auto" by size, or "plain" / "folded": equal forms of the attention.
     cfg.MODEL.GLIPV2.FUSION.FORM = "auto"
+    # What attends to the image also reads where its positions lie, for questions on relations ("left of"); the official
+    # models have no such weights, and over theirs it has to be trained.
+    cfg.MODEL.GLIPV2.FUSION.POSITIONS = False
 
 
 def _add_detector(cfg: CN) -> None:
@@ -188,6 +191,12 @@ def _add_pretraining(cfg: CN) -> None:
     cfg.MODEL.GLIPV2.MLM.ONLY_POSITIVES = True
     # Kinds of data whose prompts are masked.
     cfg.MODEL.GLIPV2.MLM.TASKS = ("detection", "grounding", "caption")
+
+    # Find the centre of a phrase's box from the fused text, wherever boxes train: not of the paper. With
+    # FUSION.POSITIONS the text learns in a short training where things lie.
+    cfg.MODEL.GLIPV2.PHRASE_CENTER = CN()
+    cfg.MODEL.GLIPV2.PHRASE_CENTER.ENABLED = False
+    cfg.MODEL.GLIPV2.PHRASE_CENTER.LOSS_WEIGHT = 1.0
 
 
 def _add_mask_head(cfg: CN) -> None:

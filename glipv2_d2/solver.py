@@ -53,6 +53,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
             "prompt_tuner.": cfg.SOLVER.PROMPT_MULTIPLIER,
             "vqa_head.": cfg.SOLVER.HEAD_MULTIPLIER,
             "captioning_head.": cfg.SOLVER.HEAD_MULTIPLIER,
+            "phrase_center_head.": cfg.SOLVER.HEAD_MULTIPLIER,
         },
     )
     if not groups:

@@ -37,9 +37,9 @@ A **model input** is a dict with
   within a pixel of the boxes) and ``gt_has_mask`` (M,) bool.
 
 A **model output** is, in training, a dict of weighted scalar losses ``loss_grounding``, ``loss_box_reg``,
-``loss_centerness``, ``loss_contrastive``, ``loss_mlm``, ``loss_mask``, ``loss_vqa``, ``loss_caption``, those that the
-config switches on and that the batch has targets for (of ``DyHead``: ``loss_class`` instead of ``loss_grounding``); at
-test time a list of dicts with
+``loss_centerness``, ``loss_contrastive``, ``loss_mlm``, ``loss_phrase_center``, ``loss_mask``, ``loss_vqa``,
+``loss_caption``, those that the config switches on and that the batch has targets for (of ``DyHead``: ``loss_class``
+instead of ``loss_grounding``); at test time a list of dicts with
 
 * ``instances`` (but not of captions): ``Instances`` with ``pred_boxes`` (XYXY, pixels of the original image),
   ``scores`` in [0, 1], ``pred_classes``, the ``category_ids`` of the phrases, and of a model with a mask head

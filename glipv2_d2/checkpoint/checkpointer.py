@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import timm
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from ..modeling.lora import merge_lora
 from .class_layer import without_other_classes
 from .conversion import OWN_WEIGHTS, find_kind
-from .glip_conversion import find_layout
+from .fit_check import check_fit, is_position_weight
 from .interpolation import interpolate_weights
 from .name_rules import summarize_names
 from .resume import LAST_CHECKPOINT, find_resume_file
@@ -237,6 +236,8 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
             if any(pattern.fullmatch(name) for name in unexpected):
                 raise CheckpointError(f"{source}: MODEL.GLIPV2.TUNING: expected {mode!r}, of which the weights are")
         empty = sorted({name.partition(".")[0] for name in missing} & set(self._needed_parts))
+        if self._needed_parts:
+            empty += [name for name in missing if is_position_weight(name)]
         if empty:
             raise CheckpointError(
                 f"{source}: expected weights for {empty[0]}, which the config switches on, found none"
@@ -299,47 +300,3 @@ class InferenceCheckpointer(GLIPv2Checkpointer):
         rest = super().load(path, checkpointables)
         merge_lora(self.model)
         return rest
-
-
-def check_fit(tensors: Mapping[str, Tensor], model_tensors: Mapping[str, Tensor], source: str) -> None:
-    """Make sure that tensors belong to a model; parts that one of the two lacks altogether are fine.
-
-    Raises:
-        CheckpointError: No name is the model's; a shape differs; the towers differ in form; or a numbered sequence of
-            modules has another length.
-    """
-    common = [name for name in tensors if name in model_tensors]
-    if not common:
-        raise CheckpointError(
-            f"{source}: none of its {len(tensors)} names is the model's; expected names such as "
-            f"{next(iter(model_tensors))!r}, found {next(iter(tensors), None)!r}"
-        )
-    layout, expected_layout = find_layout(tensors), find_layout(model_tensors)
-    if layout.num_blocks and expected_layout.num_blocks and layout != expected_layout:
-        raise CheckpointError(
-            f"{source}: fusion tower: expected {expected_layout.num_blocks} blocks, fusion {expected_layout.fused} "
-            f"(MODEL.GLIPV2.TOWER.NUM_BLOCKS, FUSION.ENABLED), found {layout.num_blocks} blocks, fusion {layout.fused}"
-        )
-    lengths, expected_lengths = _sequence_lengths(tensors), _sequence_lengths(model_tensors)
-    for sequence in sorted(lengths.keys() & expected_lengths.keys()):
-        if lengths[sequence] != expected_lengths[sequence]:
-            raise CheckpointError(
-                f"{source}: {sequence}: expected {expected_lengths[sequence]} entries, found {lengths[sequence]}"
-            )
-    different = [name for name in common if tensors[name].shape != model_tensors[name].shape]
-    if different:
-        name = different[0]
-        more = f"; {len(different) - 1} more shapes differ" if len(different) > 1 else ""
-        raise CheckpointError(
-            f"{source}: {name}: expected shape {tuple(model_tensors[name].shape)}, found {tuple(tensors[name].shape)}"
-            f"{more}"
-        )
-
-
-def _sequence_lengths(names: Iterable[str]) -> dict[str, int]:
-    """Count the members of each numbered sequence of modules, such as the layers of a transformer."""
-    members: dict[str, set[str]] = defaultdict(set)
-    for name in names:
-        for match in re.finditer(r"\.(\d+)\.", name):
-            members[name[: match.start()]].add(match[1])
-    return {sequence: len(numbers) for sequence, numbers in members.items()}

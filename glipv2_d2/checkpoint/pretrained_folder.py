@@ -19,7 +19,7 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 from transformers import BertModel
 
-from .checkpointer import check_fit
+from .fit_check import check_fit
 from .model_shapes import build_meta_model
 from .name_rules import summarize_names
 from ..modeling.text_encoder.bert import BertTextEncoder

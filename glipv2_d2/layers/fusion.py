@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .language_layer import clamp_activations, padding_bias
+from .positions import cell_coordinates
 
 FUSION_FORMS = ("auto", "plain", "folded")
 
@@ -210,8 +211,11 @@ class BiAttentionBlock(nn.Module):
         dropout: Of the attention weights, in training.
         layer_scale: Initial value of both gammas.
         form: See ``BiMultiHeadAttention.forward``.
+        positions: What attends to the image also reads, through a learned layer, where each of its positions lies; what
+            the image layers go on with does not change. The official models know places from padding alone.
 
-    Source: GLIP, Sec. 3.2; ``BiAttentionBlockForCheckpoint`` of the official code (drop path is 0 there).
+    Source: GLIP, Sec. 3.2; ``BiAttentionBlockForCheckpoint`` of the official code (drop path is 0 there). Coordinates
+    beside features: UNITER, VinVL and other models that answer questions.
     """
 
     def __init__(
@@ -224,6 +228,7 @@ class BiAttentionBlock(nn.Module):
         dropout: float,
         layer_scale: float,
         form: str = "auto",
+        positions: bool = False,
     ) -> None:
         super().__init__()
         if form not in FUSION_FORMS:
@@ -232,6 +237,10 @@ class BiAttentionBlock(nn.Module):
         self.norm_visual = nn.LayerNorm(visual_dim)
         self.norm_language = nn.LayerNorm(language_dim)
         self.attention = BiMultiHeadAttention(visual_dim, language_dim, embed_dim, num_heads, dropout)
+        self.position_proj = nn.Linear(2, visual_dim, bias=False) if positions else None
+        if self.position_proj is not None:
+            # On average 0.6 of the normalized features. From small weights it stays too small beside them.
+            nn.init.normal_(self.position_proj.weight, std=0.75)
         self.gamma_visual = nn.Parameter(torch.full((visual_dim,), float(layer_scale)))
         self.gamma_language = nn.Parameter(torch.full((language_dim,), float(layer_scale)))
 
@@ -257,11 +266,12 @@ class BiAttentionBlock(nn.Module):
             L maps of the same shapes, channels last in memory, and the tokens (N or M, T, D).
         """
         visual = self.normalize_image(features)
+        placed = self.place(visual, features)
         if not text_to_image:
-            read = visual if rows is None else visual[rows]
+            read = placed if rows is None else placed[rows]
             return split_levels(visual, features), self.read_image(read, hidden)
         language = self.norm_language(hidden)
-        visual_update, language_update = self.attention(visual, language, mask, self.form)
+        visual_update, language_update = self.attention(placed, language, mask, self.form)
         visual = torch.addcmul(visual, self.gamma_visual, visual_update)
         language = torch.addcmul(language, self.gamma_language, language_update)
         return split_levels(visual, features), language
@@ -271,8 +281,12 @@ class BiAttentionBlock(nn.Module):
         visual = torch.cat([level.flatten(2).transpose(1, 2) for level in features], dim=1)  # (N, S, C)
         return self.norm_visual(visual)
 
+    def place(self, visual: Tensor, features: list[Tensor]) -> Tensor:
+        """Let the normalized positions (N, S, C) of L maps say where they lie, if the block was built for that."""
+        return visual if self.position_proj is None else visual + self.position_proj(cell_coordinates(features))
+
     def read_image(self, visual: Tensor, hidden: Tensor, form: str | None = None) -> Tensor:
-        """Let tokens (N, T, D) read the positions (N, S, C) of ``normalize_image``; a token depends on no other.
+        """Let tokens (N, T, D) read the positions (N, S, C) of ``place``; a token depends on no other.
 
         The form is that of the block unless one is given.
         """

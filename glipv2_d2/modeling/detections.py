@@ -9,10 +9,27 @@ import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from ..structures import GroundingPredictions
 from .box_regression import scale_boxes_legacy
 from .heads.mask_head import HourglassMaskHead
 from .heads.mask_pasting import paste_masks
 from .prompt_passes import PromptPass
+
+
+class FusedOutput(NamedTuple):
+    """Predictions of the detector, and the features they were made from.
+
+    Attributes:
+        predictions: Of the grounding head.
+        levels: L tensors (N, C, Hl, Wl) of the tower.
+        text: (N, T, D), what the grounding head has read.
+        hidden: (N, T, D), the text as it leaves the tower.
+    """
+
+    predictions: GroundingPredictions
+    levels: list[Tensor]
+    text: Tensor
+    hidden: Tensor
 
 
 class PassFeatures(NamedTuple):

@@ -67,7 +67,7 @@ class FusionTower(nn.Module):
         num_groups: Groups of the GroupNorm in DyConv; divides ``channels``.
         deformable, deform_form, dynamic_relu: See ``DyConv``.
         fusion: False builds the tower of GLIP-T (A), in which the text passes through unchanged.
-        fusion_embed_dim, fusion_num_heads, fusion_dropout, fusion_form: See ``BiAttentionBlock``.
+        fusion_embed_dim, fusion_num_heads, fusion_dropout, fusion_form, fusion_positions: See ``BiAttentionBlock``.
         layer_scale: Initial residual scale of the fusion; 0 means 1 / num_blocks.
         language_num_heads, language_intermediate_size, language_dropout: Sizes of the text layers, those of the text
             encoder.
@@ -95,6 +95,7 @@ class FusionTower(nn.Module):
         fusion_num_heads: int = 8,
         fusion_dropout: float = 0.1,
         fusion_form: str = "auto",
+        fusion_positions: bool = False,
         layer_scale: float = 0.0,
         language_num_heads: int = 12,
         language_intermediate_size: int = 3072,
@@ -135,6 +136,7 @@ class FusionTower(nn.Module):
                 dropout=fusion_dropout,
                 layer_scale=layer_scale or 1.0 / num_blocks,
                 form=fusion_form,
+                positions=fusion_positions,
             )
             language_layer = LANGUAGE_LAYERS[language_layer_type](
                 language_dim, language_num_heads, language_intermediate_size, language_dropout
@@ -199,9 +201,10 @@ class FusionTower(nn.Module):
             raise ValueError("MODEL.GLIPV2.FUSION.ENABLED: expected True to write captions, found False")
         positions = []
         for block in self.blocks:
-            positions.append(block.fusion.normalize_image(features))
+            visual = block.fusion.normalize_image(features)
+            positions.append(block.fusion.place(visual, features))
             if len(positions) < len(self.blocks):
-                features = block.dyconv(split_levels(positions[-1], features))
+                features = block.dyconv(split_levels(visual, features))
         return positions
 
     def step(

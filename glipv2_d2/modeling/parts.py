@@ -17,6 +17,7 @@ from .heads.captioning_head import CaptioningHead
 from .heads.contrastive_head import ContrastiveHead
 from .heads.mask_head import HourglassMaskHead
 from .heads.mlm_head import MLMHead
+from .heads.phrase_center_head import PhraseCenterHead
 from .heads.vqa_head import VQAHead
 from .lora import LoRASettings
 from .prompt_tuning import PromptTuner
@@ -34,6 +35,7 @@ def build_tower(cfg: CfgNode, channels: int, text_encoder: nn.Module | None = No
             "fusion_num_heads": fusion.NUM_HEADS,
             "fusion_dropout": fusion.DROPOUT,
             "fusion_form": fusion.FORM,
+            "fusion_positions": fusion.POSITIONS,
             "layer_scale": fusion.LAYER_SCALE,
             "language_num_heads": text_encoder.num_heads,
             "language_intermediate_size": text_encoder.intermediate_size,
@@ -74,6 +76,8 @@ def build_optional_heads(
         heads["contrastive_head"] = ContrastiveHead(cfg, channels=levels[0].channels, language_dim=language_dim)
     if config.MLM.ENABLED:
         heads["mlm_head"] = MLMHead(cfg, language_dim=language_dim, vocab_size=text_encoder.vocab_size)
+    if config.PHRASE_CENTER.ENABLED:
+        heads["phrase_center_head"] = PhraseCenterHead(cfg, language_dim=language_dim)
     if config.VQA.ENABLED:
         answers = AnswerVocabulary.from_file(config.VQA.ANSWERS)
         heads["vqa_head"] = VQAHead(

@@ -10,7 +10,7 @@ from detectron2.utils import comm
 from timm import create_model as create_timm_model
 from torch import nn
 
-from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
+from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer, InferenceCheckpointer
 from glipv2_d2.checkpoint.glip_conversion import revert_to_glip_state_dict
 from glipv2_d2.tensor_files import CheckpointError, read_tensors, write_tensors
 
@@ -146,6 +146,30 @@ def test_names_that_do_not_meet_are_said_once_and_grouped(tmp_path, model, weigh
     assert all(entry in missing for entry in ("head.bias_lang", "head.bias0", "head.bbox_pred.* (2)", "they keep"))
     assert "no place for mask_head.conv.* (2), odd" in unexpected
     assert_holds(model, weights, only="fusion_tower.")
+
+
+def test_weights_with_positions_need_a_model_with_positions(tmp_path, messages):
+    def make(positions):
+        cfg = make_tiny_cfg()
+        cfg.merge_from_list(["MODEL.GLIPV2.FUSION.POSITIONS", positions])
+        return build_model(cfg)
+
+    files = {positions: str(tmp_path / f"{positions}.safetensors") for positions in (True, False)}
+    models = {positions: make(positions) for positions in files}
+    for positions, file in files.items():
+        write_tensors(file, models[positions].state_dict())
+    with pytest.raises(CheckpointError, match=r"position_proj.*expected a model with .*FUSION.POSITIONS True"):
+        GLIPv2Checkpointer(models[False]).load(files[True])
+    weight = models[True].fusion_tower.blocks[0].fusion.position_proj.weight
+    saved = weight.detach().clone()
+    torch.nn.init.ones_(weight)
+    GLIPv2Checkpointer(models[True]).load(files[True])
+    assert torch.equal(weight, saved)
+    # They are random before a training, which results cannot be.
+    GLIPv2Checkpointer(models[True]).load(files[False])
+    assert "position_proj" in warnings_of(messages)[0]
+    with pytest.raises(CheckpointError, match="expected weights for .*position_proj.weight, which the config switches"):
+        InferenceCheckpointer(models[True]).load(files[False])
 
 
 def two_blocks(weights):

@@ -28,9 +28,9 @@ def repeat_images(features, times):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("form", ["plain", "folded", "auto"])
-@pytest.mark.parametrize(("images", "texts"), [(1, 1), (3, 1), (2, 3)])
-def test_each_step_gives_the_logits_of_a_pass_over_the_whole_text(kind, form, images, texts):
-    parts, features = make_parts(kind, form), make_features(images)
+@pytest.mark.parametrize(("images", "texts", "positions"), [(1, 1, True), (3, 1, False), (2, 3, True)])
+def test_each_step_gives_the_logits_of_a_pass_over_the_whole_text(kind, form, images, texts, positions):
+    parts, features = make_parts(kind, form, fusion_positions=positions), make_features(images)
     ids = some_ids(images * texts, 9)
     expected = causal_logits(parts, repeat_images(features, texts), ids)
     decoder = CaptionDecoder(*parts)

@@ -31,11 +31,13 @@ def make_model(cfg, **options):
 BATCH = [make_input(0, [[8, 8, 60, 50], [0, 0, 30, 40]]), make_input(1, [[4, 4, 40, 60]])]
 
 
-@pytest.mark.parametrize("contrast, mlm", [(True, True), (True, False), (False, True), (False, False)])
-def test_each_loss_of_pretraining_has_its_switch_and_reaches_every_parameter(tiny_cfg, contrast, mlm):
-    model = make_model(tiny_cfg, CONTRASTIVE__ENABLED=contrast, MLM__ENABLED=mlm)
+@pytest.mark.parametrize(
+    "switched_on", [("CONTRASTIVE", "MLM", "PHRASE_CENTER"), ("CONTRASTIVE",), ("MLM",), ("PHRASE_CENTER",), ()]
+)
+def test_each_loss_of_pretraining_has_its_switch_and_reaches_every_parameter(tiny_cfg, switched_on):
+    model = make_model(tiny_cfg, FUSION__POSITIONS=True, **{f"{part}__ENABLED": True for part in switched_on})
     losses = model(BATCH)
-    extra = {name for name, on in (("loss_contrastive", contrast), ("loss_mlm", mlm)) if on}
+    extra = {f"loss_{part.lower()}" for part in switched_on}
     assert set(losses) == {"loss_grounding", "loss_box_reg", "loss_centerness"} | extra
     assert all(loss.dim() == 0 and loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
@@ -55,6 +57,22 @@ def test_masked_tokens_are_restored_from_the_fused_text(tiny_cfg):
     model(BATCH)["loss_mlm"].backward()
     reached = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.grad is not None}
     assert {"backbone", "text_encoder", "fusion_tower", "mlm_head"} <= reached and "head" not in reached
+
+
+def test_phrases_are_found_in_the_fused_text_in_the_frame_of_the_padded_images(tiny_cfg):
+    model = make_model(tiny_cfg, PHRASE_CENTER__ENABLED=True)
+    seen, head = [], model.phrase_center_head
+    head.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    wide = {**make_input(1, [[4, 4, 40, 60]]), "image": torch.zeros(3, 64, 120, dtype=torch.uint8)}
+    torch.manual_seed(1)
+    loss = model([BATCH[0], wide])["loss_phrase_center"]
+    loss.backward()
+    reached = {name.split(".")[0] for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert {"backbone", "text_encoder", "fusion_tower", "phrase_center_head"} <= reached and "head" not in reached
+    # Two phrases of the first image, one of the second; 120 pixels are padded to 128.
+    centres = torch.tensor([[34, 29], [15, 20], [22, 32]]) / 64 - 1
+    expected = torch.nn.functional.smooth_l1_loss(head(seen[0]), centres, beta=0.2)
+    torch.testing.assert_close(loss, expected)
 
 
 @pytest.mark.parametrize("boxes, masked", [([], True), ([], False), ([[4, 4, 40, 60]], False)])

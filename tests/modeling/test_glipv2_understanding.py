@@ -49,10 +49,11 @@ def build(cfg):
 
 @pytest.mark.parametrize(("task", "loss"), [("vqa", "loss_vqa"), ("captioning", "loss_caption")])
 def test_plain_samples_have_the_loss_of_their_task_alone_and_grounded_ones_those_of_boxes_too(cfg, task, loss):
+    cfg.MODEL.GLIPV2.PHRASE_CENTER.ENABLED = True
     model = build(cfg).train()
     assert set(model([make_input(task), make_input(task, seed=1)])) == {loss}
     losses = model([make_input(task, boxes=[[8, 8, 60, 50]]), make_input(task, boxes=[])])
-    assert set(losses) == BOX_LOSSES | {loss}
+    assert set(losses) == BOX_LOSSES | {loss, "loss_phrase_center"}
     sum(losses.values()).backward()
     other = "captioning_head" if task == "vqa" else "vqa_head"
     without = {name.split(".")[0] for name, one in model.named_parameters() if one.requires_grad and one.grad is None}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,14 @@ from ..batch_checks import rows_of_questions, task_of_batch, training_instances
 from ..box_regression import scale_boxes_legacy
 from ..caption_decoder import CaptionDecoder
 from ..caption_grounding import caption_prompt, ground_tokens
-from ..detections import DetectionPool, PassFeatures, rescale_instances
+from ..detections import DetectionPool, FusedOutput, PassFeatures, rescale_instances
 from ..fusion_tower import FusionTower
 from ..heads.captioning_head import CaptioningHead
 from ..heads.contrastive_head import ContrastiveHead
 from ..heads.grounding_head import GroundingHead
 from ..heads.mask_head import HourglassMaskHead
 from ..heads.mlm_head import MLMHead
+from ..heads.phrase_center_head import PhraseCenterHead
 from ..heads.vqa_head import VQAHead
 from ..lora import LoRASettings
 from ..parts import build_optional_heads, build_tower, max_detections, tuning_options
@@ -41,22 +42,6 @@ from ..tuning import apply_tuning
 MASK_FEATURES = ("fpn", "fused")
 # Parts that the losses of all heads depend on; the contrastive loss on the first two alone.
 _TRUNK = ("backbone", "text_encoder", "prompt_tuner", "fusion_tower")
-
-
-class FusedOutput(NamedTuple):
-    """Predictions of the detector, and the features they were made from.
-
-    Attributes:
-        predictions: Of the grounding head.
-        levels: L tensors (N, C, Hl, Wl) of the tower.
-        text: (N, T, D), what the grounding head has read.
-        hidden: (N, T, D), the text as it leaves the tower.
-    """
-
-    predictions: GroundingPredictions
-    levels: list[Tensor]
-    text: Tensor
-    hidden: Tensor
 
 
 @META_ARCH_REGISTRY.register()
@@ -76,6 +61,7 @@ class GLIPv2(DenseDetector):
         head: Aligns anchors with tokens, regresses boxes.
         contrastive_head: Contrasts regions and words of the whole batch before fusion; None for a model without.
         mlm_head: Restores masked tokens from the fused text; None for a model without.
+        phrase_center_head: Finds phrases from the fused text, in training; None for a model without.
         vqa_head: Answers questions; None for a model without.
         captioning_head: Predicts the next word of a caption; None for a model without.
         generation_rules: How a caption is searched; needed with a ``captioning_head``.
@@ -110,6 +96,7 @@ class GLIPv2(DenseDetector):
         default_prompts: Callable[[], list[TokenizedPrompt]] | None = None,
         contrastive_head: ContrastiveHead | None = None,
         mlm_head: MLMHead | None = None,
+        phrase_center_head: PhraseCenterHead | None = None,
         vqa_head: VQAHead | None = None,
         captioning_head: CaptioningHead | None = None,
         generation_rules: GenerationRules | None = None,
@@ -131,6 +118,7 @@ class GLIPv2(DenseDetector):
         self.fusion_tower = tower
         self.contrastive_head = contrastive_head
         self.mlm_head = mlm_head
+        self.phrase_center_head = phrase_center_head
         self.vqa_head = vqa_head
         self.captioning_head = captioning_head
         self.generation_rules = generation_rules
@@ -226,6 +214,9 @@ class GLIPv2(DenseDetector):
                 losses |= self.contrastive_head.losses(features, language, prompts, targets, instances)
             if self.mlm_head is not None and task == "detection" and self._trains(*_TRUNK):
                 losses |= self.mlm_head.losses(hidden, prompts)
+        if instances and self.phrase_center_head is not None and self._trains(*_TRUNK):
+            image_size = tuple(images.tensor.shape[-2:])
+            losses |= self.phrase_center_head.losses(hidden, prompts, instances, image_size)
         if self.mask_head is not None and task == "detection" and self._trains(*_TRUNK, "mask_head"):
             proposals = self.head.proposals(fused.predictions, anchors, images.image_sizes, prompts, instances)
             levels = self._mask_levels(features, fused)

@@ -1,0 +1,64 @@
+"""Whether weights belong to a model."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from ..tensor_files import CheckpointError
+from .glip_conversion import find_layout
+
+
+def check_fit(tensors: Mapping[str, Tensor], model_tensors: Mapping[str, Tensor], source: str) -> None:
+    """Make sure that tensors belong to a model; parts that one of the two lacks altogether are fine.
+
+    Raises:
+        CheckpointError: No name is the model's; a shape differs; the towers differ in form; or a numbered sequence of
+            modules has another length; or the weights use positions, and the model does not.
+    """
+    common = [name for name in tensors if name in model_tensors]
+    if not common:
+        raise CheckpointError(
+            f"{source}: none of its {len(tensors)} names is the model's; expected names such as "
+            f"{next(iter(model_tensors))!r}, found {next(iter(tensors), None)!r}"
+        )
+    layout, expected_layout = find_layout(tensors), find_layout(model_tensors)
+    if layout.num_blocks and expected_layout.num_blocks and layout != expected_layout:
+        raise CheckpointError(
+            f"{source}: fusion tower: expected {expected_layout.num_blocks} blocks, fusion {expected_layout.fused} "
+            f"(MODEL.GLIPV2.TOWER.NUM_BLOCKS, FUSION.ENABLED), found {layout.num_blocks} blocks, fusion {layout.fused}"
+        )
+    lengths, expected_lengths = _sequence_lengths(tensors), _sequence_lengths(model_tensors)
+    for sequence in sorted(lengths.keys() & expected_lengths.keys()):
+        if lengths[sequence] != expected_lengths[sequence]:
+            raise CheckpointError(
+                f"{source}: {sequence}: expected {expected_lengths[sequence]} entries, found {lengths[sequence]}"
+            )
+    placed = [name for name in tensors if is_position_weight(name) and name not in model_tensors]
+    if placed and expected_layout.num_blocks:
+        raise CheckpointError(f"{source}: {placed[0]}: expected a model with MODEL.GLIPV2.FUSION.POSITIONS True")
+    different = [name for name in common if tensors[name].shape != model_tensors[name].shape]
+    if different:
+        name = different[0]
+        more = f"; {len(different) - 1} more shapes differ" if len(different) > 1 else ""
+        raise CheckpointError(
+            f"{source}: {name}: expected shape {tuple(model_tensors[name].shape)}, found {tuple(tensors[name].shape)}"
+            f"{more}"
+        )
+
+
+def is_position_weight(name: str) -> bool:
+    """Tell whether a name is of the weights that ``MODEL.GLIPV2.FUSION.POSITIONS`` adds."""
+    return ".fusion.position_proj." in name
+
+
+def _sequence_lengths(names: Iterable[str]) -> dict[str, int]:
+    """Count the members of each numbered sequence of modules, such as the layers of a transformer."""
+    members: dict[str, set[str]] = defaultdict(set)
+    for name in names:
+        for match in re.finditer(r"\.(\d+)\.", name):
+            members[name[: match.start()]].add(match[1])
+    return {sequence: len(numbers) for sequence, numbers in members.items()}

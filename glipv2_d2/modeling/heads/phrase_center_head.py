@@ -1,0 +1,92 @@
+"""The head that reads from a phrase where its box is, and its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.structures import Instances
+from torch import Tensor, nn
+
+from ...distributed import reduce_mean
+from ...layers.positions import relative_coordinates
+from ...structures import TokenizedPrompt
+
+# Where the loss turns from quadratic to linear: a tenth of the image's longer side.
+_SMOOTH_L1_BETA = 0.2
+
+
+class PhraseCenterHead(nn.Module):
+    """Find the centre of a phrase's box in the fused text, by a linear layer on the mean of its normalized tokens.
+
+    A detector asks of its text what things are, not where. Questions and captions compare things by their places ("to
+    the left of"), which the tokens have to know for that. The head serves training alone, and needs a tower whose text
+    can tell one place from another, see ``positions`` of ``BiAttentionBlock``.
+
+    Args:
+        language_dim: D of the text.
+        loss_weight: Factor of ``loss_phrase_center``.
+
+    Source: not of the paper.
+    """
+
+    @configurable
+    def __init__(self, *, language_dim: int, loss_weight: float = 1.0) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(language_dim)
+        self.center = nn.Linear(language_dim, 2)
+        self.loss_weight = loss_weight
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, *, language_dim: int) -> dict[str, Any]:
+        """Read the arguments that the config decides."""
+        return {"language_dim": language_dim, "loss_weight": cfg.MODEL.GLIPV2.PHRASE_CENTER.LOSS_WEIGHT}
+
+    def forward(self, text: Tensor) -> Tensor:
+        """Give the centres (..., 2) of phrases, ``relative_coordinates``, from the means (..., D) of their tokens."""
+        return self.center(self.norm(text))
+
+    def losses(
+        self,
+        hidden: Tensor,
+        prompts: Sequence[TokenizedPrompt],
+        instances: Sequence[Instances],
+        image_size: tuple[int, int],
+    ) -> dict[str, Tensor]:
+        """Compute the weighted smooth L1 distance of the centres, in single precision.
+
+        A phrase counts if it has a token and exactly one box. The loss is the mean over the phrases of all ranks and
+        both coordinates, once gradients are averaged over the ranks; without a phrase it is 0 and still reaches the
+        parameters.
+
+        Args:
+            hidden: (N, T, D), the tower's text at N prompts.
+            prompts: The prompts.
+            instances: Their boxes: ``gt_boxes`` in pixels and ``gt_classes``, rows of the phrase-token map.
+            image_size: Height and width of the batch's images with their padding, pixels.
+
+        Returns:
+            The scalar ``loss_phrase_center``.
+        """
+        text, centres = [hidden.new_zeros(0, hidden.shape[2])], [hidden.new_zeros(0, 2)]
+        for tokens, prompt, boxes in zip(hidden, prompts, instances):
+            phrases, rows = _single_boxes(prompt, boxes)
+            weights = prompt.phrase_token_map.to(tokens)[phrases]
+            text.append(weights @ tokens[: len(prompt)] / weights.sum(1, keepdim=True))
+            centres.append(relative_coordinates(boxes.gt_boxes.get_centers()[rows].to(tokens), image_size))
+        found, expected = self(torch.cat(text)).float(), torch.cat(centres).float()
+        total = F.smooth_l1_loss(found, expected, beta=_SMOOTH_L1_BETA, reduction="sum")
+        count = reduce_mean(total.new_tensor(expected.numel())).clamp(min=1)
+        return {"loss_phrase_center": total / count * self.loss_weight}
+
+
+def _single_boxes(prompt: TokenizedPrompt, instances: Instances) -> tuple[Tensor, Tensor]:
+    """Return the phrases that have a token and exactly one box, and the rows of these boxes."""
+    classes = instances.gt_classes
+    counts = classes.bincount(minlength=len(prompt.phrases))
+    has_token = prompt.phrase_token_map.any(dim=1).to(classes.device)
+    rows = ((counts == 1) & has_token)[classes].nonzero().squeeze(1)
+    return classes[rows], rows

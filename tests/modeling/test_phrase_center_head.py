@@ -1,0 +1,150 @@
+"""The head that reads from a phrase where its box is: its formula, what counts, and two processes as one.
+
+The file is also the program of a process of its own: ``python test_phrase_center_head.py RANK FOLDER``.
+"""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from torch import distributed
+from torch.testing import assert_close
+
+from glipv2_d2.modeling.heads.phrase_center_head import PhraseCenterHead
+from glipv2_d2.structures import TokenizedPrompt
+
+SIZE = (100, 200)
+NUM_TOKENS = 5
+
+
+def make_head(**arguments):
+    torch.manual_seed(0)
+    return PhraseCenterHead(language_dim=6, **arguments)
+
+
+def make_prompt(*phrases, num_tokens=NUM_TOKENS):
+    """A prompt of some tokens whose phrases have the tokens that are given."""
+    token_map = torch.zeros(len(phrases), num_tokens, dtype=torch.bool)
+    for row, tokens in enumerate(phrases):
+        token_map[row, list(tokens)] = True
+    ids, names = torch.zeros(num_tokens, dtype=torch.int64), tuple(f"phrase {row}" for row in range(len(phrases)))
+    return TokenizedPrompt(ids, token_map, torch.arange(len(phrases)), names)
+
+
+def make_boxes(*boxes):
+    """Boxes given as the phrase and x0, y0, x1, y1."""
+    instances = Instances(SIZE)
+    instances.gt_classes = torch.tensor([box[0] for box in boxes], dtype=torch.int64)
+    instances.gt_boxes = Boxes(torch.tensor([box[1:] for box in boxes], dtype=torch.float32).reshape(-1, 4))
+    return instances
+
+
+def make_text(num_texts=1):
+    return torch.randn(num_texts, NUM_TOKENS, 6, generator=torch.Generator().manual_seed(3))
+
+
+def loss_by_hand(head, vectors, centres):
+    """The mean distance, number by number, of what the head reads from vectors."""
+    total = 0.0
+    for vector, centre in zip(vectors, centres):
+        mean = sum(vector) / len(vector)
+        variance = sum((one - mean) ** 2 for one in vector) / len(vector)
+        normed = [(one - mean) / math.sqrt(variance + 1e-5) for one in vector]
+        for row, expected in enumerate(centre):
+            weight, bias = head.center.weight[row].tolist(), head.center.bias[row].item()
+            distance = abs(sum(w * one for w, one in zip(weight, normed)) + bias - expected)
+            total += distance**2 / 0.4 if distance < 0.2 else distance - 0.1
+    return total / (2 * len(vectors))
+
+
+def test_loss_is_the_smooth_distance_of_the_centres_from_the_means_of_the_tokens():
+    head, text = make_head(), make_text()
+    boxes = make_boxes((1, 20, 10, 60, 30), (0, 100, 0, 200, 100))
+    found = head.losses(text, [make_prompt((1, 2), (3,))], [boxes], SIZE)["loss_phrase_center"]
+    # Centres (40, 20) and (150, 50) of 200 pixels along the longer side.
+    vectors = [text[0, 3].tolist(), text[0, 1:3].mean(0).tolist()]
+    assert found.item() == pytest.approx(loss_by_hand(head, vectors, [(-0.6, -0.8), (0.5, -0.5)]), rel=1e-5)
+
+
+def test_phrases_of_all_prompts_weigh_the_same():
+    head, text = make_head(), make_text(2)
+    prompts = [make_prompt((1,), (2,)), make_prompt((1, 2), num_tokens=4)]
+    boxes = [make_boxes((0, 0, 0, 20, 20), (1, 100, 0, 120, 20)), make_boxes((0, 40, 40, 60, 60))]
+    found = head.losses(text, prompts, boxes, SIZE)["loss_phrase_center"]
+    vectors = [text[0, 1].tolist(), text[0, 2].tolist(), text[1, 1:3].mean(0).tolist()]
+    centres = [(-0.9, -0.9), (0.1, -0.9), (-0.5, -0.5)]
+    assert found.item() == pytest.approx(loss_by_hand(head, vectors, centres), rel=1e-5)
+
+
+def test_phrases_without_a_token_or_with_several_boxes_do_not_count():
+    head, text = make_head(), make_text()
+    prompt = make_prompt((1,), (2,), (), (4,))
+    counted = (1, 20, 10, 60, 30)
+    boxes = make_boxes((0, 0, 0, 9, 9), counted, (0, 50, 50, 60, 60), (2, 0, 0, 40, 40))
+    found = head.losses(text, [prompt], [boxes], SIZE)["loss_phrase_center"]
+    assert_close(found, head.losses(text, [prompt], [make_boxes(counted)], SIZE)["loss_phrase_center"])
+
+
+@pytest.mark.parametrize("boxes", [(), ((0, 0, 0, 9, 9), (0, 50, 50, 60, 60))], ids=["none", "two of a phrase"])
+def test_without_a_phrase_to_find_the_loss_is_zero_and_reaches_the_parameters(boxes):
+    head, text = make_head(), make_text().requires_grad_()
+    loss = head.losses(text, [make_prompt((1,))], [make_boxes(*boxes)], SIZE)["loss_phrase_center"]
+    loss.backward()
+    assert loss.item() == 0
+    assert all(one.grad is not None and not one.grad.any() for one in (*head.parameters(), text))
+
+
+def test_weight_multiplies_the_loss():
+    boxes, prompt = make_boxes((0, 20, 10, 60, 30)), make_prompt((1,))
+    plain, weighted = (
+        make_head(loss_weight=weight).losses(make_text(), [prompt], [boxes], SIZE)["loss_phrase_center"]
+        for weight in (1.0, 3.0)
+    )
+    assert_close(weighted, 3 * plain)
+
+
+def test_half_precision_text_has_a_loss_in_single_precision():
+    loss = make_head().bfloat16().losses(
+        make_text().bfloat16(), [make_prompt((1,))], [make_boxes((0, 20, 10, 60, 30))], SIZE
+    )["loss_phrase_center"]
+    assert loss.dtype == torch.float32 and loss.isfinite()
+
+
+# --- two processes ----------------------------------------------------------------------------------------------------
+
+# Three phrases on the first rank, none on the second.
+PROMPTS = [make_prompt((1,), (2,), (3, 4)), make_prompt((1,))]
+BOXES = [make_boxes((0, 0, 0, 20, 20), (1, 100, 0, 120, 20), (2, 40, 40, 60, 60)), make_boxes()]
+
+
+def rank_main(rank, folder):
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    head = make_head()
+    head.losses(make_text(2)[[rank]], [PROMPTS[rank]], [BOXES[rank]], SIZE)["loss_phrase_center"].backward()
+    for parameter in head.parameters():
+        distributed.all_reduce(parameter.grad)
+        parameter.grad /= 2
+    torch.save([parameter.grad for parameter in head.parameters()], Path(folder) / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_two_ranks_have_the_gradients_of_the_whole_batch(tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)], env=environment) for rank in range(2)
+    ]
+    assert [process.wait(timeout=300) for process in ranks] == [0, 0]
+    head = make_head()
+    head.losses(make_text(2), PROMPTS, BOXES, SIZE)["loss_phrase_center"].backward()
+    for rank in range(2):
+        for found, parameter in zip(torch.load(tmp_path / f"{rank}.pt"), head.parameters()):
+            assert_close(found, parameter.grad)
+
+
+if __name__ == "__main__":
+    rank_main(int(sys.argv[1]), sys.argv[2])
