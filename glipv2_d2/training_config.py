@@ -54,7 +54,7 @@ def add_data_config(cfg: CN) -> None:
 def add_solver_config(cfg: CN) -> None:
     """Add the keys of ``SOLVER``."""
     # Learning rates relative to BASE_LR: of the text encoder, of the body of the backbone, of the table of TUNING
-    # "prompt", and of the heads for questions and captions, of which a detector has no weights.
+    # "prompt", and of the heads of which a plain detector has no weights: for questions, captions and phrase centres.
     cfg.SOLVER.TEXT_ENCODER_MULTIPLIER = 0.1
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
     cfg.SOLVER.PROMPT_MULTIPLIER = 1.0

@@ -19,7 +19,7 @@ class NamedParts(nn.Module):
         self.text_encoder = nn.Linear(1, 1)
         self.tower = nn.ModuleDict({"text_encoder": nn.Linear(1, 1, bias=False), "norm": nn.GroupNorm(1, 1)})
         self.head = nn.ParameterDict({"bias_lang": torch.ones(1), "bias0": torch.ones(1), "log_scale": torch.ones(1)})
-        self.vqa_head, self.captioning_head = nn.Linear(1, 1), nn.Linear(1, 1)
+        self.vqa_head, self.captioning_head, self.phrase_center_head = (nn.Linear(1, 1) for _ in range(3))
         self.frozen = nn.Linear(1, 1).requires_grad_(False)
 
 
@@ -66,6 +66,8 @@ def test_learning_rate_and_decay_follow_the_names():
         "vqa_head.bias": (0.6, 0.0),
         "captioning_head.weight": (0.3, 0.01),
         "captioning_head.bias": (0.6, 0.0),
+        "phrase_center_head.weight": (0.3, 0.01),
+        "phrase_center_head.bias": (0.6, 0.0),
     }
     found = settings_by_name(model, build_optimizer(make_cfg(), model))
     assert found.keys() == expected.keys()

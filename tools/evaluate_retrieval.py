@@ -22,7 +22,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from glipv2_d2 import GLIPv2Trainer
-from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer, WeightChanges
+from glipv2_d2.checkpoint.checkpointer import InferenceCheckpointer, WeightChanges
 from glipv2_d2.data import DetectionDatasetMapper
 from glipv2_d2.engine.defaults import build_config, one_line_errors
 from glipv2_d2.evaluation.retrieval import RetrievalResult, rank_names
@@ -47,7 +47,7 @@ def annotated_samples(mapper: DetectionDatasetMapper, dataset_dicts: list[dict])
 def evaluate(cfg: CfgNode, dataset: str) -> dict[str, RetrievalResult]:
     """Load the model of a config and rank the names of a registered detection data set, in every space it has."""
     model = GLIPv2Trainer.build_model(cfg).eval()
-    GLIPv2Checkpointer(model, changes=WeightChanges.from_config(cfg)).load(cfg.MODEL.WEIGHTS)
+    InferenceCheckpointer(model, changes=WeightChanges.from_config(cfg)).load(cfg.MODEL.WEIGHTS)
     mapper = DetectionDatasetMapper(cfg, is_train=False, dataset_names=(dataset,))
     dataset_dicts = DatasetCatalog.get(dataset)
     results = {}

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 """Draw what training sees: ``python tools/visualize_data.py --source dataloader --config-file FILE --output-dir DIR``.
 
-``--source annotation`` draws the images and boxes of DATASETS.TRAIN as they are stored, those of captions with their
-phrases and scores and the caption below; ``--source dataloader`` draws the samples that the mapper hands to the model:
-resized and flipped, each box with its phrase, and below all phrases of the prompt with the tokens that spell them
-("traffic light [3-4]"; token 0 is the first special token). With ``MODEL.MASK_ON True`` both draw the masks that can be
-used. Small pictures are enlarged. The flags are those of detectron2's tool of this name.
+``--source annotation`` draws the images and boxes of DATASETS.TRAIN as they are stored, those of captions and
+questions with their phrases and scores and the text below; ``--source dataloader`` draws the samples that the mapper
+hands to the model: resized and flipped, each box with its phrase, and below all phrases of the prompt with the tokens
+that spell them ("traffic light [3-4]"; token 0 is the first special token). With ``MODEL.MASK_ON True`` both draw the
+masks that can be used. Small pictures are enlarged. The flags are those of detectron2's tool of this name.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import itertools
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -32,6 +33,7 @@ from glipv2_d2.data import build_train_loader
 from glipv2_d2.data.image_reading import read_image
 from glipv2_d2.data.training_dicts import load_training_dicts
 from glipv2_d2.engine.defaults import build_config, one_line_errors
+from glipv2_d2.prompts.questions import ANSWER_PHRASE
 
 # Smaller pictures are enlarged, so that the writing on them can be read.
 MIN_LONG_SIDE = 800
@@ -65,28 +67,34 @@ def loader_pictures(cfg: CfgNode) -> Iterator[tuple[str, np.ndarray]]:
 
 def stored_masks(record: dict) -> list | None:
     """Return the masks of the boxes of an image, without polygons where a box has none; None if no box has one."""
-    masks = [item.get("segmentation", []) for item in record["annotations"]]
+    masks = [item.get("segmentation", []) for item in record.get("annotations", ())]
     return masks if any(masks) else None
 
 
 def draw_record(record: dict, image: np.ndarray) -> np.ndarray:
-    """Draw the boxes of a stored image, those of a caption with phrases, scores and the text below, (H', W', 3) RGB."""
-    caption = record.get("caption")
+    """Draw the boxes of a stored image, (H', W', 3) RGB; for captions and questions also scores, and the text below."""
+    text = record.get("caption", record.get("question"))
     names, labels, boxes = [], [], []
-    for item in record["annotations"]:
-        if caption is None:
+    for item in record.get("annotations", ()):
+        if text is None:
             names.append(MetadataCatalog.get(record["dataset_name"]).thing_classes[item["category_id"]])
         else:
-            names.append(" ".join(caption[begin:end] for begin, end in item["tokens_positive"]))
+            spans = item.get("tokens_positive", ())
+            names.append(" ".join(text[begin:end] for begin, end in spans) or ANSWER_PHRASE)
         score = f" {item['score']:.2f}" if "score" in item else ""
         labels.append(names[-1] + score + ("|crowd" if item.get("iscrowd", 0) else ""))
         boxes.append(BoxMode.convert(list(item["bbox"]), item["bbox_mode"], BoxMode.XYXY_ABS))
     picture = draw_boxes(image, np.array(boxes).reshape(-1, 4), names, labels, stored_masks(record))
-    return picture if caption is None else np.concatenate([picture, text_strip(caption, picture.shape[1])])
+    return picture if text is None else np.concatenate([picture, text_strip(text, picture.shape[1])])
 
 
-def draw_boxes(image: np.ndarray, boxes, names: list[str], labels: list[str], masks) -> np.ndarray:
-    """Draw labelled boxes (and masks, or None) on an image, enlarged if small; boxes of one name have one colour."""
+def draw_boxes(
+    image: np.ndarray, boxes: np.ndarray | Boxes, names: list[str], labels: list[str], masks: Any
+) -> np.ndarray:
+    """Draw labelled boxes, and masks or None, on an image, enlarged if small; those of one name have one colour in it.
+
+    ``masks`` are of any form that detectron2 draws.
+    """
     rows = {name: row for row, name in enumerate(dict.fromkeys(names))}
     colors = [tuple(part / 255 for part in phrase_color(rows[name])) for name in names]
     drawing = Visualizer(image, scale=readable_scale(image))

@@ -78,6 +78,8 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
 
     # Parts that a file has to fill where the model has them.
     _needed_parts: Collection[str] = ()
+    # The weights of positions, random before a training, may be used as they are only by one that trains them.
+    _is_for_results = False
     # Of a model without text: classes that the file does not know start from random weights.
     _takes_other_classes = True
     # A checkpoint of the folder is changed as other weights are.
@@ -236,8 +238,8 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
             if any(pattern.fullmatch(name) for name in unexpected):
                 raise CheckpointError(f"{source}: MODEL.GLIPV2.TUNING: expected {mode!r}, of which the weights are")
         empty = sorted({name.partition(".")[0] for name in missing} & set(self._needed_parts))
-        if self._needed_parts:
-            empty += [name for name in missing if is_position_weight(name)]
+        places = [name for name in missing if is_position_weight(name)]
+        empty += [name for name in places if self._is_for_results or not self.model.get_parameter(name).requires_grad]
         if empty:
             raise CheckpointError(
                 f"{source}: expected weights for {empty[0]}, which the config switches on, found none"
@@ -285,6 +287,7 @@ class InferenceCheckpointer(GLIPv2Checkpointer):
     """
 
     _needed_parts = ("mask_head", "vqa_head", "captioning_head")
+    _is_for_results = True
     _takes_other_classes = False
     _changes_checkpoints = True
     _starts_tuning = False

@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from .name_rules import summarize_names
 
-# What is added to the text or to a weight, and is zero in the model before the tuning.
-_ADDITIVE = (".lora.up", "prompt_tuner.embeddings")
+# What is added to the text, the image or a weight; zero says the same as a model without it.
+_ADDITIVE = (".lora.up", "prompt_tuner.embeddings", ".position_proj.weight")
 
 
 @torch.no_grad()
 def interpolate_weights(model: nn.Module, base: Mapping[str, Tensor], share: float, source: str) -> None:
     """Move the weights of a model towards others: (1 - share) * base + share * own, floating-point tensors only.
 
-    Prompt tables and low-rank updates, which other weights lack, are multiplied by ``share``: they start at zero. What
-    else the base lacks keeps its values, with a warning.
+    Prompt tables, low-rank updates and the layers of positions are multiplied by ``share`` where the base lacks them:
+    zero says the same. What else it lacks keeps its values, with a warning.
 
     Args:
         model: Holds the tuned weights.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -19,19 +20,25 @@ def relative_coordinates(points: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def cell_coordinates(features: Sequence[Tensor]) -> Tensor:
-    """Give the coordinates of the centres of all cells of L >= 1 maps (N, C, Hl, Wl) of one image area.
+    """Give the coordinates of the centres of all cells of L >= 1 maps (N, C, Hl, Wl) of one image, finest first.
 
-    Both have the scale of the longer side; the padding of a batch counts as image.
+    The area is that of the finest level; the padding of a batch counts as image. Each level has 2, 4, ... times the
+    stride of the one before, so that the last cells of a coarse level may lie beyond the border.
 
     Returns:
-        (S, 2) in [-1, 1], x and y, S over all maps, row by row, of their type and on their device.
+        (S, 2), x and y, S over all maps, row by row, of their type and on their device.
 
     Source: the coordinate channels of CoordConv (Liu et al. 2018).
     """
-    coordinates = []
+    area = tuple(features[0].shape[-2:])
+    coordinates, stride, longer = [], 1, 0
     for level in features:
         height, width = level.shape[-2:]
+        if longer:
+            # Sizes are rounded up. Maps of one cell may follow each other.
+            stride *= 2 ** max(1, math.ceil(math.log2(longer / max(height, width))))
+        longer = max(height, width)
         y, x = (torch.arange(size, device=level.device) + 0.5 for size in (height, width))
         centres = torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1).flatten(0, 1)
-        coordinates.append(relative_coordinates(centres, (height, width)))
+        coordinates.append(relative_coordinates(centres * stride, area))
     return torch.cat(coordinates).to(features[0].dtype)

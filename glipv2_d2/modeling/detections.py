@@ -1,4 +1,7 @@
-"""What becomes of the detections of an image: those of all its prompts are merged, get masks, and leave its frame."""
+"""What the detector gives for a pass, and what becomes of the detections of an image.
+
+Those of all its prompts are merged, get masks, and leave its frame.
+"""
 
 from __future__ import annotations
 

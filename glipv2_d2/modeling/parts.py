@@ -25,8 +25,16 @@ from .text_generation import GenerationRules
 
 
 def build_tower(cfg: CfgNode, channels: int, text_encoder: nn.Module | None = None) -> FusionTower:
-    """Build the tower for levels of ``channels`` channels and the text of an encoder, if there is one."""
+    """Build the tower for levels of ``channels`` channels and the text of an encoder, if there is one.
+
+    Raises:
+        ValueError: The text is to know places, but does not read the image.
+    """
     tower, fusion = cfg.MODEL.GLIPV2.TOWER, cfg.MODEL.GLIPV2.FUSION
+    places = {"FUSION.POSITIONS": fusion.POSITIONS, "PHRASE_CENTER.ENABLED": cfg.MODEL.GLIPV2.PHRASE_CENTER.ENABLED}
+    if any(places.values()) and not fusion.ENABLED:
+        name = next(name for name, value in places.items() if value)
+        raise ValueError(f"MODEL.GLIPV2.{name}: expected False where MODEL.GLIPV2.FUSION.ENABLED is False, found True")
     language: dict[str, Any] = {}
     if text_encoder is not None:
         language = {

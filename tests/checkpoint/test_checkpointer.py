@@ -170,6 +170,11 @@ def test_weights_with_positions_need_a_model_with_positions(tmp_path, messages):
     assert "position_proj" in warnings_of(messages)[0]
     with pytest.raises(CheckpointError, match="expected weights for .*position_proj.weight, which the config switches"):
         InferenceCheckpointer(models[True]).load(files[False])
+    # Nor can a training that fixes them go on from them.
+    weight.requires_grad_(False)
+    with pytest.raises(CheckpointError, match="expected weights for .*position_proj.weight, which the config switches"):
+        GLIPv2Checkpointer(models[True]).load(files[False])
+    GLIPv2Checkpointer(models[True]).load(files[True])
 
 
 def two_blocks(weights):

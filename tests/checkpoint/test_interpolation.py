@@ -51,6 +51,20 @@ def test_weights_that_the_base_lacks_stay_and_are_named(caplog):
     assert caplog.messages == ["base.pth has no weights for second: nothing to interpolate with"]
 
 
+def test_what_a_base_without_positions_is_interpolated_with_is_a_share_of_them(caplog):
+    cfg = make_tiny_cfg()
+    base = build_model(cfg).state_dict()
+    cfg.MODEL.GLIPV2.FUSION.POSITIONS = True
+    model = build_model(cfg)
+    weight = model.fusion_tower.blocks[0].fusion.position_proj.weight
+    before = weight.detach().clone()
+    with caplog.at_level("WARNING"):
+        interpolate_weights(model, base, 0.25, "base")
+    assert torch.equal(weight, before / 4) and before.any() and not caplog.messages
+    interpolate_weights(model, base, 0.0, "base")
+    assert not weight.any()
+
+
 def test_a_prompt_table_and_low_rank_updates_start_from_zero(caplog):
     torch.manual_seed(0)
     model = nn.ModuleDict({"backbone": nn.Sequential(nn.Linear(20, 20)), "prompt_tuner": PromptTuner(3, 4)})

@@ -34,6 +34,15 @@ def test_cells_of_all_levels_have_the_coordinates_of_their_centres_row_by_row():
     assert found.tolist() == [*fine, [-0.5, -0.5], [0.5, -0.5]]
 
 
+def test_cells_of_levels_whose_sizes_were_rounded_up_lie_in_the_frame_of_the_finest():
+    # 104 x 168 pixels at the strides 8, 16, 64 and 128; the cells of the last are 16 of the finest wide.
+    sizes = [(13, 21), (7, 11), (2, 3), (1, 2), (1, 1), (1, 1)]
+    found = cell_coordinates([torch.zeros(1, 1, *size) for size in sizes]).split([h * w for h, w in sizes])
+    for (height, width), stride, coordinates in zip(sizes, (1, 2, 8, 16, 32, 64), found):
+        centres = [[stride * (x + 0.5), stride * (y + 0.5)] for y in range(height) for x in range(width)]
+        torch.testing.assert_close(coordinates, torch.tensor(centres) * 2 / 21 - 1)
+
+
 def test_coordinates_have_the_type_of_the_maps():
     assert cell_coordinates([torch.zeros(1, 1, 3, 2, dtype=torch.bfloat16)]).dtype == torch.bfloat16
 
@@ -50,7 +59,7 @@ def test_what_attends_reads_places_and_the_image_goes_on_without_them(form, both
     normed = torch.tensor(layer_norm(columns.numpy(), np.ones(6), np.zeros(6), eps=1e-5))
     weight = block.position_proj.weight.detach()
     coordinates = [[(2 * x + 1) / 5 - 1, (2 * y + 1) / 5 - 1] for y in range(3) for x in range(5)]
-    coordinates += [[(2 * x + 1) / 3 - 1, (2 * y + 1) / 3 - 1] for y in range(2) for x in range(3)]
+    coordinates += [[(4 * x + 2) / 5 - 1, (4 * y + 2) / 5 - 1] for y in range(2) for x in range(3)]
     # Cells have the single precision of their coordinates.
     placed = normed + torch.tensor(coordinates, dtype=torch.float64) @ weight.T
     language = block.norm_language(hidden)

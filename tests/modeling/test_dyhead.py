@@ -159,6 +159,8 @@ def test_only_detection_is_asked_of_it(dyhead_cfg):
         ("MODEL.MASK_ON", True, r"MODEL\.MASK_ON: expected False"),
         ("MODEL.GLIPV2.CONTRASTIVE.ENABLED", True, r"CONTRASTIVE\.ENABLED: expected False"),
         ("MODEL.GLIPV2.MLM.ENABLED", True, r"MLM\.ENABLED: expected False"),
+        ("MODEL.GLIPV2.PHRASE_CENTER.ENABLED", True, r"PHRASE_CENTER\.ENABLED: expected False"),
+        ("MODEL.GLIPV2.FUSION.POSITIONS", True, r"FUSION\.POSITIONS: expected False"),
         ("MODEL.GLIPV2.VQA.ENABLED", True, r"VQA\.ENABLED: expected False"),
         ("MODEL.GLIPV2.CAPTIONING.ENABLED", True, r"CAPTIONING\.ENABLED: expected False"),
         ("MODEL.GLIPV2.TUNING", "prompt", r"TUNING: expected 'full' .*found 'prompt'"),

@@ -59,6 +59,13 @@ def test_masked_tokens_are_restored_from_the_fused_text(tiny_cfg):
     assert {"backbone", "text_encoder", "fusion_tower", "mlm_head"} <= reached and "head" not in reached
 
 
+@pytest.mark.parametrize("key", ["PHRASE_CENTER.ENABLED", "FUSION.POSITIONS"])
+def test_text_that_reads_no_image_cannot_be_asked_for_places(tiny_cfg, key):
+    tiny_cfg.MODEL.GLIPV2.FUSION.ENABLED = False
+    with pytest.raises(ValueError, match=rf"MODEL.GLIPV2.{key}: expected False where MODEL.GLIPV2.FUSION.ENABLED is"):
+        make_model(tiny_cfg, **{key.replace(".", "__"): True})
+
+
 def test_phrases_are_found_in_the_fused_text_in_the_frame_of_the_padded_images(tiny_cfg):
     model = make_model(tiny_cfg, PHRASE_CENTER__ENABLED=True)
     seen, head = [], model.phrase_center_head

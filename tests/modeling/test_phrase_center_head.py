@@ -108,6 +108,27 @@ def test_weight_multiplies_the_loss():
     assert_close(weighted, 3 * plain)
 
 
+def test_one_phrase_on_one_of_eight_ranks_weighs_as_much_as_in_one_process(monkeypatch):
+    head, text, boxes, prompt = make_head(), make_text(), make_boxes((0, 20, 10, 60, 30)), make_prompt((1,))
+    alone = head.losses(text, [prompt], [boxes], SIZE)["loss_phrase_center"]
+    module = "glipv2_d2.modeling.heads.phrase_center_head"
+    monkeypatch.setattr(f"{module}.comm.get_world_size", lambda: 8)
+    monkeypatch.setattr(f"{module}.reduce_mean", lambda count: count / 8)
+    # The gradients of the ranks are averaged, seven of which are zero.
+    assert_close(head.losses(text, [prompt], [boxes], SIZE)["loss_phrase_center"] / 8, alone)
+
+
+def test_places_of_large_images_stay_exact_beside_half_precision_text():
+    head, prompt = make_head().bfloat16(), make_prompt((1,))
+    head.center.weight.data.zero_()
+    head.center.bias.data.copy_(torch.tensor([1.0, -1.0]))
+    boxes = make_boxes((0, 1201, 0, 1205, 2))
+    loss = head.losses(make_text().bfloat16(), [prompt], [boxes], (800, 1344))["loss_phrase_center"]
+    distances = [1 - (1203 * 2 / 1344 - 1), 2 / 1344]
+    expected = (distances[0] - 0.1 + distances[1] ** 2 / 0.4) / 2
+    assert loss.item() == pytest.approx(expected, rel=1e-4)
+
+
 def test_half_precision_text_has_a_loss_in_single_precision():
     loss = make_head().bfloat16().losses(
         make_text().bfloat16(), [make_prompt((1,))], [make_boxes((0, 20, 10, 60, 30))], SIZE

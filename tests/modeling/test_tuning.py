@@ -44,11 +44,12 @@ def step_twice(cfg, model):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_mode_moves_its_own_numbers_and_no_others(tuning_cfg, mode):
-    model = build(tuning_cfg, TUNING=mode)
+    model = build(tuning_cfg, TUNING=mode, **{"PHRASE_CENTER.ENABLED": True})
     expected = {name for name in model.state_dict() if is_tuned(mode, name)}
     trained = {name for name, one in model.named_parameters() if one.requires_grad}
     assert trained == {name for name, _ in model.named_parameters() if is_tuned(mode, name)} != set()
     losses, moved = step_twice(tuning_cfg, model)
+    # No text is drawn to what a fixed head reads of it.
     assert losses == BOX_LOSSES
     # The first step moves only one of the two thin matrices of a new update, and relative positions are no weights.
     assert moved <= expected and moved == {name for name in trained if name in moved}

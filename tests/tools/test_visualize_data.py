@@ -11,7 +11,13 @@ import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from pycocotools import mask as mask_util
 
-from glipv2_d2.data import register_coco_grounding, register_grounding_json, register_odvg, register_shards
+from glipv2_d2.data import (
+    register_coco_grounding,
+    register_grounding_json,
+    register_odvg,
+    register_shards,
+    register_vqa_json,
+)
 
 TOOL = Path(__file__).parents[2] / "tools" / "visualize_data.py"
 
@@ -147,12 +153,53 @@ def test_masks_are_drawn_if_the_model_has_them(tool, dataset, tmp_path, source, 
     assert not is_filled(draw_first(tool, dataset, tmp_path / "plain", source, keys[2:]))
 
 
-def test_one_name_has_one_color_in_every_run(tool, dataset, tmp_path):
-    add_masks(dataset, HALF_BOX, HALF_BOX)
-    pictures = [
-        draw_first(tool, dataset, tmp_path / folder, "annotation", ["MODEL.MASK_ON", "True"]) for folder in "ab"
-    ]
-    assert (pictures[0] == pictures[1]).all()
+@pytest.mark.parametrize("source", ["annotation", "dataloader"])
+def test_boxes_of_one_name_have_one_color_of_their_own(tool, dataset, tmp_path, monkeypatch, source):
+    add_masks(dataset, HALF_BOX, HALF_BOX, HALF_BOX)
+    file = Path(MetadataCatalog.get(dataset).json_file)
+    content = json.loads(file.read_text())
+    content["categories"].append({"id": 4, "name": "dog"})
+    for item, category in zip(content["annotations"], (3, 4, 3)):
+        item |= {"category_id": category, "bbox": [10, 10, 30, 20 if category == 3 else 21]}
+    file.write_text(json.dumps(content))
+    drawn, overlay = [], tool.Visualizer.overlay_instances
+
+    def note_colors(self, **kwargs):
+        drawn.append(dict(zip(kwargs["labels"], kwargs["assigned_colors"])))
+        assert [drawn[-1][label] for label in kwargs["labels"]] == kwargs["assigned_colors"]
+        return overlay(self, **kwargs)
+
+    monkeypatch.setattr(tool.Visualizer, "overlay_instances", note_colors)
+    draw_first(tool, dataset, tmp_path / "out", source, [])
+    (colors,) = drawn
+    assert colors.keys() == {"cat", "dog"} and colors["cat"] != colors["dog"]
+
+
+NAMED = ("cat", "mat")
+
+
+def test_stored_questions_are_drawn_with_what_they_name_and_the_answer(tool, tmp_path, monkeypatch):
+    cv2.imwrite(str(tmp_path / "1.png"), np.full((48, 64, 3), 90, np.uint8))
+    questions = [{"question_id": 1, "question": "Is the cat grey?", "answer": "mat"}]
+    image = {"id": 1, "file_name": "1.png", "height": 48, "width": 64, "questions": questions}
+    boxes = [{"id": i, "image_id": 1, "bbox": [10, 10, 30, 20], "phrase": phrase} for i, phrase in enumerate(NAMED)]
+    (tmp_path / "questions.json").write_text(json.dumps({"images": [image], "annotations": boxes}))
+    name = f"{tmp_path.name}_questions"
+    register_vqa_json(name, tmp_path / "questions.json", tmp_path)
+    texts, overlay = [], tool.Visualizer.overlay_instances
+    monkeypatch.setattr(tool, "text_strip", lambda text, width: texts.append(text) or np.zeros((9, width, 3), np.uint8))
+
+    def note_labels(self, **kwargs):
+        texts.append(kwargs["labels"])
+        return overlay(self, **kwargs)
+
+    monkeypatch.setattr(tool.Visualizer, "overlay_instances", note_labels)
+    try:
+        (picture,) = run(tool, name, tmp_path / "out", "annotation")
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    assert texts == [["cat", "[answer]"], "Is the cat grey?"] and picture.shape == (609, 800, 3) and is_drawn_on(picture[:600])
 
 
 def draw_first(tool, dataset, folder, source, keys) -> np.ndarray:

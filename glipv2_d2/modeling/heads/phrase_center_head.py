@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.structures import Instances
+from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ...distributed import reduce_mean
@@ -20,11 +21,11 @@ _SMOOTH_L1_BETA = 0.2
 
 
 class PhraseCenterHead(nn.Module):
-    """Find the centre of a phrase's box in the fused text, by a linear layer on the mean of its normalized tokens.
+    """Find the centre of a phrase's box in the fused text, by a linear layer on the normalized mean of its tokens.
 
     A detector asks of its text what things are, not where. Questions and captions compare things by their places ("to
-    the left of"), which the tokens have to know for that. The head serves training alone, and needs a tower whose text
-    can tell one place from another, see ``positions`` of ``BiAttentionBlock``.
+    the left of"), which the tokens have to know for that. The head serves training alone. It learns little where the
+    text cannot tell one place from another, see ``positions`` of ``BiAttentionBlock``.
 
     Args:
         language_dim: D of the text.
@@ -71,15 +72,16 @@ class PhraseCenterHead(nn.Module):
         Returns:
             The scalar ``loss_phrase_center``.
         """
-        text, centres = [hidden.new_zeros(0, hidden.shape[2])], [hidden.new_zeros(0, 2)]
+        # Half types are too coarse for pixels.
+        text, centres = [hidden.new_zeros(0, hidden.shape[2])], [hidden.new_zeros(0, 2, dtype=torch.float32)]
         for tokens, prompt, boxes in zip(hidden, prompts, instances):
             phrases, rows = _single_boxes(prompt, boxes)
             weights = prompt.phrase_token_map.to(tokens)[phrases]
             text.append(weights @ tokens[: len(prompt)] / weights.sum(1, keepdim=True))
-            centres.append(relative_coordinates(boxes.gt_boxes.get_centers()[rows].to(tokens), image_size))
-        found, expected = self(torch.cat(text)).float(), torch.cat(centres).float()
+            centres.append(relative_coordinates(boxes.gt_boxes.get_centers()[rows].float(), image_size))
+        found, expected = self(torch.cat(text)).float(), torch.cat(centres)
         total = F.smooth_l1_loss(found, expected, beta=_SMOOTH_L1_BETA, reduction="sum")
-        count = reduce_mean(total.new_tensor(expected.numel())).clamp(min=1)
+        count = reduce_mean(total.new_tensor(expected.numel())).clamp(min=1 / comm.get_world_size())
         return {"loss_phrase_center": total / count * self.loss_weight}
 
 

@@ -59,6 +59,7 @@ class DyHead(DenseDetector):
         config = cfg.MODEL.GLIPV2
         needs_text = {
             "MODEL.MASK_ON": cfg.MODEL.MASK_ON,
+            "MODEL.GLIPV2.FUSION.POSITIONS": config.FUSION.POSITIONS,
             "MODEL.GLIPV2.CONTRASTIVE.ENABLED": config.CONTRASTIVE.ENABLED,
             "MODEL.GLIPV2.MLM.ENABLED": config.MLM.ENABLED,
             "MODEL.GLIPV2.PHRASE_CENTER.ENABLED": config.PHRASE_CENTER.ENABLED,

@@ -214,7 +214,8 @@ class GLIPv2(DenseDetector):
                 losses |= self.contrastive_head.losses(features, language, prompts, targets, instances)
             if self.mlm_head is not None and task == "detection" and self._trains(*_TRUNK):
                 losses |= self.mlm_head.losses(hidden, prompts)
-        if instances and self.phrase_center_head is not None and self._trains(*_TRUNK):
+        # Over fixed layers the text would be drawn to what a fixed head reads.
+        if instances and self.phrase_center_head is not None and self._trains("phrase_center_head"):
             image_size = tuple(images.tensor.shape[-2:])
             losses |= self.phrase_center_head.losses(hidden, prompts, instances, image_size)
         if self.mask_head is not None and task == "detection" and self._trains(*_TRUNK, "mask_head"):
