@@ -27,6 +27,11 @@ def free_port():
         return listener.getsockname()[1]
 
 
+def say(line):
+    """Print a line whole: ``print`` may write its end apart, behind what the other process says."""
+    os.write(1, f"{line}\n".encode())
+
+
 def report(arguments):
     """Say who this process is, and the sum of all ranks."""
     total = torch.tensor([float(comm.get_rank())])
@@ -34,8 +39,8 @@ def report(arguments):
         distributed.all_reduce(total)
         comm.all_gather(0)
     rank, world_size, local_rank = comm.get_rank(), comm.get_world_size(), comm.get_local_rank()
-    print(f"rank {rank} of {world_size}, local {local_rank}, sum {int(total)}", flush=True)
-    print(f"threads {torch.get_num_threads()}", flush=True)
+    say(f"rank {rank} of {world_size}, local {local_rank}, sum {int(total)}")
+    say(f"threads {torch.get_num_threads()}")
     if comm.get_world_size() > 1:
         assert gloo_threads()
     atexit.register(report_threads)
@@ -55,7 +60,7 @@ def report_threads():
     limit = time.monotonic() + 10
     while gloo_threads() and time.monotonic() < limit:  # A thread that was joined is listed for a moment longer.
         time.sleep(0.1)
-    print(f"left: {gloo_threads()}", flush=True)
+    say(f"left: {gloo_threads()}")
 
 
 def start(options, **variables):
