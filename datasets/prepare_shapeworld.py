@@ -18,7 +18,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-
 from dataset_folder import DatasetParameters
 from dataset_options import add_dataset_options, parameters_from
 from scene_composer import MIN_CROP, Background, Category, CutOut, SceneRules, make_cut_out

@@ -22,8 +22,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
-
 from dataset_folder import SPLIT_SEEDS, DatasetParameters, plain, sole_writer, write_atomically, write_json
 from debian_packages import PackageError
 from prepare_shapeworld import SOURCE_VERSION, draw_backgrounds, draw_shapes
@@ -31,6 +29,7 @@ from prepare_stampworld import load_source
 from scene_composer import Scene, SceneRules, compose_scene
 from scene_dataset import JPEG_QUALITY, SceneSource, Split, plan_splits
 from stampworld_curation import CURATION
+from tqdm import tqdm
 
 FOLDERS = {"train": "train", "val": "valid", "test": "test"}
 ANNOTATIONS = "annotations_without_background.json"

@@ -22,9 +22,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from pycocotools import mask as rle
-from tqdm import tqdm
-
 from dataset_folder import (
     PARTIAL,
     SPLIT_SEEDS,
@@ -37,8 +34,10 @@ from dataset_folder import (
     write_atomically,
     write_json,
 )
+from pycocotools import mask as rle
 from scene_composer import Background, Category, CutOut, Scene, compose_scene
 from scene_text import Mention, ask, describe
+from tqdm import tqdm
 
 SMALL_VOCABULARY = 24
 VAL_BACKGROUND_SHARE = 0.2

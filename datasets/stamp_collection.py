@@ -6,7 +6,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-
 from qt_resources import QtResourceFile
 from scene_composer import MIN_CROP, Background, Category, CutOut, make_cut_out
 from scene_dataset import Photograph

@@ -6,13 +6,12 @@ import functools
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
-
 from detectron2.config import CfgNode
 from detectron2.solver import build_lr_scheduler as build_fixed_lr_scheduler
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.solver.lr_scheduler import LRMultiplier, WarmupParamScheduler
 from fvcore.common.param_scheduler import LinearParamScheduler
+from torch import Tensor, nn
 
 GradientClipper = Callable[[Sequence[nn.Parameter]], Tensor]
 

@@ -19,7 +19,9 @@ PROGRAM_FILES += sorted((ROOT / "datasets").glob("*.py"))
 TEST_FILES = sorted((ROOT / "tests").rglob("test_*.py"))
 
 MAX_LINE_LENGTH = 120
-MAX_FILE_LINES = 350
+MAX_FILE_LINES = 450
+# A longer file says in its docstring why it is one.
+LONG_FILE_REASON = "Longer than 450 lines:"
 MAX_FUNCTION_LINES = 70
 # Joined here so that this file does not contain them.
 UNFINISHED = re.compile(r"\b(%s)\b" % "|".join(["TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK"]))
@@ -31,7 +33,7 @@ def relative(file: Path) -> str:
     return str(file.relative_to(ROOT))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def parse(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"), str(file))
 
@@ -194,7 +196,8 @@ def test_programs_follow_rule(rule: Callable[[ast.AST], list[int]]):
 
 def test_files_are_short_enough_to_read():
     sizes = {file: len(file.read_text(encoding="utf-8").splitlines()) for file in PACKAGE_FILES + PROGRAM_FILES}
-    assert [f"{relative(file)}: {size}" for file, size in sizes.items() if size > MAX_FILE_LINES] == []
+    too_long = [file for file, size in sizes.items() if size > MAX_FILE_LINES]
+    assert [relative(file) for file in too_long if LONG_FILE_REASON not in (ast.get_docstring(parse(file)) or "")] == []
 
 
 def test_there_is_no_drawer():

@@ -106,9 +106,7 @@ def check_arguments(arguments: argparse.Namespace, texts: Texts) -> None:
         raise ValueError("--format shards: the records of questions are read from jsonl only; expected --format jsonl")
 
 
-def make_settings(
-    arguments: argparse.Namespace, cfg: CfgNode, texts: Texts, noun_phrases: str
-) -> dict[str, Any]:
+def make_settings(arguments: argparse.Namespace, cfg: CfgNode, texts: Texts, noun_phrases: str) -> dict[str, Any]:
     """Collect what decides on the content of the shards, so that a folder is not continued with something else."""
     # Neither the place of the weights nor the device changes what the model says.
     cfg = cfg.clone()

@@ -18,8 +18,8 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 from virtual_env import (
     Environment,

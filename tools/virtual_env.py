@@ -13,8 +13,9 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Callable, Iterable, Iterator, NamedTuple, TextIO
+from typing import NamedTuple, TextIO
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 12)
 

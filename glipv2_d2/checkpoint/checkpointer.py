@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Collection
@@ -15,6 +14,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ..modeling.lora import merge_lora
+from ..tensor_files import CheckpointError, read_checkpoint, unwrap_weights, write_checkpoint, write_text
 from .class_layer import without_other_classes
 from .conversion import OWN_WEIGHTS, find_kind
 from .fit_check import check_fit, is_position_weight
@@ -23,7 +23,6 @@ from .name_rules import summarize_names
 from .resume import LAST_CHECKPOINT, find_resume_file
 from .swin_conversion import BOTTOM_UP
 from .tuned_weights import load_tuned
-from ..tensor_files import CheckpointError, read_checkpoint, unwrap_weights, write_checkpoint, write_text
 
 _TIMM_PREFIX = "timm://"
 # What only a model of that tuning has a place for, and what its other weights are not complete without.

@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
-from .name_rules import ConversionReport
-from .swin_conversion import BOTTOM_UP, convert_swin_state_dict, is_swin_state_dict
 from ..modeling.text_encoder.clip_weights import rename_clip_text, resize_positions
 from ..tensor_files import CheckpointError
+from .name_rules import ConversionReport
+from .swin_conversion import BOTTOM_UP, convert_swin_state_dict, is_swin_state_dict
 
 _ENCODER = "text_encoder"
 _TOKENS = "token_embedding.weight"

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .name_rules import ConversionReport, convert_names, translate_name
 from ..tensor_files import CheckpointError, unwrap_weights
+from .name_rules import ConversionReport, convert_names, translate_name
 
 # Official name, our name. An entry covers the tensor of that name and everything below it. {block} counts the blocks of
 # the tower; {fusion}, {text} and {image} are the places of a block's three layers in the official flat sequence.

@@ -11,9 +11,9 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
+from ..tensor_files import CheckpointError
 from .glip_conversion import convert_glip_state_dict
 from .name_rules import ConversionReport, translate_name
-from ..tensor_files import CheckpointError
 
 # Beginnings of names there, and of official names.
 _BEGINNINGS = {

@@ -19,13 +19,13 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 from transformers import BertModel
 
-from .fit_check import check_fit
-from .model_shapes import build_meta_model
-from .name_rules import summarize_names
 from ..modeling.text_encoder.bert import BertTextEncoder
 from ..modeling.text_encoder.clip import CLIPTextEncoder
 from ..prompts.pretrained import resolve_pretrained
 from ..tensor_files import CheckpointError, file_sha256, write_tensors
+from .fit_check import check_fit
+from .model_shapes import build_meta_model
+from .name_rules import summarize_names
 
 CONFIG_FILE = "config.yaml"
 WEIGHTS_FILE = "model.safetensors"

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
-from .name_rules import ConversionReport, convert_names
 from ..tensor_files import CheckpointError
+from .name_rules import ConversionReport, convert_names
 
 BOTTOM_UP = "backbone.bottom_up"
 

@@ -14,6 +14,7 @@ from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
+from ..structures import TokenizedPrompt
 from .dataset_mappers.build import SENTENCE_MAPPERS, build_train_mapper, dataset_task
 from .dataset_mappers.detection import DetectionDatasetMapper
 from .sample_sources import StoredSamples, StreamedSamples
@@ -23,7 +24,6 @@ from .stream_state import StreamState, TrainLoader, resume_state
 from .training_dicts import load_dataset, load_training_dicts
 from .training_samples import TrainingSamples
 from .training_sets import TrainingSets, load_training_sets
-from ..structures import TokenizedPrompt
 
 __all__ = ["SharedPromptLoader", "build_test_loader", "build_train_loader", "load_training_dicts"]
 

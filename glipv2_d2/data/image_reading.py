@@ -58,9 +58,7 @@ def read_image(dataset_dict: dict, image_format: str) -> np.ndarray:
         ) from error
 
 
-def decode_image(
-    content: bytes, image_format: str, height: int | None = None, width: int | None = None
-) -> np.ndarray:
+def decode_image(content: bytes, image_format: str, height: int | None = None, width: int | None = None) -> np.ndarray:
     """Decode the bytes of an image file to (H, W, 3) uint8, upright.
 
     Args:

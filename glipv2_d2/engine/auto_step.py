@@ -14,9 +14,9 @@ from detectron2.engine import HookBase
 from detectron2.solver.lr_scheduler import LRMultiplier
 from detectron2.utils import comm
 
-from .ema import ModelEMA
 from ..checkpoint.tuned_weights import save_tuned
 from ..tensor_files import write_checkpoint
+from .ema import ModelEMA
 
 BEST_WEIGHTS = "model_best.pth"
 # Beside it, in a run that tunes less than the whole model.

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 

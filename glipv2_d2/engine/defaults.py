@@ -9,12 +9,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
-from yaml import YAMLError
-
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser
 from detectron2.utils.file_io import PathManager
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+from yaml import YAMLError
 
 from ..checkpoint.pretrained_folder import is_pretrained_config, merge_pretrained_config
 from ..config import add_glipv2_config

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 
-from torch import Tensor
-
 from detectron2.checkpoint import Checkpointer
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import PeriodicCheckpointer
+from torch import Tensor
 
 from ..checkpoint.tuned_weights import save_tuned
 from .ema import ModelEMA

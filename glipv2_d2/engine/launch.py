@@ -8,11 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import distributed
-
 from detectron2.engine import default_argument_parser
 from detectron2.engine import launch as spawn_processes
 from detectron2.utils import comm
+from torch import distributed
 
 # torchrun sets them in every process that it starts.
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")

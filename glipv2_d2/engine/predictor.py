@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor

@@ -16,8 +16,6 @@ from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
 
-from .predictor import GLIPv2Predictor
-from .pseudo_report import PseudoBoxCounts
 from ..data.datasets.caption_files import CaptionSample, SkippedCaption
 from ..data.datasets.question_files import QuestionSample
 from ..data.datasets.shard_writer import JsonlShardWriter, TarShardWriter
@@ -26,6 +24,8 @@ from ..prompts.builder import prompt_from_caption
 from ..prompts.phrase_finder import PhraseFinder
 from ..prompts.questions import without_special_tokens
 from ..structures import CharSpan, TokenizedPrompt
+from .predictor import GLIPv2Predictor
+from .pseudo_report import PseudoBoxCounts
 
 # Why an entry is skipped; who starts a run may want to know this one.
 MISSING_IMAGE = "image file that is missing"

@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from .pseudo_boxes import CaptionPhrases, PseudoBoxTask, PseudoBoxTeacher
 from ..data.datasets.question_files import QuestionSample
 from ..prompts.questions import names_something
+from .pseudo_boxes import CaptionPhrases, PseudoBoxTask, PseudoBoxTeacher
 
 # Answers that begin with one of these, as "can't tell", "is blue" and "no dog", name no thing that is there. Their
 # apostrophes are left out, as many people do.

@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-
 from detectron2.structures import Boxes
+from torch import Tensor
 
 from ..modeling.meta_arch.glipv2 import GLIPv2
 from ..modeling.token_scoring import token_to_phrase_scores

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
-
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
+from torch import nn
 
 from ..prompts.answers import AnswerVocabulary
 from ..prompts.tokenizer import PromptTokenizer

@@ -31,7 +31,7 @@ _APOSTROPHES = {
 }
 
 # Apostrophes and colons stay: they tell possessives from plurals, and the time.
-_PUNCTUATION = ";/[]\"{}()=+\\_-><@`,?!"
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 # The point of a decimal stays.
 _PERIOD = re.compile(r"\.(?!\d)")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .tokenizer import PromptTokenizer
 from ..structures import CharSpan
+from .tokenizer import PromptTokenizer
 
 
 def draw_num_negative_captions(num_negatives: int, no_prob: float, full_prob: float, rng: np.random.Generator) -> int:

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .tokenizer import PromptTokenizer
 from ..structures import TokenizedPrompt
+from .tokenizer import PromptTokenizer
 
 # What ``mlm_labels`` holds at a token that is not to be restored.
 IGNORED_LABEL = -100

@@ -26,7 +26,8 @@ _AUXILIARIES = frozenset(
 _BEFORE_BASE_VERB = frozenset("to can could will would may might must should do does did not".split())
 
 # Prepositions, conjunctions, pronouns, adverbs of place and time, and verb forms that are never nouns in a caption.
-_BREAKS = _AUXILIARIES | frozenset("""
+_BREAKS = _AUXILIARIES | frozenset(
+    """
     of in on at by with without within from to into onto upon over under above below beneath underneath beside besides
     between among amongst behind beyond before after during against along alongside across around about near through
     throughout toward towards off out outside inside up down atop aboard past via per like unlike as for than except
@@ -39,9 +40,11 @@ _BREAKS = _AUXILIARIES | frozenset("""
     outdoors indoors overhead around almost maybe perhaps now today instead
     sat stood ran rode wore held ate went came flew lay lies threw caught took got gave made saw seen shown worn
     taken held hung built driven ridden thrown given eaten drawn laid kept stuck sits wears eats goes gets has let lets
-    """.split())
+    """.split()
+)
 
-_ADJECTIVES = frozenset("""
+_ADJECTIVES = frozenset(
+    """
     red orange yellow green blue purple violet pink brown black white gray grey beige tan golden silver turquoise maroon
     colorful colourful bright dark light pale clear transparent blonde blond
     big small large little tiny huge giant enormous massive tall short long wide narrow thick thin fat slim deep shallow
@@ -53,17 +56,20 @@ _ADJECTIVES = frozenset("""
     first second third last male female elderly friendly lovely curly early silly lonely lively cuddly oily smelly hilly
     wild tame domestic electric electronic public private rural urban real fake asleep awake alone alive naked bare
     barefoot ready visible available able such
-    """.split())
+    """.split()
+)
 # These end a compound where nothing follows: "a traffic light", "the town square".
 _ADJECTIVES_OR_NOUNS = frozenset("light square orange".split())
 _DEGREES = frozenset("very really quite rather extremely somewhat fairly slightly mostly".split())
 _LY_NOUNS = frozenset("family butterfly dragonfly fly firefly belly jelly lily ally bully dolly holly supply".split())
 
-_ING_NOUNS = frozenset("""
+_ING_NOUNS = frozenset(
+    """
     building ceiling painting clothing wedding ring king string thing something nothing wing swing spring evening
     morning railing awning lightning earring icing duckling sling herring pudding stuffing topping opening siding
     flooring bedding drawing sibling dumpling seasoning frosting dressing piping wiring lighting meeting crossing ping
-    """.split())
+    """.split()
+)
 # In "living room" the first word names a kind of thing, also after another noun ("a wall vending machine").
 _ING_MODIFIERS = frozenset("parking dining living vending bowling".split())
 # These do so at the start of a phrase, but are what somebody does after a noun ("a woman washing dishes").
@@ -74,7 +80,8 @@ _ING_MODIFIERS_AT_START = _ING_MODIFIERS | frozenset(
 _ED_NOUNS = re.compile(r".*(?:eed|bed|shed|sled|moped|hundred)$|red$")
 
 # Base forms; the forms in -s follow from them. As nouns most of these are rare in captions, or come after a determiner.
-_VERBS = frozenset("""
+_VERBS = frozenset(
+    """
     sit stand walk run ride hold wear eat drink jump play look watch wait talk smile laugh pose carry pull push leap
     drive lean hang rest read write use make take get give go come fly catch throw kick hit swing swim surf ski skate
     climb cross enter leave reach touch feed graze sleep lie lay kneel crouch perform prepare cook bake serve cut
@@ -82,7 +89,8 @@ _VERBS = frozenset("""
     sing speak work study enjoy share try attempt appear seem contain feature include show display surround cover
     overlook face decorate fill grow float sail row travel move turn bend stretch squat bite chew lick sniff bark hug
     kiss greet
-    """.split())
+    """.split()
+)
 _VERBS_S = frozenset(
     verb[:-1] + "ies" if re.search("[^aeiou]y$", verb) else verb + ("es" if re.search("(s|sh|ch|x|o)$", verb) else "s")
     for verb in _VERBS

@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .noun_phrases import names_no_thing, noun_phrases
 from ..structures import CharSpan
+from .noun_phrases import names_no_thing, noun_phrases
 
 METHODS = ("auto", "spacy", "rules")
 

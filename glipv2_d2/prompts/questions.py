@@ -21,11 +21,13 @@ ANSWER_PHRASE = "[answer]"
 _SPECIAL_TOKEN = re.compile(r"\[(PAD|UNK|CLS|SEP|MASK)\]|<(\|(?:startoftext|endoftext)\||/?s|pad|unk|mask)>")
 
 # Words of a question that name nothing in the picture, at the end of what looks like a noun phrase.
-_NO_THINGS = frozenset("""
+_NO_THINGS = frozenset(
+    """
     how why what which who whose where when many much yes no
     color colour kind type sort time name number picture image photo photograph scene
     higher lower further farther closer nearer larger bigger smaller taller shorter older younger
-    """.split())
+    """.split()
+)
 
 
 class AskedQuestion(NamedTuple):

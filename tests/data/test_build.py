@@ -441,7 +441,8 @@ def test_batches_count_images_where_several_questions_of_each_train_together(und
     # Each of the images has two questions.
     for sample in (sample for batch in batches for sample in batch):
         assert {sample["question_id"], sample["more_questions"][0]["question_id"]} == {
-            2 * sample["image_id"], 2 * sample["image_id"] + 1
+            2 * sample["image_id"],
+            2 * sample["image_id"] + 1,
         }
 
 

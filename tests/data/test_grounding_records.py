@@ -231,8 +231,10 @@ def test_no_regions_give_no_annotations():
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 70) | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=5)
-    | st.dictionaries(st.sampled_from(["bbox", "phrase", "score", "tokens_positive"]), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=5)
+        | st.dictionaries(st.sampled_from(["bbox", "phrase", "score", "tokens_positive"]), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 regions = st.fixed_dictionaries(

@@ -248,8 +248,9 @@ def test_an_image_too_large_for_the_runs_of_pycocotools_has_no_rle():
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 60) | st.integers() | st.floats() | st.text(max_size=6) | st.binary(),
-    lambda values: st.lists(values, max_size=8)
-    | st.dictionaries(st.sampled_from(["size", "counts", "x"]), values, max_size=3),
+    lambda values: (
+        st.lists(values, max_size=8) | st.dictionaries(st.sampled_from(["size", "counts", "x"]), values, max_size=3)
+    ),
     max_leaves=30,
 )
 garbage = (

@@ -242,8 +242,9 @@ def test_lines_come_with_their_offsets(tmp_path):
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 70) | st.floats() | st.text(max_size=5),
-    lambda values: st.lists(values, max_size=4)
-    | st.dictionaries(st.sampled_from(["bbox", "label"]), values, max_size=2),
+    lambda values: (
+        st.lists(values, max_size=4) | st.dictionaries(st.sampled_from(["bbox", "label"]), values, max_size=2)
+    ),
     max_leaves=6,
 )
 

@@ -103,9 +103,7 @@ def test_questions_meet_their_answers_by_id_and_images_have_the_names_of_coco(tm
     questions = open_questions(*files, None, 2)
     assert len(questions) == 2 and questions.num_lines == 3 and questions.files == list(files)
     assert list(questions.read(1)) == [
-        QuestionSample(
-            "questions[2]", "000000002", "COCO_train2014_000000000003.jpg", 103, "What is 3?", "dog 3", None
-        )
+        QuestionSample("questions[2]", "000000002", "COCO_train2014_000000000003.jpg", 103, "What is 3?", "dog 3", None)
     ]
     assert [sample.answer for sample in questions.read(0)] == ["dog 1", "dog 2"]
 

@@ -290,8 +290,9 @@ def test_nothing_left_is_an_error(load):
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 70) | st.floats() | st.text(max_size=5),
-    lambda values: st.lists(values, max_size=4)
-    | st.dictionaries(st.sampled_from(["class", "rect"]), values, max_size=2),
+    lambda values: (
+        st.lists(values, max_size=4) | st.dictionaries(st.sampled_from(["class", "rect"]), values, max_size=2)
+    ),
     max_leaves=6,
 )
 

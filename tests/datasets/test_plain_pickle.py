@@ -12,10 +12,12 @@ from plain_pickle import read_plain_pickle
 
 plain_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=300),
-    lambda values: st.lists(values, max_size=5)
-    | st.tuples(values)
-    | st.lists(values, max_size=4).map(tuple)
-    | st.dictionaries(st.text(max_size=5) | st.integers(), values, max_size=4),
+    lambda values: (
+        st.lists(values, max_size=5)
+        | st.tuples(values)
+        | st.lists(values, max_size=4).map(tuple)
+        | st.dictionaries(st.text(max_size=5) | st.integers(), values, max_size=4)
+    ),
     max_leaves=20,
 )
 on_disk = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100, deadline=None)

@@ -100,7 +100,9 @@ def test_processes_on_cpus_share_the_cores_unless_they_are_told_their_threads(th
     )
     expected = max(1, int(all_cores.stdout) // (1 if threads else 2))
     assert found.returncode == all_cores.returncode == 0, (found, all_cores)
-    assert [line for line in found.stdout.splitlines() if line.startswith("threads")] == [f"threads {expected}"] * 2, found
+    assert [line for line in found.stdout.splitlines() if line.startswith("threads")] == [f"threads {expected}"] * 2, (
+        found
+    )
 
 
 def test_one_process_of_torchrun_needs_no_group(monkeypatch):

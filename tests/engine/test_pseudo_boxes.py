@@ -191,9 +191,7 @@ def test_every_image_with_a_box_is_a_record_and_everything_is_counted(num_thread
         "width": 32,
         "grounding": {
             "caption": "a cat,a dog",
-            "regions": [
-                {"bbox": [0.0, 0.0, 5.0, 5.0], "phrase": "a dog", "tokens_positive": [[10, 15]], "score": 0.5}
-            ]
+            "regions": [{"bbox": [0.0, 0.0, 5.0, 5.0], "phrase": "a dog", "tokens_positive": [[10, 15]], "score": 0.5}]
             * 2,
         },
         "teacher": "me-1",

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import make_tiny_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
-from conftest import make_tiny_cfg
 from tar_shards import cut_tar, write_shards
 
 from glipv2_d2 import GLIPv2Trainer, register_coco_grounding

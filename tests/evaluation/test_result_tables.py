@@ -96,7 +96,10 @@ def test_weights_are_named_with_their_hash(tmp_path):
     assert content["weights"]["MODEL.WEIGHTS"] == {"file": "", "sha256": None}
     assert content["weights"]["MODEL.GLIPV2.TUNED_WEIGHTS"]["sha256"] == expected["weights"]
     share = {"file": base, "sha256": expected["base"], "share_of_others": 0.75}
-    assert content["weights"]["MODEL.GLIPV2.INTERPOLATE_WITH"] == share and "0.75 of MODEL.WEIGHTS, the rest of this" in text
+    assert (
+        content["weights"]["MODEL.GLIPV2.INTERPOLATE_WITH"] == share
+        and "0.75 of MODEL.WEIGHTS, the rest of this" in text
+    )
     assert "MODEL.WEIGHTS: `none`, no file" in text
     content, _ = table_of(tmp_path, {"a": PHRASES}, *options, checkpoint=base)
     assert content["weights"] == {"checkpoint": {"file": base, "sha256": expected["base"]}}

@@ -3,8 +3,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from parity_weights import load_tiny, official_state_dict
-from slow_layers import dynamic_relu, group_norm
 from slow_layers import dyconv as slow_dyconv
+from slow_layers import dynamic_relu, group_norm
 from torch import Tensor
 
 from glipv2_d2.layers import dyconv

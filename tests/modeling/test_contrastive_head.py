@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from contrastive_samples import Image, make_instances, make_prompt
 from torch.testing import assert_close
 
-from glipv2_d2.modeling.heads.contrastive_head import ContrastiveHead
 from glipv2_d2.modeling.heads.anchor_head import AnchorTargets
+from glipv2_d2.modeling.heads.contrastive_head import ContrastiveHead
 from glipv2_d2.modeling.heads.region_word_packing import pack_word_labels
 from glipv2_d2.structures import LanguageFeatures, TokenBatch
 

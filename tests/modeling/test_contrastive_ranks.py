@@ -21,8 +21,8 @@ if __name__ == "__main__":
 from contrastive_samples import Image, make_instances, make_prompt  # noqa: E402
 
 from glipv2_d2.distributed import gather_with_grad  # noqa: E402
-from glipv2_d2.modeling.heads.contrastive_head import ContrastiveHead  # noqa: E402
 from glipv2_d2.modeling.heads.anchor_head import AnchorTargets  # noqa: E402
+from glipv2_d2.modeling.heads.contrastive_head import ContrastiveHead  # noqa: E402
 from glipv2_d2.structures import LanguageFeatures, TokenBatch  # noqa: E402
 
 NAMES, OTHER_NAMES = Image([None, 0, None, 1], [4, 9], [0, 1]), Image([0, 1, 1], [9, 2], [0])

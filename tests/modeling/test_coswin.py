@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 
-from glipv2_d2.modeling.backbone.coswin import CoSwin, ConvDownsampling, ConvEmbedding
+from glipv2_d2.modeling.backbone.coswin import ConvDownsampling, ConvEmbedding, CoSwin
 
 SIZES = {"embed_dim": 12, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "window_size": 4}
 

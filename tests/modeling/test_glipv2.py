@@ -5,9 +5,9 @@ from detectron2.structures import Boxes, Instances
 from prompt_samples import make_prompt
 
 from glipv2_d2.modeling import GLIPv2
+from glipv2_d2.modeling.detections import rescale_instances
 from glipv2_d2.modeling.fusion_tower import FusionTower
 from glipv2_d2.modeling.heads.grounding_head import GroundingHead
-from glipv2_d2.modeling.detections import rescale_instances
 from glipv2_d2.modeling.text_encoder import build_text_encoder
 
 

@@ -221,7 +221,10 @@ def test_inputs_of_all_tasks_may_come_together_at_test_time(cfg):
     inputs = [make_input(task, seed=seed) for seed, task in enumerate(("vqa", "detection", "captioning", "vqa"))]
     outputs = model(inputs)
     assert [sorted(output) for output in outputs] == [
-        ["answer_scores", "instances"], ["instances"], ["caption_ids", "caption_score"], ["answer_scores", "instances"]
+        ["answer_scores", "instances"],
+        ["instances"],
+        ["caption_ids", "caption_score"],
+        ["answer_scores", "instances"],
     ]
     with pytest.raises(ValueError, match="task is .*'captioning', 'vqa'"):
         model.train()([make_input("vqa"), make_input("captioning")])

@@ -130,9 +130,13 @@ def test_places_of_large_images_stay_exact_beside_half_precision_text():
 
 
 def test_half_precision_text_has_a_loss_in_single_precision():
-    loss = make_head().bfloat16().losses(
-        make_text().bfloat16(), [make_prompt((1,))], [make_boxes((0, 20, 10, 60, 30))], SIZE
-    )["loss_phrase_center"]
+    loss = (
+        make_head()
+        .bfloat16()
+        .losses(make_text().bfloat16(), [make_prompt((1,))], [make_boxes((0, 20, 10, 60, 30))], SIZE)[
+            "loss_phrase_center"
+        ]
+    )
     assert loss.dtype == torch.float32 and loss.isfinite()
 
 

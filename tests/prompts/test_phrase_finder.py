@@ -44,7 +44,7 @@ def parsed(tagged, *chunks):
         ("whose/WP$ bear/NN", [(0, 2, "NOUN")], ["bear"]),
         ("his/PRP$", [(0, 1, "NOUN")], []),
         ("it/PRP sees/VBZ something/NN", [(0, 1, "PRON"), (2, 3, "PRON")], []),
-        ('"/`` a/DT dog/NN "/\'\'', [(0, 4, "NOUN")], ["a dog"]),
+        ("\"/`` a/DT dog/NN \"/''", [(0, 4, "NOUN")], ["a dog"]),
         ("a/DT lot/NN of/IN people/NNS", [(0, 2, "NOUN"), (3, 4, "NOUN")], ["people"]),
         ("a/DT couple/NN sits/VBZ", [(0, 2, "NOUN")], ["a couple"]),
         ("In/IN the/DT Background/NN", [(1, 3, "NOUN")], []),

@@ -113,7 +113,11 @@ def test_plot_has_a_line_for_each_mode_that_starts_at_zero_shot(report, tmp_path
 
     monkeypatch.setattr(matplotlib.axes.Axes, "errorbar", record)
     results = [result("a", "full", "10", 3, 40.0), result("a", "full", "1", 3, 20.0)]
-    results += [result("a", "full", "1", 30, 22.0), result("a", "zero_shot", "0", None, 10.0), result("a", "prompt", "all", 3, 50.0)]
+    results += [
+        result("a", "full", "1", 30, 22.0),
+        result("a", "zero_shot", "0", None, 10.0),
+        result("a", "prompt", "all", 3, 50.0),
+    ]
     report.plot_data_efficiency(report.summarize(results, ["a"]), tmp_path / "plot.png", "bbox/AP", 1)
     assert drawn == [
         ("full", [0, 1, 2], [10.0, 21.0, 40.0], [0.0, pytest.approx(math.sqrt(2.0)), 0.0]),

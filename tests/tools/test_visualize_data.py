@@ -199,7 +199,11 @@ def test_stored_questions_are_drawn_with_what_they_name_and_the_answer(tool, tmp
     finally:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    assert texts == [["cat", "[answer]"], "Is the cat grey?"] and picture.shape == (609, 800, 3) and is_drawn_on(picture[:600])
+    assert (
+        texts == [["cat", "[answer]"], "Is the cat grey?"]
+        and picture.shape == (609, 800, 3)
+        and is_drawn_on(picture[:600])
+    )
 
 
 def draw_first(tool, dataset, folder, source, keys) -> np.ndarray:

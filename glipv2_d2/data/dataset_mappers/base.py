@@ -14,12 +14,12 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 from fvcore.transforms.transform import HFlipTransform
 
-from ..image_reading import UnreadableImageError, read_image
-from ..mask_transforms import Segmentation, transform_masks
-from ..transforms import build_augmentations
 from ...prompts.masking import mask_tokens
 from ...prompts.tokenizer import PromptTokenizer
 from ...structures import TokenizedPrompt
+from ..image_reading import UnreadableImageError, read_image
+from ..mask_transforms import Segmentation, transform_masks
+from ..transforms import build_augmentations
 
 __all__ = ["BOX_TASKS", "TASKS", "DroppedText", "PromptDatasetMapper", "PromptedBoxes", "UnreadableImageError"]
 

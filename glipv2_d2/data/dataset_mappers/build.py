@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from ...prompts.tokenizer import PromptTokenizer
 from .base import TASKS, PromptDatasetMapper
 from .caption import CaptionDatasetMapper
 from .captioning import CaptioningDatasetMapper
 from .detection import DetectionDatasetMapper
 from .grounding import GroundingDatasetMapper
 from .vqa import VQADatasetMapper
-from ...prompts.tokenizer import PromptTokenizer
 
 # Of the kinds of data whose text is a sentence.
 SENTENCE_MAPPERS: dict[str, type[PromptDatasetMapper]] = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from detectron2.config import CfgNode, configurable
 
-from .base import PromptedBoxes, check_probability
-from .grounding import GroundingDatasetMapper, annotations_to_train_on
 from ...prompts.caption_packing import pack_captions
 from ...prompts.tokenizer import PromptTokenizer
+from .base import PromptedBoxes, check_probability
+from .grounding import GroundingDatasetMapper, annotations_to_train_on
 
 
 class CaptionDatasetMapper(GroundingDatasetMapper):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from detectron2.config import CfgNode, configurable
 
-from .base import PromptedBoxes
-from .grounding import GroundingDatasetMapper, annotations_to_train_on
 from ...prompts.flip_words import swap_left_right
 from ...prompts.questions import without_special_tokens
 from ...prompts.tokenizer import PromptTokenizer
+from .base import PromptedBoxes
+from .grounding import GroundingDatasetMapper, annotations_to_train_on
 
 
 class CaptioningDatasetMapper(GroundingDatasetMapper):

@@ -9,12 +9,12 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
-from .base import DroppedText, PromptDatasetMapper, PromptedBoxes, check_probability
 from ...prompts.builder import sample_training_names
 from ...prompts.name_texts import PromptTexts, name_texts, prompt_from_texts, text_namesakes, tokenize_texts
 from ...prompts.tokenizer import PromptTokenizer
 from ...prompts.vocabulary import dataset_names as names_of_dataset
 from ...structures import TokenizedPrompt
+from .base import DroppedText, PromptDatasetMapper, PromptedBoxes, check_probability
 
 
 class DetectionDatasetMapper(PromptDatasetMapper):

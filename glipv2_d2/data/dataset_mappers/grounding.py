@@ -6,11 +6,11 @@ import numpy as np
 from detectron2.config import CfgNode, configurable
 from detectron2.structures import BoxMode
 
-from .base import DroppedText, PromptDatasetMapper, PromptedBoxes
 from ...prompts.builder import prompt_from_caption
 from ...prompts.flip_words import swap_left_right
 from ...prompts.tokenizer import PromptTokenizer
 from ...structures import CharSpan, TokenizedPrompt
+from .base import DroppedText, PromptDatasetMapper, PromptedBoxes
 
 
 class GroundingDatasetMapper(PromptDatasetMapper):

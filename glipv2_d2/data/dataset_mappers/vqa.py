@@ -9,13 +9,13 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
-from .base import DroppedText, PromptDatasetMapper, PromptedBoxes
-from .grounding import annotations_to_train_on, mirror_text, num_tokens_cut_off
 from ...prompts.answers import AnswerVocabulary
 from ...prompts.flip_words import swap_left_right
 from ...prompts.questions import AskedQuestion, question_prompt, question_to_answer, without_special_tokens
 from ...prompts.tokenizer import PromptTokenizer
 from ...structures import CharSpan, TokenizedPrompt
+from .base import DroppedText, PromptDatasetMapper, PromptedBoxes
+from .grounding import annotations_to_train_on, mirror_text, num_tokens_cut_off
 
 
 class VQADatasetMapper(PromptDatasetMapper):

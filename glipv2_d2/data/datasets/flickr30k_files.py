@@ -9,9 +9,9 @@ from xml.etree import ElementTree
 
 from detectron2.utils.file_io import PathManager
 
+from ...structures import CharSpan
 from .grounding_records import EntryError
 from .value_checks import AnnotationError, show
-from ...structures import CharSpan
 
 # A marked phrase: "[/EN#283585/people Two young guys]". Its types are between slashes; a bracket ends it at the end of
 # a word only.

@@ -7,9 +7,9 @@ from typing import Any
 
 from detectron2.structures import BoxMode
 
-from .value_checks import is_integer, is_number, is_text, show, stays_inside
 from ...prompts.phrase_search import find_phrase
 from ...structures import CharSpan
+from .value_checks import is_integer, is_number, is_text, show, stays_inside
 
 # Officially a box whose last pixel is not beyond its first, in width or height, is left out: one pixel is too little.
 _MIN_SIDE = 1.0

@@ -10,9 +10,9 @@ from typing import Any
 
 from detectron2.data import MetadataCatalog
 
+from ..tar_stream import TarSample, expand_shard_urls, find_shards, read_shard
 from .grounding_records import EntryError, read_odvg_grounding
 from .registration import register_dataset
-from ..tar_stream import TarSample, expand_shard_urls, find_shards, read_shard
 
 TASKS_OF_SHARDS = ("caption", "grounding")
 _IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")

@@ -11,6 +11,7 @@ import yaml
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
+from ..image_reading import image_size, read_tsv_image
 from .grounding_records import (
     EntryError,
     TinyBoxError,
@@ -24,7 +25,6 @@ from .registration import check_dataset_files, register_dataset, set_thing_class
 from .skip_report import SkipReport, with_progress
 from .tsv_file import TsvFile, read_integers
 from .value_checks import AnnotationError, is_integer, is_text, read_json_file, show
-from ..image_reading import image_size, read_tsv_image
 
 # Keys of the yaml file that may name the json of class names; the second is joined as the word is not one of ours.
 _NAMES_KEYS = ("jsondict", "label" + "map")

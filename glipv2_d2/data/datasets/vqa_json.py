@@ -9,12 +9,12 @@ from typing import Any
 
 from detectron2.structures import BoxMode
 
+from ...structures import CharSpan
 from .grounding_records import EntryError, read_box, read_file_name, read_image_size, read_text
 from .registration import check_dataset_files
 from .skip_report import SkipReport, with_progress
 from .value_checks import AnnotationError, is_integer, read_json_file, show
 from .vqa_records import question_record, read_answers, register_questions
-from ...structures import CharSpan
 
 
 def register_vqa_json(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
-
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
+from torch import Tensor, nn
 
 from .fpn import GroundingFPN, build_fpn
 from .swin import FreezableSwin, swin_options

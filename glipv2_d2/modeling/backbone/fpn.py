@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 
 import torch
-from torch import Tensor, nn
 import torch.nn.functional as F
-
 from detectron2.config import CfgNode
 from detectron2.modeling.backbone import FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
+from torch import Tensor, nn
 
 
 class DropBlock(nn.Module):
@@ -27,7 +26,7 @@ class DropBlock(nn.Module):
         super().__init__()
         if not 0.0 <= prob < 1.0 or size % 2 == 0:
             raise ValueError(
-                "MODEL.FPN.DROP_BLOCK_PROB must be in [0, 1) and DROP_BLOCK_SIZE odd, " f"found {prob} and {size}"
+                f"MODEL.FPN.DROP_BLOCK_PROB must be in [0, 1) and DROP_BLOCK_SIZE odd, found {prob} and {size}"
             )
         self.prob = prob
         self.size = size

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import timm
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone import Backbone
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...tensor_files import read_tensors
 from .fpn import GroundingFPN, build_fpn

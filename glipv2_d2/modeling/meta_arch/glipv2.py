@@ -7,12 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_anchor_generator, build_backbone
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import ImageList
+from torch import Tensor, nn
 
 from ...prompts.vocabulary import build_default_prompts
 from ...structures import GroundingPredictions, LanguageFeatures, TokenBatch, TokenizedPrompt
@@ -153,9 +152,7 @@ class GLIPv2(DenseDetector):
             "backbone": backbone,
             "text_encoder": text_encoder,
             "tower": tower,
-            "head": GroundingHead(
-                cfg, channels=tower.out_channels, language_dim=language_dim, num_levels=len(levels)
-            ),
+            "head": GroundingHead(cfg, channels=tower.out_channels, language_dim=language_dim, num_levels=len(levels)),
             **build_optional_heads(cfg, [shapes[level] for level in levels], tower, text_encoder),
             **tuning_options(cfg, language_dim),
             "anchor_generator": build_anchor_generator(cfg, [shapes[level] for level in levels]),
