@@ -14,7 +14,7 @@ JOBS ?= 2
 export GOMP_SPINCOUNT ?= 20000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow demo train clean
+.PHONY: help setup demo train test test-slow lint clean
 
 help:
 	@echo "make setup      make the environment in $(VENV); a second time it only checks"
@@ -22,6 +22,7 @@ help:
 	@echo "make train      the same with the full small data set, up to 60 minutes on 2 cores"
 	@echo "make test       the tests without network, GPU and released weights, a few minutes"
 	@echo "make test-slow  the long tests, full-size comparisons included"
+	@echo "make lint       how the source is written: ruff and mypy; \"ruff check --fix\" and \"ruff format\" mend most of it"
 	@echo "make clean      remove .venv, output and caches"
 
 # The program finds the Python for the environment itself; any Python 3.7 or newer can start it.
@@ -42,6 +43,11 @@ test: setup
 test-slow: setup
 	$(PYTEST) -m "slow and not gpu and not weights" || [ $$? -eq 5 ]
 
+lint: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
 demo: setup
 	$(RUN) tools/make_demo.py
 
@@ -49,5 +55,5 @@ train: setup
 	$(RUN) tools/make_demo.py --full
 
 clean:
-	rm -rf .venv output build glipv2_d2.egg-info .pytest_cache .hypothesis
+	rm -rf .venv output build glipv2_d2.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path "./.git/*" -prune -exec rm -rf {} +

@@ -91,5 +91,7 @@ setup(
         # Scores of captions that need Java; without it the package computes the others itself.
         "captions": ["pycocoevalcap>=1.2"],
         "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.80"],
+        # make lint. Another ruff may format otherwise: the exact version is in requirements.lock.
+        "dev": ["ruff>=0.17", "mypy>=2.4", "types-PyYAML>=6.0", "types-tabulate>=0.9", "types-tqdm>=4.65"],
     },
 )
