@@ -18,7 +18,7 @@ export GOMP_SPINCOUNT ?= 20000
 
 help:
 	@echo "make setup      make the environment in $(VENV); a second time it only checks"
-	@echo "make demo       data, training, evaluation and pictures in output/demo, at most 15 minutes on 2 cores"
+	@echo "make demo       data, training, evaluation and drawings in output/demo, at most 15 minutes on 2 cores"
 	@echo "make train      the same with the full small data set, up to 60 minutes on 2 cores"
 	@echo "make test       the tests without network, GPU and released weights, a few minutes"
 	@echo "make test-slow  the long tests, full-size comparisons included"

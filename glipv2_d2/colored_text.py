@@ -1,4 +1,4 @@
-"""Text in a strip below a picture, in which the words of each phrase stand on the colour of the phrase."""
+"""Text in a strip below an image, in which the words of each phrase stand on the colour of the phrase."""
 
 from __future__ import annotations
 

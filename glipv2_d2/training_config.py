@@ -7,8 +7,8 @@ def add_data_config(cfg: CN) -> None:
     """Add the keys of ``INPUT``, ``DATASETS`` and ``DATALOADER``."""
     # Every image is black, in training and at test time: what a model reaches that knows the text alone.
     cfg.INPUT.BLANK_IMAGES = False
-    # Questions about a picture that train together, chosen anew each time, all of them if it has fewer: its features
-    # are computed once for all. SOLVER.IMS_PER_BATCH counts pictures.
+    # Questions about an image that train together, chosen anew each time, all of them if it has fewer: its features
+    # are computed once for all. SOLVER.IMS_PER_BATCH counts images.
     cfg.INPUT.QUESTIONS_PER_IMAGE = 1
 
     cfg.INPUT.PROMPT = CN()

@@ -1,7 +1,7 @@
 """Draw what was found: masks, boxes with phrases and scores, and the caption with its phrases in the same colours.
 
 detectron2's ``Visualizer`` writes in the colour of the box on black. Here writing stands on the colour of its phrase,
-in one size in the picture and below it.
+in one size on the image and below it.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from .structures import CharSpan
 
 Rectangle = tuple[float, float, float, float]
 
-# Smaller pictures are enlarged, so that the writing on them can be read.
+# Smaller images are enlarged, so that the writing on them can be read.
 MIN_LONG_SIDE = 800
 # Share of the phrase's colour inside a mask: what is below stays visible.
 _MASK_OPACITY = 0.45
 
 
 class GroundingVisualizer:
-    """Draw detections into a picture.
+    """Draw detections on an image.
 
     Args:
         image: (H, W, 3) uint8 in RGB order, as for detectron2's ``Visualizer``.
-        min_long_side: Pictures with a shorter long side are enlarged to it, pixels.
+        min_long_side: Images with a shorter long side are enlarged to it, pixels.
     """
 
     def __init__(self, image: np.ndarray, min_long_side: int = MIN_LONG_SIDE) -> None:
         height, width = image.shape[:2]
         self._scale = max(1.0, min_long_side / max(height, width))
         self._shape = (height, width)
-        picture = Image.fromarray(np.ascontiguousarray(image))
+        enlarged = Image.fromarray(np.ascontiguousarray(image))
         if self._scale > 1:
             size = (max(1, round(width * self._scale)), max(1, round(height * self._scale)))
-            picture = picture.resize(size, Image.Resampling.BICUBIC)
-        self._picture = picture
+            enlarged = enlarged.resize(size, Image.Resampling.BICUBIC)
+        self._image = enlarged
 
     def draw_predictions(self, instances: Instances, phrases: Sequence[str], caption: str | None = None) -> np.ndarray:
         """Draw the detections of one image.
@@ -50,7 +50,7 @@ class GroundingVisualizer:
             instances: ``pred_boxes`` XYXY in pixels of the image, ``scores`` in [0, 1], ``pred_classes``, rows of
                 ``phrases``, and ``pred_masks`` (K, H, W) bool, if there are masks; may be empty.
             phrases: P strings.
-            caption: Written under the picture, if there is one.
+            caption: Written under the image, if there is one.
 
         Returns:
             (H', W', 3) uint8 in RGB order. Its size depends on the image, the caption and the phrases alone.
@@ -58,10 +58,10 @@ class GroundingVisualizer:
         Raises:
             ValueError: The masks do not have the size of the image.
         """
-        picture = self._with_detections(instances, phrases)
+        drawing = self._with_detections(instances, phrases)
         if caption is None:
-            return np.asarray(picture)
-        return self._with_text(picture, split_caption(caption, phrases))
+            return np.asarray(drawing)
+        return self._with_text(drawing, split_caption(caption, phrases))
 
     def draw_answer(
         self, instances: Instances, phrases: Sequence[str], question: str, answer: str, score: float
@@ -85,9 +85,9 @@ class GroundingVisualizer:
         labels = [answer if phrase == ANSWER_PHRASE else phrase for phrase in phrases]
         boxed = sorted({row for row in instances.pred_classes.tolist() if phrases[row] == ANSWER_PHRASE})
         row = boxed[0] if boxed else None
-        picture = self._with_detections(instances, labels)
+        drawing = self._with_detections(instances, labels)
         answered = [(f"{word} ", row) for word in answer.split()] + [(f"{score:.0%}", None)]
-        return self._with_text(picture, split_caption(question, phrases), answered)
+        return self._with_text(drawing, split_caption(question, phrases), answered)
 
     def draw_generated(
         self,
@@ -116,7 +116,7 @@ class GroundingVisualizer:
         return self._with_text(self._with_detections(instances, phrases), split_words(caption, spans))
 
     def draw_referred(self, mask: np.ndarray, phrase: str) -> np.ndarray:
-        """Draw what a phrase refers to, and write the phrase under the picture.
+        """Draw what a phrase refers to, and write the phrase under the image.
 
         Args:
             mask: (H, W) bool; where it is empty, the phrase stands below without its colour.
@@ -128,18 +128,18 @@ class GroundingVisualizer:
         Raises:
             ValueError: The mask does not have the size of the image.
         """
-        picture = self._with_masks(mask[None], [0], "mask")
+        drawing = self._with_masks(mask[None], [0], "mask")
         marked = [phrase] if mask.any() else []
-        return self._with_text(picture, split_caption(phrase, marked))
+        return self._with_text(drawing, split_caption(phrase, marked))
 
     def _with_detections(self, instances: Instances, labels: Sequence[str]) -> Image.Image:
-        """Return the picture with masks and boxes, and on each box the label of its phrase and the score."""
-        font = _font(self._picture.size)
-        picture = self._picture.copy()
+        """Return the image with masks and boxes, and on each box the label of its phrase and the score."""
+        font = _font(self._image.size)
+        drawing = self._image.copy()
         if instances.has("pred_masks"):
             masks = instances.pred_masks.cpu().numpy()
-            picture = self._with_masks(masks, instances.pred_classes.tolist(), "pred_masks")
-        pen = ImageDraw.Draw(picture)
+            drawing = self._with_masks(masks, instances.pred_classes.tolist(), "pred_masks")
+        pen = ImageDraw.Draw(drawing)
         boxes = instances.pred_boxes.tensor.cpu() * self._scale
         rows = instances.pred_classes.tolist()
         line_width = max(2, int(font.size) // 5)
@@ -150,28 +150,28 @@ class GroundingVisualizer:
         for k in instances.scores.argsort(descending=True, stable=True).tolist():
             text = f"{labels[rows[k]]} {float(instances.scores[k]):.0%}"
             chip = place_label(
-                boxes[k].tolist(), (font.getlength(text) + font.size, 1.4 * font.size), picture.size, taken
+                boxes[k].tolist(), (font.getlength(text) + font.size, 1.4 * font.size), drawing.size, taken
             )
             taken.append(chip)
             pen.rectangle(chip, fill=phrase_color(rows[k]))
             pen.text((chip[0] + font.size / 2, chip[1] + 0.1 * font.size), text, text_color(rows[k]), font)
-        return picture
+        return drawing
 
-    def _with_text(self, picture: Image.Image, *texts: Sequence[Word]) -> np.ndarray:
-        """Return a picture with texts below it, one under the other."""
-        strips = [draw_words(words, _font(picture.size), picture.width) for words in texts]
-        return np.concatenate([np.asarray(picture), *strips])
+    def _with_text(self, drawing: Image.Image, *texts: Sequence[Word]) -> np.ndarray:
+        """Return a drawing with texts below it, one under the other."""
+        strips = [draw_words(words, _font(drawing.size), drawing.width) for words in texts]
+        return np.concatenate([np.asarray(drawing), *strips])
 
     def _with_masks(self, masks: np.ndarray, rows: Sequence[int], name: str) -> Image.Image:
-        """Return the picture with masks (K, H, W) in the colours of their phrases."""
+        """Return the image with masks (K, H, W) in the colours of their phrases."""
         if masks.shape[1:] != self._shape:
             raise ValueError(f"{name}: expected masks of the image's size {self._shape}, found {masks.shape[1:]}")
         # Small masks lie on large ones, so that no mask hides another.
         order = np.argsort(-masks.sum(axis=(1, 2)), kind="stable").tolist()
-        size = self._picture.size
+        size = self._image.size
         enlarged = ((rows[k], masks[k] if self._scale == 1 else enlarge_mask(masks[k], size)) for k in order)
         line_width = max(2, int(_font(size).size) // 8)
-        return Image.fromarray(paint_masks(np.asarray(self._picture), enlarged, line_width))
+        return Image.fromarray(paint_masks(np.asarray(self._image), enlarged, line_width))
 
 
 def enlarge_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -180,25 +180,25 @@ def enlarge_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(gray.resize(size, Image.Resampling.BILINEAR)) >= 128
 
 
-def paint_masks(picture: np.ndarray, masks: Iterable[tuple[int, np.ndarray]], line_width: int) -> np.ndarray:
+def paint_masks(image: np.ndarray, masks: Iterable[tuple[int, np.ndarray]], line_width: int) -> np.ndarray:
     """Tint what masks cover in the colours of their phrases, and draw the edge of each mask, white around it.
 
     Args:
-        picture: (H, W, 3) uint8 RGB.
+        image: (H, W, 3) uint8 RGB.
         masks: Row of the phrase and (H, W) bool of each mask. Later ones are above earlier ones; a pixel is tinted
-            once, so that the picture can be seen through any number of masks. No tint covers an edge, nor does white.
+            once, so that the image can be seen through any number of masks. No tint covers an edge, nor does white.
         line_width: Of the edges, pixels; they lie inside the masks. The white beside them is one pixel wide.
 
     Returns:
         (H, W, 3) uint8 RGB.
     """
-    tinted = picture.copy()
+    tinted = image.copy()
     rims: list[tuple[np.ndarray, np.ndarray]] = []
     lines: list[tuple[Color, np.ndarray, np.ndarray]] = []
     for row, mask in masks:
         ys, xs = np.nonzero(mask)
         color = phrase_color(row)
-        tinted[ys, xs] = np.rint(_MASK_OPACITY * np.array(color) + (1 - _MASK_OPACITY) * picture[ys, xs])
+        tinted[ys, xs] = np.rint(_MASK_OPACITY * np.array(color) + (1 - _MASK_OPACITY) * image[ys, xs])
         if len(ys):
             # The mask and one pixel around it.
             top, left = max(0, ys.min() - 1), max(0, xs.min() - 1)
@@ -207,7 +207,7 @@ def paint_masks(picture: np.ndarray, masks: Iterable[tuple[int, np.ndarray]], li
             rims.append((ys + top, xs + left))
             ys, xs = np.nonzero(_edge(window, line_width))
             lines.append((color, ys + top, xs + left))
-    # Where the colour of a phrase is that of the picture, white shows the edge.
+    # Where the colour of a phrase is that of the image, white shows the edge.
     for ys, xs in rims:
         tinted[ys, xs] = 255
     for color, ys, xs in lines:
@@ -231,14 +231,14 @@ def _rim(mask: np.ndarray) -> np.ndarray:
 
 
 def place_label(
-    box: Sequence[float], size: tuple[float, float], picture_size: tuple[int, int], taken: Sequence[Rectangle]
+    box: Sequence[float], size: tuple[float, float], image_size: tuple[int, int], taken: Sequence[Rectangle]
 ) -> Rectangle:
     """Find a place for the label of a box.
 
     Args:
         box: XYXY in pixels.
         size: Width and height of the label.
-        picture_size: Width and height of the picture, which holds the label where it is large enough.
+        image_size: Width and height of the image, which holds the label where it is large enough.
         taken: Labels that are already placed.
 
     Returns:
@@ -246,18 +246,18 @@ def place_label(
         first of these.
     """
     width, height = size
-    left = max(0.0, min(box[0], picture_size[0] - width))
+    left = max(0.0, min(box[0], image_size[0] - width))
     tops = [box[1] - height, box[1]]
-    tops += [box[1] + step * height for step in range(1, int(picture_size[1] / height) + 1)]
-    places = [(left, top, left + width, top + height) for top in tops if 0 <= top <= picture_size[1] - height]
+    tops += [box[1] + step * height for step in range(1, int(image_size[1] / height) + 1)]
+    places = [(left, top, left + width, top + height) for top in tops if 0 <= top <= image_size[1] - height]
     free = (place for place in places if not any(_overlap(place, other) for other in taken))
-    bottom = max(0.0, picture_size[1] - height)
+    bottom = max(0.0, image_size[1] - height)
     return next(free, places[0] if places else (left, bottom, left + width, bottom + height))
 
 
-def _font(picture_size: tuple[int, int]) -> ImageFont.FreeTypeFont:
+def _font(image_size: tuple[int, int]) -> ImageFont.FreeTypeFont:
     # matplotlib brings this font along.
-    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), max(14, max(picture_size) // 50))
+    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), max(14, max(image_size) // 50))
 
 
 def _drawable(box: Sequence[float]) -> Rectangle:

@@ -1,4 +1,4 @@
-"""Drawn answers and generated captions; what all pictures share is tested in test_visualizer.py."""
+"""Drawn answers and generated captions; what all drawings share is tested in test_visualizer.py."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def visualizer():
 
 
 def lines_of(drawn):
-    """The strip below the picture, cut at its all-white rows into lines of text."""
+    """The strip below the image, cut at its all-white rows into lines of text."""
     strip = drawn[HEIGHT:]
     written = (strip != 255).any(axis=(1, 2))
     edges = np.flatnonzero(np.diff(np.concatenate([[False], written, [False]]).astype(int)))
@@ -64,7 +64,7 @@ def test_answer_without_a_box_has_no_colour():
     assert count(answer, 0) == count(answer, 1) == 0 and (answer < 100).any()
 
 
-def test_answer_of_a_model_without_grounding_is_text_below_the_picture():
+def test_answer_of_a_model_without_grounding_is_text_below_the_image():
     drawn = visualizer().draw_answer(make_instances([], []), [], "Is it a dog?", "yes", 0.7)
     assert (drawn[:HEIGHT] == 128).all() and len(lines_of(drawn)) == 2
     other_score = visualizer().draw_answer(make_instances([], []), [], "Is it a dog?", "yes", 0.8)
@@ -90,7 +90,7 @@ def test_phrase_of_a_generated_caption_without_a_box_has_no_colour():
 
 
 @pytest.mark.parametrize("caption", ["", "a dog"])
-def test_caption_of_a_model_without_grounding_stands_below_the_picture(caption):
+def test_caption_of_a_model_without_grounding_stands_below_the_image(caption):
     drawn = visualizer().draw_generated(make_instances([], []), [], caption, [])
     assert (drawn[:HEIGHT] == 128).all() and drawn.shape[0] > HEIGHT
     assert len(lines_of(drawn)) == bool(caption)

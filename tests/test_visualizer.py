@@ -33,7 +33,7 @@ def test_box_is_drawn_on_its_edges_in_the_colour_of_its_phrase():
     assert drawn[195, 103].tolist() == color
 
 
-def test_small_pictures_are_enlarged_with_their_boxes():
+def test_small_images_are_enlarged_with_their_boxes():
     drawn = GroundingVisualizer(gray(50, 100), min_long_side=400).draw_predictions(
         make_instances([[25, 25, 75, 45]], [0], (50, 100)), ["a"]
     )
@@ -42,13 +42,13 @@ def test_small_pictures_are_enlarged_with_their_boxes():
     assert drawn[150, 200].tolist() == [128, 128, 128]
 
 
-def test_picture_without_detections_stays_and_the_image_given_too():
+def test_image_without_detections_stays_and_the_image_given_too():
     image = gray(300, 900)
     drawn = GroundingVisualizer(image).draw_predictions(make_instances([], []), [])
     assert (drawn == image).all() and (image == 128).all()
 
 
-def test_caption_makes_the_picture_higher_whatever_is_found():
+def test_caption_makes_the_drawing_higher_whatever_is_found():
     visualizer = GroundingVisualizer(gray(100, 800))
     empty = visualizer.draw_predictions(make_instances([], []), ["a dog"], "a dog on the grass")
     found = visualizer.draw_predictions(make_instances([[1, 1, 50, 50]], [0]), ["a dog"], "a dog on the grass")
@@ -101,7 +101,7 @@ def test_writing_contrasts_with_its_ground():
         assert abs(luma) > 80
 
 
-# Box at (50, 40), label 30 x 10, picture 100 x 80.
+# Box at (50, 40), label 30 x 10, image 100 x 80.
 @pytest.mark.parametrize(
     "box, taken, expected",
     [
@@ -113,7 +113,7 @@ def test_writing_contrasts_with_its_ground():
         ((50, 40, 70, 60), [(40, 25, 60, 45)], (50, 50, 80, 60)),
         ((50, 40, 70, 60), [(0, 0, 100, 80)], (50, 30, 80, 40)),  # no free place at all
         ((50, 79, 70, 80), [(0, 60, 100, 80)], (50, 69, 80, 79)),
-        ((50, 100, 70, 120), [], (50, 70, 80, 80)),  # box outside the picture
+        ((50, 100, 70, 120), [], (50, 70, 80, 80)),  # box outside the image
     ],
 )
 def test_label_finds_a_place(box, taken, expected):
@@ -121,7 +121,7 @@ def test_label_finds_a_place(box, taken, expected):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 700), (2000, 40)])
-def test_any_picture_size_can_be_drawn(size):
+def test_any_image_size_can_be_drawn(size):
     height, width = size
     drawn = GroundingVisualizer(gray(height, width)).draw_predictions(
         make_instances([[0, 0, width, height], [0.2, 0.2, 0.2, 0.2]], [0, 1], size), ["a dog", "b"], "a dog"
@@ -152,14 +152,14 @@ def draw_masks(masks, rows, image=None, min_long_side=800):
 
 def test_mask_is_tinted_inside_its_edge_with_white_around_it():
     drawn = draw_masks([make_mask((400, 800), 100, 300, 200, 500)], [0])
-    # From the left and from above: the picture, white, an edge of two pixels, the tint.
+    # From the left and from above: the image, white, an edge of two pixels, the tint.
     expected = [GRAY, WHITE, [217, 33, 33], [217, 33, 33], TINT]
     assert drawn[150, 298:303].tolist() == drawn[98:103, 400].tolist() == expected
     assert drawn[150, 497:502].tolist() == drawn[197:202, 400].tolist() == expected[::-1]
     assert (drawn[102:198, 302:498] == TINT).all()
 
 
-def test_picture_can_be_seen_through_a_mask():
+def test_image_can_be_seen_through_a_mask():
     image = gray(400, 800)
     image[:, 400:] = 228
     drawn = draw_masks([make_mask((400, 800), 100, 300, 200, 500)], [0], image)
@@ -204,7 +204,7 @@ def test_masks_side_by_side_have_no_white_between_them():
     assert drawn[150, 398:402].tolist() == [list(phrase_color(0))] * 2 + [list(phrase_color(1))] * 2
 
 
-def test_masks_are_enlarged_with_the_picture():
+def test_masks_are_enlarged_with_the_image():
     drawn = draw_masks([make_mask((50, 100), 20, 30, 40, 60)], [0], min_long_side=400)
     assert drawn.shape == (200, 400, 3)
     expected = [GRAY, WHITE, [217, 33, 33], [217, 33, 33], TINT]
@@ -229,7 +229,7 @@ def test_mask_of_one_pixel_can_be_seen():
     assert drawn[149, 299].tolist() == GRAY
 
 
-def test_mask_that_leaves_the_picture_has_an_edge_there():
+def test_mask_that_leaves_the_image_has_an_edge_there():
     drawn = draw_masks([make_mask((400, 800), 0, 700, 100, 800)], [0])
     assert drawn[50, 797:].tolist() == [TINT, [217, 33, 33], [217, 33, 33]]
     assert drawn[:3, 750].tolist() == [[217, 33, 33], [217, 33, 33], TINT]
@@ -250,7 +250,7 @@ def test_no_detection_of_a_model_with_masks_draws_nothing():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 700), (2000, 40)])
-def test_masks_of_any_picture_size_can_be_drawn(size):
+def test_masks_of_any_image_size_can_be_drawn(size):
     drawn = draw_masks([np.ones(size, dtype=bool), make_mask(size, 0, 0, 1, 1)], [0, 1], gray(*size))
     assert drawn.shape[1] >= size[1] and drawn.dtype == np.uint8
     referred = GroundingVisualizer(gray(*size)).draw_referred(np.ones(size, dtype=bool), "a dog")
@@ -284,7 +284,7 @@ def test_phrase_that_refers_to_nothing_has_no_colour():
     assert (strip[:, :, 0] == strip[:, :, 1]).all() and strip.min() < 100
 
 
-def test_size_of_a_referring_picture_does_not_depend_on_what_is_found():
+def test_size_of_a_referring_drawing_does_not_depend_on_what_is_found():
     visualizer = GroundingVisualizer(gray(400, 800))
     phrase = "the dog that is sitting on the left of the other dogs " * 6
     masks = make_mask((400, 800), 1, 1, 9, 9), np.zeros((400, 800), dtype=bool)

@@ -1,6 +1,6 @@
 #!/usr/bin/env python
-"""Detect what a prompt names in pictures or a video, segment what a phrase refers to, answer a question or write
-captions; save drawn pictures and JSON.
+"""Detect what a prompt names in images or a video, segment what a phrase refers to, answer a question or write
+captions; save drawings and JSON.
 
 python tools/demo.py --config-file CONFIG --input *.jpg --prompt "a man on a skateboard" --opts MODEL.WEIGHTS FILE
 python tools/demo.py --config-file CONFIG --video-input in.mp4 --vocabulary "person,traffic light"
@@ -40,7 +40,7 @@ TASKS = ("detect", "refer", "vqa", "caption")
 # Lowest score of what is kept, unless the command line names one.
 DEFAULT_THRESHOLD = 0.5
 
-# From a picture in BGR order to the drawn picture and what the JSON file says of it.
+# From an image in BGR order to its drawing and its record in the JSON file.
 Drawer = Callable[[np.ndarray], tuple[np.ndarray, dict[str, Any]]]
 
 
@@ -75,7 +75,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
         return
     if arguments.prompt is not None or arguments.vocabulary is not None:
         raise ValueError(f"--prompt, --vocabulary: expected --task detect or refer, found --task {arguments.task}")
-    # The height of these pictures follows the text, and frames of a video are all equally high.
+    # The height of these drawings follows the text, and frames of a video are all equally high.
     if arguments.video_input is not None:
         raise ValueError(f"--video-input: expected --task detect or refer, found --task {arguments.task}")
 
@@ -102,13 +102,13 @@ def as_prompt(arguments: argparse.Namespace) -> str | list[str] | None:
 
 
 class Detector:
-    """Detects in one picture after the other, and draws."""
+    """Detects in one image after the other, and draws."""
 
     def __init__(self, predictor: GLIPv2Predictor, prompt: str | list[str] | None, threshold: float) -> None:
         self.predictor, self.prompt, self.threshold = predictor, prompt, threshold
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-        """Detect in a picture in BGR order; return the drawn picture and what the JSON file says of it."""
+        """Detect in an image in BGR order; return the drawing and its record in the JSON file."""
         output = self.predictor(image, self.prompt)
         instances = kept_instances(output, self.threshold)
         caption = self.prompt if isinstance(self.prompt, str) else None
@@ -117,26 +117,26 @@ class Detector:
 
 
 class Referrer:
-    """Segments what a phrase refers to in one picture after the other, and draws."""
+    """Segments what a phrase refers to in one image after the other, and draws."""
 
     def __init__(self, predictor: GLIPv2Predictor, phrase: str) -> None:
         self.predictor, self.phrase = predictor, phrase
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-        """Segment in a picture in BGR order; return the drawn picture and what the JSON file says of it."""
+        """Segment in an image in BGR order; return the drawing and its record in the JSON file."""
         mask = self.predictor.refer(image, self.phrase)["mask"]
         drawn = GroundingVisualizer(image[:, :, ::-1]).draw_referred(mask, self.phrase)
         return drawn[:, :, ::-1], {"segmentation": list_masks(torch.from_numpy(mask)[None])[0]}
 
 
 class Answerer:
-    """Answers one question about one picture after the other, and draws."""
+    """Answers one question about one image after the other, and draws."""
 
     def __init__(self, predictor: GLIPv2Predictor, question: str, threshold: float) -> None:
         self.predictor, self.question, self.threshold = predictor, question, threshold
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-        """Answer for a picture in BGR order; return the drawn picture and what the JSON file says of it."""
+        """Answer for an image in BGR order; return the drawing and its record in the JSON file."""
         output = self.predictor.answer(image, self.question)
         instances, answer, score = kept_instances(output, self.threshold), output["answer"], output["score"]
         drawn = GroundingVisualizer(image[:, :, ::-1]).draw_answer(
@@ -148,13 +148,13 @@ class Answerer:
 
 
 class Captioner:
-    """Writes captions of one picture after the other, and draws."""
+    """Writes captions of one image after the other, and draws."""
 
     def __init__(self, predictor: GLIPv2Predictor, threshold: float) -> None:
         self.predictor, self.threshold = predictor, threshold
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-        """Caption a picture in BGR order; return the drawn picture and what the JSON file says of it: of all words the
+        """Caption an image in BGR order; return the drawing and its record in the JSON file: of all words the
         best box, of the phrases those with the threshold."""
         output = self.predictor.caption(image)
         instances, phrases, caption = kept_instances(output, self.threshold), output["phrases"], output["caption"]
@@ -194,7 +194,7 @@ def list_masks(masks: torch.Tensor) -> list[dict[str, Any]]:
 
 
 def draw_images(drawer: Drawer, files: Sequence[str], folder: Path) -> list[dict[str, Any]]:
-    """Write one picture per image; images that cannot be read are reported and left out."""
+    """Write one drawing per image; images that cannot be read are reported and left out."""
     records, names = [], set()
     for file in tqdm(files, unit="image"):
         try:
@@ -203,12 +203,12 @@ def draw_images(drawer: Drawer, files: Sequence[str], folder: Path) -> list[dict
             tqdm.write(f"skipped {file}: expected a readable image, found: {error}")
             continue
         drawn, record = drawer(image)
-        # Files of the same name in different folders keep their pictures.
+        # Files of the same name in different folders keep their drawings.
         name = Path(file).stem
         name = name if name not in names else f"{name}_{len(names)}"
         names.add(name)
-        save_picture(folder / f"{name}.png", drawn)
-        records.append({"file_name": file, "picture": f"{name}.png", **record})
+        save_drawing(folder / f"{name}.png", drawn)
+        records.append({"file_name": file, "drawing": f"{name}.png", **record})
     if not records:
         raise ValueError(f"--input: expected readable images, found none among {len(files)} files")
     return records
@@ -265,13 +265,13 @@ class VideoSink:
             self.writer.release()
 
 
-def save_picture(path: Path, picture: np.ndarray) -> None:
-    if not cv2.imwrite(str(path), picture):
-        raise OSError(f"--output: no picture can be written to {path}")
+def save_drawing(path: Path, drawing: np.ndarray) -> None:
+    if not cv2.imwrite(str(path), drawing):
+        raise OSError(f"--output: no drawing can be written to {path}")
 
 
 def make_drawer(arguments: argparse.Namespace, predictor: GLIPv2Predictor) -> tuple[Drawer, dict[str, Any]]:
-    """Return what works on the pictures, and what the JSON file says all of them were asked."""
+    """Return what draws the images, and what the JSON file says all of them were asked."""
     threshold = DEFAULT_THRESHOLD if arguments.confidence_threshold is None else arguments.confidence_threshold
     if arguments.task == "vqa":
         return Answerer(predictor, arguments.question, threshold), {"question": arguments.question}

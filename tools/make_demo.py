@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "demo" / "glipv2_micro.yaml"
 CONSOLE = Console(highlight=False)
-# What the pictures show at least.
-PICTURE_SCORE = 0.35
+# Lowest score of a drawn detection.
+DRAWING_SCORE = 0.35
 # Scenes, held-out scenes per split, names, updates.
 SIZES = {"demo": (2000, 100, 24, 700), "full": (8000, 150, None, 4800)}
 # A moving average over about a tenth of the run.
@@ -137,14 +137,14 @@ def plot_loss(records: list[dict], path: Path) -> None:
 
 
 def best_per_object(instances: Instances) -> Instances:
-    """Leave one name to each object, for the picture: the detector may find several names for one box."""
+    """Leave one name to each object, for the drawing: the detector may find several names for one box."""
     from torchvision.ops import nms
 
     instances = instances[nms(instances.pred_boxes.tensor, instances.scores, 0.5)]
-    return instances[instances.scores >= PICTURE_SCORE]
+    return instances[instances.scores >= DRAWING_SCORE]
 
 
-def draw_pictures(weights: Path, data: Path, output: Path, splits: list[str], per_split: int) -> list[Path]:
+def draw_splits(weights: Path, data: Path, output: Path, splits: list[str], per_split: int) -> list[Path]:
     """Predict on held-out scenes and on a real photograph; save them with the boxes that are found."""
     from detectron2.config import get_cfg
 
@@ -159,7 +159,7 @@ def draw_pictures(weights: Path, data: Path, output: Path, splits: list[str], pe
     output.mkdir(parents=True, exist_ok=True)
     saved = []
 
-    def picture(image_path: Path, names: list[str], stem: str) -> None:
+    def draw_image(image_path: Path, names: list[str], stem: str) -> None:
         image = cv2.imread(str(image_path))
         result = predictor(image, names)
         instances = best_per_object(result["instances"])
@@ -171,7 +171,7 @@ def draw_pictures(weights: Path, data: Path, output: Path, splits: list[str], pe
         truth = json.loads((data / "annotations" / f"{split}.json").read_text())
         names = [category["name"] for category in truth["categories"]]
         for image in truth["images"][:per_split]:
-            picture(data / split / image["file_name"], names, f"{split}_{image['id']}")
+            draw_image(data / split / image["file_name"], names, f"{split}_{image['id']}")
     real = data / "annotations" / "real.json"
     if real.exists():
         truth = json.loads((data / "annotations" / "train.json").read_text())
@@ -179,7 +179,7 @@ def draw_pictures(weights: Path, data: Path, output: Path, splits: list[str], pe
         photographs = json.loads(real.read_text())["images"]
         for image in sorted(photographs, key=lambda image: not set(image["names"]) & set(seen))[:2]:
             others = [name for name in seen if name not in image["names"]][:5]
-            picture(data / "real" / image["file_name"], [*image["names"], *others], f"real_{image['id']}")
+            draw_image(data / "real" / image["file_name"], [*image["names"], *others], f"real_{image['id']}")
     return saved
 
 
@@ -215,10 +215,10 @@ def main() -> None:
     clock["training and evaluation"] = time.time() - start - sum(clock.values())
 
     os.environ["DETECTRON2_DATASETS"] = str(datasets)
-    pictures = draw_pictures(run_folder / "model_final.pth", data, output / "pictures", splits, per_split=4)
+    drawings = draw_splits(run_folder / "model_final.pth", data, output / "drawings", splits, per_split=4)
     records = read_metrics(run_folder)
     plot_loss([record for record in records if "total_loss" in record], output / "loss.png")
-    clock["pictures"] = time.time() - start - sum(clock.values())
+    clock["drawings"] = time.time() - start - sum(clock.values())
 
     metrics = {}
     for split in splits:
@@ -231,10 +231,10 @@ def main() -> None:
         metrics[split] |= {f"recall{top}": box_recall(predictions, truth, top) for top in (10, 100)}
     metrics |= {"world": world, "updates": max_iter, "seconds": round(time.time() - start, 1)}
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    report(metrics, clock, splits, output, pictures)
+    report(metrics, clock, splits, output, drawings)
 
 
-def report(metrics: dict, clock: dict[str, float], splits: list[str], output: Path, pictures: list[Path]) -> None:
+def report(metrics: dict, clock: dict[str, float], splits: list[str], output: Path, drawings: list[Path]) -> None:
     """Print what was done and reached."""
     table = Table(title="box AP (0..100) and recall at IoU 0.5 of the best 10 / 100 boxes, names left aside")
     for column in ("split", "names in the prompt", "AP", "AP50", "AP75", "recall 10", "recall 100"):
@@ -245,7 +245,7 @@ def report(metrics: dict, clock: dict[str, float], splits: list[str], output: Pa
         table.add_row(split, str(row["names"]), *(f"{value:.1f}" for value in values))
     CONSOLE.print(table)
     CONSOLE.print("  ".join(f"{name}: {seconds:.0f} s" for name, seconds in clock.items()))
-    CONSOLE.print(f"{len(pictures)} pictures, loss.png and metrics.json in {output}")
+    CONSOLE.print(f"{len(drawings)} drawings, loss.png and metrics.json in {output}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 questions with their phrases and scores and the text below; ``--source dataloader`` draws the samples that the mapper
 hands to the model: resized and flipped, each box with its phrase, and below all phrases of the prompt with the tokens
 that spell them ("traffic light [3-4]"; token 0 is the first special token). With ``MODEL.MASK_ON True`` both draw the
-masks that can be used. Small pictures are enlarged. The flags are those of detectron2's tool of this name.
+masks that can be used. Small images are enlarged. The flags are those of detectron2's tool of this name.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from glipv2_d2.data.training_dicts import load_training_dicts
 from glipv2_d2.engine.defaults import build_config, one_line_errors
 from glipv2_d2.prompts.questions import ANSWER_PHRASE
 
-# Smaller pictures are enlarged, so that the writing on them can be read.
+# Smaller images are enlarged, so that the writing on them can be read.
 MIN_LONG_SIDE = 800
 FONT_SIZE = 16
 
@@ -45,21 +45,21 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Draw the training data of a config.")
     parser.add_argument("--source", choices=["annotation", "dataloader"], required=True, help="stored or as trained on")
     parser.add_argument("--config-file", metavar="FILE", default="", help="config whose DATASETS.TRAIN is drawn")
-    parser.add_argument("--output-dir", metavar="DIR", default="./", help="where the pictures go")
-    parser.add_argument("--show", action="store_true", help="show the pictures in a window instead of writing them")
-    parser.add_argument("--num", type=int, default=20, metavar="N", help="number of pictures (default: 20)")
+    parser.add_argument("--output-dir", metavar="DIR", default="./", help="where the drawings go")
+    parser.add_argument("--show", action="store_true", help="show the drawings in a window instead of writing them")
+    parser.add_argument("--num", type=int, default=20, metavar="N", help="number of drawings (default: 20)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="config keys: KEY VALUE ...")
     return parser.parse_args(argv)
 
 
-def annotation_pictures(cfg: CfgNode) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield a name and a picture, (H, W, 3) uint8 RGB, of each stored image."""
+def annotation_drawings(cfg: CfgNode) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield a name and a drawing, (H, W, 3) uint8 RGB, of each stored image."""
     for record in load_training_dicts(cfg.DATASETS.TRAIN, filter_empty=False, with_masks=cfg.MODEL.MASK_ON):
         yield Path(record["file_name"]).stem, draw_record(record, read_image(record, "RGB"))
 
 
-def loader_pictures(cfg: CfgNode) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield a name and a picture, (H', W', 3) uint8 RGB, of each sample in the training stream."""
+def loader_drawings(cfg: CfgNode) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield a name and a drawing, (H', W', 3) uint8 RGB, of each sample in the training stream."""
     for sample in itertools.chain.from_iterable(build_train_loader(cfg)):
         # The image id of a streamed sample may hold folders.
         yield Path(str(sample.get("image_id", sample["file_name"]))).stem, draw_sample(sample, cfg)
@@ -84,8 +84,8 @@ def draw_record(record: dict, image: np.ndarray) -> np.ndarray:
         score = f" {item['score']:.2f}" if "score" in item else ""
         labels.append(names[-1] + score + ("|crowd" if item.get("iscrowd", 0) else ""))
         boxes.append(BoxMode.convert(list(item["bbox"]), item["bbox_mode"], BoxMode.XYXY_ABS))
-    picture = draw_boxes(image, np.array(boxes).reshape(-1, 4), names, labels, stored_masks(record))
-    return picture if text is None else np.concatenate([picture, text_strip(text, picture.shape[1])])
+    drawing = draw_boxes(image, np.array(boxes).reshape(-1, 4), names, labels, stored_masks(record))
+    return drawing if text is None else np.concatenate([drawing, text_strip(text, drawing.shape[1])])
 
 
 def draw_boxes(
@@ -115,9 +115,9 @@ def draw_sample(sample: dict, cfg: CfgNode) -> np.ndarray:
     ]
     names = [prompt.phrases[row] for row in instances.gt_classes.tolist()]
     masks = instances.gt_masks if instances.has("gt_masks") else None
-    picture = draw_boxes(image, instances.gt_boxes, names, names, masks)
+    drawing = draw_boxes(image, instances.gt_boxes, names, names, masks)
     prompt_text = f"{len(prompt)} tokens: " + cfg.INPUT.PROMPT.SEPARATOR.join(words)
-    return np.concatenate([picture, text_strip(prompt_text, picture.shape[1])])
+    return np.concatenate([drawing, text_strip(prompt_text, drawing.shape[1])])
 
 
 def text_strip(text: str, width: int) -> np.ndarray:
@@ -144,10 +144,10 @@ def token_ranges(is_token: Tensor) -> str:
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ends)
 
 
-def show(picture: np.ndarray) -> None:
-    """Show a picture, RGB, until a key is pressed."""
+def show(drawing: np.ndarray) -> None:
+    """Show a drawing, RGB, until a key is pressed."""
     try:
-        cv2.imshow("training data", picture[:, :, ::-1])
+        cv2.imshow("training data", drawing[:, :, ::-1])
         cv2.waitKey()
     except cv2.error:
         raise ValueError("--show: this OpenCV was built without windows; leave --show out to write files") from None
@@ -162,14 +162,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg = build_config(arguments.config_file, opts)
         folder = Path(arguments.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        pictures = annotation_pictures(cfg) if arguments.source == "annotation" else loader_pictures(cfg)
-        progress = tqdm.tqdm(itertools.islice(pictures, arguments.num), total=arguments.num, unit="picture")
-        for number, (name, picture) in enumerate(progress):
+        drawings = annotation_drawings(cfg) if arguments.source == "annotation" else loader_drawings(cfg)
+        progress = tqdm.tqdm(itertools.islice(drawings, arguments.num), total=arguments.num, unit="drawing")
+        for number, (name, drawing) in enumerate(progress):
             if arguments.show:
-                show(picture)
+                show(drawing)
             else:
                 # The number keeps apart the same image drawn twice.
-                cv2.imwrite(str(folder / f"{number:04d}_{name}.jpg"), picture[:, :, ::-1])
+                cv2.imwrite(str(folder / f"{number:04d}_{name}.jpg"), drawing[:, :, ::-1])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""From a picture and a prompt to named boxes."""
+"""From an image and a prompt to named boxes."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _WORD = re.compile(r"\d+(?:\.\d+)+|[^\W_]+(?:['’-][^\W_]+)*")
 
 
 class GLIPv2Predictor(DefaultPredictor):
-    """Detect in single pictures what a prompt names; it keeps nothing between two calls.
+    """Detect in single images what a prompt names; it keeps nothing between two calls.
 
     Args:
         cfg: Config with ``MODEL.WEIGHTS``; it is not changed.
@@ -103,7 +103,7 @@ class GLIPv2Predictor(DefaultPredictor):
         names_or_caption: NamesOrCaption = None,
         phrases: Sequence[str | CharSpan] | None = None,
     ) -> dict[str, Any]:
-        """Detect in one picture.
+        """Detect in one image.
 
         Args:
             original_image: (H, W, 3) uint8 or float in 0..255, channels in BGR order.
@@ -113,7 +113,7 @@ class GLIPv2Predictor(DefaultPredictor):
                 or as a half-open character range of it.
 
         Returns:
-            ``instances``: ``pred_boxes`` XYXY in pixels of the picture, ``scores`` in [0, 1], ``pred_classes``, rows of
+            ``instances``: ``pred_boxes`` XYXY in pixels of the image, ``scores`` in [0, 1], ``pred_classes``, rows of
             ``phrases``, and of a model with a mask head ``pred_masks`` (K, H, W) bool. ``phrases``: P strings.
 
         Raises:
@@ -124,10 +124,10 @@ class GLIPv2Predictor(DefaultPredictor):
     def predict_batch(
         self, original_images: Sequence[np.ndarray], names_or_captions: Sequence[NamesOrCaption]
     ) -> list[dict[str, Any]]:
-        """Detect in several pictures, each with its own prompt; the results are those of single calls.
+        """Detect in several images, each with its own prompt; the results are those of single calls.
 
         Raises:
-            ValueError: There is not one prompt for every picture.
+            ValueError: There is not one prompt for every image.
         """
         if isinstance(names_or_captions, str) or len(original_images) != len(names_or_captions):
             raise ValueError(
@@ -160,7 +160,7 @@ class GLIPv2Predictor(DefaultPredictor):
         return {"mask": referred_mask(output["instances"], self._referring_thresh).cpu().numpy(), **output}
 
     def answer(self, original_image: np.ndarray, question: str) -> dict[str, Any]:
-        """Answer a question about a picture.
+        """Answer a question about an image.
 
         Args:
             original_image: As above.
@@ -192,7 +192,7 @@ class GLIPv2Predictor(DefaultPredictor):
         return {"answer": best[0][0], "score": best[0][1], "answers": best, **output}
 
     def caption(self, original_image: np.ndarray) -> dict[str, Any]:
-        """Describe a picture.
+        """Describe an image.
 
         Args:
             original_image: As above.
@@ -202,7 +202,7 @@ class GLIPv2Predictor(DefaultPredictor):
             ``MODEL.GLIPV2.CAPTIONING.GROUNDED``, also ``phrases``, its noun phrases, with ``phrase_spans``, their
             half-open character ranges, and ``instances``, the best box of each of them, rated without a determiner
             at its beginning; and ``words``, a dict for each word of the caption, in its order: ``word``, ``span``, its
-            half-open character range, ``box``, its best, XYXY in pixels of the picture, and ``score`` in [0, 1]; where
+            half-open character range, ``box``, its best, XYXY in pixels of the image, and ``score`` in [0, 1]; where
             no box has a score above 0, the box is None. Otherwise all four are empty.
 
         Raises:

@@ -97,7 +97,7 @@ _VERBS_S = frozenset(
 )
 _PLURALS = frozenset("people men women children kids police cattle sheep geese mice feet teeth".split())
 
-# "in the background", "in front of": places in the picture, not things.
+# "in the background", "in front of": places in the image, not things.
 _PLACES = frozenset(
     "front top side sides left right middle center centre back bottom background foreground distance rear midst".split()
 )
@@ -125,7 +125,7 @@ def noun_phrases(caption: str) -> list[tuple[str, list[CharSpan]]]:
 
     A phrase is an optional determiner or number, adjectives, and nouns: "a red fire hydrant". It ends at prepositions,
     conjunctions, verbs, pronouns and punctuation; possessives stand outside. Adjectives may be joined, as in "a black
-    and white cat". Places in the picture ("in the background") and bare amounts ("a lot of") are no phrases.
+    and white cat". Places in the image ("in the background") and bare amounts ("a lot of") are no phrases.
 
     Args:
         caption: English text in any case.
@@ -153,7 +153,7 @@ def noun_phrases(caption: str) -> list[tuple[str, list[CharSpan]]]:
 
 
 def names_no_thing(words: Sequence[str], following: str) -> bool:
-    """Tell whether words are a place in the picture ("the background") or a bare amount ("a lot" before "of").
+    """Tell whether words are a place in the image ("the background") or a bare amount ("a lot" before "of").
 
     Whatever else finds the phrases of a caption leaves out by it what ``noun_phrases`` leaves out.
 

@@ -70,7 +70,7 @@ def build_phrase_finder(method: str = "auto") -> PhraseFinder:
 class SpacyPhrases:
     """Noun chunks of a spaCy pipeline, cut to what ``noun_phrases`` calls a phrase.
 
-    Pronouns, places in the picture and bare amounts are no phrases; a possessive stands outside.
+    Pronouns, places in the image and bare amounts are no phrases; a possessive stands outside.
 
     Args:
         pipeline: A loaded spaCy pipeline with tagger and parser.

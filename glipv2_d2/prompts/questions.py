@@ -20,7 +20,7 @@ ANSWER_PHRASE = "[answer]"
 # How the tokenizers of BERT, CLIP and RoBERTa write their special tokens.
 _SPECIAL_TOKEN = re.compile(r"\[(PAD|UNK|CLS|SEP|MASK)\]|<(\|(?:startoftext|endoftext)\||/?s|pad|unk|mask)>")
 
-# Words of a question that name nothing in the picture, at the end of what looks like a noun phrase.
+# Words of a question that name nothing in the image, at the end of what looks like a noun phrase.
 _NO_THINGS = frozenset(
     """
     how why what which who whose where when many much yes no
@@ -45,7 +45,7 @@ class AskedQuestion(NamedTuple):
 
 
 def names_something(phrase: str) -> bool:
-    """Tell whether a noun phrase of a question can be a thing of the picture; "what color" and "the picture" are none.
+    """Tell whether a noun phrase of a question can be a thing of the image; "what color" and "the picture" are none.
 
     Args:
         phrase: Not blank.

@@ -241,7 +241,7 @@ def test_unreadable_images_are_named_on_one_line(record, damage):
     elif damage == "size":
         record["width"] = 65
     else:
-        path.write_bytes({"truncated": content[: len(content) // 2], "text": b"no picture", "empty": b""}[damage])
+        path.write_bytes({"truncated": content[: len(content) // 2], "text": b"not an image", "empty": b""}[damage])
     for is_train in (True, False):
         with pytest.raises(UnreadableImageError, match="a.png: .*expected a readable image") as raised:
             make_mapper(is_train=is_train)(record)
@@ -258,7 +258,7 @@ def test_exif_orientation_is_applied(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK"])
-def test_every_kind_of_picture_becomes_three_channels(tmp_path, mode):
+def test_every_kind_of_image_becomes_three_channels(tmp_path, mode):
     path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
     Image.new("RGB", (20, 10)).convert(mode).save(path)
     sample = make_mapper(is_train=False)({"file_name": str(path)})

@@ -24,7 +24,7 @@ def pixels(number: int) -> np.ndarray:
     return np.full((48, 64, 3), 40 * number, np.uint8)
 
 
-def picture(number: int) -> str:
+def encoded_image(number: int) -> str:
     buffer = io.BytesIO()
     Image.fromarray(pixels(number)).save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
@@ -45,7 +45,7 @@ def load(tmp_path, new_name):
     def write_and_load(labels, task, *, hw=None, linelist=None, jsondict=None, with_index=True, edit=None, **options):
         keys = [f"k{number}" for number in range(len(labels))]
         files = {"img": "images.tsv", "label": "labels.tsv"}
-        images = [(key, picture(number)) for number, key in enumerate(keys)]
+        images = [(key, encoded_image(number)) for number, key in enumerate(keys)]
         texts = [label if isinstance(label, str) else json.dumps(label) for label in labels]
         write_tsv(tmp_path / "images.tsv", images, with_index)
         write_tsv(tmp_path / "labels.tsv", list(zip(keys, texts)), with_index)
@@ -311,7 +311,7 @@ def test_any_damage_of_a_label_is_left_out_or_a_one_line_error(tmp_path, task, d
     owner[key] = data.draw(json_values)
     labels = [("k0", json.dumps(good)), ("k1", json.dumps(content["label"]))]
     write_tsv(tmp_path / "labels.tsv", labels)
-    write_tsv(tmp_path / "images.tsv", [("k0", picture(0)), ("k1", picture(1))])
+    write_tsv(tmp_path / "images.tsv", [("k0", encoded_image(0)), ("k1", encoded_image(1))])
     (tmp_path / "data.yaml").write_text("img: images.tsv\nlabel: labels.tsv\n")
     name = f"{tmp_path.name}_damaged"
     try:

@@ -155,7 +155,7 @@ def test_floating_point_image_equals_the_one_of_integers(cfg):
 @pytest.mark.parametrize(
     "image, message",
     [
-        ("picture.jpg", "numpy array.*str"),
+        ("image.jpg", "numpy array.*str"),
         (None, "numpy array.*NoneType"),
         (np.zeros((4, 4), np.uint8), r"\(4, 4\)"),
         (np.zeros((4, 4, 4), np.uint8), r"\(4, 4, 4\)"),

@@ -78,13 +78,13 @@ def test_a_caption_without_grounding_has_no_boxes(cfg):
 
 
 @torch.no_grad()
-def test_each_word_of_a_grounded_caption_has_a_box_in_the_picture(cfg):
+def test_each_word_of_a_grounded_caption_has_a_box_in_the_image(cfg):
     cfg.MODEL.GLIPV2.CAPTIONING.GROUNDED = True
     result = build(cfg).caption(IMAGE)
     for word in result["words"]:
         assert result["caption"][slice(*word["span"])] == word["word"]
         left, top, right, bottom = word["box"]
-        # As for detections, the last pixel of the picture may reach out of it by less than one.
+        # As for detections, the last pixel of the image may reach out of it by less than one.
         assert 0 <= left < right < 61 and 0 <= top < bottom < 41 and 0 < word["score"] <= 1
 
 

@@ -32,7 +32,7 @@ class Tower:
 
 
 class Head:
-    """Its predictions are the table above, whatever the picture."""
+    """Its predictions are the table above, whatever the image."""
 
     def matcher(self, anchors, boxes):
         return MATCHED

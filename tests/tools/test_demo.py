@@ -59,7 +59,7 @@ def read_predictions(folder):
     return json.loads((folder / "predictions.json").read_text())
 
 
-def test_folder_of_images_becomes_pictures_and_one_json(demo, config, fixed_predictor, tmp_path):
+def test_folder_of_images_becomes_drawings_and_one_json(demo, config, fixed_predictor, tmp_path):
     images = write_images(tmp_path / "images", "b.png", "a.jpg")
     (images / "notes.txt").write_text("no image")
     output = tmp_path / "out"
@@ -72,7 +72,7 @@ def test_folder_of_images_becomes_pictures_and_one_json(demo, config, fixed_pred
     ]
     assert fixed_predictor == [((20, 30, 3), "a dog and a cat")] * 2
     for record in content["predictions"]:
-        assert cv2.imread(str(output / record["picture"])).shape[1] == 800
+        assert cv2.imread(str(output / record["drawing"])).shape[1] == 800
     assert sorted(file.name for file in output.iterdir()) == ["a.png", "b.png", "predictions.json"]
 
 
@@ -93,15 +93,15 @@ def test_vocabulary_is_a_list_of_names_and_no_prompt_is_none(demo, config, fixed
     assert fixed_predictor[0][1] == prompt
 
 
-def test_globs_and_repeated_names_keep_one_picture_each(demo, config, fixed_predictor, tmp_path):
+def test_globs_and_repeated_names_keep_one_drawing_each(demo, config, fixed_predictor, tmp_path):
     one, two = write_images(tmp_path / "one", "a.png"), write_images(tmp_path / "two", "a.png")
     output = tmp_path / "out"
     inputs = [str(tmp_path / "*" / "a.png"), str(one / "a.png")]
     demo.main(["--config-file", config, "--input", *inputs, "--output", str(output)])
     records = read_predictions(output)["predictions"]
     assert [record["file_name"] for record in records] == [str(one / "a.png"), str(two / "a.png")]
-    assert len({record["picture"] for record in records}) == 2
-    assert all((output / record["picture"]).is_file() for record in records)
+    assert len({record["drawing"] for record in records}) == 2
+    assert all((output / record["drawing"]).is_file() for record in records)
 
 
 def test_unreadable_image_is_left_out_and_named(demo, config, fixed_predictor, tmp_path, capsys):
@@ -200,14 +200,14 @@ def test_masks_are_drawn_and_written_as_run_lengths(demo, config, masking_predic
     assert detection["segmentation"]["size"] == [20, 30]
     expected = mask_utils.decode(mask_utils.frPyObjects(RUN_LENGTHS, 20, 30))
     assert expected.sum() == 168 and (decode(detection["segmentation"]) == expected).all()
-    picture = cv2.imread(str(tmp_path / "out" / "a.png"))
+    image = cv2.imread(str(tmp_path / "out" / "a.png"))
     # 20 x 30 pixels are enlarged to 533 x 800: the mask begins at row 107 and column 267.
-    inside, outside = picture[400, 450].tolist(), picture[500, 100].tolist()
+    inside, outside = image[400, 450].tolist(), image[500, 100].tolist()
     assert inside != outside == [100, 100, 100]
     assert inside == [round(0.45 * color + 55) for color in reversed(phrase_color(1))]
 
 
-def test_referring_gives_one_mask_for_every_picture(demo, config, masking_predictor, tmp_path):
+def test_referring_gives_one_mask_for_every_image(demo, config, masking_predictor, tmp_path):
     images = write_images(tmp_path / "images", "a.png", "b.png")
     output = tmp_path / "out"
     arguments = ["--config-file", config, "--input", str(images), "--output", str(output), "--task", "refer"]
@@ -215,14 +215,14 @@ def test_referring_gives_one_mask_for_every_picture(demo, config, masking_predic
     content = read_predictions(output)
     assert content["prompt"] == "the dog, on the left"
     assert masking_predictor.phrases == ["the dog, on the left"] * 2
-    assert [record["picture"] for record in content["predictions"]] == ["a.png", "b.png"]
+    assert [record["drawing"] for record in content["predictions"]] == ["a.png", "b.png"]
     expected = mask_utils.decode(mask_utils.frPyObjects(RUN_LENGTHS, 20, 30))
     for record in content["predictions"]:
-        assert sorted(record) == ["file_name", "picture", "segmentation"]
+        assert sorted(record) == ["drawing", "file_name", "segmentation"]
         assert (decode(record["segmentation"]) == expected).all()
-        picture = cv2.imread(str(output / record["picture"]))[:, :, ::-1]
-        assert picture[400, 450].tolist() == [round(0.45 * color + 55) for color in phrase_color(0)]
-        assert picture.shape[0] > 533 and (picture[533:] == phrase_color(0)).all(axis=2).any()
+        image = cv2.imread(str(output / record["drawing"]))[:, :, ::-1]
+        assert image[400, 450].tolist() == [round(0.45 * color + 55) for color in phrase_color(0)]
+        assert image.shape[0] > 533 and (image[533:] == phrase_color(0)).all(axis=2).any()
 
 
 @pytest.mark.parametrize(

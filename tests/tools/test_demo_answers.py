@@ -28,7 +28,7 @@ def make_instances(size, boxes, scores):
 
 @pytest.fixture
 def talking_predictor(demo, monkeypatch):
-    """Replace the model by one that says the same of every picture; what it grounds can be changed, and it notes what
+    """Replace the model by one that says the same of every image; what it grounds can be changed, and it notes what
     it was asked."""
 
     class TalkingPredictor:
@@ -63,29 +63,29 @@ def talking_predictor(demo, monkeypatch):
 
 @pytest.fixture
 def run(demo, config, talking_predictor, tmp_path):
-    """Run the program on two pictures; return what it writes."""
+    """Run the program on two images; return what it writes."""
     images = tmp_path / "images"
     images.mkdir()
     for name in ("a.png", "b.png"):
         cv2.imwrite(str(images / name), np.full((20, 30, 3), 100, np.uint8))
 
-    def run_on_pictures(*words, source="--input"):
+    def run_on_images(*words, source="--input"):
         output = tmp_path / "out"
         demo.main(["--config-file", config, source, str(images), "--output", str(output), *words])
-        pictures = [cv2.imread(str(output / name))[:, :, ::-1] for name in ("a.png", "b.png")]
-        return json.loads((output / "predictions.json").read_text()), pictures
+        images = [cv2.imread(str(output / name))[:, :, ::-1] for name in ("a.png", "b.png")]
+        return json.loads((output / "predictions.json").read_text()), images
 
-    return run_on_pictures
+    return run_on_images
 
 
 def has_color(area, row):
     return bool((area == phrase_color(row)).all(axis=2).any())
 
 
-def test_a_question_is_answered_for_every_picture(run, talking_predictor):
-    content, pictures = run("--task", "vqa", "--question", "What is the dog chasing?", "--confidence-threshold", "0.3")
+def test_a_question_is_answered_for_every_image(run, talking_predictor):
+    content, images = run("--task", "vqa", "--question", "What is the dog chasing?", "--confidence-threshold", "0.3")
     assert content["question"] == "What is the dog chasing?"
-    assert [record["picture"] for record in content["predictions"]] == ["a.png", "b.png"]
+    assert [record["drawing"] for record in content["predictions"]] == ["a.png", "b.png"]
     for record in content["predictions"]:
         assert record["answer"] == "a cat" and record["score"] == 0.6124
         assert record["answers"] == [["a cat", 0.6124], ["no", 0.2], ["2", 0.1], ["red", 0.05], ["air", 0.01]]
@@ -95,13 +95,13 @@ def test_a_question_is_answered_for_every_picture(run, talking_predictor):
         ]
     assert talking_predictor.asked[-2:] == [((20, 30, 3), "What is the dog chasing?")] * 2
     # 20 x 30 pixels are enlarged to 533 x 800; question and answer stand below.
-    for picture in pictures:
-        assert picture.shape[1] == 800
-        assert has_color(picture[533:], 0) and has_color(picture[533:], 1)
+    for image in images:
+        assert image.shape[1] == 800
+        assert has_color(image[533:], 0) and has_color(image[533:], 1)
 
 
-def test_a_caption_is_written_for_every_picture(run, talking_predictor):
-    content, pictures = run("--task", "caption")
+def test_a_caption_is_written_for_every_image(run, talking_predictor):
+    content, images = run("--task", "caption")
     assert sorted(content) == ["predictions"] and len(content["predictions"]) == 2
     for record in content["predictions"]:
         assert record["caption"] == "a dog and a cat" and record["score"] == -0.7654
@@ -112,19 +112,19 @@ def test_a_caption_is_written_for_every_picture(run, talking_predictor):
             {"word": "and", "span": [6, 9], "score": 0.0, "box": None},
         ]
     assert talking_predictor.asked[-2:] == [(20, 30, 3)] * 2
-    for picture in pictures:
+    for image in images:
         # The box of the second phrase has too low a score.
-        assert has_color(picture[533:], 0) and not has_color(picture[533:], 1)
+        assert has_color(image[533:], 0) and not has_color(image[533:], 1)
 
 
 @pytest.mark.parametrize("words", [["--task", "vqa", "--question", "What is it?"], ["--task", "caption"]])
 def test_a_model_without_grounding_gives_text_and_no_boxes(run, talking_predictor, monkeypatch, words):
     monkeypatch.setattr(talking_predictor, "boxes", [])
     monkeypatch.setattr(talking_predictor, "scores", [])
-    content, pictures = run(*words)
+    content, images = run(*words)
     assert [record["detections"] for record in content["predictions"]] == [[], []]
     assert all(record.get("words", []) == [] for record in content["predictions"])
-    assert all((picture[:500] == picture[0, 0]).all() and picture.shape[0] > 533 for picture in pictures)
+    assert all((image[:500] == image[0, 0]).all() and image.shape[0] > 533 for image in images)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_flags_that_do_not_fit_together_end_in_one_line(run, talking_predictor, 
     assert len(talking_predictor.asked) == before
 
 
-def test_answers_and_captions_are_for_pictures_only(run):
+def test_answers_and_captions_are_for_images_only(run):
     for words in (["--task", "vqa", "--question", "What is it?"], ["--task", "caption"]):
         with pytest.raises(SystemExit, match="--video-input: expected --task detect or refer, found"):
             run(*words, source="--video-input")

@@ -67,8 +67,8 @@ def run(tool, dataset, folder, source, *more) -> list[np.ndarray]:
     return [cv2.imread(str(path)) for path in sorted(folder.iterdir())]
 
 
-def is_drawn_on(picture: np.ndarray) -> bool:
-    return bool((abs(picture.astype(int) - 90) > 30).any())
+def is_drawn_on(drawing: np.ndarray) -> bool:
+    return bool((abs(drawing.astype(int) - 90) > 30).any())
 
 
 def test_stored_boxes_are_drawn(tool, dataset, tmp_path):
@@ -78,20 +78,20 @@ def test_stored_boxes_are_drawn(tool, dataset, tmp_path):
 
 
 def test_training_samples_are_drawn_with_their_prompt(tool, dataset, tmp_path):
-    pictures = run(tool, dataset, tmp_path / "out", "dataloader", "--num", "5")
-    assert len(pictures) == 5
+    drawings = run(tool, dataset, tmp_path / "out", "dataloader", "--num", "5")
+    assert len(drawings) == 5
     # Enlarged to 800 x 600, and the prompt below.
-    assert all(picture.shape[1] == 800 and picture.shape[0] > 600 for picture in pictures)
+    assert all(drawing.shape[1] == 800 and drawing.shape[0] > 600 for drawing in drawings)
     names = [path.name for path in sorted((tmp_path / "out").iterdir())]
     assert {name.split("_")[1] for name in names} == {"1.jpg", "2.jpg"} and names[0].startswith("0000_")
     # The writing is black on white.
-    assert all(picture[600:].min() < 50 and picture[600:].max() == 255 for picture in pictures)
+    assert all(drawing[600:].min() < 50 and drawing[600:].max() == 255 for drawing in drawings)
 
 
 def test_boxes_are_drawn_where_the_model_sees_them(tool, dataset, tmp_path):
-    pictures = run(tool, dataset, tmp_path / "out", "dataloader", "--num", "2")
+    drawings = run(tool, dataset, tmp_path / "out", "dataloader", "--num", "2")
     names = [path.name for path in sorted((tmp_path / "out").iterdir())]
-    drawn = {name.split("_")[1]: picture[:590] for name, picture in zip(names, pictures)}
+    drawn = {name.split("_")[1]: drawing[:590] for name, drawing in zip(names, drawings)}
     assert is_drawn_on(drawn["1.jpg"]) and not is_drawn_on(drawn["2.jpg"])
 
 
@@ -105,15 +105,15 @@ def test_stored_captions_are_drawn_with_phrases_and_scores(tool, captions, tmp_p
         return overlay(self, **kwargs)
 
     monkeypatch.setattr(tool.Visualizer, "overlay_instances", note_labels)
-    (picture,) = run(tool, captions, tmp_path / "out", "annotation")
-    assert picture.shape == (609, 800, 3) and is_drawn_on(picture[:600])
+    (drawing,) = run(tool, captions, tmp_path / "out", "annotation")
+    assert drawing.shape == (609, 800, 3) and is_drawn_on(drawing[:600])
     assert texts == [["a cat 0.88"], "a cat here"]
 
 
 def test_training_samples_of_captions_are_drawn_with_their_phrases(tool, captions, tmp_path):
-    pictures = run(tool, captions, tmp_path / "out", "dataloader", "--num", "2")
-    assert len(pictures) == 2
-    assert all(is_drawn_on(picture[:590]) and picture.shape[0] > 600 for picture in pictures)
+    drawings = run(tool, captions, tmp_path / "out", "dataloader", "--num", "2")
+    assert len(drawings) == 2
+    assert all(is_drawn_on(drawing[:590]) and drawing.shape[0] > 600 for drawing in drawings)
 
 
 HALF_BOX = [[12, 12, 38, 12, 38, 20, 12, 20]]
@@ -128,9 +128,9 @@ def add_masks(dataset: str, *masks) -> None:
     file.write_text(json.dumps({**content, "annotations": boxes}))
 
 
-def is_filled(picture: np.ndarray) -> bool:
+def is_filled(drawing: np.ndarray) -> bool:
     """Tell whether the image, enlarged to 800 x 600 pixels, is coloured in the mask, and not in the box below it."""
-    inside, below = picture[170:235, 250:400], picture[280:350, 250:400]
+    inside, below = drawing[170:235, 250:400], drawing[280:350, 250:400]
     return bool((abs(inside.astype(int) - 90) > 10).any(axis=2).mean() > 0.9) and not is_drawn_on(below)
 
 
@@ -148,8 +148,8 @@ def rle_of(polygons) -> dict:
 def test_masks_are_drawn_if_the_model_has_them(tool, dataset, tmp_path, source, masks):
     add_masks(dataset, *masks)
     keys = ["MODEL.MASK_ON", "True", "INPUT.RANDOM_FLIP", "none", "DATALOADER.FILTER_EMPTY_ANNOTATIONS", "True"]
-    picture = draw_first(tool, dataset, tmp_path / "out", source, keys)
-    assert is_filled(picture)
+    drawing = draw_first(tool, dataset, tmp_path / "out", source, keys)
+    assert is_filled(drawing)
     assert not is_filled(draw_first(tool, dataset, tmp_path / "plain", source, keys[2:]))
 
 
@@ -195,14 +195,14 @@ def test_stored_questions_are_drawn_with_what_they_name_and_the_answer(tool, tmp
 
     monkeypatch.setattr(tool.Visualizer, "overlay_instances", note_labels)
     try:
-        (picture,) = run(tool, name, tmp_path / "out", "annotation")
+        (drawing,) = run(tool, name, tmp_path / "out", "annotation")
     finally:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
     assert (
         texts == [["cat", "[answer]"], "Is the cat grey?"]
-        and picture.shape == (609, 800, 3)
-        and is_drawn_on(picture[:600])
+        and drawing.shape == (609, 800, 3)
+        and is_drawn_on(drawing[:600])
     )
 
 
@@ -250,7 +250,7 @@ def test_images_in_shards_are_drawn(tool, tmp_path):
         DatasetCatalog.remove(dataset)
         MetadataCatalog.remove(dataset)
     assert stored.shape[1] == 800 and is_drawn_on(stored[:590])
-    assert len(drawn) == 2 and all(is_drawn_on(picture[:590]) for picture in drawn)
+    assert len(drawn) == 2 and all(is_drawn_on(drawing[:590]) for drawing in drawn)
 
 
 @pytest.mark.parametrize(

@@ -196,10 +196,10 @@ class PromptDatasetMapper(ABC):
         return self.training_sample(dataset_dict, sample, transforms, np.random.default_rng(seed))
 
     def training_sample(
-        self, dataset_dict: dict, picture: dict, transforms: T.TransformList, rng: np.random.Generator
+        self, dataset_dict: dict, image_sample: dict, transforms: T.TransformList, rng: np.random.Generator
     ) -> dict:
-        """Add prompt and boxes of a dataset dict to its picture, which was read and augmented and stays as it is."""
-        sample = dict(picture)
+        """Add prompt and boxes of a dataset dict to its image, which was read and augmented and stays as it is."""
+        sample = dict(image_sample)
         if self.flip_words and _is_mirrored(transforms):
             dataset_dict = self.mirrored(dataset_dict)
         target = self.training_target(dataset_dict, rng)

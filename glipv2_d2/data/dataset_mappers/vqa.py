@@ -30,7 +30,7 @@ class VQADatasetMapper(PromptDatasetMapper):
 
     What the token limit cuts off is counted under ``dropped`` at test time too, as ``tokens`` and ``phrases``.
 
-    A dataset dict of ``questions_by_image`` stands for all questions of its picture. Its sample is that of the first
+    A dataset dict of ``questions_by_image`` stands for all questions of its image. Its sample is that of the first
     of those that are chosen, and has the samples of the others, which share its ``image``, under ``more_questions``.
 
     Source: GLIPv2, App. D.2.
@@ -51,7 +51,7 @@ class VQADatasetMapper(PromptDatasetMapper):
             answers: The list of answers.
             grounded: See MODEL.GLIPV2.VQA.GROUNDED.
             min_score: See INPUT.PROMPT.MIN_PSEUDO_SCORE.
-            questions_per_image: Most questions that are chosen of a picture.
+            questions_per_image: Most questions that are chosen of an image.
             options: Of ``PromptDatasetMapper``.
 
         Raises:
@@ -77,18 +77,18 @@ class VQADatasetMapper(PromptDatasetMapper):
         }
 
     def training_sample(
-        self, dataset_dict: dict, picture: dict, transforms: T.TransformList, rng: np.random.Generator
+        self, dataset_dict: dict, image_sample: dict, transforms: T.TransformList, rng: np.random.Generator
     ) -> dict:
-        """Add one question to its picture, or of a dict that stands for several as many as are asked for."""
+        """Add one question to its image, or of a dict that stands for several as many as are asked for."""
         if "questions" not in dataset_dict:
-            return super().training_sample(dataset_dict, picture, transforms, rng)
+            return super().training_sample(dataset_dict, image_sample, transforms, rng)
         chosen = rng.permutation(len(dataset_dict["questions"]))[: self.questions_per_image]
-        of_picture = {key: value for key, value in dataset_dict.items() if key != "questions"}
+        of_image = {key: value for key, value in dataset_dict.items() if key != "questions"}
         samples = []
         dropped: Counter[str] = Counter()
         for row in chosen:
-            question = {**of_picture, **dataset_dict["questions"][row]}
-            samples.append(super().training_sample(question, picture, transforms, rng))
+            question = {**of_image, **dataset_dict["questions"][row]}
+            samples.append(super().training_sample(question, image_sample, transforms, rng))
             dropped.update(samples[-1].pop("dropped", {}))
         samples[0].update({"dropped": dict(dropped)} if dropped else {}, more_questions=samples[1:])
         return samples[0]
@@ -156,10 +156,10 @@ class VQADatasetMapper(PromptDatasetMapper):
 
 
 def questions_by_image(dataset_dicts: list[dict]) -> list[dict]:
-    """Put the questions of each picture into one dataset dict.
+    """Put the questions of each image into one dataset dict.
 
     Returns:
-        Dicts in the order in which the pictures first occur, with what the questions of a picture have in common and,
+        Dicts in the order in which the images first occur, with what the questions of an image have in common and,
         under ``questions``, for each of them a dict of the rest. Questions with annotations and those without are
         never put together.
     """
@@ -172,11 +172,11 @@ def questions_by_image(dataset_dicts: list[dict]) -> list[dict]:
 
 def _question_group(group: list[dict]) -> dict:
     of_question = ("question", "question_id", "answers", "answer_type", "annotations")
-    picture = {key: value for key, value in group[0].items() if key not in of_question}
+    shared = {key: value for key, value in group[0].items() if key not in of_question}
     if "annotations" in group[0]:
         # Says that there are some; each question has its own.
-        picture["annotations"] = []
-    return {**picture, "questions": [{key: item[key] for key in of_question if key in item} for item in group]}
+        shared["annotations"] = []
+    return {**shared, "questions": [{key: item[key] for key in of_question if key in item} for item in group]}
 
 
 def answer_texts(dataset_dict: dict) -> list[str]:

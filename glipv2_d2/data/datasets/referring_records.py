@@ -1,4 +1,4 @@
-"""Dataset dicts of referring data: one picture with one phrase, and all boxes that the phrase means."""
+"""Dataset dicts of referring data: one image with one phrase, and all boxes that the phrase means."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def referring_record(
     """Make a dataset dict.
 
     Args:
-        file_name: Path of the picture.
+        file_name: Path of the image.
         size: Its height and width in pixels.
-        pair_id: Of the picture with this phrase: the ``image_id`` of the dict, which no other dict of the set has.
+        pair_id: Of the image with this phrase: the ``image_id`` of the dict, which no other dict of the set has.
         caption: The phrase.
         annotations: Of ``referring_annotation``.
     """
