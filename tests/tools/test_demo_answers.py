@@ -72,8 +72,8 @@ def run(demo, config, talking_predictor, tmp_path):
     def run_on_images(*words, source="--input"):
         output = tmp_path / "out"
         demo.main(["--config-file", config, source, str(images), "--output", str(output), *words])
-        images = [cv2.imread(str(output / name))[:, :, ::-1] for name in ("a.png", "b.png")]
-        return json.loads((output / "predictions.json").read_text()), images
+        drawings = [cv2.imread(str(output / name))[:, :, ::-1] for name in ("a.png", "b.png")]
+        return json.loads((output / "predictions.json").read_text()), drawings
 
     return run_on_images
 
@@ -83,7 +83,7 @@ def has_color(area, row):
 
 
 def test_a_question_is_answered_for_every_image(run, talking_predictor):
-    content, images = run("--task", "vqa", "--question", "What is the dog chasing?", "--confidence-threshold", "0.3")
+    content, drawings = run("--task", "vqa", "--question", "What is the dog chasing?", "--confidence-threshold", "0.3")
     assert content["question"] == "What is the dog chasing?"
     assert [record["drawing"] for record in content["predictions"]] == ["a.png", "b.png"]
     for record in content["predictions"]:
@@ -95,13 +95,13 @@ def test_a_question_is_answered_for_every_image(run, talking_predictor):
         ]
     assert talking_predictor.asked[-2:] == [((20, 30, 3), "What is the dog chasing?")] * 2
     # 20 x 30 pixels are enlarged to 533 x 800; question and answer stand below.
-    for image in images:
-        assert image.shape[1] == 800
-        assert has_color(image[533:], 0) and has_color(image[533:], 1)
+    for drawing in drawings:
+        assert drawing.shape[1] == 800
+        assert has_color(drawing[533:], 0) and has_color(drawing[533:], 1)
 
 
 def test_a_caption_is_written_for_every_image(run, talking_predictor):
-    content, images = run("--task", "caption")
+    content, drawings = run("--task", "caption")
     assert sorted(content) == ["predictions"] and len(content["predictions"]) == 2
     for record in content["predictions"]:
         assert record["caption"] == "a dog and a cat" and record["score"] == -0.7654
@@ -112,19 +112,19 @@ def test_a_caption_is_written_for_every_image(run, talking_predictor):
             {"word": "and", "span": [6, 9], "score": 0.0, "box": None},
         ]
     assert talking_predictor.asked[-2:] == [(20, 30, 3)] * 2
-    for image in images:
+    for drawing in drawings:
         # The box of the second phrase has too low a score.
-        assert has_color(image[533:], 0) and not has_color(image[533:], 1)
+        assert has_color(drawing[533:], 0) and not has_color(drawing[533:], 1)
 
 
 @pytest.mark.parametrize("words", [["--task", "vqa", "--question", "What is it?"], ["--task", "caption"]])
 def test_a_model_without_grounding_gives_text_and_no_boxes(run, talking_predictor, monkeypatch, words):
     monkeypatch.setattr(talking_predictor, "boxes", [])
     monkeypatch.setattr(talking_predictor, "scores", [])
-    content, images = run(*words)
+    content, drawings = run(*words)
     assert [record["detections"] for record in content["predictions"]] == [[], []]
     assert all(record.get("words", []) == [] for record in content["predictions"])
-    assert all((image[:500] == image[0, 0]).all() and image.shape[0] > 533 for image in images)
+    assert all((drawing[:500] == drawing[0, 0]).all() and drawing.shape[0] > 533 for drawing in drawings)
 
 
 @pytest.mark.parametrize(
