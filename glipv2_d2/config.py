@@ -190,7 +190,7 @@ def _add_pretraining(cfg: CN) -> None:
     # every masked token is scored.
     cfg.MODEL.GLIPV2.MLM.ONLY_POSITIVES = True
     # Kinds of data whose prompts are masked.
-    cfg.MODEL.GLIPV2.MLM.TASKS = ("detection", "grounding", "caption")
+    cfg.MODEL.GLIPV2.MLM.TASKS = ("detection", "grounding", "pseudo_grounding")
 
     # Find the centre of a phrase's box from the fused text, wherever boxes train: not of the paper. With
     # FUSION.POSITIONS the text learns in a short training where things lie.

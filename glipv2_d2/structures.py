@@ -5,11 +5,11 @@ R anchors over all levels, M boxes of one image, P phrases, T tokens, K detectio
 
 A **dataset dict** is detectron2's, with optional additions:
 
-* ``dataset_name``: where it comes from; the ``task`` in its metadata, "detection", "grounding", "caption", "vqa" or
-  "captioning", chooses the mapper;
+* ``dataset_name``: where it comes from; the ``task`` in its metadata, "detection", "grounding", "pseudo_grounding",
+  "vqa" or "captioning", chooses the mapper;
 * ``caption`` (str) and, per annotation, ``tokens_positive`` (half-open character ranges of the caption) and, for pseudo
   boxes, ``score`` in [0, 1];
-* ``negative_captions`` (list of str): captions of other images, drawn by the loader, for caption data;
+* ``negative_captions`` (list of str): captions of other images, drawn by the loader, for pseudo-box data;
 * per annotation ``segmentation``: a list of polygons, each a flat list of x, y in pixels of the original image, or a
   run-length code ``{"size": [height, width], "counts": ...}`` of COCO. A box without one trains no mask;
 * ``never_negative_ids`` (list of int): contiguous ids of categories that are never negatives of the image, since not

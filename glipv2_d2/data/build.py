@@ -99,8 +99,8 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0, saved: Mapping[str, An
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> SharedPromptLoader | DataLoader:
     """Build the loader of a test dataset: each dataset dict once over all ranks, alone in its batch.
 
-    All images of a detection dataset share the prompts that hold every name. In grounding and caption data each has its
-    own caption as prompt, in questions its question; for captions to be written there is no prompt, and an image comes
+    All images of a detection dataset share the prompts that hold every name. In grounding and pseudo-box data each has
+    its own caption as prompt, in questions its question; for captions to be written there is no prompt, and an image comes
     once, however many it has.
 
     Raises:
@@ -145,7 +145,7 @@ def _training_samples(cfg: CfgNode, sets: TrainingSets, groups: np.ndarray, stat
     stored = StoredSamples(
         sets.dicts,
         groups,
-        caption_datasets={name for name, task in zip(cfg.DATASETS.TRAIN, sets.tasks) if task == "caption"},
+        pseudo_datasets={name for name, task in zip(cfg.DATASETS.TRAIN, sets.tasks) if task == "pseudo_grounding"},
         num_negative_captions=num_negatives,
         needs_boxes=sets.kinds == 0,
     )
@@ -155,7 +155,7 @@ def _training_samples(cfg: CfgNode, sets: TrainingSets, groups: np.ndarray, stat
             cfg.DATASETS.TRAIN[dataset],
             sets.tasks[dataset],
             tuple(urls),
-            min_score=cfg.INPUT.PROMPT.MIN_PSEUDO_SCORE if sets.tasks[dataset] == "caption" else 0.0,
+            min_score=cfg.INPUT.PROMPT.MIN_PSEUDO_SCORE if sets.tasks[dataset] == "pseudo_grounding" else 0.0,
             dataset=dataset,
             seed=state.seed,
             buffer_size=cfg.DATALOADER.SHUFFLE_BUFFER,

@@ -37,7 +37,7 @@ class StoredSamples:
         dicts: Sequence[dict],
         groups: np.ndarray,
         *,
-        caption_datasets: Collection[str] = (),
+        pseudo_datasets: Collection[str] = (),
         num_negative_captions: int = 0,
         needs_boxes: np.ndarray | None = None,
     ):
@@ -45,7 +45,7 @@ class StoredSamples:
         Args:
             dicts: Each with ``dataset_name``; there may be none.
             groups: For each of them the group that its replacement comes from.
-            caption_datasets: Names of those whose samples get captions of other images of the dataset.
+            pseudo_datasets: Names of those whose samples get captions of other images of the dataset.
             num_negative_captions: How many.
             needs_boxes: For each dict whether it teaches nothing without boxes; by default all.
         """
@@ -55,7 +55,7 @@ class StoredSamples:
             self.is_empty &= needs_boxes
         self.num_negative_captions = num_negative_captions
         names = np.array([item.get("dataset_name", "") for item in dicts])
-        self.rows = {name: np.flatnonzero(names == name) for name in caption_datasets}
+        self.rows = {name: np.flatnonzero(names == name) for name in pseudo_datasets}
         # Packed into one array, which worker processes share.
         self.dicts = DatasetFromList(list(dicts), copy=False) if dicts else []
 
@@ -104,7 +104,7 @@ class StreamedSamples:
             world_size: Number of processes.
             num_slots: Streams of a dataset in each process.
             places: Where streams may begin to read, as ``notes`` reports it under ``stream_place``.
-            num_negative_captions: How many captions of other images a sample of caption data gets.
+            num_negative_captions: How many captions of other images a sample of pseudo-box data gets.
         """
         self.shard_sets = dict(shard_sets)
         self.first_slot = rank * num_slots
@@ -119,8 +119,8 @@ class StreamedSamples:
         stream = self._stream(entry)
         block = stream.block_of(entry.ordinal)
         own = entry.ordinal - block.begin.ordinal
-        is_caption_data = self.shard_sets[entry.dataset].task == "caption"
-        num_captions = self.num_negative_captions if is_caption_data else 0
+        is_pseudo_data = self.shard_sets[entry.dataset].task == "pseudo_grounding"
+        num_captions = self.num_negative_captions if is_pseudo_data else 0
         yield _with_captions(block, own, num_captions, seed)
         for row in np.random.default_rng(seed).permutation(len(block.dicts)).tolist():
             if row != own:

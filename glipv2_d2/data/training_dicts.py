@@ -33,7 +33,7 @@ def load_training_dicts(
         names: Registered datasets, at least one.
         filter_empty: Leave out images without a box that is no crowd region; but for questions and for captions to
             write, which are learnt without boxes too.
-        min_score: Leave out images of caption data none of whose boxes has a score from here on.
+        min_score: Leave out images of pseudo-box data none of whose boxes has a score from here on.
         with_masks: As of ``load_dataset``.
         few_shot: How many images of each dataset are taken.
 
@@ -58,7 +58,7 @@ def load_training_dicts(
         dataset_dicts = take_few_shots(name, dataset_dicts, few_shot)
         if filter_empty and task in BOX_TASKS:
             dataset_dicts = filter_images_with_only_crowd_annotations(dataset_dicts)
-        if task == "caption":
+        if task == "pseudo_grounding":
             dataset_dicts = _with_sufficient_scores(name, dataset_dicts, min_score)
         if task == "detection":
             print_instances_class_histogram(dataset_dicts, MetadataCatalog.get(name).thing_classes)

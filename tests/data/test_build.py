@@ -249,7 +249,7 @@ def caption_json(tmp_path, new_name):
     return make
 
 
-@pytest.mark.parametrize("task", ["grounding", "caption"])
+@pytest.mark.parametrize("task", ["grounding", "pseudo_grounding"])
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_captions_are_tested_each_with_its_own_prompt(data_cfg, caption_json, task, num_workers):
     data_cfg.DATALOADER.NUM_WORKERS = num_workers

@@ -24,9 +24,12 @@ WORLDS = {
     for ending, task in (("", "detection"), ("_grounding", "grounding"))
 }
 PSEUDO = {
-    f"{world}_pseudo": ("caption", f"{world}/annotations/pseudo.jsonl", f"{world}/train")
+    f"{world}_pseudo": ("pseudo_grounding", f"{world}/annotations/pseudo.jsonl", f"{world}/train")
     for world in ("stampworld", "shapeworld")
-} | {f"{name}_pseudo": ("caption", f"{name}/pseudo_boxes.jsonl", f"{name}/images") for name in ("cap4m", "cc", "sbu")}
+} | {
+    f"{name}_pseudo": ("pseudo_grounding", f"{name}/pseudo_boxes.jsonl", f"{name}/images")
+    for name in ("cap4m", "cc", "sbu")
+}
 MDETR = "mdetr_annotations/final_"
 # Laid out as ODinW's: images and annotations of a split in one folder.
 SMALL = {

@@ -55,9 +55,9 @@ def test_captions_get_their_boxes_in_the_order_of_the_file(load, tmp_path):
 
 
 def test_metadata_says_what_it_is(load, new_name, tmp_path):
-    load([image(1)], [box(1)], task="caption", note="old")
+    load([image(1)], [box(1)], task="pseudo_grounding", note="old")
     metadata = MetadataCatalog.get(new_name)
-    assert (metadata.task, metadata.note) == ("caption", "old")
+    assert (metadata.task, metadata.note) == ("pseudo_grounding", "old")
     assert metadata.json_file == str(tmp_path / "boxes.json") and metadata.image_root == str(tmp_path)
     with pytest.raises(ValueError, match="registered already"):
         register_grounding_json(new_name, "a", "b")
@@ -260,7 +260,7 @@ def with_box(**fields) -> dict:
         (with_box(score=math.nan), "score is nan"),
     ],
 )
-@pytest.mark.parametrize("task", ["grounding", "caption"])
+@pytest.mark.parametrize("task", ["grounding", "pseudo_grounding"])
 def test_dicts_of_any_reader_are_checked(record, message, task):
     check_dataset_dicts("mine", [GOOD, {**GOOD, "annotations": []}], task=task)
     with pytest.raises(AnnotationError, match=f"dataset 'mine': .*{message}"):

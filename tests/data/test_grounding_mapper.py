@@ -8,8 +8,8 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from glipv2_d2.data.dataset_mappers.caption import CaptionDatasetMapper
 from glipv2_d2.data.dataset_mappers.grounding import GroundingDatasetMapper
+from glipv2_d2.data.dataset_mappers.pseudo_grounding import PseudoGroundingDatasetMapper
 from glipv2_d2.prompts.tokenizer import PromptTokenizer
 
 #          0123456789012345678901234567890123456
@@ -32,8 +32,8 @@ def grounding_mapper(**more) -> GroundingDatasetMapper:
     return GroundingDatasetMapper(**options(**more))
 
 
-def caption_mapper(min_score=0.5, num_negatives=0, no_prob=0.0, full_prob=1.0, **more) -> CaptionDatasetMapper:
-    return CaptionDatasetMapper(
+def caption_mapper(min_score=0.5, num_negatives=0, no_prob=0.0, full_prob=1.0, **more) -> PseudoGroundingDatasetMapper:
+    return PseudoGroundingDatasetMapper(
         min_score=min_score,
         num_negatives=num_negatives,
         no_negatives_prob=no_prob,

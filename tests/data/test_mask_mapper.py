@@ -14,9 +14,9 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 from glipv2_d2.data import build_train_loader
-from glipv2_d2.data.dataset_mappers.caption import CaptionDatasetMapper
 from glipv2_d2.data.dataset_mappers.detection import DetectionDatasetMapper
 from glipv2_d2.data.dataset_mappers.grounding import GroundingDatasetMapper
+from glipv2_d2.data.dataset_mappers.pseudo_grounding import PseudoGroundingDatasetMapper
 from glipv2_d2.data.mask_transforms import transform_masks
 from glipv2_d2.data.transforms import ResizeTransformLegacy
 from glipv2_d2.prompts.tokenizer import PromptTokenizer
@@ -238,12 +238,12 @@ def grounding_mapper(**more) -> GroundingDatasetMapper:
     return GroundingDatasetMapper(**options(**more))
 
 
-def caption_mapper(min_score=0.5, **more) -> CaptionDatasetMapper:
+def caption_mapper(min_score=0.5, **more) -> PseudoGroundingDatasetMapper:
     numbers = {"num_negatives": 0, "no_negatives_prob": 0.0, "full_negatives_prob": 1.0}
-    return CaptionDatasetMapper(min_score=min_score, **numbers, **options(**more))
+    return PseudoGroundingDatasetMapper(min_score=min_score, **numbers, **options(**more))
 
 
-MAPPERS = {"detection": detection_mapper, "grounding": grounding_mapper, "caption": caption_mapper}
+MAPPERS = {"detection": detection_mapper, "grounding": grounding_mapper, "pseudo_grounding": caption_mapper}
 
 
 @pytest.mark.parametrize("make_mapper", MAPPERS.values(), ids=MAPPERS)

@@ -76,8 +76,8 @@ def register(tmp_path):
 def mixed_cfg(data_cfg, mixed_dataset, register, tmp_path):
     """Detection, grounding and caption data, and shards of captions; a quarter of the draws each."""
     sentences = register("sentences", [caption_dict(number, tmp_path, None) for number in range(5)], "grounding")
-    captions = register("captions", [caption_dict(number, tmp_path) for number in range(8)], "caption")
-    shards = register("shards", [4, 4, 4], "caption")
+    captions = register("captions", [caption_dict(number, tmp_path) for number in range(8)], "pseudo_grounding")
+    shards = register("shards", [4, 4, 4], "pseudo_grounding")
     data_cfg.DATASETS.TRAIN = (mixed_dataset, sentences, captions, shards)
     data_cfg.DATASETS.TRAIN_RATIOS = (1, 1, 1, 1)
     data_cfg.DATALOADER.SHUFFLE_BUFFER = 3
@@ -247,20 +247,20 @@ def test_grounding_data_gets_none(mixed_cfg):
 def test_captions_whose_boxes_are_all_uncertain_are_left_out(register, tmp_path, caplog):
     dicts = [caption_dict(number, tmp_path, score) for number, score in enumerate((0.8, 0.3, None, 0.5, 0.49))]
     dicts.append({**caption_dict(5, tmp_path), "annotations": []})
-    name = register("uncertain", dicts, "caption")
+    name = register("uncertain", dicts, "pseudo_grounding")
     with caplog.at_level(logging.INFO):
         kept = load_training_dicts([name], filter_empty=False, min_score=0.5)
     assert [item["image_id"] for item in kept] == [0, 2, 3]
     assert any("left out 3 of 6 images: no box with a score of at least 0.5" in text for text in caplog.messages)
     with pytest.raises(ValueError, match="'gone' of DATASETS.TRAIN: found no image with boxes"):
-        load_training_dicts([register("gone", dicts[1:2], "caption")], filter_empty=False, min_score=0.5)
+        load_training_dicts([register("gone", dicts[1:2], "pseudo_grounding")], filter_empty=False, min_score=0.5)
 
 
 # --- what is left out
 
 
 def test_a_broken_image_in_a_shard_is_replaced_by_another_of_its_block(mixed_cfg, register, tmp_path):
-    mixed_cfg.DATASETS.TRAIN = (register("broken", [4], "caption"),)
+    mixed_cfg.DATASETS.TRAIN = (register("broken", [4], "pseudo_grounding"),)
     mixed_cfg.DATASETS.TRAIN_RATIOS = (1,)
     mixed_cfg.DATALOADER.SHUFFLE_BUFFER = 4
     path = tmp_path / "broken" / "caps-000.tar"

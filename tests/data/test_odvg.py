@@ -167,10 +167,12 @@ def test_grounding_lines_become_dataset_dicts(load, new_name, tmp_path):
 
 
 def test_pseudo_boxes_have_scores(load, new_name):
-    (record,) = load(grounding(region(tokens_positive=[[2, 5]], score=0.75), teacher="ab12"), task="caption", note=1)
+    (record,) = load(
+        grounding(region(tokens_positive=[[2, 5]], score=0.75), teacher="ab12"), task="pseudo_grounding", note=1
+    )
     assert [(item["tokens_positive"], item["score"]) for item in record["annotations"]] == [(((2, 5),), 0.75)]
-    assert (MetadataCatalog.get(new_name).task, MetadataCatalog.get(new_name).note) == ("caption", 1)
-    check_dataset_dicts("x", [record], task="caption")
+    assert (MetadataCatalog.get(new_name).task, MetadataCatalog.get(new_name).note) == ("pseudo_grounding", 1)
+    check_dataset_dicts("x", [record], task="pseudo_grounding")
 
 
 def test_bad_regions_are_left_out_alone_and_sentences_without_any_box_too(load, caplog):
@@ -193,8 +195,9 @@ def test_long_and_foreign_captions_are_kept_whole(load):
 
 
 def test_detection_lines_in_grounding_data_are_an_error(load):
-    with pytest.raises(AnnotationError, match="line 1: holds 'detection', expected 'grounding' in a caption dataset"):
-        load(detection(instance()), task="caption")
+    message = "line 1: holds 'detection', expected 'grounding' in a pseudo_grounding dataset"
+    with pytest.raises(AnnotationError, match=message):
+        load(detection(instance()), task="pseudo_grounding")
 
 
 @pytest.mark.parametrize("lines", [[], [b""], [b"no json"], [grounding(region(phrase="cat"))]])
@@ -249,7 +252,7 @@ json_values = st.recursive(
 )
 
 
-@pytest.mark.parametrize("task", ["detection", "caption"])
+@pytest.mark.parametrize("task", ["detection", "pseudo_grounding"])
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80, deadline=None)
 @given(data=st.data())
 def test_any_damage_is_left_out_or_a_one_line_error(tmp_path, task, data):

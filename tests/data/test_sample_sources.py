@@ -58,7 +58,7 @@ def test_replacements_are_at_most_ten_and_drawn_by_the_seed():
 def test_negative_captions_come_from_the_same_dataset():
     # The caption dataset "b" is there twice, with other data between.
     dicts = [{"dataset_name": name, "caption": f"{name}{i}", "annotations": BOX} for i, name in enumerate("bbabb")]
-    samples = StoredSamples(dicts, np.zeros(5, dtype=int), caption_datasets={"b"}, num_negative_captions=9)
+    samples = StoredSamples(dicts, np.zeros(5, dtype=int), pseudo_datasets={"b"}, num_negative_captions=9)
     for index, expected in ((0, {"b1", "b3", "b4"}), (3, {"b0", "b1", "b4"})):
         candidates = list(samples.candidates(StreamEntry(index, 0), 3))
         assert set(candidates[0]["negative_captions"]) == expected
@@ -67,12 +67,12 @@ def test_negative_captions_come_from_the_same_dataset():
     for candidate in candidates:
         if candidate["dataset_name"] == "b":
             assert candidate["caption"] not in candidate["negative_captions"]
-    few = StoredSamples(dicts, np.zeros(5, dtype=int), caption_datasets={"b"}, num_negative_captions=1)
+    few = StoredSamples(dicts, np.zeros(5, dtype=int), pseudo_datasets={"b"}, num_negative_captions=1)
     chosen = {next(few.candidates(StreamEntry(0, 0), seed))["negative_captions"][0] for seed in range(30)}
     assert chosen == {"b1", "b3", "b4"}
 
 
-def streamed(folder, task: str = "caption", **options) -> StreamedSamples:
+def streamed(folder, task: str = "pseudo_grounding", **options) -> StreamedSamples:
     urls = tuple(expand_shard_urls(write_shards(folder, [6])))
     shards = ShardSet("caps", task, urls, min_score=0.5, dataset=2, seed=3, buffer_size=4)
     return StreamedSamples({2: shards}, **options)

@@ -15,7 +15,7 @@ from glipv2_d2.data.tar_stream import TarSample, expand_shard_urls
 
 def shard_set(pattern: str | list[str], **edits) -> ShardSet:
     urls = tuple(expand_shard_urls(pattern))
-    return ShardSet("caps", "caption", urls, min_score=0.5, dataset=0, seed=3, buffer_size=4)._replace(**edits)
+    return ShardSet("caps", "pseudo_grounding", urls, min_score=0.5, dataset=0, seed=3, buffer_size=4)._replace(**edits)
 
 
 def number_of(dataset_dict: dict) -> int:
@@ -60,7 +60,7 @@ def test_registration_expands_and_opens_nothing(registered):
     name = registered("nowhere/{b,a}.tar", num_samples=7, source="web")
     metadata = MetadataCatalog.get(name)
     assert metadata.shard_urls == ["nowhere/a.tar", "nowhere/b.tar"]
-    assert (metadata.task, metadata.num_samples, metadata.source) == ("caption", 7, "web")
+    assert (metadata.task, metadata.num_samples, metadata.source) == ("pseudo_grounding", 7, "web")
     with pytest.raises(FileNotFoundError, match="'caps': shard nowhere/a.tar does not exist"):
         shard_urls_of(name)
     with pytest.raises(ValueError, match="registered already"):
@@ -70,7 +70,7 @@ def test_registration_expands_and_opens_nothing(registered):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"task": "detection"}, r"'caps': task is 'detection', expected one of \['caption', 'grounding'\]"),
+        ({"task": "detection"}, r"'caps': task is 'detection', expected one of \['pseudo_grounding', 'grounding'\]"),
         ({"num_samples": 0}, "'caps': num_samples is 0, expected a positive integer"),
         ({"num_samples": 2.0}, "num_samples is 2.0"),
         ({"urls": "a-{0.tar"}, "'caps': shards 'a-{0.tar'"),

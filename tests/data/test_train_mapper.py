@@ -9,12 +9,12 @@ from PIL import Image
 
 from glipv2_d2.data import register_grounding_json
 from glipv2_d2.data.dataset_mappers.build import build_train_mapper, dataset_task
-from glipv2_d2.data.dataset_mappers.caption import CaptionDatasetMapper
 from glipv2_d2.data.dataset_mappers.detection import DetectionDatasetMapper
 from glipv2_d2.data.dataset_mappers.grounding import GroundingDatasetMapper
+from glipv2_d2.data.dataset_mappers.pseudo_grounding import PseudoGroundingDatasetMapper
 
 CAPTION = "a red dog left of the cat"
-TASKS = ("detection", "grounding", "caption")
+TASKS = ("detection", "grounding", "pseudo_grounding")
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def record_of(name: str, **fields) -> dict:
 def test_each_dataset_goes_to_the_mapper_of_its_task(mixed_cfg, names):
     mapper = build_train_mapper(mixed_cfg)
     classes = [type(mapper.mapper_of_dataset[name]) for name in names]
-    assert classes == [DetectionDatasetMapper, GroundingDatasetMapper, CaptionDatasetMapper]
+    assert classes == [DetectionDatasetMapper, GroundingDatasetMapper, PseudoGroundingDatasetMapper]
     samples = [mapper(record_of(name)) for name in names]
     assert [len(sample["instances"]) for sample in samples] == [1, 1, 1]
     assert samples[0]["instances"].gt_category_ids.tolist() == [0]
@@ -89,7 +89,7 @@ def test_tasks_come_from_the_metadata(names, new_name):
     assert "none_such" not in MetadataCatalog.list()
 
 
-@pytest.mark.parametrize("tasks", [(), ("detection",), ("grounding", "caption"), TASKS])
+@pytest.mark.parametrize("tasks", [(), ("detection",), ("grounding", "pseudo_grounding"), TASKS])
 def test_prompts_are_masked_in_the_tasks_of_the_config(mixed_cfg, names, tasks):
     mixed_cfg.merge_from_list(["MODEL.GLIPV2.MLM.ENABLED", True, "MODEL.GLIPV2.MLM.TASKS", tasks])
     mapper = build_train_mapper(mixed_cfg)

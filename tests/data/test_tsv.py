@@ -137,13 +137,13 @@ def test_a_line_list_chooses_and_repeats_lines(load):
 
 
 def test_captions_with_a_box_per_entry(load):
-    (record,) = load([pseudo()], "caption")
+    (record,) = load([pseudo()], "pseudo_grounding")
     assert record["caption"] == CAPTION and (record["height"], record["width"]) == (48, 64)
     assert record["annotations"] == [
         box_of((4, 6, 24, 16), tokens_positive=((12, 19),), score=0.5),
         box_of((1, 1, 9, 9), tokens_positive=((2, 5),), score=0.75),
     ]
-    check_dataset_dicts("x", [record], task="caption")
+    check_dataset_dicts("x", [record], task="pseudo_grounding")
 
 
 def test_captions_with_several_boxes_per_entry(load):
@@ -164,7 +164,7 @@ def test_scores_may_be_missing(load):
 
 
 def test_without_an_index_the_lines_are_found(load):
-    records = load([pseudo(), pseudo(caption="a dog, and a red one")], "caption", with_index=False)
+    records = load([pseudo(), pseudo(caption="a dog, and a red one")], "pseudo_grounding", with_index=False)
     assert np.array_equal(read_image(records[1], "RGB"), pixels(1))
 
 
@@ -210,7 +210,7 @@ BAD_CAPTIONS = {
 @pytest.mark.parametrize("bad, reason", BAD_CAPTIONS.values(), ids=BAD_CAPTIONS)
 def test_bad_captions_are_left_out_counted_and_named(load, caplog, bad, reason):
     with caplog.at_level(logging.WARNING, "glipv2_d2"):
-        records = load([pseudo(), bad], "caption")
+        records = load([pseudo(), bad], "pseudo_grounding")
     assert [record["image_id"] for record in records] == [0]
     assert len(caplog.records) == 1
     assert "1 lines (line 1: " in caplog.text and reason in caplog.text
@@ -218,7 +218,7 @@ def test_bad_captions_are_left_out_counted_and_named(load, caplog, bad, reason):
 
 def test_one_bad_box_of_a_caption_leaves_the_others(load, caplog):
     with caplog.at_level(logging.WARNING, "glipv2_d2"):
-        (record,) = load([pseudo(scores=[0.5, 2])], "caption")
+        (record,) = load([pseudo(scores=[0.5, 2])], "pseudo_grounding")
     assert len(record["annotations"]) == 1
     assert "left out 1 boxes (line 0: score is 2, expected a number in [0, 1])" in caplog.text
 
@@ -284,8 +284,9 @@ def test_missing_files_are_named(load, name):
 
 
 def test_nothing_left_is_an_error(load):
-    with pytest.raises(AnnotationError, match="data.yaml: found nothing to use, expected lines of a caption dataset"):
-        load([pseudo(caption="")], "caption")
+    message = "data.yaml: found nothing to use, expected lines of a pseudo_grounding dataset"
+    with pytest.raises(AnnotationError, match=message):
+        load([pseudo(caption="")], "pseudo_grounding")
 
 
 json_values = st.recursive(
@@ -297,7 +298,7 @@ json_values = st.recursive(
 )
 
 
-@pytest.mark.parametrize("task", ["detection", "caption"])
+@pytest.mark.parametrize("task", ["detection", "pseudo_grounding"])
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
 @given(data=st.data())
 def test_any_damage_of_a_label_is_left_out_or_a_one_line_error(tmp_path, task, data):

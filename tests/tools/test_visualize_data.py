@@ -54,7 +54,7 @@ def captions(tmp_path):
     line = {"filename": "3.png", "width": 64, "height": 48, "grounding": {"caption": "a cat here", "regions": [region]}}
     (tmp_path / "captions.jsonl").write_text(json.dumps(line))
     name = f"{tmp_path.name}_captions"
-    register_odvg(name, tmp_path / "captions.jsonl", tmp_path, task="caption")
+    register_odvg(name, tmp_path / "captions.jsonl", tmp_path, task="pseudo_grounding")
     yield name
     DatasetCatalog.remove(name)
     MetadataCatalog.remove(name)

@@ -24,7 +24,7 @@ from ..transforms import build_augmentations
 __all__ = ["BOX_TASKS", "TASKS", "DroppedText", "PromptDatasetMapper", "PromptedBoxes", "UnreadableImageError"]
 
 # Kinds of data whose boxes alone are learnt, and all kinds, as a dataset's metadata names them.
-BOX_TASKS = ("detection", "grounding", "caption")
+BOX_TASKS = ("detection", "grounding", "pseudo_grounding")
 TASKS = (*BOX_TASKS, "vqa", "captioning")
 
 

@@ -9,16 +9,16 @@ from detectron2.data import MetadataCatalog
 
 from ...prompts.tokenizer import PromptTokenizer
 from .base import TASKS, PromptDatasetMapper
-from .caption import CaptionDatasetMapper
 from .captioning import CaptioningDatasetMapper
 from .detection import DetectionDatasetMapper
 from .grounding import GroundingDatasetMapper
+from .pseudo_grounding import PseudoGroundingDatasetMapper
 from .vqa import VQADatasetMapper
 
 # Of the kinds of data whose text is a sentence.
 SENTENCE_MAPPERS: dict[str, type[PromptDatasetMapper]] = {
     "grounding": GroundingDatasetMapper,
-    "caption": CaptionDatasetMapper,
+    "pseudo_grounding": PseudoGroundingDatasetMapper,
     "vqa": VQADatasetMapper,
     "captioning": CaptioningDatasetMapper,
 }

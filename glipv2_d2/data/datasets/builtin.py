@@ -110,7 +110,7 @@ def register_builtin_datasets(root: str) -> None:
     for folder in _CAPTIONS:
         base = os.path.join(root, folder)
         jsonl_file = os.path.join(base, "pseudo_boxes.jsonl")
-        register_odvg(f"{folder}_pseudo", jsonl_file, os.path.join(base, "images"), task="caption")
+        register_odvg(f"{folder}_pseudo", jsonl_file, os.path.join(base, "images"), task="pseudo_grounding")
     _register_phrases(root)
     register_odinw(os.path.join(root, "odinw"))
     _register_masks(root)
@@ -196,7 +196,7 @@ def _register_world(root: str, folder: str, splits: tuple[str, ...]) -> None:
             register_vqa_json(f"{folder}_{name}_vqa", json_file, image_root)
             register_grounding_json(f"{folder}_{name}_captioning", json_file, image_root, task="captioning")
     jsonl_file = os.path.join(annotations, "pseudo.jsonl")
-    register_odvg(f"{folder}_pseudo", jsonl_file, os.path.join(root, folder, "train"), task="caption")
+    register_odvg(f"{folder}_pseudo", jsonl_file, os.path.join(root, folder, "train"), task="pseudo_grounding")
 
 
 register_builtin_datasets(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")))

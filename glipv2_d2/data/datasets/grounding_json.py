@@ -42,8 +42,8 @@ def register_grounding_json(
         json_file: The annotations.
         image_root: Directory that ``file_name`` in the json is relative to. For images of several sources a directory
             for each value of ``data_source``; that of "" is for all other values.
-        task: "grounding", "caption" to train on it with negative captions, or "captioning" to learn to write captions
-            and to ground their words.
+        task: "grounding", "pseudo_grounding" to train on it with negative captions, or "captioning" to learn to write
+            captions and to ground their words.
         metadata: More entries of the dataset's metadata.
 
     Raises:

@@ -35,8 +35,8 @@ def register_odvg(
         image_root: Directory that ``filename`` is relative to.
         names_file: For detection data: json that gives each label, as a string, its name. Without it the names are
             those that the boxes have as their ``category``.
-        task: "detection", "grounding", "caption" for pseudo boxes, or "captioning" to learn to write captions and to
-            ground their words. By default "detection" with a ``names_file``, else "grounding".
+        task: "detection", "grounding", "pseudo_grounding" for pseudo boxes, or "captioning" to learn to write captions
+            and to ground their words. By default "detection" with a ``names_file``, else "grounding".
         metadata: More entries of the dataset's metadata.
 
     Raises:

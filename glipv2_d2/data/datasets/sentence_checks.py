@@ -8,12 +8,17 @@ from typing import Any
 from .value_checks import AnnotationError, is_number, is_text, show
 
 # The field whose character ranges boxes belong to.
-TEXT_FIELDS = {"grounding": "caption", "caption": "caption", "vqa": "question", "captioning": "caption"}
+TEXT_FIELDS = {
+    "grounding": "caption",
+    "pseudo_grounding": "caption",
+    "vqa": "question",
+    "captioning": "caption",
+}
 # What a dict must have, whichever reader has made it. Sizes are needed where there are boxes.
 REQUIRED_FIELDS = {
     "detection": ("file_name", "width", "height"),
     "grounding": ("file_name", "width", "height", "caption"),
-    "caption": ("file_name", "width", "height", "caption"),
+    "pseudo_grounding": ("file_name", "width", "height", "caption"),
     "vqa": ("file_name", "question", "question_id"),
     "captioning": ("file_name",),
 }

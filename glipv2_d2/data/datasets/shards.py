@@ -14,7 +14,7 @@ from ..tar_stream import TarSample, expand_shard_urls, find_shards, read_shard
 from .grounding_records import EntryError, read_odvg_grounding
 from .registration import register_dataset
 
-TASKS_OF_SHARDS = ("caption", "grounding")
+TASKS_OF_SHARDS = ("pseudo_grounding", "grounding")
 _IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
 
@@ -22,7 +22,7 @@ def register_shards(
     name: str,
     urls: str | Sequence[str],
     *,
-    task: str = "caption",
+    task: str = "pseudo_grounding",
     num_samples: int | None = None,
     **metadata: Any,
 ) -> None:
@@ -36,7 +36,7 @@ def register_shards(
         name: New in the catalog.
         urls: Paths or addresses of the shards. Braces like ``{000000..000099}`` are expanded, and in paths a ``*`` when
             the dataset is used. The order of the shards is that of their names.
-        task: "caption" for boxes of a teacher with scores, "grounding" for annotated ones.
+        task: "pseudo_grounding" for boxes of a teacher with scores, "grounding" for annotated ones.
         num_samples: Samples in all shards together, needed only where DATASETS.TRAIN_RATIOS is empty.
         metadata: More entries of the dataset's metadata.
 

@@ -40,7 +40,7 @@ def register_tsv(name: str, yaml_file: str | os.PathLike[str], *, task: str, **m
     Args:
         name: New in the catalog.
         yaml_file: Names the other files, relative to its own directory; see ``load_tsv``.
-        task: "detection" for classes and boxes, "grounding" or "caption" for captions with boxes.
+        task: "detection" for classes and boxes, "grounding" or "pseudo_grounding" for captions with boxes.
         metadata: More entries of the dataset's metadata.
 
     Raises:

@@ -11,13 +11,13 @@ from .base import PromptedBoxes, check_probability
 from .grounding import GroundingDatasetMapper, annotations_to_train_on
 
 
-class CaptionDatasetMapper(GroundingDatasetMapper):
+class PseudoGroundingDatasetMapper(GroundingDatasetMapper):
     """Make model inputs from captions with pseudo boxes.
 
     A box counts from a score on; one without a ``score`` was drawn by a person and always counts. The prompt is the
     caption among some of the ``negative_captions`` in the dataset dict. At test time it is the caption alone.
 
-    Source: the official GLIP code for caption data.
+    Source: the official GLIP code for captions with pseudo boxes.
     """
 
     @configurable
@@ -50,7 +50,7 @@ class CaptionDatasetMapper(GroundingDatasetMapper):
         """Read the config; ``tokenizer`` is one that is there already."""
         prompt = cfg.INPUT.PROMPT
         return {
-            **cls.shared_options(cfg, is_train, "caption", tokenizer),
+            **cls.shared_options(cfg, is_train, "pseudo_grounding", tokenizer),
             "min_score": prompt.MIN_PSEUDO_SCORE,
             "num_negatives": prompt.NUM_NEGATIVE_CAPTIONS,
             "no_negatives_prob": prompt.NO_NEGATIVE_CAPTIONS_PROB,
