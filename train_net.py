@@ -17,7 +17,7 @@ from detectron2.utils.logger import setup_logger
 
 from glipv2_d2 import GLIPv2Trainer
 from glipv2_d2.checkpoint.checkpointer import InferenceCheckpointer, WeightChanges
-from glipv2_d2.engine.defaults import build_config, one_line_errors, parse_train_arguments
+from glipv2_d2.engine.command_line import build_config, one_line_errors, parse_train_arguments
 from glipv2_d2.engine.launch import launch_run
 from glipv2_d2.evaluation.build import check_test_data
 from glipv2_d2.evaluation.result_tables import write_result_table

@@ -9,6 +9,8 @@ from typing import IO, Any
 
 from detectron2.utils.file_io import PathHandler, PathManager
 
+from .errors import InputError
+
 _PREFIX = "package://"
 
 
@@ -31,7 +33,7 @@ class PackagePathHandler(PathHandler):
 
         Raises:
             FileNotFoundError: The package is not installed or has no such file or folder.
-            ValueError: The path names no package, or leaves its folder.
+            InputError: The path names no package, or leaves its folder.
         """
         self._check_kwargs(kwargs)
         folders, relative = _locate(path)
@@ -42,7 +44,7 @@ class PackagePathHandler(PathHandler):
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO[Any]:
         if set(mode) & set("wax+"):
-            raise ValueError(f"{path}: files of a package are only read, found mode {mode!r}")
+            raise InputError(f"{path}: files of a package are only read, found mode {mode!r}")
         return open(self._get_local_path(path), mode, buffering=buffering, **kwargs)
 
     def _exists(self, path: str, **kwargs: Any) -> bool:
@@ -67,9 +69,9 @@ def _locate(path: str) -> tuple[list[str], str]:
     package, _, relative = path.removeprefix(_PREFIX).partition("/")
     # A dotted name would import the parent package to find its child.
     if not package.isidentifier():
-        raise ValueError(f"{path}: expected {_PREFIX}PACKAGE/FILE with the import name of a package, found {package!r}")
+        raise InputError(f"{path}: expected {_PREFIX}PACKAGE/FILE with the import name of a package, found {package!r}")
     if ".." in Path(relative).parts or os.path.isabs(relative):
-        raise ValueError(f"{path}: expected a path inside the package, found {relative!r}")
+        raise InputError(f"{path}: expected a path inside the package, found {relative!r}")
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(

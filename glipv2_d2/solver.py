@@ -13,6 +13,8 @@ from detectron2.solver.lr_scheduler import LRMultiplier, WarmupParamScheduler
 from fvcore.common.param_scheduler import LinearParamScheduler
 from torch import Tensor, nn
 
+from .errors import InputError
+
 GradientClipper = Callable[[Sequence[nn.Parameter]], Tensor]
 
 # The value of SOLVER.CLIP_GRADIENTS.CLIP_TYPE that detectron2 does not have.
@@ -34,11 +36,11 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     model is ``build_gradient_clipper``.
 
     Raises:
-        ValueError: No parameter is trainable, or ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` is unknown.
+        InputError: No parameter is trainable, or ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE`` is unknown.
     """
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if clip.ENABLED and clip.CLIP_TYPE not in _CLIP_TYPES:
-        raise ValueError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE: expected one of {_CLIP_TYPES}, found {clip.CLIP_TYPE!r}")
+        raise InputError(f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE: expected one of {_CLIP_TYPES}, found {clip.CLIP_TYPE!r}")
     groups = parameter_groups(
         model,
         base_lr=cfg.SOLVER.BASE_LR,
@@ -56,7 +58,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         },
     )
     if not groups:
-        raise ValueError("model: expected at least one trainable parameter, found all of them frozen")
+        raise InputError("model: expected at least one trainable parameter, found all of them frozen")
     # One pass over the memory per parameter: three times as fast as the default on a CPU.
     optimizer = torch.optim.AdamW(groups, lr=cfg.SOLVER.BASE_LR, weight_decay=cfg.SOLVER.WEIGHT_DECAY, fused=True)
     if clip.ENABLED and clip.CLIP_TYPE != FULL_MODEL:

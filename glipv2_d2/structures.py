@@ -59,6 +59,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .errors import InputError
+
 CharSpan = tuple[int, int]
 
 
@@ -75,7 +77,7 @@ class Prompt:
             for the phrases of a sentence.
 
     Raises:
-        ValueError: The three sequences differ in length, or a range is empty or outside the caption.
+        InputError: The three sequences differ in length, or a range is empty or outside the caption.
     """
 
     caption: str
@@ -86,11 +88,11 @@ class Prompt:
     def __post_init__(self) -> None:
         sizes = (len(self.phrases), len(self.phrase_spans), len(self.category_ids))
         if len(set(sizes)) != 1:
-            raise ValueError(f"Prompt: phrases, phrase_spans and category_ids must be equally many, found {sizes}")
+            raise InputError(f"Prompt: phrases, phrase_spans and category_ids must be equally many, found {sizes}")
         for phrase, spans in zip(self.phrases, self.phrase_spans):
             for begin, end in spans:
                 if not 0 <= begin < end <= len(self.caption):
-                    raise ValueError(
+                    raise InputError(
                         f"Prompt: span ({begin}, {end}) of phrase {phrase!r} must be a non-empty range inside the "
                         f"caption of {len(self.caption)} characters"
                     )

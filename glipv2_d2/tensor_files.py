@@ -25,6 +25,8 @@ import torch
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
+from .errors import InputError
+
 _ZIP_MAGIC = b"PK\x03\x04"
 _HASHED_AT_ONCE = 1 << 20
 _PICKLE_SUFFIXES = (".pkl", ".pickle")
@@ -40,7 +42,7 @@ _TENSORS = (Tensor, nn.Parameter)
 _MAPPINGS = (dict, OrderedDict, Counter)
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A checkpoint cannot be used; the message is one line that names the file."""
 
 

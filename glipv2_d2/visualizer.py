@@ -14,6 +14,7 @@ from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
 from .colored_text import Color, Word, draw_words, phrase_color, split_caption, split_words, text_color
+from .errors import InputError
 from .prompts.questions import ANSWER_PHRASE
 from .structures import CharSpan
 
@@ -56,7 +57,7 @@ class GroundingVisualizer:
             (H', W', 3) uint8 in RGB order. Its size depends on the image, the caption and the phrases alone.
 
         Raises:
-            ValueError: The masks do not have the size of the image.
+            InputError: The masks do not have the size of the image.
         """
         drawing = self._with_detections(instances, phrases)
         if caption is None:
@@ -80,7 +81,7 @@ class GroundingVisualizer:
             (H', W', 3) uint8 in RGB order.
 
         Raises:
-            ValueError: The masks do not have the size of the image.
+            InputError: The masks do not have the size of the image.
         """
         labels = [answer if phrase == ANSWER_PHRASE else phrase for phrase in phrases]
         boxed = sorted({row for row in instances.pred_classes.tolist() if phrases[row] == ANSWER_PHRASE})
@@ -109,7 +110,7 @@ class GroundingVisualizer:
             (H', W', 3) uint8 in RGB order.
 
         Raises:
-            ValueError: The masks do not have the size of the image.
+            InputError: The masks do not have the size of the image.
         """
         boxed = set(instances.pred_classes.tolist())
         spans = [spans if row in boxed else () for row, spans in enumerate(phrase_spans)]
@@ -126,7 +127,7 @@ class GroundingVisualizer:
             (H', W', 3) uint8 in RGB order. Its size depends on the image and the phrase alone.
 
         Raises:
-            ValueError: The mask does not have the size of the image.
+            InputError: The mask does not have the size of the image.
         """
         drawing = self._with_masks(mask[None], [0], "mask")
         marked = [phrase] if mask.any() else []
@@ -165,7 +166,7 @@ class GroundingVisualizer:
     def _with_masks(self, masks: np.ndarray, rows: Sequence[int], name: str) -> Image.Image:
         """Return the image with masks (K, H, W) in the colours of their phrases."""
         if masks.shape[1:] != self._shape:
-            raise ValueError(f"{name}: expected masks of the image's size {self._shape}, found {masks.shape[1:]}")
+            raise InputError(f"{name}: expected masks of the image's size {self._shape}, found {masks.shape[1:]}")
         # Small masks lie on large ones, so that no mask hides another.
         order = np.argsort(-masks.sum(axis=(1, 2)), kind="stable").tolist()
         size = self._image.size

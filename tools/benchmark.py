@@ -39,7 +39,7 @@ from torch import nn
 from tqdm import tqdm
 
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
-from glipv2_d2.engine.defaults import build_config, one_line_errors
+from glipv2_d2.engine.command_line import build_config, one_line_errors
 from glipv2_d2.engine.measurement import (
     MODULES,
     PassCutter,
@@ -48,6 +48,7 @@ from glipv2_d2.engine.measurement import (
     summarize_memory,
     trace_memory,
 )
+from glipv2_d2.errors import InputError
 from glipv2_d2.layers.deform_conv import DEFORM_FORMS
 from glipv2_d2.layers.fusion import FUSION_FORMS
 from glipv2_d2.prompts.tokenizer import PromptTokenizer
@@ -111,11 +112,11 @@ def make_prompts(cfg: CfgNode, prompt: str | None, num_names: int) -> list[Token
     if prompt is not None:
         names = [name.strip() for name in prompt.split(".") if name.strip()]
         if not names:
-            raise ValueError(f"--prompt: expected names with full stops between them, found {prompt!r}")
+            raise InputError(f"--prompt: expected names with full stops between them, found {prompt!r}")
     else:
         vocabularies = [MetadataCatalog.get(dataset).thing_classes for dataset in NAMED_DATASETS]
         if num_names > len(vocabularies[-1]):
-            raise ValueError(f"--num-names: expected at most {len(vocabularies[-1])}, found {num_names}")
+            raise InputError(f"--num-names: expected at most {len(vocabularies[-1])}, found {num_names}")
         names = next(names[:num_names] for names in vocabularies if len(names) >= num_names)
     return PromptTokenizer.from_config(cfg).tokenize_names(
         names, separator=cfg.INPUT.PROMPT.SEPARATOR, chunk_size=cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE
@@ -218,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg = build_config(arguments.config_file, ["MODEL.DEVICE", arguments.device, *arguments.opts])
         prompts = make_prompts(cfg, arguments.prompt, arguments.num_names)
         if arguments.train and len(prompts) > 1:
-            raise ValueError(f"--train: the names make {len(prompts)} prompts, expected fewer names, for one prompt")
+            raise InputError(f"--train: the names make {len(prompts)} prompts, expected fewer names, for one prompt")
         inputs = make_inputs(prompts, arguments.size, arguments.batch)
         facts = {
             "config": arguments.config_file,

@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from glipv2_d2.engine.defaults import one_line_errors
+from glipv2_d2.engine.command_line import one_line_errors
 from glipv2_d2.engine.measurement import Memory, summarize_memory, trace_memory
 from glipv2_d2.modeling.losses.contrastive_loss import SharedVectors, contrastive_loss
 from glipv2_d2.modeling.losses.region_word_targets import LabelledVectors, label_regions, label_words

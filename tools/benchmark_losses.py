@@ -25,7 +25,8 @@ from tqdm import tqdm
 from glipv2_d2 import GLIPv2Trainer
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
 from glipv2_d2.data import build_train_loader
-from glipv2_d2.engine.defaults import build_config, one_line_errors
+from glipv2_d2.engine.command_line import build_config, one_line_errors
+from glipv2_d2.errors import InputError
 
 # Loss: the part of the model that computes it.
 LOSSES = {"loss_contrastive": "contrastive_head", "loss_mlm": "mlm_head"}
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     with one_line_errors():
         if arguments.num_batches < 1:
-            raise ValueError(f"--num-batches: expected at least 1, found {arguments.num_batches}")
+            raise InputError(f"--num-batches: expected at least 1, found {arguments.num_batches}")
         seconds = measure(arguments.config_file, arguments.opts, arguments.num_batches)
     whole = torch.tensor(seconds.pop("all"))
     table = Table(title=f"a training step with all losses: {whole.median():.3f} s, median of {len(whole)}")

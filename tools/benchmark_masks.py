@@ -31,7 +31,7 @@ from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
-from glipv2_d2.engine.defaults import one_line_errors
+from glipv2_d2.engine.command_line import one_line_errors
 from glipv2_d2.engine.measurement import Memory, Segment, summarize_memory, trace_memory
 from glipv2_d2.modeling.heads.grounding_head import MAX_LOGIT
 from glipv2_d2.modeling.heads.mask_head import HourglassMaskHead

@@ -39,7 +39,7 @@ from torch import nn
 from tqdm import tqdm
 
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
-from glipv2_d2.engine.defaults import build_config, one_line_errors
+from glipv2_d2.engine.command_line import build_config, one_line_errors
 from glipv2_d2.prompts.tokenizer import PromptTokenizer
 from glipv2_d2.structures import TokenizedPrompt
 

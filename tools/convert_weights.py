@@ -30,7 +30,8 @@ from glipv2_d2.checkpoint.conversion import find_kind
 from glipv2_d2.checkpoint.model_shapes import build_meta_model
 from glipv2_d2.checkpoint.name_rules import ConversionReport, summarize_names
 from glipv2_d2.checkpoint.pretrained_folder import save_pretrained
-from glipv2_d2.engine.defaults import INPUT_ERRORS, build_config, describe
+from glipv2_d2.engine.command_line import build_config, describe
+from glipv2_d2.errors import InputError
 from glipv2_d2.tensor_files import CheckpointError, read_checkpoint, unwrap_weights, write_tensors
 
 
@@ -117,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 if something was written, 1 with one line on the error stream if not."""
     try:
         convert(parse_args(argv))
-    except INPUT_ERRORS as error:
+    except (InputError, OSError) as error:
         print(f"error: {describe(error)}", file=sys.stderr)
         return 1
     return 0

@@ -29,7 +29,8 @@ from detectron2.structures import Instances
 from tqdm import tqdm
 
 from glipv2_d2 import GLIPv2Predictor
-from glipv2_d2.engine.defaults import build_config, one_line_errors
+from glipv2_d2.engine.command_line import build_config, one_line_errors
+from glipv2_d2.errors import InputError
 from glipv2_d2.evaluation.predicted_masks import encode_masks
 from glipv2_d2.visualizer import GroundingVisualizer
 
@@ -67,17 +68,17 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     """Refuse flags that the task has no use for."""
     if (arguments.task == "vqa") != (arguments.question is not None):
         found = "no question" if arguments.question is None else f"--task {arguments.task}"
-        raise ValueError(f"--question: --task vqa needs a question, and no other task takes one; found {found}")
+        raise InputError(f"--question: --task vqa needs a question, and no other task takes one; found {found}")
     if arguments.task == "refer" and arguments.prompt is None:
         found = "no prompt" if arguments.vocabulary is None else "--vocabulary"
-        raise ValueError(f"--prompt: --task refer needs a phrase, found {found}")
+        raise InputError(f"--prompt: --task refer needs a phrase, found {found}")
     if arguments.task in ("detect", "refer"):
         return
     if arguments.prompt is not None or arguments.vocabulary is not None:
-        raise ValueError(f"--prompt, --vocabulary: expected --task detect or refer, found --task {arguments.task}")
+        raise InputError(f"--prompt, --vocabulary: expected --task detect or refer, found --task {arguments.task}")
     # The height of these drawings follows the text, and frames of a video are all equally high.
     if arguments.video_input is not None:
-        raise ValueError(f"--video-input: expected --task detect or refer, found --task {arguments.task}")
+        raise InputError(f"--video-input: expected --task detect or refer, found --task {arguments.task}")
 
 
 def find_images(paths: Sequence[str]) -> list[str]:
@@ -210,7 +211,7 @@ def draw_images(drawer: Drawer, files: Sequence[str], folder: Path) -> list[dict
         save_drawing(folder / f"{name}.png", drawn)
         records.append({"file_name": file, "drawing": f"{name}.png", **record})
     if not records:
-        raise ValueError(f"--input: expected readable images, found none among {len(files)} files")
+        raise InputError(f"--input: expected readable images, found none among {len(files)} files")
     return records
 
 
@@ -223,7 +224,7 @@ def draw_video(drawer: Drawer, file: str, folder: Path) -> list[dict[str, Any]]:
             sink.write(drawn, rate)
             records.append({"file_name": file, "frame": number, **record})
     if not records:
-        raise ValueError(f"--video-input: expected a readable video, found no frame in {file}")
+        raise InputError(f"--video-input: expected a readable video, found no frame in {file}")
     return records
 
 
@@ -291,7 +292,7 @@ def read_config(arguments: argparse.Namespace) -> CfgNode:
     keys = [] if threshold is None else ["MODEL.GLIPV2.TEST.REFERRING_THRESH", str(threshold)]
     cfg = build_config(arguments.config_file, [*keys, *arguments.opts])
     if not cfg.MODEL.MASK_ON:
-        raise ValueError(f"--task refer: expected MODEL.MASK_ON True, found False in {arguments.config_file}")
+        raise InputError(f"--task refer: expected MODEL.MASK_ON True, found False in {arguments.config_file}")
     return cfg
 
 

@@ -24,7 +24,8 @@ from tqdm import tqdm
 from glipv2_d2 import GLIPv2Trainer
 from glipv2_d2.checkpoint.checkpointer import InferenceCheckpointer, WeightChanges
 from glipv2_d2.data import DetectionDatasetMapper
-from glipv2_d2.engine.defaults import build_config, one_line_errors
+from glipv2_d2.engine.command_line import build_config, one_line_errors
+from glipv2_d2.errors import InputError
 from glipv2_d2.evaluation.retrieval import RetrievalResult, rank_names
 from glipv2_d2.modeling.box_regression import scale_boxes_legacy
 
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors():
         results = evaluate(build_config(arguments.config_file, arguments.opts), arguments.dataset)
         if not len(results["fused"].ranks):
-            raise ValueError(f"--dataset: found no box in {arguments.dataset} that an anchor is matched to")
+            raise InputError(f"--dataset: found no box in {arguments.dataset} that an anchor is matched to")
     table = Table(title=f"region-to-word retrieval, {arguments.dataset}")
     for title in ("space", "regions", "names", *(f"recall@{top}" for top in TOPS), "boxes without an anchor"):
         table.add_column(title, justify="right")

@@ -39,10 +39,11 @@ from tqdm import tqdm
 from glipv2_d2.data.datasets.caption_files import JsonlCaptions, TarCaptions, open_captions
 from glipv2_d2.data.datasets.question_files import JsonlQuestions, VQAQuestions, open_questions
 from glipv2_d2.data.datasets.shard_writer import SHARD_SUFFIXES, open_shard
-from glipv2_d2.engine.defaults import build_config, one_line_errors
+from glipv2_d2.engine.command_line import build_config, one_line_errors
 from glipv2_d2.engine.pseudo_boxes import CAPTIONS, MISSING_IMAGE, PseudoBoxLabeller, PseudoBoxTeacher, teacher_id
 from glipv2_d2.engine.pseudo_questions import QUESTIONS
 from glipv2_d2.engine.pseudo_report import PseudoBoxCounts, PseudoBoxFolder, format_report
+from glipv2_d2.errors import InputError
 from glipv2_d2.prompts.phrase_finder import METHODS, build_phrase_finder
 
 DEFAULT_SHARD_SIZE = 1000
@@ -81,11 +82,11 @@ def open_texts(arguments: argparse.Namespace) -> Texts:
     expected = INPUT_FLAGS[arguments.source]
     if expected[0] not in given or not set(given) <= set(expected):
         flags = " ".join(f"--{name.replace('_', '-')}" for name in given) or "none"
-        raise ValueError(
+        raise InputError(
             f"--source {arguments.source}: expected --{expected[0]} and no input of another source, found {flags}"
         )
     if arguments.shard_size is not None and arguments.shard_size < 1:
-        raise ValueError(f"--shard-size: expected at least 1, found {arguments.shard_size}")
+        raise InputError(f"--shard-size: expected at least 1, found {arguments.shard_size}")
     piece_size = arguments.shard_size or DEFAULT_SHARD_SIZE
     if arguments.source == "caption":
         return open_captions(arguments.captions, piece_size)
@@ -95,15 +96,15 @@ def open_texts(arguments: argparse.Namespace) -> Texts:
 def check_arguments(arguments: argparse.Namespace, texts: Texts) -> None:
     """Refuse what the types of the arguments allow but no run can do."""
     if not 0.0 <= arguments.score_thresh <= 1.0:
-        raise ValueError(f"--score-thresh: expected a number from 0 to 1, found {arguments.score_thresh}")
+        raise InputError(f"--score-thresh: expected a number from 0 to 1, found {arguments.score_thresh}")
     if arguments.batch_size < 1:
-        raise ValueError(f"--batch-size: expected at least 1, found {arguments.batch_size}")
+        raise InputError(f"--batch-size: expected at least 1, found {arguments.batch_size}")
     if texts.holds_images and arguments.shard_size is not None:
-        raise ValueError("--shard-size: each tar shard of captions becomes one shard; leave the flag out")
+        raise InputError("--shard-size: each tar shard of captions becomes one shard; leave the flag out")
     if texts.holds_images and arguments.format == "jsonl":
-        raise ValueError("--format jsonl: images in tar shards have no file of their own; expected --format shards")
+        raise InputError("--format jsonl: images in tar shards have no file of their own; expected --format shards")
     if arguments.source == "vqa" and arguments.format == "shards":
-        raise ValueError("--format shards: the records of questions are read from jsonl only; expected --format jsonl")
+        raise InputError("--format shards: the records of questions are read from jsonl only; expected --format jsonl")
 
 
 def make_settings(arguments: argparse.Namespace, cfg: CfgNode, texts: Texts, noun_phrases: str) -> dict[str, Any]:

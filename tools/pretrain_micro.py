@@ -113,7 +113,7 @@ def unigram_entropy(config: Path, datasets_root: Path) -> tuple[float, int]:
     """
     os.environ["DETECTRON2_DATASETS"] = str(datasets_root)
     from glipv2_d2.data import build_train_loader
-    from glipv2_d2.engine.defaults import build_config
+    from glipv2_d2.engine.command_line import build_config
 
     counts: Counter[int] = Counter()
     batches = iter(build_train_loader(build_config(str(config), [])))

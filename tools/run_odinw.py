@@ -129,7 +129,7 @@ def schedule(arguments: argparse.Namespace, cell: Cell) -> list[str]:
     """
     from glipv2_d2.data.build import load_training_dicts
     from glipv2_d2.data.datasets.few_shot import few_shot_settings
-    from glipv2_d2.engine.defaults import build_config
+    from glipv2_d2.engine.command_line import build_config
 
     options = [*data_options(cell), *mode_options(arguments, cell)]
     cfg = build_config(str(ROOT / arguments.config_file), [*options, "MODEL.DEVICE", "cpu"])
@@ -271,7 +271,7 @@ def run_grid(arguments: argparse.Namespace, lock: int) -> list[str]:
     """Run all cells and write the report after each; return what failed, a line each."""
     from detectron2.utils.file_io import PathManager
 
-    from glipv2_d2.engine.defaults import describe
+    from glipv2_d2.engine.command_line import describe
     from glipv2_d2.tensor_files import file_sha256
 
     sets = expand_sets(arguments.sets)

@@ -32,7 +32,8 @@ from glipv2_d2.colored_text import phrase_color
 from glipv2_d2.data import build_train_loader
 from glipv2_d2.data.image_reading import read_image
 from glipv2_d2.data.training_dicts import load_training_dicts
-from glipv2_d2.engine.defaults import build_config, one_line_errors
+from glipv2_d2.engine.command_line import build_config, one_line_errors
+from glipv2_d2.errors import InputError
 from glipv2_d2.prompts.questions import ANSWER_PHRASE
 
 # Smaller images are enlarged, so that the writing on them can be read.
@@ -150,7 +151,7 @@ def show(drawing: np.ndarray) -> None:
         cv2.imshow("training data", drawing[:, :, ::-1])
         cv2.waitKey()
     except cv2.error:
-        raise ValueError("--show: this OpenCV was built without windows; leave --show out to write files") from None
+        raise InputError("--show: this OpenCV was built without windows; leave --show out to write files") from None
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..modeling.lora import merge_lora
 from ..tensor_files import CheckpointError, read_checkpoint, unwrap_weights, write_checkpoint, write_text
 from .class_layer import without_other_classes
@@ -47,13 +48,13 @@ class WeightChanges(NamedTuple):
         """Read the config.
 
         Raises:
-            ValueError: ``MODEL.GLIPV2.INTERPOLATION`` is no number from 0 to 1, or has nothing to interpolate with.
+            InputError: ``MODEL.GLIPV2.INTERPOLATION`` is no number from 0 to 1, or has nothing to interpolate with.
         """
         config = cfg.MODEL.GLIPV2
         if not 0.0 <= config.INTERPOLATION <= 1.0:
-            raise ValueError(f"MODEL.GLIPV2.INTERPOLATION: expected 0 to 1, found {config.INTERPOLATION}")
+            raise InputError(f"MODEL.GLIPV2.INTERPOLATION: expected 0 to 1, found {config.INTERPOLATION}")
         if config.INTERPOLATION != 1.0 and not config.INTERPOLATE_WITH:
-            raise ValueError(
+            raise InputError(
                 f"MODEL.GLIPV2.INTERPOLATE_WITH: expected weights for MODEL.GLIPV2.INTERPOLATION "
                 f"{config.INTERPOLATION}, found none"
             )
@@ -158,7 +159,7 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         if os.path.basename(name) != name:
-            raise ValueError(f"checkpoint name: expected no folder in it, found {name!r}")
+            raise InputError(f"checkpoint name: expected no folder in it, found {name!r}")
         content = {"model": self.model.state_dict()}
         content.update({key: checkpointable.state_dict() for key, checkpointable in self.checkpointables.items()})
         content.update(kwargs)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .name_rules import summarize_names
 
 # What is added to the text, the image or a weight; zero says the same as a model without it.
@@ -28,12 +29,12 @@ def interpolate_weights(model: nn.Module, base: Mapping[str, Tensor], share: flo
         source: Name of the base for messages.
 
     Raises:
-        ValueError: ``share`` is no number from 0 to 1.
+        InputError: ``share`` is no number from 0 to 1.
 
     Source: WiSE-FT (Wortsman et al. 2021, arXiv 2109.01903), Eq. 1.
     """
     if not 0.0 <= share <= 1.0:
-        raise ValueError(f"MODEL.GLIPV2.INTERPOLATION: expected a number from 0 to 1, found {share}")
+        raise InputError(f"MODEL.GLIPV2.INTERPOLATION: expected a number from 0 to 1, found {share}")
     kept = []
     for name, tensor in model.state_dict().items():
         if not tensor.is_floating_point():

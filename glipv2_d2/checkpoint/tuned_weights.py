@@ -10,6 +10,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..modeling.tuning import Tuning, tuned_tensors
 from ..tensor_files import CheckpointError, read_tensors, write_tensors
 
@@ -29,7 +30,7 @@ def save_tuned(model: nn.Module, path: str | os.PathLike) -> None:
         path: File to write.
 
     Raises:
-        ValueError: Everything trains: there is no small file of that.
+        InputError: Everything trains: there is no small file of that.
     """
     tuning = _tuning_of(model)
     tensors = tuned_tensors(model, tuning)
@@ -46,7 +47,7 @@ def load_tuned(model: nn.Module, path: str | os.PathLike) -> None:
         CheckpointError: It is no such file, is of another mode or other settings, or its names or shapes are not those
             that the model tunes.
         FileNotFoundError: There is no such file.
-        ValueError: The model tunes everything.
+        InputError: The model tunes everything.
     """
     tuning = _tuning_of(model)
     tensors, metadata = read_tensors(path)
@@ -88,7 +89,7 @@ def base_hash(model: nn.Module, tuned_names: Collection[str]) -> str:
 
 def _tuning_of(model: nn.Module) -> Tuning:
     if model.tuning.mode == "full":
-        raise ValueError("MODEL.GLIPV2.TUNING: found 'full', of which there are no files of tuned weights")
+        raise InputError("MODEL.GLIPV2.TUNING: found 'full', of which there are no files of tuned weights")
     return model.tuning
 
 

@@ -14,6 +14,7 @@ from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
+from ..errors import InputError
 from ..structures import TokenizedPrompt
 from .dataset_mappers.build import SENTENCE_MAPPERS, build_train_mapper, dataset_task
 from .dataset_mappers.detection import DetectionDatasetMapper
@@ -51,19 +52,19 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0, saved: Mapping[str, An
         saved: State of the loader of the run that is resumed, see ``StreamState``.
 
     Raises:
-        ValueError: A key of the config has a value that cannot be, or annotations break their format.
+        InputError: A key of the config has a value that cannot be, or annotations break their format.
         FileNotFoundError: Annotations, images or shards of a dataset are not there.
     """
     world_size = comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % world_size:
-        raise ValueError(
+        raise InputError(
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, expected a positive multiple of the {world_size} "
             f"processes"
         )
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
-        raise ValueError(f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}, expected 'TrainingSampler'")
+        raise InputError(f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}, expected 'TrainingSampler'")
     if cfg.DATALOADER.SHUFFLE_BUFFER < 1:
-        raise ValueError(f"DATALOADER.SHUFFLE_BUFFER is {cfg.DATALOADER.SHUFFLE_BUFFER}, expected at least 1")
+        raise InputError(f"DATALOADER.SHUFFLE_BUFFER is {cfg.DATALOADER.SHUFFLE_BUFFER}, expected at least 1")
     sets = load_training_sets(cfg)
     start_batch = start_iter * cfg.SOLVER.ACCUMULATION_STEPS
     state = resume_state(saved, _seed(cfg, saved), _layout(cfg, sets), start_batch)
@@ -104,7 +105,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> SharedPromptLoader | D
     once, however many it has.
 
     Raises:
-        ValueError: The dataset is not registered, or its annotations break the format.
+        InputError: The dataset is not registered, or its annotations break the format.
         FileNotFoundError: Annotations or images of the dataset are not there.
     """
     dataset_dicts = load_dataset(dataset_name)

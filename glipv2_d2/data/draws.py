@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ..errors import InputError
+
 # Draws between two of which the shares of the datasets are met to within one draw.
 ROUND_LENGTH = 8192
 # Shorter pieces would cost more time than they hold draws.
@@ -62,16 +64,16 @@ def check_ratios(ratios: Sequence[float], num_datasets: int) -> None:
     """Check DATASETS.TRAIN_RATIOS; empty means "by size" and is fine.
 
     Raises:
-        ValueError: There is not one finite number above 0 for each dataset.
+        InputError: There is not one finite number above 0 for each dataset.
     """
     if ratios and len(ratios) != num_datasets:
-        raise ValueError(
+        raise InputError(
             f"DATASETS.TRAIN_RATIOS has {len(ratios)} numbers, expected one for each of the {num_datasets} datasets of "
             f"DATASETS.TRAIN, or none"
         )
     for ratio in ratios:
         if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio < math.inf:
-            raise ValueError(f"DATASETS.TRAIN_RATIOS holds {ratio!r}, expected finite numbers above 0")
+            raise InputError(f"DATASETS.TRAIN_RATIOS holds {ratio!r}, expected finite numbers above 0")
 
 
 class _Passes:

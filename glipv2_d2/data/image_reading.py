@@ -11,6 +11,8 @@ from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
 from PIL import Image, ImageOps
 
+from ..errors import InputError
+
 # What PIL and its decoders raise for missing, truncated and broken files.
 _DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
@@ -22,7 +24,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 _MAX_PIXELS = 2**26
 
 
-class UnreadableImageError(RuntimeError):
+class UnreadableImageError(InputError):
     """An image file that is missing, broken, or not of the size its annotation says; the message is one line."""
 
 

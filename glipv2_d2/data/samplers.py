@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
+from ..errors import InputError
+
 # Last word of the seed of a redraw, see ``draws``.
 _REDRAW = 3
 
@@ -102,10 +104,10 @@ class TrainingBatchSampler(Sampler[list[StreamEntry | ShardEntry]]):
             first_shard_batch: Batch of this rank from which on the ordinals of streamed samples are counted.
 
         Raises:
-            ValueError: ``batch_size`` is not positive, or all samples of a kind are stored and empty.
+            InputError: ``batch_size`` is not positive, or all samples of a kind are stored and empty.
         """
         if batch_size < 1:
-            raise ValueError(f"found batch_size {batch_size}, expected at least 1")
+            raise InputError(f"found batch_size {batch_size}, expected at least 1")
         self.draw = draw
         self.groups = np.asarray(groups, dtype=np.int64)
         self.is_empty = np.zeros(len(self.groups), dtype=bool) if is_empty is None else np.asarray(is_empty, dtype=bool)
@@ -113,7 +115,7 @@ class TrainingBatchSampler(Sampler[list[StreamEntry | ShardEntry]]):
         for kind in set(self.kinds[self.is_empty].tolist()):
             of_kind = self.is_empty[self.kinds == kind]
             if of_kind.all() and not (kind == 0 and streamed):
-                raise ValueError(f"found {len(of_kind)} images without a box, expected at least one with a box")
+                raise InputError(f"found {len(of_kind)} images without a box, expected at least one with a box")
         num_kinds = len({*self.kinds.tolist(), *([0] if streamed else [])})
         # Sequences of draws that are collected apart, and the samples of a batch of one of them.
         self.num_parts = world_size if num_kinds < 2 else 1

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..errors import InputError
 from .datasets.grounding_records import EntryError
 from .datasets.shards import read_shard_sample
 from .tar_stream import read_shard
@@ -122,11 +123,11 @@ class ShardStream:
         """Make sure that the slot's first epoch holds a usable sample; nothing behind it is read.
 
         Raises:
-            ValueError: It holds none.
+            InputError: It holds none.
         """
         if next(self._records(StreamPlace(0, self.shards.first_epoch, 0, 0)), None) is None:
             reasons = [*self._damaged_shards, *self._skipped_records, "no record has a box with a sufficient score"]
-            raise ValueError(
+            raise InputError(
                 f"dataset {self.shards.name!r}: found no usable sample in {len(self.shards.urls)} shards: {reasons[0]}"
             )
 
@@ -136,7 +137,7 @@ class ShardStream:
         As long as the ordinals ascend, no file is read twice in an epoch.
 
         Raises:
-            ValueError: The slot has found nothing for many epochs.
+            InputError: The slot has found nothing for many epochs.
         """
         if self._block is None or ordinal < self._block.begin.ordinal:
             place = self.place
@@ -181,7 +182,7 @@ class ShardStream:
                 del block
                 place = end
             place = StreamPlace(place.ordinal, place.epoch + 1, 0, 0)
-        raise ValueError(
+        raise InputError(
             f"dataset {self.shards.name!r}: found no usable sample in {num_empty} epochs of reader {self.slot} of "
             f"{self.num_slots} (processes x DATALOADER.NUM_WORKERS), expected data for each in its "
             f"{len(self.shards.urls)} shards"

@@ -15,6 +15,8 @@ from detectron2.utils.file_io import PathManager
 from webdataset.gopen import gopen
 from webdataset.tariterators import group_by_keys
 
+from ..errors import InputError
+
 # Addresses that webdataset opens, by a program such as curl. All others are paths of detectron2's PathManager.
 _REMOTE = re.compile(r"(pipe|https?|sftp|ftps|scp|gs|ais|hf):")
 _COMPRESSED = (".tar.gz", ".tgz")
@@ -42,19 +44,19 @@ def expand_shard_urls(urls: str | Sequence[str]) -> list[str]:
     """List what a pattern such as ``caps-{000000..000099}.tar`` names, or several of them; ``*`` stays as it is.
 
     Raises:
-        ValueError: A pattern cannot be expanded, there is none, or a shard is neither tar nor gzipped tar by its name.
+        InputError: A pattern cannot be expanded, there is none, or a shard is neither tar nor gzipped tar by its name.
     """
     expanded: set[str] = set()
     for pattern in [urls] if isinstance(urls, str) else urls:
         try:
             expanded.update(braceexpand.braceexpand(pattern))
         except ValueError as error:
-            raise ValueError(f"shards {pattern!r}: {error}; expected braces like {{000000..000099}}") from error
+            raise InputError(f"shards {pattern!r}: {error}; expected braces like {{000000..000099}}") from error
     if not expanded:
-        raise ValueError(f"shards: found {urls!r}, expected at least one tar file")
+        raise InputError(f"shards: found {urls!r}, expected at least one tar file")
     for url in expanded:
         if not _REMOTE.match(url) and not url.endswith((".tar", *_COMPRESSED)):
-            raise ValueError(f"shard {url!r}: expected a name that ends in .tar, .tar.gz or .tgz")
+            raise InputError(f"shard {url!r}: expected a name that ends in .tar, .tar.gz or .tgz")
     return sorted(expanded)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from detectron2.data import DatasetCatalog, MetadataCatalog, print_instances_class_histogram
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 
+from ..errors import InputError
 from .dataset_mappers.base import BOX_TASKS
 from .dataset_mappers.build import dataset_task
 from .datasets.annotation_checks import check_dataset_dicts
@@ -38,21 +39,21 @@ def load_training_dicts(
         few_shot: How many images of each dataset are taken.
 
     Raises:
-        ValueError: A dataset is not registered, annotations break their format, no image of a dataset is left, or few
+        InputError: A dataset is not registered, annotations break their format, no image of a dataset is left, or few
             images are asked for of what is no detection data or has not that many.
         FileNotFoundError: Annotations or images of a dataset are not there.
     """
     if not names:
-        raise ValueError("DATASETS.TRAIN is empty, expected at least one dataset")
+        raise InputError("DATASETS.TRAIN is empty, expected at least one dataset")
     loaded: list[dict] = []
     for name in names:
         dataset_dicts = load_dataset(name, with_masks)
         task = dataset_task(name)
         field = _TARGETS.get(task, "annotations")
         if not all(field in item or (task == "captioning" and "caption" in item) for item in dataset_dicts):
-            raise ValueError(f"dataset {name!r} has images without {field!r}, expected a dataset to train on")
+            raise InputError(f"dataset {name!r} has images without {field!r}, expected a dataset to train on")
         if few_shot.shots and task != "detection":
-            raise ValueError(
+            raise InputError(
                 f"DATASETS.FEW_SHOT.SHOTS is {few_shot.shots} and {name!r} is {task} data, expected detection data"
             )
         dataset_dicts = take_few_shots(name, dataset_dicts, few_shot)
@@ -63,7 +64,7 @@ def load_training_dicts(
         if task == "detection":
             print_instances_class_histogram(dataset_dicts, MetadataCatalog.get(name).thing_classes)
         if not dataset_dicts:
-            raise ValueError(f"dataset {name!r} of DATASETS.TRAIN: found no image with boxes, expected at least one")
+            raise InputError(f"dataset {name!r} of DATASETS.TRAIN: found no image with boxes, expected at least one")
         loaded.extend({**item, "dataset_name": name} for item in dataset_dicts)
     return loaded
 
@@ -77,7 +78,7 @@ def load_dataset(name: str, with_masks: bool = False) -> list[dict]:
             questions and captions to write, no annotation has a ``segmentation``.
 
     Raises:
-        ValueError: It is not registered, is empty, a detection dataset has no ``thing_classes``, or annotations break
+        InputError: It is not registered, is empty, a detection dataset has no ``thing_classes``, or annotations break
             their format.
         FileNotFoundError: Annotations or images are not there.
     """
@@ -88,7 +89,7 @@ def load_dataset(name: str, with_masks: bool = False) -> list[dict]:
     names = MetadataCatalog.get(name).get("thing_classes")
     if not dataset_dicts or (task == "detection" and not names):
         found = f"{len(dataset_dicts)} images and thing_classes {names}"
-        raise ValueError(f"dataset {name!r}: found {found}, expected at least one of both")
+        raise InputError(f"dataset {name!r}: found {found}, expected at least one of both")
     check_dataset_dicts(name, dataset_dicts, len(names or ()), task=task)
     if with_masks and task in BOX_TASKS:
         return keep_usable_masks(name, dataset_dicts)
@@ -99,11 +100,11 @@ def check_is_registered(name: str) -> None:
     """Check that a dataset has a reader.
 
     Raises:
-        ValueError: It has none; the message names similar ones.
+        InputError: It has none; the message names similar ones.
     """
     if name not in DatasetCatalog:
         similar = difflib.get_close_matches(name, DatasetCatalog.keys()) or ["a name given to register_coco_grounding"]
-        raise ValueError(f"dataset {name!r} is not registered, expected for example {', '.join(similar)}")
+        raise InputError(f"dataset {name!r} is not registered, expected for example {', '.join(similar)}")
 
 
 def _with_sufficient_scores(name: str, dataset_dicts: list[dict], min_score: float) -> list[dict]:

@@ -10,6 +10,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from ..errors import InputError
 from .dataset_mappers.base import BOX_TASKS
 from .dataset_mappers.build import dataset_task
 from .dataset_mappers.vqa import questions_by_image
@@ -69,16 +70,16 @@ def load_training_sets(cfg: CfgNode) -> TrainingSets:
     """Load the datasets of DATASETS.TRAIN; of shards nothing is read.
 
     Raises:
-        ValueError: A dataset is not registered, its annotations break their format, nothing of it can be trained on, or
+        InputError: A dataset is not registered, its annotations break their format, nothing of it can be trained on, or
             DATASETS.TRAIN_RATIOS does not fit.
         FileNotFoundError: Annotations, images or shards of a dataset are not there.
     """
     names, ratios = cfg.DATASETS.TRAIN, list(cfg.DATASETS.TRAIN_RATIOS)
     if not names:
-        raise ValueError("DATASETS.TRAIN is empty, expected at least one dataset")
+        raise InputError("DATASETS.TRAIN is empty, expected at least one dataset")
     check_ratios(ratios, len(names))
     if cfg.INPUT.QUESTIONS_PER_IMAGE < 1:
-        raise ValueError(f"INPUT.QUESTIONS_PER_IMAGE is {cfg.INPUT.QUESTIONS_PER_IMAGE}, expected at least 1")
+        raise InputError(f"INPUT.QUESTIONS_PER_IMAGE is {cfg.INPUT.QUESTIONS_PER_IMAGE}, expected at least 1")
     few_shot = few_shot_settings(cfg)
     dicts: list[dict] = []
     shards: dict[int, list[str]] = {}
@@ -100,7 +101,7 @@ def load_training_sets(cfg: CfgNode) -> TrainingSets:
             dicts += own
         else:
             if few_shot.shots:
-                raise ValueError(f"DATASETS.FEW_SHOT.SHOTS is {few_shot.shots} and {name!r} a stream, expected files")
+                raise InputError(f"DATASETS.FEW_SHOT.SHOTS is {few_shot.shots} and {name!r} a stream, expected files")
             shards[dataset] = urls
             members.append(np.full(1 if ratios else _num_samples(name), shard_draw(dataset)))
     kinds = np.array([_kind(cfg, item) for item in dicts], dtype=np.int64)
@@ -118,7 +119,7 @@ def _kind(cfg: CfgNode, dataset_dict: dict) -> int:
 def _num_samples(name: str) -> int:
     number = MetadataCatalog.get(name).num_samples
     if number is None:
-        raise ValueError(
+        raise InputError(
             f"DATASETS.TRAIN_RATIOS is empty, and the number of samples in the shards of {name!r} is not known: "
             f"expected ratios, or num_samples at register_shards"
         )

@@ -11,6 +11,8 @@ from detectron2.data import transforms as T
 from fvcore.transforms.transform import Transform
 from PIL import Image
 
+from ..errors import InputError
+
 
 class ResizeTransformLegacy(T.ResizeTransform):
     """Resize an image as detectron2 does, and its boxes in the official one-pixel convention.
@@ -53,14 +55,14 @@ class ResizeShortestEdgeLegacy(T.Augmentation):
             interp: A resampling filter of PIL.
 
         Raises:
-            ValueError: An unknown ``sample_style``, no length, or a range that is not two numbers.
+            InputError: An unknown ``sample_style``, no length, or a range that is not two numbers.
         """
         super().__init__()
         lengths = (short_edge_length,) if isinstance(short_edge_length, int) else tuple(short_edge_length)
         if sample_style not in ("range", "choice"):
-            raise ValueError(f"INPUT.MIN_SIZE_TRAIN_SAMPLING is {sample_style!r}, expected 'range' or 'choice'")
+            raise InputError(f"INPUT.MIN_SIZE_TRAIN_SAMPLING is {sample_style!r}, expected 'range' or 'choice'")
         if not lengths or (sample_style == "range" and len(lengths) > 2):
-            raise ValueError(f"INPUT.MIN_SIZE_TRAIN is {lengths}, expected lengths in pixels; with 'range' one or two")
+            raise InputError(f"INPUT.MIN_SIZE_TRAIN is {lengths}, expected lengths in pixels; with 'range' one or two")
         self._init({"short_edge_length": lengths, "max_size": max_size, "sample_style": sample_style, "interp": interp})
 
     def get_transform(self, image: np.ndarray) -> Transform:
@@ -98,7 +100,7 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     """List the augmentations of INPUT: random crop (training, if enabled), GLIP's resize, random flip (training).
 
     Raises:
-        ValueError: A key of INPUT has none of its values.
+        InputError: A key of INPUT has none of its values.
     """
     if not is_train:
         return [ResizeShortestEdgeLegacy(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
@@ -109,7 +111,7 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
         augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
     flip = cfg.INPUT.RANDOM_FLIP
     if flip not in ("none", "horizontal", "vertical"):
-        raise ValueError(f"INPUT.RANDOM_FLIP is {flip!r}, expected 'horizontal', 'vertical' or 'none'")
+        raise InputError(f"INPUT.RANDOM_FLIP is {flip!r}, expected 'horizontal', 'vertical' or 'none'")
     if flip != "none":
         augmentations.append(T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical"))
     return augmentations

@@ -15,6 +15,7 @@ from detectron2.solver.lr_scheduler import LRMultiplier
 from detectron2.utils import comm
 
 from ..checkpoint.tuned_weights import save_tuned
+from ..errors import InputError
 from ..tensor_files import write_checkpoint
 from .ema import ModelEMA
 
@@ -104,7 +105,7 @@ class PlateauHook(HookBase):
         value, found = comm.all_gather((latest.get(self._metric, (None,))[0], sorted(latest)))[0]
         if value is None:
             names = [name for name in found if "/" in name and not name.startswith("data/")]
-            raise ValueError(
+            raise InputError(
                 f"SOLVER.AUTO_STEP.METRIC: expected a result of the evaluation, such as {', '.join(names[:4])}, "
                 f"found {self._metric!r}"
             )
@@ -179,11 +180,11 @@ def build_plateau_hook(cfg: CfgNode, scheduler: LRMultiplier, ema: ModelEMA | No
     """Build the hook that ``SOLVER.AUTO_STEP`` and ``SOLVER.EARLY_STOP_PATIENCE`` need; None where both are off.
 
     Raises:
-        ValueError: A key has a value that is not allowed, or nothing is evaluated.
+        InputError: A key has a value that is not allowed, or nothing is evaluated.
     """
     auto_step = cfg.SOLVER.AUTO_STEP
     if cfg.SOLVER.EARLY_STOP_PATIENCE < 0:
-        raise ValueError(f"SOLVER.EARLY_STOP_PATIENCE: expected at least 0, found {cfg.SOLVER.EARLY_STOP_PATIENCE}")
+        raise InputError(f"SOLVER.EARLY_STOP_PATIENCE: expected at least 0, found {cfg.SOLVER.EARLY_STOP_PATIENCE}")
     if not auto_step.ENABLED and not cfg.SOLVER.EARLY_STOP_PATIENCE:
         return None
     for key, value, valid, expected in (
@@ -194,7 +195,7 @@ def build_plateau_hook(cfg: CfgNode, scheduler: LRMultiplier, ema: ModelEMA | No
         ("SOLVER.AUTO_STEP.MIN_LR", auto_step.MIN_LR, auto_step.MIN_LR >= 0, "at least 0"),
     ):
         if not valid:
-            raise ValueError(f"{key}: expected {expected} with automatic steps or an early stop, found {value}")
+            raise InputError(f"{key}: expected {expected} with automatic steps or an early stop, found {value}")
     return PlateauHook(
         auto_step.METRIC,
         cfg.TEST.EVAL_PERIOD,

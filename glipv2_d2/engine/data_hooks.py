@@ -13,6 +13,7 @@ from detectron2.utils import comm
 from ..data.stream_state import TrainLoader
 from ..data.training_samples import DROPPED_COUNTS
 from ..distributed import reduce_mean
+from ..errors import InputError
 
 # Shares of fewer images than this say little.
 MIN_DRAWN_IMAGES = 100
@@ -60,7 +61,7 @@ class SkippedImagesHook(HookBase):
         """Write the counts, and raise an error past the allowed share.
 
         Raises:
-            ValueError: Too many images could not be read; the message names one.
+            InputError: Too many images could not be read; the message names one.
         """
         device = next(self.trainer.model.parameters()).device
         means = reduce_mean(self._counts.to(device))
@@ -72,7 +73,7 @@ class SkippedImagesHook(HookBase):
         if drawn >= MIN_DRAWN_IMAGES and skipped > self._max_share * drawn:
             files = self._lines["skipped_files"]
             example = f", such as {next(iter(files))}" if files else " on other ranks"
-            raise ValueError(
+            raise InputError(
                 f"training images: expected at most {self._max_share:.1%} unreadable (DATALOADER.MAX_SKIPPED_SHARE), "
                 f"found {skipped / drawn:.1%} of the images drawn so far{example}"
             )

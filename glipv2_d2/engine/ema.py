@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ..errors import InputError
+
 
 class ModelEMA:
     """Keep a moving average of the trainable parameters and floating-point buffers of a model.
@@ -25,7 +27,7 @@ class ModelEMA:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         if not 0 < decay < 1:
-            raise ValueError(f"SOLVER.EMA_DECAY: expected 0 (off) or a number between 0 and 1, found {decay}")
+            raise InputError(f"SOLVER.EMA_DECAY: expected 0 (off) or a number between 0 and 1, found {decay}")
         self._live = _averaged_tensors(model)
         self._average = {name: tensor.detach().clone() for name, tensor in self._live.items()}
         self._move_average = get_ema_multi_avg_fn(decay)
@@ -67,11 +69,11 @@ class ModelEMA:
         """Read what ``state_dict`` returned.
 
         Raises:
-            ValueError: The names are not those of the model.
+            InputError: The names are not those of the model.
         """
         if state_dict.keys() != self._average.keys():
             names = sorted(state_dict.keys() ^ self._average.keys())
-            raise ValueError(
+            raise InputError(
                 f"moving average in the checkpoint: expected the names of the model, found {len(names)} that only "
                 f"one of them has, such as {names[0]!r}"
             )

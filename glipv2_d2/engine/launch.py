@@ -13,6 +13,8 @@ from detectron2.engine import launch as spawn_processes
 from detectron2.utils import comm
 from torch import distributed
 
+from ..errors import InputError
+
 # torchrun sets them in every process that it starts.
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
@@ -29,13 +31,13 @@ def launch_run(run: Callable[[argparse.Namespace], Any], arguments: argparse.Nam
         arguments: Of ``parse_train_arguments``.
 
     Raises:
-        ValueError: ``--num-gpus`` contradicts torchrun, or several machines have no address to meet at.
+        InputError: ``--num-gpus`` contradicts torchrun, or several machines have no address to meet at.
     """
     if all(name in os.environ for name in _TORCHRUN_VARIABLES):
         _join_torchrun(run, arguments)
         return
     if arguments.num_machines > 1 and arguments.dist_url in ("auto", default_argument_parser().get_default("dist_url")):
-        raise ValueError(
+        raise InputError(
             f"--dist-url: found {arguments.dist_url!r} for {arguments.num_machines} machines, expected the address of "
             f"the first of them, the same on all: tcp://HOST:PORT"
         )
@@ -74,7 +76,7 @@ def _leave_group() -> None:
 def _join_torchrun(run: Callable[[argparse.Namespace], Any], arguments: argparse.Namespace) -> None:
     local_rank, processes_per_machine = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
     if arguments.num_gpus not in (1, processes_per_machine):
-        raise ValueError(
+        raise InputError(
             f"--num-gpus: found {arguments.num_gpus}, but torchrun has started {processes_per_machine} processes on "
             f"this machine; leave the flag out"
         )

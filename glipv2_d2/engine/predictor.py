@@ -20,6 +20,7 @@ from detectron2.structures import Boxes, Instances
 from ..checkpoint.checkpointer import InferenceCheckpointer, WeightChanges
 from ..checkpoint.pretrained_folder import find_pretrained_config, save_pretrained
 from ..data.transforms import ResizeShortestEdgeLegacy
+from ..errors import InputError
 from ..evaluation.grounded_captioning import phrase_boxes, tokens_of_span
 from ..evaluation.referring import referred_mask
 from ..prompts.answers import AnswerVocabulary
@@ -31,7 +32,7 @@ from ..prompts.questions import question_to_answer
 from ..prompts.tokenizer import PromptTokenizer
 from ..prompts.vocabulary import build_default_prompts
 from ..structures import CharSpan, TokenizedPrompt
-from .defaults import build_config
+from .command_line import build_config
 
 # A list of names, or a caption; None: the names of DATASETS.TEST[0].
 NamesOrCaption = Sequence[str] | str | None
@@ -57,7 +58,7 @@ class GLIPv2Predictor(DefaultPredictor):
         # The constructor of DefaultPredictor reads weights and resizes images by rules that are not GLIP's.
         cfg = cfg.clone()
         if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
-            raise ValueError(f"INPUT.FORMAT: expected 'RGB' or 'BGR', found {cfg.INPUT.FORMAT!r}")
+            raise InputError(f"INPUT.FORMAT: expected 'RGB' or 'BGR', found {cfg.INPUT.FORMAT!r}")
         # Code written for DefaultPredictor reads it.
         self.cfg = cfg
         self.model = build_model(cfg).eval()
@@ -127,10 +128,10 @@ class GLIPv2Predictor(DefaultPredictor):
         """Detect in several images, each with its own prompt; the results are those of single calls.
 
         Raises:
-            ValueError: There is not one prompt for every image.
+            InputError: There is not one prompt for every image.
         """
         if isinstance(names_or_captions, str) or len(original_images) != len(names_or_captions):
-            raise ValueError(
+            raise InputError(
                 f"names_or_captions: expected a sequence with one prompt for each of {len(original_images)} images, "
                 f"found {names_or_captions!r:.100}"
             )
@@ -152,9 +153,9 @@ class GLIPv2Predictor(DefaultPredictor):
             TypeError, ValueError: The model has no mask head, or image or phrase is not as above.
         """
         if self.model.mask_head is None:
-            raise ValueError("refer: the model has no mask head, expected a config with MODEL.MASK_ON True")
+            raise InputError("refer: the model has no mask head, expected a config with MODEL.MASK_ON True")
         if not isinstance(phrase, str) or not phrase.strip():
-            raise ValueError(f"phrase: expected a string that is not blank, found {phrase!r:.100}")
+            raise InputError(f"phrase: expected a string that is not blank, found {phrase!r:.100}")
         prompt = self._tokenize_caption(phrase, [(0, len(phrase))])
         output = self._predict([original_image], [[prompt]])[0]
         return {"mask": referred_mask(output["instances"], self._referring_thresh).cpu().numpy(), **output}
@@ -175,9 +176,9 @@ class GLIPv2Predictor(DefaultPredictor):
             TypeError, ValueError: The model answers no questions, or image or question is not as above.
         """
         if self._answers is None:
-            raise ValueError("answer: the model answers no questions, expected MODEL.GLIPV2.VQA.ENABLED True")
+            raise InputError("answer: the model answers no questions, expected MODEL.GLIPV2.VQA.ENABLED True")
         if not isinstance(question, str) or not question.strip():
-            raise ValueError(f"question: expected a string that is not blank, found {question!r:.100}")
+            raise InputError(f"question: expected a string that is not blank, found {question!r:.100}")
         asked = question_to_answer(question, self.tokenizer, grounded=self._grounds_questions)
         if asked.num_lost_tokens or asked.lost_phrases:
             logging.getLogger(__name__).warning(
@@ -209,7 +210,7 @@ class GLIPv2Predictor(DefaultPredictor):
             TypeError, ValueError: The model writes no captions, or the image is not as above.
         """
         if self.model.captioning_head is None:
-            raise ValueError("caption: the model writes no captions, expected MODEL.GLIPV2.CAPTIONING.ENABLED True")
+            raise InputError("caption: the model writes no captions, expected MODEL.GLIPV2.CAPTIONING.ENABLED True")
         with torch.no_grad():
             output = self.model([{**self._model_input(original_image), "task": "captioning"}])[0]
         decoded = self.tokenizer.decode(output["caption_ids"].tolist())
@@ -238,7 +239,7 @@ class GLIPv2Predictor(DefaultPredictor):
         self, names_or_caption: NamesOrCaption, phrases: Sequence[str | CharSpan] | None
     ) -> list[TokenizedPrompt]:
         if phrases is not None and not isinstance(names_or_caption, str):
-            raise ValueError(f"phrases: expected a caption that holds them, found the prompt {names_or_caption!r:.100}")
+            raise InputError(f"phrases: expected a caption that holds them, found the prompt {names_or_caption!r:.100}")
         if names_or_caption is None:
             return self._default_prompts()
         if isinstance(names_or_caption, str):
@@ -247,7 +248,7 @@ class GLIPv2Predictor(DefaultPredictor):
 
     def _tokenize_caption(self, caption: str, phrases: Sequence[str | CharSpan] | None) -> TokenizedPrompt:
         if phrases is not None and not phrases:
-            raise ValueError("phrases: expected at least one, found none")
+            raise InputError("phrases: expected at least one, found none")
         if phrases is None:
             # A caption without any noun phrase is one phrase itself.
             found = noun_phrases(caption) or [(caption, [(0, len(caption))])]
@@ -272,11 +273,11 @@ def check_image(image: np.ndarray) -> None:
     if not isinstance(image, np.ndarray):
         raise TypeError(f"image: expected a numpy array (H, W, 3), found {type(image).__name__}")
     if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ValueError(f"image: expected shape (H, W, 3), found {image.shape}")
+        raise InputError(f"image: expected shape (H, W, 3), found {image.shape}")
     if image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating):
-        raise ValueError(f"image: expected uint8 or floating point in 0..255, found {image.dtype}")
+        raise InputError(f"image: expected uint8 or floating point in 0..255, found {image.dtype}")
     if not np.isfinite(image).all():
-        raise ValueError("image: expected finite numbers in 0..255, found NaN or infinity")
+        raise InputError("image: expected finite numbers in 0..255, found NaN or infinity")
 
 
 def _phrases_by_id(prompts: Sequence[TokenizedPrompt]) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.datasets.shard_writer import SHARD_SUFFIXES
+from ..errors import InputError
 from ..tensor_files import write_text
 
 # Names that the report gives per reason; the counts of a shard name all.
@@ -83,7 +84,7 @@ class PseudoBoxFolder:
         The first process writes ``settings.json``; the others wait for it.
 
         Raises:
-            ValueError: The folder was begun with other settings.
+            InputError: The folder was begun with other settings.
             TimeoutError: The first process has written none within so many seconds.
         """
         path = self.folder / "settings.json"
@@ -97,7 +98,7 @@ class PseudoBoxFolder:
         begun = _read_json(path)
         for key in {**settings, **begun}:
             if settings.get(key) != begun.get(key):
-                raise ValueError(
+                raise InputError(
                     f"{path}: this folder was begun with {key} {begun.get(key)!r}, found {settings.get(key)!r}; "
                     f"expected the same settings, or another --output"
                 )
@@ -137,7 +138,7 @@ class PseudoBoxFolder:
         """Sum up the counts of all shards, write ``report.json`` and return what it holds.
 
         Raises:
-            ValueError: The counts of a shard are damaged.
+            InputError: The counts of a shard are damaged.
         """
         report = {**summarize(map(self._read_counts, range(self.num_shards))), "settings": dict(settings)}
         write_text(self.folder / "report.json", json.dumps(report, indent=1) + "\n")
@@ -150,7 +151,7 @@ class PseudoBoxFolder:
         content = _read_json(self.counts(number))
         names = [field.name for field in fields(PseudoBoxCounts)]
         if sorted(content) != sorted(names):
-            raise ValueError(f"{self.counts(number)}: expected the counts of a shard; delete it to make that anew")
+            raise InputError(f"{self.counts(number)}: expected the counts of a shard; delete it to make that anew")
         return PseudoBoxCounts(**content)
 
 
@@ -199,7 +200,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: {' '.join(str(error).split())}; expected a JSON file of this program") from error
+        raise InputError(f"{path}: {' '.join(str(error).split())}; expected a JSON file of this program") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
+        raise InputError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content

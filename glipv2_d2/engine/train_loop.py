@@ -18,10 +18,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..distributed import reduce_mean
+from ..errors import InputError
 from ..solver import GradientClipper, total_gradient_norm
 
 # A loss scale below this cannot be the cause of overflowing gradients: the gradients themselves are not finite.
 MIN_LOSS_SCALE = 1.0
+
+
+class NonfiniteLossError(InputError, FloatingPointError):
+    """A training whose loss is no longer finite: its learning rate, its precision or its data are to be changed."""
 
 
 class GroundingTrainLoop(SimpleTrainer):
@@ -56,7 +61,7 @@ class GroundingTrainLoop(SimpleTrainer):
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         if accumulation_steps < 1:
-            raise ValueError(f"SOLVER.ACCUMULATION_STEPS: expected at least 1, found {accumulation_steps}")
+            raise InputError(f"SOLVER.ACCUMULATION_STEPS: expected at least 1, found {accumulation_steps}")
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self.device = self.parameters[0].device
         self.clip_gradients = clip_gradients
@@ -71,7 +76,7 @@ class GroundingTrainLoop(SimpleTrainer):
         """Do one update, or skip it.
 
         Raises:
-            FloatingPointError: ``max_nonfinite_steps`` steps in a row were skipped.
+            NonfiniteLossError: ``max_nonfinite_steps`` steps in a row were skipped.
         """
         self.optimizer.zero_grad()
         losses: dict[str, Tensor] = {}
@@ -133,7 +138,7 @@ class GroundingTrainLoop(SimpleTrainer):
             "iteration %d: %s; update skipped (%d in a row)", self.iter, cause, self.nonfinite_steps
         )
         if self.nonfinite_steps >= self.max_nonfinite_steps:
-            raise FloatingPointError(
+            raise NonfiniteLossError(
                 f"training stopped at iteration {self.iter}: expected a finite loss, found {self.nonfinite_steps} "
                 f"steps in a row without one (SOLVER.MAX_NONFINITE_STEPS); the last: {cause}"
             )

@@ -20,6 +20,7 @@ from torch import nn
 from ..checkpoint.checkpointer import GLIPv2Checkpointer, WeightChanges
 from ..data.build import build_test_loader, build_train_loader
 from ..data.stream_state import TrainLoader
+from ..errors import InputError
 from ..evaluation.build import build_evaluator
 from ..solver import build_gradient_clipper, build_lr_scheduler, build_optimizer
 from .auto_step import EarlyStopHook, TrainingEnded, build_plateau_hook
@@ -39,7 +40,7 @@ class GLIPv2Trainer(DefaultTrainer):
     ``SOLVER.EMA_DECAY`` evaluation and the "model" of checkpoints are the moving average of the weights.
 
     Raises:
-        ValueError: A solver key has a value that is not allowed.
+        InputError: A solver key has a value that is not allowed.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -48,7 +49,7 @@ class GLIPv2Trainer(DefaultTrainer):
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
         if cfg.SOLVER.CHECKPOINT_PERIOD < 1:
-            raise ValueError(f"SOLVER.CHECKPOINT_PERIOD: expected at least 1, found {cfg.SOLVER.CHECKPOINT_PERIOD}")
+            raise InputError(f"SOLVER.CHECKPOINT_PERIOD: expected at least 1, found {cfg.SOLVER.CHECKPOINT_PERIOD}")
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         # DefaultTrainer's methods read it.
         self.cfg = cfg
@@ -143,12 +144,12 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     """Return the autocast type that ``SOLVER.AMP`` asks for, None for none.
 
     Raises:
-        ValueError: ``SOLVER.AMP.DTYPE`` is neither "float16" nor "bfloat16".
+        InputError: ``SOLVER.AMP.DTYPE`` is neither "float16" nor "bfloat16".
     """
     if not cfg.SOLVER.AMP.ENABLED:
         return None
     if cfg.SOLVER.AMP.DTYPE not in _AMP_DTYPES:
-        raise ValueError(f"SOLVER.AMP.DTYPE: expected one of {list(_AMP_DTYPES)}, found {cfg.SOLVER.AMP.DTYPE!r}")
+        raise InputError(f"SOLVER.AMP.DTYPE: expected one of {list(_AMP_DTYPES)}, found {cfg.SOLVER.AMP.DTYPE!r}")
     return _AMP_DTYPES[cfg.SOLVER.AMP.DTYPE]
 
 

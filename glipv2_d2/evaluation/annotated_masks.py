@@ -9,6 +9,7 @@ from typing import Any
 from ..data.datasets.grounding_records import EntryError
 from ..data.datasets.mask_checks import read_segmentation
 from ..data.datasets.skip_report import SkipReport, with_progress
+from ..errors import InputError
 
 
 def measurable_tasks(
@@ -25,14 +26,14 @@ def measurable_tasks(
         images: With ``id``, ``height`` and ``width``.
 
     Raises:
-        ValueError: No task is left.
+        InputError: No task is left.
     """
     if "segm" not in tasks or not annotations:
         return tuple(tasks)
     if not any(annotation.get("segmentation") for annotation in annotations):
         others = tuple(task for task in tasks if task != "segm")
         if not others:
-            raise ValueError(f"dataset {dataset_name!r}: no annotation has a 'segmentation', expected some for 'segm'")
+            raise InputError(f"dataset {dataset_name!r}: no annotation has a 'segmentation', expected some for 'segm'")
         logging.getLogger(__name__).warning(
             "dataset %r: no annotation has a 'segmentation'; masks are not evaluated", dataset_name
         )

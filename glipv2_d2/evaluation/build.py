@@ -10,6 +10,7 @@ from detectron2.evaluation import DatasetEvaluator
 
 from ..data.datasets.registration import check_dataset_files
 from ..data.training_dicts import check_is_registered, load_dataset
+from ..errors import InputError
 from ..prompts.answers import AnswerVocabulary
 from ..prompts.tokenizer import PromptTokenizer
 from .captioning import CaptioningEvaluator
@@ -90,11 +91,11 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None =
         output_folder: Where predictions are written; None: a folder per dataset in ``OUTPUT_DIR/inference``.
 
     Raises:
-        ValueError: The metadata of the dataset name no known ``evaluator_type``.
+        InputError: The metadata of the dataset name no known ``evaluator_type``.
     """
     evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if evaluator_type not in EVALUATORS:
-        raise ValueError(
+        raise InputError(
             f"dataset {dataset_name!r}: expected an evaluator_type among {sorted(EVALUATORS)} in its metadata, "
             f"found {evaluator_type!r}"
         )
@@ -106,7 +107,7 @@ def check_test_data(cfg: CfgNode) -> None:
     """Check before any image is run that the data of all ``DATASETS.TEST`` are there.
 
     Raises:
-        ValueError: A dataset is not registered.
+        InputError: A dataset is not registered.
         FileNotFoundError: Annotations or images of one are not there.
     """
     for name in cfg.DATASETS.TEST:

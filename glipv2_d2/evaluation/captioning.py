@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
+from ..errors import InputError
 from ..prompts.decoding import DecodedText
 from .caption_metrics import score_captions
 from .gathering import GatheringEvaluator
@@ -108,12 +109,12 @@ class CaptioningEvaluator(GatheringEvaluator):
             outputs: Model outputs with ``caption_ids`` (T,) and ``caption_score``.
 
         Raises:
-            ValueError: An image is not of the dataset.
+            InputError: An image is not of the dataset.
         """
         for sample, output in zip(inputs, outputs):
             image = self._images.get(sample["image_id"])
             if image is None:
-                raise ValueError(f"image {sample['image_id']!r}: expected one of the dataset {self._name!r}")
+                raise InputError(f"image {sample['image_id']!r}: expected one of the dataset {self._name!r}")
             decoded = self._decode(output["caption_ids"].tolist())
             mentions = find_mentions(decoded.text, self._names)
             phrases, hits = self._ground(image, mentions, decoded, output)

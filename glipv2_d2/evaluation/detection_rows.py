@@ -11,6 +11,7 @@ from detectron2.structures import BoxMode, Instances
 from detectron2.utils.file_io import PathManager
 
 from ..data.datasets.skip_report import with_progress
+from ..errors import InputError
 from .predicted_masks import checked_masks, encode_masks
 
 
@@ -45,12 +46,12 @@ class DetectionRows(NamedTuple):
             with_masks: Encode the masks too; otherwise they are not looked at.
 
         Raises:
-            ValueError: ``pred_classes`` has no such id, or masks are asked for and are not there or of another size.
+            InputError: ``pred_classes`` has no such id, or masks are asked for and are not there or of another size.
         """
         classes = instances.pred_classes.cpu().numpy()
         unknown = classes[(classes < 0) | (classes >= len(category_ids))]
         if len(unknown):
-            raise ValueError(
+            raise InputError(
                 f"image {sample['image_id']!r}: pred_classes holds {unknown[0]}, expected 0..{len(category_ids) - 1}, "
                 "the contiguous ids of the dataset"
             )

@@ -15,6 +15,7 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 from torch import Tensor
 
+from ..errors import InputError
 from ..structures import CharSpan
 from .gathering import GatheringEvaluator
 
@@ -79,7 +80,7 @@ class Flickr30kEvaluator(GatheringEvaluator):
         output_folder: None: predictions are not written.
 
     Raises:
-        ValueError: An ``image_id`` stands there twice.
+        InputError: An ``image_id`` stands there twice.
 
     Source: MDETR's evaluation, which GLIP and GLIPv2 report (any-box, Sec. B.1). IoUs are those of inclusive corners
     without adding a pixel, as there.
@@ -97,19 +98,19 @@ class Flickr30kEvaluator(GatheringEvaluator):
         self._phrases = {item["image_id"]: phrases_of(item) for item in dataset_dicts}
         if len(self._phrases) < len(dataset_dicts):
             found = f"{len(dataset_dicts)} dicts with {len(self._phrases)} different image_id"
-            raise ValueError(f"dataset {dataset_name!r}: {found}, expected one for each caption")
+            raise InputError(f"dataset {dataset_name!r}: {found}, expected one for each caption")
         self._name, self._output_folder = dataset_name, output_folder
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Look for the phrases of some captions among the detections.
 
         Raises:
-            ValueError: A caption is not of the dataset, or a detection is of a phrase that it does not have.
+            InputError: A caption is not of the dataset, or a detection is of a phrase that it does not have.
         """
         for sample, output in zip(inputs, outputs):
             phrases = self._phrases.get(sample["image_id"])
             if phrases is None:
-                raise ValueError(f"image {sample['image_id']!r}: expected one of the dataset {self._name!r}")
+                raise InputError(f"image {sample['image_id']!r}: expected one of the dataset {self._name!r}")
             self._results.append(self._measure(sample["image_id"], phrases, output["instances"]))
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
@@ -139,7 +140,7 @@ class Flickr30kEvaluator(GatheringEvaluator):
         classes = instances.pred_classes.cpu()
         if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < len(phrases):
             found = [int(classes.min()), int(classes.max())]
-            raise ValueError(f"image {image_id!r}: pred_classes reach over {found}, expected 0..{len(phrases) - 1}")
+            raise InputError(f"image {image_id!r}: pred_classes reach over {found}, expected 0..{len(phrases) - 1}")
         # Equally good boxes stay in the order of the model.
         scores, order = instances.scores.detach().float().cpu().sort(descending=True, stable=True)
         boxes, classes = instances.pred_boxes.tensor.detach().float().cpu()[order], classes[order]

@@ -10,6 +10,7 @@ from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
 from torchvision.ops import nms
 
+from ..errors import InputError
 from ..prompts.decoding import DecodedText
 from ..structures import CharSpan
 from .captioning import CaptionedImage, CaptioningEvaluator, CaptionResult
@@ -76,7 +77,7 @@ class GroundedCaptioningEvaluator(CaptioningEvaluator):
         """Rank the boxes of each mention.
 
         Raises:
-            ValueError: The model returned no boxes, or not for each token.
+            InputError: The model returned no boxes, or not for each token.
         """
         token_boxes, token_scores = (_of_tokens(output, key) for key in ("token_boxes", "token_scores"))
         phrases: list[dict[str, Any]] = []
@@ -111,10 +112,10 @@ def _of_tokens(output: dict[str, Any], key: str) -> Tensor:
     """Return a tensor of a model output that has one row for each token, as float32 on the CPU.
 
     Raises:
-        ValueError: It is not there, or has another number of rows.
+        InputError: It is not there, or has another number of rows.
     """
     num_tokens = len(output["caption_ids"])
     found = f"{len(output[key])} rows" if key in output else "none"
     if key not in output or len(output[key]) != num_tokens:
-        raise ValueError(f"{key}: found {found} for a caption of {num_tokens} tokens, expected a grounded caption")
+        raise InputError(f"{key}: found {found} for a caption of {num_tokens} tokens, expected a grounded caption")
     return output[key].detach().float().cpu()

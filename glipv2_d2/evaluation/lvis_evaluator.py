@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
+from ..errors import InputError
 from .annotated_masks import measurable_tasks
 from .detection_rows import DetectionRows
 from .lvis_ap import LVISGroundTruth, lvis_ap
@@ -46,7 +47,7 @@ class LVISEvaluator(DatasetEvaluator):
         detections_per_category: Limit of Fixed AP.
 
     Raises:
-        ValueError: There is no such task or protocol, or none is named.
+        InputError: There is no such task or protocol, or none is named.
         AnnotationError: The annotations lack what LVIS's evaluation needs.
 
     Source: LVIS API; "Evaluating Large-Vocabulary Object Detectors: The Devil is in the Details" (Fixed AP), which the
@@ -66,7 +67,7 @@ class LVISEvaluator(DatasetEvaluator):
     ) -> None:
         for field, found, known in (("tasks", tasks, _TASKS), ("TEST.LVIS_PROTOCOLS", protocols, tuple(_SUFFIXES))):
             if not found or not set(found) <= set(known):
-                raise ValueError(f"{field}: found {tuple(found)}, expected one or more of {known}")
+                raise InputError(f"{field}: found {tuple(found)}, expected one or more of {known}")
         self._tasks, self._protocols = tuple(tasks), tuple(protocols)
         self._distributed, self._output_folder = distributed, output_folder
         self._limits = {"standard": detections_per_image, "fixed": detections_per_category}
@@ -88,7 +89,7 @@ class LVISEvaluator(DatasetEvaluator):
         """Keep the detections of some images; of masks their run lengths.
 
         Raises:
-            ValueError: A class is not of the dataset, or masks are evaluated and instances have none, or of another
+            InputError: A class is not of the dataset, or masks are evaluated and instances have none, or of another
                 size than the image.
         """
         for sample, output in zip(inputs, outputs):
@@ -141,7 +142,7 @@ def _category_ids(metadata: Any) -> np.ndarray:
 def _check_image_ids(rows: DetectionRows, ground_truth: LVISGroundTruth) -> None:
     unknown = rows.image_ids[~np.isin(rows.image_ids, ground_truth.get_img_ids())]
     if len(unknown):
-        raise ValueError(f"image {unknown[0]}: found detections, expected an image id of the annotation file")
+        raise InputError(f"image {unknown[0]}: found detections, expected an image id of the annotation file")
 
 
 def _is_annotated(rows: DetectionRows, ground_truth: LVISGroundTruth) -> np.ndarray:

@@ -10,6 +10,8 @@ from detectron2.structures import Instances
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
+from ..errors import InputError
+
 
 def checked_masks(instances: Instances, sample: dict[str, Any]) -> Tensor:
     """Return the masks of the detections of one image.
@@ -21,17 +23,17 @@ def checked_masks(instances: Instances, sample: dict[str, Any]) -> Tensor:
         (K, H, W) bool, H and W those of the original image.
 
     Raises:
-        ValueError: There are no masks, or they are not of the size of the original image.
+        InputError: There are no masks, or they are not of the size of the original image.
     """
     where = f"image {sample['image_id']!r}"
     if not instances.has("pred_masks"):
-        raise ValueError(
+        raise InputError(
             f"{where}: found instances without pred_masks, expected masks, since masks are evaluated (MODEL.MASK_ON)"
         )
     masks = instances.pred_masks
     expected = (len(instances), sample["height"], sample["width"])
     if tuple(masks.shape) != expected or masks.dtype != torch.bool:
-        raise ValueError(
+        raise InputError(
             f"{where}: pred_masks are {masks.dtype} of shape {tuple(masks.shape)}, "
             f"expected torch.bool of shape {expected}, the size of the original image"
         )

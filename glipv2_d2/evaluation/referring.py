@@ -16,6 +16,7 @@ from detectron2.utils.logger import create_small_table
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
+from ..errors import InputError
 from .gathering import GatheringEvaluator
 from .predicted_masks import checked_masks, encode_masks
 
@@ -91,7 +92,7 @@ class ReferringEvaluator(GatheringEvaluator):
         output_folder: None: predictions are not written.
 
     Raises:
-        ValueError: There is no such protocol, "phrasecut" is to be measured without masks, or an ``image_id`` stands
+        InputError: There is no such protocol, "phrasecut" is to be measured without masks, or an ``image_id`` stands
             there twice.
 
     Source: PhraseCut, Sec. 5 (mean IoU, cum IoU, Pr@); MDETR and MAttNet for RefCOCO. PhraseCut's own code fills
@@ -111,13 +112,13 @@ class ReferringEvaluator(GatheringEvaluator):
     ) -> None:
         super().__init__(distributed)
         if protocol not in ("phrasecut", "refcoco"):
-            raise ValueError(f"dataset {dataset_name!r}: protocol is {protocol!r}, expected 'phrasecut' or 'refcoco'")
+            raise InputError(f"dataset {dataset_name!r}: protocol is {protocol!r}, expected 'phrasecut' or 'refcoco'")
         if protocol == "phrasecut" and not with_masks:
-            raise ValueError(f"dataset {dataset_name!r}: found a model without masks, expected MODEL.MASK_ON")
+            raise InputError(f"dataset {dataset_name!r}: found a model without masks, expected MODEL.MASK_ON")
         self._pairs = {item["image_id"]: item for item in dataset_dicts}
         if len(self._pairs) < len(dataset_dicts):
             found = f"{len(dataset_dicts)} dicts with {len(self._pairs)} different image_id"
-            raise ValueError(f"dataset {dataset_name!r}: {found}, expected one for each phrase and image")
+            raise InputError(f"dataset {dataset_name!r}: {found}, expected one for each phrase and image")
         self._name, self._protocol, self._score_thresh = dataset_name, protocol, score_thresh
         self._with_masks, self._output_folder = with_masks, output_folder
 
@@ -125,12 +126,12 @@ class ReferringEvaluator(GatheringEvaluator):
         """Count the pixels that predictions and annotations have in common.
 
         Raises:
-            ValueError: An image is not of the dataset, or its instances have no masks, or masks of another size.
+            InputError: An image is not of the dataset, or its instances have no masks, or masks of another size.
         """
         for sample, output in zip(inputs, outputs):
             pair = self._pairs.get(sample["image_id"])
             if pair is None:
-                raise ValueError(f"image {sample['image_id']!r}: expected one of the dataset {self._name!r}")
+                raise InputError(f"image {sample['image_id']!r}: expected one of the dataset {self._name!r}")
             self._results.append(self._measure(pair, output["instances"]))
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:

@@ -9,6 +9,7 @@ import torch
 from detectron2.structures import Boxes
 from torch import Tensor
 
+from ..errors import InputError
 from ..modeling.meta_arch.glipv2 import GLIPv2
 from ..modeling.token_scoring import token_to_phrase_scores
 from ..structures import TokenBatch, TokenizedPrompt
@@ -49,10 +50,10 @@ def rank_names(
         space: "fused", the probabilities of the grounding head, or "contrastive", the cosines before fusion.
 
     Raises:
-        ValueError: ``space`` is "contrastive" and the model has no contrastive head.
+        InputError: ``space`` is "contrastive" and the model has no contrastive head.
     """
     if space == "contrastive" and model.contrastive_head is None:
-        raise ValueError("space: found 'contrastive' for a model without MODEL.GLIPV2.CONTRASTIVE, expected 'fused'")
+        raise InputError("space: found 'contrastive' for a model without MODEL.GLIPV2.CONTRASTIVE, expected 'fused'")
     category_ids = torch.cat([prompt.category_ids for prompt in prompts])
     ranks: list[Tensor] = []
     num_without_anchor = 0

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
+from ..errors import InputError
 from ..prompts.answer_normalization import normalize_answer
 from ..prompts.answers import agreement
 from .gathering import GatheringEvaluator
@@ -27,13 +28,13 @@ def answer_accuracy(answer: str, references: Sequence[str]) -> float:
         references: What people answered, at least one.
 
     Raises:
-        ValueError: There is no reference.
+        InputError: There is no reference.
 
     Source: Antol et al., VQA, Sec. 3; the official evaluation. That does not normalize anything where all references
     are spelled the same; here, as its description says, both sides always are.
     """
     if not references:
-        raise ValueError("references: found none, expected at least one answer")
+        raise InputError("references: found none, expected at least one answer")
     wanted = normalize_answer(answer)
     return agreement(sum(normalize_answer(reference) == wanted for reference in references), len(references))
 
@@ -75,7 +76,7 @@ class VQAEvaluator(GatheringEvaluator):
         output_folder: None: no file is written.
 
     Raises:
-        ValueError: The vocabulary is empty, or a ``question_id`` stands there twice.
+        InputError: The vocabulary is empty, or a ``question_id`` stands there twice.
     """
 
     def __init__(
@@ -89,11 +90,11 @@ class VQAEvaluator(GatheringEvaluator):
     ) -> None:
         super().__init__(distributed)
         if not answers:
-            raise ValueError(f"dataset {dataset_name!r}: found an empty vocabulary, expected MODEL.GLIPV2.VQA.ANSWERS")
+            raise InputError(f"dataset {dataset_name!r}: found an empty vocabulary, expected MODEL.GLIPV2.VQA.ANSWERS")
         self._questions = {item["question_id"]: item for item in dataset_dicts}
         if len(self._questions) < len(dataset_dicts):
             found = f"{len(dataset_dicts)} questions with {len(self._questions)} different question_id"
-            raise ValueError(f"dataset {dataset_name!r}: {found}, expected one for each question")
+            raise InputError(f"dataset {dataset_name!r}: {found}, expected one for each question")
         self._name, self._answers = dataset_name, list(answers)
         self._output_folder = output_folder
 
@@ -105,19 +106,19 @@ class VQAEvaluator(GatheringEvaluator):
             outputs: Model outputs with ``answer_scores`` (A,).
 
         Raises:
-            ValueError: A question is not of the dataset, or its scores are not one number for each answer.
+            InputError: A question is not of the dataset, or its scores are not one number for each answer.
         """
         for sample, output in zip(inputs, outputs):
             question_id, scores = sample["question_id"], output["answer_scores"]
             if question_id not in self._questions:
-                raise ValueError(f"question_id {question_id!r}: expected one of the dataset {self._name!r}")
+                raise InputError(f"question_id {question_id!r}: expected one of the dataset {self._name!r}")
             if tuple(scores.shape) != (len(self._answers),):
-                raise ValueError(
+                raise InputError(
                     f"question_id {question_id!r}: answer_scores has shape {tuple(scores.shape)}, expected "
                     f"({len(self._answers)},), one for each answer of MODEL.GLIPV2.VQA.ANSWERS"
                 )
             if scores.isnan().any():
-                raise ValueError(f"question_id {question_id!r}: answer_scores holds NaN, expected numbers in [0, 1]")
+                raise InputError(f"question_id {question_id!r}: answer_scores holds NaN, expected numbers in [0, 1]")
             best = int((scores == scores.max()).nonzero()[0])
             dropped = sample.get("dropped", {})
             self._results.append(VQAResult(question_id, self._answers[best], float(scores[best]), dropped))

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..errors import InputError
+
 
 def visible_tokens(mask: Tensor, causal: bool) -> Tensor:
     """Tell which tokens each token of a prompt may attend to.
@@ -53,11 +55,11 @@ def next_position(past: list[KeyValues] | None, max_positions: int) -> int:
     """Return how many tokens the layers of a stack remember, which is the position of the next; 0 for None.
 
     Raises:
-        ValueError: It is not below ``max_positions``.
+        InputError: It is not below ``max_positions``.
     """
     position = 0 if past is None else past[0].keys.shape[2]
     if position >= max_positions:
-        raise ValueError(
+        raise InputError(
             f"MODEL.GLIPV2.CAPTIONING.MAX_LENGTH: a text of more than {max_positions} tokens was asked for, expected "
             f"at most the positions of the text encoder"
         )

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torchvision.ops import deform_conv2d
 
+from ..errors import InputError
+
 DEFORM_FORMS = ("auto", "torchvision", "gather")
 
 # Sampled values that the gather form holds at a time when no gradient is needed: 8 MiB in single precision, which stays
@@ -35,7 +37,7 @@ def choose_deform_form(form: str, device: torch.device, num_outputs: int) -> str
         ValueError: An unknown form.
     """
     if form not in DEFORM_FORMS:
-        raise ValueError(f"deformable convolution form: found {form!r}, expected one of {', '.join(DEFORM_FORMS)}")
+        raise InputError(f"deformable convolution form: found {form!r}, expected one of {', '.join(DEFORM_FORMS)}")
     if form != "auto":
         return form
     if device.type != "cpu" or (num_outputs < SMALL_OUTPUT and not torch.is_grad_enabled()):

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .deform_conv import DEFORM_FORMS, choose_deform_form, modulated_deform_conv2d, reinterpret_flat
 
 # Channels of the offset maps: two displacements for each of the nine taps; nine modulations follow them.
@@ -108,7 +109,7 @@ class DyConv(nn.Module):
     ) -> None:
         super().__init__()
         if deform_form not in DEFORM_FORMS:
-            raise ValueError(f"DyConv: deform_form is {deform_form!r}, expected one of {', '.join(DEFORM_FORMS)}")
+            raise InputError(f"DyConv: deform_form is {deform_form!r}, expected one of {', '.join(DEFORM_FORMS)}")
         self.deform_form = deform_form
         self.convs = nn.ModuleList(ConvUnit(in_channels, out_channels, stride, num_groups) for stride in (1, 1, 2))
         self.offset = nn.Conv2d(in_channels, NUM_OFFSETS + NUM_MODULATIONS, 3, padding=1) if deformable else None

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .language_layer import clamp_activations, padding_bias
 from .positions import cell_coordinates
 
@@ -74,7 +75,7 @@ class BiMultiHeadAttention(nn.Module):
     ) -> None:
         super().__init__()
         if embed_dim % num_heads:
-            raise ValueError(f"BiMultiHeadAttention: embed_dim {embed_dim} must be a multiple of num_heads {num_heads}")
+            raise InputError(f"BiMultiHeadAttention: embed_dim {embed_dim} must be a multiple of num_heads {num_heads}")
         self.num_heads = num_heads
         self.head_dim = embed_dim // num_heads
         self.dropout = dropout
@@ -101,7 +102,7 @@ class BiMultiHeadAttention(nn.Module):
             The visual update (N, S, C) and the language update (N, T, D). Tokens of the padding get an update too.
 
         Raises:
-            ValueError: An unknown form.
+            InputError: An unknown form.
         """
         form = self._choose(form, visual, language)
         key = self._key(language)
@@ -120,7 +121,7 @@ class BiMultiHeadAttention(nn.Module):
 
     def _choose(self, form: str, visual: Tensor, language: Tensor) -> str:
         if form not in FUSION_FORMS:
-            raise ValueError(f"fusion form: found {form!r}, expected one of {', '.join(FUSION_FORMS)}")
+            raise InputError(f"fusion form: found {form!r}, expected one of {', '.join(FUSION_FORMS)}")
         if form == "auto":
             faster = folded_is_faster(visual.shape[1], language.shape[1], visual.shape[2], self.head_dim)
             form = "folded" if faster else "plain"
@@ -232,7 +233,7 @@ class BiAttentionBlock(nn.Module):
     ) -> None:
         super().__init__()
         if form not in FUSION_FORMS:
-            raise ValueError(f"BiAttentionBlock: form is {form!r}, expected one of {', '.join(FUSION_FORMS)}")
+            raise InputError(f"BiAttentionBlock: form is {form!r}, expected one of {', '.join(FUSION_FORMS)}")
         self.form = form
         self.norm_visual = nn.LayerNorm(visual_dim)
         self.norm_language = nn.LayerNorm(language_dim)

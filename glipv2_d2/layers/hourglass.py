@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
+from ..errors import InputError
+
 # Of the three convolutions of a residual unit.
 _DILATIONS = (1, 3, 1)
 
@@ -22,7 +24,7 @@ class Residual(nn.Module):
             ``channels // 2``. 0: no GroupNorm.
 
     Raises:
-        ValueError: ``channels`` is odd, or the groups do not fit.
+        InputError: ``channels`` is odd, or the groups do not fit.
 
     Source: the ``Residual`` of the official hourglass, whose dilations are easily read as kernel sizes. There the
     channels could also change inside a unit; no hourglass does that.
@@ -32,7 +34,7 @@ class Residual(nn.Module):
         super().__init__()
         inner = channels // 2
         if channels % 2 or (num_groups and inner % num_groups):
-            raise ValueError(
+            raise InputError(
                 f"Residual: expected an even number of channels and groups that divide its half, "
                 f"found {channels} channels and {num_groups} groups"
             )
@@ -60,7 +62,7 @@ class Hourglass(nn.Module):
         num_groups: See ``Residual``; only the units behind the first one of the lower resolutions have GroupNorm.
 
     Raises:
-        ValueError: ``depth`` is below 1, or what ``Residual`` refuses.
+        InputError: ``depth`` is below 1, or what ``Residual`` refuses.
 
     Source: Stacked hourglass networks (arXiv 1603.06937); the ``Hourglass`` of the official code, which fails where a
     side cannot be halved ``depth`` times.
@@ -69,7 +71,7 @@ class Hourglass(nn.Module):
     def __init__(self, channels: int, depth: int = 1, num_groups: int = 0):
         super().__init__()
         if depth < 1:
-            raise ValueError(f"Hourglass: depth must be at least 1, found {depth}")
+            raise InputError(f"Hourglass: depth must be at least 1, found {depth}")
         self.up1 = Residual(channels)
         self.low1 = Residual(channels)
         self.low2 = Hourglass(channels, depth - 1, num_groups) if depth > 1 else Residual(channels, num_groups)

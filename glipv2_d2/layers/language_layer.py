@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .causal import KeyValues, visible_tokens
 
 # Inside the range of half precision (65,504): scores and activations stop here instead of becoming infinite.
@@ -55,7 +56,7 @@ class LanguageLayer(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int, intermediate_size: int, dropout: float) -> None:
         super().__init__()
         if hidden_size % num_heads:
-            raise ValueError(f"LanguageLayer: hidden_size {hidden_size} must be a multiple of num_heads {num_heads}")
+            raise InputError(f"LanguageLayer: hidden_size {hidden_size} must be a multiple of num_heads {num_heads}")
         self.num_heads = num_heads
         self.dropout = dropout
         self.query = nn.Linear(hidden_size, hidden_size)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .causal import KeyValues, visible_tokens
 
 _NORM_EPS = 1e-12
@@ -36,7 +37,7 @@ class PreNormLayer(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int, intermediate_size: int, drop_path: float) -> None:
         super().__init__()
         if hidden_size % num_heads:
-            raise ValueError(
+            raise InputError(
                 f"PreNormLayer: hidden_size {hidden_size} must be a multiple of num_heads {num_heads} "
                 f"(MODEL.TEXT_ENCODER.NUM_HEADS)"
             )

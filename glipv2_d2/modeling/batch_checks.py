@@ -9,6 +9,8 @@ import torch
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from ..errors import InputError
+
 # What a model input may ask for.
 MODEL_TASKS = ("detection", "vqa", "captioning")
 
@@ -21,14 +23,14 @@ def task_of_batch(batched_inputs: Sequence[Mapping[str, Any]], heads: Mapping[st
         heads: For each task the head that answers it, None where the model has none.
 
     Raises:
-        ValueError: The inputs ask for different or unknown things, or for what the model has no head for.
+        InputError: The inputs ask for different or unknown things, or for what the model has no head for.
     """
     tasks = {inputs.get("task", "detection") for inputs in batched_inputs}
     task = next(iter(tasks))
     if len(tasks) > 1 or task not in MODEL_TASKS:
-        raise ValueError(f"model input: task is {sorted(tasks)}, expected one of {list(MODEL_TASKS)} in a batch")
+        raise InputError(f"model input: task is {sorted(tasks)}, expected one of {list(MODEL_TASKS)} in a batch")
     if heads[task] is None:
-        raise ValueError(f"model input: task is {task!r}, expected MODEL.GLIPV2.{task.upper()}.ENABLED True")
+        raise InputError(f"model input: task is {task!r}, expected MODEL.GLIPV2.{task.upper()}.ENABLED True")
     return task
 
 
@@ -36,14 +38,14 @@ def training_instances(batched_inputs: Sequence[Mapping[str, Any]], task: str, d
     """Return the ``instances`` of N inputs on a device; none for questions and captions that come without boxes.
 
     Raises:
-        ValueError: There are no prompts, or only some of the inputs have boxes.
+        InputError: There are no prompts, or only some of the inputs have boxes.
     """
     if not all(inputs.get("prompts") for inputs in batched_inputs):
-        raise ValueError("model input: expected 'prompts' in training, found none; use glipv2_d2.data's loaders")
+        raise InputError("model input: expected 'prompts' in training, found none; use glipv2_d2.data's loaders")
     instances = [inputs["instances"].to(device) for inputs in batched_inputs if "instances" in inputs]
     allowed = {len(batched_inputs)} if task == "detection" else {0, len(batched_inputs)}
     if len(instances) not in allowed:
-        raise ValueError(
+        raise InputError(
             f"model input: expected 'instances' in each of a batch or, for questions and captions, in none, found "
             f"{len(instances)} of {len(batched_inputs)}"
         )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..errors import InputError
 from ..layers.causal import KeyValues
 from ..layers.dyconv import DyConv
 from ..layers.fusion import BiAttentionBlock, split_levels
@@ -105,9 +106,9 @@ class FusionTower(nn.Module):
     ) -> None:
         super().__init__()
         if num_blocks < 1:
-            raise ValueError(f"MODEL.GLIPV2.TOWER.NUM_BLOCKS must be at least 1, found {num_blocks}")
+            raise InputError(f"MODEL.GLIPV2.TOWER.NUM_BLOCKS must be at least 1, found {num_blocks}")
         if language_layer_type not in LANGUAGE_LAYERS:
-            raise ValueError(
+            raise InputError(
                 f"FusionTower: language_layer_type: found {language_layer_type!r}, expected one of "
                 f"{', '.join(LANGUAGE_LAYERS)}"
             )
@@ -195,10 +196,10 @@ class FusionTower(nn.Module):
             For each block what its tokens read, (N, S, C) with all positions in one sequence.
 
         Raises:
-            ValueError: The tower was built without fusion: its tokens read nothing.
+            InputError: The tower was built without fusion: its tokens read nothing.
         """
         if not self.fuses_text:
-            raise ValueError("MODEL.GLIPV2.FUSION.ENABLED: expected True to write captions, found False")
+            raise InputError("MODEL.GLIPV2.FUSION.ENABLED: expected True to write captions, found False")
         positions = []
         for block in self.blocks:
             visual = block.fusion.normalize_image(features)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
+
 # Parts of the model whose layers may get an update.
 LORA_PARTS = ("fusion_tower", "backbone")
 _LAYERS = (nn.Linear, nn.Conv2d)
@@ -82,18 +84,18 @@ def add_lora(model: nn.Module, settings: LoRASettings) -> list[str]:
         The names of the layers.
 
     Raises:
-        ValueError: A setting is out of range, a part does not exist, or no layer of a part is left.
+        InputError: A setting is out of range, a part does not exist, or no layer of a part is left.
 
     Source: LoRA (Hu et al. 2021, arXiv 2106.09685); convolutions by their weight as a matrix with one row per channel
     that they make.
     """
     if settings.rank < 1:
-        raise ValueError(f"MODEL.GLIPV2.LORA.RANK: expected at least 1, found {settings.rank}")
+        raise InputError(f"MODEL.GLIPV2.LORA.RANK: expected at least 1, found {settings.rank}")
     if not math.isfinite(settings.alpha) or settings.alpha <= 0:
-        raise ValueError(f"MODEL.GLIPV2.LORA.ALPHA: expected a number above 0, found {settings.alpha}")
+        raise InputError(f"MODEL.GLIPV2.LORA.ALPHA: expected a number above 0, found {settings.alpha}")
     unknown = sorted(set(settings.parts) - set(LORA_PARTS))
     if unknown or not settings.parts:
-        raise ValueError(f"MODEL.GLIPV2.LORA.PARTS: expected some of {list(LORA_PARTS)}, found {list(settings.parts)}")
+        raise InputError(f"MODEL.GLIPV2.LORA.PARTS: expected some of {list(LORA_PARTS)}, found {list(settings.parts)}")
     updated = []
     for part in dict.fromkeys(settings.parts):
         layers = [
@@ -102,7 +104,7 @@ def add_lora(model: nn.Module, settings: LoRASettings) -> list[str]:
             if isinstance(layer, _LAYERS) and _is_worth_it(layer.weight, settings.rank)
         ]
         if not layers:
-            raise ValueError(
+            raise InputError(
                 f"MODEL.GLIPV2.LORA: found no layer of {part} that trains and is larger than an update of rank "
                 f"{settings.rank}; expected another rank or other PARTS"
             )

@@ -6,6 +6,7 @@ import torch
 from detectron2.structures.boxes import Boxes, matched_pairwise_iou
 from torch import Tensor
 
+from ..errors import InputError
 from .box_regression import center_to_edges_legacy
 
 # Distance in pixels by which the centre of a positive anchor must lie inside its box.
@@ -29,14 +30,14 @@ class ATSSMatcher:
         topk: Candidates per level and box, at least 1.
 
     Raises:
-        ValueError: ``topk`` is below 1.
+        InputError: ``topk`` is below 1.
 
     Source: ATSS (arXiv 1912.02424), Alg. 1; ``ATSSLossComputation`` of the official code, which fails without boxes.
     """
 
     def __init__(self, topk: int = 9):
         if topk < 1:
-            raise ValueError(f"ATSSMatcher: topk must be at least 1, found {topk}")
+            raise InputError(f"ATSSMatcher: topk must be at least 1, found {topk}")
         self.topk = topk
 
     def __call__(self, anchors_per_level: list[Boxes], gt_boxes: Boxes) -> Tensor:

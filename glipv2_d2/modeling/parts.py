@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from torch import nn
 
+from ..errors import InputError
 from ..prompts.answers import AnswerVocabulary
 from ..prompts.tokenizer import PromptTokenizer
 from .fusion_tower import FusionTower
@@ -27,13 +28,13 @@ def build_tower(cfg: CfgNode, channels: int, text_encoder: nn.Module | None = No
     """Build the tower for levels of ``channels`` channels and the text of an encoder, if there is one.
 
     Raises:
-        ValueError: The text is to know places, but does not read the image.
+        InputError: The text is to know places, but does not read the image.
     """
     tower, fusion = cfg.MODEL.GLIPV2.TOWER, cfg.MODEL.GLIPV2.FUSION
     places = {"FUSION.POSITIONS": fusion.POSITIONS, "PHRASE_CENTER.ENABLED": cfg.MODEL.GLIPV2.PHRASE_CENTER.ENABLED}
     if any(places.values()) and not fusion.ENABLED:
         name = next(name for name, value in places.items() if value)
-        raise ValueError(f"MODEL.GLIPV2.{name}: expected False where MODEL.GLIPV2.FUSION.ENABLED is False, found True")
+        raise InputError(f"MODEL.GLIPV2.{name}: expected False where MODEL.GLIPV2.FUSION.ENABLED is False, found True")
     language: dict[str, Any] = {}
     if text_encoder is not None:
         language = {
@@ -110,11 +111,11 @@ def max_detections(cfg: CfgNode) -> int:
     """Return how many detections of an image are kept over all its prompts, 0 for all that each prompt keeps.
 
     Raises:
-        ValueError: ``MODEL.GLIPV2.TEST.LIMIT_PER`` is neither "image" nor "prompt".
+        InputError: ``MODEL.GLIPV2.TEST.LIMIT_PER`` is neither "image" nor "prompt".
     """
     limit_per = cfg.MODEL.GLIPV2.TEST.LIMIT_PER
     if limit_per not in ("image", "prompt"):
-        raise ValueError(f"MODEL.GLIPV2.TEST.LIMIT_PER: expected 'image' or 'prompt', found {limit_per!r}")
+        raise InputError(f"MODEL.GLIPV2.TEST.LIMIT_PER: expected 'image' or 'prompt', found {limit_per!r}")
     return cfg.TEST.DETECTIONS_PER_IMAGE if limit_per == "image" else 0
 
 
@@ -122,7 +123,7 @@ def tuning_options(cfg: CfgNode, language_dim: int) -> dict[str, Any]:
     """Return the arguments of ``GLIPv2`` that say what trains, for text of width ``language_dim``.
 
     Raises:
-        ValueError: A prompt is to be tuned for captions, which have none of a fixed form.
+        InputError: A prompt is to be tuned for captions, which have none of a fixed form.
     """
     config = cfg.MODEL.GLIPV2
     options: dict[str, Any] = {
@@ -132,7 +133,7 @@ def tuning_options(cfg: CfgNode, language_dim: int) -> dict[str, Any]:
     }
     if config.TUNING == "prompt":
         if config.CAPTIONING.ENABLED:
-            raise ValueError("MODEL.GLIPV2.TUNING: found 'prompt', which needs MODEL.GLIPV2.CAPTIONING.ENABLED False")
+            raise InputError("MODEL.GLIPV2.TUNING: found 'prompt', which needs MODEL.GLIPV2.CAPTIONING.ENABLED False")
         options["prompt_tuner"] = PromptTuner(config.PROMPT_TUNING.MAX_TOKENS, language_dim)
     return options
 
@@ -140,7 +141,7 @@ def tuning_options(cfg: CfgNode, language_dim: int) -> dict[str, Any]:
 def _build_generation_rules(cfg: CfgNode, vocab_size: int) -> GenerationRules:
     tokenizer, captioning = PromptTokenizer.from_config(cfg), cfg.MODEL.GLIPV2.CAPTIONING
     if captioning.MAX_LENGTH > tokenizer.max_content_tokens:
-        raise ValueError(
+        raise InputError(
             f"MODEL.GLIPV2.CAPTIONING.MAX_LENGTH: expected at most {tokenizer.max_content_tokens} tokens "
             f"(MODEL.TEXT_ENCODER.MAX_TOKENS without special tokens), found {captioning.MAX_LENGTH}"
         )

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ..errors import InputError
 from ..structures import TokenizedPrompt
 
 
@@ -47,10 +48,10 @@ def plan_passes(prompts: Sequence[Sequence[TokenizedPrompt]], max_pairs: int) ->
         Passes that hold every pair once; the longest prompts come first.
 
     Raises:
-        ValueError: ``max_pairs`` is below 1.
+        InputError: ``max_pairs`` is below 1.
     """
     if max_pairs < 1:
-        raise ValueError(f"MODEL.GLIPV2.TEST.PROMPTS_PER_PASS: expected at least 1, found {max_pairs}")
+        raise InputError(f"MODEL.GLIPV2.TEST.PROMPTS_PER_PASS: expected at least 1, found {max_pairs}")
     pairs = [(row, place) for row, of_image in enumerate(prompts) for place in range(len(of_image))]
     # Pairs with the same prompt list stay side by side in the order of the images: then ``select`` need not copy.
     pairs.sort(key=lambda pair: (-len(prompts[pair[0]][pair[1]]), pair[1], pair[0]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..errors import InputError
 from ..structures import LanguageFeatures
 
 
@@ -25,18 +26,18 @@ class PromptTuner(nn.Module):
     def __init__(self, max_tokens: int, language_dim: int) -> None:
         super().__init__()
         if max_tokens < 1:
-            raise ValueError(f"MODEL.GLIPV2.PROMPT_TUNING.MAX_TOKENS: expected at least 1, found {max_tokens}")
+            raise InputError(f"MODEL.GLIPV2.PROMPT_TUNING.MAX_TOKENS: expected at least 1, found {max_tokens}")
         self.embeddings = nn.Parameter(torch.zeros(max_tokens, language_dim))
 
     def forward(self, language: LanguageFeatures) -> LanguageFeatures:
         """Add the first T rows to ``hidden`` and, but for the padding, to ``embedded`` of N prompts.
 
         Raises:
-            ValueError: T passes the number of rows.
+            InputError: T passes the number of rows.
         """
         max_tokens, num_tokens = len(self.embeddings), language.hidden.shape[1]
         if num_tokens > max_tokens:
-            raise ValueError(
+            raise InputError(
                 f"MODEL.GLIPV2.PROMPT_TUNING.MAX_TOKENS: expected at least the {num_tokens} tokens of the longest "
                 f"prompt, found {max_tokens}"
             )

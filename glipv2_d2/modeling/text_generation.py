@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import InputError
+
 _IMPOSSIBLE = float("-inf")
 
 
@@ -58,9 +60,9 @@ class GenerationRules:
         key = "MODEL.GLIPV2.CAPTIONING"
         for name, least in (("beam_size", 1), ("max_length", 1), ("min_length", 0), ("no_repeat_ngram", 0)):
             if getattr(self, name) < least:
-                raise ValueError(f"{key}.{name.upper()}: expected at least {least}, found {getattr(self, name)}")
+                raise InputError(f"{key}.{name.upper()}: expected at least {least}, found {getattr(self, name)}")
         if self.min_length > self.max_length:
-            raise ValueError(
+            raise InputError(
                 f"{key}.MIN_LENGTH: expected at most MAX_LENGTH ({self.max_length}), found {self.min_length}"
             )
         if self.end_id in self.banned_ids:
@@ -199,7 +201,7 @@ def _repeating_tokens(texts: Tensor, size: int, vocab_size: int) -> Tensor:
 
 def _check_found(ratings: Tensor) -> None:
     if not ratings.isfinite().all():
-        raise ValueError("text generation: expected finite logits, found some that leave no text")
+        raise InputError("text generation: expected finite logits, found some that leave no text")
 
 
 class _Beam(NamedTuple):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..errors import InputError
+
 SCORE_AGGREGATIONS = ("mean", "max", "power")
 
 
@@ -21,13 +23,13 @@ def token_to_phrase_scores(token_scores: Tensor, phrase_token_map: Tensor, aggre
         (..., P) in [0, 1]. A phrase without tokens scores 0: no threshold lets it pass.
 
     Raises:
-        ValueError: Unknown aggregation.
+        InputError: Unknown aggregation.
 
     Source: GLIP, Sec. 3.1, and the official box selection ("MEAN", "MAX", "POWER"), where a phrase without tokens is
     NaN.
     """
     if aggregation not in SCORE_AGGREGATIONS:
-        raise ValueError(f"score aggregation: expected one of {SCORE_AGGREGATIONS}, found {aggregation!r}")
+        raise InputError(f"score aggregation: expected one of {SCORE_AGGREGATIONS}, found {aggregation!r}")
     counts = phrase_token_map.sum(dim=1)  # (P,)
     token_scores = token_scores.to(torch.promote_types(token_scores.dtype, torch.float32))
     weights = (phrase_token_map.to(token_scores.dtype) / counts.clamp(min=1)[:, None]).t()  # (T, P)

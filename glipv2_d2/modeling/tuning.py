@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .lora import LoRASettings, add_lora
 
 
@@ -58,21 +59,21 @@ def apply_tuning(
         lora: Of the mode "lora".
 
     Raises:
-        ValueError: An unknown ``mode``, the model lacks the part that is to train, or another key freezes it.
+        InputError: An unknown ``mode``, the model lacks the part that is to train, or another key freezes it.
     """
     if mode not in TUNING_MODES:
-        raise ValueError(f"MODEL.GLIPV2.TUNING: expected one of {list(TUNING_MODES)}, found {mode!r}")
+        raise InputError(f"MODEL.GLIPV2.TUNING: expected one of {list(TUNING_MODES)}, found {mode!r}")
     children = dict(model.named_children())
     modes = [] if mode == "full" else [_MODES[mode]]
     if tune_mask_head:
         if "mask_head" not in children:
-            raise ValueError("MODEL.GLIPV2.TUNE_MASK_HEAD: found True without a mask head, expected MODEL.MASK_ON True")
+            raise InputError("MODEL.GLIPV2.TUNE_MASK_HEAD: found True without a mask head, expected MODEL.MASK_ON True")
         modes += [_MODES["mask_head"]] if modes else []
     if not modes:
         return Tuning(mode, (), frozenset(children), {})
     for needed in modes:
         if needed.whole_part and needed.whole_part not in children:
-            raise ValueError(
+            raise InputError(
                 f"MODEL.GLIPV2.TUNING: found {mode!r} for a model without {needed.whole_part}; expected {needed.key}"
             )
     settings = {}
@@ -86,7 +87,7 @@ def apply_tuning(
     trained = frozenset(name.partition(".")[0] for name, one in model.named_parameters() if one.requires_grad)
     frozen = [one.whole_part for one in modes if one.whole_part and one.whole_part not in trained]
     if frozen:
-        raise ValueError(
+        raise InputError(
             f"MODEL.GLIPV2.TUNING: found {mode!r} for a frozen {frozen[0]}; expected MODEL.{frozen[0].upper()}.FREEZE "
             "False"
         )

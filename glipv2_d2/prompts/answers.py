@@ -10,6 +10,7 @@ import torch
 from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
+from ..errors import InputError
 from .answer_normalization import normalize_answer
 
 # Other annotators who have to say the same for full credit.
@@ -48,25 +49,25 @@ class AnswerVocabulary:
             without ``counts``.
 
     Raises:
-        ValueError: There is none, one is blank or no string, one stands there twice, or a count is not a whole number
+        InputError: There is none, one is blank or no string, one stands there twice, or a count is not a whole number
             from 1 on.
     """
 
     def __init__(self, answers: Sequence[str], source: str = _KEY, counts: Sequence[int] | None = None) -> None:
         if not answers:
-            raise ValueError(f"{source}: found no answer, expected at least one")
+            raise InputError(f"{source}: found no answer, expected at least one")
         self.answers = tuple(answers)
         self._rows: dict[str, list[int]] = {}
         first_row: dict[str, int] = {}
         for row, answer in enumerate(self.answers):
             if not isinstance(answer, str) or not answer.strip():
-                raise ValueError(f"{source}: answer {row} is {answer!r:.100}, expected a string that is not empty")
+                raise InputError(f"{source}: answer {row} is {answer!r:.100}, expected a string that is not empty")
             if first_row.setdefault(answer, row) != row:
-                raise ValueError(f"{source}: answers {first_row[answer]} and {row} are both {answer!r}, expected one")
+                raise InputError(f"{source}: answers {first_row[answer]} and {row} are both {answer!r}, expected one")
             self._rows.setdefault(normal_form(answer), []).append(row)
         for answer, count in zip(self.answers, counts or ()):
             if type(count) is not int or count < 1:
-                raise ValueError(f"{source}: {answer!r:.60}: expected a number of questions from 1 on, found {count!r}")
+                raise InputError(f"{source}: {answer!r:.60}: expected a number of questions from 1 on, found {count!r}")
         self.frequencies = None if counts is None else tuple(count / sum(counts) for count in counts)
 
     @classmethod
@@ -80,11 +81,11 @@ class AnswerVocabulary:
             path: Of the file; one that ends in ".json" holds json.
 
         Raises:
-            ValueError: The path is empty, the file is no text or no such json, or the answers are no vocabulary.
+            InputError: The path is empty, the file is no text or no such json, or the answers are no vocabulary.
             FileNotFoundError: There is no such file.
         """
         if not path:
-            raise ValueError(f"{_KEY} is empty, expected the path of a list of answers (datasets/prepare_vqa.py)")
+            raise InputError(f"{_KEY} is empty, expected the path of a list of answers (datasets/prepare_vqa.py)")
         if not PathManager.isfile(path):
             raise FileNotFoundError(f"{_KEY}: {path} does not exist; datasets/prepare_vqa.py makes a list of answers")
         try:
@@ -93,11 +94,11 @@ class AnswerVocabulary:
             # As pairs: of answers that stand there twice none is lost.
             content = json.loads(text, object_pairs_hook=tuple) if path.endswith(".json") else _lines(text)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}: {' '.join(str(error).split())}; expected a list of answers") from error
+            raise InputError(f"{path}: {' '.join(str(error).split())}; expected a list of answers") from error
         if isinstance(content, tuple):
             return cls([answer for answer, _ in content], path, [count for _, count in content])
         if not isinstance(content, list):
-            raise ValueError(f"{path}: holds {content!r:.60}, expected a list of answers")
+            raise InputError(f"{path}: holds {content!r:.60}, expected a list of answers")
         return cls(content, path)
 
     def __len__(self) -> int:

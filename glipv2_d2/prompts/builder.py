@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..errors import InputError
 from ..structures import CharSpan, Prompt
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def check_vocabulary(names: Sequence[str]) -> None:
 
     Raises:
         TypeError: ``names`` is one string, or a name is no string.
-        ValueError: There is no name, a name cleans to nothing or holds a line break, or the very same name stands in
+        InputError: There is no name, a name cleans to nothing or holds a line break, or the very same name stands in
             two rows.
     """
     _check_names(names)
@@ -55,7 +56,7 @@ def check_vocabulary(names: Sequence[str]) -> None:
     for row, name in enumerate(names):
         other = first_row.setdefault(name, row)
         if other != row:
-            raise ValueError(f"names: rows {other} and {row} are both {shorten(name)}, expected every name once")
+            raise InputError(f"names: rows {other} and {row} are both {shorten(name)}, expected every name once")
 
 
 def prompt_from_names(
@@ -72,14 +73,14 @@ def prompt_from_names(
 
     Raises:
         TypeError: ``names`` is one string, or a name is no string.
-        ValueError: There is no name, a name cleans to nothing or holds a line break, the separator would glue two names
+        InputError: There is no name, a name cleans to nothing or holds a line break, the separator would glue two names
             to one word, or ``category_ids`` has another length.
 
     Source: the caption of the official evaluation.
     """
     _check_names(names)
     if separator.isalnum() or not separator:
-        raise ValueError(f"INPUT.PROMPT.SEPARATOR {separator!r} must hold a space or a punctuation mark")
+        raise InputError(f"INPUT.PROMPT.SEPARATOR {separator!r} must hold a space or a punctuation mark")
     cleaned = [clean_name(name) for name in names]
     spans: list[tuple[CharSpan, ...]] = []
     begin = 0
@@ -107,13 +108,13 @@ def prompt_from_caption(
 
     Raises:
         TypeError: ``caption`` is no string.
-        ValueError: The caption is empty or white space, a range is no pair of integers, is empty or leaves the caption,
+        InputError: The caption is empty or white space, a range is no pair of integers, is empty or leaves the caption,
             or the sequences differ in length.
     """
     if not isinstance(caption, str):
         raise TypeError(f"caption: expected a string, found {type(caption).__name__}")
     if not caption.strip():
-        raise ValueError(f"caption: expected some words, found {caption!r}")
+        raise InputError(f"caption: expected some words, found {caption!r}")
     spans = tuple(_read_spans(phrase, row) for row, phrase in enumerate(phrase_spans))
     if phrases is None:
         phrases = [" ".join(caption[begin:end] for begin, end in ranges) for ranges in spans]
@@ -163,7 +164,7 @@ def sample_training_names(
         least if ``names`` has one that fits, one of ``never_negatives`` where there is no other.
 
     Raises:
-        ValueError: ``num_negatives`` is -1 and the names pass the token limit, or ``negative_sampling`` is unknown.
+        InputError: ``num_negatives`` is -1 and the names pass the token limit, or ``negative_sampling`` is unknown.
 
     Source: "drawn" is the official code, "total" the GLIP paper (arXiv 2112.03857), which speaks of 85 names in all.
     Four departures from the two converters of detection data in the official code: there is no background name;
@@ -171,7 +172,7 @@ def sample_training_names(
     one of the names, since a prompt without a phrase is empty; and officially any name can be a negative.
     """
     if negative_sampling not in NEGATIVE_SAMPLING:
-        raise ValueError(
+        raise InputError(
             f"INPUT.PROMPT.NEGATIVE_SAMPLING: expected one of {list(NEGATIVE_SAMPLING)}, found {negative_sampling!r}"
         )
     excluded = set(never_negatives).difference(positives)
@@ -200,17 +201,17 @@ def _check_names(names: Sequence[str]) -> None:
     if isinstance(names, str) or not isinstance(names, Sequence):
         raise TypeError(f"names: expected a list of strings, found the {type(names).__name__} {names!r:.100}")
     if len(names) == 0:
-        raise ValueError("names: expected at least one name, found none")
+        raise InputError("names: expected at least one name, found none")
     for row, name in enumerate(names):
         if not isinstance(name, str):
             raise TypeError(f"names[{row}]: expected a string, found {name!r:.100}")
         if not clean_name(name).strip():
-            raise ValueError(
+            raise InputError(
                 f"names[{row}]: nothing is left of {shorten(name)} once underscores and parentheses are removed"
             )
         # Mostly a list that was split at the wrong place: two names that would be asked for as one.
         if name.splitlines() != [name]:
-            raise ValueError(f"names[{row}]: {shorten(name)} holds a line break, expected a name on one line")
+            raise InputError(f"names[{row}]: {shorten(name)} holds a line break, expected a name on one line")
 
 
 def _read_spans(ranges: Sequence[Sequence[int]], row: int) -> tuple[CharSpan, ...]:
@@ -218,7 +219,7 @@ def _read_spans(ranges: Sequence[Sequence[int]], row: int) -> tuple[CharSpan, ..
     for item in ranges:
         pair = tuple(item) if isinstance(item, Sequence) and not isinstance(item, str) else ()
         if len(pair) != 2 or not all(isinstance(edge, (int, np.integer)) for edge in pair):
-            raise ValueError(f"phrase_spans[{row}]: expected pairs of integers, found {item!r}")
+            raise InputError(f"phrase_spans[{row}]: expected pairs of integers, found {item!r}")
         spans.append((int(pair[0]), int(pair[1])))
     return tuple(spans)
 
@@ -227,7 +228,7 @@ def _all_rows(names: Sequence[str], tokenizer: PromptTokenizer, separator: str) 
     tokens = sum(tokenizer.count_tokens(clean_name(name) + separator) for name in names)
     tokens -= tokenizer.count_tokens(separator)  # none follows the last name
     if tokens > tokenizer.max_content_tokens:
-        raise ValueError(
+        raise InputError(
             f"INPUT.PROMPT.NUM_NEGATIVES -1 puts all {len(names)} names into one prompt: {tokens} tokens, but "
             f"MODEL.TEXT_ENCODER.MAX_TOKENS leaves {tokenizer.max_content_tokens}; set a number of negatives"
         )

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel
 from tokenizers.models import BPE, WordPiece
 
+from ..errors import InputError
 from ..structures import CharSpan
 
 # What a tokenizer takes apart and a text writes without a space.
@@ -41,7 +42,7 @@ def decode_tokens(encoder: Tokenizer, input_ids: Sequence[int]) -> DecodedText:
         input_ids: T ids; special tokens are left out. Without any the text is empty.
 
     Raises:
-        ValueError: An id is not of the vocabulary, or the tokenizer is of another kind.
+        InputError: An id is not of the vocabulary, or the tokenizer is of another kind.
     """
     special = {row for row, token in encoder.get_added_tokens_decoder().items() if token.special}
     words: list[list[tuple[int, str]]] = []  # Of each word its pieces, with their index.
@@ -53,7 +54,7 @@ def decode_tokens(encoder: Tokenizer, input_ids: Sequence[int]) -> DecodedText:
             continue
         piece = encoder.id_to_token(input_id)
         if piece is None:
-            raise ValueError(f"input_ids[{index}] is {input_id}, expected an id of the tokenizer's vocabulary")
+            raise InputError(f"input_ids[{index}] is {input_id}, expected an id of the tokenizer's vocabulary")
         if ends_word is None:
             is_open = bool(words) and is_open and piece.startswith("##")
             piece = piece.removeprefix("##")
@@ -71,7 +72,7 @@ def _end_marker(encoder: Tokenizer) -> str | None:
         return None
     if isinstance(model, BPE) and model.end_of_word_suffix:
         return model.end_of_word_suffix
-    raise ValueError(
+    raise InputError(
         f"MODEL.TEXT_ENCODER.TOKENIZER: found a {type(model).__name__} without a mark at the end of words, expected "
         "word pieces or a vocabulary like CLIP's to write text with"
     )

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..structures import TokenizedPrompt
 from .tokenizer import PromptTokenizer
 
@@ -61,7 +62,7 @@ def mask_tokens(
             f"{positives.dtype}"
         )
     if not 0 <= mask_prob <= 1:
-        raise ValueError(f"MODEL.GLIPV2.MLM.MASK_PROB: expected a probability, found {mask_prob}")
+        raise InputError(f"MODEL.GLIPV2.MLM.MASK_PROB: expected a probability, found {mask_prob}")
     length = len(prompt)
     masked = torch.from_numpy(rng.random(length) < mask_prob)  # (T,)
     choice = torch.from_numpy(rng.random(length))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from ..errors import InputError
 from ..structures import Prompt, TokenizedPrompt
 from .builder import clean_name, namesakes, prompt_from_names
 from .tokenizer import PromptTokenizer
@@ -41,7 +42,7 @@ def name_texts(names: Sequence[str], prompt_texts: PromptTexts) -> list[NameText
             names stand for themselves.
 
     Raises:
-        ValueError: ``prompt_texts`` speaks of another name, an entry is not three strings, its text is blank or has
+        InputError: ``prompt_texts`` speaks of another name, an entry is not three strings, its text is blank or has
             white space at its ends, or cleaning (see ``clean_name``) would change it.
 
     Source: OVERRIDE_CATEGORY and CAPTION_PROMPT of the official code, whose prompts take an entry as it is.
@@ -49,12 +50,12 @@ def name_texts(names: Sequence[str], prompt_texts: PromptTexts) -> list[NameText
     known = set(names)
     for name, entry in prompt_texts.items():
         if name not in known:
-            raise ValueError(f"prompt_texts: found the name {name!r}, expected one of {', '.join(names[:6])}...")
+            raise InputError(f"prompt_texts: found the name {name!r}, expected one of {', '.join(names[:6])}...")
         if not (isinstance(entry, (tuple, list)) and len(entry) == 3 and all(isinstance(part, str) for part in entry)):
-            raise ValueError(f"prompt_texts[{name!r}] is {entry!r}, expected three strings: prefix, text, suffix")
+            raise InputError(f"prompt_texts[{name!r}] is {entry!r}, expected three strings: prefix, text, suffix")
         prefix, text, suffix = entry
         if not text or text != text.strip() or clean_name(prefix + text + suffix) != prefix + text + suffix:
-            raise ValueError(
+            raise InputError(
                 f"prompt_texts[{name!r}] is {tuple(entry)!r}, expected words without underscores, parentheses, double "
                 f"spaces, and white space around the text"
             )
@@ -110,6 +111,6 @@ def tokenize_texts(
         prompt = tokenizer(prompt_from_texts([texts[row] for row in rows], rows, separator=separator))
         for row, has_tokens in zip(rows, prompt.phrase_token_map.any(dim=1).tolist()):
             if not has_tokens:
-                raise ValueError(f"names[{row}]: no token of the prompt was found for {texts[row].name!r}")
+                raise InputError(f"names[{row}]: no token of the prompt was found for {texts[row].name!r}")
         prompts.append(prompt)
     return prompts

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from ..errors import InputError
 from ..structures import CharSpan
 from .noun_phrases import names_no_thing, noun_phrases
 
@@ -44,16 +45,16 @@ def build_phrase_finder(method: str = "auto") -> PhraseFinder:
             spaCy if it and a pipeline are installed and load, else rules.
 
     Raises:
-        ValueError: The method is unknown, or "spacy" is asked for and cannot be had.
+        InputError: The method is unknown, or "spacy" is asked for and cannot be had.
     """
     if method not in METHODS:
-        raise ValueError(f"noun phrases: expected one of {', '.join(METHODS)}, found {method!r}")
+        raise InputError(f"noun phrases: expected one of {', '.join(METHODS)}, found {method!r}")
     if method == "rules":
         return PhraseFinder("rules", noun_phrases)
     package = _installed_pipeline()
     if package is None:
         if method == "spacy":
-            raise ValueError(f"noun phrases: expected spaCy and an English pipeline, found none; {_HOW_TO_INSTALL}")
+            raise InputError(f"noun phrases: expected spaCy and an English pipeline, found none; {_HOW_TO_INSTALL}")
         return PhraseFinder("rules", noun_phrases)
     try:
         pipeline = importlib.import_module(package).load(exclude=_UNUSED_COMPONENTS)
@@ -61,7 +62,7 @@ def build_phrase_finder(method: str = "auto") -> PhraseFinder:
     except (ImportError, OSError, ValueError) as error:
         reason = f"{package} does not load ({' '.join(str(error).split())})"
         if method == "spacy":
-            raise ValueError(f"noun phrases: {reason}; {_HOW_TO_INSTALL}") from error
+            raise InputError(f"noun phrases: {reason}; {_HOW_TO_INSTALL}") from error
         logging.getLogger(__name__).warning("noun phrases are found by rules: %s", reason)
         return PhraseFinder("rules", noun_phrases)
     return PhraseFinder(f"{package} {pipeline.meta['version']}", SpacyPhrases(pipeline))

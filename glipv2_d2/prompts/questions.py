@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from ..errors import InputError
 from ..structures import CharSpan, TokenizedPrompt
 from .builder import prompt_from_caption
 from .noun_phrases import noun_phrases
@@ -83,12 +84,12 @@ def question_prompt(
         called ``ANSWER_PHRASE``.
 
     Raises:
-        ValueError: The question is blank, a range leaves it, or the tokenizer has no mask token.
+        InputError: The question is blank, a range leaves it, or the tokenizer has no mask token.
 
     Source: GLIPv2, App. D.2.
     """
     if not question.strip():
-        raise ValueError(f"question: expected some words, found {question!r}")
+        raise InputError(f"question: expected some words, found {question!r}")
     names_answer = list(names_answer) or [False] * len(phrase_spans)
     phrases = [" ".join(question[begin:end] for begin, end in spans) or ANSWER_PHRASE for spans in phrase_spans]
     prompt = tokenizer(prompt_from_caption(without_special_tokens(question), phrase_spans, phrases))
@@ -112,7 +113,7 @@ def question_to_ground(question: str, tokenizer: PromptTokenizer) -> TokenizedPr
     row, ``ANSWER_PHRASE``, the mask token.
 
     Raises:
-        ValueError: The question is blank, or the tokenizer has no mask token.
+        InputError: The question is blank, or the tokenizer has no mask token.
     """
     spans = [ranges for phrase, ranges in noun_phrases(question) if names_something(phrase)]
     names_answer = [False] * len(spans) + [True]
@@ -128,7 +129,7 @@ def question_to_answer(question: str, tokenizer: PromptTokenizer, *, grounded: b
         grounded: Also find things, see ``question_to_ground``; otherwise the prompt has no phrases.
 
     Raises:
-        ValueError: As ``question_to_ground``.
+        InputError: As ``question_to_ground``.
     """
     prompt = question_to_ground(question, tokenizer) if grounded else question_prompt(question, tokenizer)
     num_tokens = tokenizer.count_tokens(without_special_tokens(question)) + int(grounded)

@@ -18,6 +18,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from ..errors import InputError
 from ..structures import CharSpan, Prompt, TokenizedPrompt
 from .builder import SEPARATOR, check_vocabulary, clean_name, prompt_from_names, shorten
 from .decoding import DecodedText, decode_tokens
@@ -56,7 +57,7 @@ def phrase_token_map(
         (P, T) bool. A row with no True belongs to a phrase that was cut off; the caller drops its boxes.
 
     Raises:
-        ValueError: A range ends at or before character 0.
+        InputError: A range ends at or before character 0.
 
     Source: ``tokens_positive`` of MDETR, with the edge rule of the official GLIP code.
     """
@@ -64,7 +65,7 @@ def phrase_token_map(
     for row, spans in enumerate(phrase_spans):
         for begin, end in spans:
             if end < 1:
-                raise ValueError(f"phrase_spans[{row}]: the range ({begin}, {end}) ends before the first character")
+                raise InputError(f"phrase_spans[{row}]: the range ({begin}, {end}) ends before the first character")
             first = _first_found(char_to_token, (begin, begin + 1, begin + 2))
             last = _first_found(char_to_token, (end - 1, end - 2, end - 3))
             if first is not None and last is not None:
@@ -85,7 +86,7 @@ class PromptTokenizer:
 
     Raises:
         FileNotFoundError: Nothing is found at ``path``.
-        ValueError: ``path`` holds no fast tokenizer, or ``max_tokens`` leaves no room between the special tokens.
+        InputError: ``path`` holds no fast tokenizer, or ``max_tokens`` leaves no room between the special tokens.
     """
 
     def __init__(self, path: str = "", max_tokens: int = 256, allow_download: bool = False) -> None:
@@ -100,7 +101,7 @@ class PromptTokenizer:
         # Tokens of a prompt that are left for its text.
         self.max_content_tokens = max_tokens - self._encoder.num_special_tokens_to_add(False)
         if self.max_content_tokens < 1:
-            raise ValueError(f"MODEL.TEXT_ENCODER.MAX_TOKENS: {max_tokens} leaves no room between the special tokens")
+            raise InputError(f"MODEL.TEXT_ENCODER.MAX_TOKENS: {max_tokens} leaves no room between the special tokens")
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> PromptTokenizer:
@@ -120,13 +121,13 @@ class PromptTokenizer:
         The vocabulary of CLIP has none; there it is the id of a rare token, as in the official code.
 
         Raises:
-            ValueError: The tokenizer has no mask token, and its vocabulary is not that of CLIP.
+            InputError: The tokenizer has no mask token, and its vocabulary is not that of CLIP.
         """
         if self._mask_token is not None:
             return self._encoder.token_to_id(self._mask_token)
         if self.vocab_size == _CLIP_VOCAB_SIZE and self._encoder.token_to_id(_CLIP_LAST_TOKEN) == _CLIP_VOCAB_SIZE - 1:
             return _CLIP_MASK_ID
-        raise ValueError(
+        raise InputError(
             f"MODEL.TEXT_ENCODER.TOKENIZER: {self._path!r} has no mask token, expected one with "
             f"MODEL.GLIPV2.MLM.ENABLED True"
         )
@@ -205,7 +206,7 @@ class PromptTokenizer:
             text = clean_name(name)
             alone = self.count_tokens(text)
             if not 1 <= alone <= self.max_content_tokens:
-                raise ValueError(
+                raise InputError(
                     f"names[{row}]: {shorten(name)} has {alone} tokens, expected 1 to {self.max_content_tokens} "
                     f"(MODEL.TEXT_ENCODER.MAX_TOKENS without special tokens)"
                 )
@@ -239,7 +240,7 @@ class PromptTokenizer:
         if category_ids is None:
             category_ids = range(len(names))
         if len(category_ids) != len(names):
-            raise ValueError(f"category_ids: expected one for each of {len(names)} names, found {len(category_ids)}")
+            raise InputError(f"category_ids: expected one for each of {len(names)} names, found {len(category_ids)}")
         prompts = []
         # The tokens of a few vocabularies depend on what stands beside a name. A chunk that is too long for that reason
         # is halved until nothing is cut off.
@@ -256,7 +257,7 @@ class PromptTokenizer:
                 continue
             for row, marked in zip(rows, prompt.phrase_token_map.any(dim=1).tolist()):
                 if not marked:
-                    raise ValueError(
+                    raise InputError(
                         f"names[{row}]: no token of the prompt was found for {shorten(names[row])}; "
                         f"expected a name without long runs of white space"
                     )
@@ -300,7 +301,7 @@ def _load_fast_tokenizer(path: str, allow_download: bool) -> tuple[Tokenizer, st
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{key}: no tokenizer could be read from {path!r} ({reason})") from error
+        raise InputError(f"{key}: no tokenizer could be read from {path!r} ({reason})") from error
     if not tokenizer.is_fast:
-        raise ValueError(f"{key}: {path!r} holds a {type(tokenizer).__name__}, expected a fast tokenizer")
+        raise InputError(f"{key}: {path!r} holds a {type(tokenizer).__name__}, expected a fast tokenizer")
     return tokenizer.backend_tokenizer, tokenizer.mask_token

@@ -5,6 +5,7 @@ from __future__ import annotations
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ..errors import InputError
 from ..structures import TokenizedPrompt
 from .name_texts import name_texts, tokenize_texts
 from .tokenizer import PromptTokenizer
@@ -16,19 +17,20 @@ def dataset_names(dataset_name: str) -> list[str]:
     Datasets that learn their names from the annotation file are loaded once for it.
 
     Raises:
-        KeyError: No such dataset is registered.
-        ValueError: The dataset has no ``thing_classes``.
+        InputError: No such dataset is registered, or it has no ``thing_classes``.
     """
     names = None
     if dataset_name in MetadataCatalog.list():
         names = MetadataCatalog.get(dataset_name).get("thing_classes")
     if names is None:
         if dataset_name not in DatasetCatalog.list():
-            raise KeyError(f"dataset {dataset_name!r} is not registered; see DatasetCatalog.list() for those that are")
+            raise InputError(
+                f"dataset {dataset_name!r} is not registered; see DatasetCatalog.list() for those that are"
+            )
         DatasetCatalog.get(dataset_name)
         names = MetadataCatalog.get(dataset_name).get("thing_classes")
     if not names:
-        raise ValueError(f"dataset {dataset_name!r}: expected thing_classes in its metadata, found {names!r}")
+        raise InputError(f"dataset {dataset_name!r}: expected thing_classes in its metadata, found {names!r}")
     return list(names)
 
 
@@ -39,10 +41,10 @@ def build_default_prompts(cfg: CfgNode) -> list[TokenizedPrompt]:
         One prompt per chunk of names; ``category_ids`` are the contiguous ids of the dataset.
 
     Raises:
-        ValueError: ``DATASETS.TEST`` is empty, or the names make no prompt, see ``PromptTokenizer.tokenize_names``.
+        InputError: ``DATASETS.TEST`` is empty, or the names make no prompt, see ``PromptTokenizer.tokenize_names``.
     """
     if not cfg.DATASETS.TEST:
-        raise ValueError("DATASETS.TEST: expected a dataset whose names answer inputs without a prompt, found none")
+        raise InputError("DATASETS.TEST: expected a dataset whose names answer inputs without a prompt, found none")
     name = cfg.DATASETS.TEST[0]
     try:
         names = dataset_names(name)
@@ -53,4 +55,4 @@ def build_default_prompts(cfg: CfgNode) -> list[TokenizedPrompt]:
             chunk_size=cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE,
         )
     except ValueError as error:
-        raise ValueError(f"dataset {name!r}: {error}") from error
+        raise InputError(f"dataset {name!r}: {error}") from error

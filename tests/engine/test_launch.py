@@ -17,7 +17,7 @@ import torch
 from detectron2.utils import comm
 from torch import distributed
 
-from glipv2_d2.engine.defaults import parse_train_arguments
+from glipv2_d2.engine.command_line import parse_train_arguments
 from glipv2_d2.engine.launch import launch_run
 
 

@@ -12,7 +12,7 @@ from tar_shards import cut_tar, write_shards
 
 from glipv2_d2 import GLIPv2Trainer, register_coco_grounding
 from glipv2_d2.data import register_shards
-from glipv2_d2.engine.defaults import parse_train_arguments
+from glipv2_d2.engine.command_line import parse_train_arguments
 from glipv2_d2.engine.launch import launch_run
 from glipv2_d2.engine.trainer import amp_dtype
 

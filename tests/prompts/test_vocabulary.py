@@ -43,7 +43,7 @@ def test_names_of_detectron2_datasets_need_no_files():
 
 
 def test_unknown_dataset_is_refused_and_leaves_no_metadata():
-    with pytest.raises(KeyError, match="'vocabulary_absent' is not registered"):
+    with pytest.raises(ValueError, match="'vocabulary_absent' is not registered"):
         dataset_names("vocabulary_absent")
     assert "vocabulary_absent" not in MetadataCatalog.list()
 

@@ -14,6 +14,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, Instances
 from fvcore.transforms.transform import HFlipTransform
 
+from ...errors import InputError
 from ...prompts.masking import mask_tokens
 from ...prompts.tokenizer import PromptTokenizer
 from ...structures import TokenizedPrompt
@@ -107,7 +108,7 @@ class PromptDatasetMapper(ABC):
             blank_images: Every image is black.
 
         Raises:
-            ValueError: Tokens are to be masked, but the tokenizer has no mask token.
+            InputError: Tokens are to be masked, but the tokenizer has no mask token.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
@@ -132,12 +133,12 @@ class PromptDatasetMapper(ABC):
             tokenizer: One that is there already; otherwise one is built.
 
         Raises:
-            ValueError: MODEL.GLIPV2.MLM.TASKS names a task whose prompts are not masked.
+            InputError: MODEL.GLIPV2.MLM.TASKS names a task whose prompts are not masked.
         """
         mlm = cfg.MODEL.GLIPV2.MLM
         unknown = [name for name in mlm.TASKS if name not in BOX_TASKS]
         if unknown:
-            raise ValueError(f"MODEL.GLIPV2.MLM.TASKS holds {unknown[0]!r}, expected some of {list(BOX_TASKS)}")
+            raise InputError(f"MODEL.GLIPV2.MLM.TASKS holds {unknown[0]!r}, expected some of {list(BOX_TASKS)}")
         is_masked = is_train and mlm.ENABLED and task in mlm.TASKS
         return {
             "is_train": is_train,
@@ -263,10 +264,10 @@ def check_probability(key: str, value: float) -> None:
     """Check the value of a config key.
 
     Raises:
-        ValueError: It is outside [0, 1].
+        InputError: It is outside [0, 1].
     """
     if not 0 <= value <= 1:
-        raise ValueError(f"{key}: expected a probability, found {value}")
+        raise InputError(f"{key}: expected a probability, found {value}")
 
 
 def _is_mirrored(transforms: T.TransformList) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from ...errors import InputError
 from ...prompts.tokenizer import PromptTokenizer
 from .base import TASKS, PromptDatasetMapper
 from .captioning import CaptioningDatasetMapper
@@ -38,12 +39,12 @@ class TrainingMapper:
         """Make a model input; see ``PromptDatasetMapper``.
 
         Raises:
-            ValueError: The ``dataset_name`` in the dict is none of the training datasets.
+            InputError: The ``dataset_name`` in the dict is none of the training datasets.
             UnreadableImageError: The image cannot be read.
         """
         mapper = self.mapper_of_dataset.get(dataset_dict.get("dataset_name"))
         if mapper is None:
-            raise ValueError(
+            raise InputError(
                 f"{dataset_dict.get('file_name')}: dataset_name is {dataset_dict.get('dataset_name')!r}, "
                 f"expected one of {list(self.mapper_of_dataset)}"
             )
@@ -54,13 +55,13 @@ def dataset_task(name: str) -> str:
     """Return the kind of data of a dataset: the ``task`` in its metadata, "detection" if that names none.
 
     Raises:
-        ValueError: No dataset of this name is registered, or its task is not one of ``TASKS``.
+        InputError: No dataset of this name is registered, or its task is not one of ``TASKS``.
     """
     if name not in MetadataCatalog.list():
-        raise ValueError(f"dataset {name!r} is not registered")
+        raise InputError(f"dataset {name!r} is not registered")
     task = MetadataCatalog.get(name).get("task", "detection")
     if task not in TASKS:
-        raise ValueError(f"dataset {name!r}: task in its metadata is {task!r}, expected one of {list(TASKS)}")
+        raise InputError(f"dataset {name!r}: task in its metadata is {task!r}, expected one of {list(TASKS)}")
     return task
 
 
@@ -71,7 +72,7 @@ def build_train_mapper(cfg: CfgNode) -> TrainingMapper:
     ids: equal names have equal ids.
 
     Raises:
-        ValueError: A dataset is not registered, has an unknown task, or a key of the config an unknown value.
+        InputError: A dataset is not registered, has an unknown task, or a key of the config an unknown value.
         FileNotFoundError: There are questions, but no list of answers.
     """
     tokenizer = PromptTokenizer.from_config(cfg)

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
+from ...errors import InputError
 from ...prompts.builder import sample_training_names
 from ...prompts.name_texts import PromptTexts, name_texts, prompt_from_texts, text_namesakes, tokenize_texts
 from ...prompts.tokenizer import PromptTokenizer
@@ -56,7 +57,7 @@ class DetectionDatasetMapper(PromptDatasetMapper):
             options: Of ``PromptDatasetMapper``.
 
         Raises:
-            ValueError: A vocabulary is empty or holds a name that no prompt can hold, a text is given to a name that is
+            InputError: A vocabulary is empty or holds a name that no prompt can hold, a text is given to a name that is
                 not there, or a probability is out of range.
         """
         super().__init__(**options)
@@ -161,7 +162,7 @@ class DetectionDatasetMapper(PromptDatasetMapper):
             return next(iter(self.vocabularies))
         dataset = dataset_dict.get("dataset_name")
         if dataset not in self.vocabularies:
-            raise ValueError(
+            raise InputError(
                 f"{dataset_dict.get('file_name')}: dataset_name is {dataset!r}, "
                 f"expected one of {list(self.vocabularies)}"
             )

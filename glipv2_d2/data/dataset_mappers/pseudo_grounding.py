@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from detectron2.config import CfgNode, configurable
 
+from ...errors import InputError
 from ...prompts.caption_packing import pack_captions
 from ...prompts.tokenizer import PromptTokenizer
 from .base import PromptedBoxes, check_probability
@@ -33,11 +34,11 @@ class PseudoGroundingDatasetMapper(GroundingDatasetMapper):
             options: Of ``PromptDatasetMapper``.
 
         Raises:
-            ValueError: A number or a probability is out of range.
+            InputError: A number or a probability is out of range.
         """
         super().__init__(**options)
         if num_negatives < 0:
-            raise ValueError(f"INPUT.PROMPT.NUM_NEGATIVE_CAPTIONS: expected at least 0, found {num_negatives}")
+            raise InputError(f"INPUT.PROMPT.NUM_NEGATIVE_CAPTIONS: expected at least 0, found {num_negatives}")
         check_probability("INPUT.PROMPT.NO_NEGATIVE_CAPTIONS_PROB", no_negatives_prob)
         check_probability("INPUT.PROMPT.FULL_NEGATIVE_CAPTIONS_PROB", full_negatives_prob)
         self.min_score = min_score

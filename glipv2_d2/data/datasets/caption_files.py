@@ -9,6 +9,7 @@ from typing import IO, Any, NamedTuple
 
 from detectron2.utils.file_io import PathManager
 
+from ...errors import InputError
 from ..tar_stream import expand_shard_urls, read_shard
 from .value_checks import stays_inside
 
@@ -57,7 +58,7 @@ class JsonlCaptions:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is empty.
+        InputError: It is empty.
     """
 
     # Images are files of their own.
@@ -78,7 +79,7 @@ class JsonlCaptions:
         if self.num_lines % piece_size == 0:
             self._offsets.pop()
         if not self._offsets:
-            raise ValueError(f"{path}: expected lines with {self._content}, found none")
+            raise InputError(f"{path}: expected lines with {self._content}, found none")
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -137,7 +138,7 @@ def open_captions(path: str, piece_size: int) -> JsonlCaptions | TarCaptions:
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: The braces do not close, or the jsonl file is empty.
+        InputError: The braces do not close, or the jsonl file is empty.
     """
     if path.rstrip("}").endswith(_TAR_SUFFIXES):
         return TarCaptions(expand_shard_urls(path))

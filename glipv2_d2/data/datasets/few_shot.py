@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
+from ...errors import InputError
 from .annotation_checks import CocoFile
 from .value_checks import AnnotationError, show
 
@@ -35,12 +36,12 @@ def few_shot_settings(cfg: CfgNode) -> FewShot:
     """Read DATASETS.FEW_SHOT.
 
     Raises:
-        ValueError: A number is negative.
+        InputError: A number is negative.
     """
     settings = FewShot(cfg.DATASETS.FEW_SHOT.SHOTS, cfg.DATASETS.FEW_SHOT.SEED, cfg.DATASETS.FEW_SHOT.ALLOW_FEWER)
     for key, value in (("SHOTS", settings.shots), ("SEED", settings.seed)):
         if value < 0:
-            raise ValueError(f"DATASETS.FEW_SHOT.{key}: expected at least 0, found {value}")
+            raise InputError(f"DATASETS.FEW_SHOT.{key}: expected at least 0, found {value}")
     return settings
 
 
@@ -51,7 +52,7 @@ def take_few_shots(name: str, dataset_dicts: list[dict], few_shot: FewShot) -> l
     boxes and names remain those of the dataset. Otherwise ``few_shot_dicts`` chooses.
 
     Raises:
-        ValueError: A category has too few images.
+        InputError: A category has too few images.
         AnnotationError: The prepared file breaks COCO's format, or names an image that the dataset does not have.
     """
     if not few_shot.shots:
@@ -104,7 +105,7 @@ def few_shot_dicts(
         The images that are taken, in their order in ``dataset_dicts``.
 
     Raises:
-        ValueError: A category has fewer images than ``shots``.
+        InputError: A category has fewer images than ``shots``.
 
     Source: the few-shot rule of the official dataset class, which knows one order alone; its prepared splits, and the
     seeds 3, 30, 300 of the paper's three runs, are other orders of the images.
@@ -124,7 +125,7 @@ def few_shot_dicts(
     short = [(name, counts[category]) for category, name in enumerate(names) if counts[category] < shots]
     if short and not allow_fewer:
         (name, found), more = short[0], f"; {len(short) - 1} more categories lack images" if len(short) > 1 else ""
-        raise ValueError(
+        raise InputError(
             f"DATASETS.FEW_SHOT.SHOTS: dataset {source!r} has {found} images of {name!r}, expected at least {shots}"
             f"{more} (DATASETS.FEW_SHOT.ALLOW_FEWER takes what there is)"
         )

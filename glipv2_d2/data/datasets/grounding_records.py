@@ -7,6 +7,7 @@ from typing import Any
 
 from detectron2.structures import BoxMode
 
+from ...errors import InputError
 from ...prompts.phrase_search import find_phrase
 from ...structures import CharSpan
 from .value_checks import is_integer, is_number, is_text, show, stays_inside
@@ -15,7 +16,7 @@ from .value_checks import is_integer, is_number, is_text, show, stays_inside
 _MIN_SIDE = 1.0
 
 
-class EntryError(ValueError):
+class EntryError(InputError):
     """An entry that cannot be used; the message is one line: field, value found, and what was expected."""
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from detectron2.utils.file_io import PathManager
 
+from ...errors import InputError
 from .caption_files import JsonlCaptions, SkippedCaption, what_is_wrong
 from .coco_images import read_coco_images
 from .value_checks import AnnotationError, is_integer, is_text, read_json_file, show, stays_inside
@@ -123,7 +124,7 @@ def open_questions(
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: A file is empty or of another form, or ``images_file`` is given for jsonl.
+        InputError: A file is empty or of another form, or ``images_file`` is given for jsonl.
     """
     for file in filter(None, (path, annotations_file, images_file)):
         if not os.path.isfile(PathManager.get_local_path(file)):
@@ -131,9 +132,9 @@ def open_questions(
     if annotations_file is not None:
         return VQAQuestions(path, annotations_file, images_file, piece_size)
     if path.endswith(".json"):
-        raise ValueError(f"--annotations: expected the file with the answers to the questions of {path}, found none")
+        raise InputError(f"--annotations: expected the file with the answers to the questions of {path}, found none")
     if images_file is not None:
-        raise ValueError(f"--images-file: expected none with jsonl, whose lines name the image, found {images_file}")
+        raise InputError(f"--images-file: expected none with jsonl, whose lines name the image, found {images_file}")
     return JsonlQuestions(path, piece_size)
 
 

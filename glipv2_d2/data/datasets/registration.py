@@ -9,6 +9,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
+from ...errors import InputError
 from .value_checks import AnnotationError, show
 
 # Entries of a dataset's metadata that name a file it is read from.
@@ -22,10 +23,10 @@ def register_dataset(name: str, load: Callable[[], list[dict]], **metadata: Any)
     """Register a dataset under a name for DATASETS.TRAIN and DATASETS.TEST; ``load`` runs when it is used.
 
     Raises:
-        ValueError: The name is taken.
+        InputError: The name is taken.
     """
     if name in DatasetCatalog:
-        raise ValueError(f"dataset name {name!r} is registered already, expected a new name")
+        raise InputError(f"dataset name {name!r} is registered already, expected a new name")
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(**metadata)
 

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from ...errors import InputError
+
 # Suffix of a shard of each format.
 SHARD_SUFFIXES = {"jsonl": ".jsonl", "shards": ".tar"}
 
@@ -76,11 +78,11 @@ def open_shard(path: str | os.PathLike) -> Iterator[JsonlShardWriter | TarShardW
 
     Raises:
         FileNotFoundError: There is no folder to write to.
-        ValueError: The name has another ending.
+        InputError: The name has another ending.
     """
     path = Path(path)
     if path.suffix not in SHARD_SUFFIXES.values():
-        raise ValueError(f"{path}: expected a name that ends in {' or '.join(SHARD_SUFFIXES.values())}")
+        raise InputError(f"{path}: expected a name that ends in {' or '.join(SHARD_SUFFIXES.values())}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):

@@ -10,6 +10,7 @@ from typing import Any
 
 from detectron2.data import MetadataCatalog
 
+from ...errors import InputError
 from ..tar_stream import TarSample, expand_shard_urls, find_shards, read_shard
 from .grounding_records import EntryError, read_odvg_grounding
 from .registration import register_dataset
@@ -41,16 +42,16 @@ def register_shards(
         metadata: More entries of the dataset's metadata.
 
     Raises:
-        ValueError: The name is taken, or an argument has a value that cannot be.
+        InputError: The name is taken, or an argument has a value that cannot be.
     """
     if task not in TASKS_OF_SHARDS:
-        raise ValueError(f"dataset {name!r}: task is {task!r}, expected one of {list(TASKS_OF_SHARDS)}")
+        raise InputError(f"dataset {name!r}: task is {task!r}, expected one of {list(TASKS_OF_SHARDS)}")
     if num_samples is not None and (type(num_samples) is not int or num_samples < 1):
-        raise ValueError(f"dataset {name!r}: num_samples is {num_samples!r}, expected a positive integer or None")
+        raise InputError(f"dataset {name!r}: num_samples is {num_samples!r}, expected a positive integer or None")
     try:
         shard_urls = expand_shard_urls(urls)
     except ValueError as error:
-        raise ValueError(f"dataset {name!r}: {error}") from error
+        raise InputError(f"dataset {name!r}: {error}") from error
     register_dataset(
         name,
         functools.partial(load_shards, name),

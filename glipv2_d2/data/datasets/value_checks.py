@@ -10,11 +10,13 @@ from typing import Any
 
 from detectron2.utils.file_io import PathManager
 
+from ...errors import InputError
+
 _LARGEST_NUMBER = 2**53  # beyond it, readers of json disagree about the value
 _LARGE_FILE = 100 * 2**20  # bytes; the reading takes seconds, and cannot say how far it is
 
 
-class AnnotationError(ValueError):
+class AnnotationError(InputError):
     """Annotations break the format; the message is one line: file, entry, field, value, and what was expected."""
 
 

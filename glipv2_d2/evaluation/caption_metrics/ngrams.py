@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from ...errors import InputError
+
 # The longest run that BLEU and CIDEr look at.
 MAX_ORDER = 4
 
@@ -22,12 +24,12 @@ def check_pairs(candidates: Sequence[Sequence[str]], references: Sequence[Sequen
         references: For each image the words of its references, at least one.
 
     Raises:
-        ValueError: There is no image, the two are not equally many, or an image has no reference.
+        InputError: There is no image, the two are not equally many, or an image has no reference.
     """
     if not candidates or len(candidates) != len(references):
-        raise ValueError(
+        raise InputError(
             f"references: found {len(references)} for {len(candidates)} captions, expected as many, at least one"
         )
     for row, sentences in enumerate(references):
         if not sentences:
-            raise ValueError(f"references[{row}]: found none, expected at least one")
+            raise InputError(f"references[{row}]: found none, expected at least one")

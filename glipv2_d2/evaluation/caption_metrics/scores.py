@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...errors import InputError
 from .bleu import bleu_scores
 from .cider import cider_scores
 from .java_metrics import JavaMetricsError, score_with_java
@@ -46,13 +47,13 @@ def score_captions(
             second, and a line of log says why.
 
     Raises:
-        ValueError: There is no such implementation, it is "pycocoevalcap" and does not work here, there is no image, or
+        InputError: There is no such implementation, it is "pycocoevalcap" and does not work here, there is no image, or
             one has no references.
     """
     if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation is {implementation!r}, expected one of {', '.join(IMPLEMENTATIONS)}")
+        raise InputError(f"implementation is {implementation!r}, expected one of {', '.join(IMPLEMENTATIONS)}")
     if not captions or len(captions) != len(references) or not all(references):
-        raise ValueError(
+        raise InputError(
             f"references: found {sum(map(bool, references))} images that have some, expected at least one, for "
             f"{len(captions)} captions"
         )
@@ -61,7 +62,7 @@ def score_captions(
             values = score_with_java(captions, references)
         except JavaMetricsError as error:
             if implementation == "pycocoevalcap":
-                raise ValueError(f"implementation 'pycocoevalcap': {error}, expected it and Java") from error
+                raise InputError(f"implementation 'pycocoevalcap': {error}, expected it and Java") from error
             logging.getLogger(__name__).info("captions are scored without pycocoevalcap: %s", error)
         else:
             image_cider = values.pop("image_cider")

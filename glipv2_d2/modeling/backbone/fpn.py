@@ -11,6 +11,8 @@ from detectron2.modeling.backbone import FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from torch import Tensor, nn
 
+from ...errors import InputError
+
 
 class DropBlock(nn.Module):
     """Zero whole squares of a feature map during training and rescale what is left.
@@ -25,7 +27,7 @@ class DropBlock(nn.Module):
     def __init__(self, prob: float, size: int) -> None:
         super().__init__()
         if not 0.0 <= prob < 1.0 or size % 2 == 0:
-            raise ValueError(
+            raise InputError(
                 f"MODEL.FPN.DROP_BLOCK_PROB must be in [0, 1) and DROP_BLOCK_SIZE odd, found {prob} and {size}"
             )
         self.prob = prob
@@ -75,12 +77,12 @@ def build_fpn(cfg: CfgNode, bottom_up: Backbone) -> GroundingFPN:
     ``MODEL.GLIPV2.IN_FEATURES`` names them.
 
     Raises:
-        ValueError: It names only one of the two.
+        InputError: It names only one of the two.
     """
     out_channels = cfg.MODEL.FPN.OUT_CHANNELS
     needs_top = {"p6", "p7"} & set(cfg.MODEL.GLIPV2.IN_FEATURES)
     if len(needs_top) == 1:
-        raise ValueError(f"MODEL.GLIPV2.IN_FEATURES: expected both or none of 'p6' and 'p7', found only {needs_top}")
+        raise InputError(f"MODEL.GLIPV2.IN_FEATURES: expected both or none of 'p6' and 'p7', found only {needs_top}")
     return GroundingFPN(
         bottom_up=bottom_up,
         in_features=list(cfg.MODEL.FPN.IN_FEATURES) or list(bottom_up.output_shape()),

@@ -11,6 +11,7 @@ from detectron2.modeling.backbone import Backbone
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ...errors import InputError
 from ...tensor_files import read_tensors
 from .fpn import GroundingFPN, build_fpn
 
@@ -29,7 +30,7 @@ class TimmBackbone(Backbone):
         in_channels: Channels of the image.
 
     Raises:
-        ValueError: timm does not know the name, the strides do not double, ``freeze_at`` passes the number of
+        InputError: timm does not know the name, the strides do not double, ``freeze_at`` passes the number of
             features, or the weights do not fit.
     """
 
@@ -45,7 +46,7 @@ class TimmBackbone(Backbone):
     ) -> None:
         super().__init__()
         if not timm.is_model(name):
-            raise ValueError(f"MODEL.TIMM.NAME: timm has no model {name!r}; timm.list_models() lists its names")
+            raise InputError(f"MODEL.TIMM.NAME: timm has no model {name!r}; timm.list_models() lists its names")
         self.body = timm.create_model(
             name, pretrained=False, features_only=True, out_indices=tuple(out_indices), in_chans=in_channels
         )
@@ -60,7 +61,7 @@ class TimmBackbone(Backbone):
         self._freeze(freeze_at)
         strides = self.body.feature_info.reduction()
         if any(stride != strides[0] * 2**i for i, stride in enumerate(strides)):
-            raise ValueError(f"MODEL.TIMM.OUT_INDICES: expected strides that double, found {strides} of {name}")
+            raise InputError(f"MODEL.TIMM.OUT_INDICES: expected strides that double, found {strides} of {name}")
         channels = self.body.feature_info.channels()
         self._out_features = [f"c{stride.bit_length() - 1}" for stride in strides]
         self._out_feature_strides = dict(zip(self._out_features, strides))
@@ -70,7 +71,7 @@ class TimmBackbone(Backbone):
     def _freeze(self, freeze_at: int) -> None:
         features = self.body.feature_info.info
         if not 0 <= freeze_at <= len(features):
-            raise ValueError(f"MODEL.TIMM.FREEZE_AT: expected 0 to {len(features)} features, found {freeze_at}")
+            raise InputError(f"MODEL.TIMM.FREEZE_AT: expected 0 to {len(features)} features, found {freeze_at}")
         if freeze_at > 0:
             last_feature = _flat(features[freeze_at - 1]["module"])
             modules = [(_flat(name) + "_", module) for name, module in self.body.named_modules()]
@@ -114,7 +115,7 @@ def load_timm_weights(body: nn.Module, name: str, path: str) -> None:
     all shapes agree with timm's full model.
 
     Raises:
-        ValueError: Neither fits.
+        InputError: Neither fits.
     """
     source, _ = read_tensors(path)
     source = {key: value for key, value in source.items() if not key.endswith("num_batches_tracked")}
@@ -123,7 +124,7 @@ def load_timm_weights(body: nn.Module, name: str, path: str) -> None:
     expected = {key: value.shape for key, value in full.items() if not key.endswith("num_batches_tracked")}
     if not set(expected) <= set(source):
         if [value.shape for value in source.values()] != list(expected.values()):
-            raise ValueError(
+            raise InputError(
                 f"MODEL.TIMM.WEIGHTS: {path} has {len(source)} tensors that fit timm's {name} "
                 f"({len(expected)} tensors) neither by name nor by order and shape"
             )
@@ -134,7 +135,7 @@ def load_timm_weights(body: nn.Module, name: str, path: str) -> None:
     missing = body.load_state_dict(source, strict=False).missing_keys
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing:
-        raise ValueError(f"MODEL.TIMM.WEIGHTS: {path} lacks {len(missing)} tensors of {name}, for example {missing[0]}")
+        raise InputError(f"MODEL.TIMM.WEIGHTS: {path} lacks {len(missing)} tensors of {name}, for example {missing[0]}")
 
 
 @BACKBONE_REGISTRY.register()

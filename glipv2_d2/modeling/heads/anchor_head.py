@@ -13,6 +13,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from ...distributed import reduce_mean
+from ...errors import InputError
 from ...structures import GroundingPredictions, TokenizedPrompt
 from ..losses.box_losses import centerness_targets, giou_loss_legacy
 from ..losses.token_focal_loss import token_focal_loss
@@ -78,7 +79,7 @@ class AnchorHead(nn.Module):
         test_detections_per_image: Detections per prompt, 0 for all.
 
     Raises:
-        ValueError: What ``DetectionSelector`` refuses.
+        InputError: What ``DetectionSelector`` refuses.
 
     Source: ATSS (arXiv 1912.02424); ``VLDyHead`` and ``ATSSLossComputation`` of the official code.
     """
@@ -277,10 +278,10 @@ def prior_bias(prob: float) -> float:
     """Return the bias with which an untrained anchor gives a name the probability ``prob``.
 
     Raises:
-        ValueError: It is not in (0, 1).
+        InputError: It is not in (0, 1).
 
     Source: RetinaNet (arXiv 1708.02002), Sec. 4.1.
     """
     if not 0 < prob < 1:
-        raise ValueError(f"MODEL.GLIPV2.GROUNDING.PRIOR_PROB: prior_prob must be in (0, 1), found {prob}")
+        raise InputError(f"MODEL.GLIPV2.GROUNDING.PRIOR_PROB: prior_prob must be in (0, 1), found {prob}")
     return -math.log((1 - prob) / prob)

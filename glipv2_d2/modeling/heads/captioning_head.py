@@ -8,6 +8,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
+from ...errors import InputError
 from ...structures import TokenizedPrompt
 from .word_decoder import WordDecoder
 
@@ -33,7 +34,7 @@ class CaptioningHead(WordDecoder):
     ) -> None:
         super().__init__(language_dim, vocab_size)
         if not 0 <= label_smoothing < 1:
-            raise ValueError(
+            raise InputError(
                 f"MODEL.GLIPV2.CAPTIONING.LABEL_SMOOTHING: expected a number in [0, 1), found {label_smoothing}"
             )
         self.loss_weight = loss_weight
@@ -64,7 +65,7 @@ class CaptioningHead(WordDecoder):
             The scalar ``loss_caption``.
 
         Raises:
-            ValueError: A token has no id below V.
+            InputError: A token has no id below V.
         """
         text = torch.cat([hidden[row, : len(prompt) - 1] for row, prompt in enumerate(prompts)])
         labels = torch.cat([prompt.input_ids[1:] for prompt in prompts])

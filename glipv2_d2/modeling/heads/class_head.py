@@ -8,6 +8,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
+from ...errors import InputError
 from ...structures import GroundingPredictions, TokenizedPrompt
 from .anchor_head import AnchorHead, initialize_predictors, prior_bias
 
@@ -26,7 +27,7 @@ class ClassHead(AnchorHead):
         options: Of ``AnchorHead``.
 
     Raises:
-        ValueError: ``num_classes`` or ``prior_prob`` is out of range, or what ``DetectionSelector`` refuses.
+        InputError: ``num_classes`` or ``prior_prob`` is out of range, or what ``DetectionSelector`` refuses.
 
     Source: DyHead (arXiv 2106.08322) in its one-stage form, with the sigmoid focal loss of RetinaNet (arXiv
     1708.02002); ``cls_logits`` of the official ``VLDyHead``.
@@ -49,7 +50,7 @@ class ClassHead(AnchorHead):
             channels=channels, naming_loss_weight=class_loss_weight, test_score_aggregation="max", **options
         )
         if num_classes < 1:
-            raise ValueError(f"MODEL.DYHEAD.NUM_CLASSES: expected at least 1, found {num_classes}")
+            raise InputError(f"MODEL.DYHEAD.NUM_CLASSES: expected at least 1, found {num_classes}")
         self.cls_logits = nn.Conv2d(channels, num_classes, kernel_size=1)
         initialize_predictors(self.cls_logits, self.bbox_pred, self.centerness)
         nn.init.constant_(self.cls_logits.bias, prior_bias(prior_prob))

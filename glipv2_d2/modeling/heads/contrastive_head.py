@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ...distributed import gather_with_grad
+from ...errors import InputError
 from ...structures import LanguageFeatures, TokenizedPrompt
 from ..losses.contrastive_loss import CONTRASTIVE_FORMS, SharedVectors, contrastive_loss
 from ..losses.region_word_targets import label_regions, label_words
@@ -37,7 +38,7 @@ class ContrastiveHead(nn.Module):
         form: See ``contrastive_loss``.
 
     Raises:
-        ValueError: ``max_regions_per_image`` is below 1, or the form is unknown.
+        InputError: ``max_regions_per_image`` is below 1, or the form is unknown.
 
     Source: GLIPv2 (arXiv 2206.05836), Sec. 3.2; width and number of regions of the official code's shallow contrastive
     loss. That compares fused text, and leaves out the anchors of the first box of each image: not repeated.
@@ -58,11 +59,11 @@ class ContrastiveHead(nn.Module):
     ):
         super().__init__()
         if max_regions_per_image < 1:
-            raise ValueError(
+            raise InputError(
                 f"MODEL.GLIPV2.CONTRASTIVE.MAX_REGIONS_PER_IMAGE: expected at least 1, found {max_regions_per_image}"
             )
         if form not in CONTRASTIVE_FORMS:
-            raise ValueError(
+            raise InputError(
                 f"MODEL.GLIPV2.CONTRASTIVE.FORM: expected one of {', '.join(CONTRASTIVE_FORMS)}, found {form!r}"
             )
         self.image_projection = nn.Linear(channels, embed_dim)

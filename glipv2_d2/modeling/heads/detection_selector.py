@@ -10,6 +10,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from ...errors import InputError
 from ...structures import GroundingPredictions, TokenizedPrompt
 from ..box_regression import clip_boxes_legacy
 from ..token_scoring import SCORE_AGGREGATIONS, token_to_phrase_scores
@@ -34,7 +35,7 @@ class DetectionSelector:
         detections_per_image: Detections to keep; 0 keeps all.
 
     Raises:
-        ValueError: ``score_thresh`` or ``score_aggregation`` is out of range.
+        InputError: ``score_thresh`` or ``score_aggregation`` is out of range.
 
     Source: ``ATSSPostProcessor`` of the official code.
     """
@@ -48,9 +49,9 @@ class DetectionSelector:
 
     def __post_init__(self) -> None:
         if not 0 <= self.score_thresh <= 1:
-            raise ValueError(f"DetectionSelector: score_thresh must be in [0, 1], found {self.score_thresh}")
+            raise InputError(f"DetectionSelector: score_thresh must be in [0, 1], found {self.score_thresh}")
         if self.score_aggregation not in SCORE_AGGREGATIONS:
-            raise ValueError(
+            raise InputError(
                 f"DetectionSelector: score_aggregation must be one of {SCORE_AGGREGATIONS}, "
                 f"found {self.score_aggregation!r}"
             )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...distributed import reduce_mean
+from ...errors import InputError
 from ...layers.hourglass import Hourglass
 from ...structures import TokenizedPrompt
 from .grounding_head import MAX_LOGIT
@@ -54,7 +55,7 @@ class HourglassMaskHead(nn.Module):
         loss_weight: Factor of ``loss_mask``.
 
     Raises:
-        ValueError: No hourglass, or what the layers refuse.
+        InputError: No hourglass, or what the layers refuse.
 
     Source: GLIPv2, Sec. 3.1 and App. B.2; ``HourglassFPNFeatureExtractor`` and ``VLMaskRCNNC4Predictor`` of the
     official code. There all token maps are made first, each of them clamped, and C has to be ``conv_dim``.
@@ -79,7 +80,7 @@ class HourglassMaskHead(nn.Module):
     ):
         super().__init__()
         if num_hourglasses < 1:
-            raise ValueError(f"HourglassMaskHead: num_hourglasses must be at least 1, found {num_hourglasses}")
+            raise InputError(f"HourglassMaskHead: num_hourglasses must be at least 1, found {num_hourglasses}")
         self.pooler = RegionPooler(strides=strides, resolution=pooler_resolution, sampling_ratio=pooler_sampling_ratio)
         self.input_projection = nn.Identity() if channels == conv_dim else nn.Conv2d(channels, conv_dim, kernel_size=1)
         self.hourglasses = nn.ModuleList(

@@ -10,6 +10,8 @@ from detectron2.modeling.poolers import assign_boxes_to_levels, convert_boxes_to
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
+from ...errors import InputError
+
 # A box of this size, in pixels, belongs to the level of this stride, 2^4 (arXiv 1612.03144, Eq. 1).
 _CANONICAL_SIZE = 224
 _CANONICAL_LEVEL = 4
@@ -41,7 +43,7 @@ class RegionPooler(nn.Module):
         sampling_ratio: Samples along a side of a cell; 0: as many as it has feature pixels, rounded up.
 
     Raises:
-        ValueError: Other strides.
+        InputError: Other strides.
 
     Source: Mask R-CNN (arXiv 1703.06870) and its first ROIAlign, whose samples lie half a feature pixel right of and
     below those of the "aligned" one, as in the official code. detectron2's ``ROIPooler`` reads size and position from
@@ -53,7 +55,7 @@ class RegionPooler(nn.Module):
         levels = [math.log2(stride) for stride in strides]
         self.min_level, self.max_level = round(levels[0]), round(levels[-1])
         if levels != list(range(self.min_level, self.max_level + 1)):
-            raise ValueError(f"RegionPooler: expected powers of 2, each twice the one before, found strides {strides}")
+            raise InputError(f"RegionPooler: expected powers of 2, each twice the one before, found strides {strides}")
         self.resolution = resolution
         self.aligns = nn.ModuleList(
             ROIAlign((resolution, resolution), 1 / stride, sampling_ratio, aligned=False) for stride in strides

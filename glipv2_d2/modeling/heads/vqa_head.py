@@ -11,6 +11,7 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
 from ...distributed import reduce_mean
+from ...errors import InputError
 from ...layers.language_layer import padding_bias
 
 
@@ -50,9 +51,9 @@ class VQAHead(nn.Module):
     ) -> None:
         super().__init__()
         if norm not in ("", "LN"):
-            raise ValueError(f"MODEL.GLIPV2.VQA.NORM: expected '' or 'LN', found {norm!r}")
+            raise InputError(f"MODEL.GLIPV2.VQA.NORM: expected '' or 'LN', found {norm!r}")
         if num_answers < 1:
-            raise ValueError(f"MODEL.GLIPV2.VQA.ANSWERS: expected at least one answer, found {num_answers}")
+            raise InputError(f"MODEL.GLIPV2.VQA.ANSWERS: expected at least one answer, found {num_answers}")
         hidden_size = hidden_size or 2 * language_dim
         self.pooling = nn.Linear(language_dim, 1)
         layers: list[nn.Module] = []
@@ -109,11 +110,11 @@ class VQAHead(nn.Module):
             The scalar ``loss_vqa``.
 
         Raises:
-            ValueError: The scores are not of N questions and A answers.
+            InputError: The scores are not of N questions and A answers.
         """
         expected = (len(text), self.classifier.out_features)
         if tuple(answer_scores.shape) != expected:
-            raise ValueError(
+            raise InputError(
                 f"answer_scores: expected the shape {expected}, found {tuple(answer_scores.shape)}; "
                 f"MODEL.GLIPV2.VQA.ANSWERS has to be the list that the data was read with"
             )

@@ -7,6 +7,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ...distributed import reduce_mean
+from ...errors import InputError
 
 # Of the weights before training, as in BERT.
 _INITIAL_STD = 0.02
@@ -53,11 +54,11 @@ class WordDecoder(nn.Module):
             A scalar.
 
         Raises:
-            ValueError: A label is no id below V.
+            InputError: A label is no id below V.
         """
         vocab_size = self.decoder.out_features
         if ((labels < 0) | (labels >= vocab_size)).any():
-            raise ValueError(
+            raise InputError(
                 f"{name}: expected token ids below {vocab_size}, found {labels.min()} to {labels.max()}; "
                 f"MODEL.TEXT_ENCODER.VOCAB_SIZE and TOKENIZER have to fit"
             )

@@ -10,6 +10,7 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from ...errors import InputError
 from ...structures import GroundingPredictions, LanguageFeatures
 from ..detections import rescale_instances
 from ..fusion_tower import FusionTower
@@ -67,18 +68,18 @@ class DyHead(DenseDetector):
         }
         for key, value in needs_text.items():
             if value:
-                raise ValueError(f"{key}: expected False for MODEL.META_ARCHITECTURE 'DyHead', which has no text")
+                raise InputError(f"{key}: expected False for MODEL.META_ARCHITECTURE 'DyHead', which has no text")
         if config.TUNED_WEIGHTS or config.TUNE_MASK_HEAD:
-            raise ValueError("MODEL.GLIPV2.TUNED_WEIGHTS, TUNE_MASK_HEAD: a DyHead takes neither, expected both empty")
+            raise InputError("MODEL.GLIPV2.TUNED_WEIGHTS, TUNE_MASK_HEAD: a DyHead takes neither, expected both empty")
         if config.TUNING != "full":
-            raise ValueError(
+            raise InputError(
                 f"MODEL.GLIPV2.TUNING: expected 'full' for MODEL.META_ARCHITECTURE 'DyHead', found {config.TUNING!r}"
             )
         backbone = build_backbone(cfg)
         levels, shapes = list(config.IN_FEATURES), backbone.output_shape()
         missing = [level for level in levels if level not in shapes]
         if missing:
-            raise ValueError(f"MODEL.GLIPV2.IN_FEATURES: the backbone has the levels {list(shapes)}, not {missing}")
+            raise InputError(f"MODEL.GLIPV2.IN_FEATURES: the backbone has the levels {list(shapes)}, not {missing}")
         tower = build_tower(cfg, shapes[levels[0]].channels)
         return {
             "backbone": backbone,
@@ -96,19 +97,19 @@ class DyHead(DenseDetector):
         At test time images run one by one: the network does not mask padding.
 
         Raises:
-            ValueError: An input asks for something else than detection, has a box of another category than the K
+            InputError: An input asks for something else than detection, has a box of another category than the K
                 classes, or prompts with another number of names.
         """
         tasks = sorted({inputs.get("task", "detection") for inputs in batched_inputs})
         if tasks != ["detection"]:
-            raise ValueError(f"model input: task is {tasks}, expected 'detection' for a model without text")
+            raise InputError(f"model input: task is {tasks}, expected 'detection' for a model without text")
         if self.training:
             return self._forward_losses(batched_inputs)
         return [self._detect(inputs) for inputs in batched_inputs]
 
     def _forward_losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         if not all("instances" in inputs for inputs in batched_inputs):
-            raise ValueError("model input: expected 'instances' in training, found none; use glipv2_d2.data's loaders")
+            raise InputError("model input: expected 'instances' in training, found none; use glipv2_d2.data's loaders")
         instances = [self._with_classes(inputs["instances"].to(self.device)) for inputs in batched_inputs]
         images = self.preprocess_image(batched_inputs)
         features, predictions = self._predict(images.tensor)
@@ -123,7 +124,7 @@ class DyHead(DenseDetector):
         classes = instances.gt_category_ids
         outside = classes[(classes < 0) | (classes >= self.head.num_classes)]
         if len(outside):
-            raise ValueError(
+            raise InputError(
                 f"model input: gt_category_ids: expected 0 to {self.head.num_classes - 1} "
                 f"(MODEL.DYHEAD.NUM_CLASSES {self.head.num_classes}), found {int(outside[0])}"
             )
@@ -142,7 +143,7 @@ class DyHead(DenseDetector):
         prompts = inputs.get("prompts") or [self._class_prompt]
         num_names = sum(len(prompt.phrases) for prompt in prompts)
         if num_names != self.head.num_classes:
-            raise ValueError(
+            raise InputError(
                 f"model input: prompts: expected the names of all {self.head.num_classes} classes "
                 f"(MODEL.DYHEAD.NUM_CLASSES), found {num_names} names"
             )

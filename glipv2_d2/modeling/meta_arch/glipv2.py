@@ -13,6 +13,7 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from ...errors import InputError
 from ...prompts.vocabulary import build_default_prompts
 from ...structures import GroundingPredictions, LanguageFeatures, TokenBatch, TokenizedPrompt
 from ..batch_checks import rows_of_questions, task_of_batch, training_instances
@@ -124,7 +125,7 @@ class GLIPv2(DenseDetector):
         self.grounds_captions = grounds_captions
         self.mask_head = mask_head
         if mask_features not in MASK_FEATURES:
-            raise ValueError(
+            raise InputError(
                 f"MODEL.GLIPV2.MASK_HEAD.FEATURES: expected one of {list(MASK_FEATURES)}, found {mask_features!r}"
             )
         self.mask_features = mask_features
@@ -145,7 +146,7 @@ class GLIPv2(DenseDetector):
         shapes = backbone.output_shape()
         missing = [level for level in levels if level not in shapes]
         if missing:
-            raise ValueError(f"MODEL.GLIPV2.IN_FEATURES: the backbone has the levels {list(shapes)}, not {missing}")
+            raise InputError(f"MODEL.GLIPV2.IN_FEATURES: the backbone has the levels {list(shapes)}, not {missing}")
         channels, language_dim = shapes[levels[0]].channels, text_encoder.hidden_size
         tower = build_tower(cfg, channels, text_encoder)
         return {
@@ -225,7 +226,7 @@ class GLIPv2(DenseDetector):
         if task == "captioning" and self._trains(*_TRUNK, "captioning_head"):
             losses |= self.captioning_head.losses(hidden, prompts)
         if not losses:
-            raise ValueError(f"MODEL.GLIPV2.TUNING: {self.tuning.mode!r} trains nothing with a batch for {task}")
+            raise InputError(f"MODEL.GLIPV2.TUNING: {self.tuning.mode!r} trains nothing with a batch for {task}")
         return losses
 
     def _trains(self, *parts: str) -> bool:
@@ -330,7 +331,7 @@ class GLIPv2(DenseDetector):
         if prompts is None and self._default_prompts is not None:
             prompts = self._default_prompts()
         if not prompts:
-            raise ValueError(
+            raise InputError(
                 "model input: expected the key 'prompts' with at least one TokenizedPrompt, found none; "
                 "a vocabulary to fall back on is taken from DATASETS.TEST"
             )

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel, PreTrainedModel
 
+from ...errors import InputError
 from ...layers.causal import KeyValues, next_position
 from ...prompts.pretrained import resolve_pretrained
 from ...structures import LanguageFeatures, TokenBatch
@@ -76,7 +77,7 @@ class BertTextEncoder(nn.Module):
 
         Raises:
             FileNotFoundError: Nothing is found at ``weights``.
-            ValueError: What is found is no BERT-type encoder.
+            InputError: What is found is no BERT-type encoder.
         """
         super().__init__()
         if weights:
@@ -126,7 +127,7 @@ class BertTextEncoder(nn.Module):
         """Encode N prompts of T tokens; with ``causal`` a token sees those up to itself only.
 
         Raises:
-            ValueError: ``causal``, and the pretrained encoder is of a type near BERT; see ``bert_causal``.
+            InputError: ``causal``, and the pretrained encoder is of a type near BERT; see ``bert_causal``.
         """
         encode = self._encode_causal if causal else self._encode
         if self.training:
@@ -147,7 +148,7 @@ class BertTextEncoder(nn.Module):
             (B, 1, D), and what to remember for the next token.
 
         Raises:
-            ValueError: The encoder has no position for another token.
+            InputError: The encoder has no position for another token.
         """
         return causal_step(self.bert, input_ids, next_position(past, self.max_positions), past)
 
@@ -167,19 +168,19 @@ def _load_pretrained(weights: str, dropout: float, allow_download: bool) -> PreT
         config = AutoConfig.from_pretrained(directory, **safely)
         lacking = [name for name in _BERT_CONFIG if not hasattr(config, name)]
         if lacking:
-            raise ValueError(f"a {config.model_type} without {lacking[0]} in its config, expected a BERT-type encoder")
+            raise InputError(f"a {config.model_type} without {lacking[0]} in its config, expected a BERT-type encoder")
         config.hidden_dropout_prob = dropout
         config.attention_probs_dropout_prob = dropout
         bert, info = AutoModel.from_pretrained(
             directory, config=config, weights_only=True, output_loading_info=True, **safely
         )
     except UnpicklingError as error:
-        raise ValueError(f"{_WEIGHTS_KEY}: {weights!r} has a damaged file or one with more than tensors") from error
+        raise InputError(f"{_WEIGHTS_KEY}: {weights!r} has a damaged file or one with more than tensors") from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{_WEIGHTS_KEY}: no encoder could be read from {weights!r}: {reason}") from error
+        raise InputError(f"{_WEIGHTS_KEY}: no encoder could be read from {weights!r}: {reason}") from error
     bert.pooler = None
     missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
     if missing:
-        raise ValueError(f"{_WEIGHTS_KEY}: {weights!r} lacks {len(missing)} tensors of its encoder, as {missing[0]!r}")
+        raise InputError(f"{_WEIGHTS_KEY}: {weights!r} lacks {len(missing)} tensors of its encoder, as {missing[0]!r}")
     return bert.float()

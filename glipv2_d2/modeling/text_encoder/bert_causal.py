@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import BertModel, PreTrainedModel
 
+from ...errors import InputError
 from ...layers.causal import KeyValues, visible_tokens
 
 
@@ -28,7 +29,7 @@ def causal_pass(bert: PreTrainedModel, input_ids: Tensor, mask: Tensor, use_chec
         (N, T, D). Values in the padding are finite and mean nothing.
 
     Raises:
-        ValueError: ``bert`` is of another type.
+        InputError: ``bert`` is of another type.
     """
     _check_type(bert)
     visible = visible_tokens(mask, causal=True)
@@ -58,7 +59,7 @@ def causal_step(
         (B, 1, D), and what to remember for the next token.
 
     Raises:
-        ValueError: ``bert`` is of another type.
+        InputError: ``bert`` is of another type.
     """
     _check_type(bert)
     positions = torch.full((1, 1), position, device=input_ids.device)
@@ -97,7 +98,7 @@ def _finish(layer: nn.Module, hidden: Tensor, attended: Tensor) -> Tensor:
 def _check_type(bert: PreTrainedModel) -> None:
     positions = getattr(bert.config, "position_embedding_type", "absolute")
     if not isinstance(bert, BertModel) or positions != "absolute":
-        raise ValueError(
+        raise InputError(
             f"MODEL.TEXT_ENCODER.WEIGHTS: expected a BERT with absolute positions to write captions, found a "
             f"{bert.config.model_type} with {positions} ones"
         )

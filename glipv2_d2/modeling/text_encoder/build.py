@@ -4,6 +4,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from torch import nn
 
+from ...errors import InputError
 from ...prompts.tokenizer import PromptTokenizer
 
 TEXT_ENCODER_REGISTRY = Registry("TEXT_ENCODER")
@@ -38,22 +39,22 @@ def build_text_encoder(cfg: CfgNode) -> nn.Module:
     """Build the text encoder named by ``MODEL.TEXT_ENCODER.NAME``.
 
     Raises:
-        ValueError: The name is not registered, or the encoder cannot read every prompt that ``MODEL.TEXT_ENCODER``
+        InputError: The name is not registered, or the encoder cannot read every prompt that ``MODEL.TEXT_ENCODER``
             allows: its vocabulary is smaller than the tokenizer's, or MAX_TOKENS passes its positions.
     """
     settings = cfg.MODEL.TEXT_ENCODER
     if settings.NAME not in TEXT_ENCODER_REGISTRY:
         known = ", ".join(sorted(name for name, _ in TEXT_ENCODER_REGISTRY))
-        raise ValueError(f"MODEL.TEXT_ENCODER.NAME: {settings.NAME!r} is not registered, expected one of {known}")
+        raise InputError(f"MODEL.TEXT_ENCODER.NAME: {settings.NAME!r} is not registered, expected one of {known}")
     encoder = TEXT_ENCODER_REGISTRY.get(settings.NAME)(cfg)
     vocab_size = PromptTokenizer.from_config(cfg).vocab_size
     if vocab_size > encoder.vocab_size:
-        raise ValueError(
+        raise InputError(
             f"MODEL.TEXT_ENCODER.TOKENIZER: the tokenizer has {vocab_size} ids, expected at most the "
             f"{encoder.vocab_size} that the encoder knows"
         )
     if settings.MAX_TOKENS > encoder.max_positions:
-        raise ValueError(
+        raise InputError(
             f"MODEL.TEXT_ENCODER.MAX_TOKENS: found {settings.MAX_TOKENS}, expected at most the "
             f"{encoder.max_positions} positions of the encoder"
         )

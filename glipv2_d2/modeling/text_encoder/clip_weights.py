@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, CLIPTextConfig, CLIPTextModel
 
+from ...errors import InputError
 from ...prompts.pretrained import resolve_pretrained
 from ...tensor_files import CheckpointError, read_tensors
 
@@ -72,7 +73,7 @@ def load_clip_text(weights: str, allow_download: bool) -> ClipTextWeights:
 
     Raises:
         FileNotFoundError: Nothing is found at ``weights``.
-        ValueError: What is found is no CLIP-type text transformer.
+        InputError: What is found is no CLIP-type text transformer.
     """
     is_address = "://" in weights and not weights.startswith("package://")
     if is_address or not os.path.isfile(PathManager.get_local_path(weights)):
@@ -81,16 +82,16 @@ def load_clip_text(weights: str, allow_download: bool) -> ClipTextWeights:
         try:
             (tensors, _), num_heads = read_tensors(weights), None
         except CheckpointError as error:
-            raise ValueError(f"{_WEIGHTS_KEY}: {error}") from error
+            raise InputError(f"{_WEIGHTS_KEY}: {error}") from error
     found = rename_clip_text(tensors)
     if not found:
-        raise ValueError(
+        raise InputError(
             f"{_WEIGHTS_KEY}: {weights!r}: expected names of a CLIP-type text transformer, such as {_TOKENS!r} beside "
             f"{_POSITIONS!r}, found {next(iter(tensors))!r}"
         )
     for name in (_TOKENS, _POSITIONS):
         if found[name].ndim != 2:
-            raise ValueError(
+            raise InputError(
                 f"{_WEIGHTS_KEY}: {weights!r}: {name}: expected a table, found shape {tuple(found[name].shape)}"
             )
     return ClipTextWeights(found, num_heads)
@@ -100,14 +101,14 @@ def check_clip_text(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor
     """Make sure that a file has every tensor of an encoder in its shape; what else it has does not matter.
 
     Raises:
-        ValueError: It lacks one, or a shape differs.
+        InputError: It lacks one, or a shape differs.
     """
     missing = [name for name in expected if name not in tensors]
     if missing:
-        raise ValueError(f"{_WEIGHTS_KEY}: {weights!r} lacks {len(missing)} tensors of its encoder, as {missing[0]!r}")
+        raise InputError(f"{_WEIGHTS_KEY}: {weights!r} lacks {len(missing)} tensors of its encoder, as {missing[0]!r}")
     for name, tensor in expected.items():
         if tensors[name].shape != tensor.shape:
-            raise ValueError(
+            raise InputError(
                 f"{_WEIGHTS_KEY}: {weights!r}: {name}: expected shape {tuple(tensor.shape)}, "
                 f"found {tuple(tensors[name].shape)}"
             )
@@ -177,19 +178,19 @@ def _read_folder(weights: str, allow_download: bool) -> tuple[dict[str, Tensor],
         # A whole CLIP, or its text model alone.
         config = getattr(config, "text_config", config)
         if not isinstance(config, CLIPTextConfig):
-            raise ValueError(f"a {config.model_type}, expected a CLIP-type encoder")
+            raise InputError(f"a {config.model_type}, expected a CLIP-type encoder")
         if config.hidden_act != "quick_gelu":
-            raise ValueError(f"hidden_act {config.hidden_act!r}, expected 'quick_gelu'")
+            raise InputError(f"hidden_act {config.hidden_act!r}, expected 'quick_gelu'")
         model, info = CLIPTextModel.from_pretrained(
             directory, config=config, weights_only=True, output_loading_info=True, **safely
         )
     except UnpicklingError as error:
-        raise ValueError(f"{_WEIGHTS_KEY}: {weights!r} has a damaged file or one with more than tensors") from error
+        raise InputError(f"{_WEIGHTS_KEY}: {weights!r} has a damaged file or one with more than tensors") from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{_WEIGHTS_KEY}: no encoder could be read from {weights!r}: {reason}") from error
+        raise InputError(f"{_WEIGHTS_KEY}: no encoder could be read from {weights!r}: {reason}") from error
     # The library fills them with random numbers.
     missing = sorted(info["missing_keys"])
     if missing:
-        raise ValueError(f"{_WEIGHTS_KEY}: {weights!r} lacks {len(missing)} tensors of its encoder, as {missing[0]!r}")
+        raise InputError(f"{_WEIGHTS_KEY}: {weights!r} lacks {len(missing)} tensors of its encoder, as {missing[0]!r}")
     return model.state_dict(), config.num_attention_heads

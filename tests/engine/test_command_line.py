@@ -1,10 +1,13 @@
+import errno
 import logging
 
 import pytest
 import torch
 from torch._utils import ExceptionWrapper
 
-from glipv2_d2.engine.defaults import build_config, describe, one_line_errors, parse_train_arguments
+from glipv2_d2.engine.command_line import build_config, describe, one_line_errors, parse_train_arguments
+from glipv2_d2.engine.train_loop import NonfiniteLossError
+from glipv2_d2.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -63,20 +66,37 @@ def test_wrong_config_file_ends_in_one_line(content, tmp_path):
     assert "wrong.yaml" in exit_info.value.code and "\n" not in exit_info.value.code
 
 
-def test_defects_keep_their_traceback():
-    with pytest.raises(RuntimeError), one_line_errors():
-        raise RuntimeError("shapes do not fit")
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, TypeError, KeyError, ConnectionResetError])
+def test_defects_keep_their_traceback(kind):
+    with pytest.raises(kind), one_line_errors():
+        raise kind("shapes do not fit")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InputError("SEED: expected a number"),
+        NonfiniteLossError("training stopped"),
+        FileNotFoundError("a.json: there is no such file"),
+        PermissionError(errno.EACCES, "Permission denied", "a.json"),
+        OSError(errno.ENOSPC, "No space left on device"),
+    ],
+)
+def test_bad_input_ends_in_one_line(error):
+    with pytest.raises(SystemExit) as exit_info, one_line_errors():
+        raise error
+    assert exit_info.value.code == f"error: {error}"
 
 
 def test_traceback_on_request():
-    with pytest.raises(ValueError, match="bad"), one_line_errors(show_traceback=True):
-        raise ValueError("bad")
+    with pytest.raises(InputError, match="bad"), one_line_errors(show_traceback=True):
+        raise InputError("bad")
 
 
 def test_error_in_a_worker_shows_its_cause_alone():
     try:
-        raise ValueError("label of image 3 is missing")
-    except ValueError:
+        raise InputError("label of image 3 is missing")
+    except InputError:
         # What a data loader does with an error of its worker process.
         wrapped = ExceptionWrapper(where="in DataLoader worker process 0")
     with pytest.raises(SystemExit) as exit_info, one_line_errors():
@@ -91,11 +111,11 @@ def test_key_errors_show_their_text_without_quotes():
 def test_trainer_does_not_log_the_traceback_of_bad_input(caplog):
     logger = logging.getLogger("detectron2.engine.train_loop")
     with pytest.raises(SystemExit), one_line_errors():
-        for error in (ValueError("bad"), RuntimeError("defect")):
+        for error in (InputError("bad"), RuntimeError("defect")):
             try:
                 raise error
-            except (ValueError, RuntimeError):
+            except (InputError, RuntimeError):
                 logger.exception("failed: %s", error)
-        raise ValueError("bad")
+        raise InputError("bad")
     assert [record.getMessage() for record in caplog.records] == ["failed: defect"]
     assert not logger.filters

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 import re
 from collections.abc import Iterator, Sequence
@@ -12,15 +13,28 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser
 from detectron2.utils.file_io import PathManager
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+from torch.multiprocessing import ProcessExitedException
 from yaml import YAMLError
 
 from ..checkpoint.pretrained_folder import is_pretrained_config, merge_pretrained_config
 from ..config import add_glipv2_config
-from ..data.dataset_mappers.base import UnreadableImageError
+from ..errors import InputError
 
-# What the package raises for bad input. Anything else is a defect and keeps its traceback.
-INPUT_ERRORS = (ValueError, TypeError, KeyError, OSError, FloatingPointError, UnreadableImageError)
+# What detectron2 and yacs raise for keys and values that do not fit, and for YAML that is not a table of them.
+_CONFIG_ERRORS = (AssertionError, AttributeError, KeyError, RecursionError, TypeError, ValueError, YAMLError)
+
+# Files that cannot be read or written, and disks that are full, are the user's to mend.
+_FILE_ERRORS = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+_FILE_TROUBLES = (
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.ELOOP,
+    errno.EMFILE,
+    errno.ENAMETOOLONG,
+    errno.ENOSPC,
+    errno.EROFS,
+)
 
 
 def parse_train_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -37,14 +51,14 @@ def build_config(config_file: str, opts: Sequence[str]) -> CfgNode:
     """Build the frozen config of a command line: defaults, then the file, then KEY VALUE pairs.
 
     Raises:
-        ValueError: A key that does not exist or has no value, a value of the wrong type, or a GPU that is not there; or
+        InputError: A key that does not exist or has no value, a value of the wrong type, or a GPU that is not there; or
             the file is the config of a pretrained folder that is damaged.
         FileNotFoundError: There is no such file, or the pretrained folder around it lacks one.
     """
     if config_file and not PathManager.isfile(config_file):
         raise FileNotFoundError(f"--config-file: expected a YAML file, found none at {config_file}")
     if len(opts) % 2:
-        raise ValueError(f"config keys: expected pairs of KEY VALUE, found {' '.join(opts)!r}")
+        raise InputError(f"config keys: expected pairs of KEY VALUE, found {' '.join(opts)!r}")
     cfg = get_cfg()
     add_glipv2_config(cfg)
     try:
@@ -54,17 +68,19 @@ def build_config(config_file: str, opts: Sequence[str]) -> CfgNode:
             # detectron2's default would run code from the file.
             cfg.merge_from_file(config_file, allow_unsafe=False)
         cfg.merge_from_list(list(opts))
-    except (AssertionError, KeyError, YAMLError) as error:
-        raise ValueError(f"config {config_file} {' '.join(opts)}: {describe(error)}") from error
+    except InputError:
+        raise
+    except _CONFIG_ERRORS as error:
+        raise InputError(f"config {config_file} {' '.join(opts)}: {describe(error)}") from error
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"MODEL.DEVICE: found {cfg.MODEL.DEVICE!r} on a machine without a usable GPU, expected 'cpu'")
+        raise InputError(f"MODEL.DEVICE: found {cfg.MODEL.DEVICE!r} on a machine without a usable GPU, expected 'cpu'")
     cfg.freeze()
     return cfg
 
 
 @contextmanager
 def one_line_errors(show_traceback: bool = False) -> Iterator[None]:
-    """End the program with one line on standard error if its input is bad.
+    """End the program with one line on standard error if its input is bad; a defect keeps its traceback.
 
     Args:
         show_traceback: Let the exception through as it is.
@@ -76,19 +92,28 @@ def one_line_errors(show_traceback: bool = False) -> Iterator[None]:
     train_logger.addFilter(_is_not_input_error)
     try:
         yield
-    except (*INPUT_ERRORS, ProcessRaisedException) as error:
-        raise SystemExit(f"error: {describe(error)}") from None
     except ProcessExitedException:
         # The process has said why.
         raise SystemExit(1) from None
+    except Exception as error:
+        if not is_input_error(error):
+            raise
+        raise SystemExit(f"error: {describe(error)}") from None
     finally:
         train_logger.removeFilter(_is_not_input_error)
+
+
+def is_input_error(error: BaseException | None) -> bool:
+    """Tell bad input and files that cannot be used from a defect of the program."""
+    return isinstance(error, (InputError, *_FILE_ERRORS)) or (
+        isinstance(error, OSError) and error.errno in _FILE_TROUBLES
+    )
 
 
 def describe(error: Exception) -> str:
     """Return the message of an exception on one line; of one that crossed a process border, that of its cause."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    if isinstance(error, ProcessRaisedException) or text.startswith("Caught "):
+    if text.startswith("Caught "):
         # The last line of a traceback: type, colon, message.
         text = re.sub(r"^[\w.]+: ", "", text.strip().split("\n")[-1])
     return " ".join(text.split())
@@ -96,4 +121,4 @@ def describe(error: Exception) -> str:
 
 def _is_not_input_error(record: logging.LogRecord) -> bool:
     """Keep a log record unless it is the traceback of bad input, which the command line reports on its own."""
-    return not (record.exc_info and isinstance(record.exc_info[1], INPUT_ERRORS))
+    return not (record.exc_info and is_input_error(record.exc_info[1]))
