@@ -1,19 +1,11 @@
-"""Two processes with unequal batches train as one process with both batches.
-
-The file is also the program of such a process: ``python test_distributed.py RANK FOLDER``.
-"""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""Two processes with unequal batches train as one process with both batches."""
 
 import torch
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
-from torch import distributed, nn
-from torch.testing import assert_close
+from rank_runs import assert_ranks_train_as_one, run_ranks, train_steps
+from torch import nn
 
 from glipv2_d2.distributed import reduce_mean
 from glipv2_d2.modeling.heads.grounding_head import GroundingHead
@@ -62,53 +54,27 @@ class HeadWithLosses(nn.Module):
         return sum(self.head.losses(self.head(features, text), anchors, targets, mask).values())
 
 
-def train_once(model, name, images):
-    """Loss and gradients of one step on some of the images of a batch."""
+def make_inputs(name, images):
     generator = torch.Generator().manual_seed(1)
     features = [torch.randn(4, 8, size, size, generator=generator)[images] for size in (8, 4)]
-    text = torch.randn(4, 5, 6, generator=generator)[images]
-    model.zero_grad()
-    loss = model(BATCHES[name][images], features, text)
-    loss.backward()
-    return loss.detach(), {key.removeprefix("module."): value.grad for key, value in model.named_parameters()}
+    return BATCHES[name][images], features, torch.randn(4, 5, 6, generator=generator)[images]
 
 
-def run_rank(rank, folder):
-    """Be one of two processes: train on two images and save what came out."""
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    model = nn.parallel.DistributedDataParallel(HeadWithLosses())
-    results = {name: train_once(model, name, slice(2 * rank, 2 * rank + 2)) for name in BATCHES}
-    results["mean"] = reduce_mean(torch.tensor([1.0 + rank, 4.0]))
-    torch.save(results, f"{folder}/rank{rank}.pt")
-    distributed.destroy_process_group()
+def train(rank=None):
+    return train_steps(HeadWithLosses(), make_inputs, BATCHES, rank)
 
 
-def test_two_ranks_train_as_one_process_on_the_whole_batch(tmp_path):
-    root = Path(__file__).parents[1]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(Path(__file__).resolve())]
-    ranks = [subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment) for rank in range(2)]
-    try:
-        assert [process.wait(timeout=300) for process in ranks] == [0, 0]
-    finally:
-        for process in ranks:
-            process.kill()
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
-    assert first["mean"].tolist() == second["mean"].tolist() == [1.5, 4.0]
-    for name in BATCHES:
-        loss, gradients = train_once(HeadWithLosses(), name, slice(0, 4))
-        assert_close((first[name][0] + second[name][0]) / 2, loss, atol=1e-5, rtol=1e-5)
-        for key, gradient in gradients.items():
-            assert_close(first[name][1][key], gradient, atol=1e-5, rtol=1e-4)
-            assert torch.equal(second[name][1][key], first[name][1][key])
+def train_and_reduce(rank):
+    return train(rank), reduce_mean(torch.tensor([1.0 + rank, 4.0]))
+
+
+def test_two_ranks_train_as_one_process_on_the_whole_batch():
+    ranks = run_ranks(train_and_reduce)
+    assert [mean.tolist() for _, mean in ranks] == [[1.5, 4.0]] * 2
+    assert_ranks_train_as_one([results for results, _ in ranks], train())
 
 
 def test_mean_in_a_single_process_is_the_value_without_its_gradient():
     value = torch.tensor([1.0, 2.0], requires_grad=True)
     mean = reduce_mean(value)
     assert mean.tolist() == [1.0, 2.0] and not mean.requires_grad and mean.data_ptr() != value.data_ptr()
-
-
-if __name__ == "__main__":
-    run_rank(int(sys.argv[1]), sys.argv[2])

@@ -1,28 +1,17 @@
-"""Two processes that evaluate half of a dataset each give exactly the numbers of one that evaluates all of it.
-
-The file is also the program of such a process: ``python test_evaluation_ranks.py RANK FOLDER``.
-"""
+"""Two processes that evaluate half of a dataset each give exactly the numbers of one that evaluates all of it."""
 
 import json
-import os
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from detection_cases import HEIGHT, WIDTH, comparable, dataset_of, process, random_case
 from detectron2.structures import BoxMode
-from torch import distributed
+from rank_runs import run_ranks
 
-ROOT = Path(__file__).parents[2]
-if __name__ == "__main__":
-    # pytest finds the shared helpers of the tests by its configuration.
-    sys.path.insert(0, str(ROOT / "tests"))
-
-from detection_cases import HEIGHT, WIDTH, comparable, dataset_of, process, random_case  # noqa: E402
-
-from glipv2_d2.evaluation.coco_evaluator import COCOInstanceEvaluator  # noqa: E402
-from glipv2_d2.evaluation.lvis_evaluator import LVISEvaluator  # noqa: E402
-from glipv2_d2.evaluation.referring import ReferringEvaluator  # noqa: E402
+from glipv2_d2.evaluation.coco_evaluator import COCOInstanceEvaluator
+from glipv2_d2.evaluation.lvis_evaluator import LVISEvaluator
+from glipv2_d2.evaluation.referring import ReferringEvaluator
 
 SEEDS = range(12)
 FILES = ("lvis_instances_results.json", "referring_results.json")
@@ -79,35 +68,18 @@ def rows_of_rank(seed, rank):
     return slice(0, middle) if rank == 0 else slice(middle, 4)
 
 
-def run_rank(rank, folder):
-    """Be one of two processes."""
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def evaluate_half(rank):
+    """What one of two processes finds, case by case."""
     found = []
     for seed in SEEDS:
-        own = Path(folder) / f"{rank}-{seed}"
-        own.mkdir()
-        found.append(evaluate(seed, own, rows_of_rank(seed, rank)))
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
-    # Both are done: neither closes a connection that the other reads. Threads of gloo that still wait when the
-    # interpreter ends would abort it.
-    distributed.barrier()
-    os._exit(0)
+        with tempfile.TemporaryDirectory() as folder:
+            found.append(evaluate(seed, Path(folder), rows_of_rank(seed, rank)))
+    return json.loads(json.dumps(found))
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    """What the two processes found, case by case."""
-    folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(Path(__file__).resolve())]
-    processes = [subprocess.Popen([*command, str(rank), str(folder)], env=environment) for rank in range(2)]
-    try:
-        assert [process.wait(timeout=600) for process in processes] == [0, 0]
-    finally:
-        for running in processes:
-            running.kill()
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+def ranks():
+    return run_ranks(evaluate_half)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -125,7 +97,3 @@ def test_the_other_process_has_no_results(ranks, seed):
 
 def test_a_process_can_evaluate_what_it_saw_alone(tmp_path):
     assert evaluate(2, tmp_path, slice(0, 4), distributed=False) == evaluate(2, tmp_path, slice(0, 4))
-
-
-if __name__ == "__main__":
-    run_rank(int(sys.argv[1]), sys.argv[2])

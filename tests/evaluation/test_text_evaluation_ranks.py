@@ -1,27 +1,16 @@
-"""Two processes that judge half of the answers and captions each give exactly the numbers of one that judges all.
-
-The file is also the program of such a process: ``python test_text_evaluation_ranks.py RANK FOLDER``.
-"""
+"""Two processes that judge half of the answers and captions each give exactly the numbers of one that judges all."""
 
 import json
-import os
-import subprocess
-import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed
+from caption_cases import WORDS, caption_output, decode, process, scene
+from rank_runs import run_ranks
 
-ROOT = Path(__file__).parents[2]
-if __name__ == "__main__":
-    # pytest finds the shared helpers of the tests by its configuration.
-    sys.path.insert(0, str(ROOT / "tests"))
-
-from caption_cases import WORDS, caption_output, decode, process, scene  # noqa: E402
-
-from glipv2_d2.evaluation.grounded_captioning import GroundedCaptioningEvaluator  # noqa: E402
-from glipv2_d2.evaluation.vqa import VQAEvaluator  # noqa: E402
+from glipv2_d2.evaluation.grounded_captioning import GroundedCaptioningEvaluator
+from glipv2_d2.evaluation.vqa import VQAEvaluator
 
 NUM_IMAGES = 12
 ANSWERS = ["yes", "no", "2"]
@@ -74,35 +63,18 @@ def evaluate(folder, rows, **options):
     return json.loads(json.dumps(results))
 
 
-def run_rank(rank, folder):
-    """Be one of two processes."""
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def evaluate_part(rank):
+    """What one of two processes finds, case by case."""
     found = {}
     for name, rows in ROWS.items():
-        own = Path(folder) / f"{rank}-{name}"
-        own.mkdir()
-        found[name] = evaluate(own, rows[rank])
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
-    # Both are done: neither closes a connection that the other reads. Threads of gloo that still wait when the
-    # interpreter ends would abort it.
-    distributed.barrier()
-    os._exit(0)
+        with tempfile.TemporaryDirectory() as folder:
+            found[name] = evaluate(Path(folder), rows[rank])
+    return found
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    """What the two processes found, case by case."""
-    folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(Path(__file__).resolve())]
-    processes = [subprocess.Popen([*command, str(rank), str(folder)], env=environment) for rank in range(2)]
-    try:
-        assert [process.wait(timeout=600) for process in processes] == [0, 0]
-    finally:
-        for running in processes:
-            running.kill()
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+def ranks():
+    return run_ranks(evaluate_part)
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -121,7 +93,3 @@ def test_the_other_process_has_no_results(ranks, name):
 def test_a_process_can_judge_what_it_saw_alone(tmp_path):
     rows = range(NUM_IMAGES)
     assert evaluate(tmp_path, rows, distributed=False) == evaluate(tmp_path, rows)
-
-
-if __name__ == "__main__":
-    run_rank(int(sys.argv[1]), sys.argv[2])

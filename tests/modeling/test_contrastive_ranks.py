@@ -1,29 +1,15 @@
-"""Two processes with two images each have the contrastive loss and gradients of one process with all four.
-
-The file is also the program of such a process: ``python test_contrastive_ranks.py RANK FOLDER``.
-"""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""Two processes with two images each have the contrastive loss and gradients of one process with all four."""
 
 import pytest
 import torch
-from torch import distributed, nn
-from torch.testing import assert_close
+from contrastive_samples import Image, make_instances, make_prompt
+from rank_runs import assert_ranks_train_as_one, run_ranks, train_steps
+from torch import nn
 
-ROOT = Path(__file__).parents[2]
-if __name__ == "__main__":
-    # pytest finds the shared helpers of the tests by its configuration.
-    sys.path.insert(0, str(ROOT / "tests"))
-
-from contrastive_samples import Image, make_instances, make_prompt  # noqa: E402
-
-from glipv2_d2.distributed import gather_with_grad  # noqa: E402
-from glipv2_d2.modeling.heads.anchor_head import AnchorTargets  # noqa: E402
-from glipv2_d2.modeling.heads.contrastive_head import ContrastiveHead  # noqa: E402
-from glipv2_d2.structures import LanguageFeatures, TokenBatch  # noqa: E402
+from glipv2_d2.distributed import gather_with_grad
+from glipv2_d2.modeling.heads.anchor_head import AnchorTargets
+from glipv2_d2.modeling.heads.contrastive_head import ContrastiveHead
+from glipv2_d2.structures import LanguageFeatures, TokenBatch
 
 NAMES, OTHER_NAMES = Image([None, 0, None, 1], [4, 9], [0, 1]), Image([0, 1, 1], [9, 2], [0])
 SENTENCE, EMPTY = Image([None, 0, 0], [-1], [0]), Image([None, 0], [4], [])
@@ -36,7 +22,6 @@ BATCHES = {
     "no region at all": [EMPTY, EMPTY, EMPTY, EMPTY],
 }
 FORMS = ["auto", "dense"]
-CASES = [(name, form) for name in BATCHES for form in FORMS]
 
 
 class HeadWithLoss(nn.Module):
@@ -65,15 +50,14 @@ class HeadWithLoss(nn.Module):
         return self.head.losses([self.visual(features)], language, prompts, targets, instances)["loss_contrastive"]
 
 
-def train_once(model, name, rows):
-    """Loss and gradients of one step on some of the images of a batch."""
+def make_inputs(name, rows):
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(4, 3, 2, 4, generator=generator)[rows]
-    text = torch.randn(4, 4, 4, generator=generator)[rows]
-    model.zero_grad()
-    loss = model(BATCHES[name][rows], features, text)
-    loss.backward()
-    return loss.detach(), {key.removeprefix("module."): value.grad for key, value in model.named_parameters()}
+    return BATCHES[name][rows], features, torch.randn(4, 4, 4, generator=generator)[rows]
+
+
+def train(form, rank=None):
+    return train_steps(HeadWithLoss(form), make_inputs, BATCHES, rank)
 
 
 def gather_rows(rank):
@@ -89,44 +73,23 @@ def gather_rows(rank):
     return found
 
 
-def run_rank(rank, folder):
-    """Be one of two processes: train on two images and save what came out."""
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    results = {"gathered": gather_rows(rank)}
-    for form in FORMS:
-        model = nn.parallel.DistributedDataParallel(HeadWithLoss(form))
-        for name in BATCHES:
-            results[name, form] = train_once(model, name, slice(2 * rank, 2 * rank + 2))
-    torch.save(results, f"{folder}/rank{rank}.pt")
-    distributed.destroy_process_group()
+def train_and_gather(rank):
+    return {"gathered": gather_rows(rank)} | {form: train(form, rank) for form in FORMS}
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
+def ranks():
     """What the two processes found."""
-    folder = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(Path(__file__).resolve())]
-    processes = [subprocess.Popen([*command, str(rank), str(folder)], env=environment) for rank in range(2)]
-    try:
-        assert [process.wait(timeout=600) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    return run_ranks(train_and_gather)
 
 
-@pytest.mark.parametrize(("name", "form"), CASES)
-def test_two_ranks_have_the_loss_and_gradients_of_the_whole_batch(ranks, name, form):
-    loss, gradients = train_once(HeadWithLoss(form), name, slice(0, 4))
-    first, second = (rank[name, form] for rank in ranks)
-    assert loss.isfinite() and (loss > 0) == (name != "no region at all")
-    assert_close((first[0] + second[0]) / 2, loss, atol=1e-5, rtol=0)
-    for key, gradient in gradients.items():
-        assert_close(first[1][key], gradient, atol=1e-5, rtol=0)
-        assert torch.equal(first[1][key], second[1][key])
-        assert gradient.isfinite().all()
+@pytest.mark.parametrize("form", FORMS)
+def test_two_ranks_have_the_loss_and_gradients_of_the_whole_batch(ranks, form):
+    whole = train(form)
+    assert_ranks_train_as_one([rank[form] for rank in ranks], whole, rtol=0, gradient_rtol=0)
+    for name, (loss, gradients) in whole.items():
+        assert loss.isfinite() and (loss > 0) == (name != "no region at all")
+        assert all(gradient.isfinite().all() for gradient in gradients.values())
 
 
 def test_rows_of_all_ranks_come_in_order_and_gradients_add_up_at_home(ranks):
@@ -155,7 +118,3 @@ def test_gathering_in_a_single_process_changes_nothing():
 def test_rows_that_cannot_travel_are_refused(vectors, message):
     with pytest.raises(ValueError, match=message):
         gather_with_grad(vectors, torch.zeros(len(vectors), 1, dtype=torch.int64), capacity=2)
-
-
-if __name__ == "__main__":
-    run_rank(int(sys.argv[1]), sys.argv[2])

@@ -1,18 +1,12 @@
-"""The head of masked language modelling: its formula, its loss, and two processes as one.
-
-The file is also the program of a process of its own: ``python test_mlm_head.py RANK FOLDER``.
-"""
+"""The head of masked language modelling: its formula, its loss, and two processes as one."""
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from detectron2.config import get_cfg
-from torch import distributed, nn
+from rank_runs import assert_ranks_train_as_one, run_ranks, train_steps
+from torch import nn
 from torch.testing import assert_close
 
 from glipv2_d2.config import add_glipv2_config
@@ -215,43 +209,14 @@ class HeadWithLoss(nn.Module):
         return self.head.losses(hidden, prompts)["loss_mlm"]
 
 
-def train_once(model, name, rows):
-    """Loss and gradients of one step on some of the prompts of a batch."""
+def make_inputs(name, rows):
     hidden = torch.randn(4, 3, 6, generator=torch.Generator().manual_seed(1))[rows]
-    model.zero_grad()
-    loss = model(hidden, [prompt_with(labels) for labels in BATCHES[name][rows]])
-    loss.backward()
-    return loss.detach(), {key.removeprefix("module."): value.grad.clone() for key, value in model.named_parameters()}
+    return hidden, [prompt_with(labels) for labels in BATCHES[name][rows]]
 
 
-def run_rank(rank, folder):
-    """Be one of two processes: train on two prompts and save what came out."""
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    model = nn.parallel.DistributedDataParallel(HeadWithLoss())
-    results = {name: train_once(model, name, slice(2 * rank, 2 * rank + 2)) for name in BATCHES}
-    torch.save(results, f"{folder}/rank{rank}.pt")
-    distributed.destroy_process_group()
+def train(rank=None):
+    return train_steps(HeadWithLoss(), make_inputs, BATCHES, rank)
 
 
-def test_two_ranks_train_as_one_process_on_the_whole_batch(tmp_path):
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(Path(__file__).resolve())]
-    ranks = [subprocess.Popen([*command, str(rank), str(tmp_path)], env=environment) for rank in range(2)]
-    try:
-        assert [process.wait(timeout=300) for process in ranks] == [0, 0]
-    finally:
-        for process in ranks:
-            process.kill()
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in range(2))
-    for name in BATCHES:
-        loss, gradients = train_once(HeadWithLoss(), name, slice(0, 4))
-        assert_close((first[name][0] + second[name][0]) / 2, loss, atol=1e-5, rtol=1e-5)
-        for key, gradient in gradients.items():
-            assert_close(first[name][1][key], gradient, atol=1e-5, rtol=1e-4)
-            assert torch.equal(second[name][1][key], first[name][1][key])
-
-
-if __name__ == "__main__":
-    run_rank(int(sys.argv[1]), sys.argv[2])
+def test_two_ranks_train_as_one_process_on_the_whole_batch():
+    assert_ranks_train_as_one(run_ranks(train), train())

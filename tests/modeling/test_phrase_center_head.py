@@ -1,17 +1,11 @@
-"""The head that reads from a phrase where its box is: its formula, what counts, and two processes as one.
-
-The file is also the program of a process of its own: ``python test_phrase_center_head.py RANK FOLDER``.
-"""
+"""The head that reads from a phrase where its box is: its formula, what counts, and two processes as one."""
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
+from rank_runs import run_ranks
 from torch import distributed
 from torch.testing import assert_close
 
@@ -147,29 +141,17 @@ PROMPTS = [make_prompt((1,), (2,), (3, 4)), make_prompt((1,))]
 BOXES = [make_boxes((0, 0, 0, 20, 20), (1, 100, 0, 120, 20), (2, 40, 40, 60, 60)), make_boxes()]
 
 
-def rank_main(rank, folder):
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+def gradients_of_rank(rank):
     head = make_head()
     head.losses(make_text(2)[[rank]], [PROMPTS[rank]], [BOXES[rank]], SIZE)["loss_phrase_center"].backward()
     for parameter in head.parameters():
         distributed.all_reduce(parameter.grad)
         parameter.grad /= 2
-    torch.save([parameter.grad for parameter in head.parameters()], Path(folder) / f"{rank}.pt")
-    distributed.destroy_process_group()
+    return [parameter.grad for parameter in head.parameters()]
 
 
-def test_two_ranks_have_the_gradients_of_the_whole_batch(tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)], env=environment) for rank in range(2)
-    ]
-    assert [process.wait(timeout=300) for process in ranks] == [0, 0]
+def test_two_ranks_have_the_gradients_of_the_whole_batch():
     head = make_head()
     head.losses(make_text(2), PROMPTS, BOXES, SIZE)["loss_phrase_center"].backward()
-    for rank in range(2):
-        for found, parameter in zip(torch.load(tmp_path / f"{rank}.pt"), head.parameters()):
-            assert_close(found, parameter.grad)
-
-
-if __name__ == "__main__":
-    rank_main(int(sys.argv[1]), sys.argv[2])
+    for found in run_ranks(gradients_of_rank):
+        assert_close(found, [parameter.grad for parameter in head.parameters()])

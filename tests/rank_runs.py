@@ -1,0 +1,95 @@
+"""Functions of a test file run by two processes that are one group, and the check that they train as one process.
+
+It is also the program of such a process: ``python rank_runs.py FILE FUNCTION RANK NUM_RANKS FOLDER``.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.testing import assert_close
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_ranks(function: Callable[[int], Any], num_ranks: int = 2, timeout: int = 600, **environment: str) -> list:
+    """What a function at the top of a test file returns for each rank, called in a process of its own.
+
+    Args:
+        function: Gets its rank, and returns what ``torch.load`` reads without running code.
+        num_ranks: Processes; they are one gloo group while the function runs.
+        timeout: Seconds until it is an error.
+        environment: Variables for the processes besides those of this one.
+    """
+    search = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": search, **environment}
+    command = [sys.executable, __file__, function.__code__.co_filename, function.__name__]
+    with tempfile.TemporaryDirectory() as folder:
+        processes = [
+            subprocess.Popen([*command, str(rank), str(num_ranks), folder], env=environment)
+            for rank in range(num_ranks)
+        ]
+        try:
+            assert [process.wait(timeout=timeout) for process in processes] == [0] * num_ranks
+        finally:
+            for process in processes:
+                process.kill()
+        return [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in range(num_ranks)]
+
+
+def train_steps(
+    model: nn.Module, make_inputs: Callable[[Any, slice], tuple], cases: Iterable, rank: int | None
+) -> dict:
+    """Loss and gradients of each case: of its four images, or of the two that belong to a rank.
+
+    Args:
+        model: Gives a loss. A rank's is wrapped here.
+        make_inputs: The inputs of the model from a case and the images to take.
+        cases: What ``make_inputs`` is asked for; the weights stay what they are in between.
+        rank: None is one process with all four images.
+    """
+    rows = slice(0, 4) if rank is None else slice(2 * rank, 2 * rank + 2)
+    trained = model if rank is None else nn.parallel.DistributedDataParallel(model)
+    results: dict[Any, tuple[Tensor, dict[str, Tensor | None]]] = {}
+    for case in cases:
+        trained.zero_grad()
+        loss = trained(*make_inputs(case, rows))
+        loss.backward()
+        results[case] = loss.detach(), {name: weight.grad for name, weight in model.named_parameters()}
+    return results
+
+
+def assert_ranks_train_as_one(ranks: list[dict], whole: dict, rtol: float = 1e-5, gradient_rtol: float = 1e-4) -> None:
+    """Two ranks have the mean loss and, both of them, the gradients of one process with the whole batch."""
+    first, second = ranks
+    for case, (loss, gradients) in whole.items():
+        assert_close((first[case][0] + second[case][0]) / 2, loss, atol=1e-5, rtol=rtol)
+        for name, gradient in gradients.items():
+            assert_close(first[case][1][name], gradient, atol=1e-5, rtol=gradient_rtol)
+            assert torch.equal(second[case][1][name], first[case][1][name])
+
+
+def main(file: str, function: str, rank: str, num_ranks: str, folder: str) -> None:
+    """Be one of the processes."""
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    meeting = f"file://{folder}/meeting"
+    distributed.init_process_group("gloo", init_method=meeting, rank=int(rank), world_size=int(num_ranks))
+    torch.save(getattr(module, function)(int(rank)), f"{folder}/{rank}.pt")
+    # All are done: none closes a connection that another reads. Threads of gloo that still wait when the interpreter
+    # ends would abort it.
+    distributed.barrier()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
