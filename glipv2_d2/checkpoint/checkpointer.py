@@ -4,61 +4,47 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import timm
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ..errors import InputError
 from ..modeling.lora import merge_lora
 from ..tensor_files import CheckpointError, read_checkpoint, unwrap_weights, write_checkpoint, write_text
-from .class_layer import without_other_classes
 from .conversion import OWN_WEIGHTS, find_kind
-from .fit_check import check_fit, is_position_weight
-from .interpolation import interpolate_weights
+from .fit_check import check_fit, check_update_scales, is_position_weight, without_other_classes
 from .name_rules import summarize_names
 from .resume import LAST_CHECKPOINT, find_resume_file
 from .swin_conversion import BOTTOM_UP
 from .tuned_weights import load_tuned
+from .weight_changes import WeightChanges, interpolate_weights
 
 _TIMM_PREFIX = "timm://"
-# What only a model of that tuning has a place for, and what its other weights are not complete without.
+# Names of the weights that only a model of that tuning has.
 _TUNED_NAMES = {"prompt": re.compile(r"prompt_tuner\..*"), "lora": re.compile(r".*\.lora\.(up|down|scale)")}
 
 
-class WeightChanges(NamedTuple):
-    """What becomes of the weights of a file once they are loaded.
+class LoadPolicy(NamedTuple):
+    """What a file of weights has to hold, and whether a training follows.
 
     Attributes:
-        tuned_weights: File of ``save_tuned`` to apply over them, or empty.
-        interpolate_with: File of weights to interpolate with, or empty.
-        interpolation: Share of the weights loaded, with those of ``tuned_weights``, in the result, 0 to 1.
+        needed_parts: Parts that the file has to fill where the model has them; other parts keep their initial weights,
+            with a warning.
+        is_final: No training follows. Low-rank updates become part of the weights that they belong to, and a checkpoint
+            of the folder is changed as other weights are. Before a training, some weights may be initial ones:
+            positions that train, the class layer for other classes, prompt tables and low-rank updates.
     """
 
-    tuned_weights: str = ""
-    interpolate_with: str = ""
-    interpolation: float = 1.0
+    needed_parts: tuple[str, ...]
+    is_final: bool
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> WeightChanges:
-        """Read the config.
 
-        Raises:
-            InputError: ``MODEL.GLIPV2.INTERPOLATION`` is no number from 0 to 1, or has nothing to interpolate with.
-        """
-        config = cfg.MODEL.GLIPV2
-        if not 0.0 <= config.INTERPOLATION <= 1.0:
-            raise InputError(f"MODEL.GLIPV2.INTERPOLATION: expected 0 to 1, found {config.INTERPOLATION}")
-        if config.INTERPOLATION != 1.0 and not config.INTERPOLATE_WITH:
-            raise InputError(
-                f"MODEL.GLIPV2.INTERPOLATE_WITH: expected weights for MODEL.GLIPV2.INTERPOLATION "
-                f"{config.INTERPOLATION}, found none"
-            )
-        return cls(config.TUNED_WEIGHTS, config.INTERPOLATE_WITH, config.INTERPOLATION)
+FOR_TRAINING = LoadPolicy((), is_final=False)
+# The results of a head that starts from random weights would be noise.
+FOR_RESULTS = LoadPolicy(("mask_head", "vqa_head", "captioning_head"), is_final=True)
 
 
 class GLIPv2Checkpointer(DetectionCheckpointer):
@@ -72,26 +58,23 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
     Args:
         model: The model.
         save_dir: Folder of its checkpoints.
+        policy: What a file has to hold; ``FOR_RESULTS`` where no training follows.
         changes: What becomes of loaded weights; a checkpoint that a training goes on from is never changed.
         options: See ``DetectionCheckpointer``.
     """
 
-    # Parts that a file has to fill where the model has them.
-    _needed_parts: Collection[str] = ()
-    # The weights of positions, random before a training, may be used as they are only by one that trains them.
-    _is_for_results = False
-    # Of a model without text: classes that the file does not know start from random weights.
-    _takes_other_classes = True
-    # A checkpoint of the folder is changed as other weights are.
-    _changes_checkpoints = False
-    # Prompt tables and low-rank updates may start from zero.
-    _starts_tuning = True
-
     def __init__(
-        self, model: nn.Module, save_dir: str = "", *, changes: WeightChanges = WeightChanges(), **options: Any
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        policy: LoadPolicy = FOR_TRAINING,
+        changes: WeightChanges | None = None,
+        **options: Any,
     ) -> None:
         super().__init__(model, save_dir, **options)
-        self._changes = changes
+        self._policy = policy
+        self._changes = changes or WeightChanges()
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load weights, and the state of the named checkpointables where the file has it.
@@ -104,12 +87,12 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
             What else a training checkpoint of this package holds, such as its ``iteration``.
 
         Raises:
-            CheckpointError: The file is unreadable or refused, or is not for this model: none of its names fit, shapes
-                differ, or its tower has another form.
+            CheckpointError: The file is unreadable or refused, is not for this model (no name fits, shapes differ, or
+                its tower has another form), or lacks weights that the policy needs.
             FileNotFoundError: There is no such file.
         """
         rest = self._load(path, checkpointables)
-        self._change_weights()
+        self._finish()
         return rest
 
     def _load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
@@ -119,8 +102,9 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
         self.logger.info("Loading weights from %s", path)
         wanted = list(self.checkpointables) if checkpointables is None else checkpointables
         content, tensors = self._read(path, mmap=not wanted)
-        self._load_weights(tensors, path)
-        if "model" not in content or find_kind(tensors) is not OWN_WEIGHTS:
+        tensors, is_own = self._convert(tensors, path)
+        self._fill_model(tensors, path)
+        if "model" not in content or not is_own:
             return {}
         for name in wanted:
             if name in content:
@@ -139,16 +123,19 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
             content, _ = read_checkpoint(path, mmap=mmap)
         return content, unwrap_weights(content, path)
 
-    def _change_weights(self) -> None:
-        tuned_weights, base, share = self._changes
-        if tuned_weights:
-            self.logger.info("Applying tuned weights from %s", tuned_weights)
-            load_tuned(self.model, tuned_weights)
-        if base:
-            self.logger.info("Interpolating: %s of the weights loaded, the rest from %s", share, base)
-            tensors = self._convert(self._read(base, mmap=True)[1], base)
+    def _finish(self) -> None:
+        """Change the weights that were loaded, and merge low-rank updates that no longer train."""
+        changes = self._changes
+        if changes.tuned_weights:
+            self.logger.info("Applying tuned weights from %s", changes.tuned_weights)
+            load_tuned(self.model, changes.tuned_weights)
+        if base := changes.interpolate_with:
+            self.logger.info("Interpolating: %s of the weights loaded, the rest from %s", changes.interpolation, base)
+            tensors, _ = self._convert(self._read(base, mmap=True)[1], base)
             check_fit(tensors, self.model.state_dict(), base)
-            interpolate_weights(self.model, tensors, share, base)
+            interpolate_weights(self.model, tensors, changes.interpolation, base)
+        if self._policy.is_final:
+            merge_lora(self.model)
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name``.pth with weights, checkpointables and ``kwargs``; then note it as the last checkpoint.
@@ -201,58 +188,62 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
         if not found:
             return self.load(path, checkpointables=[])
         rest = self._load(found)
-        if self._changes_checkpoints:
-            self._change_weights()
+        if self._policy.is_final:
+            self._finish()
         return rest
 
-    def _convert(self, tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-        """Give tensors the names of the model, whatever kind of file they are from."""
+    def _convert(self, tensors: dict[str, Tensor], source: str) -> tuple[dict[str, Tensor], bool]:
+        """Return tensors of any kind under the names of the model, and whether they had them already."""
         kind = find_kind(tensors)
         if kind is OWN_WEIGHTS:
-            return tensors
+            return tensors, True
         tensors, report = kind.convert(tensors, expected=self.model.state_dict(), source=source)
         self.logger.info("%s", report)
-        return tensors
+        return tensors, False
 
-    def _load_weights(self, tensors: dict[str, Tensor], source: str) -> None:
-        """Copy tensors into the model, converting foreign names, and say once what did not meet."""
-        tensors = self._convert(tensors, source)
-        if self._takes_other_classes:
-            tensors = without_other_classes(tensors, self.model.state_dict())
-        check_fit(tensors, self.model.state_dict(), source)
-        self._check_low_rank_factors(tensors, source)
-        missing, unexpected = self.model.load_state_dict(tensors, strict=False)
-        # These are computed from the window size; timm does not save them.
-        missing = [name for name in missing if not name.endswith("relative_position_index")]
-        # What is tuned beside the weights of a file starts from zero.
-        untuned = [name for name in missing if any(one.fullmatch(name) for one in _TUNED_NAMES.values())]
-        if untuned and not self._starts_tuning and not self._changes.tuned_weights:
+    def _fill_model(self, tensors: dict[str, Tensor], source: str) -> None:
+        """Copy tensors into the model if they are what the policy asks for; log names that did not meet."""
+        expected = self.model.state_dict()
+        if not self._policy.is_final:
+            tensors = without_other_classes(tensors, expected)
+        check_fit(tensors, expected, source)
+        check_update_scales(tensors, expected, source)
+        unexpected = [name for name in tensors if name not in expected]
+        for mode, pattern in _TUNED_NAMES.items():
+            if any(pattern.fullmatch(name) for name in unexpected):
+                raise CheckpointError(
+                    f"{source}: MODEL.GLIPV2.TUNING: expected {mode!r}, the tuning of these weights, found another"
+                )
+        missing = self._check_missing([name for name in expected if name not in tensors], source)
+        self.model.load_state_dict(tensors, strict=False)
+        if missing:
+            self.logger.warning("%s has no weights for %s: they keep their values", source, summarize_names(missing))
+        if unexpected:
+            self.logger.warning("%s: the model has no place for %s", source, summarize_names(unexpected))
+
+    def _check_missing(self, missing: list[str], source: str) -> list[str]:
+        """Return the names among those that a file lacks that are worth a warning; raise if the policy needs one."""
+        # Prompt tables and low-rank updates start from zero.
+        untuned = [name for name in missing if any(pattern.fullmatch(name) for pattern in _TUNED_NAMES.values())]
+        if untuned and self._policy.is_final and not self._changes.tuned_weights:
             raise CheckpointError(
                 f"{source}: expected weights for {summarize_names(untuned)} (MODEL.GLIPV2.TUNING), found none; "
                 "MODEL.GLIPV2.TUNED_WEIGHTS names a file that has them"
             )
-        missing = [name for name in missing if name not in untuned]
-        if missing:
-            self.logger.warning("%s has no weights for %s: they keep their values", source, summarize_names(missing))
-        for mode, pattern in _TUNED_NAMES.items():
-            if any(pattern.fullmatch(name) for name in unexpected):
-                raise CheckpointError(f"{source}: MODEL.GLIPV2.TUNING: expected {mode!r}, of which the weights are")
-        empty = sorted({name.partition(".")[0] for name in missing} & set(self._needed_parts))
-        places = [name for name in missing if is_position_weight(name)]
-        empty += [name for name in places if self._is_for_results or not self.model.get_parameter(name).requires_grad]
-        if empty:
+        # These are computed from the window size; timm does not save them.
+        missing = [name for name in missing if not name.endswith("relative_position_index") and name not in untuned]
+        needed = sorted({name.partition(".")[0] for name in missing} & set(self._policy.needed_parts))
+        # Position weights start random. A file without them may be trained from, not evaluated.
+        needed += [
+            name
+            for name in missing
+            if is_position_weight(name) and (self._policy.is_final or not self.model.get_parameter(name).requires_grad)
+        ]
+        if needed:
             raise CheckpointError(
-                f"{source}: expected weights for {empty[0]}, which the config switches on, found none"
+                f"{source}: expected weights for {needed[0]}, which the config switches on, found none"
             )
-        if unexpected:
-            self.logger.warning("%s: the model has no place for %s", source, summarize_names(unexpected))
-
-    def _check_low_rank_factors(self, tensors: dict[str, Tensor], source: str) -> None:
-        for name, expected in self.model.state_dict().items():
-            if name.endswith(".lora.scale") and name in tensors and tensors[name] != expected.cpu():
-                raise CheckpointError(
-                    f"{source}: {name}: expected MODEL.GLIPV2.LORA.ALPHA / RANK {expected:g}, found {tensors[name]:g}"
-                )
+        return missing
 
     def _fetch_from_timm(self, address: str) -> dict[str, Tensor]:
         """Return ImageNet weights of timm under the names of the model's bottom-up network."""
@@ -277,29 +268,3 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
                 "network, put the file on the disk and name it in MODEL.TIMM.WEIGHTS or MODEL.WEIGHTS"
             ) from error
         return fetched if body is None else {f"{BOTTOM_UP}.body.{key}": value for key, value in fetched.items()}
-
-
-class InferenceCheckpointer(GLIPv2Checkpointer):
-    """Loads what gives results as it is: a head of these results without weights in the file is a ``CheckpointError``.
-
-    In training such a head starts from random weights; here its results would be noise. Low-rank updates become part
-    of the weights that they belong to.
-    """
-
-    _needed_parts = ("mask_head", "vqa_head", "captioning_head")
-    _is_for_results = True
-    _takes_other_classes = False
-    _changes_checkpoints = True
-    _starts_tuning = False
-
-    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """See ``GLIPv2Checkpointer.resume_or_load``."""
-        rest = super().resume_or_load(path, resume=resume)
-        merge_lora(self.model)
-        return rest
-
-    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """See ``GLIPv2Checkpointer.load``."""
-        rest = super().load(path, checkpointables)
-        merge_lora(self.model)
-        return rest

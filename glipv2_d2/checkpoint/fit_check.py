@@ -1,4 +1,4 @@
-"""Whether weights belong to a model."""
+"""Which weights of a file belong to a model."""
 
 from __future__ import annotations
 
@@ -11,19 +11,42 @@ from torch import Tensor
 from ..tensor_files import CheckpointError
 from .glip_conversion import find_layout
 
+# The one layer of a detector without text that belongs to the classes of its data; models that read text have none.
+_CLASS_LAYER = "head.cls_logits."
+
+
+def without_other_classes(tensors: Mapping[str, Tensor], model_tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a file without its class layer, if it differs from the model's in the number of classes.
+
+    Args:
+        tensors: Tensors of the file under the names of this package.
+        model_tensors: Tensors of the model.
+
+    Returns:
+        All others, and a class layer that fits or differs in more than that.
+    """
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if not name.startswith(_CLASS_LAYER)
+        or name not in model_tensors
+        or len(tensor) == len(model_tensors[name])
+        or tensor.shape[1:] != model_tensors[name].shape[1:]
+    }
+
 
 def check_fit(tensors: Mapping[str, Tensor], model_tensors: Mapping[str, Tensor], source: str) -> None:
     """Make sure that tensors belong to a model; parts that one of the two lacks altogether are fine.
 
     Raises:
-        CheckpointError: No name is the model's; a shape differs; the towers differ in form; or a numbered sequence of
-            modules has another length; or the weights use positions, and the model does not.
+        CheckpointError: No name is the model's; a shape differs; the towers differ in form; a numbered sequence of
+            modules has another length; or the weights use positions and the model does not.
     """
     common = [name for name in tensors if name in model_tensors]
     if not common:
         raise CheckpointError(
-            f"{source}: none of its {len(tensors)} names is the model's; expected names such as "
-            f"{next(iter(model_tensors))!r}, found {next(iter(tensors), None)!r}"
+            f"{source}: expected names of the model, such as {next(iter(model_tensors))!r}, found "
+            f"{next(iter(tensors), None)!r}; none of its {len(tensors)} names is the model's"
         )
     layout, expected_layout = find_layout(tensors), find_layout(model_tensors)
     if layout.num_blocks and expected_layout.num_blocks and layout != expected_layout:
@@ -37,9 +60,9 @@ def check_fit(tensors: Mapping[str, Tensor], model_tensors: Mapping[str, Tensor]
             raise CheckpointError(
                 f"{source}: {sequence}: expected {expected_lengths[sequence]} entries, found {lengths[sequence]}"
             )
-    placed = [name for name in tensors if is_position_weight(name) and name not in model_tensors]
-    if placed and expected_layout.num_blocks:
-        raise CheckpointError(f"{source}: {placed[0]}: expected a model with MODEL.GLIPV2.FUSION.POSITIONS True")
+    positions = [name for name in tensors if is_position_weight(name) and name not in model_tensors]
+    if positions and expected_layout.num_blocks:
+        raise CheckpointError(f"{source}: {positions[0]}: expected a model with MODEL.GLIPV2.FUSION.POSITIONS True")
     different = [name for name in common if tensors[name].shape != model_tensors[name].shape]
     if different:
         name = different[0]
@@ -50,8 +73,21 @@ def check_fit(tensors: Mapping[str, Tensor], model_tensors: Mapping[str, Tensor]
         )
 
 
+def check_update_scales(tensors: Mapping[str, Tensor], model_tensors: Mapping[str, Tensor], source: str) -> None:
+    """Make sure that low-rank updates are of the scale that the model multiplies them by.
+
+    Raises:
+        CheckpointError: They are of another scale.
+    """
+    for name, expected in model_tensors.items():
+        if name.endswith(".lora.scale") and name in tensors and tensors[name] != expected.cpu():
+            raise CheckpointError(
+                f"{source}: {name}: expected MODEL.GLIPV2.LORA.ALPHA / RANK {expected:g}, found {tensors[name]:g}"
+            )
+
+
 def is_position_weight(name: str) -> bool:
-    """Tell whether a name is of the weights that ``MODEL.GLIPV2.FUSION.POSITIONS`` adds."""
+    """Tell whether ``MODEL.GLIPV2.FUSION.POSITIONS`` adds the weight of this name."""
     return ".fusion.position_proj." in name
 
 

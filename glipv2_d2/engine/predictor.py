@@ -17,8 +17,9 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
-from ..checkpoint.checkpointer import InferenceCheckpointer, WeightChanges
+from ..checkpoint.checkpointer import FOR_RESULTS, GLIPv2Checkpointer
 from ..checkpoint.pretrained_folder import find_pretrained_config, save_pretrained
+from ..checkpoint.weight_changes import WeightChanges
 from ..data.transforms import ResizeShortestEdgeLegacy
 from ..errors import InputError
 from ..evaluation.grounded_captioning import phrase_boxes, tokens_of_span
@@ -62,7 +63,9 @@ class GLIPv2Predictor(DefaultPredictor):
         # Code written for DefaultPredictor reads it.
         self.cfg = cfg
         self.model = build_model(cfg).eval()
-        InferenceCheckpointer(self.model, changes=WeightChanges.from_config(cfg)).load(cfg.MODEL.WEIGHTS)
+        GLIPv2Checkpointer(self.model, policy=FOR_RESULTS, changes=WeightChanges.from_config(cfg)).load(
+            cfg.MODEL.WEIGHTS
+        )
         if cfg.DATASETS.TEST:
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
         self.aug = ResizeShortestEdgeLegacy(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")

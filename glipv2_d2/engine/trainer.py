@@ -17,7 +17,8 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from ..checkpoint.checkpointer import GLIPv2Checkpointer, WeightChanges
+from ..checkpoint.checkpointer import GLIPv2Checkpointer
+from ..checkpoint.weight_changes import WeightChanges
 from ..data.build import build_test_loader, build_train_loader
 from ..data.stream_state import TrainLoader
 from ..errors import InputError

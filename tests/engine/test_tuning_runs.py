@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from glipv2_d2 import GLIPv2Predictor, GLIPv2Trainer
-from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer, InferenceCheckpointer, WeightChanges
+from glipv2_d2.checkpoint.checkpointer import FOR_RESULTS, GLIPv2Checkpointer
+from glipv2_d2.checkpoint.weight_changes import WeightChanges
 from glipv2_d2.tensor_files import CheckpointError, read_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -104,7 +105,9 @@ def test_a_checkpoint_that_is_evaluated_is_interpolated_too(tuning_cfg):
     base, tuned = (load(path)["model"] for path in files)
     model = GLIPv2Trainer.build_model(tuning_cfg)
     changes = WeightChanges(interpolate_with=tuning_cfg.MODEL.WEIGHTS, interpolation=0.5)
-    InferenceCheckpointer(model, tuning_cfg.OUTPUT_DIR, changes=changes).resume_or_load("", resume=True)
+    GLIPv2Checkpointer(model, tuning_cfg.OUTPUT_DIR, policy=FOR_RESULTS, changes=changes).resume_or_load(
+        "", resume=True
+    )
     name = "fusion_tower.blocks.0.fusion.attention.visual_proj.weight"
     assert not torch.equal(base[name], tuned[name])
     torch.testing.assert_close(model.state_dict()[name], (base[name] + tuned[name]) / 2)
