@@ -1,11 +1,8 @@
-"""Functions of a test file run by two processes that are one group, and the check that they train as one process.
-
-It is also the program of such a process: ``python rank_runs.py FILE FUNCTION RANK NUM_RANKS FOLDER``.
-"""
+"""Functions of a test file run by two processes that are one group, and the check that they train as one process."""
 
 import importlib.util
+import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
@@ -16,32 +13,46 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.testing import assert_close
 
-ROOT = Path(__file__).resolve().parents[1]
+# Processes are forked from one that has imported the package and done nothing else: a start takes no seconds.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["glipv2_d2"])
 
 
-def run_ranks(function: Callable[[int], Any], num_ranks: int = 2, timeout: int = 600, **environment: str) -> list:
-    """What a function at the top of a test file returns for each rank, called in a process of its own.
+def run_ranks(function: Callable[[int], Any]) -> list:
+    """What a function at the top of a test file returns for rank 0 and for rank 1, each in a process of its own.
 
     Args:
-        function: Gets its rank, and returns what ``torch.load`` reads without running code.
-        num_ranks: Processes; they are one gloo group while the function runs.
-        timeout: Seconds until it is an error.
-        environment: Variables for the processes besides those of this one.
+        function: Gets its rank, and returns what ``torch.load`` reads without running code. The processes are one
+            gloo group while it runs.
     """
-    search = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": search, **environment}
-    command = [sys.executable, __file__, function.__code__.co_filename, function.__name__]
     with tempfile.TemporaryDirectory() as folder:
-        processes = [
-            subprocess.Popen([*command, str(rank), str(num_ranks), folder], env=environment)
-            for rank in range(num_ranks)
-        ]
+        where = (function.__code__.co_filename, function.__name__, folder)
+        processes = [_CONTEXT.Process(target=_be_rank, args=(rank, *where), daemon=True) for rank in range(2)]
+        for process in processes:
+            process.start()
         try:
-            assert [process.wait(timeout=timeout) for process in processes] == [0] * num_ranks
+            for process in processes:
+                process.join(timeout=600)
+            assert [process.exitcode for process in processes] == [0, 0]
         finally:
             for process in processes:
                 process.kill()
-        return [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in range(num_ranks)]
+        return [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def _be_rank(rank: int, file: str, name: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    meeting = f"file://{folder}/meeting"
+    distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    torch.save(getattr(module, name)(rank), f"{folder}/{rank}.pt")
+    # All are done: none closes a connection that another reads. Threads of gloo that still wait when the interpreter
+    # ends would abort it.
+    distributed.barrier()
+    os._exit(0)
 
 
 def train_steps(
@@ -74,22 +85,3 @@ def assert_ranks_train_as_one(ranks: list[dict], whole: dict, rtol: float = 1e-5
         for name, gradient in gradients.items():
             assert_close(first[case][1][name], gradient, atol=1e-5, rtol=gradient_rtol)
             assert torch.equal(second[case][1][name], first[case][1][name])
-
-
-def main(file: str, function: str, rank: str, num_ranks: str, folder: str) -> None:
-    """Be one of the processes."""
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    meeting = f"file://{folder}/meeting"
-    distributed.init_process_group("gloo", init_method=meeting, rank=int(rank), world_size=int(num_ranks))
-    torch.save(getattr(module, function)(int(rank)), f"{folder}/{rank}.pt")
-    # All are done: none closes a connection that another reads. Threads of gloo that still wait when the interpreter
-    # ends would abort it.
-    distributed.barrier()
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

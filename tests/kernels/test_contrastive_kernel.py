@@ -1,16 +1,21 @@
-"""The Triton kernels against the whole matrix, on any machine by Triton's interpreter, in its own process."""
+"""The Triton kernels against the whole matrix, on any machine by Triton's interpreter, which has a process of its own.
+
+The file is also the program of that process: ``python test_contrastive_kernel.py FILE``.
+"""
 
 import os
+import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
-from rank_runs import run_ranks
 from torch.testing import assert_close
 
 from glipv2_d2.modeling.losses.masked_logsumexp import masked_logsumexp
 
+ROOT = Path(__file__).parents[2]
 # Rows, columns, width: within one tile, several tiles with a rest on each side, wide vectors, nothing on one side.
 SIZES = [(1, 1, 1), (5, 70, 16), (130, 3, 24), (67, 65, 100), (0, 3, 4), (3, 0, 4)]
 SPECIAL = ["ignored row", "large scores", "strided", "one tensor"]
@@ -66,14 +71,14 @@ def assert_equals_the_matrix(name, result):
         assert_close(actual, expected, atol=1e-5 * max(1.0, scale), rtol=0.0)
 
 
-def run_kernel(rank):
-    return {name: run(name, lambda *problem: masked_logsumexp(*problem, "triton")) for name in NAMES}
-
-
 @pytest.fixture(scope="module")
-def interpreted():
+def interpreted(tmp_path_factory):
     """Results of all problems, by the interpreter."""
-    return run_ranks(run_kernel, 1, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")[0]
+    file = tmp_path_factory.mktemp("kernel") / "results.pt"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    subprocess.run([sys.executable, str(Path(__file__).resolve()), str(file)], env=environment, check=True, timeout=300)
+    return torch.load(file, weights_only=True)
 
 
 @needs_triton
@@ -102,3 +107,7 @@ def test_gpu_equals_the_whole_matrix(name, form):
 def test_gpu_repeats_bit_for_bit_and_takes_the_kernel_by_itself():
     results = [run("67x65x100", partial(masked_logsumexp, form=form), "cuda") for form in ("triton", "auto")]
     assert all(torch.equal(one, other) for one, other in zip(*results))
+
+
+if __name__ == "__main__":
+    torch.save({name: run(name, lambda *problem: masked_logsumexp(*problem, "triton")) for name in NAMES}, sys.argv[1])
