@@ -24,10 +24,9 @@ from ..data.stream_state import TrainLoader
 from ..errors import InputError
 from ..evaluation.build import build_evaluator
 from ..solver import build_gradient_clipper, build_lr_scheduler, build_optimizer
-from .auto_step import EarlyStopHook, TrainingEnded, build_plateau_hook
 from .data_hooks import DataStateHook, SkippedImagesHook
-from .ema import ModelEMA
-from .hooks import EMACheckpointer, EMAHook
+from .ema import EMACheckpointer, EMAHook, ModelEMA, averaged
+from .plateau import EarlyStopHook, TrainingEnded, build_plateau_hook
 from .train_loop import GroundingTrainLoop
 
 _AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -90,7 +89,7 @@ class GLIPv2Trainer(DefaultTrainer):
         """Build the hooks in the order in which they run after a step."""
 
         def evaluate() -> dict[str, Any]:
-            with self._ema.apply() if self._ema else contextlib.nullcontext():
+            with averaged(self._ema):
                 self._last_eval_results = self.test(self.cfg, self.model)
             return self._last_eval_results
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from glipv2_d2 import GLIPv2Trainer
-from glipv2_d2.engine.auto_step import build_plateau_hook
+from glipv2_d2.engine.plateau import build_plateau_hook
 
 RATE = 0.01
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
@@ -17,7 +16,7 @@ from detectron2.utils import comm
 from ..checkpoint.tuned_weights import save_tuned
 from ..errors import InputError
 from ..tensor_files import write_checkpoint
-from .ema import ModelEMA
+from .ema import ModelEMA, averaged
 
 BEST_WEIGHTS = "model_best.pth"
 # Beside it, in a run that tunes less than the whole model.
@@ -125,7 +124,7 @@ class PlateauHook(HookBase):
 
     def _save_best(self) -> None:
         checkpointer = self.trainer.checkpointer
-        with self._ema.apply() if self._ema else contextlib.nullcontext():
+        with averaged(self._ema):
             if comm.is_main_process() and checkpointer.save_dir:
                 content = {"model": checkpointer.model.state_dict(), "iteration": self.trainer.iter}
                 write_checkpoint(os.path.join(checkpointer.save_dir, BEST_WEIGHTS), content)
