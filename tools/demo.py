@@ -31,7 +31,7 @@ from tqdm import tqdm
 from glipv2_d2 import GLIPv2Predictor
 from glipv2_d2.engine.command_line import build_config, one_line_errors
 from glipv2_d2.errors import InputError
-from glipv2_d2.evaluation.predicted_masks import encode_masks
+from glipv2_d2.evaluation.ap_inputs import encode_masks
 from glipv2_d2.visualizer import GroundingVisualizer
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")

@@ -22,8 +22,7 @@ from ..checkpoint.pretrained_folder import find_pretrained_config, save_pretrain
 from ..checkpoint.weight_changes import WeightChanges
 from ..data.transforms import ResizeShortestEdgeLegacy
 from ..errors import InputError
-from ..evaluation.grounded_captioning import phrase_boxes, tokens_of_span
-from ..evaluation.referring import referred_mask
+from ..modeling.phrase_results import phrase_boxes, referred_mask, tokens_of_span
 from ..prompts.answers import AnswerVocabulary
 from ..prompts.builder import prompt_from_caption
 from ..prompts.decoding import DecodedText

@@ -12,8 +12,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from ..data.datasets.value_checks import AnnotationError
-from .annotated_masks import measurable_tasks
-from .predicted_masks import checked_masks
+from .ap_inputs import checked_masks, measurable_tasks
 
 
 class COCOInstanceEvaluator(COCOEvaluator):
@@ -48,10 +47,10 @@ class COCOInstanceEvaluator(COCOEvaluator):
         """Keep the detections of some images; of masks their run lengths.
 
         Raises:
-            ValueError: Masks are evaluated and instances have none, or of another size than the image.
+            InputError: Masks are evaluated and instances have none, or of another size than the image.
         """
         if "segm" in self._tasks:
-            for sample, output in zip(inputs, outputs):
+            for sample, output in zip(inputs, outputs, strict=True):
                 if len(output["instances"]):
                     checked_masks(output["instances"], sample)
         super().process(inputs, outputs)

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from detectron2.structures import Boxes, BoxMode, Instances, pairwise_iou
-from detectron2.utils.file_io import PathManager
-from detectron2.utils.logger import create_small_table
 from torch import Tensor
 
 from ..errors import InputError
 from ..structures import CharSpan
-from .gathering import GatheringEvaluator
+from .sample_evaluator import SampleEvaluator, by_id, percentage, recalls
 
 _IOU_THRESHOLD = 0.5
-_RECALLS = (1, 5, 10)
 # Boxes of a phrase that the file of predictions holds.
 _MAX_WRITTEN = 10
 
 
 class Phrase(NamedTuple):
-    """What is to be found.
+    """A phrase with the boxes that are to be found.
 
     Attributes:
-        text: Its words.
+        text: The words of the phrase.
         boxes: (M, 4), M >= 1, XYXY in pixels of the original image.
     """
 
@@ -38,11 +32,11 @@ class Phrase(NamedTuple):
 
 
 class PhraseResult(NamedTuple):
-    """Where the first right box of a phrase stands among its boxes, the best first.
+    """Ranks, from 0, of the first right box of a phrase among its predicted boxes.
 
     Attributes:
-        any_box: Place of the first that fits one of the annotated boxes; None if none does.
-        merged: Place of the first that fits the box around all of them; None if none does.
+        any_box: Rank of the first box that fits one of the annotated boxes; None if no box does.
+        merged: Rank of the first box that fits the box around all of them; None if no box does.
     """
 
     any_box: int | None
@@ -50,40 +44,33 @@ class PhraseResult(NamedTuple):
 
 
 class CaptionResult(NamedTuple):
-    """What came out for one caption.
+    """The phrases of one caption, and their entry in the file of predictions, which is empty if no file is written."""
 
-    Attributes:
-        image_id: Of the pair of image and caption.
-        phrases: One for each phrase.
-        prediction: For the file of predictions; empty if none is written.
-    """
-
-    image_id: str
     phrases: list[PhraseResult]
-    prediction: dict[str, Any]
+    prediction: list[dict[str, Any]]
 
 
-class Flickr30kEvaluator(GatheringEvaluator):
+class Flickr30kEvaluator(SampleEvaluator[str, list[Phrase], CaptionResult]):
     """Recall of phrases, by both protocols for phrases that have several boxes.
 
-    Results are "any_box", where a box is right that has an IoU of 0.5 or more with any of the annotated boxes of the
-    phrase, and "merged", where it must have it with the smallest box around all of them. Each has ``R@1``, ``R@5`` and
-    ``R@10``, the share, in 0..100, of phrases of which one of the best 1, 5 or 10 boxes is right, ``R@all`` of all
-    boxes, and ``phrases``, their number. A phrase without any box counts as not found. Predictions, up to 10 boxes of
-    each phrase, go to ``flickr30k_results.json``.
+    Results are "any_box" and "merged". A box is right if its IoU is at least 0.5 with any of the annotated boxes of the
+    phrase ("any_box"), or with the smallest box around all of them ("merged"). Both have ``R@1``, ``R@5`` and ``R@10``,
+    the share, in 0..100, of phrases of which one of the best 1, 5 or 10 boxes is right, ``R@all``, the same for all
+    boxes, and ``phrases``, their number. A phrase without any predicted box counts as not found. Up to 10 boxes of each
+    phrase are written to ``flickr30k_results.json``.
 
     Args:
-        dataset_name: For messages.
-        dataset_dicts: One for each caption, with an ``image_id`` that no other has. Annotations with the same
+        dataset_name: Name of the dataset, for messages.
+        dataset_dicts: One for each caption, with an ``image_id`` of its own. Annotations with the same
             ``tokens_positive`` are the boxes of one phrase; ``pred_classes`` are phrases in the order of first use.
-        distributed: Collect the numbers of all processes; the first of them averages.
-        output_folder: None: predictions are not written.
+        distributed: Collect the results of all processes; the first of them judges.
+        output_folder: Folder of the predictions; None: they are not written.
 
     Raises:
-        InputError: An ``image_id`` stands there twice.
+        InputError: Two dicts have the same ``image_id``.
 
-    Source: MDETR's evaluation, which GLIP and GLIPv2 report (any-box, Sec. B.1). IoUs are those of inclusive corners
-    without adding a pixel, as there.
+    Source: MDETR's evaluation, which GLIP and GLIPv2 report (any-box, Sec. B.1). As there, IoUs are those of inclusive
+    corners without an added pixel.
     """
 
     def __init__(
@@ -94,12 +81,9 @@ class Flickr30kEvaluator(GatheringEvaluator):
         distributed: bool = True,
         output_folder: str | None = None,
     ) -> None:
-        super().__init__(distributed)
-        self._phrases = {item["image_id"]: phrases_of(item) for item in dataset_dicts}
-        if len(self._phrases) < len(dataset_dicts):
-            found = f"{len(dataset_dicts)} dicts with {len(self._phrases)} different image_id"
-            raise InputError(f"dataset {dataset_name!r}: {found}, expected one for each caption")
-        self._name, self._output_folder = dataset_name, output_folder
+        captions = by_id(dataset_name, dataset_dicts, "image_id", "caption")
+        known = {image_id: phrases_of(item) for image_id, item in captions.items()}
+        super().__init__(dataset_name, known, distributed=distributed, output_folder=output_folder)
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Look for the phrases of some captions among the detections.
@@ -107,40 +91,36 @@ class Flickr30kEvaluator(GatheringEvaluator):
         Raises:
             InputError: A caption is not of the dataset, or a detection is of a phrase that it does not have.
         """
-        for sample, output in zip(inputs, outputs):
-            phrases = self._phrases.get(sample["image_id"])
-            if phrases is None:
-                raise InputError(f"image {sample['image_id']!r}: expected one of the dataset {self._name!r}")
-            self._results.append(self._measure(sample["image_id"], phrases, output["instances"]))
+        for sample, output in zip(inputs, outputs, strict=True):
+            result = self._measure(sample["image_id"], self.known(sample), output["instances"])
+            self._results.setdefault(sample["image_id"], result)
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
         """Count what was found; empty on all processes but the first, and if nothing was processed."""
-        if (results := self.gather()) is None:
+        if (results := self.gather(sorted(self._known))) is None:
             return OrderedDict()
         if not results:
-            logging.getLogger(__name__).warning("dataset %r: nothing was processed", self._name)
+            self._logger.warning("dataset %r: nothing was processed", self._name)
             return OrderedDict()
-        # A sampler may repeat a caption.
-        results = [result for _, result in sorted({result.image_id: result for result in results}.items())]
-        if self._output_folder:
-            PathManager.mkdirs(self._output_folder)
-            with PathManager.open(os.path.join(self._output_folder, "flickr30k_results.json"), "w") as file:
-                json.dump([result.prediction for result in results], file)
-        found = [phrase for result in results for phrase in result.phrases]
+        self.write(
+            "flickr30k_results.json",
+            [{"image_id": image_id, "phrases": result.prediction} for image_id, result in results.items()],
+        )
+        found = [phrase for result in results.values() for phrase in result.phrases]
         scores = OrderedDict(
             any_box=_recalls([phrase.any_box for phrase in found]), merged=_recalls([phrase.merged for phrase in found])
         )
         for protocol, values in scores.items():
-            logging.getLogger(__name__).info(
-                "dataset %r, protocol %s:\n%s", self._name, protocol, create_small_table(values)
-            )
+            self.log(f"protocol {protocol}", values)
         return scores
 
     def _measure(self, image_id: str, phrases: Sequence[Phrase], instances: Instances) -> CaptionResult:
         classes = instances.pred_classes.cpu()
         if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < len(phrases):
             found = [int(classes.min()), int(classes.max())]
-            raise InputError(f"image {image_id!r}: pred_classes reach over {found}, expected 0..{len(phrases) - 1}")
+            raise InputError(
+                f"image {image_id!r}: expected pred_classes in 0..{len(phrases) - 1}, found them in {found}"
+            )
         # Equally good boxes stay in the order of the model.
         scores, order = instances.scores.detach().float().cpu().sort(descending=True, stable=True)
         boxes, classes = instances.pred_boxes.tensor.detach().float().cpu()[order], classes[order]
@@ -151,7 +131,7 @@ class Flickr30kEvaluator(GatheringEvaluator):
             if self._output_folder:
                 best = scores[classes == row][:_MAX_WRITTEN]
                 written.append({"phrase": phrase.text, "boxes": own[:_MAX_WRITTEN].tolist(), "scores": best.tolist()})
-        return CaptionResult(image_id, results, {"image_id": image_id, "phrases": written})
+        return CaptionResult(results, written)
 
 
 def phrases_of(dataset_dict: dict[str, Any]) -> list[Phrase]:
@@ -174,22 +154,17 @@ def merged_box(boxes: Tensor) -> Tensor:
 
 
 def first_hit(boxes: Tensor, annotated: Tensor) -> int | None:
-    """Return the place of the first of (K, 4) boxes that fits one of (M, 4) annotated ones; None if none does.
+    """Return the rank, from 0, of the first of (K, 4) boxes that fits one of (M, 4) annotated boxes; None if none fits.
 
     Both are XYXY, half-open, in pixels.
     """
-    # From edges to last pixels: the official IoU takes those as edges, and so sees all boxes a pixel smaller.
+    # The official IoU takes the last pixels for edges, and so sees all boxes a pixel smaller.
     last_pixel = boxes.new_tensor([0, 0, 1, 1])
     ious = pairwise_iou(Boxes(boxes - last_pixel), Boxes(annotated - last_pixel))
     hits = (ious >= _IOU_THRESHOLD).any(dim=1).nonzero()
     return int(hits[0]) if len(hits) else None
 
 
-def _recalls(places: Sequence[int | None]) -> dict[str, float]:
-    """Return the share of phrases that are found, by the number of boxes that may be looked at; NaN without any."""
-    total = len(places)
-    scores = {}
-    for limit in (*_RECALLS, None):
-        found = sum(place is not None and (limit is None or place < limit) for place in places)
-        scores[f"R@{limit or 'all'}"] = 100.0 * found / total if total else float("nan")
-    return {**scores, "phrases": float(total)}
+def _recalls(ranks: Sequence[int | None]) -> dict[str, float]:
+    found = sum(rank is not None for rank in ranks)
+    return {**recalls(ranks), "R@all": percentage(found, len(ranks)), "phrases": float(len(ranks))}

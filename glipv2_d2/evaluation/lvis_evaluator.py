@@ -16,8 +16,7 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
 from ..errors import InputError
-from .annotated_masks import measurable_tasks
-from .detection_rows import DetectionRows
+from .ap_inputs import DetectionRows, measurable_tasks
 from .lvis_ap import LVISGroundTruth, lvis_ap
 
 # Protocol: what its results are called, after the task.
@@ -92,7 +91,7 @@ class LVISEvaluator(DatasetEvaluator):
             InputError: A class is not of the dataset, or masks are evaluated and instances have none, or of another
                 size than the image.
         """
-        for sample, output in zip(inputs, outputs):
+        for sample, output in zip(inputs, outputs, strict=True):
             with_masks = "segm" in self._tasks
             self._parts.append(
                 DetectionRows.from_instances(output["instances"], sample, self._category_ids, with_masks)

@@ -2,98 +2,68 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from detectron2.structures import Boxes, BoxMode, Instances, pairwise_iou
-from detectron2.utils.file_io import PathManager
-from detectron2.utils.logger import create_small_table
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
 from ..errors import InputError
-from .gathering import GatheringEvaluator
-from .predicted_masks import checked_masks, encode_masks
+from ..modeling.phrase_results import best_detection, referred_mask
+from .ap_inputs import checked_masks, encode_masks
+from .sample_evaluator import SampleEvaluator, by_id, percentage
 
-# IoU from which on a mask counts as right.
+# IoUs from which on a mask counts as right.
 _PRECISION_THRESHOLDS = (0.5, 0.7, 0.9)
 _BOX_THRESHOLD = 0.5
 
 
-def referred_mask(instances: Instances, score_thresh: float) -> Tensor:
-    """Unite the masks of what a phrase refers to.
-
-    Args:
-        instances: Detections of one phrase, with ``pred_masks`` (K, H, W) bool and ``scores`` (K,).
-        score_thresh: From this score on a detection is part of it. Where none has it, the best alone is, the first of
-            equally good ones.
-
-    Returns:
-        (H, W) bool, the union; all False without detections.
-    """
-    if not len(instances):
-        return torch.zeros(instances.image_size, dtype=torch.bool, device=instances.scores.device)
-    chosen = instances.scores >= score_thresh
-    if not chosen.any():
-        chosen[best_detection(instances)] = True
-    return instances.pred_masks[chosen].any(dim=0)
-
-
-def best_detection(instances: Instances) -> int:
-    """Return the index of the detection with the highest score, the first of equally good ones; K >= 1."""
-    return int((instances.scores == instances.scores.max()).nonzero()[0])
-
-
 class ReferringResult(NamedTuple):
-    """What came out for one phrase in one image.
+    """The result of one phrase in one image.
 
     Attributes:
-        image_id: Of the pair of image and phrase.
-        intersection: Pixels of both masks; 0 where masks are not evaluated.
-        union: Pixels of either mask.
+        intersection: Number of pixels in both masks; 0 where masks are not evaluated.
+        union: Number of pixels in either mask; 0 too.
         is_box_hit: Whether the best box has an IoU of 0.5 or more with an annotated one.
-        prediction: For the file of predictions: ``segmentation``, compressed run lengths, if masks are evaluated;
-            ``bbox``, XYWH, and ``score`` of the best detection, if there is one. Empty if no file is written.
+        prediction: Entry in the file of predictions, empty if no file is written: ``segmentation``, compressed run
+            lengths, if masks are evaluated; ``bbox``, XYWH, and ``score`` of the best detection, if there is one.
     """
 
-    image_id: int
     intersection: int
     union: int
     is_box_hit: bool
     prediction: dict[str, Any]
 
 
-class ReferringEvaluator(GatheringEvaluator):
+class ReferringEvaluator(SampleEvaluator[int, dict[str, Any], ReferringResult]):
     """Scores of the masks, and of the best boxes, that a model finds for phrases.
 
-    Protocol "phrasecut": the mask is the union of all detections from ``score_thresh`` on. ``mIoU``, the mean over the
-    pairs of image and phrase; ``cIoU``, all pixels of the intersections by all pixels of the unions; ``Pr@0.5``,
-    ``Pr@0.7`` and ``Pr@0.9``, the share of pairs with at least this IoU. Protocol "refcoco": the mask and the box of
-    the best detection. ``mIoU``; ``oIoU``, which is computed as ``cIoU`` is; ``acc@0.5``, the share of pairs whose box
-    has at least this IoU with the annotated one (with any, if there are several).
+    Protocol "phrasecut": the mask is the union of all detections with at least ``score_thresh``. ``mIoU`` is the mean
+    over the pairs of image and phrase; ``cIoU`` is the sum of all intersections by the sum of all unions; ``Pr@0.5``,
+    ``Pr@0.7`` and ``Pr@0.9`` are the share of pairs with at least this IoU. Protocol "refcoco": mask and box are those
+    of the best detection. ``mIoU``; ``oIoU``, which is computed as ``cIoU`` is; ``acc@0.5``, the share of pairs whose
+    box has at least this IoU with an annotated one.
 
     All are in 0..100, of the pairs that were processed; a pair without detections counts as 0. Pairs whose annotations
     have no mask cannot be judged: they are counted in a warning and left out of the scores of masks. Results are
-    ``{"referring": {...}}``; predictions go to ``referring_results.json``.
+    ``{"referring": {...}}``; predictions are written to ``referring_results.json``.
 
     Args:
-        dataset_name: For messages.
-        dataset_dicts: One for each phrase and image, as the contract describes them, with an ``image_id`` that no other
-            has. Masks must be checked, as ``load_dataset`` does ``with_masks``.
+        dataset_name: Name of the dataset, for messages.
+        dataset_dicts: One for each phrase and image, as the contract describes them, with an ``image_id`` of its own.
+            Masks must be checked, as ``load_dataset`` does ``with_masks``.
         protocol: "phrasecut" or "refcoco".
-        score_thresh: Of "phrasecut".
+        score_thresh: Lowest score of a detection that belongs to the mask, in [0, 1]; protocol "phrasecut" only.
         with_masks: Without masks only ``acc@0.5`` is measured.
-        distributed: Collect the numbers of all processes; the first of them averages.
-        output_folder: None: predictions are not written.
+        distributed: Collect the results of all processes; the first of them judges.
+        output_folder: Folder of the predictions; None: they are not written.
 
     Raises:
-        InputError: There is no such protocol, "phrasecut" is to be measured without masks, or an ``image_id`` stands
-            there twice.
+        InputError: The protocol is unknown, "phrasecut" is to be measured without masks, or two dicts have the same
+            ``image_id``.
 
     Source: PhraseCut, Sec. 5 (mean IoU, cum IoU, Pr@); MDETR and MAttNet for RefCOCO. PhraseCut's own code fills
     polygons with PIL, which marks a border that COCO's rasterization does not.
@@ -110,17 +80,15 @@ class ReferringEvaluator(GatheringEvaluator):
         distributed: bool = True,
         output_folder: str | None = None,
     ) -> None:
-        super().__init__(distributed)
         if protocol not in ("phrasecut", "refcoco"):
-            raise InputError(f"dataset {dataset_name!r}: protocol is {protocol!r}, expected 'phrasecut' or 'refcoco'")
+            raise InputError(
+                f"dataset {dataset_name!r}: expected the protocol 'phrasecut' or 'refcoco', found {protocol!r}"
+            )
         if protocol == "phrasecut" and not with_masks:
-            raise InputError(f"dataset {dataset_name!r}: found a model without masks, expected MODEL.MASK_ON")
-        self._pairs = {item["image_id"]: item for item in dataset_dicts}
-        if len(self._pairs) < len(dataset_dicts):
-            found = f"{len(dataset_dicts)} dicts with {len(self._pairs)} different image_id"
-            raise InputError(f"dataset {dataset_name!r}: {found}, expected one for each phrase and image")
-        self._name, self._protocol, self._score_thresh = dataset_name, protocol, score_thresh
-        self._with_masks, self._output_folder = with_masks, output_folder
+            raise InputError(f"dataset {dataset_name!r}: expected MODEL.MASK_ON, found a model without masks")
+        pairs = by_id(dataset_name, dataset_dicts, "image_id", "phrase and image")
+        super().__init__(dataset_name, pairs, distributed=distributed, output_folder=output_folder)
+        self._protocol, self._score_thresh, self._with_masks = protocol, score_thresh, with_masks
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Count the pixels that predictions and annotations have in common.
@@ -128,29 +96,22 @@ class ReferringEvaluator(GatheringEvaluator):
         Raises:
             InputError: An image is not of the dataset, or its instances have no masks, or masks of another size.
         """
-        for sample, output in zip(inputs, outputs):
-            pair = self._pairs.get(sample["image_id"])
-            if pair is None:
-                raise InputError(f"image {sample['image_id']!r}: expected one of the dataset {self._name!r}")
-            self._results.append(self._measure(pair, output["instances"]))
+        for sample, output in zip(inputs, outputs, strict=True):
+            self._results.setdefault(sample["image_id"], self._measure(self.known(sample), output["instances"]))
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
         """Average what was counted; empty on all processes but the first, and if nothing was processed."""
-        if (results := self.gather()) is None:
+        if (results := self.gather(sorted(self._known))) is None:
             return OrderedDict()
         if not results:
-            logging.getLogger(__name__).warning("dataset %r: nothing was processed", self._name)
+            self._logger.warning("dataset %r: nothing was processed", self._name)
             return OrderedDict()
-        # Sums of IoUs depend on their order; this one does not depend on the number of processes.
-        results = sorted(results, key=lambda result: result.image_id)
-        if self._output_folder:
-            PathManager.mkdirs(self._output_folder)
-            with PathManager.open(os.path.join(self._output_folder, "referring_results.json"), "w") as file:
-                json.dump([{"image_id": result.image_id, **result.prediction} for result in results], file)
-        scores = self._scores(results)
-        logging.getLogger(__name__).info(
-            "dataset %r, %d phrases:\n%s", self._name, len(results), create_small_table(scores)
+        self.write(
+            "referring_results.json",
+            [{"image_id": image_id, **result.prediction} for image_id, result in results.items()],
         )
+        scores = self._scores(list(results.values()))
+        self.log(f"{len(results)} phrases", scores)
         return OrderedDict(referring=scores)
 
     def _measure(self, pair: dict[str, Any], instances: Instances) -> ReferringResult:
@@ -167,9 +128,7 @@ class ReferringEvaluator(GatheringEvaluator):
             is_box_hit = bool((pairwise_iou(Boxes(box[None]), _annotated_boxes(pair)) >= _BOX_THRESHOLD).any())
             prediction["bbox"] = BoxMode.convert(box.tolist(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
             prediction["score"] = float(instances.scores[best])
-        return ReferringResult(
-            pair["image_id"], intersection, union, is_box_hit, prediction if self._output_folder else {}
-        )
+        return ReferringResult(intersection, union, is_box_hit, prediction if self._output_folder else {})
 
     def _predicted_mask(self, instances: Instances, pair: dict[str, Any]) -> Tensor:
         """Return the mask that answers the phrase, (H, W) bool."""
@@ -181,31 +140,26 @@ class ReferringEvaluator(GatheringEvaluator):
         return referred_mask(instances, self._score_thresh)
 
     def _scores(self, results: list[ReferringResult]) -> dict[str, float]:
-        """Average over pairs that are in an order of their own."""
         scores = {}
         if self._with_masks:
             judged = [result for result in results if result.union]
             if len(judged) < len(results):
-                logging.getLogger(__name__).warning(
+                self._logger.warning(
                     "dataset %r: left %d of %d phrases out of the scores of masks: no annotation has one",
                     self._name,
                     len(results) - len(judged),
                     len(results),
                 )
             ious = [result.intersection / result.union for result in judged]
-            scores["mIoU"] = _percentage(sum(ious), len(ious))
+            scores["mIoU"] = percentage(sum(ious), len(ious))
             pixels = sum(result.intersection for result in judged), sum(result.union for result in judged)
-            scores["cIoU" if self._protocol == "phrasecut" else "oIoU"] = _percentage(*pixels)
+            scores["cIoU" if self._protocol == "phrasecut" else "oIoU"] = percentage(*pixels)
             if self._protocol == "phrasecut":
                 for threshold in _PRECISION_THRESHOLDS:
-                    scores[f"Pr@{threshold}"] = _percentage(sum(iou >= threshold for iou in ious), len(ious))
+                    scores[f"Pr@{threshold}"] = percentage(sum(iou >= threshold for iou in ious), len(ious))
         if self._protocol == "refcoco":
-            scores[f"acc@{_BOX_THRESHOLD}"] = _percentage(sum(result.is_box_hit for result in results), len(results))
+            scores[f"acc@{_BOX_THRESHOLD}"] = percentage(sum(result.is_box_hit for result in results), len(results))
         return scores
-
-
-def _percentage(part: float, whole: float) -> float:
-    return 100.0 * part / whole if whole else float("nan")
 
 
 def _run_lengths(mask: Tensor) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def test_dicts_of_one_file_are_one_image(tmp_path, caplog):
 def test_images_that_only_bear_the_same_name_are_two():
     data = [{**scene(row, "a dog"), "file_name": "x.jpg", "image_bytes": b""} for row in (1, 2)]
     evaluator = evaluator_of(data)
-    assert {image.image_id for image in evaluator._images.values()} == {1, 2}
+    assert {image.image_id for image in evaluator._known.values()} == {1, 2}
 
 
 def test_named_objects_counted_by_hand():
@@ -183,5 +183,5 @@ def test_implementation_is_handed_on_and_told(monkeypatch):
 
 
 def test_image_of_another_dataset_is_refused():
-    with pytest.raises(ValueError, match="image 9: expected one of the dataset 'said'"):
+    with pytest.raises(ValueError, match="image_id 9: expected a sample of the dataset 'said'"):
         process(evaluator_of([scene(1, ["a dog"])]), [(9, {"caption_ids": ids_of("a"), "caption_score": 0.0})])

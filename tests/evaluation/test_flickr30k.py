@@ -142,7 +142,10 @@ def test_a_caption_that_comes_twice_counts_once_and_the_evaluator_starts_anew(ca
 
 @pytest.mark.parametrize(
     ("image_id", "found", "message"),
-    [("9_9", [], "'9_9': expected one of the dataset 'said'"), ("1_0", [(1, 0.5, LEFT)], "expected 0..0")],
+    [
+        ("9_9", [], "image_id '9_9': expected a sample of the dataset 'said'"),
+        ("1_0", [(1, 0.5, LEFT)], "expected pred_classes in 0..0, found"),
+    ],
 )
 def test_what_is_not_of_the_dataset_is_an_error(image_id, found, message):
     with pytest.raises(ValueError, match=message):
@@ -150,7 +153,9 @@ def test_what_is_not_of_the_dataset_is_an_error(image_id, found, message):
 
 
 def test_two_captions_with_one_id_are_an_error():
-    with pytest.raises(ValueError, match="'said': 2 dicts with 1 different image_id"):
+    with pytest.raises(
+        ValueError, match="'said': expected one image_id for each caption, found 1 different ones in 2 dicts"
+    ):
         Flickr30kEvaluator("said", [caption("1_0", [LEFT])] * 2)
 
 

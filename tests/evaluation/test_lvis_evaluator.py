@@ -23,7 +23,7 @@ from detectron2.data import MetadataCatalog
 from lvis import LVIS, LVISEval, LVISResults
 
 from glipv2_d2.data.datasets.value_checks import AnnotationError
-from glipv2_d2.evaluation.detection_rows import DetectionRows
+from glipv2_d2.evaluation.ap_inputs import DetectionRows
 from glipv2_d2.evaluation.lvis_evaluator import LVISEvaluator
 
 TASKS = ("bbox", "segm")

@@ -75,7 +75,7 @@ def test_answers_are_normalized_on_both_sides(answer, references, expected):
 
 
 def test_an_answer_needs_references():
-    with pytest.raises(ValueError, match="references: found none"):
+    with pytest.raises(ValueError, match="references: expected at least one answer, found none"):
         answer_accuracy("yes", [])
 
 
@@ -175,9 +175,17 @@ def test_reset_forgets():
 @pytest.mark.parametrize(
     ("sample", "scores", "message"),
     [
-        ({"question_id": 5}, torch.zeros(5), "question_id 5: expected one of the dataset 'asked'"),
-        ({"question_id": 1}, torch.zeros(4), r"question_id 1: answer_scores has shape \(4,\), expected \(5,\)"),
-        ({"question_id": 1}, torch.full((5,), torch.nan), "question_id 1: answer_scores holds NaN"),
+        ({"question_id": 5}, torch.zeros(5), "question_id 5: expected a sample of the dataset 'asked'"),
+        (
+            {"question_id": 1},
+            torch.zeros(4),
+            r"question_id 1: expected answer_scores of shape \(5,\), .*, found \(4,\)",
+        ),
+        (
+            {"question_id": 1},
+            torch.full((5,), torch.nan),
+            r"question_id 1: expected answer_scores in \[0, 1\], found NaN",
+        ),
     ],
 )
 def test_answers_that_do_not_fit_are_refused(sample, scores, message):
@@ -187,7 +195,9 @@ def test_answers_that_do_not_fit_are_refused(sample, scores, message):
 
 
 def test_dataset_and_vocabulary_are_checked():
-    with pytest.raises(ValueError, match="'asked'.*2 questions with 1 different question_id"):
+    with pytest.raises(
+        ValueError, match="'asked': expected one question_id for each question, found 1 different ones in 2 dicts"
+    ):
         VQAEvaluator("asked", [question(1, ["a"]), question(1, ["b"])], VOCABULARY)
-    with pytest.raises(ValueError, match="'asked'.*empty vocabulary"):
+    with pytest.raises(ValueError, match="'asked': expected answers in MODEL.GLIPV2.VQA.ANSWERS, found none"):
         VQAEvaluator("asked", [question(1, ["a"])], [])

@@ -181,7 +181,7 @@ def _question_group(group: list[dict]) -> dict:
 
 def answer_texts(dataset_dict: dict) -> list[str]:
     """Return what people answered, one string each; none for a question of a test set."""
-    answers = dataset_dict.get("answers", ())
+    answers = dataset_dict.get("answers") or ()
     return [answer if isinstance(answer, str) else answer["answer"] for answer in answers]
 
 

@@ -32,7 +32,7 @@ def bleu_scores(candidates: Sequence[Sequence[str]], references: Sequence[Sequen
     check_pairs(candidates, references)
     matched, possible = [0] * MAX_ORDER, [0] * MAX_ORDER
     length = wanted_length = 0
-    for words, sentences in zip(candidates, references):
+    for words, sentences in zip(candidates, references, strict=True):
         length += len(words)
         wanted_length += min((abs(len(sentence) - len(words)), len(sentence)) for sentence in sentences)[1]
         for row in range(MAX_ORDER):

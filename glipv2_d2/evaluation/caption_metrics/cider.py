@@ -53,7 +53,7 @@ def cider_scores(candidates: Sequence[Sequence[str]], references: Sequence[Seque
         frequencies.update({run for sentence in sentences for run in _runs(sentence)})
     num_images = math.log(len(references))
     scores = np.zeros(len(candidates))
-    for row, (words, sentences) in enumerate(zip(candidates, references)):
+    for row, (words, sentences) in enumerate(zip(candidates, references, strict=True)):
         weighted = _weigh(words, frequencies, num_images)
         similarities = [_similarity(weighted, _weigh(sentence, frequencies, num_images)) for sentence in sentences]
         scores[row] = _SCALE * sum(similarities) / len(sentences)
@@ -79,7 +79,8 @@ def _weigh(words: Sequence[str], frequencies: Counter[tuple[str, ...]], num_imag
 
 def _similarity(caption: _WeightedSentence, reference: _WeightedSentence) -> float:
     total = 0.0
-    for found, wanted, norm, wanted_norm in zip(caption.vectors, reference.vectors, caption.norms, reference.norms):
+    pairs = zip(caption.vectors, reference.vectors, caption.norms, reference.norms, strict=True)
+    for found, wanted, norm, wanted_norm in pairs:
         if norm and wanted_norm:
             shared = sum(min(found[run], wanted[run]) * wanted[run] for run in found if run in wanted)
             total += shared / (norm * wanted_norm)

@@ -13,7 +13,8 @@ MAX_ORDER = 4
 
 def count_ngrams(words: Sequence[str], order: int) -> Counter[tuple[str, ...]]:
     """Count the runs of ``order`` words; there are none in a shorter sentence."""
-    return Counter(zip(*(words[start:] for start in range(order))))
+    # The last words begin no run.
+    return Counter(zip(*(words[start:] for start in range(order)), strict=False))
 
 
 def check_pairs(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> None:

@@ -30,12 +30,12 @@ def rouge_l_scores(candidates: Sequence[Sequence[str]], references: Sequence[Seq
     """
     check_pairs(candidates, references)
     scores = np.zeros(len(candidates))
-    for row, (words, sentences) in enumerate(zip(candidates, references)):
+    for row, (words, sentences) in enumerate(zip(candidates, references, strict=True)):
         common = [common_subsequence_length(words, sentence) for sentence in sentences]
         if not max(common):
             continue
         precision = max(common) / len(words)
-        recall = max(shared / len(sentence) for shared, sentence in zip(common, sentences) if sentence)
+        recall = max(shared / len(sentence) for shared, sentence in zip(common, sentences, strict=True) if sentence)
         scores[row] = (1 + _BETA**2) * precision * recall / (recall + _BETA**2 * precision)
     return scores
 

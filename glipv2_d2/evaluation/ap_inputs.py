@@ -1,18 +1,105 @@
-"""Detections of many images as rows of arrays, small enough to keep those of a whole dataset."""
+"""What AP is computed from: annotations and their masks, checked, and detections with theirs, as rows of arrays."""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils.file_io import PathManager
+from pycocotools import mask as mask_utils
+from torch import Tensor
 
-from ..data.datasets.skip_report import with_progress
+from ..data.datasets.grounding_records import EntryError
+from ..data.datasets.mask_checks import read_segmentation
+from ..data.datasets.skip_report import SkipReport, with_progress
 from ..errors import InputError
-from .predicted_masks import checked_masks, encode_masks
+
+
+def measurable_tasks(
+    dataset_name: str, tasks: Sequence[str], annotations: list[dict[str, Any]], images: list[dict[str, Any]]
+) -> tuple[str, ...]:
+    """Check annotated masks, and leave the task "segm" out, with a warning, where no annotation has one.
+
+    Annotations are changed in place: one whose mask is missing or cannot be used gets a mask of no pixel, which is
+    never found; one warning counts these and names the first few.
+
+    Args:
+        tasks: Nothing happens if "segm" is not among them.
+        annotations: In COCO's format. Without any, as in a test set, all tasks stay.
+        images: With ``id``, ``height`` and ``width``.
+
+    Raises:
+        InputError: No task is left.
+    """
+    if "segm" not in tasks or not annotations:
+        return tuple(tasks)
+    if not any(annotation.get("segmentation") for annotation in annotations):
+        others = tuple(task for task in tasks if task != "segm")
+        if not others:
+            raise InputError(f"dataset {dataset_name!r}: no annotation has a 'segmentation', expected some for 'segm'")
+        logging.getLogger(__name__).warning(
+            "dataset %r: no annotation has a 'segmentation'; masks are not evaluated", dataset_name
+        )
+        return others
+    sizes = {image["id"]: (image["height"], image["width"]) for image in images}
+    report = SkipReport(f"dataset {dataset_name!r}, evaluation")
+    for number, annotation in enumerate(with_progress(annotations, f"{dataset_name}: masks")):
+        size = sizes.get(annotation["image_id"])
+        if size is None:
+            continue  # Of no image that is evaluated.
+        try:
+            annotation["segmentation"] = read_segmentation(annotation.get("segmentation"), *size)
+        except EntryError as error:
+            report.skip("masks, which count as not found", f"annotations[{number}]", str(error))
+            height, width = size
+            annotation["segmentation"] = {"size": [height, width], "counts": [height * width]}
+    report.close(annotations, "masks")
+    return tuple(tasks)
+
+
+def checked_masks(instances: Instances, sample: dict[str, Any]) -> Tensor:
+    """Return the masks of the detections of one image.
+
+    Args:
+        sample: Its model input, with ``image_id``, ``height`` and ``width``.
+
+    Returns:
+        (K, H, W) bool, H and W those of the original image.
+
+    Raises:
+        InputError: There are no masks, or they are not of the size of the original image.
+    """
+    where = f"image {sample['image_id']!r}"
+    if not instances.has("pred_masks"):
+        raise InputError(
+            f"{where}: found instances without pred_masks, expected masks, since masks are evaluated (MODEL.MASK_ON)"
+        )
+    masks = instances.pred_masks
+    expected = (len(instances), sample["height"], sample["width"])
+    if tuple(masks.shape) != expected or masks.dtype != torch.bool:
+        raise InputError(
+            f"{where}: pred_masks are {masks.dtype} of shape {tuple(masks.shape)}, "
+            f"expected torch.bool of shape {expected}, the size of the original image"
+        )
+    return masks
+
+
+def encode_masks(masks: Tensor) -> list[bytes]:
+    """Encode masks as COCO's compressed run lengths.
+
+    Args:
+        masks: (K, H, W) bool.
+
+    Returns:
+        The ``counts`` of K masks; ``size`` is [H, W].
+    """
+    # One after the other: the encoder wants columns, and a turned copy of all masks would double the memory.
+    return [mask_utils.encode(np.asfortranarray(mask))["counts"] for mask in masks.cpu().numpy().view(np.uint8)]
 
 
 class DetectionRows(NamedTuple):
@@ -73,8 +160,8 @@ class DetectionRows(NamedTuple):
         """Put rows below each other; without parts there are no rows."""
         shapes = ((0,), (0, 2), (0,), (0,), (0, 4), (0,))
         types = (np.int64, np.int32, np.int64, np.float32, np.float32, object)
-        nothing = cls(*(np.zeros(shape, dtype) for shape, dtype in zip(shapes, types)))
-        return cls(*map(np.concatenate, zip(nothing, *parts)))
+        nothing = cls(*(np.zeros(shape, dtype) for shape, dtype in zip(shapes, types, strict=True)))
+        return cls(*map(np.concatenate, zip(nothing, *parts, strict=True)))
 
     def select(self, rows: np.ndarray) -> DetectionRows:
         """Return the rows that a (K,) bool array marks, in their order."""
@@ -109,7 +196,7 @@ class DetectionRows(NamedTuple):
         """
         results: list[dict[str, Any]] = []
         columns = (column.tolist() for column in self)
-        for image_id, size, category_id, score, box, counts in zip(*columns):
+        for image_id, size, category_id, score, box, counts in zip(*columns, strict=True):
             result: dict[str, Any] = {"image_id": image_id, "category_id": category_id, "score": score}
             if kind != "segm":
                 result["bbox"] = box
