@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections import deque
@@ -24,17 +23,18 @@ from ..prompts.builder import prompt_from_caption
 from ..prompts.phrase_finder import PhraseFinder
 from ..prompts.questions import without_special_tokens
 from ..structures import CharSpan, TokenizedPrompt
+from ..tensor_files import file_sha256
 from .predictor import GLIPv2Predictor
 from .pseudo_report import PseudoBoxCounts
 
-# Why an entry is skipped; who starts a run may want to know this one.
+# The reason for skipping an entry that a user may want to know of before a run.
 MISSING_IMAGE = "image file that is missing"
 
 # Digits of the checksum of the weights in the teacher's id.
 _ID_LENGTH = 12
-# In pixels; the readers of grounding data leave out what is not wider and higher.
+# In pixels; the readers of grounding data leave out boxes that are not wider and higher.
 _MIN_SIDE = 1.0
-# How the image formats that tar shards hold begin; of WebP the length of the file stands in between.
+# First bytes of the image formats that tar shards hold. WebP differs: the length of the file stands between its marks.
 _IMAGE_STARTS = {b"\xff\xd8\xff": "jpg", b"\x89PNG\r\n\x1a\n": "png"}
 
 Progress = Callable[[], Any]
@@ -58,7 +58,7 @@ class CaptionPhrases(NamedTuple):
 
 
 class PseudoBoxTeacher(GLIPv2Predictor):
-    """A predictor that says for the noun phrases of captions where they are.
+    """A predictor that finds the noun phrases of captions in their images.
 
     Args:
         cfg: Config with ``MODEL.WEIGHTS``.
@@ -81,7 +81,7 @@ class PseudoBoxTeacher(GLIPv2Predictor):
         """Tokenize a caption whose phrases are known, with their half-open character ranges; None if it has none."""
         if not found:
             return None
-        names, spans = zip(*found)
+        names, spans = zip(*found, strict=True)
         prompt = self.tokenizer(prompt_from_caption(without_special_tokens(caption), spans, names))
         num_lost = int((~prompt.phrase_token_map.any(dim=1)).sum())
         is_cut = len(prompt) >= self.tokenizer.max_tokens
@@ -93,23 +93,24 @@ class PseudoBoxTeacher(GLIPv2Predictor):
         """Return for each image the regions of its record, the best first.
 
         Args:
-            images: Each (H, W, 3) in BGR order.
+            images: (H, W, 3) each, uint8 or float in 0..255, channels in BGR order.
             captions: One for each image.
         """
         outputs = self._predict(images, [[caption.prompt] for caption in captions])
         return [
-            regions_of(output["instances"], caption, self.score_thresh) for output, caption in zip(outputs, captions)
+            regions_of(output["instances"], caption, self.score_thresh)
+            for output, caption in zip(outputs, captions, strict=True)
         ]
 
 
 class PseudoBoxTask(NamedTuple):
-    """What a teacher reads of a sample, and what is written of it.
+    """How a sample becomes a caption for the teacher, and its regions a record.
 
     Attributes:
-        text: What a sample is called in messages.
+        text: Name of a sample in messages.
         read: Makes a caption of a sample; None if it has no noun phrase.
         finish: Turns the regions of that caption into those of the record.
-        content: Returns what the record holds beyond its image, from the sample and its regions.
+        content: Returns the entries of the record beyond those of its image, from the sample and its regions.
     """
 
     text: str
@@ -131,11 +132,11 @@ class PseudoBoxLabeller:
 
     Args:
         teacher: Finds the phrases.
-        teacher_id: Written into every record.
-        task: Captions, or what else the samples are.
+        teacher_id: Name of the teacher in every record.
+        task: How samples are read and written.
         image_root: Folder of the images that are files of their own.
-        batch_size: Images that go to the teacher together.
-        num_threads: They read images ahead; 0: none.
+        batch_size: Number of images that the teacher gets together.
+        num_threads: Threads that read images ahead; 0: none.
     """
 
     def __init__(
@@ -161,10 +162,11 @@ class PseudoBoxLabeller:
         writer: JsonlShardWriter | TarShardWriter,
         progress: Progress,
     ) -> PseudoBoxCounts:
-        """Write a record for every image with a box, in the order of the samples; return what became of all.
+        """Write a record for every image with a box, in the order of the samples; return the counts of all samples.
 
         Args:
-            samples: Of which as many are in memory as two batches hold.
+            samples: Samples of the shard; at most two batches of them are in memory.
+            writer: Writes the shard.
             progress: Called once for every entry.
         """
         start = time.perf_counter()
@@ -231,8 +233,9 @@ class PseudoBoxLabeller:
         counts: PseudoBoxCounts,
         progress: Progress,
     ) -> None:
-        _, captions, _, images = zip(*batch)
-        for (sample, caption, content, pixels), regions in zip(batch, self.teacher.find_regions(images, captions)):
+        _, captions, _, images = zip(*batch, strict=True)
+        found = self.teacher.find_regions(images, captions)
+        for (sample, caption, content, pixels), regions in zip(batch, found, strict=True):
             counts.images += 1
             counts.images_without_box += not regions
             counts.phrases_found += len(caption.spans)
@@ -258,9 +261,9 @@ def regions_of(instances: Instances, caption: CaptionPhrases, score_thresh: floa
     """Write K detections as regions of a grounding record.
 
     Args:
-        instances: ``pred_boxes`` XYXY in pixels, ``scores``, ``pred_classes``: rows of the caption's phrases.
-        caption: What was asked for.
-        score_thresh: Lower scores, and scores that are no number, are left out.
+        instances: ``pred_boxes`` (K, 4) XYXY in pixels, ``scores`` (K,), ``pred_classes`` (K,), rows of the phrases.
+        caption: The caption whose phrases were detected.
+        score_thresh: Detections with a lower score, or with NaN, are left out.
 
     Returns:
         In the order of the detections ``bbox`` (XYXY in pixels, inside the image, rounded to hundredths), ``phrase``,
@@ -269,10 +272,11 @@ def regions_of(instances: Instances, caption: CaptionPhrases, score_thresh: floa
     instances = instances.to("cpu")
     height, width = instances.image_size
     regions = []
-    fields = zip(instances.pred_classes.tolist(), instances.scores.tolist(), instances.pred_boxes.tensor.tolist())
-    for row, score, box in fields:
+    rows, scores = instances.pred_classes.tolist(), instances.scores.tolist()
+    for row, score, box in zip(rows, scores, instances.pred_boxes.tensor.tolist(), strict=True):
         left, top, right, bottom = (
-            round(min(max(edge, 0.0), float(limit)), 2) for edge, limit in zip(box, (width, height, width, height))
+            round(min(max(edge, 0.0), float(limit)), 2)
+            for edge, limit in zip(box, (width, height, width, height), strict=True)
         )
         if score >= score_thresh and right - left > _MIN_SIDE and bottom - top > _MIN_SIDE:
             regions.append(
@@ -290,7 +294,7 @@ def load_image(sample: Sample, image_root: str) -> tuple[bytes, np.ndarray] | Sk
     """Read the image of a sample.
 
     Returns:
-        The encoded image and its pixels, (H, W, 3) uint8 in BGR order, upright; or why there is none.
+        The encoded image and its pixels, (H, W, 3) uint8 in BGR order, upright; or the reason why it cannot be used.
     """
     content = sample.image
     if content is None:
@@ -317,8 +321,8 @@ def teacher_id(config_file: str, weights: str) -> str:
     """Name a teacher by its config and the checksum of its weights, as ``glipv2_swin_t-0123456789ab``.
 
     Args:
-        config_file: Only its name counts.
-        weights: Path of a file, as ``MODEL.WEIGHTS``.
+        config_file: Config of the teacher; only the name of the file counts.
+        weights: Path of a file, as in ``MODEL.WEIGHTS``.
 
     Raises:
         FileNotFoundError: There are no such weights.
@@ -326,8 +330,4 @@ def teacher_id(config_file: str, weights: str) -> str:
     local_path = PathManager.get_local_path(weights)
     if not os.path.isfile(local_path):
         raise FileNotFoundError(f"--weights: expected the weights of a teacher, found no file {weights}")
-    checksum = hashlib.sha256()
-    with open(local_path, "rb") as file:
-        while block := file.read(1 << 20):
-            checksum.update(block)
-    return f"{Path(config_file).stem}-{checksum.hexdigest()[:_ID_LENGTH]}"
+    return f"{Path(config_file).stem}-{file_sha256(local_path)[:_ID_LENGTH]}"

@@ -6,18 +6,22 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
 from ..data.datasets.question_files import QuestionSample
 from ..prompts.questions import names_something
 from .pseudo_boxes import CaptionPhrases, PseudoBoxTask, PseudoBoxTeacher
 
-# Answers that begin with one of these, as "can't tell", "is blue" and "no dog", name no thing that is there. Their
-# apostrophes are left out, as many people do.
+# Answers that begin with one of these words name nothing that is there: "can't tell", "is blue", "no dog". They are
+# compared without apostrophes, which many people leave out.
 _AUXILIARIES = "is are was were do does did has have had could would should might must need".split()
 _NEGATED = [f"{word}nt" for word in _AUXILIARIES]
 _OTHERS = "be been being am can will shall may cannot cant wont shant aint no not never neither nor".split()
 _NO_BEGINNINGS = frozenset((*_AUXILIARIES, *_NEGATED, *_OTHERS))
 _FIRST_WORD = re.compile(r"\w[\w'’]*")
-# Answers that read like nouns and name no thing.
+# Answers that read like nouns but do not name a thing.
 _NO_THINGS = frozenset(
     """
     yes yeah yep no nope maybe true false sure unsure unknown unclear none nothing nobody nowhere neither nor
@@ -30,9 +34,9 @@ _SAME_BOX = 0.9
 def read_question(teacher: PseudoBoxTeacher, sample: QuestionSample) -> CaptionPhrases | None:
     """Make a caption of a question with the answer behind it; None if neither has a noun phrase.
 
-    The phrases of both are looked for together, but found one by one, so that none reaches from one into the other.
-
-    What is no phrase of a question when it is answered, is none here: "what color" and "the picture".
+    The teacher looks for the phrases of both together. They are found in each text alone, so that no phrase reaches
+    from the question into the answer. Phrases that name nothing when a question is answered ("what color", "the
+    picture") are left out here too.
 
     Source: GLIPv2, Sec. 3.3: VQA becomes grounded by the boxes of entities of the question and of the answer.
     """
@@ -51,21 +55,22 @@ def question_regions(sample: QuestionSample, regions: Sequence[dict[str, Any]]) 
     """Tell the boxes of the answer from those of the question.
 
     Args:
-        sample: Whose question with the answer behind it was the caption.
-        regions: Of that caption, as ``regions_of`` writes them.
+        sample: Its question with the answer behind it was the caption.
+        regions: Regions of that caption, as ``regions_of`` writes them.
 
     Returns:
-        Regions with ``tokens_positive``, ranges of the question; those of the answer have ``answer_box`` True instead.
-        A box of the answer that is a box of the question too becomes one region with both, which has the lower of the
-        two scores.
+        Regions of the question with ``tokens_positive``, ranges of the question; regions of the answer with
+        ``answer_box`` True instead. A box of the answer that is also a box of the question becomes one region with
+        both keys and the lower of the two scores.
     """
     begin = _answer_begin(sample)
     of_question = [dict(region) for region in regions if region["tokens_positive"][0][0] < begin]
     of_answer = [region for region in regions if region["tokens_positive"][0][0] >= begin]
+    overlaps = box_iou(_boxes_of(of_answer), _boxes_of(of_question))
     alone = []
-    for region in of_answer:
-        same = max(of_question, key=lambda other: box_overlap(other["bbox"], region["bbox"]), default=None)
-        if same is not None and box_overlap(same["bbox"], region["bbox"]) >= _SAME_BOX:
+    for region, row in zip(of_answer, overlaps, strict=True):
+        if len(row) and row.max() >= _SAME_BOX:
+            same = of_question[int(row.argmax())]
             same.update(answer_box=True, score=min(same["score"], region["score"]))
         else:
             fields = {key: value for key, value in region.items() if key != "tokens_positive"}
@@ -83,19 +88,15 @@ def question_content(sample: QuestionSample, regions: Sequence[dict[str, Any]]) 
     }
 
 
-def box_overlap(one: Sequence[float], other: Sequence[float]) -> float:
-    """Return the intersection over union of two boxes XYXY with an area."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    intersection = max(width, 0.0) * max(height, 0.0)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
-    return intersection / (sum(areas) - intersection)
-
-
 def _may_be_thing(answer: str) -> bool:
     """Tell whether an answer does not begin with an auxiliary or a negation."""
     first = _FIRST_WORD.search(answer.lower())
     return first is None or re.sub("['’]", "", first.group()) not in _NO_BEGINNINGS
+
+
+def _boxes_of(regions: Sequence[dict[str, Any]]) -> Tensor:
+    """Return the boxes of M regions, (M, 4) float64 XYXY."""
+    return torch.tensor([region["bbox"] for region in regions], dtype=torch.float64).view(-1, 4)
 
 
 def _answer_begin(sample: QuestionSample) -> int:

@@ -5,7 +5,7 @@ import pytest
 from glipv2_d2.data.datasets.question_files import QuestionSample
 from glipv2_d2.data.datasets.vqa_records import read_question_boxes
 from glipv2_d2.engine.pseudo_boxes import PseudoBoxTeacher
-from glipv2_d2.engine.pseudo_questions import box_overlap, question_content, question_regions, read_question
+from glipv2_d2.engine.pseudo_questions import question_content, question_regions, read_question
 from glipv2_d2.prompts.phrase_finder import build_phrase_finder
 from glipv2_d2.prompts.questions import ANSWER_PHRASE, question_to_ground
 
@@ -126,21 +126,6 @@ def test_boxes_that_overlap_less_stay_two_regions():
     regions = [region([0.0, 0.0, 10.0, 10.0], [[8, 15]]), region([0.0, 0.0, 8.9, 10.0], [[25, 30]])]
     assert ["answer_box" in item for item in question_regions(SAMPLE, regions)] == [False, True]
     assert question_regions(SAMPLE, []) == []
-
-
-@pytest.mark.parametrize(
-    "other, expected",
-    [
-        ([0, 0, 4, 2], 1.0),
-        ([2, 0, 6, 2], 4 / 12),
-        ([2, 1, 6, 3], 2 / 14),
-        ([4, 0, 6, 2], 0.0),
-        ([5, 5, 6, 6], 0.0),
-        ([1, 0, 2, 1], 1 / 8),
-    ],
-)
-def test_overlap_is_intersection_over_union(other, expected):
-    assert box_overlap([0, 0, 4, 2], other) == box_overlap(other, [0, 0, 4, 2]) == pytest.approx(expected)
 
 
 def test_the_reader_of_questions_takes_every_region():
