@@ -112,6 +112,18 @@ def test_the_base_is_the_official_recipe():
     assert cfg.TEST.DETECTIONS_PER_IMAGE == 100 and cfg.SEED >= 0
 
 
+def test_a_pretraining_runs_with_the_numbers_of_paper_and_official_code():
+    cfg = load("pretrain/glipv2_swin_t.yaml")
+    assert cfg.MODEL.GLIPV2.MLM.MASK_PROB == 0.15  # GLIPv2, Sec. 3.2
+    assert cfg.MODEL.GLIPV2.CONTRASTIVE.LOG_SCALE == -2.66  # a temperature of 0.07
+    assert (cfg.INPUT.PROMPT.NUM_NEGATIVES, cfg.INPUT.PROMPT.NO_NEGATIVE_CAPTIONS_PROB) == (85, 0.4)
+
+
+def test_prompt_tuning_has_the_official_rate_and_decay():
+    solver = load("prompt_tuning/coco_swin_t.yaml").SOLVER
+    assert (solver.BASE_LR, solver.WEIGHT_DECAY) == (0.05, 0.25)
+
+
 @pytest.mark.parametrize(
     ("name", "length"),
     [
@@ -134,6 +146,8 @@ def test_the_base_is_the_official_recipe():
         ("finetune/phrasecut_swin_b.yaml", 3 * 310_816 // 32),
         ("finetune/vqa_swin_t.yaml", 100_000),
         ("finetune/caption_swin_b.yaml", 70_800),
+        ("finetune/caption_coswin_h.yaml", 70_800),
+        ("prompt_tuning/coco_swin_t.yaml", 24 * 118_287 // 32),
     ],
 )
 def test_the_rate_warms_up_and_drops_twice(name, length):

@@ -9,6 +9,7 @@ from PIL import Image
 from glipv2_d2.data import DetectionDatasetMapper, build_test_loader
 from glipv2_d2.data.datasets.odinw import ODINW_13, ODINW_SETS, OdinwSet, dataset_of_set, load_odinw, register_odinw
 from glipv2_d2.data.datasets.value_checks import AnnotationError
+from glipv2_d2.prompts.tokenizer import PromptTokenizer
 
 NAMES = [dataset_of_set(key, split) for key in ODINW_SETS for split in ("train", "val", "test")]
 
@@ -109,6 +110,30 @@ def test_a_caption_prompt_stands_around_its_name(sets_in, tmp_path, data_cfg):
     # [CLS] there are some holes on the road [SEP]
     assert len(prompt) == 9 and prompt.phrase_token_map.tolist() == [[row == 4 for row in range(9)]]
     assert prompt.phrases == ("holes",)
+
+
+@pytest.mark.parametrize(
+    ("key", "names", "expected"),
+    [
+        # Written from the official task files of ODinW-35.
+        (
+            "Aquarium",
+            ("fish", "penguin", "puffin", "stingray"),
+            "fish. penguin, which is black and white. puffin with orange beaks. stingray which is flat and round",
+        ),
+        ("EgoHands_generic", ("hand",), "hand of a person"),
+        ("Packages", ("package",), "there is a package on the porch"),
+        ("pothole", ("pothole",), "there are some holes on the road"),
+        ("CottontailRabbits", ("Cottontail-Rabbit",), "rabbit"),
+    ],
+)
+def test_prompts_say_what_the_official_files_say(sets_in, tmp_path, data_cfg, key, names, expected):
+    sets_in(tmp_path)
+    name = f"odinw_{key}_test"
+    write_split(tmp_path, ODINW_SETS[key].paths("test")[1], names)
+    (prompt,) = DetectionDatasetMapper(data_cfg, is_train=False, dataset_names=[name]).test_prompts({})
+    text = PromptTokenizer.from_config(data_cfg).decode(prompt.input_ids.tolist()).text
+    assert text.removesuffix(".") == expected
 
 
 def test_training_says_the_same_as_the_test(sets_in, tmp_path, data_cfg):

@@ -178,13 +178,14 @@ def test_of_equal_scores_at_the_limit_of_a_category_the_lower_image_id_is_kept(t
     assert results["bbox_fixed"]["AP"] == pytest.approx(100 * 51 / 101)
 
 
-def test_limits_are_300_of_an_image_and_10_000_of_a_category(tmp_path):
+@pytest.mark.parametrize(("num_wrong", "standard"), [(299, 100 / 300), (300, 0.0)])
+def test_limits_are_300_of_an_image_and_10_000_of_a_category(tmp_path, num_wrong, standard):
     with dataset_of(make_content([make_annotation(1, 1, BOXES[2])]), tmp_path / "annotations.json") as name:
         evaluator = LVISEvaluator(name, output_folder=str(tmp_path / "out"), distributed=False)
-        wrong = [(1, 0.9, [0, 0, 8, 8])] * 300
+        wrong = [(1, 0.9, [0, 0, 8, 8])] * num_wrong
         results = process(evaluator, {1: [*wrong, (1, 0.5, BOXES[2])]}, with_masks=False)
-        assert results["bbox"]["AP"] == 0.0
-        assert results["bbox_fixed"]["AP"] == pytest.approx(100 / 301)
+        assert results["bbox"]["AP"] == pytest.approx(standard)
+        assert results["bbox_fixed"]["AP"] == pytest.approx(100 / (num_wrong + 1))
     rows = DetectionRows.join([])
     many = rows._replace(image_ids=np.arange(10_001), category_ids=np.ones(10_001), scores=np.ones(10_001, np.float32))
     assert evaluator._best("fixed", many).sum() == 10_000

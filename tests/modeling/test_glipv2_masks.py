@@ -102,6 +102,15 @@ def test_masks_have_the_size_of_the_original_image_and_leave_the_boxes_as_they_a
 
 
 @torch.no_grad()
+def test_the_config_says_from_which_probability_on_a_pixel_belongs_to_a_mask(mask_cfg):
+    pixels = []
+    for threshold in (0.01, 0.5, 1.0):
+        mask_cfg.MODEL.GLIPV2.TEST.MASK_THRESH = threshold
+        pixels.append(int(build(mask_cfg).eval()([make_input(PROMPT, BOXES)])[0]["instances"].pred_masks.sum()))
+    assert pixels[0] > pixels[1] > pixels[2] == 0
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("features", ["fpn", "fused"])
 def test_chunks_of_names_have_the_masks_of_each_chunk_alone(mask_cfg, features):
     mask_cfg.MODEL.GLIPV2.MASK_HEAD.FEATURES = features
