@@ -1,8 +1,8 @@
-"""Triton kernels of ``masked_logsumexp``: tiles of scores are made, used and forgotten on the chip.
+"""Triton kernels of ``masked_logsumexp``: tiles of scores are computed and used on the chip and never stored.
 
 Shapes: A rows, B columns, E numbers of a vector. One program owns a block of vectors and walks over all blocks of the
-other side. Products are exact float32, without the shortened mantissas of tensor cores. Nothing is added up
-atomically, so results repeat bit for bit.
+other side. Products are exact float32, without the shortened mantissas of tensor cores. No sum is
+atomic, so results repeat bit for bit.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Vectors of a tile, and most of their numbers that are loaded at a time; with loads ahead they take 64 KiB of shared
-# memory.
+# Number of vectors in a tile, and the most numbers of a vector that are loaded at a time. With prefetching, tiles take
+# 64 KiB of shared memory.
 BLOCK_SIZE = 64
 MAX_WIDTH = 64
 # With fewer warps the accumulators do not fit into the registers.
@@ -22,7 +22,7 @@ NUM_WARPS = 8
 
 @triton.jit
 def _load_tile(vectors, first, count, begin, dim, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
-    """Load numbers from ``begin`` on of the vectors from ``first`` on, with zeros past the ends."""
+    """Load a tile: vectors from ``first`` on, their numbers from ``begin`` on, with zeros past the ends."""
     rows = first + tl.arange(0, BLOCK)
     numbers = begin + tl.arange(0, WIDTH)
     pointers = vectors + rows.to(tl.int64)[:, None] * dim + numbers[None, :]
@@ -41,7 +41,7 @@ def _masked_scores(
     owns, others, own_group, other_groups, first, num_owns, start, num_others, dim,
     BLOCK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Products of two blocks of vectors, minus infinity where the pair is ignored or there is no other vector."""
+    """Return the products of two blocks of vectors; minus infinity for ignored pairs and past the last other vector."""
     scores = tl.zeros((BLOCK, BLOCK), tl.float32)
     for begin in range(0, dim, WIDTH):
         own = _load_tile(owns, first, num_owns, begin, dim, BLOCK, WIDTH)
@@ -68,7 +68,7 @@ def _forward_kernel(
             rows, columns, own_group, column_groups, first, num_rows, start, num_columns, dim, BLOCK, WIDTH
         )
         new_largest = tl.maximum(largest, tl.max(scores, axis=1))
-        # Before its first column a row's largest score is minus infinity, whose difference with itself is NaN.
+        # A row without a column so far has the largest score -inf, and -inf - (-inf) would be NaN.
         base = tl.where(new_largest == float("-inf"), 0.0, new_largest)
         total = total * tl.exp(largest - base) + tl.sum(tl.exp(scores - base[:, None]), axis=1)
         largest = new_largest
@@ -81,7 +81,7 @@ def _backward_kernel(
     owns, others, own_groups, other_groups, logsumexps, grads, own_grads, num_owns, num_others, dim,
     OWN_ARE_ROWS: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Some numbers of the gradient of one side: of the rows, to whom the log-sum-exps belong, or of the columns."""
+    """Compute a tile of the gradient of one side: of the rows, which own the log-sum-exps, or of the columns."""
     first = tl.program_id(0) * BLOCK
     begin = tl.program_id(1) * WIDTH
     own_group = _load_entries(own_groups, first, num_owns, -1, BLOCK)
@@ -106,17 +106,17 @@ def _backward_kernel(
 
 
 def _width(dim: int) -> int:
-    """Return the numbers of a tile: a power of 2, not below what a product of tiles takes."""
+    """Return how many numbers of a vector a tile holds: a power of 2, at least the 16 that ``tl.dot`` needs."""
     return max(16, min(MAX_WIDTH, triton.next_power_of_2(dim)))
 
 
 def logsumexp_forward(rows: Tensor, columns: Tensor, row_groups: Tensor, column_groups: Tensor) -> Tensor:
-    """Compute ``masked_logsumexp`` of contiguous float32 vectors (A, E) and (B, E), (A,).
+    """Compute ``masked_logsumexp``, (A,), of contiguous float32 vectors (A, E) and (B, E).
 
     Raises:
         ValueError: The tensors are not on a CUDA device.
     """
-    # Under TRITON_INTERPRET=1 the decorator makes another kind of function, which runs on any device.
+    # Under TRITON_INTERPRET=1 the decorator makes another type of function, which runs on any device.
     if isinstance(_forward_kernel, triton.JITFunction) and not rows.is_cuda:
         raise ValueError(f"masked_logsumexp: form 'triton' needs tensors on a CUDA device, found {rows.device}")
     result = rows.new_empty(len(rows))
@@ -144,7 +144,7 @@ def logsumexp_backward(
 ) -> tuple[Tensor, Tensor]:
     """Compute the gradients of rows and columns from the result of ``logsumexp_forward`` and its gradient, (A,)."""
     row_side, column_side = (rows, row_groups.to(torch.int32)), (columns, column_groups.to(torch.int32))
-    # A row without a column: minus infinity less infinity is no NaN, and its exponential is 0.
+    # A row without a column: -inf - inf is -inf, not NaN, and its exponential is 0.
     result = result.masked_fill(result == -torch.inf, torch.inf)
     width = _width(rows.shape[1])
     gradients = []

@@ -17,8 +17,8 @@ class ConvEmbedding(nn.Module):
     """A strided convolution whose windows overlap, then a LayerNorm over the channels of each position.
 
     Args:
-        in_channels, out_channels: Before and after.
-        kernel_size, stride, padding: Of the convolution.
+        in_channels, out_channels: Channels before and after.
+        kernel_size, stride, padding: Arguments of the convolution.
 
     Source: CvT (arXiv 2103.15808), Sec. 3.1.
     """
@@ -56,9 +56,9 @@ class CoSwin(FreezableSwin):
     Patches are embedded by a 7x7 convolution of stride 4, stages are joined by 3x3 convolutions of stride 2. Blocks,
     output norms, names of the features and arguments are those of ``FreezableSwin``.
 
-    Source: Florence (arXiv 2111.11432), which gives no more than that these two parts of Swin are replaced by those of
-    CvT; kernels and strides are those of "v2" of the Swin Transformer in the official code of GLIP. Its layer scale,
-    which is off by default, is left out.
+    Source: Florence (arXiv 2111.11432), which says only that these two parts of Swin are replaced by those of CvT.
+    Kernels and strides are those of "v2" of the Swin Transformer in the official code of GLIP. Its layer scale, off by
+    default, is left out.
     """
 
     def __init__(self, *, in_chans: int = 3, embed_dim: int, **kwargs: Any) -> None:
@@ -67,7 +67,7 @@ class CoSwin(FreezableSwin):
         for stage in self.layers:
             if stage.downsample is not None:
                 stage.downsample = ConvDownsampling(stage.downsample.dim)
-        # Once more: what was frozen has been replaced.
+        # Again, because the frozen modules have been replaced.
         self._freeze_stages()
 
 

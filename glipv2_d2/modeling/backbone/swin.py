@@ -17,14 +17,15 @@ from .fpn import GroundingFPN, build_fpn
 class FreezableSwin(SwinTransformer):
     """detectron2's Swin Transformer whose frozen stages stay in eval mode when the model is set to training.
 
-    Its features are named ``p{index}`` after the stage, 0..3; strides 4, 8, 16, 32. Args as of ``SwinTransformer``.
+    Its features are named ``p{index}`` after the stage, 0..3; their strides are 4, 8, 16, 32. Arguments are those of
+    ``SwinTransformer``.
     """
 
     def __init__(self, *, frozen_stages: int = -1, use_checkpoint: bool = False, **kwargs: Any) -> None:
         super().__init__(frozen_stages=frozen_stages, use_checkpoint=use_checkpoint, **kwargs)
         if use_checkpoint:
-            # detectron2's checkpoints pass no gradient to weights whose block has an input without gradient, and what
-            # comes from frozen stages or a fixed patch embedding has none.
+            # detectron2's checkpointing gives a block no gradient if the input of the block needs none, as is the case
+            # after frozen stages or a fixed patch embedding.
             self.layers[max(frozen_stages - 1, 0)].register_forward_pre_hook(_require_gradient)
 
     def train(self, mode: bool = True) -> FreezableSwin:

@@ -1,1 +1,1 @@
-"""The loss functions of the detector, one subject per file."""
+"""Loss functions, one subject per file."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..box_regression import center_to_edges_legacy
 
-# Added to both areas that the GIoU divides by.
+# Added to both areas that the GIoU divides by, to avoid a division by 0.
 AREA_EPS = 1e-7
 
 
@@ -16,7 +16,7 @@ def giou_loss_legacy(pred_boxes: Tensor, gt_boxes: Tensor) -> Tensor:
 
     Args:
         pred_boxes: (M, 4) XYXY, half-open, pixels. A box less than a pixel wide counts as zero wide.
-        gt_boxes: (M, 4) likewise.
+        gt_boxes: (M, 4), in the same form.
 
     Returns:
         (M,) in [0, 2].
@@ -40,15 +40,15 @@ def _area(sides: Tensor) -> Tensor:
 
 
 def centerness_targets(anchors: Tensor, gt_boxes: Tensor) -> Tensor:
-    """Say how central the centre of an anchor lies in its box.
+    """Rate how central the centre of an anchor is in its box.
 
     Args:
         anchors: (M, 4) XYXY, half-open, pixels.
         gt_boxes: (M, 4) the matched boxes.
 
     Returns:
-        (M,) in [0, 1]: sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)) of the distances to the four edges; 0 where
-        the centre lies outside, as that of a matched box may that is so large that its encoding is clamped.
+        (M,) in [0, 1]: sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b)) of the distances to the four edges. 0
+        where the centre is outside, which happens for matched boxes so large that their encoding is clamped.
 
     Source: FCOS (arXiv 1904.01355), Eq. 3; ``compute_centerness_targets`` of the official code.
     """

@@ -19,9 +19,9 @@ class SharedVectors(NamedTuple):
     """Regions, or words, of this rank and of all ranks.
 
     Attributes:
-        local: Those of this rank, n.
-        everywhere: Those of all ranks, one rank after the other; ``local`` itself in a single process.
-        start: ``everywhere`` from this row on, n rows, is ``local``.
+        local: The n vectors of this rank.
+        everywhere: The vectors of all ranks, one rank after the other; ``local`` itself in a single process.
+        start: Row of ``everywhere`` where the n rows of ``local`` begin.
     """
 
     local: LabelledVectors
@@ -32,11 +32,11 @@ class SharedVectors(NamedTuple):
 def contrastive_loss(
     regions: SharedVectors, words: SharedVectors, region_phrases: Tensor, word_phrases: Tensor, form: str = "auto"
 ) -> Tensor:
-    """Cross entropy between similarities and targets along both axes of the region-word matrix of the whole batch.
+    """Compute the cross entropy of similarities and targets along both axes of the batch's region-word matrix.
 
-    The target of a region is spread evenly over its positive words among those of all images, and that of a word over
-    its positive regions, see ``dense_targets``. Each axis gives the mean over the regions, or words, that have
-    a positive at all; the others are only compared with.
+    The target of a region is spread evenly over its positive words in all images, that of a word over its positive
+    regions, see ``dense_targets``. Each axis gives the mean over the regions, or words, with at least one positive;
+    all others serve as negatives only.
 
     Each rank computes its own regions and words. The mean of the results over the ranks is the loss of the whole batch,
     and the mean of the gradients, which ``DistributedDataParallel`` takes, is its gradient.
@@ -44,16 +44,16 @@ def contrastive_loss(
     Args:
         regions: Unit vectors with their labels.
         words: Unit vectors divided by the temperature, with their labels.
-        region_phrases: (2, n) int64, pairs of a region and a phrase of this rank: the phrase that a region shows.
-        word_phrases: (2, m) int64, pairs of a word and a phrase of this rank: the phrases that a word helps to spell.
-        form: "dense" computes the whole matrix as the formula reads; the others, equal to it, never store it, see
-            ``masked_logsumexp``.
+        region_phrases: (2, n) int64, pairs of a region of this rank and the phrase that it shows.
+        word_phrases: (2, m) int64, pairs of a word of this rank and a phrase that it helps to spell.
+        form: "dense" computes the whole matrix as the formula is written. The other forms give the same numbers and
+            never store the matrix, see ``masked_logsumexp``.
 
     Returns:
         A scalar; 0 without regions, in a graph that still reaches all vectors.
 
-    Source: GLIPv2 (arXiv 2206.05836), Eq. 4 and 5. That regions of unknown category are not compared with
-    the names of other images is ours. The paper leaves the normalization open.
+    Source: GLIPv2 (arXiv 2206.05836), Eq. 4 and 5. Departure: regions of unknown category are not compared
+    with the names of other images. The paper leaves the normalization open.
     """
     to_words = soft_cross_entropy(
         regions.local, words.everywhere, region_phrases, _shift(word_phrases, words.start), form
@@ -61,7 +61,7 @@ def contrastive_loss(
     to_regions = soft_cross_entropy(
         words.local, regions.everywhere, word_phrases, _shift(region_phrases, regions.start), form
     )
-    # At least one in all ranks together, which in the mean over the ranks is less.
+    # At least 1 over all ranks together, which is 1 / world size in the mean over the ranks.
     counts = reduce_mean(torch.stack((to_words[1], to_regions[1]))).clamp(min=1 / comm.get_world_size())
     return to_words[0] / counts[0] + to_regions[0] / counts[1]
 
@@ -83,7 +83,7 @@ def soft_cross_entropy(
         form: See ``contrastive_loss``.
 
     Returns:
-        The sum, and the number of its rows in the precision of the vectors.
+        The sum, and the number of rows in it, as a tensor in the precision of the vectors.
 
     Raises:
         ValueError: The form is unknown.
@@ -96,7 +96,7 @@ def soft_cross_entropy(
     weights = used / counts.clamp(min=1).to(rows.vectors.dtype)
     # A row's cross entropy: its log-sum-exp minus the mean score of its positive columns.
     positive_sum = targets.score_sum(rows.vectors, columns.vectors, weights)
-    # Nearly all regions have a positive, and are not copied if all have; most words have none.
+    # Nearly all regions have a positive, and if all do, no copy is made. Most words have none.
     used_rows = (rows.vectors, rows.groups) if used.all() else (rows.vectors[used], rows.groups[used])
     logsumexp = masked_logsumexp(used_rows[0], columns.vectors, used_rows[1], columns.groups, form)
     return logsumexp.sum() - positive_sum, used.sum().to(rows.vectors.dtype)
@@ -105,7 +105,7 @@ def soft_cross_entropy(
 def _dense_cross_entropy(
     rows: LabelledVectors, columns: LabelledVectors, row_phrases: Tensor, column_phrases: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The reference: it stores the similarities and the targets of all pairs."""
+    """Compute ``soft_cross_entropy`` with the similarities and targets of all pairs in memory: the reference."""
     similarities = rows.vectors @ columns.vectors.T  # (A, B)
     targets = dense_targets(rows, columns, row_phrases, column_phrases)
     similarities = similarities.masked_fill(ignored_pairs(rows.groups, columns.groups), -torch.inf)

@@ -1,4 +1,4 @@
-"""The one heavy part of the contrastive loss: log-sum-exps over all pairs of two sets, without storing the pairs."""
+"""Log-sum-exps over all pairs of two sets without storing the pairs: the heavy part of the contrastive loss."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def masked_logsumexp(
 ) -> Tensor:
     """Return log sum_b exp(rows[a] . columns[b]) for each row a, over the columns that are not ignored.
 
-    A pair is ignored if both its groups are at least 0 and differ. Memory grows with A + B, not with A x B, also in the
-    backward pass, which computes the products again.
+    A pair is ignored if both of its groups are at least 0 and differ. Memory grows with A + B, not with A x B, also in
+    the backward pass, which computes the products again.
 
     Args:
         rows: (A, E).
         columns: (B, E).
         row_groups: (A,) int64, -1 for no group.
         column_groups: (B,) int64.
-        form: "chunked" is plain torch for any device and precision, "triton" a kernel for CUDA in single precision;
-            "auto" takes the kernel where it runs.
+        form: "chunked" is plain torch for any device and precision. "triton" is a kernel for CUDA in single precision.
+            "auto" takes the kernel where it can run.
 
     Returns:
-        (A,), minus infinity where no column is left; such a row sends back no gradient.
+        (A,); minus infinity for a row without a column, which sends back no gradient.
 
     Raises:
         ValueError: The form is unknown, or the kernel does not run on such tensors.
@@ -58,7 +58,7 @@ def _choose_form(form: str, vectors: Tensor) -> str:
 
 
 class _MaskedLogSumExp(torch.autograd.Function):
-    """Keeps its inputs and its result for the backward pass, nothing else."""
+    """Keep only inputs and result for the backward pass."""
 
     @staticmethod
     def forward(
@@ -107,7 +107,7 @@ def _chunked_backward(
     rows: Tensor, columns: Tensor, row_groups: Tensor, column_groups: Tensor, result: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor]:
     grad_rows, grad_columns = torch.empty_like(rows), torch.zeros_like(columns)
-    # Without a column all scores of the row are minus infinity; minus a finite number they stay so.
+    # All scores of a row without a column are minus infinity, and stay so when a finite number is subtracted.
     result = result.masked_fill(result == -torch.inf, 0.0)
     for chunk in _chunks(len(rows), len(columns)):
         scores = _scores(rows[chunk], columns, row_groups[chunk], column_groups)

@@ -13,9 +13,9 @@ class LabelledVectors(NamedTuple):
 
     Attributes:
         vectors: (n, E).
-        images: (n,) int64, an id of the image, unique over all ranks, at least 0.
-        categories: (n,) int64, the id across images of what a region shows, or of the name in a detection prompt that a
-            word spells. -1: the region's is unknown; the word is part of a sentence, or of no name.
+        images: (n,) int64, id of the image, at least 0, unique over all ranks.
+        categories: (n,) int64, id across images of the object that a region shows, or of the name in a detection prompt
+            that a word spells. -1 for a region of unknown category, and for a word of a sentence or of no name.
         groups: (n,) int64. A pair of a region and a word takes no part in the loss if both groups are at least 0 and
             differ.
     """
@@ -29,31 +29,31 @@ class LabelledVectors(NamedTuple):
 def label_regions(vectors: Tensor, images: Tensor, categories: Tensor) -> LabelledVectors:
     """Join regions with their labels, see ``LabelledVectors``.
 
-    A region of unknown category may show what the name in another image's prompt says, so it is compared with no such
-    name: its group is its image.
+    A region of unknown category may show an object that another image's prompt names. It is therefore not compared with
+    the names of other images: its group is its image.
     """
     return LabelledVectors(vectors, images, categories, torch.where(categories < 0, images, -1))
 
 
 def label_words(vectors: Tensor, images: Tensor, categories: Tensor) -> LabelledVectors:
-    """Join words with their labels, see ``LabelledVectors``. The group of a word of a name is its image."""
+    """Join words with their labels, see ``LabelledVectors``. The group of a word in a name is its image."""
     return LabelledVectors(vectors, images, categories, torch.where(categories >= 0, images, -1))
 
 
 def dense_targets(
     rows: LabelledVectors, columns: LabelledVectors, row_phrases: Tensor, column_phrases: Tensor
 ) -> Tensor:
-    """Build the target matrix as the paper writes it.
+    """Build the target matrix as the paper defines it.
 
-    Inside an image the image's own map counts: a region and a word belong together if they share a phrase. Across
-    images labels are propagated: they belong together if both have the same category. Words of sentences have none, so
+    Within an image, a region and a word belong together if they share a phrase. Across images, they belong together if
+    both have the same category; the paper calls this the propagation of labels. Words of sentences have no category, so
     nothing is propagated to them.
 
     Args:
         rows: A regions, or A words.
         columns: B words, or B regions.
-        row_phrases: (2, n) int64, pairs of a row and a phrase. An index of a phrase means the same phrase of the same
-            image on both sides.
+        row_phrases: (2, n) int64, pairs of a row and a phrase. Equal indices of phrases mean the same phrase of the
+            same image in both arguments.
         column_phrases: (2, m) int64, pairs of a column and a phrase.
 
     Returns:
@@ -72,18 +72,17 @@ def dense_targets(
 
 
 class FactoredTargets(NamedTuple):
-    """The same matrix as a product of two sparse ones: rows and columns that belong together meet at a hub.
+    """The target matrix as a product of two sparse ones: rows and columns that belong together meet at a hub.
 
-    T[row, column] is the sum over the hubs where both are of the row's sign there. A phrase is a hub with sign 1, a
-    category is one with sign 1, and a category within an image is one with sign -1: it takes back what the
-    category's hub says about pairs of the same image, where only the phrase counts. Space and work grow with the number
-    of rows and columns, not with that of pairs.
+    T[row, column] is the sum of the row's signs over all hubs that both belong to. Phrases and categories are hubs with
+    sign 1. A category within one image is a hub with sign -1: within an image only phrases count, so it cancels the
+    category's hub there. Memory and work grow with the number of rows and columns, not with the number of pairs.
 
     Attributes:
         row_entries: (2, n) int64, pairs of a hub and a row.
         row_signs: (n,) int64, 1 or -1.
         column_entries: (2, m) int64, pairs of a hub and a column.
-        num_hubs: Hubs that have both rows and columns.
+        num_hubs: Number of hubs; each has both rows and columns.
     """
 
     row_entries: Tensor
@@ -116,7 +115,7 @@ class FactoredTargets(NamedTuple):
         return (row_sums * column_sums).sum()
 
     def _sum_at_hubs(self, entries: Tensor, weights: Tensor, vectors: Tensor) -> Tensor:
-        # A sparse product has no intermediate result of the size of the entries, unlike index_add.
+        # Unlike index_add, a sparse product needs no intermediate result of the size of the entries.
         members = torch.sparse_coo_tensor(entries, weights, (self.num_hubs, len(vectors)), check_invariants=False)
         return torch.sparse.mm(members, vectors)  # (hubs, E)
 
@@ -124,7 +123,7 @@ class FactoredTargets(NamedTuple):
 def factor_targets(
     rows: LabelledVectors, columns: LabelledVectors, row_phrases: Tensor, column_phrases: Tensor
 ) -> FactoredTargets:
-    """Factor the matrix of ``dense_targets``; the arguments are the same."""
+    """Factor the matrix of ``dense_targets``, which has the same arguments."""
     num_rows = len(rows.images)
     _, categories = torch.cat((rows.categories, columns.categories)).unique(return_inverse=True)
     _, images = torch.cat((rows.images, columns.images)).unique(return_inverse=True)
@@ -133,7 +132,7 @@ def factor_targets(
     known_columns = (columns.categories >= 0).nonzero().squeeze(1)
 
     def entries(phrases: Tensor, known: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        """Hubs, numbered apart by kind, and their members."""
+        """Return hubs, with separate numbers for each kind of hub, and their members."""
         kinds = (phrases[1], categories[first + known], categories_of_images[first + known])
         hubs = [3 * hub + kind for kind, hub in enumerate(kinds)]
         return torch.cat(hubs), torch.cat((phrases[0], known, known))
@@ -145,7 +144,7 @@ def factor_targets(
 
     used, hubs = torch.cat((row_hubs, column_hubs)).unique(return_inverse=True)
     row_hubs, column_hubs = hubs[: len(row_hubs)], hubs[len(row_hubs) :]
-    # Most names of a prompt have no box in the batch: a hub with one side only says nothing.
+    # Most names of a prompt have no box in the batch. A hub with rows only, or columns only, adds nothing.
     met = torch.bincount(row_hubs, minlength=len(used)) * torch.bincount(column_hubs, minlength=len(used)) > 0
     number = met.cumsum(0) - 1
     row_kept, column_kept = met[row_hubs], met[column_hubs]

@@ -13,20 +13,21 @@ from torch.autograd.function import once_differentiable
 def token_focal_loss(token_logits: Tensor, targets: Tensor, mask: Tensor, alpha: float, gamma: float) -> Tensor:
     """Sum the focal loss over all pairs of an anchor and a real token.
 
-    With p the probability that the model gives to the target: alpha_t * (1 - p)^gamma * -log(p), where alpha_t is
-    ``alpha`` for a target of 1 and ``1 - alpha`` for 0. Computed in single precision also for half precision logits.
+    The loss of a pair is alpha_t * (1 - p)^gamma * -log(p), where p is the probability that the model gives to the
+    target, and alpha_t is ``alpha`` for a target of 1 and ``1 - alpha`` for 0. Half precision logits are computed with
+    in single precision.
 
     Only the inputs are kept for the backward pass.
 
     Args:
         token_logits: (N, R, T).
         targets: (N, R, T) bool.
-        mask: (N, T) bool, False at padding: such a column takes no part, whatever it holds.
+        mask: (N, T) bool, False at padding, whose columns are ignored whatever they hold.
         alpha: Weight of the positive pairs, in [0, 1].
         gamma: Focusing exponent, at least 0.
 
     Returns:
-        A scalar, not normalized; 0 if nothing is unmasked.
+        A scalar, not normalized; 0 if all tokens are masked.
 
     Source: RetinaNet (arXiv 1708.02002), Eq. 5; GLIP, Sec. 3.1, and the official ``token_sigmoid_binary_focal_loss``.
     """
@@ -34,10 +35,10 @@ def token_focal_loss(token_logits: Tensor, targets: Tensor, mask: Tensor, alpha:
 
 
 class _TokenFocalLoss(torch.autograd.Function):
-    """The loss above with its own backward pass, which recomputes instead of keeping six (N, R, T) tensors.
+    """``token_focal_loss`` with a backward pass that recomputes instead of keeping six (N, R, T) tensors.
 
-    Nearly all targets are 0, so the few positive pairs are taken out and handled apart. A logit taken out, or masked,
-    is replaced by minus infinity, where value and slope of the loss of a negative pair are 0.
+    Nearly all targets are 0, so the few positive pairs are taken out and computed separately. A logit that is taken out
+    or masked becomes minus infinity, where value and slope of the loss of a negative pair are 0.
     """
 
     @staticmethod
@@ -68,7 +69,7 @@ def _split(logits: Tensor, mask: Tensor, positive: tuple[Tensor, ...]) -> tuple[
 
 
 def _value(wrong: Tensor, gamma: float) -> Tensor:
-    """Return m^gamma * -log(1 - m) of the probability m of being wrong, from its logit."""
+    """Return m^gamma * -log(1 - m), where m is the probability of being wrong, from the logit of m."""
     return F.softplus(wrong).mul_(wrong.sigmoid().pow_(gamma))
 
 
