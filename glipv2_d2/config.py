@@ -1,11 +1,6 @@
-"""Configuration keys that the package adds to detectron2's, with their defaults: those of GLIPv2-T.
-
-Those of data and solver are in ``training_config.py``.
-"""
+"""Configuration keys that the package adds to detectron2's, with their defaults: those of GLIPv2-T."""
 
 from detectron2.config import CfgNode as CN
-
-from .training_config import add_data_config, add_solver_config
 
 
 def add_glipv2_config(cfg: CN) -> None:
@@ -21,14 +16,13 @@ def add_glipv2_config(cfg: CN) -> None:
     _add_mask_head(cfg)
     _add_tuning(cfg)
     _add_understanding(cfg)
-    add_data_config(cfg)
-    add_solver_config(cfg)
+    _add_data(cfg)
+    _add_solver(cfg)
 
 
 def _add_backbone(cfg: CN) -> None:
-    # Probability and side (in cells) of DropBlock on the merged maps of P3 and P4 during training; 0 switches it off.
+    # Probability of DropBlock on the merged maps of P3 and P4 during training; 0 switches it off.
     cfg.MODEL.FPN.DROP_BLOCK_PROB = 0.3
-    cfg.MODEL.FPN.DROP_BLOCK_SIZE = 3
 
     # build_glipv2_swin_fpn_backbone: detectron2's SwinTransformer under its FPN.
     cfg.MODEL.SWIN = CN()
@@ -40,8 +34,6 @@ def _add_backbone(cfg: CN) -> None:
     cfg.MODEL.SWIN.DROP_PATH_RATE = 0.2
     # Stages that feed the FPN, 0..3.
     cfg.MODEL.SWIN.OUT_INDICES = [1, 2, 3]
-    # -1: train everything; 0: freeze the patch embedding; k >= 2: also stages 0..k-2.
-    cfg.MODEL.SWIN.FREEZE_AT = -1
     # Recompute activations in the backward pass.
     cfg.MODEL.SWIN.USE_CHECKPOINT = False
 
@@ -53,8 +45,6 @@ def _add_backbone(cfg: CN) -> None:
     cfg.MODEL.TIMM.WEIGHTS = ""
     # Feature indices of timm that feed the FPN; their strides must be 8, 16, 32.
     cfg.MODEL.TIMM.OUT_INDICES = [2, 3, 4]
-    # Freeze the modules up to this many feature stages (0: none, 1: the stem and first stage, ...).
-    cfg.MODEL.TIMM.FREEZE_AT = 0
     # Batch normalization uses its stored statistics and does not train.
     cfg.MODEL.TIMM.FREEZE_NORM = True
 
@@ -97,12 +87,8 @@ def _add_tower(cfg: CN) -> None:
     cfg.MODEL.GLIPV2.TOWER = CN()
     cfg.MODEL.GLIPV2.TOWER.NUM_BLOCKS = 6
     cfg.MODEL.GLIPV2.TOWER.CHANNELS = 256
-    # Groups of the GroupNorm after each convolution of DyConv.
-    cfg.MODEL.GLIPV2.TOWER.NUM_GROUPS = 16
     # Modulated deformable convolutions in DyConv; False: plain 3x3.
     cfg.MODEL.GLIPV2.TOWER.DEFORMABLE = True
-    # "auto" by device, or "torchvision" / "gather": equal forms of the deformable convolution.
-    cfg.MODEL.GLIPV2.TOWER.DEFORM_FORM = "auto"
     cfg.MODEL.GLIPV2.TOWER.DYNAMIC_RELU = True
     cfg.MODEL.GLIPV2.TOWER.USE_CHECKPOINT = False
 
@@ -115,8 +101,6 @@ def _add_tower(cfg: CN) -> None:
     cfg.MODEL.GLIPV2.FUSION.DROPOUT = 0.1
     # Initial value of the residual scales; 0 means 1 / TOWER.NUM_BLOCKS.
     cfg.MODEL.GLIPV2.FUSION.LAYER_SCALE = 0.0
-    # "auto" by size, or "plain" / "folded": equal forms of the attention.
-    cfg.MODEL.GLIPV2.FUSION.FORM = "auto"
     # What attends to the image also reads where its positions lie, for questions on relations ("left of"); the official
     # models have no such weights, and over theirs it has to be trained.
     cfg.MODEL.GLIPV2.FUSION.POSITIONS = False
@@ -138,7 +122,6 @@ def _add_detector(cfg: CN) -> None:
     cfg.MODEL.GLIPV2.GROUNDING.LOG_SCALE = 0.0
 
     cfg.MODEL.GLIPV2.BOX = CN()
-    cfg.MODEL.GLIPV2.BOX.REG_WEIGHTS = [10.0, 10.0, 5.0, 5.0]
     # Initial value of the learned factor of the box deltas of each level.
     cfg.MODEL.GLIPV2.BOX.LEVEL_SCALE = 1.0
     cfg.MODEL.GLIPV2.BOX.REG_LOSS_WEIGHT = 2.0
@@ -156,13 +139,13 @@ def _add_detector(cfg: CN) -> None:
     cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE = 0
     # Prompts, over all images of a batch, that run through the tower together: memory grows with them.
     cfg.MODEL.GLIPV2.TEST.PROMPTS_PER_PASS = 8
-    # What TEST.DETECTIONS_PER_IMAGE limits: the detections of an "image" over all its prompts, or of each "prompt", as
-    # the official evaluation of LVIS does.
-    cfg.MODEL.GLIPV2.TEST.LIMIT_PER = "image"
+    # Detections kept of each prompt; 0: as many as TEST.DETECTIONS_PER_IMAGE, which limits an image over all of its
+    # prompts (0 there: no limit). The official evaluation of LVIS keeps 300 of each prompt and limits no image.
+    cfg.MODEL.GLIPV2.TEST.DETECTIONS_PER_PROMPT = 0
 
     # Meta-architecture "DyHead", the same detector without text: classes of its data, by their contiguous ids.
-    cfg.MODEL.DYHEAD = CN()
-    cfg.MODEL.DYHEAD.NUM_CLASSES = 80
+    cfg.MODEL.GLIPV2.CLASS_HEAD = CN()
+    cfg.MODEL.GLIPV2.CLASS_HEAD.NUM_CLASSES = 80
 
 
 def _add_pretraining(cfg: CN) -> None:
@@ -177,8 +160,6 @@ def _add_pretraining(cfg: CN) -> None:
     cfg.MODEL.GLIPV2.CONTRASTIVE.LOG_SCALE = -2.66
     # Positive anchors of an image that take part, chosen at random where it has more.
     cfg.MODEL.GLIPV2.CONTRASTIVE.MAX_REGIONS_PER_IMAGE = 100
-    # "auto" by device, or "dense" / "chunked" / "triton": equal forms of the loss.
-    cfg.MODEL.GLIPV2.CONTRASTIVE.FORM = "auto"
 
     # Masked language modelling on the fused text.
     cfg.MODEL.GLIPV2.MLM = CN()
@@ -189,8 +170,6 @@ def _add_pretraining(cfg: CN) -> None:
     # Detection data: only masked tokens of names that have a box are scored; False: every masked token. Of sentences
     # every masked token is scored.
     cfg.MODEL.GLIPV2.MLM.ONLY_POSITIVES = True
-    # Kinds of data whose prompts are masked.
-    cfg.MODEL.GLIPV2.MLM.TASKS = ("detection", "grounding", "pseudo_grounding")
 
     # Find the centre of a phrase's box from the fused text, wherever boxes train: not of the paper. With
     # FUSION.POSITIONS the text learns in a short training where things lie.
@@ -208,14 +187,8 @@ def _add_mask_head(cfg: CN) -> None:
     cfg.MODEL.GLIPV2.MASK_HEAD.HOURGLASS_DEPTH = 1
     cfg.MODEL.GLIPV2.MASK_HEAD.NUM_HOURGLASSES = 1
     cfg.MODEL.GLIPV2.MASK_HEAD.CONV_DIM = 256
-    # Groups of the GroupNorm in the low-resolution branch of the hourglasses; 0: none.
-    cfg.MODEL.GLIPV2.MASK_HEAD.NUM_GROUPS = 0
     # Cells along a side of what is pooled; masks have twice as many pixels.
     cfg.MODEL.GLIPV2.MASK_HEAD.POOLER_RESOLUTION = 14
-    # Samples along a side of a cell; 0: as many as the cell has feature pixels.
-    cfg.MODEL.GLIPV2.MASK_HEAD.POOLER_SAMPLING_RATIO = 0
-    # Initial log of the temperature that divides the products of pixels and words.
-    cfg.MODEL.GLIPV2.MASK_HEAD.LOG_SCALE = 0.0
     # Predicted boxes of an image that train the head, beside the annotated ones.
     cfg.MODEL.GLIPV2.MASK_HEAD.MAX_PROPOSALS = 100
     cfg.MODEL.GLIPV2.MASK_HEAD.LOSS_WEIGHT = 1.0
@@ -229,28 +202,24 @@ def _add_mask_head(cfg: CN) -> None:
 
 
 def _add_tuning(cfg: CN) -> None:
-    # What trains; all else is fixed, in eval mode and out of the optimizer: "full", everything that no other key
+    cfg.MODEL.GLIPV2.TUNING = CN()
+    # What trains; everything else is fixed, in eval mode and out of the optimizer: "full", everything that no other key
     # freezes, "mask_head" (GLIPv2, App. D.1: the second stage), "linear_probe", the last layers of the detector,
     # "prompt", a table that is added to the text before fusion (GLIPv2, Sec. 3.3), "text_encoder", or "lora".
-    cfg.MODEL.GLIPV2.TUNING = "full"
-    # The mask head trains as well, whatever TUNING is.
-    cfg.MODEL.GLIPV2.TUNE_MASK_HEAD = False
-    # File that such a training wrote (tuned.safetensors), applied over MODEL.WEIGHTS; TUNING has to be the file's.
-    cfg.MODEL.GLIPV2.TUNED_WEIGHTS = ""
+    cfg.MODEL.GLIPV2.TUNING.MODE = "full"
+    # The mask head trains as well, whatever MODE is.
+    cfg.MODEL.GLIPV2.TUNING.MASK_HEAD = False
+    # File that such a training wrote (tuned.safetensors), applied over MODEL.WEIGHTS; MODE has to be the file's.
+    cfg.MODEL.GLIPV2.TUNING.WEIGHTS = ""
     # Weights to interpolate with when weights are loaded, and the share of MODEL.WEIGHTS in the result, 0 to 1; empty:
     # MODEL.WEIGHTS as they are.
-    cfg.MODEL.GLIPV2.INTERPOLATE_WITH = ""
-    cfg.MODEL.GLIPV2.INTERPOLATION = 1.0
-
-    cfg.MODEL.GLIPV2.PROMPT_TUNING = CN()
-    # Rows of the table: the longest prompt, in tokens, that it serves.
-    cfg.MODEL.GLIPV2.PROMPT_TUNING.MAX_TOKENS = 1000
-
-    # Low-rank updates of the linear and convolution weights in these parts, times ALPHA / RANK.
-    cfg.MODEL.GLIPV2.LORA = CN()
-    cfg.MODEL.GLIPV2.LORA.RANK = 8
-    cfg.MODEL.GLIPV2.LORA.ALPHA = 16.0
-    cfg.MODEL.GLIPV2.LORA.PARTS = ("fusion_tower", "backbone")
+    cfg.MODEL.GLIPV2.TUNING.INTERPOLATE_WITH = ""
+    cfg.MODEL.GLIPV2.TUNING.INTERPOLATION = 1.0
+    # MODE "lora": low-rank updates of the linear and convolution weights in these parts, times ALPHA / RANK.
+    cfg.MODEL.GLIPV2.TUNING.LORA = CN()
+    cfg.MODEL.GLIPV2.TUNING.LORA.RANK = 8
+    cfg.MODEL.GLIPV2.TUNING.LORA.ALPHA = 16.0
+    cfg.MODEL.GLIPV2.TUNING.LORA.PARTS = ("fusion_tower", "backbone")
 
 
 def _add_understanding(cfg: CN) -> None:
@@ -286,3 +255,80 @@ def _add_understanding(cfg: CN) -> None:
     cfg.MODEL.GLIPV2.CAPTIONING.LENGTH_PENALTY = 1.0
     # A sequence of so many tokens comes at most once in a caption; 0: no limit.
     cfg.MODEL.GLIPV2.CAPTIONING.NO_REPEAT_NGRAM = 3
+
+
+def _add_data(cfg: CN) -> None:
+    # Questions about an image that train together, chosen anew each time, all of them if it has fewer: its features
+    # are computed once for all. SOLVER.IMS_PER_BATCH counts images.
+    cfg.INPUT.QUESTIONS_PER_IMAGE = 1
+
+    cfg.INPUT.PROMPT = CN()
+    # Between two names of a detection prompt.
+    cfg.INPUT.PROMPT.SEPARATOR = ". "
+    # Names drawn as negatives for a training prompt; -1: all names of the dataset, every time.
+    cfg.INPUT.PROMPT.NUM_NEGATIVES = 85
+    # Probability of drawing all NUM_NEGATIVES; otherwise a uniform number from 1 to NUM_NEGATIVES.
+    cfg.INPUT.PROMPT.FULL_NEGATIVES_PROB = 0.5
+    # What NUM_NEGATIVES counts: "drawn", the names drawn as negatives of which the positive ones are dropped again
+    # (official code), or "total", all names of the prompt (GLIP paper).
+    cfg.INPUT.PROMPT.NEGATIVE_SAMPLING = "drawn"
+    # Order of the names is random in training.
+    cfg.INPUT.PROMPT.SHUFFLE = True
+    # A horizontal flip of the image swaps "left" and "right" in its caption; the official code leaves them.
+    cfg.INPUT.PROMPT.FLIP_WORDS = True
+    # Caption data: captions of other images that share the prompt as negatives, the probability of none of them, and
+    # otherwise the probability of all; else a uniform number from 0 to one less.
+    cfg.INPUT.PROMPT.NUM_NEGATIVE_CAPTIONS = 20
+    cfg.INPUT.PROMPT.NO_NEGATIVE_CAPTIONS_PROB = 0.4
+    cfg.INPUT.PROMPT.FULL_NEGATIVE_CAPTIONS_PROB = 0.5
+    # Caption data: pseudo boxes count from this score on.
+    cfg.INPUT.PROMPT.MIN_PSEUDO_SCORE = 0.5
+
+    # Share of the training images that come from each dataset of DATASETS.TRAIN, in its order, up to a common factor;
+    # empty: by their sizes.
+    cfg.DATASETS.TRAIN_RATIOS = ()
+    # Images of each category that are taken of the training data, all of which has to be detection data; 0: everything.
+    cfg.DATASETS.FEW_SHOT = CN()
+    cfg.DATASETS.FEW_SHOT.SHOTS = 0
+    # Order in which images are chosen; 0: by ascending id. 3, 30 and 300 are those of the prepared splits of ODinW.
+    cfg.DATASETS.FEW_SHOT.SEED = 3
+    # Of categories that have fewer images all are taken; False: that is an error.
+    cfg.DATASETS.FEW_SHOT.ALLOW_FEWER = False
+    # Encoded samples of a streamed dataset that every worker of every process keeps in memory to choose the next one
+    # from; for a moment twice as many.
+    cfg.DATALOADER.SHUFFLE_BUFFER = 1000
+
+    # Training stops when more than this share of the images drawn so far could not be read.
+    cfg.DATALOADER.MAX_SKIPPED_SHARE = 0.01
+
+
+def _add_solver(cfg: CN) -> None:
+    # Learning rates relative to BASE_LR: of the text encoder, of the body of the backbone, of the table of TUNING
+    # "prompt", and of the heads of which a plain detector has no weights: for questions, captions and phrase centres.
+    cfg.SOLVER.TEXT_ENCODER_MULTIPLIER = 0.1
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    cfg.SOLVER.PROMPT_MULTIPLIER = 1.0
+    cfg.SOLVER.HEAD_MULTIPLIER = 1.0
+    # "float16" (with loss scaling) or "bfloat16", when SOLVER.AMP.ENABLED.
+    cfg.SOLVER.AMP.DTYPE = "float16"
+    # Batches whose gradients are added up before one update. IMS_PER_BATCH is the size of one of them.
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # Decay of the exponential moving average of the weights, used for evaluation; 0 switches it off.
+    cfg.SOLVER.EMA_DECAY = 0.0
+    # The learning rate warms up, stays, and drops when METRIC, looked at after every TEST.EVAL_PERIOD updates, has not
+    # become better in more than PATIENCE evaluations in a row; it replaces SOLVER.LR_SCHEDULER_NAME and SOLVER.STEPS.
+    cfg.SOLVER.AUTO_STEP = CN()
+    cfg.SOLVER.AUTO_STEP.ENABLED = False
+    cfg.SOLVER.AUTO_STEP.PATIENCE = 3
+    cfg.SOLVER.AUTO_STEP.FACTOR = 0.1
+    # No rate drops below this one.
+    cfg.SOLVER.AUTO_STEP.MIN_LR = 1e-6
+    # Evaluator's name for what is watched, higher is better; after the name of the dataset and a slash where there are
+    # several in DATASETS.TEST. The weights with the highest value are kept in model_best.pth.
+    cfg.SOLVER.AUTO_STEP.METRIC = "bbox/AP"
+    # Training ends after so many evaluations in a row without a better METRIC; 0: never early.
+    cfg.SOLVER.EARLY_STOP_PATIENCE = 0
+    # Numbered checkpoints that are kept, the newest; 0: all.
+    cfg.SOLVER.MAX_CHECKPOINTS = 0
+    # Updates with a non-finite loss are skipped; training stops after this many in a row.
+    cfg.SOLVER.MAX_NONFINITE_STEPS = 10

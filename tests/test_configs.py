@@ -187,7 +187,7 @@ def test_mask_heads_have_the_sizes_of_the_paper_and_train_alone(model, head):
     model = load(f"pretrain/glipv2_{model}_mask_stage2.yaml").MODEL
     mask_head = model.GLIPV2.MASK_HEAD
     assert (mask_head.HOURGLASS_DEPTH, mask_head.NUM_HOURGLASSES, mask_head.CONV_DIM) == head
-    assert model.MASK_ON and model.GLIPV2.TUNING == "mask_head"
+    assert model.MASK_ON and model.GLIPV2.TUNING.MODE == "mask_head"
     # Masked words would be words that no mask can be found for.
     assert not model.GLIPV2.MLM.ENABLED and not model.GLIPV2.CONTRASTIVE.ENABLED
 
@@ -204,13 +204,13 @@ def test_dyhead_has_backbone_and_tower_of_its_twin_that_reads_text(letter, twin)
     dyhead, other = load(f"dyhead/dyhead_swin_{letter}.yaml").MODEL, load(twin).MODEL
     assert (dyhead.SWIN, dyhead.FPN, dyhead.ANCHOR_GENERATOR) == (other.SWIN, other.FPN, other.ANCHOR_GENERATOR)
     assert dyhead.GLIPV2.TOWER == other.GLIPV2.TOWER and dyhead.BACKBONE.NAME == other.BACKBONE.NAME
-    assert dyhead.DYHEAD.NUM_CLASSES == 80
+    assert dyhead.GLIPV2.CLASS_HEAD.NUM_CLASSES == 80
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.startswith(MASK_TUNING)])
 def test_fine_tuning_trains_all_weights_at_one_rate_in_batches_of_32(name):
     cfg = load(name)
-    assert cfg.MODEL.MASK_ON and cfg.MODEL.GLIPV2.TUNING == "full"
+    assert cfg.MODEL.MASK_ON and cfg.MODEL.GLIPV2.TUNING.MODE == "full"
     assert (cfg.SOLVER.TEXT_ENCODER_MULTIPLIER, cfg.SOLVER.IMS_PER_BATCH) == (1.0, 32)
     assert cfg.SOLVER.BASE_LR == (1e-5 if name.endswith("_t.yaml") else 5e-6)
     assert not cfg.MODEL.GLIPV2.MLM.ENABLED and not cfg.MODEL.GLIPV2.CONTRASTIVE.ENABLED

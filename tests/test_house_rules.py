@@ -316,11 +316,8 @@ def read_chains(tree: ast.AST) -> set[tuple[str, ...]]:
     return chains
 
 
-CONFIG_FILES = (PACKAGE / "config.py", PACKAGE / "training_config.py")
-
-
 def config_readers() -> list[Path]:
-    return [file for file in [*PACKAGE_FILES, ROOT / "train_net.py"] if file not in CONFIG_FILES]
+    return [file for file in [*PACKAGE_FILES, ROOT / "train_net.py"] if file != PACKAGE / "config.py"]
 
 
 def declared_keys() -> set[tuple[str, ...]]:

@@ -11,7 +11,6 @@ PACKAGE = "glipv2_d2"
 # Rooms on one floor may use each other, but for those in APART, and never in a circle.
 FLOORS = {
     "errors": 0,
-    "training_config": 0,
     "config": 0,
     "structures": 0,
     "distributed": 0,

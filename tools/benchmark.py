@@ -146,11 +146,12 @@ def make_inputs(prompts: list[TokenizedPrompt], size: Sequence[int], batch: int)
 
 def make_model(cfg: CfgNode, forms: tuple[str, str], train: bool) -> nn.Module:
     """Build the model with one pair of forms; all pairs get the same weights."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.MODEL.GLIPV2.FUSION.FORM, cfg.MODEL.GLIPV2.TOWER.DEFORM_FORM = forms
     torch.manual_seed(0)
     model = build_model(cfg).train(train)
+    for block in model.fusion_tower.blocks:
+        block.dyconv.deform_form = forms[1]
+        if block.fusion is not None:
+            block.fusion.form = forms[0]
     GLIPv2Checkpointer(model).load(cfg.MODEL.WEIGHTS)
     return model
 

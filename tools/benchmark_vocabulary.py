@@ -14,8 +14,8 @@ official     the same with the plain form of the fusion and prompts filled up to
 
 The time of a way is that of its fastest round, in single precision. On a machine that others use as well, --clock cpu
 counts the processor time of this process instead, summed over its threads. Detections are kept as the official
-evaluation of LVIS does, up to TEST.DETECTIONS_PER_IMAGE of each chunk; the first three ways have to find equally many,
-but for rounding. Weights are those of MODEL.WEIGHTS, or random.
+evaluation of LVIS does, up to MODEL.GLIPV2.TEST.DETECTIONS_PER_PROMPT (100) of each chunk; the first three ways have to
+find equally many, but for rounding. Weights are those of MODEL.WEIGHTS, or random.
 """
 
 from __future__ import annotations
@@ -169,7 +169,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     console = Console(highlight=False)
     with one_line_errors(arguments.traceback):
-        options = ["MODEL.DEVICE", arguments.device, "MODEL.GLIPV2.TEST.LIMIT_PER", "prompt", *arguments.opts]
+        options = ["MODEL.DEVICE", arguments.device, "TEST.DETECTIONS_PER_IMAGE", "0"]
+        options += ["MODEL.GLIPV2.TEST.DETECTIONS_PER_PROMPT", "100", *arguments.opts]
         cfg = build_config(arguments.config_file, options)
         prompts = PromptTokenizer.from_config(cfg).tokenize_names(
             make_names(arguments.num_names), separator=cfg.INPUT.PROMPT.SEPARATOR, chunk_size=arguments.chunk_size

@@ -98,11 +98,11 @@ def check_places(
 
 def save_folder(tensors: Mapping[str, Tensor], cfg: CfgNode, args: argparse.Namespace) -> None:
     """Write the model of a config, filled with these tensors, as the folder ``args.output``."""
-    config = cfg.MODEL.GLIPV2
-    if config.TUNED_WEIGHTS or config.INTERPOLATE_WITH:
+    tuning = cfg.MODEL.GLIPV2.TUNING.MODE
+    if tuning.WEIGHTS or tuning.INTERPOLATE_WITH:
         raise CheckpointError(
-            f"{args.output}: MODEL.GLIPV2.TUNED_WEIGHTS, INTERPOLATE_WITH: expected none, found "
-            f"{config.TUNED_WEIGHTS or config.INTERPOLATE_WITH!r}; GLIPv2Predictor.save_pretrained writes such models"
+            f"{args.output}: MODEL.GLIPV2.TUNING.WEIGHTS, INTERPOLATE_WITH: expected none, found "
+            f"{tuning.WEIGHTS or tuning.INTERPOLATE_WITH!r}; GLIPv2Predictor.save_pretrained writes such models"
         )
     model = build_model(cfg)
     model.load_state_dict(tensors)

@@ -41,9 +41,10 @@ RESULTS, SETTINGS, LOG = "results.json", "cell.json", "process.log"
 # The official settings; the prompt is the same for every image, as what is tuned of it has to be.
 RECIPE = (
     *("SOLVER.IMS_PER_BATCH", "4", "SOLVER.WEIGHT_DECAY", "0.05", "SOLVER.EMA_DECAY", "0.0"),
-    *("MODEL.SWIN.FREEZE_AT", "2", "INPUT.PROMPT.NUM_NEGATIVES", "-1", "INPUT.PROMPT.SHUFFLE", "False"),
-    *("SOLVER.AUTO_STEP.ENABLED", "True"),
+    *("INPUT.PROMPT.NUM_NEGATIVES", "-1", "INPUT.PROMPT.SHUFFLE", "False", "SOLVER.AUTO_STEP.ENABLED", "True"),
 )
+# Stages of the backbone that stay as they are in the official recipe. A config may freeze more.
+FREEZE_KEY, FROZEN_STAGES = "MODEL.BACKBONE.FREEZE_AT", 2
 MODE_RECIPES = {"prompt": ("SOLVER.BASE_LR", "0.05", "SOLVER.WEIGHT_DECAY", "0.25")}
 # Evaluations without gain until the learning rate drops and until the training ends.
 PATIENCE, PATIENCE_OF_ALL_DATA = ("3", "8"), ("2", "4")
@@ -121,7 +122,8 @@ def plan_cells(sets: Sequence[str], modes: Sequence[str], shots: Sequence[str], 
 
 
 def schedule(arguments: argparse.Namespace, cell: Cell) -> list[str]:
-    """Return the options that say how long a cell trains and when it is validated; this reads its training data.
+    """Return the options that depend on the config and the training data of a cell, which this reads: frozen stages,
+    length of the training, and when it is validated.
 
     Raises:
         ValueError: A dataset or a key of the config is unknown, or a category has too few images.
@@ -142,7 +144,9 @@ def schedule(arguments: argparse.Namespace, cell: Cell) -> list[str]:
         max_iter = EPOCHS * period
     # The official runner keeps the long warm-up of pre-training; a short run would be over before its end.
     warmup = min(cfg.SOLVER.WARMUP_ITERS, max_iter // 10)
+    frozen = [] if FREEZE_KEY in options else [FREEZE_KEY, str(max(FROZEN_STAGES, cfg.MODEL.BACKBONE.FREEZE_AT))]
     return [
+        *frozen,
         *("SOLVER.MAX_ITER", str(max_iter), "TEST.EVAL_PERIOD", str(period), "SOLVER.WARMUP_ITERS", str(warmup)),
         *("SOLVER.CHECKPOINT_PERIOD", str(period), "SOLVER.MAX_CHECKPOINTS", "2"),
     ]
@@ -161,7 +165,7 @@ def mode_options(arguments: argparse.Namespace, cell: Cell) -> list[str]:
     """Return the recipe of a mode, changed by what the command line says."""
     step, stop = PATIENCE_OF_ALL_DATA if cell.shots == ALL_DATA else PATIENCE
     options = [*RECIPE, "SOLVER.AUTO_STEP.PATIENCE", step, "SOLVER.EARLY_STOP_PATIENCE", stop]
-    options += ["SOLVER.AUTO_STEP.METRIC", arguments.metric, "MODEL.GLIPV2.TUNING", cell.mode]
+    options += ["SOLVER.AUTO_STEP.METRIC", arguments.metric, "MODEL.GLIPV2.TUNING.MODE", cell.mode]
     options += MODE_RECIPES.get(cell.mode, ())
     options += [word for words in arguments.mode_opts if words[0] == cell.mode for word in words[1:]]
     return [*options, *arguments.opts]
@@ -179,7 +183,7 @@ def commands(arguments: argparse.Namespace, cell: Cell, length: Sequence[str]) -
     output = ["OUTPUT_DIR", str(folder), "MODEL.WEIGHTS", arguments.weights]
     train = [*start, "--resume", *options, *data_options(cell), *length, *output]
     # What --opts starts the training from is in its result.
-    result = ["MODEL.GLIPV2.TUNED_WEIGHTS", "", *test, str(folder / "model_best.pth")]
+    result = ["MODEL.GLIPV2.TUNING.WEIGHTS", "", *test, str(folder / "model_best.pth")]
     return [train, [*start, "--eval-only", *options, *result]]
 
 

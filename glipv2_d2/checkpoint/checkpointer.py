@@ -212,7 +212,7 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
         for mode, pattern in _TUNED_NAMES.items():
             if any(pattern.fullmatch(name) for name in unexpected):
                 raise CheckpointError(
-                    f"{source}: MODEL.GLIPV2.TUNING: expected {mode!r}, the tuning of these weights, found another"
+                    f"{source}: MODEL.GLIPV2.TUNING.MODE: expected {mode!r}, the tuning of these weights, found another"
                 )
         missing = self._check_missing([name for name in expected if name not in tensors], source)
         self.model.load_state_dict(tensors, strict=False)
@@ -227,8 +227,8 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
         untuned = [name for name in missing if any(pattern.fullmatch(name) for pattern in _TUNED_NAMES.values())]
         if untuned and self._policy.is_final and not self._changes.tuned_weights:
             raise CheckpointError(
-                f"{source}: expected weights for {summarize_names(untuned)} (MODEL.GLIPV2.TUNING), found none; "
-                "MODEL.GLIPV2.TUNED_WEIGHTS names a file that has them"
+                f"{source}: expected weights for {summarize_names(untuned)} (MODEL.GLIPV2.TUNING.MODE), found none; "
+                "MODEL.GLIPV2.TUNING.WEIGHTS names a file that has them"
             )
         # These are computed from the window size; timm does not save them.
         missing = [name for name in missing if not name.endswith("relative_position_index") and name not in untuned]

@@ -82,7 +82,8 @@ def check_update_scales(tensors: Mapping[str, Tensor], model_tensors: Mapping[st
     for name, expected in model_tensors.items():
         if name.endswith(".lora.scale") and name in tensors and tensors[name] != expected.cpu():
             raise CheckpointError(
-                f"{source}: {name}: expected MODEL.GLIPV2.LORA.ALPHA / RANK {expected:g}, found {tensors[name]:g}"
+                f"{source}: {name}: expected MODEL.GLIPV2.TUNING.LORA.ALPHA / RANK {expected:g}, "
+                f"found {tensors[name]:g}"
             )
 
 

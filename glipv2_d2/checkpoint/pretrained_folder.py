@@ -165,12 +165,12 @@ def _portable_config(cfg: CfgNode, model: nn.Module, folder: Path) -> CfgNode:
     cfg.MODEL.WEIGHTS = _HERE + WEIGHTS_FILE
     # Parts of the weights now.
     cfg.MODEL.TIMM.WEIGHTS = ""
-    cfg.MODEL.GLIPV2.TUNED_WEIGHTS = ""
-    cfg.MODEL.GLIPV2.INTERPOLATE_WITH = ""
-    cfg.MODEL.GLIPV2.INTERPOLATION = 1.0
-    if cfg.MODEL.GLIPV2.TUNING == "lora" and not any(".lora." in name for name, _ in model.named_parameters()):
+    cfg.MODEL.GLIPV2.TUNING.WEIGHTS = ""
+    cfg.MODEL.GLIPV2.TUNING.INTERPOLATE_WITH = ""
+    cfg.MODEL.GLIPV2.TUNING.INTERPOLATION = 1.0
+    if cfg.MODEL.GLIPV2.TUNING.MODE == "lora" and not any(".lora." in name for name, _ in model.named_parameters()):
         # The updates are part of the weights already.
-        cfg.MODEL.GLIPV2.TUNING = "full"
+        cfg.MODEL.GLIPV2.TUNING.MODE = "full"
     settings = cfg.MODEL.TEXT_ENCODER
     if settings.TOKENIZER:
         source = resolve_pretrained(settings.TOKENIZER, "MODEL.TEXT_ENCODER.TOKENIZER", settings.ALLOW_DOWNLOAD)

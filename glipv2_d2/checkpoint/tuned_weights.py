@@ -58,7 +58,7 @@ def load_tuned(model: nn.Module, path: str | os.PathLike) -> None:
         )
     for key, expected in {"mode": tuning.mode, **tuning.settings}.items():
         if metadata.get(key) != expected:
-            name = "MODEL.GLIPV2.TUNING" if key == "mode" else f"MODEL.GLIPV2.LORA.{key.upper()}"
+            name = "MODEL.GLIPV2.TUNING.MODE" if key == "mode" else f"MODEL.GLIPV2.TUNING.LORA.{key.upper()}"
             raise CheckpointError(
                 f"{path}: {name}: expected weights of {expected!r}, which the config says, found {metadata.get(key)!r}"
             )
@@ -89,7 +89,7 @@ def base_hash(model: nn.Module, tuned_names: Collection[str]) -> str:
 
 def _tuning_of(model: nn.Module) -> Tuning:
     if model.tuning.mode == "full":
-        raise InputError("MODEL.GLIPV2.TUNING: found 'full', of which there are no files of tuned weights")
+        raise InputError("MODEL.GLIPV2.TUNING.MODE: found 'full', of which there are no files of tuned weights")
     return model.tuning
 
 
@@ -98,7 +98,7 @@ def _check_places(tensors: dict[str, Tensor], places: dict[str, Tensor], source:
     if different:
         side = "found, but nothing that the model tunes" if different[0] in tensors else "expected, not found"
         raise CheckpointError(
-            f"{source}: {different[0]} is {side} (MODEL.GLIPV2.TUNE_MASK_HEAD and the parts have to be those of the "
+            f"{source}: {different[0]} is {side} (MODEL.GLIPV2.TUNING.MASK_HEAD and the parts have to be those of the "
             f"training); {len(different)} such names"
         )
     for name, place in places.items():
@@ -112,4 +112,4 @@ def _check_places(tensors: dict[str, Tensor], places: dict[str, Tensor], source:
 def _hint(name: str) -> str:
     if not name.startswith("prompt_tuner."):
         return ""
-    return " (MODEL.GLIPV2.PROMPT_TUNING.MAX_TOKENS rows of the hidden size of the text encoder)"
+    return " (a row for each token of the longest prompt, of the hidden size of the text encoder)"

@@ -36,18 +36,21 @@ class WeightChanges:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.interpolation <= 1.0:
-            raise InputError(f"MODEL.GLIPV2.INTERPOLATION: expected a number from 0 to 1, found {self.interpolation}")
+            raise InputError(
+                f"MODEL.GLIPV2.TUNING.INTERPOLATION: expected a number from 0 to 1, found {self.interpolation}"
+            )
         if self.interpolation != 1.0 and not self.interpolate_with:
             raise InputError(
-                f"MODEL.GLIPV2.INTERPOLATE_WITH: expected weights for MODEL.GLIPV2.INTERPOLATION {self.interpolation}, "
+                "MODEL.GLIPV2.TUNING.INTERPOLATE_WITH: expected weights for MODEL.GLIPV2.TUNING.INTERPOLATION "
+                f"{self.interpolation}, "
                 f"found none"
             )
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> WeightChanges:
         """Read the config."""
-        config = cfg.MODEL.GLIPV2
-        return cls(config.TUNED_WEIGHTS, config.INTERPOLATE_WITH, config.INTERPOLATION)
+        tuning = cfg.MODEL.GLIPV2.TUNING
+        return cls(tuning.WEIGHTS, tuning.INTERPOLATE_WITH, tuning.INTERPOLATION)
 
 
 @torch.no_grad()

@@ -204,5 +204,5 @@ def build_plateau_hook(cfg: CfgNode, scheduler: LRMultiplier, ema: ModelEMA | No
         min_lr=auto_step.MIN_LR,
         warmup_iters=cfg.SOLVER.WARMUP_ITERS,
         ema=ema,
-        with_tuned=cfg.MODEL.GLIPV2.TUNING != "full",
+        with_tuned=cfg.MODEL.GLIPV2.TUNING.MODE != "full",
     )

@@ -103,7 +103,7 @@ class GLIPv2Trainer(DefaultTrainer):
             solver.CHECKPOINT_PERIOD,
             self._ema,
             solver.MAX_CHECKPOINTS,
-            with_tuned=self.cfg.MODEL.GLIPV2.TUNING != "full",
+            with_tuned=self.cfg.MODEL.GLIPV2.TUNING.MODE != "full",
         )
         savers = [saver] if comm.is_main_process() else []
         evaluators = [hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate)]
@@ -155,9 +155,11 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
 
 def _warn_of_tuning(cfg: CfgNode) -> None:
     """Warn of settings with which a part that is tuned has little to learn from."""
-    logger, tuning = logging.getLogger(__name__), cfg.MODEL.GLIPV2.TUNING
+    logger, tuning = logging.getLogger(__name__), cfg.MODEL.GLIPV2.TUNING.MODE
     if tuning != "full" and not cfg.MODEL.WEIGHTS:
-        logger.warning("MODEL.WEIGHTS is empty: with MODEL.GLIPV2.TUNING %r all but that part stays random", tuning)
+        logger.warning(
+            "MODEL.WEIGHTS is empty: with MODEL.GLIPV2.TUNING.MODE %r all but that part stays random", tuning
+        )
     prompt = cfg.INPUT.PROMPT
     if tuning == "prompt" and (prompt.SHUFFLE or prompt.NUM_NEGATIVES != -1):
         logger.warning(

@@ -113,13 +113,13 @@ def _weights(cfg: CfgNode, checkpoint: str) -> dict[str, dict[str, Any]]:
     """Return by their config keys the files that the weights are made of, with their SHA-256."""
     if checkpoint:
         return {"checkpoint": _file_record(checkpoint)}
-    tuning = cfg.MODEL.GLIPV2
+    tuning = cfg.MODEL.GLIPV2.TUNING.MODE
     weights = {"MODEL.WEIGHTS": _file_record(cfg.MODEL.WEIGHTS)}
-    if tuning.TUNED_WEIGHTS:
-        weights["MODEL.GLIPV2.TUNED_WEIGHTS"] = _file_record(tuning.TUNED_WEIGHTS)
+    if tuning.WEIGHTS:
+        weights["MODEL.GLIPV2.TUNING.WEIGHTS"] = _file_record(tuning.WEIGHTS)
     if tuning.INTERPOLATE_WITH:
         share = {"share_of_others": tuning.INTERPOLATION}
-        weights["MODEL.GLIPV2.INTERPOLATE_WITH"] = {**_file_record(tuning.INTERPOLATE_WITH), **share}
+        weights["MODEL.GLIPV2.TUNING.INTERPOLATE_WITH"] = {**_file_record(tuning.INTERPOLATE_WITH), **share}
     return weights
 
 
@@ -142,7 +142,7 @@ def _protocol(cfg: CfgNode) -> dict[str, Any]:
         "MODEL.GLIPV2.TEST.TOPK_CANDIDATES": test.TOPK_CANDIDATES,
         "MODEL.GLIPV2.TEST.NMS_THRESH": test.NMS_THRESH,
         "MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE": test.PROMPT_CHUNK_SIZE,
-        "MODEL.GLIPV2.TEST.LIMIT_PER": test.LIMIT_PER,
+        "MODEL.GLIPV2.TEST.DETECTIONS_PER_PROMPT": test.DETECTIONS_PER_PROMPT,
         "TEST.DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE,
         "TEST.LVIS_PROTOCOLS": list(cfg.TEST.LVIS_PROTOCOLS),
     }

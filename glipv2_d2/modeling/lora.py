@@ -90,12 +90,14 @@ def add_lora(model: nn.Module, settings: LoRASettings) -> list[str]:
     that they make.
     """
     if settings.rank < 1:
-        raise InputError(f"MODEL.GLIPV2.LORA.RANK: expected at least 1, found {settings.rank}")
+        raise InputError(f"MODEL.GLIPV2.TUNING.LORA.RANK: expected at least 1, found {settings.rank}")
     if not math.isfinite(settings.alpha) or settings.alpha <= 0:
-        raise InputError(f"MODEL.GLIPV2.LORA.ALPHA: expected a number above 0, found {settings.alpha}")
+        raise InputError(f"MODEL.GLIPV2.TUNING.LORA.ALPHA: expected a number above 0, found {settings.alpha}")
     unknown = sorted(set(settings.parts) - set(LORA_PARTS))
     if unknown or not settings.parts:
-        raise InputError(f"MODEL.GLIPV2.LORA.PARTS: expected some of {list(LORA_PARTS)}, found {list(settings.parts)}")
+        raise InputError(
+            f"MODEL.GLIPV2.TUNING.LORA.PARTS: expected some of {list(LORA_PARTS)}, found {list(settings.parts)}"
+        )
     updated = []
     for part in dict.fromkeys(settings.parts):
         layers = [
@@ -105,7 +107,7 @@ def add_lora(model: nn.Module, settings: LoRASettings) -> list[str]:
         ]
         if not layers:
             raise InputError(
-                f"MODEL.GLIPV2.LORA: found no layer of {part} that trains and is larger than an update of rank "
+                f"MODEL.GLIPV2.TUNING.LORA: found no layer of {part} that trains and is larger than an update of rank "
                 f"{settings.rank}; expected another rank or other PARTS"
             )
         for name, layer in layers:

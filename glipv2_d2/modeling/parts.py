@@ -20,7 +20,7 @@ from .heads.mlm_head import MLMHead
 from .heads.phrase_center_head import PhraseCenterHead
 from .heads.vqa_head import VQAHead
 from .lora import LoRASettings
-from .prompt_tuning import PromptTuner
+from .prompt_tuning import PROMPT_ROWS, PromptTuner
 from .text_generation import GenerationRules
 
 
@@ -42,7 +42,6 @@ def build_tower(cfg: CfgNode, channels: int, text_encoder: nn.Module | None = No
             "fusion_embed_dim": fusion.EMBED_DIM,
             "fusion_num_heads": fusion.NUM_HEADS,
             "fusion_dropout": fusion.DROPOUT,
-            "fusion_form": fusion.FORM,
             "fusion_positions": fusion.POSITIONS,
             "layer_scale": fusion.LAYER_SCALE,
             "language_num_heads": text_encoder.num_heads,
@@ -55,9 +54,7 @@ def build_tower(cfg: CfgNode, channels: int, text_encoder: nn.Module | None = No
         text_encoder.hidden_size if text_encoder is not None else 0,
         num_blocks=tower.NUM_BLOCKS,
         channels=tower.CHANNELS,
-        num_groups=tower.NUM_GROUPS,
         deformable=tower.DEFORMABLE,
-        deform_form=tower.DEFORM_FORM,
         dynamic_relu=tower.DYNAMIC_RELU,
         use_checkpoint=tower.USE_CHECKPOINT,
         **(language or {"fusion": False}),
@@ -107,34 +104,25 @@ def build_optional_heads(
     return heads
 
 
-def max_detections(cfg: CfgNode) -> int:
-    """Return how many detections of an image are kept over all its prompts, 0 for all that each prompt keeps.
-
-    Raises:
-        InputError: ``MODEL.GLIPV2.TEST.LIMIT_PER`` is neither "image" nor "prompt".
-    """
-    limit_per = cfg.MODEL.GLIPV2.TEST.LIMIT_PER
-    if limit_per not in ("image", "prompt"):
-        raise InputError(f"MODEL.GLIPV2.TEST.LIMIT_PER: expected 'image' or 'prompt', found {limit_per!r}")
-    return cfg.TEST.DETECTIONS_PER_IMAGE if limit_per == "image" else 0
-
-
 def tuning_options(cfg: CfgNode, language_dim: int) -> dict[str, Any]:
     """Return the arguments of ``GLIPv2`` that say what trains, for text of width ``language_dim``.
 
     Raises:
         InputError: A prompt is to be tuned for captions, which have none of a fixed form.
     """
-    config = cfg.MODEL.GLIPV2
+    config = cfg.MODEL.GLIPV2.TUNING.MODE
     options: dict[str, Any] = {
-        "tuning": config.TUNING,
-        "tune_mask_head": config.TUNE_MASK_HEAD,
+        "tuning": config.MODE,
+        "tune_mask_head": config.MASK_HEAD,
         "lora": LoRASettings(config.LORA.RANK, config.LORA.ALPHA, tuple(config.LORA.PARTS)),
     }
-    if config.TUNING == "prompt":
-        if config.CAPTIONING.ENABLED:
-            raise InputError("MODEL.GLIPV2.TUNING: found 'prompt', which needs MODEL.GLIPV2.CAPTIONING.ENABLED False")
-        options["prompt_tuner"] = PromptTuner(config.PROMPT_TUNING.MAX_TOKENS, language_dim)
+    if config.MODE == "prompt":
+        if cfg.MODEL.GLIPV2.CAPTIONING.ENABLED:
+            raise InputError(
+                "MODEL.GLIPV2.TUNING.MODE: found 'prompt', which needs MODEL.GLIPV2.CAPTIONING.ENABLED False"
+            )
+        num_rows = max(PROMPT_ROWS, cfg.MODEL.TEXT_ENCODER.MAX_TOKENS)
+        options["prompt_tuner"] = PromptTuner(language_dim, num_rows)
     return options
 
 

@@ -8,6 +8,9 @@ from torch import nn
 from ..errors import InputError
 from ..structures import LanguageFeatures
 
+# Rows of the official table. A shorter prompt leaves the last ones at zero.
+PROMPT_ROWS = 1000
+
 
 class PromptTuner(nn.Module):
     """Add a row of a table to each token, by its place in the prompt and the same for all images.
@@ -17,16 +20,16 @@ class PromptTuner(nn.Module):
     what it compares with. Rows past the end of the prompts it is trained with stay zero.
 
     Args:
-        max_tokens: Rows of the table, the length of the longest prompt.
         language_dim: D of the text.
+        max_tokens: Rows of the table, the length of the longest prompt.
 
     Source: GLIPv2, Sec. 3.3; ``tunable_linear`` of the official code, which has 1,000 rows.
     """
 
-    def __init__(self, max_tokens: int, language_dim: int) -> None:
+    def __init__(self, language_dim: int, max_tokens: int = PROMPT_ROWS) -> None:
         super().__init__()
         if max_tokens < 1:
-            raise InputError(f"MODEL.GLIPV2.PROMPT_TUNING.MAX_TOKENS: expected at least 1, found {max_tokens}")
+            raise InputError(f"max_tokens: expected at least 1, found {max_tokens}")
         self.embeddings = nn.Parameter(torch.zeros(max_tokens, language_dim))
 
     def forward(self, language: LanguageFeatures) -> LanguageFeatures:
@@ -38,8 +41,7 @@ class PromptTuner(nn.Module):
         max_tokens, num_tokens = len(self.embeddings), language.hidden.shape[1]
         if num_tokens > max_tokens:
             raise InputError(
-                f"MODEL.GLIPV2.PROMPT_TUNING.MAX_TOKENS: expected at least the {num_tokens} tokens of the longest "
-                f"prompt, found {max_tokens}"
+                f"max_tokens: expected at least the {num_tokens} tokens of the longest prompt, found {max_tokens}"
             )
         rows = self.embeddings[:num_tokens]
         embedded = (language.embedded + rows).masked_fill(~language.mask.unsqueeze(-1), 0.0)

@@ -19,8 +19,8 @@ class _Mode(NamedTuple):
     key: str = ""
 
 
-# For each value of MODEL.GLIPV2.TUNING but "full" what trains. The linear probe is what the official code calls so: the
-# layers that read the tower, without the factors of the box deltas of each level.
+# What trains for each value of MODEL.GLIPV2.TUNING.MODE but "full". The linear probe is what the official code calls so:
+# the layers that read the tower, without the factors of the box deltas of each level.
 _MODES = {
     "mask_head": _Mode(r"mask_head\..*", "mask_head", "MODEL.MASK_ON True"),
     "linear_probe": _Mode(r"head\.((bbox_pred|centerness|text_projection)\..*|log_scale|bias_lang|bias0)"),
@@ -62,19 +62,22 @@ def apply_tuning(
         InputError: An unknown ``mode``, the model lacks the part that is to train, or another key freezes it.
     """
     if mode not in TUNING_MODES:
-        raise InputError(f"MODEL.GLIPV2.TUNING: expected one of {list(TUNING_MODES)}, found {mode!r}")
+        raise InputError(f"MODEL.GLIPV2.TUNING.MODE: expected one of {list(TUNING_MODES)}, found {mode!r}")
     children = dict(model.named_children())
     modes = [] if mode == "full" else [_MODES[mode]]
     if tune_mask_head:
         if "mask_head" not in children:
-            raise InputError("MODEL.GLIPV2.TUNE_MASK_HEAD: found True without a mask head, expected MODEL.MASK_ON True")
+            raise InputError(
+                "MODEL.GLIPV2.TUNING.MASK_HEAD: found True without a mask head, expected MODEL.MASK_ON True"
+            )
         modes += [_MODES["mask_head"]] if modes else []
     if not modes:
         return Tuning(mode, (), frozenset(children), {})
     for needed in modes:
         if needed.whole_part and needed.whole_part not in children:
             raise InputError(
-                f"MODEL.GLIPV2.TUNING: found {mode!r} for a model without {needed.whole_part}; expected {needed.key}"
+                f"MODEL.GLIPV2.TUNING.MODE: found {mode!r} for a model without {needed.whole_part}; expected "
+                f"{needed.key}"
             )
     settings = {}
     if mode == "lora":
@@ -88,8 +91,8 @@ def apply_tuning(
     frozen = [one.whole_part for one in modes if one.whole_part and one.whole_part not in trained]
     if frozen:
         raise InputError(
-            f"MODEL.GLIPV2.TUNING: found {mode!r} for a frozen {frozen[0]}; expected MODEL.{frozen[0].upper()}.FREEZE "
-            "False"
+            f"MODEL.GLIPV2.TUNING.MODE: found {mode!r} for a frozen {frozen[0]}; expected "
+            f"MODEL.{frozen[0].upper()}.FREEZE False"
         )
     whole_parts = {one.whole_part for one in modes}
     fixed = tuple(child for name, child in children.items() if name not in whole_parts)

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 
 def build(cfg, num_classes):
     cfg = cfg.clone()
-    cfg.merge_from_list(["MODEL.META_ARCHITECTURE", "DyHead", "MODEL.DYHEAD.NUM_CLASSES", num_classes])
+    cfg.merge_from_list(["MODEL.META_ARCHITECTURE", "DyHead", "MODEL.GLIPV2.CLASS_HEAD.NUM_CLASSES", num_classes])
     return build_model(cfg)
 
 

@@ -244,7 +244,7 @@ def test_a_list_of_lines_stays_one(tmp_path):
 
 
 def test_tuned_and_merged_weights_are_part_of_the_model(tmp_path):
-    lora = make_cfg(MODEL__GLIPV2__TUNING="lora")
+    lora = make_cfg(MODEL__GLIPV2__TUNING__MODE="lora")
     torch.manual_seed(0)
     model = build_model(lora).eval()
     for name, parameter in model.named_parameters():
@@ -255,14 +255,18 @@ def test_tuned_and_merged_weights_are_part_of_the_model(tmp_path):
     merged = GLIPv2Predictor.from_pretrained(tmp_path / "apart")
     merged.save_pretrained(tmp_path / "merged")
     loaded = GLIPv2Predictor.from_pretrained(tmp_path / "merged")
-    assert (merged.cfg.MODEL.GLIPV2.TUNING, loaded.cfg.MODEL.GLIPV2.TUNING) == ("lora", "full")
+    assert (merged.cfg.MODEL.GLIPV2.TUNING.MODE, loaded.cfg.MODEL.GLIPV2.TUNING.MODE) == ("lora", "full")
     assert_same(loaded, merged)
 
 
 def test_files_that_changed_the_weights_are_not_named_again(saved, tmp_path):
     cfg = saved[0].cfg.clone()
-    cfg.merge_from_list(["MODEL.GLIPV2.TUNED_WEIGHTS", "/absent/tuned.safetensors", "MODEL.GLIPV2.INTERPOLATION", 0.5])
-    cfg.merge_from_list(["MODEL.GLIPV2.INTERPOLATE_WITH", "/absent/base.pth", "MODEL.TIMM.WEIGHTS", "/absent/timm.pth"])
+    cfg.merge_from_list(
+        ["MODEL.GLIPV2.TUNING.WEIGHTS", "/absent/tuned.safetensors", "MODEL.GLIPV2.TUNING.INTERPOLATION", 0.5]
+    )
+    cfg.merge_from_list(
+        ["MODEL.GLIPV2.TUNING.INTERPOLATE_WITH", "/absent/base.pth", "MODEL.TIMM.WEIGHTS", "/absent/timm.pth"]
+    )
     save_pretrained(saved[0].model, cfg, tmp_path / "folder")
     assert_same(GLIPv2Predictor.from_pretrained(tmp_path / "folder"), saved[0])
 

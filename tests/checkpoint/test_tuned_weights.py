@@ -14,8 +14,8 @@ from glipv2_d2.tensor_files import CheckpointError, read_tensors, write_tensors
 
 def build(tuning="prompt", seed=0, **keys):
     cfg = make_tiny_cfg()
-    cfg.merge_from_list(["MODEL.GLIPV2.TUNING", tuning, "MODEL.GLIPV2.PROMPT_TUNING.MAX_TOKENS", 6])
-    cfg.merge_from_list(["MODEL.GLIPV2.LORA.RANK", 2, "MODEL.GLIPV2.LORA.PARTS", ("fusion_tower",)])
+    cfg.merge_from_list(["MODEL.GLIPV2.TUNING.MODE", tuning])
+    cfg.merge_from_list(["MODEL.GLIPV2.TUNING.LORA.RANK", 2, "MODEL.GLIPV2.TUNING.LORA.PARTS", ("fusion_tower",)])
     for key, value in keys.items():
         cfg.merge_from_list([key.replace("__", "."), value])
     torch.manual_seed(seed)
@@ -62,7 +62,7 @@ def test_what_is_tuned_survives_its_file_and_nothing_else_is_in_it(tmp_path, mod
 
 
 def test_a_tuned_mask_head_is_in_the_file(tmp_path):
-    keys = {"MODEL__MASK_ON": True, "MODEL__GLIPV2__MASK_HEAD__CONV_DIM": 16, "MODEL__GLIPV2__TUNE_MASK_HEAD": True}
+    keys = {"MODEL__MASK_ON": True, "MODEL__GLIPV2__MASK_HEAD__CONV_DIM": 16, "MODEL__GLIPV2__TUNING__MASK_HEAD": True}
     model, path = build(**keys), tmp_path / "tuned.safetensors"
     fill_tuned(model)
     save_tuned(model, path)
@@ -71,7 +71,7 @@ def test_a_tuned_mask_head_is_in_the_file(tmp_path):
     other = build(**keys)
     load_tuned(other, path)
     assert_same(model, other)
-    with pytest.raises(CheckpointError, match=r"tuned.safetensors: mask_head\..*TUNE_MASK_HEAD"):
+    with pytest.raises(CheckpointError, match=r"tuned.safetensors: mask_head\..*TUNING.MASK_HEAD"):
         load_tuned(build(), path)
 
 
@@ -100,9 +100,12 @@ def test_other_weights_below_are_warned_of(prompt_file, caplog):
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ({"tuning": "linear_probe"}, ["MODEL.GLIPV2.TUNING", "'linear_probe'", "'prompt'"]),
-        ({"MODEL__TEXT_ENCODER__HIDDEN_SIZE": 64}, ["prompt_tuner.embeddings", "(6, 64)", "(6, 48)", "hidden size"]),
-        ({"MODEL__GLIPV2__PROMPT_TUNING__MAX_TOKENS": 7}, ["prompt_tuner.embeddings", "(7, 48)", "(6, 48)"]),
+        ({"tuning": "linear_probe"}, ["MODEL.GLIPV2.TUNING.MODE", "'linear_probe'", "'prompt'"]),
+        (
+            {"MODEL__TEXT_ENCODER__HIDDEN_SIZE": 64},
+            ["prompt_tuner.embeddings", "(1000, 64)", "(1000, 48)", "hidden size"],
+        ),
+        ({"MODEL__TEXT_ENCODER__MAX_TOKENS": 1002}, ["prompt_tuner.embeddings", "(1002, 48)", "(1000, 48)"]),
     ],
 )
 def test_a_file_of_another_tuning_is_refused_on_one_line(prompt_file, model, words):
@@ -118,8 +121,10 @@ def test_a_file_of_another_tuning_is_refused_on_one_line(prompt_file, model, wor
 def test_other_settings_of_low_rank_updates_are_refused(tmp_path):
     path = tmp_path / "tuned.safetensors"
     save_tuned(build("lora"), path)
-    with pytest.raises(CheckpointError, match="MODEL.GLIPV2.LORA.ALPHA: expected weights of '4.0'.* found '16.0'"):
-        load_tuned(build("lora", MODEL__GLIPV2__LORA__ALPHA=4.0), path)
+    with pytest.raises(
+        CheckpointError, match="MODEL.GLIPV2.TUNING.LORA.ALPHA: expected weights of '4.0'.* found '16.0'"
+    ):
+        load_tuned(build("lora", MODEL__GLIPV2__TUNING__LORA__ALPHA=4.0), path)
 
 
 def test_a_file_that_is_no_tuning_and_a_model_that_tunes_everything_are_errors(tmp_path, prompt_file):
@@ -168,7 +173,7 @@ def test_weights_of_a_tuning_do_not_lose_it_unsaid(tmp_path):
     for mode in ("prompt", "lora"):
         model = build(mode)
         write_tensors(tmp_path / f"{mode}.safetensors", model.state_dict())
-        with pytest.raises(CheckpointError, match=f"MODEL.GLIPV2.TUNING: expected '{mode}'"):
+        with pytest.raises(CheckpointError, match=f"MODEL.GLIPV2.TUNING.MODE: expected '{mode}'"):
             GLIPv2Checkpointer(build("full")).load(str(tmp_path / f"{mode}.safetensors"))
 
 

@@ -84,14 +84,14 @@ def test_a_prompt_table_and_low_rank_updates_start_from_zero(caplog):
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
 def test_a_share_out_of_range_is_an_error(share):
     cfg = make_tiny_cfg()
-    cfg.merge_from_list(["MODEL.GLIPV2.INTERPOLATION", share, "MODEL.GLIPV2.INTERPOLATE_WITH", "x"])
+    cfg.merge_from_list(["MODEL.GLIPV2.TUNING.INTERPOLATION", share, "MODEL.GLIPV2.TUNING.INTERPOLATE_WITH", "x"])
     with pytest.raises(ValueError, match="INTERPOLATION: expected"):
         WeightChanges.from_config(cfg)
 
 
 def test_a_share_without_a_base_is_an_error():
     cfg = make_tiny_cfg()
-    cfg.MODEL.GLIPV2.INTERPOLATION = 0.5
+    cfg.MODEL.GLIPV2.TUNING.INTERPOLATION = 0.5
     with pytest.raises(ValueError, match="INTERPOLATE_WITH: expected weights"):
         WeightChanges.from_config(cfg)
 

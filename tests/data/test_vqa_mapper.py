@@ -281,13 +281,3 @@ def test_grounding_needs_a_mask_token(monkeypatch):
     mapper(grounded=False)
     with pytest.raises(ValueError, match="has no mask token"):
         mapper(grounded=True)
-
-
-@pytest.mark.parametrize("is_train", [True, False])
-def test_blank_images_change_nothing_but_the_pixels(record, is_train):
-    sample, blank = (mapper(is_train=is_train, blank_images=blank)(record) for blank in (False, True))
-    assert sample["image"].any() and blank["image"].shape == sample["image"].shape and not blank["image"].any()
-    assert blank["prompts"][0].input_ids.tolist() == sample["prompts"][0].input_ids.tolist()
-    if is_train:
-        assert blank["answer_scores"].tolist() == sample["answer_scores"].tolist()
-        assert blank["instances"].gt_boxes.tensor.tolist() == sample["instances"].gt_boxes.tensor.tolist()

@@ -10,7 +10,14 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWa
 @pytest.fixture
 def dyhead_cfg(train_cfg):
     """A run on the three names of the drawn images, which draws no other name into its prompts."""
-    options = ["MODEL.META_ARCHITECTURE", "DyHead", "MODEL.DYHEAD.NUM_CLASSES", 3, "INPUT.PROMPT.NUM_NEGATIVES", 0]
+    options = [
+        "MODEL.META_ARCHITECTURE",
+        "DyHead",
+        "MODEL.GLIPV2.CLASS_HEAD.NUM_CLASSES",
+        3,
+        "INPUT.PROMPT.NUM_NEGATIVES",
+        0,
+    ]
     train_cfg.merge_from_list([*options, "SOLVER.EMA_DECAY", 0.9])
     return train_cfg
 
@@ -32,7 +39,7 @@ def test_model_without_text_trains_is_evaluated_and_loads_again_by_the_same_mean
 
 
 def test_dataset_with_other_names_than_classes_is_refused(dyhead_cfg):
-    dyhead_cfg.merge_from_list(["MODEL.DYHEAD.NUM_CLASSES", 4])
+    dyhead_cfg.merge_from_list(["MODEL.GLIPV2.CLASS_HEAD.NUM_CLASSES", 4])
     model = GLIPv2Trainer.build_model(dyhead_cfg)
     with pytest.raises(ValueError, match=r"expected the names of all 4 classes .*found 3 names"):
         GLIPv2Trainer.test(dyhead_cfg, model)

@@ -53,7 +53,7 @@ def test_second_stage_leaves_every_other_weight_bit_identical(mask_cfg, tmp_path
     run(mask_cfg, "MODEL.MASK_ON", False, "OUTPUT_DIR", str(first), "DATASETS.TEST", ())
     trainer = run(
         mask_cfg,
-        *("MODEL.GLIPV2.TUNING", "mask_head", "MODEL.WEIGHTS", str(first / "model_final.pth")),
+        *("MODEL.GLIPV2.TUNING.MODE", "mask_head", "MODEL.WEIGHTS", str(first / "model_final.pth")),
         *("OUTPUT_DIR", str(second), "SOLVER.BASE_LR", 0.01, "SOLVER.EMA_DECAY", 0.9),
     )
     before, after = load(first)["model"], load(second)
@@ -70,7 +70,7 @@ def test_second_stage_leaves_every_other_weight_bit_identical(mask_cfg, tmp_path
 
 
 def test_second_stage_has_no_loss_but_that_of_the_masks(mask_cfg):
-    trainer = run(mask_cfg, "MODEL.GLIPV2.TUNING", "mask_head", "DATASETS.TEST", ())
+    trainer = run(mask_cfg, "MODEL.GLIPV2.TUNING.MODE", "mask_head", "DATASETS.TEST", ())
     histories = trainer.storage.histories()
     assert {name for name in histories if name.startswith("loss_")} == {"loss_mask"}
     values = [value for value, _ in histories["loss_mask"].values()]
@@ -127,7 +127,7 @@ def train_rank(config: str, dataset: str, _) -> None:
 def test_two_processes_train_masks_although_some_images_have_none(mask_cfg, tmp_path, monkeypatch, tuning):
     monkeypatch.setitem(os.environ, "CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setitem(os.environ, "OMP_NUM_THREADS", "1")
-    mask_cfg.merge_from_list(["MODEL.GLIPV2.TUNING", tuning, "DATASETS.TRAIN", ("drawn",), "DATASETS.TEST", ()])
+    mask_cfg.merge_from_list(["MODEL.GLIPV2.TUNING.MODE", tuning, "DATASETS.TRAIN", ("drawn",), "DATASETS.TEST", ()])
     mask_cfg.merge_from_list(["SOLVER.MAX_ITER", 6, "SOLVER.STEPS", (), "OUTPUT_DIR", str(tmp_path / "two")])
     config = tmp_path / "config.yaml"
     config.write_text(mask_cfg.dump())
@@ -146,7 +146,7 @@ def test_masks_of_a_head_without_weights_are_an_error_and_no_result(mask_cfg, tm
 
 
 def test_fixed_parts_without_weights_are_warned_of(mask_cfg, caplog):
-    mask_cfg.merge_from_list(["MODEL.GLIPV2.TUNING", "mask_head", "DATASETS.TEST", ()])
+    mask_cfg.merge_from_list(["MODEL.GLIPV2.TUNING.MODE", "mask_head", "DATASETS.TEST", ()])
     with caplog.at_level("WARNING", "glipv2_d2"):
         GLIPv2Trainer(mask_cfg)
     assert any("stays random" in message for message in caplog.messages)

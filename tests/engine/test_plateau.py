@@ -165,7 +165,7 @@ def test_the_moving_average_is_what_is_kept(make_trainer, train_cfg):
 
 
 def test_what_is_tuned_is_kept_alone_as_well(make_trainer, train_cfg):
-    make_trainer([1.0, 2.0], "MODEL.GLIPV2.TUNING", "linear_probe").train()
+    make_trainer([1.0, 2.0], "MODEL.GLIPV2.TUNING.MODE", "linear_probe").train()
     folder = Path(train_cfg.OUTPUT_DIR)
     assert (folder / "tuned_best.safetensors").stat().st_size < (folder / "model_best.pth").stat().st_size / 2
 

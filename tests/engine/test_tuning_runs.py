@@ -21,7 +21,7 @@ def tuning_cfg(train_cfg, tmp_path):
     train_cfg.merge_from_list(["MODEL.WEIGHTS", str(tmp_path / "base.pth"), "DATASETS.TEST", ()])
     train_cfg.merge_from_list(["SOLVER.MAX_ITER", 2, "SOLVER.STEPS", (), "SOLVER.WARMUP_ITERS", 0])
     train_cfg.merge_from_list(["INPUT.PROMPT.NUM_NEGATIVES", -1, "INPUT.PROMPT.SHUFFLE", False])
-    train_cfg.merge_from_list(["MODEL.GLIPV2.PROMPT_TUNING.MAX_TOKENS", 40, "MODEL.GLIPV2.LORA.RANK", 2])
+    train_cfg.merge_from_list(["MODEL.GLIPV2.TUNING.LORA.RANK", 2])
     return train_cfg
 
 
@@ -38,7 +38,9 @@ def load(path):
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.5])
 def test_a_tuned_prompt_is_written_alone_and_brings_the_model_back(tuning_cfg, ema_decay):
-    tuning_cfg.merge_from_list(["MODEL.GLIPV2.TUNING", "prompt", "SOLVER.EMA_DECAY", ema_decay, "SOLVER.BASE_LR", 0.05])
+    tuning_cfg.merge_from_list(
+        ["MODEL.GLIPV2.TUNING.MODE", "prompt", "SOLVER.EMA_DECAY", ema_decay, "SOLVER.BASE_LR", 0.05]
+    )
     trainer = run(tuning_cfg)
     output = Path(tuning_cfg.OUTPUT_DIR)
     base, final = load(tuning_cfg.MODEL.WEIGHTS)["model"], load(output / "model_final.pth")
@@ -66,35 +68,35 @@ def test_a_run_that_trains_everything_writes_no_small_file(tuning_cfg):
 
 
 def test_the_predictor_reads_tuned_weights_and_interpolates(tuning_cfg):
-    tuning_cfg.merge_from_list(["MODEL.GLIPV2.TUNING", "lora", "SOLVER.BASE_LR", 0.05, "SOLVER.EMA_DECAY", 0.0])
+    tuning_cfg.merge_from_list(["MODEL.GLIPV2.TUNING.MODE", "lora", "SOLVER.BASE_LR", 0.05, "SOLVER.EMA_DECAY", 0.0])
     run(tuning_cfg)
     output, base = Path(tuning_cfg.OUTPUT_DIR), load(tuning_cfg.MODEL.WEIGHTS)["model"]
     name = "fusion_tower.blocks.0.fusion.attention.visual_proj"
-    tuning_cfg.MODEL.GLIPV2.TUNED_WEIGHTS = str(output / "tuned.safetensors")
+    tuning_cfg.MODEL.GLIPV2.TUNING.WEIGHTS = str(output / "tuned.safetensors")
     full = GLIPv2Predictor(tuning_cfg).model.get_submodule(name).weight
     tuned = load(output / "model_final.pth")["model"]
     delta = tuned[f"{name}.lora.up"] @ tuned[f"{name}.lora.down"] * 8
     assert delta.any()
     torch.testing.assert_close(full, base[f"{name}.weight"] + delta)
-    tuning_cfg.merge_from_list(["MODEL.GLIPV2.INTERPOLATE_WITH", tuning_cfg.MODEL.WEIGHTS])
-    tuning_cfg.MODEL.GLIPV2.INTERPOLATION = 0.5
+    tuning_cfg.merge_from_list(["MODEL.GLIPV2.TUNING.INTERPOLATE_WITH", tuning_cfg.MODEL.WEIGHTS])
+    tuning_cfg.MODEL.GLIPV2.TUNING.INTERPOLATION = 0.5
     half = GLIPv2Predictor(tuning_cfg).model.get_submodule(name).weight
     torch.testing.assert_close(half, base[f"{name}.weight"] + delta / 2)
 
 
 def test_low_rank_updates_of_another_factor_are_named(tuning_cfg):
-    tuning_cfg.merge_from_list(["MODEL.GLIPV2.TUNING", "lora", "MODEL.GLIPV2.LORA.ALPHA", 16.0])
+    tuning_cfg.merge_from_list(["MODEL.GLIPV2.TUNING.MODE", "lora", "MODEL.GLIPV2.TUNING.LORA.ALPHA", 16.0])
     run(tuning_cfg)
     tuning_cfg.MODEL.WEIGHTS = f"{tuning_cfg.OUTPUT_DIR}/model_final.pth"
-    tuning_cfg.MODEL.GLIPV2.LORA.ALPHA = 160.0
+    tuning_cfg.MODEL.GLIPV2.TUNING.LORA.ALPHA = 160.0
     with pytest.raises(CheckpointError, match=r"LORA.ALPHA / RANK 80, found 8$"):
         GLIPv2Predictor(tuning_cfg)
 
 
 @pytest.mark.parametrize("mode", ["prompt", "lora"])
 def test_results_of_a_mode_need_its_weights(tuning_cfg, mode):
-    tuning_cfg.MODEL.GLIPV2.TUNING = mode
-    with pytest.raises(CheckpointError, match="TUNED_WEIGHTS names a file that has them"):
+    tuning_cfg.MODEL.GLIPV2.TUNING.MODE = mode
+    with pytest.raises(CheckpointError, match="TUNING.WEIGHTS names a file that has them"):
         GLIPv2Predictor(tuning_cfg)
 
 
@@ -114,10 +116,10 @@ def test_a_checkpoint_that_is_evaluated_is_interpolated_too(tuning_cfg):
 
 
 def test_tuned_weights_are_what_a_training_starts_from(tuning_cfg):
-    tuning_cfg.merge_from_list(["MODEL.GLIPV2.TUNING", "prompt", "SOLVER.BASE_LR", 0.05, "SOLVER.EMA_DECAY", 0.0])
+    tuning_cfg.merge_from_list(["MODEL.GLIPV2.TUNING.MODE", "prompt", "SOLVER.BASE_LR", 0.05, "SOLVER.EMA_DECAY", 0.0])
     run(tuning_cfg)
     path = Path(tuning_cfg.OUTPUT_DIR) / "tuned.safetensors"
-    tuning_cfg.MODEL.GLIPV2.TUNED_WEIGHTS = str(path)
+    tuning_cfg.MODEL.GLIPV2.TUNING.WEIGHTS = str(path)
     trainer = GLIPv2Trainer(tuning_cfg)
     trainer.resume_or_load(resume=False)
     assert torch.equal(trainer.model.prompt_tuner.embeddings, read_tensors(path)[0]["prompt_tuner.embeddings"])
@@ -128,7 +130,7 @@ def test_tuned_weights_are_what_a_training_starts_from(tuning_cfg):
 )
 def test_a_tuned_prompt_that_changes_from_step_to_step_is_warned_of(tuning_cfg, caplog, shuffle, negatives, is_warned):
     tuning_cfg.merge_from_list(["INPUT.PROMPT.SHUFFLE", shuffle, "INPUT.PROMPT.NUM_NEGATIVES", negatives])
-    tuning_cfg.MODEL.GLIPV2.TUNING = "prompt"
+    tuning_cfg.MODEL.GLIPV2.TUNING.MODE = "prompt"
     with caplog.at_level("WARNING", "glipv2_d2"):
         GLIPv2Trainer(tuning_cfg)
     assert any("a row for each place" in message for message in caplog.messages) == is_warned

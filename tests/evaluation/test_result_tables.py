@@ -91,13 +91,13 @@ def test_weights_are_named_with_their_hash(tmp_path):
     content, text = table_of(tmp_path, {"a": PHRASES}, "MODEL.WEIGHTS", weights)
     assert content["weights"] == {"MODEL.WEIGHTS": {"file": weights, "sha256": expected["weights"]}}
     assert f"MODEL.WEIGHTS: `{weights}`, sha256 {expected['weights']}\n" in text
-    options = ("MODEL.GLIPV2.TUNED_WEIGHTS", weights, "MODEL.GLIPV2.INTERPOLATE_WITH", base)
-    content, text = table_of(tmp_path, {"a": PHRASES}, *options, "MODEL.GLIPV2.INTERPOLATION", 0.75)
+    options = ("MODEL.GLIPV2.TUNING.WEIGHTS", weights, "MODEL.GLIPV2.TUNING.INTERPOLATE_WITH", base)
+    content, text = table_of(tmp_path, {"a": PHRASES}, *options, "MODEL.GLIPV2.TUNING.INTERPOLATION", 0.75)
     assert content["weights"]["MODEL.WEIGHTS"] == {"file": "", "sha256": None}
-    assert content["weights"]["MODEL.GLIPV2.TUNED_WEIGHTS"]["sha256"] == expected["weights"]
+    assert content["weights"]["MODEL.GLIPV2.TUNING.WEIGHTS"]["sha256"] == expected["weights"]
     share = {"file": base, "sha256": expected["base"], "share_of_others": 0.75}
     assert (
-        content["weights"]["MODEL.GLIPV2.INTERPOLATE_WITH"] == share
+        content["weights"]["MODEL.GLIPV2.TUNING.INTERPOLATE_WITH"] == share
         and "0.75 of MODEL.WEIGHTS, the rest of this" in text
     )
     assert "MODEL.WEIGHTS: `none`, no file" in text
@@ -106,10 +106,10 @@ def test_weights_are_named_with_their_hash(tmp_path):
 
 
 def test_the_protocol_stands_beside_the_numbers(tmp_path):
-    options = ("TEST.DETECTIONS_PER_IMAGE", 300, "MODEL.GLIPV2.TEST.LIMIT_PER", "prompt")
+    options = ("TEST.DETECTIONS_PER_IMAGE", 300, "MODEL.GLIPV2.TEST.DETECTIONS_PER_PROMPT", 200)
     content, text = table_of(tmp_path, {"a": PHRASES}, *options, "MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE", 40)
     protocol = content["protocol"]
-    assert protocol["TEST.DETECTIONS_PER_IMAGE"] == 300 and protocol["MODEL.GLIPV2.TEST.LIMIT_PER"] == "prompt"
+    assert protocol["TEST.DETECTIONS_PER_IMAGE"] == 300 and protocol["MODEL.GLIPV2.TEST.DETECTIONS_PER_PROMPT"] == 200
     assert protocol["INPUT.MIN_SIZE_TEST"] == 800 and protocol["TEST.LVIS_PROTOCOLS"] == ["standard", "fixed"]
     assert "`MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE 40`" in text
 

@@ -117,7 +117,14 @@ def test_detections_have_the_class_of_their_logits_and_its_probability_times_cen
 def test_config_decides_everything(tiny_cfg):
     tiny_cfg.merge_from_list(
         [
-            *("MODEL.DYHEAD.NUM_CLASSES", 7, "MODEL.GLIPV2.GROUNDING.PRIOR_PROB", 0.3, "TEST.DETECTIONS_PER_IMAGE", 9),
+            *(
+                "MODEL.GLIPV2.CLASS_HEAD.NUM_CLASSES",
+                7,
+                "MODEL.GLIPV2.GROUNDING.PRIOR_PROB",
+                0.3,
+                "TEST.DETECTIONS_PER_IMAGE",
+                9,
+            ),
             *("MODEL.GLIPV2.GROUNDING.LOSS_WEIGHT", 3.0, "MODEL.GLIPV2.GROUNDING.FOCAL_ALPHA", 0.4),
             *("MODEL.GLIPV2.TEST.SCORE_THRESH", 0.2, "MODEL.GLIPV2.BOX.LEVEL_SCALE", 5.0),
         ]
@@ -130,5 +137,5 @@ def test_config_decides_everything(tiny_cfg):
 
 
 def test_no_class_is_refused():
-    with pytest.raises(ValueError, match=r"MODEL\.DYHEAD\.NUM_CLASSES: expected at least 1, found 0"):
+    with pytest.raises(ValueError, match=r"MODEL\.GLIPV2\.CLASS_HEAD\.NUM_CLASSES: expected at least 1, found 0"):
         make_head(num_classes=0)

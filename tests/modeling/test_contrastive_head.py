@@ -178,7 +178,7 @@ def test_config_decides_the_arguments(tiny_cfg):
         [
             *("MODEL.GLIPV2.CONTRASTIVE.EMBED_DIM", 12, "MODEL.GLIPV2.CONTRASTIVE.LOG_SCALE", -1.5),
             *("MODEL.GLIPV2.CONTRASTIVE.MAX_REGIONS_PER_IMAGE", 7, "MODEL.GLIPV2.CONTRASTIVE.LOSS_WEIGHT", 0.25),
-            *("MODEL.GLIPV2.CONTRASTIVE.FORM", "dense", "MODEL.TEXT_ENCODER.MAX_TOKENS", 64),
+            *("MODEL.TEXT_ENCODER.MAX_TOKENS", 64),
         ]
     )
     head = ContrastiveHead(tiny_cfg, channels=6, language_dim=5)
@@ -191,13 +191,13 @@ def test_config_decides_the_arguments(tiny_cfg):
         "log_scale": (1,),
     }
     assert head.log_scale.item() == -1.5
-    assert (head.max_regions_per_image, head.max_tokens, head.loss_weight, head.form) == (7, 64, 0.25, "dense")
+    assert (head.max_regions_per_image, head.max_tokens, head.loss_weight, head.form) == (7, 64, 0.25, "auto")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"form": "fast"}, "CONTRASTIVE.FORM: expected one of auto, chunked, triton, dense, found 'fast'"),
+        ({"form": "fast"}, "form: expected one of auto, chunked, triton, dense, found 'fast'"),
         ({"max_regions_per_image": 0}, "CONTRASTIVE.MAX_REGIONS_PER_IMAGE: expected at least 1, found 0"),
     ],
 )

@@ -101,16 +101,8 @@ def test_recomputed_activations_change_no_gradient(freeze_at):
 
 
 def test_config_builds_it_under_the_pyramid_with_the_keys_of_swin(tiny_cfg):
-    tiny_cfg.merge_from_list(
-        [
-            "MODEL.BACKBONE.NAME",
-            "build_glipv2_coswin_fpn_backbone",
-            "MODEL.SWIN.WINDOW_SIZE",
-            4,
-            "MODEL.SWIN.FREEZE_AT",
-            0,
-        ]
-    )
+    tiny_cfg.MODEL.BACKBONE.NAME, tiny_cfg.MODEL.BACKBONE.FREEZE_AT = "build_glipv2_coswin_fpn_backbone", 1
+    tiny_cfg.MODEL.SWIN.WINDOW_SIZE = 4
     backbone = build_backbone(tiny_cfg, ShapeSpec(channels=3)).eval()
     swin = backbone.bottom_up
     assert isinstance(swin, CoSwin) and swin.frozen_stages == 0

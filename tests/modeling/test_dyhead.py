@@ -31,7 +31,14 @@ def make_input(size=(64, 80), boxes=(), rows=(), category_ids=(), **more):
 
 @pytest.fixture
 def dyhead_cfg(tiny_cfg):
-    options = ["MODEL.META_ARCHITECTURE", "DyHead", "MODEL.DYHEAD.NUM_CLASSES", 5, "MODEL.SWIN.DROP_PATH_RATE", 0.0]
+    options = [
+        "MODEL.META_ARCHITECTURE",
+        "DyHead",
+        "MODEL.GLIPV2.CLASS_HEAD.NUM_CLASSES",
+        5,
+        "MODEL.SWIN.DROP_PATH_RATE",
+        0.0,
+    ]
     tiny_cfg.merge_from_list([*options, "MODEL.FPN.DROP_BLOCK_PROB", 0.0])
     return tiny_cfg
 
@@ -163,7 +170,7 @@ def test_only_detection_is_asked_of_it(dyhead_cfg):
         ("MODEL.GLIPV2.FUSION.POSITIONS", True, r"FUSION\.POSITIONS: expected False"),
         ("MODEL.GLIPV2.VQA.ENABLED", True, r"VQA\.ENABLED: expected False"),
         ("MODEL.GLIPV2.CAPTIONING.ENABLED", True, r"CAPTIONING\.ENABLED: expected False"),
-        ("MODEL.GLIPV2.TUNING", "prompt", r"TUNING: expected 'full' .*found 'prompt'"),
+        ("MODEL.GLIPV2.TUNING.MODE", "prompt", r"TUNING.MODE: expected 'full' .*found 'prompt'"),
         ("MODEL.GLIPV2.IN_FEATURES", ["p3", "p9"], r"IN_FEATURES: the backbone has .*not \['p9'\]"),
     ],
 )

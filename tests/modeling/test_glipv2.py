@@ -199,15 +199,11 @@ def test_a_level_that_the_backbone_lacks_is_an_error(tiny_cfg):
 
 
 @torch.no_grad()
-def test_the_limit_of_detections_is_that_of_an_image_or_of_each_prompt(tiny_cfg):
+def test_detections_of_an_image_and_of_each_prompt_have_their_limits(tiny_cfg):
     tiny_cfg.MODEL.GLIPV2.TEST.SCORE_THRESH = 0.0
     tiny_cfg.MODEL.GLIPV2.GROUNDING.PRIOR_PROB = 0.3
-    tiny_cfg.TEST.DETECTIONS_PER_IMAGE = 3
     inputs = make_input(64, 96, make_prompt([1])) | {"prompts": [make_prompt([1]), make_prompt([2], category_ids=[5])]}
-    for limit_per, number in (("image", 3), ("prompt", 6)):
+    for per_prompt, per_image, number in ((0, 3, 3), (3, 0, 6), (3, 4, 4), (2, 100, 4)):
         torch.manual_seed(0)
-        tiny_cfg.MODEL.GLIPV2.TEST.LIMIT_PER = limit_per
+        tiny_cfg.MODEL.GLIPV2.TEST.DETECTIONS_PER_PROMPT, tiny_cfg.TEST.DETECTIONS_PER_IMAGE = per_prompt, per_image
         assert len(build_model(tiny_cfg).eval()([inputs])[0]["instances"]) == number
-    tiny_cfg.MODEL.GLIPV2.TEST.LIMIT_PER = "class"
-    with pytest.raises(ValueError, match="LIMIT_PER: expected 'image' or 'prompt', found 'class'"):
-        build_model(tiny_cfg)

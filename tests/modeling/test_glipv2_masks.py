@@ -42,7 +42,7 @@ def test_images_without_masks_train_boxes_only(mask_cfg):
 
 def test_the_mask_head_alone_has_one_loss_and_moves_nothing_else(mask_cfg):
     mask_cfg.MODEL.GLIPV2.CONTRASTIVE.ENABLED = True
-    model = build(mask_cfg, TUNING="mask_head").train()
+    model = build(mask_cfg, **{"TUNING.MODE": "mask_head"}).train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     trained = [one for one in model.parameters() if one.requires_grad]
     assert {id(one) for one in trained} == {id(one) for one in model.mask_head.parameters()}
@@ -58,7 +58,7 @@ def test_the_mask_head_alone_has_one_loss_and_moves_nothing_else(mask_cfg):
 
 
 def test_what_is_fixed_stays_in_eval_mode(mask_cfg):
-    model = build(mask_cfg, TUNING="mask_head").eval().train()
+    model = build(mask_cfg, **{"TUNING.MODE": "mask_head"}).eval().train()
     assert model.training and all(module.training for module in model.mask_head.modules())
     others = [module for name, child in model.named_children() if name != "mask_head" for module in child.modules()]
     assert not any(module.training for module in others)
@@ -66,19 +66,19 @@ def test_what_is_fixed_stays_in_eval_mode(mask_cfg):
 
 def test_a_batch_with_the_fixed_detector_repeats_in_spite_of_its_dropout(mask_cfg):
     mask_cfg.MODEL.TEXT_ENCODER.DROPOUT = mask_cfg.MODEL.GLIPV2.FUSION.DROPOUT = 0.5
-    model = build(mask_cfg, TUNING="mask_head").train()
+    model = build(mask_cfg, **{"TUNING.MODE": "mask_head"}).train()
     first, second = (model([make_input(PROMPT, BOXES)])["loss_mask"] for _ in range(2))
     assert first == second
 
 
 def test_training_the_mask_head_of_a_model_without_one_is_an_error(tiny_cfg):
-    tiny_cfg.MODEL.GLIPV2.TUNING = "mask_head"
+    tiny_cfg.MODEL.GLIPV2.TUNING.MODE = "mask_head"
     with pytest.raises(ValueError, match="MODEL.MASK_ON True"):
         build_model(tiny_cfg)
 
 
 def test_an_unknown_tuning_or_source_of_features_is_an_error(mask_cfg):
-    with pytest.raises(ValueError, match="TUNING: expected one of .*'half'"):
+    with pytest.raises(ValueError, match="TUNING.MODE: expected one of .*'half'"):
         apply_tuning(torch.nn.Module(), "half")
     mask_cfg.MODEL.GLIPV2.MASK_HEAD.FEATURES = "swin"
     with pytest.raises(ValueError, match="MASK_HEAD.FEATURES: expected one of .*'swin'"):

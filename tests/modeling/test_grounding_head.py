@@ -108,7 +108,7 @@ def test_config_decides_every_argument():
     add_glipv2_config(cfg)
     cfg.merge_from_list(
         [
-            *("MODEL.GLIPV2.BOX.REG_WEIGHTS", [1.0, 2.0, 3.0, 4.0], "MODEL.GLIPV2.MATCHER.TOPK", 5),
+            *("MODEL.GLIPV2.TEST.DETECTIONS_PER_PROMPT", 13, "MODEL.GLIPV2.MATCHER.TOPK", 5),
             *("MODEL.GLIPV2.GROUNDING.PRIOR_PROB", 0.5, "MODEL.GLIPV2.GROUNDING.LOG_SCALE", -1.0),
             *("MODEL.GLIPV2.BOX.LEVEL_SCALE", 6.0, "MODEL.TEXT_ENCODER.MAX_TOKENS", 77),
             *("MODEL.GLIPV2.GROUNDING.FOCAL_ALPHA", 0.1, "MODEL.GLIPV2.GROUNDING.FOCAL_GAMMA", 1.5),
@@ -120,13 +120,13 @@ def test_config_decides_every_argument():
     )
     head = GroundingHead(cfg, channels=4, language_dim=3, num_levels=2)
     selector = head.selector
-    assert head.box2box_transform.weights == selector.box2box_transform.weights == [1.0, 2.0, 3.0, 4.0]
+    assert head.box2box_transform.weights == selector.box2box_transform.weights == (10.0, 10.0, 5.0, 5.0)
     assert (head.matcher.topk, head.no_object_token, len(head.scales)) == (5, 76, 2)
     assert (head.bias0.item(), head.log_scale.item(), head.scales[0].scale.item()) == (0.0, -1.0, 6.0)
     assert (head.focal_alpha, head.focal_gamma, head.naming_loss_weight) == (0.1, 1.5, 7.0)
     assert (head.box_reg_loss_weight, head.centerness_loss_weight) == (8.0, 9.0)
     assert (selector.score_thresh, selector.topk_candidates, selector.nms_thresh) == (0.3, 11, 0.4)
-    assert (selector.score_aggregation, selector.detections_per_image) == ("max", 12)
+    assert (selector.score_aggregation, selector.detections_per_image) == ("max", 13)
 
 
 # ---- targets and losses of small cases

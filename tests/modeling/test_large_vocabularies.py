@@ -32,9 +32,9 @@ def make_input(prompts, seed=0, size=(64, 96), **more):
 def cfg(tiny_cfg):
     tiny_cfg.MODEL.GLIPV2.TEST.SCORE_THRESH = 0.0
     tiny_cfg.MODEL.GLIPV2.TEST.TOPK_CANDIDATES = 30
-    tiny_cfg.MODEL.GLIPV2.TEST.LIMIT_PER = "prompt"
+    tiny_cfg.MODEL.GLIPV2.TEST.DETECTIONS_PER_PROMPT = 5
     tiny_cfg.MODEL.GLIPV2.GROUNDING.PRIOR_PROB = 0.3
-    tiny_cfg.TEST.DETECTIONS_PER_IMAGE = 5
+    tiny_cfg.TEST.DETECTIONS_PER_IMAGE = 0
     return tiny_cfg
 
 
@@ -77,7 +77,7 @@ def test_a_vocabulary_in_chunks_finds_what_each_chunk_finds_alone(cfg, prompts_p
 @torch.no_grad()
 def test_the_merged_protocol_keeps_the_best_of_all_chunks(cfg):
     chunks = build(cfg)([make_input(PROMPTS)])[0]["instances"]
-    cfg.MODEL.GLIPV2.TEST.LIMIT_PER = "image"
+    cfg.TEST.DETECTIONS_PER_IMAGE = 5
     for prompts_per_pass in (1, 100):
         merged = build(cfg, prompts_per_pass)([make_input(PROMPTS)])[0]["instances"]
         assert len(merged) == 5 < len(chunks) == 30
@@ -115,13 +115,13 @@ def test_images_with_vocabularies_of_their_own_share_a_batch(cfg, prompts_per_pa
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("limit_per", ["image", "prompt"])
+@pytest.mark.parametrize("per_image", [5, 0])
 @pytest.mark.parametrize("features", ["fpn", "fused"])
-def test_masks_do_not_depend_on_the_passes(cfg, features, limit_per):
+def test_masks_do_not_depend_on_the_passes(cfg, features, per_image):
     cfg.MODEL.MASK_ON = True
     cfg.MODEL.GLIPV2.MASK_HEAD.FEATURES = features
     cfg.MODEL.GLIPV2.MASK_HEAD.CONV_DIM = 16
-    cfg.MODEL.GLIPV2.TEST.LIMIT_PER = limit_per
+    cfg.TEST.DETECTIONS_PER_IMAGE = per_image
     inputs = [make_input(PROMPTS), make_input(PROMPTS[2:], seed=1)]
     expected = build(cfg, 1)(inputs)
     for result, one in zip(build(cfg, 3)(inputs), expected, strict=True):

@@ -14,14 +14,14 @@ def make_language(lengths=(3, 2), width=4):
 
 
 def test_a_new_table_has_a_row_of_zeros_for_each_place_and_changes_nothing():
-    tuner, language = PromptTuner(5, 4), make_language()
+    tuner, language = PromptTuner(4, 5), make_language()
     assert {name: tuple(one.shape) for name, one in tuner.named_parameters()} == {"embeddings": (5, 4)}
     tuned = tuner(language)
     assert torch.equal(tuned.hidden, language.hidden) and torch.equal(tuned.embedded, language.embedded)
 
 
 def test_each_token_gets_the_row_of_its_place_in_what_is_fused_and_what_is_read_before():
-    tuner, language = PromptTuner(5, 4), make_language()
+    tuner, language = PromptTuner(4, 5), make_language()
     with torch.no_grad():
         tuner.embeddings.copy_(torch.arange(20.0).view(5, 4))
     tuned = tuner(language)
@@ -36,18 +36,18 @@ def test_each_token_gets_the_row_of_its_place_in_what_is_fused_and_what_is_read_
 
 
 def test_rows_that_no_prompt_reaches_get_no_gradient():
-    tuner = PromptTuner(5, 4)
+    tuner = PromptTuner(4, 5)
     tuner(make_language()).hidden.sum().backward()
     # Two prompts have a first and second token, and a third, of which one is padding that nothing should read.
     assert tuner.embeddings.grad[:, 0].tolist() == [2, 2, 2, 0, 0]
 
 
 def test_a_prompt_as_long_as_the_table_fits_and_a_longer_one_is_an_error():
-    assert PromptTuner(3, 4)(make_language()).hidden.shape == (2, 3, 4)
-    with pytest.raises(ValueError, match="PROMPT_TUNING.MAX_TOKENS: expected at least the 3 tokens .* found 2"):
-        PromptTuner(2, 4)(make_language())
+    assert PromptTuner(4, 3)(make_language()).hidden.shape == (2, 3, 4)
+    with pytest.raises(ValueError, match="max_tokens: expected at least the 3 tokens .* found 2"):
+        PromptTuner(4, 2)(make_language())
 
 
 def test_a_table_without_rows_is_an_error():
-    with pytest.raises(ValueError, match="PROMPT_TUNING.MAX_TOKENS: expected at least 1, found 0"):
-        PromptTuner(0, 4)
+    with pytest.raises(ValueError, match="max_tokens: expected at least 1, found 0"):
+        PromptTuner(4, 0)

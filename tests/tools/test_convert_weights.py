@@ -109,12 +109,12 @@ def test_a_training_of_this_package_becomes_a_folder_that_predicts(tmp_path, mai
     assert yaml.safe_load((tmp_path / "other" / "config.yaml").read_text())["MODEL"]["DEVICE"] == "cpu"
 
 
-@pytest.mark.parametrize("key", ["TUNED_WEIGHTS", "INTERPOLATE_WITH"])
+@pytest.mark.parametrize("key", ["TUNING.WEIGHTS", "TUNING.INTERPOLATE_WITH"])
 def test_changes_of_the_weights_are_not_dropped_silently(tmp_path, main, weights, config, capsys, key):
     torch.save({"model": weights}, tmp_path / "model_final.pth")
     arguments = [str(tmp_path / "model_final.pth"), str(tmp_path / "folder"), "--config-file", config]
     arguments += ["--opts", f"MODEL.GLIPV2.{key}", "tuned.safetensors"]
-    assert_fails_with_one_line(main, capsys, arguments, key, "tuned.safetensors", "save_pretrained")
+    assert_fails_with_one_line(main, capsys, arguments, key.split(".")[1], "tuned.safetensors", "save_pretrained")
     assert not (tmp_path / "folder").exists()
 
 

@@ -179,7 +179,7 @@ def test_recipe_is_the_official_one_and_can_be_changed(tool):
     full = pairs(tool.mode_options(arguments, tool.Cell("a", "full", "3", 30)))
     assert full["SOLVER.WEIGHT_DECAY"] == "0.05" and "SOLVER.BASE_LR" not in full
     assert (full["SOLVER.AUTO_STEP.PATIENCE"], full["SOLVER.EARLY_STOP_PATIENCE"]) == ("3", "8")
-    assert full["MODEL.GLIPV2.TUNING"] == "full" and full["SOLVER.IMS_PER_BATCH"] == "2"
+    assert full["MODEL.GLIPV2.TUNING.MODE"] == "full" and full["SOLVER.IMS_PER_BATCH"] == "2"
     assert full["INPUT.PROMPT.SHUFFLE"] == "False" and full["INPUT.PROMPT.NUM_NEGATIVES"] == "-1"
     prompt = pairs(tool.mode_options(arguments, tool.Cell("a", "prompt", "all", 3)))
     assert prompt["SOLVER.WEIGHT_DECAY"] == "0.25" and prompt["SOLVER.BASE_LR"] == "0.1"

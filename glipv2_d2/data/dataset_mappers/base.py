@@ -92,7 +92,6 @@ class PromptDatasetMapper(ABC):
         mask_prob: float | None = None,
         mask_only_positives: bool = True,
         with_masks: bool = False,
-        blank_images: bool = False,
     ):
         """
         Args:
@@ -105,7 +104,6 @@ class PromptDatasetMapper(ABC):
             mask_only_positives: Of the masked tokens only those of phrases with a box are to be restored.
             with_masks: Add ``gt_masks`` and ``gt_has_mask`` to ``instances``, from annotations as ``keep_usable_masks``
                 leaves them.
-            blank_images: Every image is black.
 
         Raises:
             InputError: Tokens are to be masked, but the tokenizer has no mask token.
@@ -118,7 +116,6 @@ class PromptDatasetMapper(ABC):
         self.mask_prob = mask_prob
         self.mask_only_positives = mask_only_positives
         self.with_masks = with_masks
-        self.blank_images = blank_images
         if mask_prob is not None:
             _ = tokenizer.mask_id  # An error here is one line before the first step, not one of a worker.
 
@@ -131,15 +128,9 @@ class PromptDatasetMapper(ABC):
             is_train: For training.
             task: Kind of data, one of ``TASKS``.
             tokenizer: One that is there already; otherwise one is built.
-
-        Raises:
-            InputError: MODEL.GLIPV2.MLM.TASKS names a task whose prompts are not masked.
         """
         mlm = cfg.MODEL.GLIPV2.MLM
-        unknown = [name for name in mlm.TASKS if name not in BOX_TASKS]
-        if unknown:
-            raise InputError(f"MODEL.GLIPV2.MLM.TASKS holds {unknown[0]!r}, expected some of {list(BOX_TASKS)}")
-        is_masked = is_train and mlm.ENABLED and task in mlm.TASKS
+        is_masked = is_train and mlm.ENABLED and task in BOX_TASKS
         return {
             "is_train": is_train,
             "augmentations": build_augmentations(cfg, is_train),
@@ -149,7 +140,6 @@ class PromptDatasetMapper(ABC):
             "mask_prob": mlm.MASK_PROB if is_masked else None,
             # Officially too: in a list of names most are there by chance, but of a sentence every word can be restored.
             "mask_only_positives": mlm.ONLY_POSITIVES and task == "detection",
-            "blank_images": cfg.INPUT.BLANK_IMAGES,
             "with_masks": is_train and cfg.MODEL.MASK_ON and task in BOX_TASKS,
         }
 
@@ -218,8 +208,6 @@ class PromptDatasetMapper(ABC):
     def _read(self, dataset_dict: dict) -> tuple[dict, T.TransformList]:
         sample = {key: dataset_dict[key] for key in ("file_name", "image_id", "height", "width") if key in dataset_dict}
         image = read_image(dataset_dict, self.image_format)
-        if self.blank_images:
-            image = np.zeros_like(image)
         sample.setdefault("height", image.shape[0])
         sample.setdefault("width", image.shape[1])
         aug_input = T.AugInput(image)

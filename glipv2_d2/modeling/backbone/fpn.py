@@ -92,5 +92,4 @@ def build_fpn(cfg: CfgNode, bottom_up: Backbone) -> GroundingFPN:
         # P6 comes from the P5 output, not from the bottom-up network's last feature.
         top_block=LastLevelP6P7(out_channels, out_channels, in_feature="p5") if needs_top else None,
         drop_block_prob=cfg.MODEL.FPN.DROP_BLOCK_PROB,
-        drop_block_size=cfg.MODEL.FPN.DROP_BLOCK_SIZE,
     )

@@ -42,8 +42,8 @@ def _require_gradient(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def swin_options(cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-    """Read the arguments of ``FreezableSwin`` from ``MODEL.SWIN``."""
-    swin = cfg.MODEL.SWIN
+    """Read the arguments of ``FreezableSwin`` from ``MODEL.SWIN`` and ``MODEL.BACKBONE.FREEZE_AT``."""
+    swin, freeze_at = cfg.MODEL.SWIN, cfg.MODEL.BACKBONE.FREEZE_AT
     return {
         "in_chans": input_shape.channels,
         "embed_dim": swin.EMBED_DIM,
@@ -52,7 +52,8 @@ def swin_options(cfg: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
         "window_size": swin.WINDOW_SIZE,
         "drop_path_rate": swin.DROP_PATH_RATE,
         "out_indices": tuple(swin.OUT_INDICES),
-        "frozen_stages": swin.FREEZE_AT,
+        # detectron2 counts the stem as 1; its Swin takes 0 for the patch embedding, and 2 for the first stage too.
+        "frozen_stages": freeze_at if freeze_at > 1 else freeze_at - 1,
         "use_checkpoint": swin.USE_CHECKPOINT,
     }
 

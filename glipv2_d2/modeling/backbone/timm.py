@@ -71,7 +71,7 @@ class TimmBackbone(Backbone):
     def _freeze(self, freeze_at: int) -> None:
         features = self.body.feature_info.info
         if not 0 <= freeze_at <= len(features):
-            raise InputError(f"MODEL.TIMM.FREEZE_AT: expected 0 to {len(features)} features, found {freeze_at}")
+            raise InputError(f"MODEL.BACKBONE.FREEZE_AT: expected 0 to {len(features)} features, found {freeze_at}")
         if freeze_at > 0:
             last_feature = _flat(features[freeze_at - 1]["module"])
             modules = [(_flat(name) + "_", module) for name, module in self.body.named_modules()]
@@ -145,7 +145,7 @@ def build_timm_fpn_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> GroundingFP
         cfg.MODEL.TIMM.NAME,
         tuple(cfg.MODEL.TIMM.OUT_INDICES),
         weights=cfg.MODEL.TIMM.WEIGHTS,
-        freeze_at=cfg.MODEL.TIMM.FREEZE_AT,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         freeze_norm=cfg.MODEL.TIMM.FREEZE_NORM,
         in_channels=input_shape.channels,
     )

@@ -22,6 +22,8 @@ from .detection_selector import DetectionSelector
 
 # Keeps the box loss finite on a batch without positives; the centerness of a single positive anchor is far above it.
 MIN_CENTERNESS_SUM = 1e-6
+# Factors of the predicted box deltas (dx, dy, dw, dh), those of the official code.
+REGRESSION_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 
 
 class AnchorTargets(NamedTuple):
@@ -133,7 +135,7 @@ class AnchorHead(nn.Module):
         """Read the arguments that the config decides for every head."""
         config = cfg.MODEL.GLIPV2
         return {
-            "box2box_transform": Box2BoxTransform(weights=config.BOX.REG_WEIGHTS),
+            "box2box_transform": Box2BoxTransform(weights=REGRESSION_WEIGHTS),
             "matcher": ATSSMatcher(config.MATCHER.TOPK),
             "level_scale": config.BOX.LEVEL_SCALE,
             "focal_alpha": config.GROUNDING.FOCAL_ALPHA,
@@ -143,7 +145,7 @@ class AnchorHead(nn.Module):
             "test_score_thresh": config.TEST.SCORE_THRESH,
             "test_topk_candidates": config.TEST.TOPK_CANDIDATES,
             "test_nms_thresh": config.TEST.NMS_THRESH,
-            "test_detections_per_image": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "test_detections_per_image": config.TEST.DETECTIONS_PER_PROMPT or cfg.TEST.DETECTIONS_PER_IMAGE,
         }
 
     def _place(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -50,7 +50,7 @@ class ClassHead(AnchorHead):
             channels=channels, naming_loss_weight=class_loss_weight, test_score_aggregation="max", **options
         )
         if num_classes < 1:
-            raise InputError(f"MODEL.DYHEAD.NUM_CLASSES: expected at least 1, found {num_classes}")
+            raise InputError(f"MODEL.GLIPV2.CLASS_HEAD.NUM_CLASSES: expected at least 1, found {num_classes}")
         self.cls_logits = nn.Conv2d(channels, num_classes, kernel_size=1)
         initialize_predictors(self.cls_logits, self.bbox_pred, self.centerness)
         nn.init.constant_(self.cls_logits.bias, prior_bias(prior_prob))
@@ -63,7 +63,7 @@ class ClassHead(AnchorHead):
             **cls.shared_options(cfg),
             "channels": channels,
             "num_levels": num_levels,
-            "num_classes": cfg.MODEL.DYHEAD.NUM_CLASSES,
+            "num_classes": cfg.MODEL.GLIPV2.CLASS_HEAD.NUM_CLASSES,
             "prior_prob": config.GROUNDING.PRIOR_PROB,
             "class_loss_weight": config.GROUNDING.LOSS_WEIGHT,
         }

@@ -63,9 +63,7 @@ class ContrastiveHead(nn.Module):
                 f"MODEL.GLIPV2.CONTRASTIVE.MAX_REGIONS_PER_IMAGE: expected at least 1, found {max_regions_per_image}"
             )
         if form not in CONTRASTIVE_FORMS:
-            raise InputError(
-                f"MODEL.GLIPV2.CONTRASTIVE.FORM: expected one of {', '.join(CONTRASTIVE_FORMS)}, found {form!r}"
-            )
+            raise InputError(f"form: expected one of {', '.join(CONTRASTIVE_FORMS)}, found {form!r}")
         self.image_projection = nn.Linear(channels, embed_dim)
         self.text_projection = nn.Linear(language_dim, embed_dim)
         self.log_scale = nn.Parameter(torch.tensor([log_scale]))
@@ -89,7 +87,6 @@ class ContrastiveHead(nn.Module):
             "max_regions_per_image": config.MAX_REGIONS_PER_IMAGE,
             "max_tokens": cfg.MODEL.TEXT_ENCODER.MAX_TOKENS,
             "loss_weight": config.LOSS_WEIGHT,
-            "form": config.FORM,
         }
 
     def forward(self, regions: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:

@@ -107,10 +107,7 @@ class HourglassMaskHead(nn.Module):
             "hourglass_depth": config.HOURGLASS_DEPTH,
             "num_hourglasses": config.NUM_HOURGLASSES,
             "conv_dim": config.CONV_DIM,
-            "num_groups": config.NUM_GROUPS,
             "pooler_resolution": config.POOLER_RESOLUTION,
-            "pooler_sampling_ratio": config.POOLER_SAMPLING_RATIO,
-            "log_scale": config.LOG_SCALE,
             "max_proposals": config.MAX_PROPOSALS,
             "loss_weight": config.LOSS_WEIGHT,
         }

@@ -69,11 +69,12 @@ class DyHead(DenseDetector):
         for key, value in needs_text.items():
             if value:
                 raise InputError(f"{key}: expected False for MODEL.META_ARCHITECTURE 'DyHead', which has no text")
-        if config.TUNED_WEIGHTS or config.TUNE_MASK_HEAD:
-            raise InputError("MODEL.GLIPV2.TUNED_WEIGHTS, TUNE_MASK_HEAD: a DyHead takes neither, expected both empty")
-        if config.TUNING != "full":
+        if config.TUNING.WEIGHTS or config.TUNING.MASK_HEAD:
+            raise InputError("MODEL.GLIPV2.TUNING.WEIGHTS, MASK_HEAD: a DyHead takes neither, expected both empty")
+        if config.TUNING.MODE != "full":
             raise InputError(
-                f"MODEL.GLIPV2.TUNING: expected 'full' for MODEL.META_ARCHITECTURE 'DyHead', found {config.TUNING!r}"
+                f"MODEL.GLIPV2.TUNING.MODE: expected 'full' for MODEL.META_ARCHITECTURE 'DyHead', "
+                f"found {config.TUNING.MODE!r}"
             )
         backbone = build_backbone(cfg)
         levels, shapes = list(config.IN_FEATURES), backbone.output_shape()
@@ -126,7 +127,7 @@ class DyHead(DenseDetector):
         if len(outside):
             raise InputError(
                 f"model input: gt_category_ids: expected 0 to {self.head.num_classes - 1} "
-                f"(MODEL.DYHEAD.NUM_CLASSES {self.head.num_classes}), found {int(outside[0])}"
+                f"(MODEL.GLIPV2.CLASS_HEAD.NUM_CLASSES {self.head.num_classes}), found {int(outside[0])}"
             )
         return Instances(instances.image_size, gt_boxes=instances.gt_boxes, gt_classes=classes)
 
@@ -145,7 +146,7 @@ class DyHead(DenseDetector):
         if num_names != self.head.num_classes:
             raise InputError(
                 f"model input: prompts: expected the names of all {self.head.num_classes} classes "
-                f"(MODEL.DYHEAD.NUM_CLASSES), found {num_names} names"
+                f"(MODEL.GLIPV2.CLASS_HEAD.NUM_CLASSES), found {num_names} names"
             )
         images = self.preprocess_image([inputs])
         features, predictions = self._predict(images.tensor)

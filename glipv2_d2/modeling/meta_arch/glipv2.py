@@ -30,7 +30,7 @@ from ..heads.mlm_head import MLMHead
 from ..heads.phrase_center_head import PhraseCenterHead
 from ..heads.vqa_head import VQAHead
 from ..lora import LoRASettings
-from ..parts import build_optional_heads, build_tower, max_detections, tuning_options
+from ..parts import build_optional_heads, build_tower, tuning_options
 from ..prompt_cache import PromptCache
 from ..prompt_passes import plan_passes, rows_by_padded_size
 from ..prompt_tuning import PromptTuner
@@ -159,7 +159,7 @@ class GLIPv2(DenseDetector):
             "anchor_generator": build_anchor_generator(cfg, [shapes[level] for level in levels]),
             "head_in_features": levels,
             "default_prompts": functools.cache(functools.partial(build_default_prompts, cfg)),
-            "max_detections": max_detections(cfg),
+            "max_detections": cfg.TEST.DETECTIONS_PER_IMAGE,
             "prompts_per_pass": cfg.MODEL.GLIPV2.TEST.PROMPTS_PER_PASS,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -226,7 +226,7 @@ class GLIPv2(DenseDetector):
         if task == "captioning" and self._trains(*_TRUNK, "captioning_head"):
             losses |= self.captioning_head.losses(hidden, prompts)
         if not losses:
-            raise InputError(f"MODEL.GLIPV2.TUNING: {self.tuning.mode!r} trains nothing with a batch for {task}")
+            raise InputError(f"MODEL.GLIPV2.TUNING.MODE: {self.tuning.mode!r} trains nothing with a batch for {task}")
         return losses
 
     def _trains(self, *parts: str) -> bool:
