@@ -19,7 +19,7 @@ class _Mode(NamedTuple):
     key: str = ""
 
 
-# What trains for each value of MODEL.GLIPV2.TUNING.MODE but "full". The linear probe is what the official code calls so:
+# What trains in each MODEL.GLIPV2.TUNING.MODE but "full". The linear probe is what the official code calls so:
 # the layers that read the tower, without the factors of the box deltas of each level.
 _MODES = {
     "mask_head": _Mode(r"mask_head\..*", "mask_head", "MODEL.MASK_ON True"),
