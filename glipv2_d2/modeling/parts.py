@@ -110,7 +110,7 @@ def tuning_options(cfg: CfgNode, language_dim: int) -> dict[str, Any]:
     Raises:
         InputError: A prompt is to be tuned for captions, which have none of a fixed form.
     """
-    config = cfg.MODEL.GLIPV2.TUNING.MODE
+    config = cfg.MODEL.GLIPV2.TUNING
     options: dict[str, Any] = {
         "tuning": config.MODE,
         "tune_mask_head": config.MASK_HEAD,
