@@ -105,7 +105,6 @@ def test_other_weights_below_are_warned_of(prompt_file, caplog):
             {"MODEL__TEXT_ENCODER__HIDDEN_SIZE": 64},
             ["prompt_tuner.embeddings", "(1000, 64)", "(1000, 48)", "hidden size"],
         ),
-        ({"MODEL__TEXT_ENCODER__MAX_TOKENS": 1002}, ["prompt_tuner.embeddings", "(1002, 48)", "(1000, 48)"]),
     ],
 )
 def test_a_file_of_another_tuning_is_refused_on_one_line(prompt_file, model, words):
