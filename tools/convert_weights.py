@@ -98,7 +98,7 @@ def check_places(
 
 def save_folder(tensors: Mapping[str, Tensor], cfg: CfgNode, args: argparse.Namespace) -> None:
     """Write the model of a config, filled with these tensors, as the folder ``args.output``."""
-    tuning = cfg.MODEL.GLIPV2.TUNING.MODE
+    tuning = cfg.MODEL.GLIPV2.TUNING
     if tuning.WEIGHTS or tuning.INTERPOLATE_WITH:
         raise CheckpointError(
             f"{args.output}: MODEL.GLIPV2.TUNING.WEIGHTS, INTERPOLATE_WITH: expected none, found "

@@ -113,7 +113,7 @@ def _weights(cfg: CfgNode, checkpoint: str) -> dict[str, dict[str, Any]]:
     """Return by their config keys the files that the weights are made of, with their SHA-256."""
     if checkpoint:
         return {"checkpoint": _file_record(checkpoint)}
-    tuning = cfg.MODEL.GLIPV2.TUNING.MODE
+    tuning = cfg.MODEL.GLIPV2.TUNING
     weights = {"MODEL.WEIGHTS": _file_record(cfg.MODEL.WEIGHTS)}
     if tuning.WEIGHTS:
         weights["MODEL.GLIPV2.TUNING.WEIGHTS"] = _file_record(tuning.WEIGHTS)

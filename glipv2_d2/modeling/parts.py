@@ -110,13 +110,13 @@ def tuning_options(cfg: CfgNode, language_dim: int) -> dict[str, Any]:
     Raises:
         InputError: A prompt is to be tuned for captions, which have none of a fixed form.
     """
-    config = cfg.MODEL.GLIPV2.TUNING
+    tuning = cfg.MODEL.GLIPV2.TUNING
     options: dict[str, Any] = {
-        "tuning": config.MODE,
-        "tune_mask_head": config.MASK_HEAD,
-        "lora": LoRASettings(config.LORA.RANK, config.LORA.ALPHA, tuple(config.LORA.PARTS)),
+        "tuning": tuning.MODE,
+        "tune_mask_head": tuning.MASK_HEAD,
+        "lora": LoRASettings(tuning.LORA.RANK, tuning.LORA.ALPHA, tuple(tuning.LORA.PARTS)),
     }
-    if config.MODE == "prompt":
+    if tuning.MODE == "prompt":
         if cfg.MODEL.GLIPV2.CAPTIONING.ENABLED:
             raise InputError(
                 "MODEL.GLIPV2.TUNING.MODE: found 'prompt', which needs MODEL.GLIPV2.CAPTIONING.ENABLED False"

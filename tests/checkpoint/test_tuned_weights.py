@@ -133,7 +133,7 @@ def test_a_file_that_is_no_tuning_and_a_model_that_tunes_everything_are_errors(t
     with pytest.raises(FileNotFoundError, match="none.safetensors"):
         load_tuned(build(), tmp_path / "none.safetensors")
     for call in (save_tuned, load_tuned):
-        with pytest.raises(ValueError, match="TUNING: found 'full'"):
+        with pytest.raises(ValueError, match="TUNING.MODE: found 'full'"):
             call(build("full"), prompt_file[0])
 
 
