@@ -15,16 +15,16 @@ from .swin_conversion import BOTTOM_UP, convert_swin_state_dict, is_swin_state_d
 _ENCODER = "text_encoder"
 _TOKENS = "token_embedding.weight"
 _POSITIONS = "positional_embedding"
-# Tables of positions and of tokens that stand side by side: of CLIP and UniCL, and of the transformers library.
+# Tables of positions and of tokens that occur together: in CLIP and UniCL, and in the transformers library.
 _TABLES = ((_POSITIONS, _TOKENS), ("embeddings.position_embedding.weight", "embeddings.token_embedding.weight"))
 _PATCHES = "patch_embed.proj.weight"
-# What of a text transformer the encoder has.
+# Names of a text transformer that the encoder has too.
 _TEXT_NAMES = re.compile(r"token_embedding\.weight|positional_embedding|(ln_final|resblocks)\..+")
 
 _IGNORED = (
     (r"(.*\.)?(text|image|visual)_projection(\..*)?|(.*\.)?logit_(scale|bias)", "comparison of whole images and texts"),
     (r".*\.(position_ids|attn_mask)", "constant"),
-    (r"(.*\.)?(visual|vision_model)\..*", "image tower that is no Swin Transformer"),
+    (r"(.*\.)?(visual|vision_model)\..*", "image tower that is not a Swin Transformer"),
 )
 
 
@@ -44,17 +44,17 @@ def convert_clip_state_dict(
 
     Args:
         state_dict: Names and tensors of CLIP, UniCL or CLIP in the transformers library.
-        expected: Tensors of the model, if it is known: positions are resized to its number of them, and a part for
-            which it has no place is left out.
+        expected: Tensors of the model, if it is known: positions are resized to their number in the model, and a part
+            that the model lacks is left out.
         source: Name of the file for errors.
 
     Returns:
-        The same tensors by our names, query, key and value of a layer joined; and a report on every name.
+        The same tensors under our names, query, key and value of a layer joined; and a report on every name.
 
     Raises:
-        CheckpointError: The positions are no table, or the model has a place for none of the parts.
+        CheckpointError: The positions are not a table, or the model has none of the parts.
     """
-    # Every tensor is an object of its own, whose name can be found again.
+    # Each tensor becomes an object of its own, by which its name is found again.
     state_dict = {name: tensor.detach() for name, tensor in state_dict.items()}
     text = {name: t for name, t in rename_clip_text(state_dict).items() if _TEXT_NAMES.fullmatch(name)}
     used = {old: f"{_ENCODER}.{new}" for old, new in _text_names(state_dict, text).items()}
@@ -80,7 +80,7 @@ def _find_text(names: Collection[str], positions: str, tokens: str) -> str | Non
 
 
 def _text_names(state_dict: Mapping[str, Tensor], text: Mapping[str, Tensor]) -> dict[str, str]:
-    """Find what each tensor of the text transformer was called."""
+    """Map the name of each tensor of the text transformer in the file to its new name."""
     names = {id(tensor): name for name, tensor in state_dict.items()}
     used = {names[id(tensor)]: new for new, tensor in text.items() if id(tensor) in names}
     beginning = _find_text(state_dict, *_TABLES[1])
@@ -93,7 +93,7 @@ def _text_names(state_dict: Mapping[str, Tensor], text: Mapping[str, Tensor]) ->
 
 
 def _convert_swin(state_dict: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str], dict[str, str]]:
-    """Convert a Swin Transformer inside; return tensors, names used and names ignored, empty if there is none."""
+    """Convert the Swin Transformer in a file; return tensors, names used and names ignored, empty without one."""
     for beginning in [name.removesuffix(_PATCHES) for name in state_dict if name.endswith(_PATCHES)]:
         inner = {n.removeprefix(beginning): t for n, t in state_dict.items() if n.startswith(beginning)}
         if is_swin_state_dict(inner):
@@ -120,7 +120,9 @@ def _keep_known_parts(
         ignored.update({old: reason for old, new in used.items() if new.startswith(part + ".")})
     tensors = {n: t for n, t in tensors.items() if not n.startswith(tuple(part + "." for part in reasons))}
     if not tensors:
-        raise CheckpointError(f"{source}: holds an image-text model, but {' and '.join(reasons.values())}")
+        raise CheckpointError(
+            f"{source}: expected weights for the model, found an image-text model, but {' and '.join(reasons.values())}"
+        )
     return tensors, {old: new for old, new in used.items() if old not in ignored}
 
 

@@ -1,4 +1,4 @@
-"""Weights of every accepted kind, told apart by their names, under the names of this package."""
+"""Which kind of weights a file holds, by their names, and how they get the names of this package."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class WeightsKind(NamedTuple):
 
     Attributes:
         matches: Tells from the names of a state dict whether it is of this kind.
-        convert: Called as ``convert_state_dict``.
-        fills_detector: Whether it fills a whole detector; otherwise parts of one.
+        convert: Renames the weights; its arguments are those of ``convert_state_dict``.
+        fills_detector: Whether the weights fill a whole detector, not only parts of one.
     """
 
     matches: Callable[[Collection[str]], bool]
@@ -29,7 +29,7 @@ class WeightsKind(NamedTuple):
 
 
 def find_kind(names: Collection[str]) -> WeightsKind:
-    """Tell from its names of which kind a state dict is; ``OWN_WEIGHTS`` where it is of no other."""
+    """Return the kind of a state dict by its names; ``OWN_WEIGHTS`` if no other kind matches."""
     return next((kind for kind in _FOREIGN if kind.matches(names)), OWN_WEIGHTS)
 
 
@@ -39,17 +39,16 @@ def convert_state_dict(
     """Rename weights of any accepted kind to those of this package.
 
     Args:
-        state_dict: By the names of the file.
-        expected: Tensors of the model, if it is known; their values do not matter. With them the report tells what is
-            missing, and what such a model has no use for is left out: heads of a pre-training, the text of a CLIP.
+        state_dict: Tensors by the names of the file.
+        expected: Tensors of the model, if it is known; their values do not matter. With them the report lists missing
+            names, and parts that such a model does not have are left out: heads of a pre-training, the text of a CLIP.
         source: Name of the file for errors.
 
     Returns:
         Tensors by our names, and a report on every name.
 
     Raises:
-        CheckpointError: The weights are not of the form that their names promise, or the known model has no place for
-            any of them.
+        CheckpointError: The weights are not of the form that their names promise, or the known model has none of them.
     """
     return find_kind(state_dict).convert(state_dict, expected=expected, source=source)
 

@@ -15,7 +15,7 @@ from ..tensor_files import CheckpointError, unwrap_weights
 from .name_rules import ConversionReport, convert_names, translate_name
 
 # Official name, our name. An entry covers the tensor of that name and everything below it. {block} counts the blocks of
-# the tower; {fusion}, {text} and {image} are the places of a block's three layers in the official flat sequence.
+# the tower; {fusion}, {text} and {image} are the indices of a block's three layers in the official flat sequence.
 _TOWER = "rpn.head.dyhead_tower"
 _FUSION = (_TOWER + ".{fusion}.b_attn", "fusion_tower.blocks.{block}.fusion")
 _TEXT = (_TOWER + ".{text}", "fusion_tower.blocks.{block}.language_layer")
@@ -76,7 +76,7 @@ _IMAGE_LAYER = (
     ("relu.fc", "relu.fc"),
 )
 
-# Names that a detector has no use for, with the reason.
+# Names that a detector does not use, with the reason.
 _IGNORED = (
     (r"rpn\.head\.cls_logits\..*", "classification branch that nothing reads"),
     (r"rpn\.anchor_generator\..*", "anchors come from the config"),
@@ -100,7 +100,7 @@ class TowerLayout(NamedTuple):
 
     Attributes:
         num_blocks: Number of blocks, 0 without a tower.
-        fused: Whether its blocks fuse image and text: all released models but GLIP-T (A).
+        fused: Whether its blocks fuse image and text, as in all released models except GLIP-T (A).
     """
 
     num_blocks: int
@@ -124,16 +124,16 @@ def convert_glip_state_dict(
     Args:
         state_dict: Official names and tensors, with or without the prefix "module.", alone or as "model" of a whole
             checkpoint.
-        expected: Names that the model has; with them the report tells what is missing, and heads that only a
+        expected: Names that the model has. With them the report lists missing names, and heads that only a
             pre-training has are left out of a model without them.
         ema: Take the moving average that the checkpoint keeps beside the weights.
         source: Name of the file for errors.
 
     Returns:
-        The same tensors by our names, and a report on every name.
+        The same tensors under our names, and a report on every name.
 
     Raises:
-        CheckpointError: This is no GLIP checkpoint, or its tower is neither that of GLIP-T (A) nor a fused one.
+        CheckpointError: This is not a GLIP checkpoint, or its tower is neither that of GLIP-T (A) nor a fused one.
     """
     tensors = unwrap_weights(state_dict, source, ema=ema)
     if not is_glip_state_dict(tensors):
@@ -155,11 +155,17 @@ def revert_to_glip_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Ten
         CheckpointError: The official model has no counterpart of a name.
     """
     pairs = {ours: official for official, ours in _name_pairs(find_layout(state_dict)).items()}
-    names = {name: translate_name(name, pairs) for name in state_dict}
-    unknown = [name for name, official in names.items() if official is None]
+    reverted, unknown = {}, []
+    for name, tensor in state_dict.items():
+        official = translate_name(name, pairs)
+        if official is None:
+            unknown.append(name)
+        else:
+            reverted[official] = tensor
     if unknown:
-        raise CheckpointError(f"GLIPv2 weights: the official model has no counterpart of {', '.join(unknown)}")
-    reverted = {names[name]: tensor for name, tensor in state_dict.items()}
+        raise CheckpointError(
+            f"GLIPv2 weights: expected names that the official model has a counterpart of, found {', '.join(unknown)}"
+        )
     name, twin = _TWIN_NAMES
     return {**reverted, twin: reverted[name]} if name in reverted else reverted
 
@@ -173,21 +179,21 @@ def find_layout(names: Iterable[str]) -> TowerLayout:
 def find_official_layout(names: Iterable[str], source: str) -> TowerLayout:
     """Read the form of the tower from official names.
 
-    Where a layer stands does not tell what it is: entry 3 is a DyConv in GLIP-T (A) and a fusion in the others.
+    The index of a layer alone does not say its kind: entry 3 is a DyConv in GLIP-T (A) and a fusion in the others.
 
     Raises:
         CheckpointError: The image layers are neither all entries nor every third.
     """
     parts = [match.groups() for name in names if (match := re.match(_TOWER + r"\.(\d+)\.(\w+)\.", name))]
-    places = sorted({int(place) for place, part in parts if part == "DyConv"})
+    indices = sorted({int(index) for index, part in parts if part == "DyConv"})
     fused = any(part == "b_attn" for _, part in parts)
-    released = [3 * block + 2 if fused else block for block in range(len(places))]
-    if places != released:
+    released = [3 * block + 2 if fused else block for block in range(len(indices))]
+    if indices != released:
         raise CheckpointError(
             f"{source}: expected the DyConv layers of the {'fused' if fused else 'unfused'} tower at {released}, "
-            f"found them at {places}"
+            f"found them at {indices}"
         )
-    return TowerLayout(len(places), fused)
+    return TowerLayout(len(indices), fused)
 
 
 def _name_pairs(layout: TowerLayout) -> dict[str, str]:
@@ -198,8 +204,8 @@ def _name_pairs(layout: TowerLayout) -> dict[str, str]:
     pairs = dict(_OUTSIDE_THE_TOWER)
     for block in range(layout.num_blocks):
         first = 3 * block if layout.fused else block
-        places = {"fusion": first, "text": first + 1, "image": first + 2 if layout.fused else first, "block": block}
-        for (official_place, our_place), table in tables:
+        indices = {"fusion": first, "text": first + 1, "image": first + 2 if layout.fused else first, "block": block}
+        for (official_layer, our_layer), table in tables:
             for official, ours in table:
-                pairs[f"{official_place.format(**places)}.{official}"] = f"{our_place.format(**places)}.{ours}"
+                pairs[f"{official_layer.format(**indices)}.{official}"] = f"{our_layer.format(**indices)}.{ours}"
     return pairs

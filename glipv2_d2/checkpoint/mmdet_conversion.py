@@ -1,7 +1,7 @@
 """Names of GLIP as mmdetection 3 converts it, and the order in which its Swin Transformer merges patches.
 
-Source: mmdetection's converter of the official files and its GLIP model, as known without either at hand: the rules
-were not compared with one of its files.
+Source: mmdetection's converter of the official files and its GLIP model. Neither was at hand: the rules follow its
+documented behaviour and were not compared with one of its files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ..tensor_files import CheckpointError
 from .glip_conversion import convert_glip_state_dict
 from .name_rules import ConversionReport, translate_name
 
-# Beginnings of names there, and of official names.
+# Beginnings of mmdetection's names, with those of the official names.
 _BEGINNINGS = {
     "backbone.patch_embed.projection": "backbone.body.patch_embed.proj",
     "backbone.patch_embed.norm": "backbone.body.patch_embed.norm",
@@ -28,7 +28,7 @@ _BEGINNINGS = {
     "language_model.language_backbone": "language_backbone",
     "bbox_head.head": "rpn.head",
 }
-# What stands inside of names: in a block of the Swin Transformer, and in an image layer of the tower.
+# Inner parts of names: in a block of the Swin Transformer, and in an image layer of the tower.
 _INSIDE = {
     ".attn.w_msa.": ".attn.",
     ".ffn.layers.0.0.": ".mlp.fc1.",
@@ -64,14 +64,14 @@ def convert_mmdet_state_dict(
 
     Args:
         state_dict: Names and tensors.
-        expected: As of ``convert_glip_state_dict``.
+        expected: See ``convert_glip_state_dict``.
         source: Name of the file for errors.
 
     Returns:
-        The same tensors by our names, those of patch merging in the official order; and a report on every name.
+        The same tensors under our names, those of patch merging in the official order; and a report on every name.
 
     Raises:
-        CheckpointError: The tower is not one of GLIP, or a patch merging does not merge four patches.
+        CheckpointError: The tower is not a tower of GLIP, or a patch merging does not merge four patches.
     """
     official, origins, unknown = {}, {}, []
     for name, tensor in state_dict.items():
@@ -92,7 +92,7 @@ def convert_mmdet_state_dict(
 
 
 def _official_order(tensor: Tensor, name: str, source: str) -> Tensor:
-    """Reorder the inputs of a patch merging, the last dimension (4C).
+    """Reorder the inputs of a patch merging, the last dimension of the tensor (..., 4C).
 
     mmdetection unfolds the map: channel after channel, each with its four patches row by row. The official code stacks
     the patches, each with all its channels: top left, bottom left, top right, bottom right.

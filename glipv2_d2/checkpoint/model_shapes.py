@@ -1,4 +1,4 @@
-"""Names and shapes of the weights that a config asks for, without the memory or the time to make them."""
+"""Names and shapes of the weights of a config's model, without the memory or the time to make them."""
 
 from __future__ import annotations
 

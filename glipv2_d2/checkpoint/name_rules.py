@@ -1,4 +1,4 @@
-"""Names of tensors from one naming to another, by a table of pairs, and the report of what became of them."""
+"""Rename tensors by a table of pairs, and report what became of every name."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class ConversionReport:
     """What became of the names of a file.
 
     Attributes:
-        source: What kind of file it is, for people.
-        used: Its names, with the names they became.
-        ignored: Names that the model has no use for, with the reason.
+        source: Kind of the file, in words.
+        used: Names of the file, each with the name it became.
+        ignored: Names that the model does not use, each with the reason.
         unknown: Names that no rule covers.
-        missing: Names that the model expects and that no tensor became; empty if the model is not known.
+        missing: Names that the model expects and no tensor became; empty if the model is not known.
     """
 
     source: str
@@ -42,7 +42,7 @@ class ConversionReport:
 
 
 def translate_name(name: str, pairs: Mapping[str, str]) -> str | None:
-    """Rename by the longest dotted beginning of ``name`` in ``pairs``; what follows it stays. None if there is none."""
+    """Replace the longest dotted beginning of ``name`` that is in ``pairs``, and keep the rest; None if there is none."""
     beginning = name
     while beginning:
         if beginning in pairs:
@@ -63,9 +63,9 @@ def convert_names(
     """Rename tensors and report on every name.
 
     Args:
-        tensors: By the names of the file.
-        pairs: Dotted beginnings of names with what replaces them, see ``translate_name``.
-        ignored_patterns: Regular expressions of whole names to leave out, with the reason. They come before ``pairs``.
+        tensors: Tensors by the names of the file.
+        pairs: Dotted beginnings of names with their replacements, see ``translate_name``.
+        ignored_patterns: Regular expressions of whole names to leave out, with the reason. They precede ``pairs``.
         source: Kind of file, for the report.
         expected: Names that the model has, if it is known.
         optional_parts: First parts of new names that are left out where a known model lacks them, with the reason.

@@ -1,6 +1,6 @@
 """A folder that holds a whole model, to be moved and shared: config, weights, and the files that inference needs.
 
-``config.yaml`` is a config like any other; paths in it that begin with "./" are meant from the folder on.
+``config.yaml`` is a config like any other; paths in it that begin with "./" are relative to the folder.
 ``files.json`` lists every file with its SHA-256. Nothing in a folder is executed.
 """
 
@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
@@ -34,7 +35,7 @@ MANIFEST_FILE = "files.json"
 _HERE = "./"
 _TOKENIZER_FILES = ("*.json", "*.txt")
 _ENCODER_FILES = ("*.json", "*.txt", "*.safetensors", "*.bin")
-# What makes a BERT beside the sizes of the config; some versions of the transformers library lack an entry.
+# Settings of a plain BERT beside its sizes; some versions of the transformers library lack an entry.
 _BERT_FORM = {
     "hidden_act": "gelu",
     "layer_norm_eps": 1e-12,
@@ -45,27 +46,27 @@ _BERT_FORM = {
 
 
 def save_pretrained(model: nn.Module, cfg: CfgNode, folder: str | os.PathLike) -> None:
-    """Write a model as a folder, whole or not at all, from which it is built again where none of its files are.
+    """Write a model as a folder from which it can be built without any other file; whole or not at all.
 
-    The folder gets the config, with all weights in one file; the tokenizer where it is not the packaged one; the list
-    of answers of a model that answers questions; and a pretrained text encoder whose sizes do not say all of it. Names
-    of datasets stay in the config, the datasets stay where they are.
+    The folder gets the config; all weights in one file; the tokenizer unless it is the packaged one; the list of
+    answers of a model that answers questions; and a pretrained text encoder that its sizes do not describe completely.
+    Names of datasets stay in the config; their files are not copied.
 
     Args:
-        model: In the state to save.
-        cfg: It was built from; it is not changed.
-        folder: New or empty.
+        model: The model in the state to save.
+        cfg: Config that the model was built from; it is not changed.
+        folder: New or empty folder.
 
     Raises:
-        FileExistsError: The folder has something in it.
-        FileNotFoundError: The folder above is missing, or a file that the config names.
-        CheckpointError: The model is not that of the config.
+        FileExistsError: The folder is not empty.
+        FileNotFoundError: The parent folder is missing, or a file that the config names.
+        CheckpointError: The model does not fit the config.
     """
     folder = Path(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise FileExistsError(f"{folder}: expected a new or an empty folder")
+        raise FileExistsError(f"{folder}: expected a new or an empty folder, found one with files; name another folder")
     if not folder.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{folder}: there is no folder {folder.absolute().parent}")
+        raise FileNotFoundError(f"{folder}: expected the folder {folder.absolute().parent}, found none")
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.absolute().parent) as workspace:
         written = Path(workspace) / "folder"
         written.mkdir()
@@ -74,7 +75,7 @@ def save_pretrained(model: nn.Module, cfg: CfgNode, folder: str | os.PathLike) -
         _check_rebuilt(portable, tensors, written)
         (written / CONFIG_FILE).write_text(portable.dump(), encoding="utf-8")
         write_tensors(written / WEIGHTS_FILE, tensors, {"source": "glipv2_d2"})
-        # safetensors lets the owner alone read what it writes.
+        # safetensors makes its files readable for their owner only.
         shutil.copymode(written / CONFIG_FILE, written / WEIGHTS_FILE)
         hashes = {name: file_sha256(written / name) for name in _file_names(written)}
         (written / MANIFEST_FILE).write_text(json.dumps({"files": hashes}, indent=2) + "\n", encoding="utf-8")
@@ -102,13 +103,13 @@ def merge_pretrained_config(cfg: CfgNode, path: str) -> None:
     """Check the files of a folder that ``save_pretrained`` wrote, and merge its config with the paths of its files.
 
     Args:
-        cfg: Of defaults; it is changed.
-        path: Of the config in the folder, see ``is_pretrained_config``.
+        cfg: Config with the defaults; it is changed.
+        path: Path of the config in the folder, see ``is_pretrained_config``.
 
     Raises:
         FileNotFoundError: A file of the list is missing.
-        CheckpointError: The list is damaged, a file differs from it, the config names a file that is not in it, or a
-            folder that it names holds another.
+        CheckpointError: The list is damaged, a file differs from it, the config names a file that is not in the list,
+            or a folder that the config names holds a file that is not.
         AssertionError, KeyError, yaml.YAMLError: As ``CfgNode.merge_from_file``.
     """
     folder = Path(path).parent
@@ -116,7 +117,9 @@ def merge_pretrained_config(cfg: CfgNode, path: str) -> None:
     for name, expected in hashes.items():
         file = folder / name
         if not file.is_file():
-            raise FileNotFoundError(f"{file}: missing, expected the {len(hashes)} files that {MANIFEST_FILE} lists")
+            raise FileNotFoundError(
+                f"{file}: expected the {len(hashes)} files that {MANIFEST_FILE} lists, found no such file"
+            )
         found = file_sha256(file)
         if found != expected:
             raise CheckpointError(
@@ -124,13 +127,13 @@ def merge_pretrained_config(cfg: CfgNode, path: str) -> None:
                 "KEY VALUE instead of in its config"
             )
     if re.search(r"^\s*_BASE_\s*:", (folder / CONFIG_FILE).read_text(encoding="utf-8"), re.MULTILINE):
-        raise CheckpointError(f"{folder / CONFIG_FILE}: _BASE_: expected a config that stands alone")
+        raise CheckpointError(f"{folder / CONFIG_FILE}: _BASE_: expected a config that stands alone, found a base")
     cfg.merge_from_file(str(folder / CONFIG_FILE), allow_unsafe=False)
     _bind(cfg, folder, hashes)
 
 
 def _bind(cfg: CfgNode, folder: Path, files: Collection[str]) -> None:
-    """Replace "./" in the paths of the config of a folder with these files."""
+    """Replace "./" in the paths of a folder's config by the folder, and check that they lead to its ``files``."""
     encoder, vqa = cfg.MODEL.TEXT_ENCODER, cfg.MODEL.GLIPV2.VQA
     for node, key, name in (
         (cfg.MODEL, "WEIGHTS", "MODEL.WEIGHTS"),
@@ -151,19 +154,19 @@ def _bind(cfg: CfgNode, folder: Path, files: Collection[str]) -> None:
                 f"{node[key]!r}"
             )
         for file in _file_names(folder):
-            # A library may read more of a folder than was written.
+            # A library may read any file of a folder.
             if file.startswith(f"{relative}/") and file not in files:
-                raise CheckpointError(f"{folder / file}: {MANIFEST_FILE} does not list it, expected no other files")
+                raise CheckpointError(f"{folder / file}: expected only files that {MANIFEST_FILE} lists, found another")
         node[key] = str(folder / relative)
 
 
 def _portable_config(cfg: CfgNode, model: nn.Module, folder: Path) -> CfgNode:
-    """Return the config for the folder, and copy into it what it names."""
+    """Return the config for the folder, and copy into the folder the files that the config names."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR = "./output"
     cfg.MODEL.WEIGHTS = _HERE + WEIGHTS_FILE
-    # Parts of the weights now.
+    # These are part of the weights now.
     cfg.MODEL.TIMM.WEIGHTS = ""
     cfg.MODEL.GLIPV2.TUNING.WEIGHTS = ""
     cfg.MODEL.GLIPV2.TUNING.INTERPOLATE_WITH = ""
@@ -196,8 +199,8 @@ def _portable_config(cfg: CfgNode, model: nn.Module, folder: Path) -> CfgNode:
     return cfg
 
 
-def _encoder_sizes(encoder: nn.Module) -> dict[str, int] | None:
-    """Read from a text encoder the keys of ``MODEL.TEXT_ENCODER`` that rebuild it; None if these do not say all."""
+def _encoder_sizes(encoder: Any) -> dict[str, int] | None:
+    """Read from a text encoder the keys of ``MODEL.TEXT_ENCODER`` that rebuild it; None if they are not enough."""
     if type(encoder) is BertTextEncoder:
         is_plain = all(getattr(encoder.bert.config, name, value) == value for name, value in _BERT_FORM.items())
         if type(encoder.bert) is not BertModel or not is_plain:
@@ -232,7 +235,7 @@ def _copy_folder(source: str, target: Path, patterns: Sequence[str]) -> str:
     """Copy the files of a folder, not those below; return the path of the copy for the config."""
     target.mkdir()
     for path in sorted({path for pattern in patterns for path in Path(source).glob(pattern) if path.is_file()}):
-        # What the hub's cache holds are links.
+        # Files in the hub's cache are links.
         shutil.copyfile(path, target / path.name)
     if not any(target.iterdir()):
         raise CheckpointError(f"{source}: expected files {', '.join(patterns)} to copy, found none")
@@ -263,7 +266,9 @@ def _read_manifest(path: Path) -> dict[str, str]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not readable as JSON ({' '.join(str(error).split())})") from error
+        raise CheckpointError(
+            f"{path}: expected a list of files as JSON, found damaged text: {' '.join(str(error).split())}"
+        ) from error
     files = content.get("files") if isinstance(content, dict) else None
     if not isinstance(files, dict) or not {CONFIG_FILE, WEIGHTS_FILE} <= files.keys():
         raise CheckpointError(f"{path}: expected 'files' with {CONFIG_FILE} and {WEIGHTS_FILE}, found {content!r:.100}")

@@ -1,4 +1,4 @@
-"""Which of the checkpoints in a folder a run goes on from."""
+"""The checkpoint in a folder that a resumed run continues from."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class _Candidate(NamedTuple):
 def find_resume_file(folder: str) -> tuple[str, list[str]]:
     """Find the newest training checkpoint of a folder that is whole.
 
-    The newest is the one of the latest iteration: the number in its name, or the end of the run for the final one and
-    for any other that the file ``last_checkpoint`` names. Where there is such a file, later iterations than the one it
+    The newest one has the latest iteration: the number in its name, or the end of the run for the final checkpoint and
+    for any other that the file ``last_checkpoint`` names. Where that file exists, later iterations than the one it
     names count only if they were written after it: others are left from an earlier run in the same folder.
 
     Args:
@@ -44,10 +44,10 @@ def find_resume_file(folder: str) -> tuple[str, list[str]]:
         for path in Path(folder).glob("*.pth")
         if (iteration := _iteration(path.name, tagged)) is not None
     ]
-    if tagged:
-        tagged_iteration, tag_written = _iteration(tagged, tagged), tag.stat().st_mtime
+    if tagged and (tagged_iteration := _iteration(tagged, tagged)) is not None:
+        tag_written = tag.stat().st_mtime
         candidates = [c for c in candidates if c.iteration <= tagged_iteration or c.written > tag_written]
-    damaged = []
+    damaged: list[str] = []
     for candidate in sorted(candidates, reverse=True):
         if is_whole(candidate.path):
             return str(candidate.path), damaged
@@ -56,7 +56,7 @@ def find_resume_file(folder: str) -> tuple[str, list[str]]:
 
 
 def _iteration(name: str, tagged: str) -> float | None:
-    """Read from its name how far a run had come; None if nothing says that it is a training checkpoint."""
+    """Read from its name how far a run had come; None if the file is not known to be a training checkpoint."""
     if numbered := _NUMBERED.fullmatch(name):
         return int(numbered[1])
     return math.inf if name in (_FINAL, tagged) else None

@@ -32,21 +32,22 @@ def convert_swin_state_dict(
     """Rename the weights of an ImageNet Swin Transformer to those of the bottom-up network.
 
     Args:
-        state_dict: Names and tensors of the authors' code, or of timm, where the patch merging opens a stage instead
-            of closing the one before. Both merge the four patches in one order.
-        expected: Names that the model has; with them the report tells what is missing.
+        state_dict: Names and tensors of the authors' code, or of timm, where patch merging begins a stage instead of
+            ending the one before. Both merge the four patches in the same order.
+        expected: Names that the model has; with them the report lists missing names.
         source: Name of the file for errors.
 
     Returns:
-        The same tensors by our names, and a report on every name. The norms of the network's outputs are not among
+        The same tensors under our names, and a report on every name. The norms of the network's outputs are not among
         them: a classifier has none.
 
     Raises:
-        CheckpointError: The model that is expected has another backbone.
+        CheckpointError: The model has another backbone.
     """
     if expected is not None and f"{BOTTOM_UP}.patch_embed.proj.weight" not in expected:
         raise CheckpointError(
-            f"{source}: holds a Swin Transformer, the backbone of this model (MODEL.BACKBONE.NAME) is another"
+            f"{source}: expected weights of the model's backbone (MODEL.BACKBONE.NAME), found a Swin Transformer, which "
+            "is another"
         )
     pairs = {"patch_embed": f"{BOTTOM_UP}.patch_embed", "layers": f"{BOTTOM_UP}.layers"}
     if not any(name.startswith("layers.0.downsample.") for name in state_dict):

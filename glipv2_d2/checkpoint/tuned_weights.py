@@ -1,4 +1,4 @@
-"""Files of what a tuning has moved: small, and applied over the weights it has started from."""
+"""Files of the weights that a tuning trains: small, and applied over the weights that the tuning started from."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Collection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,21 +17,21 @@ from ..tensor_files import CheckpointError, read_tensors, write_tensors
 
 # Value of the metadata entry "format".
 _FORMAT = "glipv2_tuned_1"
-# What every tuning starts from; heads of single tasks may come and go.
+# Parts that every tuning starts from; heads of single tasks may come and go.
 _BASE_PARTS = ("backbone", "text_encoder", "fusion_tower", "head")
 
 
 def save_tuned(model: nn.Module, path: str | os.PathLike) -> None:
-    """Write what the tuning of a model moves, and from where, as safetensors; whole or not at all.
+    """Write the weights that the tuning of a model trains as safetensors, whole or not at all.
 
-    The metadata name the mode, its settings, and the hash of the weights that stay, see ``base_hash``.
+    The metadata hold the mode, its settings, and the hash of the weights that do not train, see ``base_hash``.
 
     Args:
         model: A ``GLIPv2`` whose ``tuning`` is not "full".
         path: File to write.
 
     Raises:
-        InputError: Everything trains: there is no small file of that.
+        InputError: Everything trains, which is not a tuning.
     """
     tuning = _tuning_of(model)
     tensors = tuned_tensors(model, tuning)
@@ -41,11 +42,11 @@ def save_tuned(model: nn.Module, path: str | os.PathLike) -> None:
 def load_tuned(model: nn.Module, path: str | os.PathLike) -> None:
     """Apply a file of ``save_tuned`` to a model that holds the weights it was tuned from.
 
-    Other weights than those are no error, since files of them may differ in type, but a warning.
+    Other weights than those are a warning, not an error, since files of the same weights may differ in type.
 
     Raises:
-        CheckpointError: It is no such file, is of another mode or other settings, or its names or shapes are not those
-            that the model tunes.
+        CheckpointError: The file was not written by ``save_tuned``, is of another mode or other settings, or its names
+            or shapes are not those that the model tunes.
         FileNotFoundError: There is no such file.
         InputError: The model tunes everything.
     """
@@ -62,12 +63,12 @@ def load_tuned(model: nn.Module, path: str | os.PathLike) -> None:
             raise CheckpointError(
                 f"{path}: {name}: expected weights of {expected!r}, which the config says, found {metadata.get(key)!r}"
             )
-    places = tuned_tensors(model, tuning)
-    _check_places(tensors, places, str(path))
+    tuned = tuned_tensors(model, tuning)
+    _check_tuned(tensors, tuned, str(path))
     with torch.no_grad():
-        for name, place in places.items():
-            place.copy_(tensors[name])
-    found = base_hash(model, places)
+        for name, tensor in tuned.items():
+            tensor.copy_(tensors[name])
+    found = base_hash(model, tuned)
     if found != metadata.get("base_sha256"):
         logging.getLogger(__name__).warning(
             "%s was tuned from other weights than those of the model: expected the hash %.12s, found %.12s",
@@ -78,7 +79,7 @@ def load_tuned(model: nn.Module, path: str | os.PathLike) -> None:
 
 
 def base_hash(model: nn.Module, tuned_names: Collection[str]) -> str:
-    """Return the SHA-256 of the weights of a detector, but for the tuned ones: names, types, shapes and values."""
+    """Return the SHA-256 of the weights of a detector except the tuned ones: names, types, shapes and values."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         if name.partition(".")[0] in _BASE_PARTS and name not in tuned_names:
@@ -88,23 +89,26 @@ def base_hash(model: nn.Module, tuned_names: Collection[str]) -> str:
 
 
 def _tuning_of(model: nn.Module) -> Tuning:
-    if model.tuning.mode == "full":
-        raise InputError("MODEL.GLIPV2.TUNING.MODE: found 'full', of which there are no files of tuned weights")
-    return model.tuning
+    tuning: Any = model.tuning
+    if tuning.mode == "full":
+        raise InputError(
+            "MODEL.GLIPV2.TUNING.MODE: expected another mode than 'full' for a file of tuned weights, found 'full'"
+        )
+    return tuning
 
 
-def _check_places(tensors: dict[str, Tensor], places: dict[str, Tensor], source: str) -> None:
-    different = sorted(tensors.keys() ^ places.keys())
+def _check_tuned(tensors: dict[str, Tensor], tuned: dict[str, Tensor], source: str) -> None:
+    different = sorted(tensors.keys() ^ tuned.keys())
     if different:
         side = "found, but nothing that the model tunes" if different[0] in tensors else "expected, not found"
         raise CheckpointError(
-            f"{source}: {different[0]} is {side} (MODEL.GLIPV2.TUNING.MASK_HEAD and the parts have to be those of the "
-            f"training); {len(different)} such names"
+            f"{source}: expected the weights that the model tunes, of which {len(different)} names differ: "
+            f"{different[0]} is {side}; MODEL.GLIPV2.TUNING.MASK_HEAD and the parts have to be those of the training"
         )
-    for name, place in places.items():
-        if tensors[name].shape != place.shape:
+    for name, tensor in tuned.items():
+        if tensors[name].shape != tensor.shape:
             raise CheckpointError(
-                f"{source}: {name}: expected shape {tuple(place.shape)}, found {tuple(tensors[name].shape)}"
+                f"{source}: {name}: expected shape {tuple(tensor.shape)}, found {tuple(tensors[name].shape)}"
                 f"{_hint(name)}"
             )
 

@@ -67,7 +67,7 @@ def test_of_clip_the_text_is_used_and_another_image_tower_is_not(text):
     converted, report = convert_clip_state_dict(clip)
     assert_same(converted, {f"text_encoder.{name}": tensor for name, tensor in text.items()})
     assert report.used["transformer.resblocks.1.attn.in_proj_bias"] == "text_encoder.resblocks.1.attn.in_proj_bias"
-    assert {report.ignored[name] for name in others} == {"image tower that is no Swin Transformer"}
+    assert {report.ignored[name] for name in others} == {"image tower that is not a Swin Transformer"}
     assert report.unknown == ("novelty",)
 
 
@@ -126,8 +126,8 @@ def test_a_part_for_which_the_model_has_no_place_is_left_out(text, swin, unicl):
     with pytest.raises(CheckpointError) as caught:
         convert_clip_state_dict(unicl, expected={"head.bias0": torch.ones(1)}, source="x.pth")
     assert str(caught.value) == (
-        "x.pth: holds an image-text model, but the model has a text encoder of another type and the model has another "
-        "backbone"
+        "x.pth: expected weights for the model, found an image-text model, but the model has a text encoder of another "
+        "type and the model has another backbone"
     )
 
 

@@ -71,7 +71,7 @@ def test_a_tuned_mask_head_is_in_the_file(tmp_path):
     other = build(**keys)
     load_tuned(other, path)
     assert_same(model, other)
-    with pytest.raises(CheckpointError, match=r"tuned.safetensors: mask_head\..*TUNING.MASK_HEAD"):
+    with pytest.raises(CheckpointError, match=r"tuned.safetensors: .*mask_head\..*TUNING.MASK_HEAD"):
         load_tuned(build(), path)
 
 
@@ -133,7 +133,7 @@ def test_a_file_that_is_no_tuning_and_a_model_that_tunes_everything_are_errors(t
     with pytest.raises(FileNotFoundError, match="none.safetensors"):
         load_tuned(build(), tmp_path / "none.safetensors")
     for call in (save_tuned, load_tuned):
-        with pytest.raises(ValueError, match="TUNING.MODE: found 'full'"):
+        with pytest.raises(ValueError, match="TUNING.MODE: .* found 'full'"):
             call(build("full"), prompt_file[0])
 
 
@@ -141,7 +141,7 @@ def test_a_name_that_is_missing_is_said(tmp_path, prompt_file):
     with safe_open(prompt_file[0], framework="pt") as file:
         metadata = file.metadata()
     write_tensors(tmp_path / "x.safetensors", {"odd": torch.zeros(1)}, metadata)
-    with pytest.raises(CheckpointError, match="x.safetensors: odd is found, but nothing that the model tunes"):
+    with pytest.raises(CheckpointError, match="x.safetensors: .*odd is found, but nothing that the model tunes"):
         load_tuned(build(), tmp_path / "x.safetensors")
 
 
