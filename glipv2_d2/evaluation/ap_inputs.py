@@ -1,4 +1,4 @@
-"""What AP is computed from: annotations and their masks, checked, and detections with theirs, as rows of arrays."""
+"""The inputs of AP: annotations and masks, checked, and the detections of a dataset as rows of arrays."""
 
 from __future__ import annotations
 
@@ -17,21 +17,51 @@ from torch import Tensor
 from ..data.datasets.grounding_records import EntryError
 from ..data.datasets.mask_checks import read_segmentation
 from ..data.datasets.skip_report import SkipReport, with_progress
+from ..data.datasets.value_checks import AnnotationError, show
 from ..errors import InputError
+
+
+def check_fields(json_file: str, kind: str, entries: Any, fields: Sequence[str], format_name: str) -> None:
+    """Check that all entries of an annotation file have the fields that an evaluation reads.
+
+    It is called before any image is run: the evaluation itself would stop when all of them are through.
+
+    Args:
+        json_file: Name of the file, for the message.
+        kind: Key of the entries, as "annotations".
+        entries: Their list, not trusted.
+        fields: Names of the fields.
+        format_name: "COCO" or "LVIS", for the message.
+
+    Raises:
+        AnnotationError: The entries are not a list, or a field is missing.
+    """
+    if not isinstance(entries, list):
+        raise AnnotationError(f"{json_file}: {kind}: expected a list, found {show(entries)}")
+    for number, entry in enumerate(entries):
+        missing = [field for field in fields if not isinstance(entry, dict) or field not in entry]
+        if missing:
+            raise AnnotationError(
+                f"{json_file}: {kind}[{number}]: expected {missing[0]!r}, as in {format_name}'s format, found none"
+            )
 
 
 def measurable_tasks(
     dataset_name: str, tasks: Sequence[str], annotations: list[dict[str, Any]], images: list[dict[str, Any]]
 ) -> tuple[str, ...]:
-    """Check annotated masks, and leave the task "segm" out, with a warning, where no annotation has one.
+    """Check annotated masks, and leave the task "segm" out, with a warning, if no annotation has a mask.
 
-    Annotations are changed in place: one whose mask is missing or cannot be used gets a mask of no pixel, which is
-    never found; one warning counts these and names the first few.
+    Annotations are changed in place: a mask that is missing or cannot be used is replaced by an empty mask, which is
+    never found. One warning counts these and names the first few.
 
     Args:
-        tasks: Nothing happens if "segm" is not among them.
-        annotations: In COCO's format. Without any, as in a test set, all tasks stay.
-        images: With ``id``, ``height`` and ``width``.
+        dataset_name: Name of the dataset, for messages.
+        tasks: "bbox", "segm" or both. Without "segm" nothing happens.
+        annotations: In COCO's format. If there are none, as in a test set, all tasks stay.
+        images: In COCO's format, with ``id``, ``height`` and ``width``.
+
+    Returns:
+        The tasks that can be measured.
 
     Raises:
         InputError: No task is left.
@@ -41,7 +71,9 @@ def measurable_tasks(
     if not any(annotation.get("segmentation") for annotation in annotations):
         others = tuple(task for task in tasks if task != "segm")
         if not others:
-            raise InputError(f"dataset {dataset_name!r}: no annotation has a 'segmentation', expected some for 'segm'")
+            raise InputError(
+                f"dataset {dataset_name!r}: expected a 'segmentation' in annotations for 'segm', found none"
+            )
         logging.getLogger(__name__).warning(
             "dataset %r: no annotation has a 'segmentation'; masks are not evaluated", dataset_name
         )
@@ -51,7 +83,7 @@ def measurable_tasks(
     for number, annotation in enumerate(with_progress(annotations, f"{dataset_name}: masks")):
         size = sizes.get(annotation["image_id"])
         if size is None:
-            continue  # Of no image that is evaluated.
+            continue  # Its image is not evaluated.
         try:
             annotation["segmentation"] = read_segmentation(annotation.get("segmentation"), *size)
         except EntryError as error:
@@ -63,13 +95,14 @@ def measurable_tasks(
 
 
 def checked_masks(instances: Instances, sample: dict[str, Any]) -> Tensor:
-    """Return the masks of the detections of one image.
+    """Return the masks of the K detections of one image.
 
     Args:
-        sample: Its model input, with ``image_id``, ``height`` and ``width``.
+        instances: The detections.
+        sample: Model input of the image, with ``image_id``, ``height`` and ``width``.
 
     Returns:
-        (K, H, W) bool, H and W those of the original image.
+        (K, H, W) bool, in the size of the original image.
 
     Raises:
         InputError: There are no masks, or they are not of the size of the original image.
@@ -77,14 +110,14 @@ def checked_masks(instances: Instances, sample: dict[str, Any]) -> Tensor:
     where = f"image {sample['image_id']!r}"
     if not instances.has("pred_masks"):
         raise InputError(
-            f"{where}: found instances without pred_masks, expected masks, since masks are evaluated (MODEL.MASK_ON)"
+            f"{where}: expected pred_masks, since masks are evaluated (MODEL.MASK_ON), found instances without them"
         )
     masks = instances.pred_masks
     expected = (len(instances), sample["height"], sample["width"])
     if tuple(masks.shape) != expected or masks.dtype != torch.bool:
         raise InputError(
-            f"{where}: pred_masks are {masks.dtype} of shape {tuple(masks.shape)}, "
-            f"expected torch.bool of shape {expected}, the size of the original image"
+            f"{where}: expected pred_masks of torch.bool and shape {expected}, the size of the original image, "
+            f"found {masks.dtype} of shape {tuple(masks.shape)}"
         )
     return masks
 
@@ -98,20 +131,20 @@ def encode_masks(masks: Tensor) -> list[bytes]:
     Returns:
         The ``counts`` of K masks; ``size`` is [H, W].
     """
-    # One after the other: the encoder wants columns, and a turned copy of all masks would double the memory.
+    # One by one: the encoder reads columns, and a transposed copy of all masks would double the memory.
     return [mask_utils.encode(np.asfortranarray(mask))["counts"] for mask in masks.cpu().numpy().view(np.uint8)]
 
 
 class DetectionRows(NamedTuple):
-    """K detections. Those of one image are in the order in which the model gave them.
+    """K detections. The detections of one image keep the order of the model.
 
     Attributes:
         image_ids: (K,) int64.
         image_sizes: (K, 2) int32, height and width.
         category_ids: (K,) int64, ids of the annotation file.
-        scores: (K,) float32.
+        scores: (K,) float32 in [0, 1].
         boxes: (K, 4) float32, XYWH in pixels of the original image.
-        counts: (K,) bytes, run lengths of the masks as ``encode_masks`` gives them; None without masks.
+        counts: (K,) object, bytes, the run lengths of ``encode_masks``; None without masks.
     """
 
     image_ids: np.ndarray
@@ -125,22 +158,23 @@ class DetectionRows(NamedTuple):
     def from_instances(
         cls, instances: Instances, sample: dict[str, Any], category_ids: np.ndarray, with_masks: bool
     ) -> DetectionRows:
-        """Take over the detections of one image.
+        """Make the rows of one image.
 
         Args:
-            sample: Its model input, with ``image_id``, ``height`` and ``width``.
-            category_ids: For each value of ``pred_classes`` the id in the annotation file.
-            with_masks: Encode the masks too; otherwise they are not looked at.
+            instances: Detections, with ``pred_boxes`` XYXY in pixels of the original image.
+            sample: Model input of the image, with ``image_id``, ``height`` and ``width``.
+            category_ids: (number of classes,) id in the annotation file for each value of ``pred_classes``.
+            with_masks: Encode the masks too. Otherwise they are ignored.
 
         Raises:
-            InputError: ``pred_classes`` has no such id, or masks are asked for and are not there or of another size.
+            InputError: A value of ``pred_classes`` has no id, or masks are needed and missing or of another size.
         """
         classes = instances.pred_classes.cpu().numpy()
         unknown = classes[(classes < 0) | (classes >= len(category_ids))]
         if len(unknown):
             raise InputError(
-                f"image {sample['image_id']!r}: pred_classes holds {unknown[0]}, expected 0..{len(category_ids) - 1}, "
-                "the contiguous ids of the dataset"
+                f"image {sample['image_id']!r}: expected pred_classes in 0..{len(category_ids) - 1}, the contiguous "
+                f"ids of the dataset, found {unknown[0]}"
             )
         counts = np.full(len(classes), None, dtype=object)
         if with_masks and len(classes):
@@ -157,42 +191,42 @@ class DetectionRows(NamedTuple):
 
     @classmethod
     def join(cls, parts: Sequence[DetectionRows]) -> DetectionRows:
-        """Put rows below each other; without parts there are no rows."""
+        """Concatenate rows; without parts, return no rows."""
         shapes = ((0,), (0, 2), (0,), (0,), (0, 4), (0,))
         types = (np.int64, np.int32, np.int64, np.float32, np.float32, object)
         nothing = cls(*(np.zeros(shape, dtype) for shape, dtype in zip(shapes, types, strict=True)))
         return cls(*map(np.concatenate, zip(nothing, *parts, strict=True)))
 
     def select(self, rows: np.ndarray) -> DetectionRows:
-        """Return the rows that a (K,) bool array marks, in their order."""
+        """Return the rows that a (K,) bool array marks."""
         return DetectionRows(*(column[rows] for column in self))
 
     def best_of_images(self, limit: int) -> np.ndarray:
-        """Mark, (K,) bool, the ``limit`` best detections of every image; of equal ones those that come first."""
+        """Mark, (K,) bool, the ``limit`` best detections of every image; of equal scores, the first."""
         return self._best(self.image_ids, limit)
 
     def best_of_categories(self, limit: int) -> np.ndarray:
         """Mark, (K,) bool, the ``limit`` best detections of every category over all images.
 
-        Of equally good ones those of the image with the lowest id are kept, and within an image those that come first:
-        which process an image was on, or how many there were, makes no difference.
+        Of equal scores, the image with the lowest id comes first, and within an image the order of the model counts.
+        The number of processes makes no difference.
         """
         return self._best(self.category_ids, limit)
 
     def _best(self, groups: np.ndarray, limit: int) -> np.ndarray:
-        # The last key counts most; rows that are equal in all keys keep their order.
+        # The last key is the first criterion; rows that are equal in all keys keep their order.
         order = np.lexsort((self.image_ids, -self.scores, groups))
         ordered = groups[order]
         best = np.zeros(len(order), dtype=bool)
-        # The place of a row in its group: its place in all, less that of the first row of the group.
+        # Rank of a row in its group: its position less that of the first row of the group.
         best[order] = np.arange(len(order)) - np.searchsorted(ordered, ordered, side="left") < limit
         return best
 
     def to_results(self, kind: str) -> list[dict[str, Any]]:
-        """Return one dict per row, as ``lvis`` reads detections.
+        """Return one dict per row, in the format that ``lvis`` reads.
 
         Args:
-            kind: "bbox" gives ``bbox``, "segm" gives ``segmentation``; "all" gives both, if there are masks.
+            kind: "bbox" writes ``bbox``, "segm" writes ``segmentation``, "all" writes both, if there are masks.
         """
         results: list[dict[str, Any]] = []
         columns = (column.tolist() for column in self)
@@ -206,8 +240,8 @@ class DetectionRows(NamedTuple):
         return results
 
     def write(self, json_file: str) -> None:
-        """Write all rows as a json file in the format for results of COCO and LVIS."""
-        chunk = 10_000  # Rows that are Python objects at one time.
+        """Write all rows to a json file in the result format of COCO and LVIS."""
+        chunk = 10_000  # Number of rows that are Python objects at the same time.
         starts = range(0, len(self.image_ids), chunk)
         with PathManager.open(json_file, "w") as file:
             file.write("[")

@@ -1,4 +1,4 @@
-"""detectron2's evaluator of COCO, with zero for a model that finds nothing and errors that name what is missing."""
+"""detectron2's evaluator of COCO, but zero for a model that finds nothing, and errors that name what is missing."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from detectron2.evaluation import COCOEvaluator
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ..data.datasets.value_checks import AnnotationError
-from .ap_inputs import checked_masks, measurable_tasks
+from .ap_inputs import check_fields, checked_masks, measurable_tasks
 
 
 class COCOInstanceEvaluator(COCOEvaluator):
     """AP of boxes and masks on COCO, of the best 100 detections of an image and category.
 
-    A metric is 0 where nothing was found, also if there is no detection at all, and NaN where there is nothing to find.
+    A metric is 0 if nothing was found, even without any detection, and NaN if there is nothing to find.
 
     Args:
-        dataset_name: Its metadata hold ``json_file`` in COCO's format. Annotations are numbered anew, from 1: the
-            evaluation takes a match with annotation 0 for none.
-        tasks: Of "bbox" and "segm"; of these, what ``measurable_tasks`` leaves.
-        output_folder: Where detections are written.
+        dataset_name: Registered dataset whose metadata has ``json_file`` in COCO's format. Annotations are numbered
+            anew, from 1, because the evaluation takes a match with annotation 0 for no match.
+        tasks: "bbox", "segm" or both; ``measurable_tasks`` may leave "segm" out.
+        output_folder: Folder that detections are written to.
 
     Raises:
         AnnotationError: An annotation lacks what COCO's evaluation needs.
@@ -36,7 +35,7 @@ class COCOInstanceEvaluator(COCOEvaluator):
         super().__init__(dataset_name, tasks=tuple(tasks), output_dir=output_folder)
         content = self._coco_api.dataset
         annotations = content.get("annotations", [])
-        _check_fields(self._metadata.json_file, annotations)
+        check_fields(self._metadata.json_file, "annotations", annotations, ("area", "iscrowd"), "COCO")
         self._tasks = measurable_tasks(dataset_name, self._tasks, annotations, content["images"])
         for number, annotation in enumerate(annotations, 1):
             annotation["id"] = number
@@ -44,10 +43,10 @@ class COCOInstanceEvaluator(COCOEvaluator):
             self._coco_api.createIndex()
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Keep the detections of some images; of masks their run lengths.
+        """Keep the detections of some images; of masks, the run lengths.
 
         Raises:
-            InputError: Masks are evaluated and instances have none, or of another size than the image.
+            InputError: Masks are evaluated, and those of the instances are missing or not of the size of their image.
         """
         if "segm" in self._tasks:
             for sample, output in zip(inputs, outputs, strict=True):
@@ -63,16 +62,8 @@ class COCOInstanceEvaluator(COCOEvaluator):
         return super()._derive_coco_results(coco_eval, iou_type, class_names)
 
 
-def _check_fields(json_file: str, annotations: Sequence[dict[str, Any]]) -> None:
-    """Check before any image is run what pycocotools would stop at when all of them are through."""
-    for number, annotation in enumerate(annotations):
-        missing = [field for field in ("area", "iscrowd") if field not in annotation]
-        if missing:
-            raise AnnotationError(f"{json_file}: annotations[{number}] has no {missing[0]!r}, expected COCO's format")
-
-
 def _evaluation_of_nothing(ground_truth: COCO, iou_type: str) -> COCOeval:
-    """Evaluate no detections, which ``COCO.loadRes`` cannot read."""
+    """Evaluate an empty list of detections, which ``COCO.loadRes`` cannot read."""
     with contextlib.redirect_stdout(io.StringIO()):
         nothing = COCO()
         nothing.dataset = {**ground_truth.dataset, "annotations": []}

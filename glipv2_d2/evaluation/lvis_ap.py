@@ -1,8 +1,8 @@
-"""AP of LVIS: the matching of the ``lvis`` package, run category by category only where there is something to match.
+"""AP of LVIS: the matching of the ``lvis`` package, run by category and only where there is something to match.
 
-The package visits each pair of an image and a category, 24 million for the validation set, and keeps what it found
-there until the end; and it calls ``numpy.float``, which numpy removed in 1.24. Neither is left here: the two loops that
-do so, ``evaluate`` and ``accumulate``, are replaced, and numpy stays as it is for everybody else.
+The package visits each pair of an image and a category, 24 million for the validation set, and keeps all results until
+the end. It also calls ``numpy.float``, which numpy removed in 1.24. The two methods that do so, ``evaluate`` and
+``accumulate``, are replaced here, without a change to numpy.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from pycocotools import mask as mask_utils
 
 from ..data.datasets.skip_report import with_progress
 from ..data.datasets.value_checks import AnnotationError, read_json_file, show
+from .ap_inputs import check_fields
 
-# What each entry of the annotation file must have.
+# Fields that each entry of the annotation file must have.
 _FIELDS = {
     "images": ("id", "height", "width", "neg_category_ids", "not_exhaustive_category_ids"),
     "categories": ("id", "frequency"),
@@ -29,9 +30,9 @@ METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 
 
 class LVISGroundTruth(LVIS):
-    """The annotations of LVIS. A file without annotations, as of a test set, has none.
+    """The annotations of LVIS; empty for a file without annotations, as of a test set.
 
-    Annotations are numbered from 1: the package takes a match with annotation 0 for none.
+    Annotations are numbered from 1, because the package takes a match with annotation 0 for no match.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -41,25 +42,22 @@ class LVISGroundTruth(LVIS):
     def _load_json(self, path: str) -> dict[str, Any]:
         content = {"annotations": [], **read_json_file(path)}
         for kind, fields in _FIELDS.items():
-            entries = content.get(kind)
-            if not isinstance(entries, list):
-                raise AnnotationError(f"{path}: {kind} is {show(entries)}, expected a list")
-            for number, entry in enumerate(entries):
-                missing = [field for field in fields if not isinstance(entry, dict) or field not in entry]
-                if missing:
-                    raise AnnotationError(f"{path}: {kind}[{number}] has no {missing[0]!r}, expected LVIS's format")
+            check_fields(path, kind, content.get(kind), fields, "LVIS")
         for number, category in enumerate(content["categories"]):
             if category["frequency"] not in ("r", "c", "f"):
                 found = show(category["frequency"])
-                raise AnnotationError(f"{path}: categories[{number}].frequency is {found}, expected 'r', 'c' or 'f'")
+                raise AnnotationError(
+                    f"{path}: categories[{number}].frequency: expected 'r', 'c' or 'f', found {found}"
+                )
         for number, annotation in enumerate(content["annotations"], 1):
             annotation["id"] = number
         return content
 
     def counted_pairs(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the image ids and the category ids of the pairs in which detections count.
+        """Return image ids and category ids, both (number of pairs,) int64, of the pairs in which detections count.
 
-        In such an image the category is annotated, or known to be absent; elsewhere LVIS says nothing about it.
+        These are the pairs of an image and a category that is annotated in it or known to be absent. LVIS says nothing
+        about other pairs.
         """
         pairs = {(annotation["image_id"], annotation["category_id"]) for annotation in self.dataset["annotations"]}
         for image in self.dataset["images"]:
@@ -69,9 +67,9 @@ class LVISGroundTruth(LVIS):
 
 
 class _Detections(LVISResults):
-    """Detections beside the images and categories of the ground truth.
+    """Detections with the images and categories of the ground truth.
 
-    The package's own constructor copies all annotations, and cannot make one without detections.
+    The package's own constructor copies all annotations, and fails without detections.
     """
 
     def __init__(self, ground_truth: LVIS, results: list[dict[str, Any]]) -> None:
@@ -82,7 +80,7 @@ class _Detections(LVISResults):
 
 
 class _CategoryWiseEval(LVISEval):
-    """The package's evaluation, with its results of one category at a time in memory."""
+    """The package's evaluation, which holds the results of one category at a time in memory."""
 
     def _to_mask(self, anns: Sequence[dict[str, Any]], lvis: LVIS) -> None:
         super()._to_mask(with_progress(anns, "reading masks"), lvis)
@@ -94,7 +92,7 @@ class _CategoryWiseEval(LVISEval):
             images[category_id].add(image_id)
         category_ids, areas = self.params.cat_ids, self.params.area_rng
         num_thresholds, recalls = len(self.params.iou_thrs), self.params.rec_thrs
-        # -1 marks what has no annotation.
+        # -1 marks categories and areas without annotations.
         precision = np.full((num_thresholds, len(recalls), len(category_ids), len(areas)), -1.0)
         recall = np.full((num_thresholds, len(category_ids), len(areas)), -1.0)
         for row, category_id in enumerate(with_progress(category_ids, f"LVIS AP, {self.params.iou_type}")):
@@ -113,12 +111,12 @@ def _precision_and_recall(matched: list[dict[str, Any]], recalls: np.ndarray) ->
     """Compute precision at fixed recalls, and the recall of all detections, of one category and range of areas.
 
     Args:
-        matched: For each image what ``LVISEval.evaluate_img`` found; at least one annotation counts.
-        recalls: (Q,) ascending.
+        matched: Result of ``LVISEval.evaluate_img`` for each image; at least one annotation counts.
+        recalls: (Q,) ascending, in [0, 1].
 
     Returns:
-        (I, Q) and (I,) for the I thresholds of IoU. Precision is the best at the recall or beyond; 0 past the recall of
-        all detections.
+        Precision (I, Q) and recall (I,), in [0, 1], for the I thresholds of IoU. The precision at a recall is the best
+        one at this recall or beyond, and 0 beyond the recall of all detections.
     """
     num_annotations = sum(int((match["gt_ignore"] == 0).sum()) for match in matched)
     order = np.argsort(-np.concatenate([match["dt_scores"] for match in matched]), kind="stable")
@@ -127,28 +125,29 @@ def _precision_and_recall(matched: list[dict[str, Any]], recalls: np.ndarray) ->
     hits = np.cumsum(is_match & counts, axis=1).astype(np.float64)
     misses = np.cumsum(~is_match & counts, axis=1).astype(np.float64)
     recall = hits / num_annotations
-    # As the package has it, also where nothing counted yet.
+    # The package's formula, which is 0 where nothing counted yet.
     precision = hits / (misses + hits + np.spacing(1))
     precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    # One column more for recalls that are not reached.
+    # One more column for recalls that are not reached.
     precision = np.concatenate((precision, np.zeros((len(precision), 1))), axis=1)
-    places = np.stack([np.searchsorted(row, recalls, side="left") for row in recall])
+    columns = np.stack([np.searchsorted(row, recalls, side="left") for row in recall])
     final = recall[:, -1] if recall.shape[1] else np.zeros(len(recall))
-    return np.take_along_axis(precision, places, axis=1), final
+    return np.take_along_axis(precision, columns, axis=1), final
 
 
 def lvis_ap(ground_truth: LVISGroundTruth, results: list[dict[str, Any]], task: str) -> dict[str, float]:
-    """Compute the AP of detections, of which none is left out but those in images that say nothing of their category.
+    """Compute the AP of all detections whose category their image knows something about.
 
     Args:
-        results: ``image_id``, ``category_id``, ``score`` and ``bbox`` (XYWH) or ``segmentation`` (compressed run
-            lengths). They get ``id`` and ``area``. Of equal scores, those of lower image ids count first, and within an
-            image those that come first.
+        ground_truth: The annotations.
+        results: Detections: ``image_id``, ``category_id``, ``score`` and ``bbox`` (XYWH) or ``segmentation``
+            (compressed run lengths). ``id`` and ``area`` are added to them. Of equal scores, lower image ids count
+            first, and within an image the order of the list.
         task: "bbox" or "segm".
 
     Returns:
-        ``METRICS`` in 0..100; APs, APm, APl for boxes or masks by their area, APr, APc, APf for rare, common and
-        frequent categories. Where nothing is found they are 0; NaN where there is nothing to find.
+        ``METRICS`` in 0..100: APs, APm and APl for small, medium and large boxes or masks, APr, APc and APf for rare,
+        common and frequent categories. A metric is 0 if nothing is found, and NaN if there is nothing to find.
 
     Source: LVIS API, ``lvis/eval.py`` and ``lvis/results.py``, version 0.5.3.
     """

@@ -19,7 +19,7 @@ from ..errors import InputError
 from .ap_inputs import DetectionRows, measurable_tasks
 from .lvis_ap import LVISGroundTruth, lvis_ap
 
-# Protocol: what its results are called, after the task.
+# Protocol: suffix of the names of its results.
 _SUFFIXES = {"standard": "", "fixed": "_fixed"}
 _TASKS = ("bbox", "segm")
 
@@ -27,30 +27,30 @@ _TASKS = ("bbox", "segm")
 class LVISEvaluator(DatasetEvaluator):
     """AP of boxes and masks on LVIS, by the standard protocol and as Fixed AP.
 
-    The standard protocol counts the best 300 detections of an image: which of its categories get a place depends on how
-    scores compare between categories. Fixed AP counts the best 10,000 of each category over all images, and
-    as many in an image as there are.
+    The standard protocol counts the best 300 detections of each image. Its result depends on how scores compare between
+    categories. Fixed AP counts the best 10,000 detections of each category over all images, any number of them
+    in one image.
 
-    Results are "bbox" and "segm", with ``METRICS`` each, and "bbox_fixed" and "segm_fixed"; detections go to
-    ``lvis_instances_results.json``. A metric is 0 where nothing was found and NaN where there is nothing to find, as
-    APr is without rare categories. Images that no process saw count as images without detections.
+    Results are "bbox" and "segm", with ``METRICS`` each, and "bbox_fixed" and "segm_fixed". Detections are written to
+    ``lvis_instances_results.json``. A metric is 0 if nothing was found, and NaN if there is nothing to find (APr
+    without rare categories). Images that no process saw count as images without detections.
 
     Args:
-        dataset_name: Its metadata hold ``json_file`` in LVIS's format. Contiguous ids are those of
-            ``thing_dataset_id_to_contiguous_id`` in them; without it, the category ids less 1.
-        tasks: Of "bbox" and "segm".
-        protocols: Of "standard" and "fixed".
-        distributed: Collect what all processes saw; the first of them evaluates it.
-        output_folder: None: detections are not written.
+        dataset_name: Registered dataset whose metadata has ``json_file`` in LVIS's format. Its
+            ``thing_dataset_id_to_contiguous_id`` gives the contiguous ids; without it, these are category ids less 1.
+        tasks: "bbox", "segm" or both.
+        protocols: "standard", "fixed" or both.
+        distributed: Collect the detections of all processes; the first of them evaluates.
+        output_folder: Folder of the detections; None: they are not written.
         detections_per_image: Limit of the standard protocol.
         detections_per_category: Limit of Fixed AP.
 
     Raises:
-        InputError: There is no such task or protocol, or none is named.
-        AnnotationError: The annotations lack what LVIS's evaluation needs.
+        InputError: A task or protocol is unknown, or none is given.
+        AnnotationError: The annotations lack fields that LVIS's evaluation reads.
 
-    Source: LVIS API; "Evaluating Large-Vocabulary Object Detectors: The Devil is in the Details" (Fixed AP), which the
-    official GLIP evaluates with.
+    Source: LVIS API; "Evaluating Large-Vocabulary Object Detectors: The Devil is in the Details" (Fixed AP), the
+    protocol of the official GLIP.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class LVISEvaluator(DatasetEvaluator):
     ) -> None:
         for field, found, known in (("tasks", tasks, _TASKS), ("TEST.LVIS_PROTOCOLS", protocols, tuple(_SUFFIXES))):
             if not found or not set(found) <= set(known):
-                raise InputError(f"{field}: found {tuple(found)}, expected one or more of {known}")
+                raise InputError(f"{field}: expected one or more of {known}, found {tuple(found)}")
         self._tasks, self._protocols = tuple(tasks), tuple(protocols)
         self._distributed, self._output_folder = distributed, output_folder
         self._limits = {"standard": detections_per_image, "fixed": detections_per_category}
@@ -85,11 +85,11 @@ class LVISEvaluator(DatasetEvaluator):
         self._parts = []
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Keep the detections of some images; of masks their run lengths.
+        """Keep the detections of some images; of masks, the run lengths.
 
         Raises:
-            InputError: A class is not of the dataset, or masks are evaluated and instances have none, or of another
-                size than the image.
+            InputError: A class is not of the dataset, or masks are evaluated, and those of the instances are missing or
+                not of the size of their image.
         """
         for sample, output in zip(inputs, outputs, strict=True):
             with_masks = "segm" in self._tasks
@@ -98,11 +98,11 @@ class LVISEvaluator(DatasetEvaluator):
             )
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
-        """Measure what was found; empty on all processes but the first, and for a dataset without annotations."""
+        """Measure the detections; empty on all processes but the first, and for a dataset without annotations."""
         results: OrderedDict[str, dict[str, float]] = OrderedDict()
         rows = self._counted_by_a_protocol(DetectionRows.join(self._parts))
         if self._distributed:
-            # What is not among the best of one process is not among the best of all.
+            # The best detections of all processes are among the best of each.
             rows = self._counted_by_a_protocol(DetectionRows.join(comm.gather(rows)))
         if self._ground_truth is None:
             return results
@@ -141,11 +141,13 @@ def _category_ids(metadata: Any) -> np.ndarray:
 def _check_image_ids(rows: DetectionRows, ground_truth: LVISGroundTruth) -> None:
     unknown = rows.image_ids[~np.isin(rows.image_ids, ground_truth.get_img_ids())]
     if len(unknown):
-        raise InputError(f"image {unknown[0]}: found detections, expected an image id of the annotation file")
+        raise InputError(
+            f"image {unknown[0]}: expected an image id of the annotation file, found detections for another"
+        )
 
 
 def _is_annotated(rows: DetectionRows, ground_truth: LVISGroundTruth) -> np.ndarray:
-    """Mark, (K,) bool, the detections whose image says of their category whether it is there."""
+    """Mark, (K,) bool, the detections in images that say whether the category is there."""
     image_ids, category_ids = ground_truth.counted_pairs()
     stride = 1 + max(int(ids.max(initial=0)) for ids in (category_ids, rows.category_ids))
     return np.isin(rows.image_ids * stride + rows.category_ids, image_ids * stride + category_ids)

@@ -17,11 +17,11 @@ _ARTICLES = frozenset(("a", "an", "the"))
 
 
 class Mention(NamedTuple):
-    """A name where it stands in a text.
+    """A name and its position in a text.
 
     Attributes:
-        name: Its words.
-        span: Half-open character range.
+        name: Words of the name.
+        span: Half-open character range of the text.
     """
 
     name: Name
@@ -29,24 +29,23 @@ class Mention(NamedTuple):
 
 
 def name_of(text: str) -> Name:
-    """Return the lower-case words of a name or phrase, without an article at its beginning; empty if that is all."""
+    """Return the lower-case words of a name or phrase, without an article at its beginning; it may be empty."""
     words = [match.group().lower() for match in _WORD.finditer(text)]
     return tuple(words[1:] if words and words[0] in _ARTICLES else words)
 
 
 def find_mentions(text: str, names: Iterable[Name]) -> list[Mention]:
-    """Find names in a text: whole words, of any case, with any marks between them.
+    """Find names in a text: whole words, upper or lower case, with any marks between them.
 
-    Of names that begin at the same word the longest is found, and what is part of a mention is not mentioned itself:
-    "a toy sports car" mentions "sports car", not "car". Only what is written like a name is one: "two dogs" mentions no
-    "dog".
+    Of names that begin at the same word, the longest is found, and mentions do not overlap: "a toy sports car" mentions
+    "sports car", not "car". Inflected words are other words: "two dogs" does not mention "dog".
 
     Args:
-        text: A caption.
-        names: That can be mentioned.
+        text: A caption; it may be empty.
+        names: Names to look for.
 
     Returns:
-        All mentions, in the order of the text. A name that stands there twice is mentioned twice.
+        All mentions, in the order of the text. A name may be mentioned several times.
     """
     known = set(names) - {()}
     longest = max(map(len, known), default=0)
@@ -66,15 +65,15 @@ def find_mentions(text: str, names: Iterable[Name]) -> list[Mention]:
 def annotated_boxes(
     dataset_dict: Mapping[str, Any], thing_classes: Sequence[str] | None = None
 ) -> dict[Name, list[list[float]]]:
-    """Return the boxes of an image by the name of what they hold.
+    """Return the annotated boxes of an image by name.
 
     Args:
-        dataset_dict: Its annotations are named by the characters of ``caption`` that their ``tokens_positive`` give,
-            else by their ``category_id``. Without annotations, or of those that have no name, there is nothing.
+        dataset_dict: Dict of the image. The name of an annotation is the part of ``caption`` that its
+            ``tokens_positive`` mark, else the name of its ``category_id``. Annotations without a name are left out.
         thing_classes: Names of the categories, if there are any.
 
     Returns:
-        For each name its boxes, XYXY in pixels of the original image.
+        For each name its boxes, XYXY in pixels of the original image; empty without annotations.
     """
     boxes: dict[Name, list[list[float]]] = {}
     for annotation in dataset_dict.get("annotations", ()):

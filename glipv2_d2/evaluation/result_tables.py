@@ -6,7 +6,7 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -22,7 +22,7 @@ TaskResults = Mapping[str, Mapping[str, float]]
 _SUITES = {"odinw13": ODINW_13, "odinw35": tuple(ODINW_SETS)}
 # detectron2 has the AP of each category too, as "AP-cat"; they are in the json only.
 _OF_ONE_CATEGORY = "AP-"
-_STATISTICS = {"mean": statistics.fmean, "median": statistics.median}
+_STATISTICS: dict[str, Callable[[list[float]], float]] = {"mean": statistics.fmean, "median": statistics.median}
 
 
 def write_result_table(
@@ -35,17 +35,17 @@ def write_result_table(
 ) -> None:
     """Write ``result_table.json`` and ``result_table.md`` of an evaluation of ``cfg.DATASETS.TEST``.
 
-    The markdown has a table for each task: a row for each dataset, a column for each metric, and, where all sets of
-    ODinW-13 or ODinW-35 were evaluated on a split, their mean and median. The json has the same and the AP of each
-    category. A value that is not finite is null in the json and "-" in the tables, and so are mean and median with it.
-    Only the main process writes.
+    The markdown has a table for each task: a row for each dataset, a column for each metric, and, if all sets of
+    ODinW-13 or ODinW-35 were evaluated on a split, their mean and median. The json also has the AP of each category. A
+    value that is not finite is null in the json and "-" in the tables, and so are the mean and the median that it is
+    part of. Only the main process writes.
 
     Args:
         cfg: Config of the run.
-        results: What ``DefaultTrainer.test`` returns: for each dataset its results, or, of a single dataset, these.
+        results: Return value of ``DefaultTrainer.test``: the results of each dataset, or those of a single dataset.
         output_dir: Folder of the two files.
-        config_file: As on the command line.
-        checkpoint: The file that the weights came from, if it is another than the config names, as in a resumed run.
+        config_file: Name of the config, as on the command line.
+        checkpoint: File of the weights, if the config names another one, as in a resumed run.
     """
     if not comm.is_main_process():
         return
@@ -71,12 +71,12 @@ def summarize(
     """Return mean and median over datasets: for each of the two by task and metric.
 
     Args:
-        results: For each dataset its results; None is a value that is not finite.
-        datasets: Those that count, at least one.
+        results: Results of each dataset; None is a value that is not finite.
+        datasets: Names of the datasets that count, at least one.
 
     Returns:
-        All tasks and metrics that the first dataset has, but for those of one category; None where one of the datasets
-        has no value.
+        All tasks and metrics of the first dataset, without the AP of single categories; None if one of the datasets has
+        no value.
     """
     first = results[datasets[0]]
     summary: dict[str, dict[str, dict[str, float | None]]] = {name: {} for name in _STATISTICS}
@@ -85,8 +85,9 @@ def summarize(
             if metric.startswith(_OF_ONE_CATEGORY):
                 continue
             values = [results[dataset].get(task, {}).get(metric) for dataset in datasets]
+            finite = [value for value in values if value is not None]
             for name, function in _STATISTICS.items():
-                value = None if None in values else function(values)
+                value = function(finite) if len(finite) == len(values) else None
                 summary[name].setdefault(task, {})[metric] = value
     return summary
 
@@ -99,7 +100,7 @@ def _finite(results: TaskResults) -> dict[str, dict[str, float | None]]:
 
 
 def _whole_suites(names: Sequence[str]) -> dict[str, list[str]]:
-    """Return the datasets of each suite all of whose sets are among the names, by the title of the suite."""
+    """Return, by title, the datasets of the suites that are complete among the names."""
     found = {}
     for suite, keys in _SUITES.items():
         for split in SPLITS:
@@ -110,7 +111,7 @@ def _whole_suites(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _weights(cfg: CfgNode, checkpoint: str) -> dict[str, dict[str, Any]]:
-    """Return by their config keys the files that the weights are made of, with their SHA-256."""
+    """Return the files of the weights, with their SHA-256, by config key."""
     if checkpoint:
         return {"checkpoint": _file_record(checkpoint)}
     tuning = cfg.MODEL.GLIPV2.TUNING
@@ -124,13 +125,13 @@ def _weights(cfg: CfgNode, checkpoint: str) -> dict[str, dict[str, Any]]:
 
 
 def _file_record(path: str) -> dict[str, Any]:
-    """Return path and SHA-256; the latter is None for what is no file, as random weights and those of timm's hub."""
+    """Return path and SHA-256, which is None without a file, as for random weights and those of timm's hub."""
     local_path = PathManager.get_local_path(path) if path else ""
     return {"file": path, "sha256": file_sha256(local_path) if os.path.isfile(local_path) else None}
 
 
 def _protocol(cfg: CfgNode) -> dict[str, Any]:
-    """Return the settings that results depend on beside model and data."""
+    """Return the settings that results depend on, beside model and data."""
     test = cfg.MODEL.GLIPV2.TEST
     return {
         "INPUT.MIN_SIZE_TEST": cfg.INPUT.MIN_SIZE_TEST,

@@ -1,4 +1,4 @@
-"""Region-to-word retrieval across images: does a region find its own name among all names of a dataset?"""
+"""Region-to-word retrieval across images: how a region ranks its own name among all names of a dataset."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class RetrievalResult(NamedTuple):
     """Ranks of the true names of regions.
 
     Attributes:
-        ranks: (K,) int64, from 1: one more than the number of names that score at least as high as the true one.
-        num_names: Names that compete.
-        num_without_anchor: Boxes that no anchor is matched to; they have no rank.
+        ranks: (K,) int64, from 1. Names with the same score as the true one rank before it.
+        num_names: Number of names that compete.
+        num_without_anchor: Number of boxes without a matched anchor, which have no rank.
     """
 
     ranks: Tensor
@@ -29,7 +29,7 @@ class RetrievalResult(NamedTuple):
     num_without_anchor: int
 
     def recall_at(self, top: int) -> float:
-        """Return the share, 0..100, of regions whose name is among the ``top`` best; NaN without a region."""
+        """Return the share, in 0..100, of regions whose name is among the ``top`` best; NaN without regions."""
         return 100.0 * (self.ranks <= top).float().mean().item()
 
 
@@ -39,21 +39,21 @@ def rank_names(
 ) -> RetrievalResult:
     """Rank all names for each annotated region.
 
-    A region is the anchors that are matched to its box; the score of a name is the mean over them. The names come from
-    prompts that know nothing of the image, so all but one of them are words of other images.
+    The score of a name for a region is the mean over the anchors that are matched to the box of the region. The prompts
+    hold the names of all images, not those of the image alone.
 
     Args:
-        model: In eval mode.
+        model: The model, in eval mode.
         samples: Model inputs of one image each, with ``gt_boxes`` (M, 4), XYXY in pixels of ``image``, and
             ``gt_category_ids`` (M,).
-        prompts: Together they hold every name once.
-        space: "fused", the probabilities of the grounding head, or "contrastive", the cosines before fusion.
+        prompts: Prompts that hold every name once.
+        space: "fused", probabilities of the grounding head, or "contrastive", cosines before fusion.
 
     Raises:
         InputError: ``space`` is "contrastive" and the model has no contrastive head.
     """
     if space == "contrastive" and model.contrastive_head is None:
-        raise InputError("space: found 'contrastive' for a model without MODEL.GLIPV2.CONTRASTIVE, expected 'fused'")
+        raise InputError("space: expected 'fused' for a model without MODEL.GLIPV2.CONTRASTIVE, found 'contrastive'")
     category_ids = torch.cat([prompt.category_ids for prompt in prompts])
     ranks: list[Tensor] = []
     num_without_anchor = 0
@@ -85,6 +85,7 @@ def _name_scores(model: GLIPv2, levels: list[Tensor], prompts: list[TokenizedPro
             text = fused_language.hidden if model.fusion_tower.fuses_text else fused_language.embedded
             tokens = torch.cat(model.head(fused, text).token_logits, dim=1)[0].sigmoid()  # (R, T)
         else:
+            assert model.contrastive_head is not None
             regions = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)[0]  # (R, C)
             regions, words = model.contrastive_head(regions, language.embedded[0])
             tokens = regions @ words.T

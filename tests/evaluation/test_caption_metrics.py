@@ -160,9 +160,9 @@ def test_captions_without_words_score_nothing():
 @pytest.mark.parametrize(
     ("captions", "references", "message"),
     [
-        ([], [], "found 0 for 0 captions"),
-        ([["a"]], [[["a"]], [["b"]]], "found 2 for 1 captions"),
-        ([["a"], ["b"]], [[["a"]], []], r"references\[1\]: found none"),
+        ([], [], "expected those of each of 0 captions, at least one, found 0"),
+        ([["a"]], [[["a"]], [["b"]]], "each of 1 captions, at least one, found 2"),
+        ([["a"], ["b"]], [[["a"]], []], r"references\[1\]: expected at least one, found none"),
     ],
 )
 def test_captions_need_references(metric, captions, references, message):

@@ -39,9 +39,9 @@ def test_bleu_counts_tokens_not_strings():
 @pytest.mark.parametrize(
     ("captions", "references", "message"),
     [
-        ([], [], "references: found 0 images that have some, expected at least one, for 0 captions"),
-        (["a"], [[]], "found 0 images"),
-        (["a", "b"], [["a"]], "found 1 images that have some, expected at least one, for 2 captions"),
+        ([], [], "references: expected at least one for each of 0 captions, found some for 0"),
+        (["a"], [[]], "found some for 0"),
+        (["a", "b"], [["a"]], "expected at least one for each of 2 captions, found some for 1"),
     ],
 )
 def test_captions_need_references(captions, references, message):
@@ -50,7 +50,7 @@ def test_captions_need_references(captions, references, message):
 
 
 def test_unknown_implementation_is_refused():
-    with pytest.raises(ValueError, match="'java', expected one of auto, pycocoevalcap, python"):
+    with pytest.raises(ValueError, match="expected one of auto, pycocoevalcap, python, found 'java'"):
         score_captions(CAPTIONS, REFERENCES, "java")
 
 

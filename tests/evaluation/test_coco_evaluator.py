@@ -111,7 +111,10 @@ def test_annotations_that_cannot_be_evaluated_are_an_error_before_any_image_is_r
     complete, lacking = ({**make_annotation(1, 1, box), "iscrowd": 0} for box in (SMALL, MEDIUM))
     del lacking[field]
     with dataset_of(make_content([complete, lacking]), tmp_path / "annotations.json") as name:
-        with pytest.raises(AnnotationError, match=rf"annotations.json: annotations\[1\] has no '{field}'"):
+        with pytest.raises(
+            AnnotationError,
+            match=rf"annotations.json: annotations\[1\]: expected '{field}', as in COCO's format, found none",
+        ):
             COCOInstanceEvaluator(name, TASKS)
 
 
@@ -144,8 +147,8 @@ def test_boxes_alone_are_evaluated_where_no_mask_is_annotated(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("masks", "message"),
     [
-        (None, "image 1: found instances without pred_masks"),
-        (torch.zeros(1, WIDTH, HEIGHT, dtype=torch.bool), "expected torch.bool of shape"),
+        (None, "image 1: expected pred_masks, .* found instances without them"),
+        (torch.zeros(1, WIDTH, HEIGHT, dtype=torch.bool), "expected pred_masks of torch.bool and shape"),
     ],
 )
 def test_detections_without_usable_masks_are_an_error_where_masks_are_evaluated(tmp_path, masks, message):

@@ -262,7 +262,7 @@ def test_masks_are_not_evaluated_where_none_is_annotated(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         results = evaluate(content, {1: [(1, 0.5, BOXES[1])]}, tmp_path, category_ids=(1, 2, 6))
     assert list(results) == ["bbox", "bbox_fixed"] and "masks are not evaluated" in caplog.text
-    with pytest.raises(ValueError, match="'evaluated'.*no annotation has a 'segmentation'"):
+    with pytest.raises(ValueError, match="'evaluated': expected a 'segmentation' in annotations"):
         evaluate(content, {}, tmp_path, ("segm",))
 
 
@@ -278,11 +278,17 @@ def detected(**changes):
 @pytest.mark.parametrize(
     ("instances", "message"),
     [
-        (detected(pred_masks=None), "image 1: found instances without pred_masks, expected masks"),
-        (detected(pred_masks=torch.zeros(1, WIDTH, HEIGHT, dtype=torch.bool)), r"shape \(1, 120, 104\), .*\(1, 104, 1"),
-        (detected(pred_masks=torch.zeros(1, HEIGHT, WIDTH)), "pred_masks are torch.float32"),
-        (detected(pred_classes=torch.tensor([1])), "image 1: pred_classes holds 1, expected 0..0"),
-        (detected(pred_classes=torch.tensor([-1])), "image 1: pred_classes holds -1"),
+        (detected(pred_masks=None), "image 1: expected pred_masks, .* found instances without them"),
+        (
+            detected(pred_masks=torch.zeros(1, WIDTH, HEIGHT, dtype=torch.bool)),
+            r"shape \(1, 104, 120\), .*shape \(1, 120, 104\)",
+        ),
+        (
+            detected(pred_masks=torch.zeros(1, HEIGHT, WIDTH)),
+            "expected pred_masks of torch.bool .*, found torch.float32",
+        ),
+        (detected(pred_classes=torch.tensor([1])), "image 1: expected pred_classes in 0..0, .* found 1"),
+        (detected(pred_classes=torch.tensor([-1])), "image 1: expected pred_classes in 0..0, .* found -1"),
     ],
 )
 def test_detections_that_cannot_be_evaluated_are_an_error(tmp_path, instances, message):
@@ -293,17 +299,17 @@ def test_detections_that_cannot_be_evaluated_are_an_error(tmp_path, instances, m
 
 
 def test_an_image_that_is_not_annotated_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="image 5: found detections, expected an image id"):
+    with pytest.raises(ValueError, match="image 5: expected an image id of the annotation file, found"):
         evaluate(one_of_each(), {5: [(1, 0.5, BOXES[1])]}, tmp_path)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tasks": ("bbox", "keypoints")}, "tasks: found .*keypoints"),
-        ({"tasks": ()}, "tasks: found"),
-        ({"protocols": ("pool",)}, "TEST.LVIS_PROTOCOLS: found .*pool"),
-        ({"protocols": ()}, "TEST.LVIS_PROTOCOLS: found"),
+        ({"tasks": ("bbox", "keypoints")}, "tasks: expected .* found .*keypoints"),
+        ({"tasks": ()}, "tasks: expected one or more of"),
+        ({"protocols": ("pool",)}, "TEST.LVIS_PROTOCOLS: expected .* found .*pool"),
+        ({"protocols": ()}, "TEST.LVIS_PROTOCOLS: expected one or more of"),
     ],
 )
 def test_unknown_tasks_and_protocols_are_errors(tmp_path, options, message):
@@ -315,10 +321,10 @@ def test_unknown_tasks_and_protocols_are_errors(tmp_path, options, message):
 @pytest.mark.parametrize(
     ("kind", "field", "message"),
     [
-        ("images", "neg_category_ids", r"images\[0\] has no 'neg_category_ids', expected LVIS's format"),
-        ("images", "not_exhaustive_category_ids", r"images\[0\] has no 'not_exhaustive_category_ids'"),
-        ("categories", "frequency", r"categories\[0\] has no 'frequency'"),
-        ("annotations", "area", r"annotations\[0\] has no 'area'"),
+        ("images", "neg_category_ids", r"images\[0\]: expected 'neg_category_ids', as in LVIS's format, found none"),
+        ("images", "not_exhaustive_category_ids", r"images\[0\]: expected 'not_exhaustive_category_ids'"),
+        ("categories", "frequency", r"categories\[0\]: expected 'frequency'"),
+        ("annotations", "area", r"annotations\[0\]: expected 'area'"),
     ],
 )
 def test_annotations_that_lack_what_lvis_needs_are_an_error(tmp_path, kind, field, message):
@@ -332,9 +338,12 @@ def test_annotations_that_lack_what_lvis_needs_are_an_error(tmp_path, kind, fiel
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"images": None}, "images is None, expected a list"),
-        ({"categories": [7]}, r"categories\[0\] has no 'id'"),
-        ({"categories": [{"id": 1, "frequency": "x"}]}, r"categories\[0\].frequency is 'x', expected 'r', 'c' or 'f'"),
+        ({"images": None}, "images: expected a list, found None"),
+        ({"categories": [7]}, r"categories\[0\]: expected 'id'"),
+        (
+            {"categories": [{"id": 1, "frequency": "x"}]},
+            r"categories\[0\].frequency: expected 'r', 'c' or 'f', found 'x'",
+        ),
     ],
 )
 def test_annotations_of_another_format_are_an_error(tmp_path, change, message):

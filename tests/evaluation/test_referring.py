@@ -142,11 +142,11 @@ def test_what_cannot_be_measured_is_an_error(options, message):
 
 def test_predictions_that_cannot_be_measured_are_an_error():
     evaluator = ReferringEvaluator("said", [pair(1, LEFT)], "phrasecut")
-    with pytest.raises(ValueError, match="image 1: found instances without pred_masks"):
+    with pytest.raises(ValueError, match="image 1: expected pred_masks, .* found instances without them"):
         process(evaluator, {1: [(1, 0.9, LEFT)]}, with_masks=False)
     with pytest.raises(ValueError, match="image_id 7: expected a sample of the dataset 'said'"):
         process(evaluator, {7: [(1, 0.9, LEFT)]})
     instances = make_instances([(1, 0.9, LEFT)], with_masks=False)
     instances.pred_masks = torch.zeros(1, HEIGHT, 5, dtype=torch.bool)
-    with pytest.raises(ValueError, match="expected torch.bool of shape"):
+    with pytest.raises(ValueError, match="expected pred_masks of torch.bool and shape"):
         evaluator.process([{"image_id": 1}], [{"instances": instances}])

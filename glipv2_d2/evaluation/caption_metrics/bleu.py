@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from .ngrams import MAX_ORDER, check_pairs, count_ngrams
 
-# What the reference implementation adds above and below its fractions: runs of words that nobody could have found give
-# almost nothing instead of an error, and all other numbers change in their ninth place.
+# The reference implementation adds these to numerator and denominator. A caption without any run of n words then scores
+# almost 0 instead of failing. All other scores change in the ninth digit.
 _TINY, _SMALL = 1e-15, 1e-9
 
 

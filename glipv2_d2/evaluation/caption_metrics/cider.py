@@ -11,18 +11,18 @@ import numpy as np
 
 from .ngrams import MAX_ORDER, check_pairs, count_ngrams
 
-# How soon a difference in length, in words, takes the score away.
+# Difference in length, in words, that lowers the score by the factor exp(-1/2).
 _SIGMA = 6.0
 _SCALE = 10.0
 
 
 class _WeightedSentence(NamedTuple):
-    """A sentence as vectors, one for each length of runs.
+    """A sentence as TF-IDF vectors, one for each length of runs.
 
     Attributes:
-        vectors: From a run of words to how often it stands there, times how rare it is.
-        norms: Of the vectors.
-        length: Pairs of neighbouring words.
+        vectors: From each run of words to its frequency in the sentence, times its rarity over the images.
+        norms: Norm of each vector.
+        length: Number of pairs of neighbouring words.
     """
 
     vectors: list[dict[tuple[str, ...], float]]
@@ -34,8 +34,8 @@ def cider_scores(candidates: Sequence[Sequence[str]], references: Sequence[Seque
     """Return CIDEr of each image, (N,) in [0, 10]; that of a corpus is the mean.
 
     The score of a caption and a reference is the mean over runs of 1 to 4 words of the clipped cosine of their TF-IDF
-    vectors, less for different lengths; that of an image is ten times the mean over its references. A run is the rarer,
-    the fewer images have it in a reference; one that all have weighs nothing, so that a single image always scores 0.
+    vectors, lowered for different lengths. The score of an image is ten times the mean over its references. The fewer
+    images have a run in a reference, the rarer it is. A run of all images weighs 0, so that a single image scores 0.
 
     Args:
         candidates: For each of N >= 1 images the words of its caption.
@@ -66,7 +66,7 @@ def _runs(words: Sequence[str]) -> Iterable[tuple[str, ...]]:
 
 def _weigh(words: Sequence[str], frequencies: Counter[tuple[str, ...]], num_images: float) -> _WeightedSentence:
     vectors = [
-        # What no reference has is as rare as what one image has.
+        # A run without a reference is as rare as a run of one image.
         {
             run: count * (num_images - math.log(max(1, frequencies[run])))
             for run, count in count_ngrams(words, order).items()

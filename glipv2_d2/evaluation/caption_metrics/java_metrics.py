@@ -23,24 +23,24 @@ _SPICE_FILES = (
     "spice/lib/stanford-corenlp-3.6.0.jar",
     "spice/lib/stanford-corenlp-3.6.0-models.jar",
 )
-# What a program of Java that does not start, or dies, shows as.
+# Errors of a Java program that does not start, or dies.
 _FAILURES = (OSError, ValueError, subprocess.SubprocessError)
 
 
 class JavaMetricsError(RuntimeError):
-    """The scores cannot be computed with Java here; the message is one line that says why."""
+    """The scores cannot be computed with Java here; the message says why in one line."""
 
 
 def score_with_java(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Score captions by pycocoevalcap, which tokenizes them first.
 
     Args:
-        captions: Of N >= 1 images, as the model wrote them.
+        captions: Captions of N >= 1 images, as the model wrote them.
         references: For each image its references, at least one.
 
     Returns:
-        ``BLEU1`` to ``BLEU4``, ``ROUGE_L`` and ``CIDEr``, and ``METEOR`` and ``SPICE`` if they could be computed, else
-        one line of log says why not; all on the scale of the package. ``image_cider``: (N,) array.
+        ``BLEU1`` to ``BLEU4``, ``ROUGE_L`` and ``CIDEr``, and ``METEOR`` and ``SPICE`` if they could be computed; if
+        not, the log says why. All are on the scale of the package. ``image_cider``: (N,) array.
 
     Raises:
         JavaMetricsError: The package or Java is not there, or its tokenizer does not work.
@@ -53,7 +53,7 @@ def score_with_java(captions: Sequence[str], references: Sequence[Sequence[str]]
         found = _tokenize([[caption] for caption in captions])
     except _FAILURES as error:
         raise JavaMetricsError(f"the tokenizer of {_PACKAGE} failed ({_one_line(error)})") from error
-    # The scorer of BLEU prints.
+    # The scorer of BLEU prints to stdout.
     with contextlib.redirect_stdout(io.StringIO()):
         bleu = _load("bleu.bleu", "Bleu")(4).compute_score(wanted, found)[0]
     cider, image_cider = _load("cider.cider", "Cider")().compute_score(wanted, found)
@@ -68,7 +68,7 @@ def score_with_java(captions: Sequence[str], references: Sequence[Sequence[str]]
 
 
 def missing_for_java() -> str:
-    """Say in one line what pycocoevalcap and its tokenizer lack here; empty if nothing."""
+    """Return in one line what pycocoevalcap and its tokenizer lack here; empty if they work."""
     folder = _package_folder()
     if folder is None:
         return f"the package {_PACKAGE} is not installed"
@@ -85,10 +85,11 @@ def missing_for_java() -> str:
 def _score_by_program(
     name: str, module: str, files: Sequence[str], wanted: dict[int, list[str]], found: dict[int, list[str]]
 ) -> float | None:
-    """Run a scorer that starts Java; None, and a line of log, if it cannot."""
+    """Run a scorer that starts Java; return None, with a warning in the log, if it fails."""
     folder = _package_folder()
-    missing = [file for file in files if not (folder / file).is_file()]
-    reason = f"{folder / missing[0]} is missing" if missing else ""
+    assert folder is not None, "score_with_java has checked that the package is there"
+    missing = [folder / file for file in files if not (folder / file).is_file()]
+    reason = f"{missing[0]} is missing" if missing else ""
     if not missing:
         try:
             return float(_load(module, name.capitalize())().compute_score(wanted, found)[0])
@@ -113,9 +114,9 @@ def _tokenize(sentences: Sequence[Sequence[str]]) -> dict[int, list[str]]:
     """Tokenize the sentences of images.
 
     Raises:
-        ValueError: The program did not return them all.
+        ValueError: The program did not return all of them.
     """
-    # It works line by line, and loses an empty last one.
+    # The tokenizer works line by line, and loses an empty last line.
     rows = {row: [{"caption": " ".join(text.split()) or "."} for text in texts] for row, texts in enumerate(sentences)}
     tokenized = _load("tokenizer.ptbtokenizer", "PTBTokenizer")().tokenize(rows)
     for row, texts in enumerate(sentences):

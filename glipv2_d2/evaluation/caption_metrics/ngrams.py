@@ -29,8 +29,8 @@ def check_pairs(candidates: Sequence[Sequence[str]], references: Sequence[Sequen
     """
     if not candidates or len(candidates) != len(references):
         raise InputError(
-            f"references: found {len(references)} for {len(candidates)} captions, expected as many, at least one"
+            f"references: expected those of each of {len(candidates)} captions, at least one, found {len(references)}"
         )
     for row, sentences in enumerate(references):
         if not sentences:
-            raise InputError(f"references[{row}]: found none, expected at least one")
+            raise InputError(f"references[{row}]: expected at least one, found none")

@@ -15,8 +15,8 @@ _BETA = 1.2
 def rouge_l_scores(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> np.ndarray:
     """Return ROUGE-L of each image, (N,) in [0, 1]; that of a corpus is the mean.
 
-    It is the F-measure of precision and recall of the longest common subsequence of words, each the best over the
-    references, which need not be the same one. A caption without words has 0, and so has a reference.
+    It is the F-measure of precision and recall of the longest common subsequence of words. Both are the best over the
+    references, and may come from different ones. They are 0 for a caption or a reference without words.
 
     Args:
         candidates: For each of N >= 1 images the words of its caption.
@@ -41,7 +41,7 @@ def rouge_l_scores(candidates: Sequence[Sequence[str]], references: Sequence[Seq
 
 
 def common_subsequence_length(first: Sequence[str], second: Sequence[str]) -> int:
-    """Return how many words the longest sequence has that is in both, in order but not without gaps."""
+    """Return the number of words of the longest sequence that is in both, in order, with gaps allowed."""
     lengths = [0] * (len(second) + 1)
     for word in first:
         before = lengths

@@ -25,7 +25,7 @@ class CaptionScores(NamedTuple):
         values: ``BLEU1`` to ``BLEU4`` and ``ROUGE_L`` in 0..100 and ``CIDEr`` in 0..1000, as papers print them; with
             pycocoevalcap, where their models are there, also ``METEOR`` and ``SPICE`` in 0..100.
         image_cider: (N,) CIDEr of each image, in 0..1000.
-        implementation: What computed them, "pycocoevalcap" or "python".
+        implementation: The one that computed them, "pycocoevalcap" or "python".
     """
 
     values: dict[str, float]
@@ -41,28 +41,30 @@ def score_captions(
     The two implementations agree on the same words; their tokenizers differ, rarely, as ``tokenize_caption`` says.
 
     Args:
-        captions: Of N >= 1 images; an empty caption scores 0.
+        captions: Captions of N >= 1 images; an empty caption scores 0.
         references: For each image its references, at least one.
         implementation: "pycocoevalcap", with Java; "python", without; "auto": the first if it works here, else the
-            second, and a line of log says why.
+            second, and the log says why.
 
     Raises:
-        InputError: There is no such implementation, it is "pycocoevalcap" and does not work here, there is no image, or
-            one has no references.
+        InputError: The implementation is unknown, or "pycocoevalcap" and does not work here; there is no image, or one
+            has no references.
     """
     if implementation not in IMPLEMENTATIONS:
-        raise InputError(f"implementation is {implementation!r}, expected one of {', '.join(IMPLEMENTATIONS)}")
+        raise InputError(f"implementation: expected one of {', '.join(IMPLEMENTATIONS)}, found {implementation!r}")
     if not captions or len(captions) != len(references) or not all(references):
         raise InputError(
-            f"references: found {sum(map(bool, references))} images that have some, expected at least one, for "
-            f"{len(captions)} captions"
+            f"references: expected at least one for each of {len(captions)} captions, "
+            f"found some for {sum(map(bool, references))}"
         )
     if implementation != "python":
         try:
             values = score_with_java(captions, references)
         except JavaMetricsError as error:
             if implementation == "pycocoevalcap":
-                raise InputError(f"implementation 'pycocoevalcap': {error}, expected it and Java") from error
+                raise InputError(
+                    f"implementation 'pycocoevalcap': expected the package and Java, found: {error}"
+                ) from error
             logging.getLogger(__name__).info("captions are scored without pycocoevalcap: %s", error)
         else:
             image_cider = values.pop("image_cider")
