@@ -14,8 +14,8 @@ from glipv2_d2.config import add_glipv2_config
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "glipv2_d2"
 PACKAGE_FILES = sorted(PACKAGE.rglob("*.py"))
-PROGRAM_FILES = [ROOT / "setup.py", ROOT / "train_net.py", *sorted((ROOT / "tools").glob("*.py"))]
-PROGRAM_FILES += sorted((ROOT / "datasets").glob("*.py"))
+PROGRAM_FILES = [ROOT / "setup.py", ROOT / "train_net.py"]
+PROGRAM_FILES += sorted(file for folder in ("tools", "datasets") for file in (ROOT / folder).rglob("*.py"))
 TEST_FILES = sorted((ROOT / "tests").rglob("test_*.py"))
 
 MAX_LINE_LENGTH = 120

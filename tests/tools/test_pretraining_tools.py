@@ -5,6 +5,7 @@ import json
 import math
 from types import SimpleNamespace
 
+import pretrain_micro
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -38,13 +39,6 @@ def write_config(tiny_cfg, tmp_path, dataset):
     return write
 
 
-@pytest.fixture
-def pretrain_micro(load_tool, monkeypatch, request):
-    # The folder of a program is on the path where Python starts it.
-    monkeypatch.syspath_prepend(str(request.config.rootpath / "tools"))
-    return load_tool("pretrain_micro")
-
-
 def test_boxes_of_the_samples_are_those_of_the_resized_image(load_tool, tiny_cfg, dataset):
     tiny_cfg.INPUT.MIN_SIZE_TEST = 32
     tiny_cfg.DATASETS.TEST = (dataset,)
@@ -68,42 +62,7 @@ def test_retrieval_is_measured_in_every_space_that_the_model_has(load_tool, writ
         assert 0 <= space["recall@1"] <= space["recall@5"] == space["recall@10"] == 100.0
 
 
-def test_added_time_is_measured_for_the_losses_that_are_on(load_tool, write_config, tmp_path):
-    config = write_config("MODEL.GLIPV2.CONTRASTIVE.ENABLED", True)
-    arguments = ["--config-file", config, "--num-batches", "1", "--output", str(tmp_path / "result.json")]
-    load_tool("benchmark_losses").main(arguments)
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert set(result) == {"step", "loss_contrastive"} and result["step"] > 0
-
-
-def test_no_batches_to_measure_is_an_error(load_tool, write_config):
-    with pytest.raises(SystemExit, match="--num-batches: expected at least 1, found 0"):
-        load_tool("benchmark_losses").main(["--config-file", write_config(), "--num-batches", "0"])
-
-
-def test_left_out_part_is_back_after_its_step(load_tool):
-    part = torch.nn.Linear(1, 1)
-    seen = []
-
-    class Model(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.ones(1))
-            self.mlm_head = part
-
-        def forward(self, batch):
-            seen.append(self.mlm_head)
-            return {"loss": self.weight.sum()}
-
-    model = Model()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    tool = load_tool("benchmark_losses")
-    assert tool.step_seconds(model, optimizer, [], "mlm_head") > 0 and tool.step_seconds(model, optimizer, [], None) > 0
-    assert seen == [None, part] and model.mlm_head is part
-    assert model.weight.item() == 0.0
-
-
-def test_entropy_of_masked_words_is_that_of_their_frequencies(pretrain_micro, write_config, monkeypatch, tmp_path):
+def test_entropy_of_masked_words_is_that_of_their_frequencies(write_config, monkeypatch, tmp_path):
     def batches(cfg):
         while True:
             labels = [torch.tensor([7, -100, 7]), torch.tensor([8, 9]), None]
@@ -116,13 +75,13 @@ def test_entropy_of_masked_words_is_that_of_their_frequencies(pretrain_micro, wr
     assert entropy == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(4)) and count == 12
 
 
-def test_last_loss_is_the_mean_over_the_last_fifth(pretrain_micro, tmp_path):
+def test_last_loss_is_the_mean_over_the_last_fifth(tmp_path):
     records = [{"iteration": step, "loss_mlm": float(step)} for step in range(10)] + [{"iteration": 10}]
     (tmp_path / "metrics.json").write_text("\n".join(json.dumps(record) for record in records))
     assert pretrain_micro.last_loss(tmp_path, "loss_mlm") == 8.5
 
 
-def test_run_that_is_finished_is_not_repeated(pretrain_micro, monkeypatch, tmp_path):
+def test_run_that_is_finished_is_not_repeated(monkeypatch, tmp_path):
     commands = []
     monkeypatch.setattr(pretrain_micro, "train", lambda command, *_: commands.append(command))
     runs = pretrain_micro.Runs(tmp_path, 5, ["SOLVER.IMS_PER_BATCH", "2"])

@@ -1,20 +1,26 @@
-"""Where the time, the memory and the arithmetic of a model go: passes cut into segments of one module each."""
+"""What the subcommands share: passes cut into segments of one module each, their time, memory and arithmetic."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from rich.table import Table
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
+
+from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
 
 # What a segment can belong to, in order of the pass.
 MODULES = (
@@ -25,7 +31,12 @@ MODULES = (
 # Name of a cut in the trace of the profiler.
 _MARK = "glipv2_measurement_cut"
 
+MIB = 2**20
+
 Segment = tuple[str, str]  # one of MODULES; "forward" or "backward"
+Cuts = list[tuple[Segment, Any]]
+# One pass: calls its argument at every cut, and returns the cuts with what that gave.
+RunPass = Callable[[Callable[[], Any]], Cuts]
 
 
 class Memory(NamedTuple):
@@ -33,6 +44,36 @@ class Memory(NamedTuple):
 
     held: int
     most: int
+
+
+def positive(text: str) -> int:
+    """Read a whole number above 0."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, found {text!r}")
+    return int(text)
+
+
+def make_table(title: str, rows: str, columns: Iterable[str]) -> Table:
+    """Make an empty table with a column of names, ``rows``, and columns of numbers."""
+    table = Table(rows, title=title or None, title_justify="left")
+    for heading in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def load_model(cfg: CfgNode) -> nn.Module:
+    """Build the model with MODEL.WEIGHTS, or with the same random weights every time."""
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    GLIPv2Checkpointer(model).load(cfg.MODEL.WEIGHTS)
+    return model
+
+
+def noise_image(size: Sequence[int], generator: torch.Generator) -> dict[str, Any]:
+    """Make the input of a model for an image of noise, without its prompts."""
+    height, width = size
+    image = torch.randint(0, 256, (3, height, width), generator=generator, dtype=torch.uint8)
+    return {"image": image, "height": height, "width": width}
 
 
 class PassCutter:
@@ -50,11 +91,11 @@ class PassCutter:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._read: Callable[[], Any] = lambda: None
-        self._cuts: list[tuple[Segment, Any]] = []
+        self._cuts: Cuts = []
         for module, owner, method in self._calls():
             setattr(owner, method, self._wrap(module, getattr(owner, method)))
 
-    def run(self, inputs: list[dict[str, Any]], read: Callable[[], Any]) -> list[tuple[Segment, Any]]:
+    def run(self, inputs: list[dict[str, Any]], read: Callable[[], Any]) -> Cuts:
         """Run one pass.
 
         Args:
@@ -145,34 +186,48 @@ def sum_segments(cuts: list[tuple[Segment, float]]) -> dict[Segment, float]:
     return sums
 
 
-def count_macs(cutter: PassCutter, inputs: list[dict[str, Any]]) -> dict[Segment, float]:
+def count_macs(run_pass: RunPass) -> dict[Segment, float]:
     """Count the multiplications with addition of each segment of one pass.
 
     Counted are matrix products, convolutions, attention and bilinear sampling.
     """
     with FlopCounterMode(display=False, custom_mapping=_flop_formulas()) as counter:
-        cuts = cutter.run(inputs, counter.get_total_flops)
+        cuts = run_pass(counter.get_total_flops)
     return {segment: flops / 2 for segment, flops in sum_segments(cuts).items()}
 
 
-def median_seconds(
-    cutter: PassCutter, inputs: list[dict[str, Any]], device: torch.device, passes: Iterable[int]
-) -> tuple[dict[Segment, float], float]:
-    """Time one pass for each item of ``passes``; return the medians of each segment and of the whole pass."""
+def clock(device: torch.device, count: Callable[[], float] = time.perf_counter) -> Callable[[], float]:
+    """Make a clock that first waits until the device has done what it was given."""
 
     def read() -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        return time.perf_counter()
+        return count()
 
-    sums = [sum_segments(cutter.run(inputs, read)) for _ in passes]
+    return read
+
+
+def median_seconds(
+    run_pass: RunPass, device: torch.device, passes: Iterable[int]
+) -> tuple[dict[Segment, float], float]:
+    """Time one pass for each item of ``passes``; return the medians of each segment and of the whole pass."""
+    sums = [sum_segments(run_pass(clock(device))) for _ in passes]
     medians = {segment: statistics.median(one[segment] for one in sums) for segment in sums[0]}
     return medians, statistics.median(sum(one.values()) for one in sums)
 
 
-def trace_memory(
-    cutter: PassCutter, inputs: list[dict[str, Any]], device: torch.device
-) -> list[tuple[Segment, Memory]]:
+def fastest_pass(run_pass: RunPass, device: torch.device, repeat: int) -> float:
+    """Time some passes from their first cut to the last; return the seconds of the fastest."""
+    passes = [run_pass(clock(device)) for _ in range(repeat)]
+    return min(cuts[-1][1] - cuts[0][1] for cuts in passes)
+
+
+def touch(device: torch.device) -> None:
+    """Allocate a number: the profiler learns how much is held when something is allocated."""
+    torch.empty(1, device=device)
+
+
+def trace_memory(run_pass: RunPass, device: torch.device) -> list[tuple[Segment, Memory]]:
     """Return the cuts of one pass with the memory at each, in bytes.
 
     On CUDA the memory is what torch's allocator holds in all; elsewhere what it gave out during the pass, by torch's
@@ -185,14 +240,14 @@ def trace_memory(
             torch.cuda.reset_peak_memory_stats(device)
             return memory
 
-        return cutter.run(inputs, look)
+        return run_pass(look)
 
     def mark() -> None:
         with record_function(_MARK):
             pass
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        cuts = cutter.run(inputs, mark)
+        cuts = run_pass(mark)
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "trace.json")
         profiler.export_chrome_trace(path)

@@ -1,11 +1,13 @@
+"""Passes that are cut into segments, and what is counted between the cuts."""
+
 import pytest
 import torch
 import torch.nn.functional as F
+from benchmarks import measurement
+from benchmarks.measurement import Memory, PassCutter, map_tensors, sum_segments, summarize_memory
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from glipv2_d2.engine import measurement
-from glipv2_d2.engine.measurement import Memory, PassCutter, map_tensors, sum_segments, summarize_memory
 from glipv2_d2.layers.deform_conv import modulated_deform_conv2d
 from glipv2_d2.structures import TokenBatch
 
@@ -88,7 +90,7 @@ def test_every_pass_tells_the_prompt_cache_that_a_weight_changed():
 
 def test_macs_of_each_segment():
     # Three rows through maps of 2 x 2: 12 products. Backward: 12 for the weights, and 12 for inputs that need it.
-    macs = measurement.count_macs(PassCutter(Model().train()), torch.ones(3, 2))
+    macs = measurement.count_macs(lambda read: PassCutter(Model().train()).run(torch.ones(3, 2), read))
     assert [macs[module, "forward"] for module in ("backbone", "text encoder", "dyconv", "head")] == [12] * 4
     assert macs["head", "backward"] == macs["dyconv", "backward"] == 24
     assert macs["backbone", "backward"] == macs["text encoder", "backward"] == 12
