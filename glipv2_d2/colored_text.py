@@ -1,4 +1,4 @@
-"""Text in a strip below an image, in which the words of each phrase stand on the colour of the phrase."""
+"""Text in a strip below an image. The words of each phrase stand on the colour of the phrase."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .errors import InputError
 from .prompts.phrase_search import find_phrase
 from .structures import CharSpan
 
 Color = tuple[int, int, int]
 
-# A word with the space after it, and the row of its phrase, or None.
+# A word with the space after it, and the row of its phrase; None for a word without a phrase.
 Word = tuple[str, int | None]
 
-# The golden section of the colour circle never comes back to a hue it has used.
+# Steps of the golden section around the colour circle never return to an earlier hue.
 _GOLDEN_SECTION = 0.618034
 
 
@@ -36,9 +37,9 @@ def text_color(row: int) -> Color:
 
 
 def split_caption(caption: str, phrases: Sequence[str]) -> list[Word]:
-    """Cut a caption into words, each with the row of its phrase, wherever the phrase stands in it.
+    """Cut a caption into words, each with the row of its phrase. A phrase is marked wherever it occurs.
 
-    Where phrases overlap the longer one has the word.
+    A word of overlapping phrases belongs to the longer one.
     """
     return split_words(caption, [_find(caption, phrase) for phrase in phrases])
 
@@ -47,13 +48,13 @@ def split_words(text: str, phrase_spans: Sequence[Sequence[CharSpan]]) -> list[W
     """Cut a text into words, each with the row of its phrase.
 
     Args:
-        text: In words; may be empty.
-        phrase_spans: For each of P phrases its half-open character ranges of the text, none for one that is not to be
-            seen. Where two overlap the longer one has the word.
+        text: A text; it may be empty.
+        phrase_spans: For each of P phrases its half-open character ranges of the text; empty for a phrase that is not
+            marked. A word of overlapping ranges belongs to the longer one.
     """
     owners: list[int | None] = [None] * len(text)
     ranges = [(end - begin, row, begin, end) for row, spans in enumerate(phrase_spans) for begin, end in spans]
-    # Short ranges first: long ones then write over them.
+    # Long ranges come last and overwrite short ones.
     for _, row, begin, end in sorted(ranges):
         owners[begin:end] = [row] * len(owners[begin:end])
     words: list[Word] = []
@@ -68,8 +69,13 @@ def split_words(text: str, phrase_spans: Sequence[Sequence[CharSpan]]) -> list[W
 def draw_words(words: Sequence[Word], font: ImageFont.FreeTypeFont, width: int) -> np.ndarray:
     """Write words in lines, those of a phrase on the colour of the phrase.
 
+    Args:
+        words: Words with the rows of their phrases.
+        font: Font of all words.
+        width: Width of the strip in pixels.
+
     Returns:
-        (H, width, 3) uint8 RGB, as high as the lines need.
+        (H, width, 3) uint8 RGB. H follows the number of lines.
     """
     size = int(font.size)
     placed = _wrap(words, font, width - 2 * size)
@@ -89,7 +95,7 @@ def draw_words(words: Sequence[Word], font: ImageFont.FreeTypeFont, width: int) 
 
 
 class _PlacedWord(NamedTuple):
-    """A word at its place: line, left and right edge in pixels of the line, and the phrase it belongs to, or None."""
+    """A word with its line, its left and right edge in pixels, and the row of its phrase or None."""
 
     line: int
     left: float
@@ -114,6 +120,6 @@ def _wrap(words: Sequence[Word], font: ImageFont.FreeTypeFont, width: int) -> li
 def _find(caption: str, phrase: str) -> list[CharSpan]:
     try:
         return find_phrase(caption, phrase)[1]
-    except ValueError:
+    except InputError:
         # The phrase joins words that stand apart in the caption.
         return []

@@ -1,7 +1,7 @@
-"""Draw what was found: masks, boxes with phrases and scores, and the caption with its phrases in the same colours.
+"""Draw results: masks, boxes with phrases and scores, and the caption with its phrases in the same colours.
 
-detectron2's ``Visualizer`` writes in the colour of the box on black. Here writing stands on the colour of its phrase,
-in one size on the image and below it.
+detectron2's ``Visualizer`` writes in the colour of the box on black. Here the text stands on the colour of its phrase,
+and has the same size on the image and below it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from .structures import CharSpan
 
 Rectangle = tuple[float, float, float, float]
 
-# Smaller images are enlarged, so that the writing on them can be read.
+# Length in pixels. Smaller images are enlarged, so that the text on them can be read.
 MIN_LONG_SIDE = 800
-# Share of the phrase's colour inside a mask: what is below stays visible.
+# Share of the phrase's colour inside a mask. The image below stays visible.
 _MASK_OPACITY = 0.45
 
 
@@ -31,7 +31,7 @@ class GroundingVisualizer:
 
     Args:
         image: (H, W, 3) uint8 in RGB order, as for detectron2's ``Visualizer``.
-        min_long_side: Images with a shorter long side are enlarged to it, pixels.
+        min_long_side: Length in pixels that the longer side of an image is enlarged to, if it is shorter.
     """
 
     def __init__(self, image: np.ndarray, min_long_side: int = MIN_LONG_SIDE) -> None:
@@ -49,12 +49,12 @@ class GroundingVisualizer:
 
         Args:
             instances: ``pred_boxes`` XYXY in pixels of the image, ``scores`` in [0, 1], ``pred_classes``, rows of
-                ``phrases``, and ``pred_masks`` (K, H, W) bool, if there are masks; may be empty.
+                ``phrases``, and ``pred_masks`` (K, H, W) bool, if there are masks. K may be 0.
             phrases: P strings.
-            caption: Written under the image, if there is one.
+            caption: Text below the image, if there is one.
 
         Returns:
-            (H', W', 3) uint8 in RGB order. Its size depends on the image, the caption and the phrases alone.
+            (H', W', 3) uint8 in RGB order. The size depends on the image, the caption and the phrases alone.
 
         Raises:
             InputError: The masks do not have the size of the image.
@@ -67,15 +67,15 @@ class GroundingVisualizer:
     def draw_answer(
         self, instances: Instances, phrases: Sequence[str], question: str, answer: str, score: float
     ) -> np.ndarray:
-        """Draw the boxes of a question's phrases and of its answer, and write both below.
+        """Draw the boxes of a question's phrases and of its answer, and write question and answer below.
 
         Args:
-            instances: As above; of a model that does not ground its answers, it is empty.
-            phrases: P strings, parts of the question, and "[answer]" for the boxes of the answer, on which stands the
-                answer itself.
-            question: Its phrases stand on their colours.
-            answer: Stands on the colour of its boxes, if there is one.
-            score: Of the answer, in [0, 1].
+            instances: As for ``draw_predictions``; empty if the model does not ground its answers.
+            phrases: P strings, parts of the question, and "[answer]" for the boxes of the answer. The label of these
+                boxes is the answer itself.
+            question: Text below the image, each phrase on its colour.
+            answer: Text below the question, on the colour of its boxes, if there are any.
+            score: Score of the answer, in [0, 1].
 
         Returns:
             (H', W', 3) uint8 in RGB order.
@@ -100,11 +100,11 @@ class GroundingVisualizer:
         """Draw a generated caption: its words below, those of a phrase in the colour of the phrase's boxes.
 
         Args:
-            instances: As above; of a model that does not ground its words, it is empty.
+            instances: As for ``draw_predictions``; empty if the model does not ground its words.
             phrases: P strings.
-            caption: Whose phrases without a box stand on white.
-            phrase_spans: For each phrase its half-open character ranges of the caption, so that of two equal phrases
-                each has the colour of its own boxes.
+            caption: Text below the image. Phrases without a box stand on white.
+            phrase_spans: For each phrase its half-open character ranges of the caption. They tell two equal phrases
+                apart, so that each has the colour of its own boxes.
 
         Returns:
             (H', W', 3) uint8 in RGB order.
@@ -117,14 +117,14 @@ class GroundingVisualizer:
         return self._with_text(self._with_detections(instances, phrases), split_words(caption, spans))
 
     def draw_referred(self, mask: np.ndarray, phrase: str) -> np.ndarray:
-        """Draw what a phrase refers to, and write the phrase under the image.
+        """Draw the mask of a referring phrase, and write the phrase below the image.
 
         Args:
-            mask: (H, W) bool; where it is empty, the phrase stands below without its colour.
-            phrase: All of it names what is drawn.
+            mask: (H, W) bool. If it is empty, the phrase is written without its colour.
+            phrase: The whole text is one phrase.
 
         Returns:
-            (H', W', 3) uint8 in RGB order. Its size depends on the image and the phrase alone.
+            (H', W', 3) uint8 in RGB order. The size depends on the image and the phrase alone.
 
         Raises:
             InputError: The mask does not have the size of the image.
@@ -134,7 +134,7 @@ class GroundingVisualizer:
         return self._with_text(drawing, split_caption(phrase, marked))
 
     def _with_detections(self, instances: Instances, labels: Sequence[str]) -> Image.Image:
-        """Return the image with masks and boxes, and on each box the label of its phrase and the score."""
+        """Return the image with masks and boxes, and on each box a label with phrase and score."""
         font = _font(self._image.size)
         drawing = self._image.copy()
         if instances.has("pred_masks"):
@@ -144,10 +144,10 @@ class GroundingVisualizer:
         boxes = instances.pred_boxes.tensor.cpu() * self._scale
         rows = instances.pred_classes.tolist()
         line_width = max(2, int(font.size) // 5)
-        for row, box in zip(rows, boxes.tolist()):
+        for row, box in zip(rows, boxes.tolist(), strict=True):
             pen.rectangle(_drawable(box), outline=phrase_color(row), width=line_width)
         taken: list[Rectangle] = []
-        # The best detections get the first choice of places.
+        # The best detections choose the position of their label first.
         for k in instances.scores.argsort(descending=True, stable=True).tolist():
             text = f"{labels[rows[k]]} {float(instances.scores[k]):.0%}"
             chip = place_label(
@@ -176,19 +176,20 @@ class GroundingVisualizer:
 
 
 def enlarge_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Enlarge a mask (H, W) bool to a width and a height, with an edge that is smooth and not made of squares."""
+    """Enlarge a mask (H, W) bool to a width and a height, with a smooth edge."""
     gray = Image.fromarray(255 * mask.astype(np.uint8))
     return np.asarray(gray.resize(size, Image.Resampling.BILINEAR)) >= 128
 
 
 def paint_masks(image: np.ndarray, masks: Iterable[tuple[int, np.ndarray]], line_width: int) -> np.ndarray:
-    """Tint what masks cover in the colours of their phrases, and draw the edge of each mask, white around it.
+    """Tint masks in the colours of their phrases, and draw the edge of each mask, with a white line around it.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        masks: Row of the phrase and (H, W) bool of each mask. Later ones are above earlier ones; a pixel is tinted
-            once, so that the image can be seen through any number of masks. No tint covers an edge, nor does white.
-        line_width: Of the edges, pixels; they lie inside the masks. The white beside them is one pixel wide.
+        masks: Row of the phrase and (H, W) bool of each mask. Later masks lie above earlier ones. A pixel is tinted
+            once, so that the image can be seen through any number of masks. Neither tint nor white covers an edge.
+        line_width: Width of the edges in pixels. They lie inside the masks; the white line beside them is one pixel
+            wide.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -208,7 +209,7 @@ def paint_masks(image: np.ndarray, masks: Iterable[tuple[int, np.ndarray]], line
             rims.append((ys + top, xs + left))
             ys, xs = np.nonzero(_edge(window, line_width))
             lines.append((color, ys + top, xs + left))
-    # Where the colour of a phrase is that of the image, white shows the edge.
+    # White shows the edge if the phrase has the colour of the image.
     for ys, xs in rims:
         tinted[ys, xs] = 255
     for color, ys, xs in lines:
@@ -217,7 +218,7 @@ def paint_masks(image: np.ndarray, masks: Iterable[tuple[int, np.ndarray]], line
 
 
 def _edge(mask: np.ndarray, width: int) -> np.ndarray:
-    """Mark the pixels of a mask (H, W) that are at most ``width`` steps from what lies outside it."""
+    """Mark, (H, W) bool, the pixels of a mask (H, W) that are at most ``width`` steps away from its outside."""
     inner = np.pad(mask, 1)
     for _ in range(width):
         sides = inner[:-2, 1:-1] & inner[2:, 1:-1] & inner[1:-1, :-2] & inner[1:-1, 2:]
@@ -226,7 +227,7 @@ def _edge(mask: np.ndarray, width: int) -> np.ndarray:
 
 
 def _rim(mask: np.ndarray) -> np.ndarray:
-    """Mark the pixels that lie beside a mask (H, W)."""
+    """Mark, (H, W) bool, the pixels that lie beside a mask (H, W)."""
     near = np.pad(mask, 1)
     return (near[:-2, 1:-1] | near[2:, 1:-1] | near[1:-1, :-2] | near[1:-1, 2:]) & ~mask
 
@@ -234,30 +235,30 @@ def _rim(mask: np.ndarray) -> np.ndarray:
 def place_label(
     box: Sequence[float], size: tuple[float, float], image_size: tuple[int, int], taken: Sequence[Rectangle]
 ) -> Rectangle:
-    """Find a place for the label of a box.
+    """Find the position of the label of a box.
 
     Args:
         box: XYXY in pixels.
-        size: Width and height of the label.
-        image_size: Width and height of the image, which holds the label where it is large enough.
-        taken: Labels that are already placed.
+        size: Width and height of the label in pixels.
+        image_size: Width and height of the image in pixels. The label lies inside it, if it fits.
+        taken: Rectangles of the labels that have their position, XYXY.
 
     Returns:
-        XYXY: above the box, else inside its upper edge, else the first free place further down; if there is none, the
-        first of these.
+        XYXY: above the box, else inside its upper edge, else the first free position further down. If no position is
+        free, the first of them.
     """
     width, height = size
     left = max(0.0, min(box[0], image_size[0] - width))
     tops = [box[1] - height, box[1]]
     tops += [box[1] + step * height for step in range(1, int(image_size[1] / height) + 1)]
-    places = [(left, top, left + width, top + height) for top in tops if 0 <= top <= image_size[1] - height]
-    free = (place for place in places if not any(_overlap(place, other) for other in taken))
+    positions = [(left, top, left + width, top + height) for top in tops if 0 <= top <= image_size[1] - height]
+    free = (position for position in positions if not any(_overlap(position, other) for other in taken))
     bottom = max(0.0, image_size[1] - height)
-    return next(free, places[0] if places else (left, bottom, left + width, bottom + height))
+    return next(free, positions[0] if positions else (left, bottom, left + width, bottom + height))
 
 
 def _font(image_size: tuple[int, int]) -> ImageFont.FreeTypeFont:
-    # matplotlib brings this font along.
+    # This font comes with matplotlib.
     return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), max(14, max(image_size) // 50))
 
 

@@ -76,7 +76,7 @@ class GLIPv2Predictor(DefaultPredictor):
             chunk_size=cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE,
         )
         vqa = cfg.MODEL.GLIPV2.VQA
-        self._answers = AnswerVocabulary.from_file(vqa.ANSWERS) if vqa.ENABLED else None
+        self._answers = AnswerVocabulary.from_config(cfg) if vqa.ENABLED else None
         self._grounds_questions = vqa.GROUNDED
         self._referring_thresh = cfg.MODEL.GLIPV2.TEST.REFERRING_THRESH
         self._default_prompts = functools.cache(functools.partial(build_default_prompts, cfg))

@@ -54,7 +54,7 @@ def build_flickr30k_evaluator(cfg: CfgNode, dataset_name: str, output_folder: st
 
 def build_vqa_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
     """Build the evaluator of answers to questions, with the answers of ``MODEL.GLIPV2.VQA.ANSWERS``."""
-    answers = AnswerVocabulary.from_file(cfg.MODEL.GLIPV2.VQA.ANSWERS).answers
+    answers = AnswerVocabulary.from_config(cfg).answers
     return VQAEvaluator(dataset_name, load_dataset(dataset_name), answers, output_folder=output_folder)
 
 

@@ -31,6 +31,8 @@ class COCOInstanceEvaluator(COCOEvaluator):
     Source: ``COCOEvaluator`` of detectron2, which reports NaN if there is no detection at all.
     """
 
+    _tasks: tuple[str, ...]
+
     def __init__(self, dataset_name: str, tasks: Sequence[str], output_folder: str | None = None) -> None:
         super().__init__(dataset_name, tasks=tuple(tasks), output_dir=output_folder)
         content = self._coco_api.dataset

@@ -167,9 +167,9 @@ def _run_lengths(mask: Tensor) -> dict[str, Any]:
 
 
 def _common_pixels(mask: dict[str, Any], pair: dict[str, Any]) -> tuple[int, int]:
-    """Count intersection and union of a mask with all annotated ones together; both 0 if those have no pixel."""
+    """Count the pixels of intersection and union of a mask and all annotated masks; both 0 without annotated pixels."""
     size = [pair["height"], pair["width"]]
-    parts = []
+    parts: list[Any] = []
     for segmentation in (item["segmentation"] for item in pair["annotations"] if "segmentation" in item):
         parts += mask_utils.frPyObjects(segmentation, *size) if isinstance(segmentation, list) else [segmentation]
     annotated = mask_utils.merge(parts) if parts else None

@@ -84,7 +84,7 @@ def build_optional_heads(
     if config.PHRASE_CENTER.ENABLED:
         heads["phrase_center_head"] = PhraseCenterHead(cfg, language_dim=language_dim)
     if config.VQA.ENABLED:
-        answers = AnswerVocabulary.from_file(config.VQA.ANSWERS)
+        answers = AnswerVocabulary.from_config(cfg)
         heads["vqa_head"] = VQAHead(
             cfg, language_dim=language_dim, num_answers=len(answers), frequencies=answers.frequencies
         )

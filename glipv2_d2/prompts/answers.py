@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
@@ -69,6 +70,11 @@ class AnswerVocabulary:
             if type(count) is not int or count < 1:
                 raise InputError(f"{source}: {answer!r:.60}: expected a number of questions from 1 on, found {count!r}")
         self.frequencies = None if counts is None else tuple(count / sum(counts) for count in counts)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> AnswerVocabulary:
+        """Read the list of answers that a config names, see ``from_file``."""
+        return cls.from_file(cfg.MODEL.GLIPV2.VQA.ANSWERS)
 
     @classmethod
     def from_file(cls, path: str) -> AnswerVocabulary:

@@ -70,7 +70,7 @@ class VQADatasetMapper(PromptDatasetMapper):
         """Read the config; ``tokenizer`` is one that is there already."""
         return {
             **cls.shared_options(cfg, is_train, "vqa", tokenizer),
-            "answers": AnswerVocabulary.from_file(cfg.MODEL.GLIPV2.VQA.ANSWERS),
+            "answers": AnswerVocabulary.from_config(cfg),
             "grounded": cfg.MODEL.GLIPV2.VQA.GROUNDED,
             "min_score": cfg.INPUT.PROMPT.MIN_PSEUDO_SCORE,
             "questions_per_image": cfg.INPUT.QUESTIONS_PER_IMAGE,
