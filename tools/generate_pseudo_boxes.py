@@ -38,11 +38,11 @@ from tqdm import tqdm
 
 from glipv2_d2.data.datasets.caption_files import JsonlCaptions, TarCaptions, open_captions
 from glipv2_d2.data.datasets.question_files import JsonlQuestions, VQAQuestions, open_questions
-from glipv2_d2.data.datasets.shard_writer import SHARD_SUFFIXES, open_shard
 from glipv2_d2.engine.command_line import build_config, one_line_errors
 from glipv2_d2.engine.pseudo_boxes import CAPTIONS, MISSING_IMAGE, PseudoBoxLabeller, PseudoBoxTeacher, teacher_id
 from glipv2_d2.engine.pseudo_questions import QUESTIONS
 from glipv2_d2.engine.pseudo_report import PseudoBoxCounts, PseudoBoxFolder, format_report
+from glipv2_d2.engine.shard_writer import SHARD_SUFFIXES, open_shard
 from glipv2_d2.errors import InputError
 from glipv2_d2.prompts.phrase_finder import METHODS, build_phrase_finder
 

@@ -129,8 +129,8 @@ def schedule(arguments: argparse.Namespace, cell: Cell) -> list[str]:
         ValueError: A dataset or a key of the config is unknown, or a category has too few images.
         FileNotFoundError: The data is not there.
     """
-    from glipv2_d2.data.build import load_training_dicts
     from glipv2_d2.data.datasets.few_shot import few_shot_settings
+    from glipv2_d2.data.loading import load_training_dicts
     from glipv2_d2.engine.command_line import build_config
 
     options = [*data_options(cell), *mode_options(arguments, cell)]

@@ -31,7 +31,7 @@ from torch import Tensor
 from glipv2_d2.colored_text import phrase_color
 from glipv2_d2.data import build_train_loader
 from glipv2_d2.data.image_reading import read_image
-from glipv2_d2.data.training_dicts import load_training_dicts
+from glipv2_d2.data.loading import load_training_dicts
 from glipv2_d2.engine.command_line import build_config, one_line_errors
 from glipv2_d2.errors import InputError
 from glipv2_d2.prompts.questions import ANSWER_PHRASE

@@ -12,7 +12,7 @@ from .datasets.odvg import register_odvg
 from .datasets.phrasecut import register_phrasecut
 from .datasets.refcoco import register_refcoco
 from .datasets.referring_json import register_referring_json
-from .datasets.shards import register_shards
+from .datasets.tar_shards import register_shards
 from .datasets.tsv import register_tsv
 from .datasets.vqa import register_vqa
 from .datasets.vqa_json import register_vqa_json

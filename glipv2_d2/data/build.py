@@ -18,15 +18,12 @@ from ..errors import InputError
 from ..structures import TokenizedPrompt
 from .dataset_mappers.build import SENTENCE_MAPPERS, build_train_mapper, dataset_task
 from .dataset_mappers.detection import DetectionDatasetMapper
-from .sample_sources import StoredSamples, StreamedSamples
-from .samplers import TrainingBatchSampler
-from .shards import ShardSet, ShardStream
-from .stream_state import StreamState, TrainLoader, resume_state
-from .training_dicts import load_dataset, load_training_dicts
-from .training_samples import TrainingSamples
-from .training_sets import TrainingSets, load_training_sets
-
-__all__ = ["SharedPromptLoader", "build_test_loader", "build_train_loader", "load_training_dicts"]
+from .loading import load_dataset
+from .stream.order import TrainingBatchSampler
+from .stream.samples import StoredSamples, StreamedSamples, TrainingSamples
+from .stream.shards import ShardSet, ShardStream
+from .stream.state import StreamState, TrainLoader, resume_state
+from .stream.training_sets import TrainingSets, load_training_sets
 
 
 def build_train_loader(cfg: CfgNode, start_iter: int = 0, saved: Mapping[str, Any] | None = None) -> TrainLoader:
@@ -100,9 +97,8 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0, saved: Mapping[str, An
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> SharedPromptLoader | DataLoader:
     """Build the loader of a test dataset: each dataset dict once over all ranks, alone in its batch.
 
-    All images of a detection dataset share the prompts that hold every name. In grounding and pseudo-box data each has
-    its own caption as prompt, in questions its question; for captions to be written there is no prompt, and an image comes
-    once, however many it has.
+    All images of a detection dataset share the prompts that hold every name. A sentence with boxes is its own prompt, and so
+    is a question; where captions are to be written there is no prompt, and an image comes once, however many it has.
 
     Raises:
         InputError: The dataset is not registered, or its annotations break the format.
@@ -146,17 +142,20 @@ def _training_samples(cfg: CfgNode, sets: TrainingSets, groups: np.ndarray, stat
     stored = StoredSamples(
         sets.dicts,
         groups,
-        pseudo_datasets={name for name, task in zip(cfg.DATASETS.TRAIN, sets.tasks) if task == "pseudo_grounding"},
+        pseudo_datasets={
+            name for name, task in zip(cfg.DATASETS.TRAIN, sets.tasks, strict=True) if task == "pseudo_grounding"
+        },
         num_negative_captions=num_negatives,
         needs_boxes=sets.kinds == 0,
     )
     shard_sets = {}
     for dataset, urls in sets.shards.items():
+        is_pseudo = sets.tasks[dataset] == "pseudo_grounding"
         shard_sets[dataset] = ShardSet(
             cfg.DATASETS.TRAIN[dataset],
-            sets.tasks[dataset],
             tuple(urls),
-            min_score=cfg.INPUT.PROMPT.MIN_PSEUDO_SCORE if sets.tasks[dataset] == "pseudo_grounding" else 0.0,
+            min_score=cfg.INPUT.PROMPT.MIN_PSEUDO_SCORE if is_pseudo else 0.0,
+            num_negative_captions=num_negatives if is_pseudo else 0,
             dataset=dataset,
             seed=state.seed,
             buffer_size=cfg.DATALOADER.SHUFFLE_BUFFER,
@@ -168,8 +167,7 @@ def _training_samples(cfg: CfgNode, sets: TrainingSets, groups: np.ndarray, stat
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
         num_slots=_num_slots(cfg),
-        places=state.places,
-        num_negative_captions=num_negatives,
+        positions=state.positions,
     )
     return TrainingSamples(stored, streamed, build_train_mapper(cfg), state.seed)
 

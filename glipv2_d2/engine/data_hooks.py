@@ -10,8 +10,8 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-from ..data.stream_state import TrainLoader
-from ..data.training_samples import DROPPED_COUNTS
+from ..data.stream.samples import DROPPED_COUNTS
+from ..data.stream.state import TrainLoader
 from ..distributed import reduce_mean
 from ..errors import InputError
 
@@ -108,7 +108,7 @@ class DataStateHook(HookBase):
 
     Args:
         period: Steps between two checkpoints. A checkpoint written at another time goes on with the same samples, but
-            may read some shards from an earlier place.
+            may read some shards from an earlier position.
     """
 
     def __init__(self, period: int) -> None:
@@ -131,7 +131,7 @@ class DataStateHook(HookBase):
         next_iter = self.trainer.iter + 1
         if self._loader is not None and (next_iter % self._period == 0 or next_iter == self.trainer.max_iter):
             self._state = self._loader.state.as_dict()
-            self._state["places"] = merge_places(comm.all_gather(self._state["places"]))
+            self._state["positions"] = merge_positions(comm.all_gather(self._state["positions"]))
 
     def state_dict(self) -> dict[str, Any]:
         return self._state
@@ -140,10 +140,10 @@ class DataStateHook(HookBase):
         self._state = state_dict
 
 
-def merge_places(places_by_rank: Iterable[Mapping[str, list[int]]]) -> dict[str, list[int]]:
-    """Join the places of the ranks' streams; of two places of a stream the later one is up to date."""
+def merge_positions(positions_by_rank: Iterable[Mapping[str, list[int]]]) -> dict[str, list[int]]:
+    """Join where the ranks' streams stand; of two positions of a stream the later one is up to date."""
     merged: dict[str, list[int]] = {}
-    for places in places_by_rank:
-        for name, place in places.items():
-            merged[name] = max(place, merged.get(name, place))
+    for positions in positions_by_rank:
+        for name, position in positions.items():
+            merged[name] = max(position, merged.get(name, position))
     return merged

@@ -17,7 +17,6 @@ from detectron2.utils.file_io import PathManager
 
 from ..data.datasets.caption_files import CaptionSample, SkippedCaption
 from ..data.datasets.question_files import QuestionSample
-from ..data.datasets.shard_writer import JsonlShardWriter, TarShardWriter
 from ..data.image_reading import UnreadableImageError, read_image
 from ..prompts.builder import prompt_from_caption
 from ..prompts.phrase_finder import PhraseFinder
@@ -26,6 +25,7 @@ from ..structures import CharSpan, TokenizedPrompt
 from ..tensor_files import file_sha256
 from .predictor import GLIPv2Predictor
 from .pseudo_report import PseudoBoxCounts
+from .shard_writer import JsonlShardWriter, TarShardWriter
 
 # The reason for skipping an entry that a user may want to know of before a run.
 MISSING_IMAGE = "image file that is missing"

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..data.datasets.shard_writer import SHARD_SUFFIXES
 from ..errors import InputError
 from ..tensor_files import write_text
+from .shard_writer import SHARD_SUFFIXES
 
 # Names that the report gives per reason; the counts of a shard name all.
 _NUM_EXAMPLES = 10

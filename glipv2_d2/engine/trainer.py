@@ -20,7 +20,7 @@ from torch import nn
 from ..checkpoint.checkpointer import GLIPv2Checkpointer
 from ..checkpoint.weight_changes import WeightChanges
 from ..data.build import build_test_loader, build_train_loader
-from ..data.stream_state import TrainLoader
+from ..data.stream.state import TrainLoader
 from ..errors import InputError
 from ..evaluation.build import build_evaluator
 from ..solver import build_gradient_clipper, build_lr_scheduler, build_optimizer

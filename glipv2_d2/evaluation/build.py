@@ -9,7 +9,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 
 from ..data.datasets.registration import check_dataset_files
-from ..data.training_dicts import check_is_registered, load_dataset
+from ..data.loading import check_is_registered, load_dataset
 from ..errors import InputError
 from ..prompts.answers import AnswerVocabulary
 from ..prompts.tokenizer import PromptTokenizer

@@ -11,13 +11,11 @@ from detectron2.utils import comm
 from PIL import Image
 
 from glipv2_d2.data import build_test_loader, build_train_loader, register_captioning, register_vqa_json
-from glipv2_d2.data.build import load_training_dicts
 from glipv2_d2.data.dataset_mappers.base import UnreadableImageError
 from glipv2_d2.data.datasets.grounding_json import register_grounding_json
-from glipv2_d2.data.sample_sources import StoredSamples, StreamedSamples
-from glipv2_d2.data.samplers import StreamEntry
-from glipv2_d2.data.training_samples import DROPPED_COUNTS, TrainingSamples
-from glipv2_d2.data.training_sets import TrainingSets
+from glipv2_d2.data.loading import load_training_dicts
+from glipv2_d2.data.stream.order import StreamEntry
+from glipv2_d2.data.stream.samples import DROPPED_COUNTS, StoredSamples, StreamedSamples, TrainingSamples
 
 
 def take(loader, count: int) -> list[list[dict]]:
@@ -512,11 +510,3 @@ def test_masks_are_no_part_of_questions_and_captions(understanding_cfg):
     understanding_cfg.DATASETS.TRAIN_RATIOS = ()
     for sample in itertools.chain.from_iterable(take(build_train_loader(understanding_cfg), 4)):
         assert not sample["instances"].has("gt_masks")
-
-
-def test_images_of_unknown_size_count_as_upright():
-    dicts = [{"width": 64, "height": 48}, {}, {"width": 48, "height": 64}]
-    sets = TrainingSets([], dicts, {}, [], [], np.array([0, 3, 3]))
-    groups, shard_group = sets.groups(True)
-    assert groups.tolist() == [1, 6, 6] and shard_group == 1
-    assert sets._replace(kinds=np.array([1, 3, 3])).groups(True) == (pytest.approx([3, 6, 6]), 0)

@@ -11,7 +11,7 @@ from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 from glipv2_d2.data.datasets import builtin
 from glipv2_d2.data.datasets.odinw import ODINW_SETS
 from glipv2_d2.data.datasets.value_checks import AnnotationError
-from glipv2_d2.data.training_dicts import load_dataset
+from glipv2_d2.data.loading import load_dataset
 from glipv2_d2.prompts.builder import check_vocabulary, prompt_from_names
 
 README = Path(__file__).parents[2] / "datasets" / "README.md"

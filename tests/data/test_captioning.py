@@ -15,7 +15,7 @@ from glipv2_d2.data import register_captioning, register_grounding_json, registe
 from glipv2_d2.data.datasets.annotation_checks import check_dataset_dicts
 from glipv2_d2.data.datasets.captioning import load_captioning
 from glipv2_d2.data.datasets.value_checks import AnnotationError
-from glipv2_d2.data.training_dicts import load_dataset, load_training_dicts
+from glipv2_d2.data.loading import load_dataset, load_training_dicts
 
 
 def karpathy(image_id, split="train", captions=("A dog.", "A cat ."), **fields) -> dict:

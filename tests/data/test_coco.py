@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from glipv2_d2.data.datasets.annotation_checks import AnnotationError, check_dataset_dicts
 from glipv2_d2.data.datasets.coco import check_dataset_files, load_coco_grounding, register_coco_grounding
-from glipv2_d2.data.training_dicts import load_dataset, load_training_dicts
+from glipv2_d2.data.loading import load_dataset, load_training_dicts
 
 SIZES = [(64, 48), (48, 64), (50, 50)]
 BOXES = [[[0, 4, 6, 20, 10], [2, 30, 20, 8.5, 16]], [], [[1, 0, 0, 50, 50]]]

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from glipv2_d2.data.build import build_train_loader
 from glipv2_d2.data.datasets.annotation_checks import AnnotationError
 from glipv2_d2.data.datasets.few_shot import FewShot, few_shot_dicts
-from glipv2_d2.data.training_dicts import load_training_dicts
-from glipv2_d2.data.training_sets import load_training_sets
+from glipv2_d2.data.loading import load_training_dicts
+from glipv2_d2.data.stream.training_sets import load_training_sets
 
 NAMES = ("red dog", "cat", "fish")
 SIZE = (64, 48)
@@ -159,12 +159,12 @@ def test_negative_numbers_are_named(data_cfg, six_images, key, value):
 
 
 def test_other_kinds_of_data_have_no_shots(data_cfg, monkeypatch, six_images):
-    monkeypatch.setattr("glipv2_d2.data.training_dicts.dataset_task", lambda _: "grounding")
+    monkeypatch.setattr("glipv2_d2.data.loading.dataset_task", lambda _: "grounding")
     records = [{**item, "caption": "a", "annotations": []} for item in DatasetCatalog.get(six_images)]
-    monkeypatch.setattr("glipv2_d2.data.training_dicts.load_dataset", lambda *_: records)
+    monkeypatch.setattr("glipv2_d2.data.loading.load_dataset", lambda *_: records)
     with pytest.raises(ValueError, match=rf"SHOTS is 1 and '{six_images}' is grounding data, expected detection data"):
         load_ids(six_images, 1)
-    monkeypatch.setattr("glipv2_d2.data.training_sets.shard_urls_of", lambda _: ["a.tar"])
+    monkeypatch.setattr("glipv2_d2.data.stream.training_sets.shard_urls_of", lambda _: ["a.tar"])
     data_cfg.merge_from_list(["DATASETS.TRAIN", (six_images,), "DATASETS.FEW_SHOT.SHOTS", 1])
     with pytest.raises(ValueError, match="SHOTS is 1 and .* a stream, expected files"):
         load_training_sets(data_cfg)

@@ -12,7 +12,7 @@ from glipv2_d2.data.datasets.annotation_checks import check_dataset_dicts
 from glipv2_d2.data.datasets.flickr30k import register_flickr30k
 from glipv2_d2.data.datasets.flickr30k_files import read_image_boxes, read_image_ids, read_sentences
 from glipv2_d2.data.datasets.value_checks import AnnotationError
-from glipv2_d2.data.training_dicts import load_dataset
+from glipv2_d2.data.loading import load_dataset
 
 SENTENCES = (
     "[/EN#11/people Two young guys] with [/EN#12/bodyparts/other shaggy hair] look at [/EN#11/people them] .\n"

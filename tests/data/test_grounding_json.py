@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from glipv2_d2.data.datasets.annotation_checks import check_dataset_dicts
 from glipv2_d2.data.datasets.grounding_json import load_grounding_json, register_grounding_json
 from glipv2_d2.data.datasets.value_checks import AnnotationError
-from glipv2_d2.data.training_dicts import load_training_dicts
+from glipv2_d2.data.loading import load_training_dicts
 
 
 def image(image_id, caption="a dog and a red dog", **fields) -> dict:

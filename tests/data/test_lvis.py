@@ -18,7 +18,7 @@ from glipv2_d2 import add_glipv2_config, register_lvis
 from glipv2_d2.data import DetectionDatasetMapper
 from glipv2_d2.data.datasets.annotation_checks import AnnotationError
 from glipv2_d2.data.datasets.lvis import load_lvis
-from glipv2_d2.data.training_dicts import load_dataset
+from glipv2_d2.data.loading import load_dataset
 from glipv2_d2.evaluation.lvis_evaluator import LVISEvaluator
 
 POLYGON = [[4, 6, 24, 6, 24, 16]]

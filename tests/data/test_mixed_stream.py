@@ -12,8 +12,8 @@ from detectron2.utils import comm
 from tar_shards import cut_tar, png, write_shards, write_tar
 
 from glipv2_d2.data import build_train_loader, register_shards
-from glipv2_d2.data.build import load_training_dicts
 from glipv2_d2.data.dataset_mappers.base import UnreadableImageError
+from glipv2_d2.data.loading import load_training_dicts
 
 CAPTIONS = [f"a dog beside tree {number}" for number in range(8)]
 
@@ -101,7 +101,7 @@ def test_all_kinds_of_data_meet_in_batches_by_their_ratios(mixed_cfg, mixed_data
     assert any(len({source_of(sample) for sample in batch}) == 3 for batch in batches)
     for sample in itertools.chain.from_iterable(batches):
         assert len(sample["prompts"]) == 1 and sample["image"].shape[0] == 3
-        assert "stream_place" not in sample and "negative_captions" not in sample
+        assert "stream_position" not in sample and "negative_captions" not in sample
 
 
 def test_without_ratios_datasets_are_drawn_by_their_sizes(mixed_cfg):
@@ -126,7 +126,7 @@ def test_the_size_of_shards_must_be_known_without_ratios(mixed_cfg):
 
 def test_ratios_have_to_fit(mixed_cfg):
     mixed_cfg.DATASETS.TRAIN_RATIOS = (1, 2)
-    with pytest.raises(ValueError, match="DATASETS.TRAIN_RATIOS has 2 numbers, expected one for each of the 4"):
+    with pytest.raises(ValueError, match="DATASETS.TRAIN_RATIOS: expected one number for each of the 4 .*found 2"):
         build_train_loader(mixed_cfg)
 
 
@@ -141,7 +141,7 @@ def test_a_mixed_stream_resumes_exactly_with_and_without_its_state(mixed_cfg, nu
     assert prints(take(build_train_loader(mixed_cfg, start_iter=7), 5)) == whole[7:]
     resumed = build_train_loader(mixed_cfg, 7, state)
     assert prints(take(resumed, 5)) == whole[7:]
-    assert resumed.state.places.keys() >= state["places"].keys() and state["places"]
+    assert resumed.state.positions.keys() >= state["positions"].keys() and state["positions"]
 
 
 def test_stored_samples_are_the_same_with_any_number_of_workers(mixed_cfg):
@@ -179,7 +179,7 @@ def test_a_state_for_other_readers_is_not_used_but_the_next_epoch_begins(mixed_c
         resumed = build_train_loader(mixed_cfg, 5, state)
     (message,) = [message for message in caplog.messages if "another order" in message]
     assert message.endswith("would: DATALOADER.NUM_WORKERS was 1, is 2")
-    assert (resumed.state.first_epoch, resumed.state.first_shard_batch, resumed.state.places) == (2, 5, {})
+    assert (resumed.state.first_epoch, resumed.state.first_shard_batch, resumed.state.positions) == (2, 5, {})
     stream = iter(resumed)
     drawn = prints(take(stream, 3))
     # Batches 5 and 6 come from two readers.
@@ -310,7 +310,9 @@ def test_shards_that_are_not_there_or_hold_nothing_are_named(mixed_cfg, tmp_path
     mixed_cfg.INPUT.PROMPT.MIN_PSEUDO_SCORE = 0.95
     mixed_cfg.DATASETS.TRAIN = ("shards",)
     mixed_cfg.DATASETS.TRAIN_RATIOS = (1,)
-    with pytest.raises(ValueError, match="'shards': found no usable sample in 3 shards: no record has a box"):
+    with pytest.raises(
+        ValueError, match="'shards': expected usable samples in its 3 shards, found none: no record has a box"
+    ):
         build_train_loader(mixed_cfg)
     (tmp_path / "shards" / "caps-001.tar").unlink()
     with pytest.raises(FileNotFoundError, match="'shards': shard .*caps-001.tar does not exist"):

@@ -17,7 +17,7 @@ from glipv2_d2.data.datasets.value_checks import AnnotationError
 from glipv2_d2.data.datasets.vqa import load_vqa
 from glipv2_d2.data.datasets.vqa_json import PhraseMentions, load_vqa_json
 from glipv2_d2.data.datasets.vqa_jsonl import load_vqa_jsonl
-from glipv2_d2.data.training_dicts import load_dataset, load_training_dicts
+from glipv2_d2.data.loading import load_dataset, load_training_dicts
 
 XYXY = BoxMode.XYXY_ABS
 

@@ -5,9 +5,9 @@ import pytest
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from glipv2_d2.data.stream_state import StreamState, TrainLoader
+from glipv2_d2.data.stream.state import StreamState, TrainLoader
 from glipv2_d2.engine import data_hooks
-from glipv2_d2.engine.data_hooks import DataStateHook, SkippedImagesHook, merge_places
+from glipv2_d2.engine.data_hooks import DataStateHook, SkippedImagesHook, merge_positions
 
 
 def make_hook(max_share, batches):
@@ -110,24 +110,24 @@ def test_watching_does_not_read_ahead():
 # --- where the stream stands
 
 
-def state_hook(places, period=2, max_iter=5) -> DataStateHook:
+def state_hook(positions, period=2, max_iter=5) -> DataStateHook:
     hook = DataStateHook(period)
     hook.trainer = SimpleNamespace(iter=0, max_iter=max_iter)
-    hook.attach(TrainLoader([], StreamState(7, {"DATASETS.TRAIN": ["a"]}, places=places)))
+    hook.attach(TrainLoader([], StreamState(7, {"DATASETS.TRAIN": ["a"]}, positions=positions)))
     return hook
 
 
 def test_the_state_is_that_of_the_last_checkpoint_step():
-    places = {}
-    hook = state_hook(places)
+    positions = {}
+    hook = state_hook(positions)
     seen = []
     for iteration in range(5):
-        places["s/0"] = [iteration, 0, 0, 0]
+        positions["s/0"] = [iteration, 0, 0, 0]
         hook.trainer.iter = iteration
         hook.after_step()
-        seen.append(dict(hook.state_dict()["places"]))
+        seen.append(dict(hook.state_dict()["positions"]))
     # Steps 2 and 4, and the last one.
-    assert [place.get("s/0", [None])[0] for place in seen] == [None, 1, 1, 3, 4]
+    assert [seen_then.get("s/0", [None])[0] for seen_then in seen] == [None, 1, 1, 3, 4]
     assert hook.state_dict()["seed"] == 7 and hook.state_dict()["layout"] == {"DATASETS.TRAIN": ["a"]}
 
 
@@ -143,10 +143,10 @@ def test_a_saved_state_is_there_for_the_loader():
     assert hook.state_dict() == state
 
 
-def test_places_of_all_ranks_are_joined(monkeypatch):
+def test_positions_of_all_ranks_are_joined(monkeypatch):
     ranks = [{"s/0": [9, 1, 0, 2], "s/1": [3, 0, 0, 3]}, {"s/0": [4, 0, 1, 1], "s/1": [12, 1, 0, 0]}]
-    assert merge_places(ranks) == {"s/0": [9, 1, 0, 2], "s/1": [12, 1, 0, 0]}
-    monkeypatch.setattr(data_hooks.comm, "all_gather", lambda places: [places, {"s/9": [0, 0, 0, 0]}])
+    assert merge_positions(ranks) == {"s/0": [9, 1, 0, 2], "s/1": [12, 1, 0, 0]}
+    monkeypatch.setattr(data_hooks.comm, "all_gather", lambda positions: [positions, {"s/9": [0, 0, 0, 0]}])
     hook = state_hook({"s/0": [5, 0, 0, 5]}, period=1)
     hook.after_step()
-    assert hook.state_dict()["places"] == {"s/0": [5, 0, 0, 5], "s/9": [0, 0, 0, 0]}
+    assert hook.state_dict()["positions"] == {"s/0": [5, 0, 0, 5], "s/9": [0, 0, 0, 0]}

@@ -11,7 +11,6 @@ from PIL import Image
 
 from glipv2_d2.data.datasets.caption_files import CaptionSample, SkippedCaption
 from glipv2_d2.data.datasets.grounding_records import read_odvg_grounding
-from glipv2_d2.data.datasets.shard_writer import JsonlShardWriter, TarShardWriter
 from glipv2_d2.engine import pseudo_boxes
 from glipv2_d2.engine.pseudo_boxes import (
     CaptionPhrases,
@@ -22,6 +21,7 @@ from glipv2_d2.engine.pseudo_boxes import (
     regions_of,
     teacher_id,
 )
+from glipv2_d2.engine.shard_writer import JsonlShardWriter, TarShardWriter
 from glipv2_d2.prompts.phrase_finder import build_phrase_finder
 from glipv2_d2.structures import TokenizedPrompt
 

@@ -266,7 +266,7 @@ def test_resumed_training_with_shards_equals_the_uninterrupted_one_bit_for_bit(s
     sharded_cfg.DATALOADER.NUM_WORKERS = num_workers
     checkpoint = check_resume(sharded_cfg, tmp_path, half=3)
     state = checkpoint["trainer"]["hooks"]["DataStateHook"]
-    assert state["seed"] == 3 and len(state["places"]) == max(1, num_workers)
+    assert state["seed"] == 3 and len(state["positions"]) == max(1, num_workers)
 
 
 @pytest.mark.slow

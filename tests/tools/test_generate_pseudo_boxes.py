@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from glipv2_d2.data.datasets.shard_writer import open_shard
 from glipv2_d2.engine import pseudo_report
 from glipv2_d2.engine.pseudo_boxes import PseudoBoxTeacher
+from glipv2_d2.engine.shard_writer import open_shard
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 

@@ -248,6 +248,21 @@ class PromptDatasetMapper(ABC):
         )
 
 
+def boxes_to_train_on(dataset_dict: dict, min_score: float = 0.0) -> list[dict]:
+    """Return the annotations that are boxes to learn from: crowd regions never are.
+
+    Args:
+        dataset_dict: May be without annotations.
+        min_score: Pseudo boxes count from this score on; a box without a ``score`` was drawn by a person and always
+            counts.
+    """
+    return [
+        item
+        for item in dataset_dict.get("annotations", ())
+        if not item.get("iscrowd", 0) and item.get("score", 1.0) >= min_score
+    ]
+
+
 def check_probability(key: str, value: float) -> None:
     """Check the value of a config key.
 

@@ -8,8 +8,8 @@ from detectron2.config import CfgNode, configurable
 from ...prompts.flip_words import swap_left_right
 from ...prompts.questions import without_special_tokens
 from ...prompts.tokenizer import PromptTokenizer
-from .base import PromptedBoxes
-from .grounding import GroundingDatasetMapper, annotations_to_train_on
+from .base import PromptedBoxes, boxes_to_train_on
+from .grounding import GroundingDatasetMapper
 
 
 class CaptioningDatasetMapper(GroundingDatasetMapper):
@@ -52,8 +52,7 @@ class CaptioningDatasetMapper(GroundingDatasetMapper):
     def training_target(self, dataset_dict: dict, rng: np.random.Generator) -> PromptedBoxes:
         """Choose the caption, and keep the boxes with a sufficient score; crowd regions are never targets."""
         if self._is_grounded(dataset_dict):
-            annotations = annotations_to_train_on(dataset_dict)
-            annotations = [item for item in annotations if item.get("score", 1.0) >= self.min_score]
+            annotations = boxes_to_train_on(dataset_dict, self.min_score)
             return self.ground(without_special_tokens(dataset_dict["caption"]), annotations)
         captions = reference_captions(dataset_dict)
         return self.ground(without_special_tokens(captions[rng.integers(len(captions))]), [])

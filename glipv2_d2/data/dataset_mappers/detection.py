@@ -15,7 +15,7 @@ from ...prompts.name_texts import PromptTexts, name_texts, prompt_from_texts, te
 from ...prompts.tokenizer import PromptTokenizer
 from ...prompts.vocabulary import dataset_names as names_of_dataset
 from ...structures import TokenizedPrompt
-from .base import DroppedText, PromptDatasetMapper, PromptedBoxes, check_probability
+from .base import DroppedText, PromptDatasetMapper, PromptedBoxes, boxes_to_train_on, check_probability
 
 
 class DetectionDatasetMapper(PromptDatasetMapper):
@@ -121,7 +121,7 @@ class DetectionDatasetMapper(PromptDatasetMapper):
         """Draw the names of the prompt, and keep the boxes whose name is in it; crowd regions are never targets."""
         dataset = self._dataset_of(dataset_dict)
         texts, shared_ids = self.texts[dataset], self.shared_ids[dataset]
-        annotations = [item for item in dataset_dict.get("annotations", ()) if not item.get("iscrowd", 0)]
+        annotations = boxes_to_train_on(dataset_dict)
         positives = {item["category_id"] for item in annotations}
         read_the_same = [self.namesakes[dataset].get(name_id, ()) for name_id in positives]
         name_ids = sample_training_names(

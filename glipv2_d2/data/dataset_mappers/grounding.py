@@ -10,7 +10,7 @@ from ...prompts.builder import prompt_from_caption
 from ...prompts.flip_words import swap_left_right
 from ...prompts.tokenizer import PromptTokenizer
 from ...structures import CharSpan, TokenizedPrompt
-from .base import DroppedText, PromptDatasetMapper, PromptedBoxes
+from .base import DroppedText, PromptDatasetMapper, PromptedBoxes, boxes_to_train_on
 
 
 class GroundingDatasetMapper(PromptDatasetMapper):
@@ -37,7 +37,7 @@ class GroundingDatasetMapper(PromptDatasetMapper):
 
     def training_target(self, dataset_dict: dict, rng: np.random.Generator) -> PromptedBoxes:
         """Make the caption a prompt whose phrases are those of the boxes; crowd regions are never targets."""
-        return self.ground(dataset_dict["caption"], annotations_to_train_on(dataset_dict))
+        return self.ground(dataset_dict["caption"], boxes_to_train_on(dataset_dict))
 
     def mirrored(self, dataset_dict: dict) -> dict:
         """Return a dataset dict with "left" and "right" swapped in its caption."""
@@ -87,11 +87,6 @@ def num_tokens_cut_off(text: str, prompt: TokenizedPrompt, tokenizer: PromptToke
     if len(prompt) < tokenizer.max_tokens:
         return 0
     return tokenizer.count_tokens(text) + num_added - tokenizer.max_content_tokens
-
-
-def annotations_to_train_on(dataset_dict: dict) -> list[dict]:
-    """Return the annotations that are no crowd regions."""
-    return [item for item in dataset_dict.get("annotations", ()) if not item.get("iscrowd", 0)]
 
 
 def _distinct_phrases(annotations: list[dict]) -> tuple[list[tuple[CharSpan, ...]], np.ndarray]:

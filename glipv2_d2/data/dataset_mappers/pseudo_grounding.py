@@ -8,8 +8,8 @@ from detectron2.config import CfgNode, configurable
 from ...errors import InputError
 from ...prompts.caption_packing import pack_captions
 from ...prompts.tokenizer import PromptTokenizer
-from .base import PromptedBoxes, check_probability
-from .grounding import GroundingDatasetMapper, annotations_to_train_on
+from .base import PromptedBoxes, boxes_to_train_on, check_probability
+from .grounding import GroundingDatasetMapper
 
 
 class PseudoGroundingDatasetMapper(GroundingDatasetMapper):
@@ -60,9 +60,7 @@ class PseudoGroundingDatasetMapper(GroundingDatasetMapper):
 
     def training_target(self, dataset_dict: dict, rng: np.random.Generator) -> PromptedBoxes:
         """Keep the boxes with a sufficient score, and make the caption a prompt with captions of other images."""
-        annotations = [
-            item for item in annotations_to_train_on(dataset_dict) if item.get("score", 1.0) >= self.min_score
-        ]
+        annotations = boxes_to_train_on(dataset_dict, self.min_score)
         caption, spans = pack_captions(
             dataset_dict["caption"],
             [item["tokens_positive"] for item in annotations],

@@ -14,8 +14,8 @@ from ...prompts.flip_words import swap_left_right
 from ...prompts.questions import AskedQuestion, question_prompt, question_to_answer, without_special_tokens
 from ...prompts.tokenizer import PromptTokenizer
 from ...structures import CharSpan, TokenizedPrompt
-from .base import DroppedText, PromptDatasetMapper, PromptedBoxes
-from .grounding import annotations_to_train_on, mirror_text, num_tokens_cut_off
+from .base import DroppedText, PromptDatasetMapper, PromptedBoxes, boxes_to_train_on
+from .grounding import mirror_text, num_tokens_cut_off
 
 
 class VQADatasetMapper(PromptDatasetMapper):
@@ -99,8 +99,7 @@ class VQADatasetMapper(PromptDatasetMapper):
 
     def training_target(self, dataset_dict: dict, rng: np.random.Generator) -> PromptedBoxes:
         """Make the question a prompt whose phrases are those of the boxes; crowd regions are never targets."""
-        annotations = annotations_to_train_on(dataset_dict) if self.grounded else []
-        annotations = [item for item in annotations if item.get("score", 1.0) >= self.min_score]
+        annotations = boxes_to_train_on(dataset_dict, self.min_score) if self.grounded else []
         phrases, rows = _distinct_phrases(annotations)
         question = dataset_dict["question"]
         prompt = question_prompt(

@@ -10,7 +10,7 @@ from typing import IO, Any, NamedTuple
 from detectron2.utils.file_io import PathManager
 
 from ...errors import InputError
-from ..tar_stream import expand_shard_urls, read_shard
+from .tar_shards import expand_shard_urls, read_shard
 from .value_checks import stays_inside
 
 # Longer texts are no captions, and the text encoder reads the beginning only.

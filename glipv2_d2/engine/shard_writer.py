@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from ...errors import InputError
+from ..errors import InputError
 
 # Suffix of a shard of each format.
 SHARD_SUFFIXES = {"jsonl": ".jsonl", "shards": ".tar"}

@@ -19,7 +19,7 @@ class StreamState:
         layout: By config key, all else that the stream depends on.
         first_shard_batch: Batch of each rank from which on samples of shards are counted.
         first_epoch: Epoch in which the shards begin there.
-        places: For each stream of shards where its present block begins, see ``StreamedSamples.notes``. Without them
+        positions: For each stream of shards where its present block begins, see ``StreamedSamples.notes``. Without them
             the stream is the same, but is read from its beginning.
     """
 
@@ -27,7 +27,7 @@ class StreamState:
     layout: dict[str, Any]
     first_shard_batch: int = 0
     first_epoch: int = 0
-    places: dict[str, list[int]] = field(default_factory=dict)
+    positions: dict[str, list[int]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the state in types that a checkpoint may hold."""
@@ -51,12 +51,12 @@ def resume_state(saved: Mapping[str, Any] | None, seed: int, layout: dict[str, A
     now, then = {"SEED": seed, **layout}, {"SEED": saved["seed"], **saved["layout"]}
     changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
     if not changed:
-        return StreamState(**{**saved, "places": dict(saved["places"])})
+        return StreamState(**{**saved, "positions": dict(saved["positions"])})
     logging.getLogger(__name__).warning(
         "the training data goes on in another order than the checkpoint's would: %s",
         "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in changed),
     )
-    last_epoch = max([place[1] for place in saved["places"].values()], default=saved["first_epoch"])
+    last_epoch = max([position[1] for position in saved["positions"].values()], default=saved["first_epoch"])
     return StreamState(seed, layout, start_batch, last_epoch + 1)
 
 
@@ -74,7 +74,7 @@ class TrainLoader:
     def __iter__(self) -> Iterator[list[dict]]:
         for batch in self._loader:
             for sample in batch:
-                if "stream_place" in sample:
-                    name, place = sample.pop("stream_place")
-                    self.state.places[name] = place
+                if "stream_position" in sample:
+                    name, position = sample.pop("stream_position")
+                    self.state.positions[name] = position
             yield batch

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from tar_shards import write_shards
 
-from glipv2_d2.data.sample_sources import StoredSamples, StreamedSamples, choose_others, has_boxes
-from glipv2_d2.data.samplers import ShardEntry, StreamEntry
-from glipv2_d2.data.shards import ShardSet
-from glipv2_d2.data.tar_stream import expand_shard_urls
-from glipv2_d2.data.training_sets import TrainingSets
+from glipv2_d2.data.dataset_mappers.base import boxes_to_train_on
+from glipv2_d2.data.datasets.tar_shards import expand_shard_urls
+from glipv2_d2.data.stream.order import ShardEntry, StreamEntry
+from glipv2_d2.data.stream.samples import StoredSamples, StreamedSamples, choose_others
+from glipv2_d2.data.stream.shards import ShardSet
 
 BOX = [{"bbox": [0, 0, 1, 1]}]
 
@@ -18,8 +18,8 @@ BOX = [{"bbox": [0, 0, 1, 1]}]
     [([{}], True), ([{"iscrowd": 0}], True), ([{"iscrowd": 1}], False), ([{"iscrowd": 1}, {}], True), ([], False)],
 )
 def test_a_crowd_region_is_no_box(annotations, expected):
-    assert has_boxes({"annotations": annotations}) is expected
-    assert has_boxes({}) is False
+    assert bool(boxes_to_train_on({"annotations": annotations})) is expected
+    assert boxes_to_train_on({}) == []
 
 
 @pytest.mark.parametrize(("count", "number", "expected"), [(20, 5, 5), (4, 5, 3), (1, 5, 0), (20, 0, 0)])
@@ -52,7 +52,6 @@ def test_replacements_are_at_most_ten_and_drawn_by_the_seed():
     samples = stored(40, set(range(40)))
     assert len(ids(samples, 5)) == len(set(ids(samples, 5))) == 11
     assert len({tuple(ids(samples, 5, seed)) for seed in range(20)}) == 20
-    assert samples.notes(StreamEntry(5, 99)) == {}
 
 
 def test_negative_captions_come_from_the_same_dataset():
@@ -63,7 +62,7 @@ def test_negative_captions_come_from_the_same_dataset():
         candidates = list(samples.candidates(StreamEntry(index, 0), 3))
         assert set(candidates[0]["negative_captions"]) == expected
     assert "negative_captions" not in next(samples.candidates(StreamEntry(2, 0), 3))
-    # A replacement has those of its own place.
+    # A replacement has those of its own row.
     for candidate in candidates:
         if candidate["dataset_name"] == "b":
             assert candidate["caption"] not in candidate["negative_captions"]
@@ -72,9 +71,9 @@ def test_negative_captions_come_from_the_same_dataset():
     assert chosen == {"b1", "b3", "b4"}
 
 
-def streamed(folder, task: str = "pseudo_grounding", **options) -> StreamedSamples:
+def streamed(folder, num: int = 0, **options) -> StreamedSamples:
     urls = tuple(expand_shard_urls(write_shards(folder, [6])))
-    shards = ShardSet("caps", task, urls, min_score=0.5, dataset=2, seed=3, buffer_size=4)
+    shards = ShardSet("caps", urls, min_score=0.5, num_negative_captions=num, dataset=2, seed=3, buffer_size=4)
     return StreamedSamples({2: shards}, **options)
 
 
@@ -90,16 +89,16 @@ def test_candidates_of_a_stream_are_those_of_the_block_then_those_behind_it(tmp_
     )
     first = {next(samples.candidates(entry, seed))["image_id"] for seed in range(5)}
     assert first == {found[0]["image_id"]}
-    assert samples.notes(entry)["stream_place"] == ("2/caps/0", [0, 0, 0, 0])
-    assert samples.notes(entry._replace(ordinal=5))["stream_place"] == ("2/caps/0", [4, 0, 0, 4])
+    assert samples.notes(entry)["stream_position"] == ("2/caps/0", [0, 0, 0, 0])
+    assert samples.notes(entry._replace(ordinal=5))["stream_position"] == ("2/caps/0", [4, 0, 0, 4])
 
 
 def test_negative_captions_of_a_stream_come_from_the_same_block(tmp_path):
-    samples = streamed(tmp_path, num_negative_captions=9)
+    samples = streamed(tmp_path, num=9)
     for candidate in itertools.islice(samples.candidates(ShardEntry(2, 50, 0, 0), 1), 4):
         own = int(candidate["image_id"])
         assert set(candidate["negative_captions"]) == {f"a dog on sofa {i}" for i in range(4) if i != own}
-    annotated = StreamedSamples({2: samples.shard_sets[2]._replace(task="grounding")}, num_negative_captions=9)
+    annotated = StreamedSamples({2: samples.shard_sets[2]._replace(num_negative_captions=0)})
     assert "negative_captions" not in next(annotated.candidates(ShardEntry(2, 50, 0, 0), 1))
 
 
@@ -108,25 +107,8 @@ def test_slots_are_numbered_over_all_ranks(tmp_path):
     samples = streamed(tmp_path, **options)
     entry = ShardEntry(2, 50, 1, 0)
     own = next(samples.candidates(entry, 0))
-    assert samples.notes(entry)["stream_place"][0] == "2/caps/3"
+    assert samples.notes(entry)["stream_position"][0] == "2/caps/3"
     # Six readers of one shard with six samples: reader 3 has the fourth in the first epoch.
     assert own["image_id"] == "0003"
-    later = StreamedSamples(samples.shard_sets, places={"2/caps/3": [1, 1, 0, 0]}, **options)
-    assert later.notes(entry._replace(ordinal=1))["stream_place"] == ("2/caps/3", [1, 1, 0, 0])
-
-
-@pytest.mark.parametrize(
-    ("widths", "by_aspect_ratio", "expected"),
-    [
-        ([64, 32, 64], True, ([1, 0, 1], 1)),
-        ([32, 32, 64], True, ([0, 0, 1], 0)),
-        ([64, 32], True, ([1, 0], 1)),
-        ([48], True, ([0], 0)),
-        ([], True, ([], 0)),
-        ([64, 32], False, ([0, 0], 0)),
-    ],
-)
-def test_streamed_images_go_with_the_larger_group(widths, by_aspect_ratio, expected):
-    dicts = [{"width": width, "height": 48} for width in widths]
-    groups, shard_group = TrainingSets([], dicts, {}, [], []).groups(by_aspect_ratio)
-    assert (groups.tolist(), shard_group) == expected
+    later = StreamedSamples(samples.shard_sets, positions={"2/caps/3": [1, 1, 0, 0]}, **options)
+    assert later.notes(entry._replace(ordinal=1))["stream_position"] == ("2/caps/3", [1, 1, 0, 0])

@@ -10,7 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, print_instances_cla
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 
 from ..errors import InputError
-from .dataset_mappers.base import BOX_TASKS
+from .dataset_mappers.base import BOX_TASKS, boxes_to_train_on
 from .dataset_mappers.build import dataset_task
 from .datasets.annotation_checks import check_dataset_dicts
 from .datasets.few_shot import FewShot, take_few_shots
@@ -108,11 +108,7 @@ def check_is_registered(name: str) -> None:
 
 
 def _with_sufficient_scores(name: str, dataset_dicts: list[dict], min_score: float) -> list[dict]:
-    kept = [
-        item
-        for item in dataset_dicts
-        if any(box.get("score", 1.0) >= min_score and not box.get("iscrowd", 0) for box in item["annotations"])
-    ]
+    kept = [item for item in dataset_dicts if boxes_to_train_on(item, min_score)]
     if len(kept) < len(dataset_dicts):
         logging.getLogger(__name__).info(
             "dataset %r: left out %d of %d images: no box with a score of at least %s (INPUT.PROMPT.MIN_PSEUDO_SCORE)",

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from ..errors import InputError
-from .dataset_mappers.base import BOX_TASKS
-from .dataset_mappers.build import dataset_task
-from .dataset_mappers.vqa import questions_by_image
-from .datasets.few_shot import few_shot_settings
-from .datasets.shards import shard_urls_of
-from .draws import check_ratios, draw_by_ratio, draw_by_size
-from .samplers import shard_draw
-from .training_dicts import check_is_registered, load_training_dicts
+from ...errors import InputError
+from ..dataset_mappers.base import BOX_TASKS
+from ..dataset_mappers.build import dataset_task
+from ..dataset_mappers.vqa import questions_by_image
+from ..datasets.few_shot import few_shot_settings
+from ..datasets.tar_shards import shard_urls_of
+from ..loading import check_is_registered, load_training_dicts
+from .order import draw_by_ratio, draw_by_size, shard_draw
 
 # Kinds of samples that train more than boxes, by task and whether they train boxes too. A batch holds one of them.
 _KINDS = (("vqa", False), ("vqa", True), ("captioning", False), ("captioning", True))
@@ -106,6 +106,22 @@ def load_training_sets(cfg: CfgNode) -> TrainingSets:
             members.append(np.full(1 if ratios else _num_samples(name), shard_draw(dataset)))
     kinds = np.array([_kind(cfg, item) for item in dicts], dtype=np.int64)
     return TrainingSets([dataset_task(name) for name in names], dicts, shards, members, ratios, kinds)
+
+
+def check_ratios(ratios: Sequence[float], num_datasets: int) -> None:
+    """Check DATASETS.TRAIN_RATIOS; empty means "by size" and is fine.
+
+    Raises:
+        InputError: There is not one finite number above 0 for each dataset.
+    """
+    if ratios and len(ratios) != num_datasets:
+        raise InputError(
+            f"DATASETS.TRAIN_RATIOS: expected one number for each of the {num_datasets} datasets of DATASETS.TRAIN, or "
+            f"none, found {len(ratios)}"
+        )
+    for ratio in ratios:
+        if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio < math.inf:
+            raise InputError(f"DATASETS.TRAIN_RATIOS: expected finite numbers above 0, found {ratio!r}")
 
 
 def _kind(cfg: CfgNode, dataset_dict: dict) -> int:

@@ -5,8 +5,78 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from glipv2_d2.data.draws import draw_by_ratio, draw_by_size
-from glipv2_d2.data.samplers import ShardEntry, StreamEntry, TrainingBatchSampler, sample_seed, shard_draw
+from glipv2_d2.data.stream.order import (
+    ROUND_LENGTH,
+    ShardEntry,
+    StreamEntry,
+    TrainingBatchSampler,
+    draw_by_ratio,
+    draw_by_size,
+    sample_seed,
+    shard_draw,
+)
+
+# --- draws
+
+
+def first(draws, count: int) -> list[int]:
+    taken: list[int] = []
+    for piece in draws:
+        taken += piece.tolist()
+        if len(taken) >= count:
+            return taken[:count]
+
+
+DRAWN = [np.arange(10), np.arange(10, 13), np.array([-3])]
+
+
+def test_by_size_an_epoch_draws_each_member_once_in_another_order():
+    # Many epochs, to see several pieces.
+    drawn = first(draw_by_size(DRAWN, seed=1), 14 * 200)
+    epochs = [drawn[begin : begin + 14] for begin in range(0, len(drawn), 14)]
+    assert all(sorted(epoch) == [-3, *range(13)] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 200
+    assert first(draw_by_size(DRAWN, 1), 20) == first(draw_by_size(DRAWN, 1), 20)
+    assert first(draw_by_size(DRAWN, 2), 20) != first(draw_by_size(DRAWN, 1), 20)
+
+
+@pytest.mark.parametrize("ratios", [[1, 1, 2], [0.5, 0.3, 0.2], [1e-4, 1, 3]])
+def test_by_ratio_each_round_has_the_shares_to_within_one_draw(ratios):
+    for piece in itertools.islice(draw_by_ratio(DRAWN, ratios, seed=5), 4):
+        assert len(piece) == ROUND_LENGTH
+        counts = [np.isin(piece, own).sum() for own in DRAWN]
+        assert counts == pytest.approx([ROUND_LENGTH * ratio / sum(ratios) for ratio in ratios], abs=1)
+
+
+def test_by_ratio_a_small_share_is_drawn_now_and_then():
+    pieces = itertools.islice(draw_by_ratio(DRAWN, [1e-4, 1, 3], seed=0), 60)
+    # 8192 * 1e-4 / 4 = 0.2 of them in a round.
+    assert 4 <= sum(int((piece < 10).sum() - (piece == -3).sum()) for piece in pieces) <= 24
+
+
+def test_by_ratio_datasets_are_mixed_everywhere():
+    (piece,) = itertools.islice(draw_by_ratio(DRAWN, [1, 1, 2], seed=3), 1)
+    for part in np.split(piece[:8000], 20):
+        assert 130 < (part == -3).sum() < 270
+
+
+def test_by_ratio_a_dataset_goes_round_once_in_each_pass():
+    drawn = [index for index in first(draw_by_ratio(DRAWN, [1, 1, 2], seed=3), 2 * ROUND_LENGTH) if 0 <= index < 10]
+    passes = [tuple(drawn[begin : begin + 10]) for begin in range(0, len(drawn) - 9, 10)]
+    assert all(Counter(one) == Counter(range(10)) for one in passes)
+    assert len(set(passes)) > 0.99 * len(passes)
+
+
+def test_by_ratio_seeds_and_datasets_differ():
+    twins = [np.arange(50), np.arange(50, 100)]
+    drawn = first(draw_by_ratio(twins, [1, 1], seed=3), 400)
+    assert drawn == first(draw_by_ratio(twins, [2.0, 2.0], seed=3), 400)
+    assert drawn != first(draw_by_ratio(twins, [1, 1], seed=4), 400)
+    own = [[index % 50 for index in drawn if index // 50 == dataset][:40] for dataset in (0, 1)]
+    assert own[0] != own[1]
+
+
+# --- batches
 
 GROUPS = [0, 0, 1, 0, 1, 1, 0, 1, 0, 0, 0]
 
@@ -20,14 +90,14 @@ def test_each_epoch_draws_each_sample_once_in_another_order():
     # Batches of one leave in the order of the draws.
     drawn = [batch[0] for batch in batches(33, batch_size=1)]
     assert [entry.position for entry in drawn] == list(range(33))
-    epochs = [[entry.index for entry in drawn[begin : begin + 11]] for begin in (0, 11, 22)]
+    epochs = [[entry.row for entry in drawn[begin : begin + 11]] for begin in (0, 11, 22)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(11))] * 3
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
 def test_a_batch_holds_one_group_and_full_batches_leave_first():
     drawn = batches(40)
-    assert all(len({GROUPS[entry.index] for entry in batch}) == 1 and len(batch) == 3 for batch in drawn)
+    assert all(len({GROUPS[entry.row] for entry in batch}) == 1 and len(batch) == 3 for batch in drawn)
     assert [batch[-1].position for batch in drawn] == sorted(batch[-1].position for batch in drawn)
 
 
@@ -39,14 +109,14 @@ def test_no_draw_is_lost_between_epochs():
 
 @pytest.mark.parametrize("start", [1, 3, 4, 5, 50])
 @pytest.mark.parametrize("rank", [0, 1])
-def test_the_stream_can_be_taken_up_at_any_batch(start, rank):
+def test_the_stream_resumes_at_any_batch(start, rank):
     where = {"rank": rank, "world_size": 2}
     assert batches(6, start_batch=start, **where) == batches(start + 6, **where)[start:]
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 16])
 def test_ranks_share_the_draws_of_one_process(world_size):
-    whole = {(entry.index, entry.position) for batch in batches(64, [0] * 11, 1) for entry in batch}
+    whole = {(entry.row, entry.position) for batch in batches(64, [0] * 11, 1) for entry in batch}
     parts = [
         {tuple(batch[0]) for batch in batches(64 // world_size + 1, [0] * 11, 1, rank=rank, world_size=world_size)}
         for rank in range(world_size)
@@ -67,7 +137,7 @@ def test_sample_seeds_differ_between_positions_and_seeds():
 
 
 def test_a_batch_without_samples_is_an_error():
-    with pytest.raises(ValueError, match="found batch_size 0, expected at least 1"):
+    with pytest.raises(ValueError, match="batch_size: expected at least 1, found 0"):
         batches(1, batch_size=0)
 
 
@@ -80,20 +150,20 @@ def test_no_batch_of_all_ranks_holds_only_empty_images():
     plain, drawn = batches(100), batches(100, is_empty=IS_EMPTY)
     num_redrawn = 0
     for before, batch in zip(plain, drawn):
-        assert not all(IS_EMPTY[entry.index] for entry in batch)
+        assert not all(IS_EMPTY[entry.row] for entry in batch)
         if before != batch:
             num_redrawn += 1
             earliest = min(range(3), key=lambda row: before[row].position)
             assert [entry.position for entry in batch] == [entry.position for entry in before]
             changed = [row for row in range(3) if before[row] != batch[row]]
-            assert changed == [earliest] and all(IS_EMPTY[entry.index] for entry in before)
+            assert changed == [earliest] and all(IS_EMPTY[entry.row] for entry in before)
     assert num_redrawn > 10
 
 
 def test_a_redraw_stays_in_its_group_if_that_has_boxes():
     drawn = batches(100, is_empty=IS_EMPTY)
     # Group 1 has no sample with a box, so that one of group 0 helps out.
-    groups = [[GROUPS[entry.index] for entry in batch] for batch in drawn]
+    groups = [[GROUPS[entry.row] for entry in batch] for batch in drawn]
     assert [0, 0, 0] in groups
     assert {sum(batch) for batch in groups} == {0, 2}
 
@@ -102,17 +172,17 @@ def test_a_redraw_depends_on_seed_and_position():
     stay_empty = [True] * 10 + [False]
     is_empty = [True] * 4 + [False] * 7
     replacements = [
-        batch[0].index
+        batch[0].row
         for before, batch in zip(batches(300, [0] * 11, 1), batches(300, [0] * 11, 1, is_empty=is_empty))
         if before != batch
     ]
     assert set(replacements) == set(range(4, 11))
-    assert {batch[0].index for batch in batches(20, [0] * 11, 1, is_empty=stay_empty)} == {10}
+    assert {batch[0].row for batch in batches(20, [0] * 11, 1, is_empty=stay_empty)} == {10}
     assert batches(50, is_empty=is_empty) == batches(50, is_empty=is_empty)
 
 
 @pytest.mark.parametrize("start", [1, 7, 40])
-def test_a_stream_with_redraws_can_be_taken_up_at_any_batch(start):
+def test_a_stream_with_redraws_resumes_at_any_batch(start):
     options = {"is_empty": IS_EMPTY, "rank": 1, "world_size": 2}
     assert batches(6, start_batch=start, **options) == batches(start + 6, **options)[start:]
 
@@ -122,12 +192,12 @@ def test_ranks_together_redraw_as_one_process():
     ranks = [batches(60, [0] * 11, 2, is_empty=IS_EMPTY, rank=rank, world_size=2) for rank in (0, 1)]
     assert [sorted(batch) for batch in one] == [sorted(a + b) for a, b in zip(*ranks)]
     # A rank alone may have only empty images.
-    assert any(all(IS_EMPTY[entry.index] for entry in batch) for batch in ranks[0])
+    assert any(all(IS_EMPTY[entry.row] for entry in batch) for batch in ranks[0])
     assert one != batches(60, [0] * 11, 4)
 
 
 def test_images_without_any_box_are_an_error():
-    with pytest.raises(ValueError, match="found 11 images without a box, expected at least one with a box"):
+    with pytest.raises(ValueError, match="TRAIN: expected an image with a box, found 11 without any"):
         batches(1, is_empty=[True] * 11)
 
 
@@ -171,7 +241,7 @@ def test_shard_draws_number_the_samples_of_each_slot():
 
 def test_streamed_and_stored_samples_share_batches_of_one_group():
     drawn = mixed(60)
-    groups = [[1 if isinstance(e, ShardEntry) else GROUPS[e.index] for e in batch] for batch in drawn]
+    groups = [[1 if isinstance(e, ShardEntry) else GROUPS[e.row] for e in batch] for batch in drawn]
     assert all(len(set(batch)) == 1 for batch in groups)
     kinds = [{type(entry) for entry in batch} for batch in drawn]
     assert {StreamEntry, ShardEntry} in kinds and {StreamEntry} in kinds
@@ -179,7 +249,7 @@ def test_streamed_and_stored_samples_share_batches_of_one_group():
 
 @pytest.mark.parametrize("start", [1, 2, 9, 500])
 @pytest.mark.parametrize("num_slots", [1, 2, 4])
-def test_a_stream_with_shards_can_be_taken_up_at_any_batch(start, num_slots):
+def test_a_stream_with_shards_resumes_at_any_batch(start, num_slots):
     options = {"num_slots": num_slots, "rank": 1, "world_size": 2}
     assert mixed(5, start_batch=start, **options) == mixed(start + 5, **options)[start:]
 
@@ -211,7 +281,7 @@ def test_a_streamed_sample_counts_as_one_with_boxes():
         if any(isinstance(entry, ShardEntry) for entry in before):
             assert batch == before
         else:
-            assert 10 in [entry.index for entry in batch]
+            assert 10 in [entry.row for entry in batch]
     assert plain != drawn
 
 
@@ -241,7 +311,7 @@ def test_the_batches_of_all_ranks_hold_one_group(world_size):
     seen = set()
     for parts in zip(*ranks):
         assert all(len(part) == 2 for part in parts)
-        (group,) = {OWN_GROUPS[entry.index] for part in parts for entry in part}
+        (group,) = {OWN_GROUPS[entry.row] for part in parts for entry in part}
         seen.add(group)
     assert seen == {0, 1, 2, 3, 4}
 
@@ -253,7 +323,7 @@ def test_ranks_share_the_batches_of_one_process_that_has_them_all():
 
 
 @pytest.mark.parametrize("start", [1, 7, 40])
-def test_a_stream_of_several_kinds_can_be_taken_up_at_any_batch(start):
+def test_a_stream_of_several_kinds_resumes_at_any_batch(start):
     is_empty = [True] * 3 + [False] * 8
     options = {"groups": OWN_GROUPS, "kinds": KINDS, "rank": 1, "world_size": 2, "is_empty": is_empty}
     assert batches(6, start_batch=start, **options) == batches(start + 6, **options)[start:]
@@ -265,7 +335,7 @@ def test_a_redraw_stays_in_its_kind():
     drawn = batches(80, OWN_GROUPS, 2, kinds=KINDS, is_empty=is_empty, world_size=2)
     plain = batches(80, OWN_GROUPS, 2, kinds=KINDS, world_size=2)
     changed = [
-        (before.index, after.index)
+        (before.row, after.row)
         for whole, redrawn in zip(plain, drawn)
         for before, after in zip(whole, redrawn)
         if before != after
@@ -275,7 +345,7 @@ def test_a_redraw_stays_in_its_kind():
 
 
 def test_a_kind_without_any_box_that_needs_boxes_is_an_error():
-    with pytest.raises(ValueError, match="found 5 images without a box, expected at least one with a box"):
+    with pytest.raises(ValueError, match="TRAIN: expected an image with a box, found 5 without any"):
         batches(1, OWN_GROUPS, kinds=KINDS, is_empty=[kind == 0 for kind in KINDS])
 
 

@@ -4,7 +4,7 @@ import tarfile
 
 import pytest
 
-from glipv2_d2.data.datasets.shard_writer import open_shard
+from glipv2_d2.engine.shard_writer import open_shard
 
 RECORD = {"filename": "a/ü.jpg", "grounding": {"caption": "a dog\nכלב", "regions": []}}
 

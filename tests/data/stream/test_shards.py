@@ -1,21 +1,17 @@
-import json
-import logging
 from collections import Counter
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from tar_shards import cut_tar, png, record, sample_files, write_shards, write_tar
+from tar_shards import cut_tar, sample_files, write_shards, write_tar
 
-from glipv2_d2.data import tar_stream
-from glipv2_d2.data.datasets.grounding_records import EntryError
-from glipv2_d2.data.datasets.shards import read_shard_sample, register_shards, shard_urls_of
-from glipv2_d2.data.shards import ShardSet, ShardStream, StreamPlace
-from glipv2_d2.data.tar_stream import TarSample, expand_shard_urls
+from glipv2_d2.data.datasets import tar_shards
+from glipv2_d2.data.datasets.tar_shards import expand_shard_urls
+from glipv2_d2.data.stream.shards import ReadPosition, ShardSet, ShardStream
 
 
 def shard_set(pattern: str | list[str], **edits) -> ShardSet:
     urls = tuple(expand_shard_urls(pattern))
-    return ShardSet("caps", "pseudo_grounding", urls, min_score=0.5, dataset=0, seed=3, buffer_size=4)._replace(**edits)
+    shards = ShardSet("caps", urls, min_score=0.5, num_negative_captions=0, dataset=0, seed=3, buffer_size=4)
+    return shards._replace(**edits)
 
 
 def number_of(dataset_dict: dict) -> int:
@@ -33,114 +29,10 @@ def read(stream: ShardStream, count: int, start: int = 0) -> list[int]:
 
 def epoch_of(shards: ShardSet, epoch: int, slot: int, num_slots: int) -> list[int]:
     numbers = []
-    for block in ShardStream(shards, slot, num_slots).blocks_from(StreamPlace(0, epoch, 0, 0)):
+    for block in ShardStream(shards, slot, num_slots).blocks_from(ReadPosition(0, epoch, 0, 0)):
         if block.begin.epoch > epoch:
             return numbers
         numbers += [number_of(item) for item in block.dicts]
-
-
-# --- registration and reading
-
-
-@pytest.fixture
-def registered():
-    """A function that registers shards under the name "caps"."""
-
-    def register(*args, **kwargs) -> str:
-        register_shards("caps", *args, **kwargs)
-        return "caps"
-
-    yield register
-    if "caps" in DatasetCatalog:
-        DatasetCatalog.remove("caps")
-        MetadataCatalog.remove("caps")
-
-
-def test_registration_expands_and_opens_nothing(registered):
-    name = registered("nowhere/{b,a}.tar", num_samples=7, source="web")
-    metadata = MetadataCatalog.get(name)
-    assert metadata.shard_urls == ["nowhere/a.tar", "nowhere/b.tar"]
-    assert (metadata.task, metadata.num_samples, metadata.source) == ("pseudo_grounding", 7, "web")
-    with pytest.raises(FileNotFoundError, match="'caps': shard nowhere/a.tar does not exist"):
-        shard_urls_of(name)
-    with pytest.raises(ValueError, match="registered already"):
-        registered("a.tar")
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"task": "detection"}, r"'caps': task is 'detection', expected one of \['pseudo_grounding', 'grounding'\]"),
-        ({"num_samples": 0}, "'caps': num_samples is 0, expected a positive integer"),
-        ({"num_samples": 2.0}, "num_samples is 2.0"),
-        ({"urls": "a-{0.tar"}, "'caps': shards 'a-{0.tar'"),
-    ],
-)
-def test_arguments_that_cannot_be_are_named(registered, options, message):
-    with pytest.raises(ValueError, match=message):
-        registered(**{"urls": "a.tar", **options})
-    assert "caps" not in DatasetCatalog
-
-
-def test_the_catalog_gives_all_samples_and_counts_what_it_leaves_out(registered, tmp_path, caplog):
-    pattern = write_shards(tmp_path, [2, 2])
-    cut_tar(tmp_path / "caps-001.tar", "0003.png", 100)
-    files = {**sample_files(7), "bad.json": b"{", "bad.png": b""}
-    write_tar(tmp_path / "caps-002.tar", files)
-    name = registered(pattern.replace("001}", "002}"))
-    with caplog.at_level(logging.WARNING):
-        dicts = DatasetCatalog.get(name)
-    assert [number_of(item) for item in dicts] == [0, 1, 2, 7]
-    (message,) = caplog.messages
-    assert message.startswith("dataset 'caps': left out 2 records, boxes or ends of shards, such as ")
-    assert "caps-001.tar: unexpected end of data" in message and "caps-002.tar: 'bad'" in message
-
-
-def test_a_sample_becomes_a_dataset_dict(tmp_path):
-    content = record(5)
-    files = {"png": png(5), "json": json.dumps(content).encode(), "cls": b"\x80\x04never read"}
-    dataset_dict, left_out = read_shard_sample(TarSample("x/0005", files, False), "a/b.tar")
-    annotations = dataset_dict.pop("annotations")
-    assert dataset_dict == {
-        "file_name": "a/b.tar/x/0005.png",
-        "image_id": "x/0005",
-        "image_bytes": files["png"],
-        "height": 48,
-        "width": 64,
-        "caption": "a dog on sofa 5",
-    }
-    assert [(list(item["bbox"]), item["score"]) for item in annotations] == [
-        ([4, 6, 24, 16], 0.9),
-        ([20, 20, 60, 40], 0.9),
-    ]
-    assert [[list(span) for span in item["tokens_positive"]] for item in annotations] == [[[0, 5]], [[9, 13]]]
-    assert left_out == []
-
-
-def test_a_bad_box_is_left_out_with_its_place():
-    content = record(5)
-    content["grounding"]["regions"][0]["bbox"] = [float("nan"), 1, 2, 3]
-    files = {"jpg": b"", "json": json.dumps(content).encode()}
-    dataset_dict, (line,) = read_shard_sample(TarSample("k", files, False), "b.tar")
-    assert len(dataset_dict["annotations"]) == 1 and line.startswith("b.tar: 'k': ") and "nan" in line
-
-
-@pytest.mark.parametrize(
-    ("files", "message"),
-    [
-        ({"json": b"{}"}, r"b.tar: 'k': holds files \['json'\], expected an image"),
-        ({"jpg": b""}, r"holds files \['jpg'\], expected json"),
-        ({"jpg": b"", "json": b"{"}, "b.tar: 'k': "),
-        ({"jpg": b"", "json": b"\xff\xfe\x00"}, "b.tar: 'k': "),
-        ({"jpg": b"", "json": b"[" * 100_000}, "b.tar: 'k': "),
-        ({"jpg": b"", "json": b"[]"}, "b.tar: 'k': "),
-        ({"jpg": b"", "json": json.dumps({"height": 4, "width": 4}).encode()}, "'k': grounding is None"),
-    ],
-)
-def test_a_sample_that_cannot_be_used_is_named(files, message):
-    with pytest.raises(EntryError, match=message) as info:
-        read_shard_sample(TarSample("k", files, False), "b.tar")
-    assert "\n" not in str(info.value)
 
 
 # --- splitting
@@ -176,18 +68,18 @@ def test_epochs_shuffle_the_shards(tmp_path):
 def test_blocks_are_shuffled_and_end_with_the_epoch(tmp_path):
     shards = shard_set(write_shards(tmp_path, [10]))
     stream = ShardStream(shards, 0, 1)
-    blocks = [block for block, _ in zip(stream.blocks_from(StreamPlace(0, 0, 0, 0)), range(6))]
+    blocks = [block for block, _ in zip(stream.blocks_from(ReadPosition(0, 0, 0, 0)), range(6))]
     numbers = [[number_of(item) for item in block.dicts] for block in blocks]
     expected = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert [sorted(block) for block in numbers] == expected * 2
     assert numbers != expected * 2 and numbers[:3] != numbers[3:]
     assert [block.begin for block in blocks[:4]] == [
-        StreamPlace(0, 0, 0, 0),
-        StreamPlace(4, 0, 0, 4),
-        StreamPlace(8, 0, 0, 8),
-        StreamPlace(10, 1, 0, 0),
+        ReadPosition(0, 0, 0, 0),
+        ReadPosition(4, 0, 0, 4),
+        ReadPosition(8, 0, 0, 8),
+        ReadPosition(10, 1, 0, 0),
     ]
-    assert blocks[1].end == blocks[2].begin and blocks[2].end == StreamPlace(10, 0, 0, 10)
+    assert blocks[1].end == blocks[2].begin and blocks[2].end == ReadPosition(10, 0, 0, 10)
 
 
 def test_a_stream_is_a_function_of_seed_dataset_and_slot(tmp_path):
@@ -202,15 +94,15 @@ def test_a_stream_is_a_function_of_seed_dataset_and_slot(tmp_path):
 
 @pytest.mark.parametrize("num_slots", [1, 2, 5])
 @pytest.mark.parametrize("start", [1, 4, 13])
-def test_a_stream_can_be_taken_up_at_any_sample_from_any_earlier_place(tmp_path, num_slots, start):
+def test_a_stream_can_be_taken_up_at_any_sample_from_any_earlier_position(tmp_path, num_slots, start):
     shards = shard_set(write_shards(tmp_path, [3, 7, 2]))
     stream = ShardStream(shards, 0, num_slots)
     whole = read(stream, start + 6)
     assert read(ShardStream(shards, 0, num_slots), 6, start) == whole[start:]
     for ordinal in range(start):
-        place = ShardStream(shards, 0, num_slots).block_of(ordinal).begin
-        assert read(ShardStream(shards, 0, num_slots, place), 6, start) == whole[start:]
-    # A place behind the sample that is asked for is of no use, and does no harm.
+        begin = ShardStream(shards, 0, num_slots).block_of(ordinal).begin
+        assert read(ShardStream(shards, 0, num_slots, begin), 6, start) == whole[start:]
+    # A position behind the sample that is asked for is of no use, and does no harm.
     late = ShardStream(shards, 0, num_slots).block_of(start + 5).begin
     assert read(ShardStream(shards, 0, num_slots, late), start + 6) == whole
 
@@ -221,17 +113,17 @@ def test_going_back_starts_over(tmp_path):
     assert read(stream, 3, 2) == whole[2:5]
 
 
-def test_ascending_ordinals_read_each_file_once_and_a_place_spares_the_shards_before_it(tmp_path, monkeypatch):
+def test_ascending_ordinals_read_each_file_once_and_a_position_spares_the_shards_before_it(tmp_path, monkeypatch):
     shards = shard_set(write_shards(tmp_path, [5, 5, 5, 5]))
     opened: list[str] = []
-    original = tar_stream.PathManager.open
-    monkeypatch.setattr(tar_stream.PathManager, "open", lambda path, mode: opened.append(path) or original(path, mode))
+    original = tar_shards.PathManager.open
+    monkeypatch.setattr(tar_shards.PathManager, "open", lambda path, mode: opened.append(path) or original(path, mode))
     stream = ShardStream(shards, 0, 1)
     read(stream, 20)
     assert Counter(opened) == Counter(shards.urls)
-    place = stream.block_of(17).begin
+    begin = stream.block_of(17).begin
     opened.clear()
-    read(ShardStream(shards, 0, 1, place), 1, 17)
+    read(ShardStream(shards, 0, 1, begin), 1, 17)
     assert opened == shards.share(0, 0, 1)[0][-1:]
 
 
@@ -297,20 +189,24 @@ def test_a_missing_or_broken_shard_costs_only_itself(tmp_path):
 
 def test_shards_without_a_usable_sample_are_an_error(tmp_path):
     pattern = write_shards(tmp_path, [2, 2], score=0.3)
-    with pytest.raises(ValueError, match="'caps': found no usable sample in 2 shards: no record has a box with a suff"):
+    with pytest.raises(
+        ValueError, match="'caps': expected usable samples in its 2 shards, found none: no record has a box with a suff"
+    ):
         ShardStream(shard_set(pattern), 0, 1).check()
-    with pytest.raises(ValueError, match="'caps': found no usable sample in 100 epochs of reader 1 of 3 .*NUM_WORKERS"):
+    with pytest.raises(
+        ValueError, match="'caps': expected usable samples .* found none in 100 epochs of reader 1 of 3 .*NUM_WORKERS"
+    ):
         ShardStream(shard_set(pattern), 1, 3).block_of(0)
     assert ShardStream(shard_set(pattern, min_score=0.3), 0, 1).check() is None
     (tmp_path / "caps-000.tar").write_bytes(b"")
-    with pytest.raises(ValueError, match="2 shards: .*caps-000.tar: empty file"):
+    with pytest.raises(ValueError, match="2 shards, found none: .*caps-000.tar: empty file"):
         ShardStream(shard_set(pattern), 0, 1).check()
 
 
 def test_the_check_reads_no_further_than_the_first_sample(tmp_path, monkeypatch):
     shards = shard_set(write_shards(tmp_path, [2, 2, 2]))
     opened: list[str] = []
-    original = tar_stream.PathManager.open
-    monkeypatch.setattr(tar_stream.PathManager, "open", lambda path, mode: opened.append(path) or original(path, mode))
+    original = tar_shards.PathManager.open
+    monkeypatch.setattr(tar_shards.PathManager, "open", lambda path, mode: opened.append(path) or original(path, mode))
     ShardStream(shards, 0, 1).check()
     assert len(opened) == 1

@@ -1,12 +1,24 @@
 import gzip
 import io
+import json
+import logging
 import tarfile
 from pathlib import Path
 
 import pytest
-from tar_shards import write_tar
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from tar_shards import cut_tar, png, record, sample_files, write_shards, write_tar
 
-from glipv2_d2.data.tar_stream import expand_shard_urls, find_shards, read_shard
+from glipv2_d2.data.datasets.grounding_records import EntryError
+from glipv2_d2.data.datasets.tar_shards import (
+    TarSample,
+    expand_shard_urls,
+    find_shards,
+    read_shard,
+    read_shard_sample,
+    register_shards,
+    shard_urls_of,
+)
 
 FILES = {f"{key}.{suffix}": bytes([65 + i]) * 700 for i, key in enumerate("abcd") for suffix in ("jpg", "json")}
 # A header and two blocks of content for each file.
@@ -132,7 +144,7 @@ def test_braces_are_expanded_and_sorted():
     ("urls", "message"),
     [
         ("s-{00..09.tar", r"'s-\{00..09.tar'.*expected braces like \{000000..000099\}"),
-        ([], "found \\[\\], expected at least one tar file"),
+        ([], r"expected at least one tar file, found \[\]"),
         ("a.zip", "shard 'a.zip': expected a name that ends in .tar, .tar.gz or .tgz"),
     ],
 )
@@ -151,7 +163,7 @@ def test_a_damaged_header_is_noticed_in_a_shard_of_any_size(tmp_path):
 
 
 def test_a_file_that_claims_more_than_is_read_ends_the_shard(tmp_path, monkeypatch):
-    monkeypatch.setattr("glipv2_d2.data.tar_stream._MAX_FILE_BYTES", 700)
+    monkeypatch.setattr("glipv2_d2.data.datasets.tar_shards._MAX_FILE_BYTES", 700)
     path = write_tar(tmp_path / "s.tar", {**FILES, "e.jpg": b"x" * 701, "f.jpg": b"y"})
     samples, (line,) = read(path)
     assert contents(samples) == FILES and "'e.jpg' has 701 bytes, expected a plain one of at most 700" in line
@@ -168,3 +180,110 @@ def test_a_file_with_holes_ends_the_shard_before_the_holes_are_filled(tmp_path):
         tar.addfile(member, io.BytesIO(b"x"))
     samples, (line,) = read(path)
     assert samples == [] and "with holes" in line
+
+
+# --- registered shards
+
+
+@pytest.fixture
+def registered():
+    """A function that registers shards under the name "caps"."""
+
+    def register(*args, **kwargs) -> str:
+        register_shards("caps", *args, **kwargs)
+        return "caps"
+
+    yield register
+    if "caps" in DatasetCatalog:
+        DatasetCatalog.remove("caps")
+        MetadataCatalog.remove("caps")
+
+
+def test_registration_expands_and_opens_nothing(registered):
+    name = registered("nowhere/{b,a}.tar", num_samples=7, source="web")
+    metadata = MetadataCatalog.get(name)
+    assert metadata.shard_urls == ["nowhere/a.tar", "nowhere/b.tar"]
+    assert (metadata.task, metadata.num_samples, metadata.source) == ("pseudo_grounding", 7, "web")
+    with pytest.raises(FileNotFoundError, match="'caps': shard nowhere/a.tar does not exist"):
+        shard_urls_of(name)
+    with pytest.raises(ValueError, match="registered already"):
+        registered("a.tar")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"task": "detection"},
+            r"'caps': task: expected one of \['pseudo_grounding', 'grounding'\], found 'detection'",
+        ),
+        ({"num_samples": 0}, "'caps': num_samples: expected a positive integer or None, found 0"),
+        ({"num_samples": 2.0}, "num_samples: .* found 2.0"),
+        ({"urls": "a-{0.tar"}, "'caps': shards 'a-{0.tar'"),
+    ],
+)
+def test_arguments_that_cannot_be_are_named(registered, options, message):
+    with pytest.raises(ValueError, match=message):
+        registered(**{"urls": "a.tar", **options})
+    assert "caps" not in DatasetCatalog
+
+
+def test_the_catalog_gives_all_samples_and_counts_what_it_leaves_out(registered, tmp_path, caplog):
+    pattern = write_shards(tmp_path, [2, 2])
+    cut_tar(tmp_path / "caps-001.tar", "0003.png", 100)
+    files = {**sample_files(7), "bad.json": b"{", "bad.png": b""}
+    write_tar(tmp_path / "caps-002.tar", files)
+    name = registered(pattern.replace("001}", "002}"))
+    with caplog.at_level(logging.WARNING):
+        dicts = DatasetCatalog.get(name)
+    assert [item["image_id"] for item in dicts] == ["0000", "0001", "0002", "0007"]
+    (message,) = caplog.messages
+    assert message.startswith("dataset 'caps': left out 2 records, boxes or ends of shards, such as ")
+    assert "caps-001.tar: unexpected end of data" in message and "caps-002.tar: 'bad'" in message
+
+
+def test_a_sample_becomes_a_dataset_dict(tmp_path):
+    content = record(5)
+    files = {"png": png(5), "json": json.dumps(content).encode(), "cls": b"\x80\x04never read"}
+    dataset_dict, left_out = read_shard_sample(TarSample("x/0005", files, False), "a/b.tar")
+    annotations = dataset_dict.pop("annotations")
+    assert dataset_dict == {
+        "file_name": "a/b.tar/x/0005.png",
+        "image_id": "x/0005",
+        "image_bytes": files["png"],
+        "height": 48,
+        "width": 64,
+        "caption": "a dog on sofa 5",
+    }
+    assert [(list(item["bbox"]), item["score"]) for item in annotations] == [
+        ([4, 6, 24, 16], 0.9),
+        ([20, 20, 60, 40], 0.9),
+    ]
+    assert [[list(span) for span in item["tokens_positive"]] for item in annotations] == [[[0, 5]], [[9, 13]]]
+    assert left_out == []
+
+
+def test_a_bad_box_is_left_out_with_its_place():
+    content = record(5)
+    content["grounding"]["regions"][0]["bbox"] = [float("nan"), 1, 2, 3]
+    files = {"jpg": b"", "json": json.dumps(content).encode()}
+    dataset_dict, (line,) = read_shard_sample(TarSample("k", files, False), "b.tar")
+    assert len(dataset_dict["annotations"]) == 1 and line.startswith("b.tar: 'k': ") and "nan" in line
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"json": b"{}"}, r"b.tar: 'k': expected an image among its files, found \['json'\]"),
+        ({"jpg": b""}, r"expected json among its files, found \['jpg'\]"),
+        ({"jpg": b"", "json": b"{"}, "b.tar: 'k': "),
+        ({"jpg": b"", "json": b"\xff\xfe\x00"}, "b.tar: 'k': "),
+        ({"jpg": b"", "json": b"[" * 100_000}, "b.tar: 'k': "),
+        ({"jpg": b"", "json": b"[]"}, "b.tar: 'k': "),
+        ({"jpg": b"", "json": json.dumps({"height": 4, "width": 4}).encode()}, "'k': grounding is None"),
+    ],
+)
+def test_a_sample_that_cannot_be_used_is_named(files, message):
+    with pytest.raises(EntryError, match=message) as info:
+        read_shard_sample(TarSample("k", files, False), "b.tar")
+    assert "\n" not in str(info.value)
