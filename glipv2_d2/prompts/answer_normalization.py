@@ -11,8 +11,8 @@ _NUMERALS = {
     **{"six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10"},
 }
 
-# Where one apostrophe of these is missing, it is put back. What would then be another word is not here: "well", "were",
-# "its", "hell", "shed", and neither is what the rule writes with a capital letter, which its lower case never meets.
+# If one apostrophe of these is missing, it is put back. Contractions that become another word without it are left out
+# ("well", "were", "its", "hell", "shed"), and so are those with a capital letter, since answers are in lower case.
 _CONTRACTIONS = """
 ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's
 how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't mightn't've must've mustn't needn't not've o'clock
@@ -38,19 +38,19 @@ _PERIOD = re.compile(r"\.(?!\d)")
 
 
 def normalize_answer(answer: str) -> str:
-    """Return an answer as it is compared; two answers are the same if and only if their normal forms are equal.
+    """Return the normal form of an answer; two answers are the same if and only if their normal forms are equal.
 
-    Lower case; without the articles "a", "an" and "the"; "none" and "zero" to "ten" as digits; with the apostrophe that
-    a contraction lacks; without periods that no digit follows. Each other mark of punctuation, but for apostrophe and
-    colon, becomes a space; it vanishes without one if the answer has a space beside such a mark, or has a comma between
-    two digits. Words stand one space apart. An answer of articles and punctuation alone becomes the empty string.
+    The form is in lower case, without the articles "a", "an" and "the", with "none" and "zero" to "ten" as digits, with
+    the apostrophes that contractions lack, and without periods that no digit follows. Every other mark of punctuation,
+    except apostrophe and colon, becomes a space; it becomes nothing if the answer has a space beside such a mark, or a
+    comma between two digits. Words are one space apart. Articles and punctuation alone give the empty string.
 
     Source: the evaluation of VQA (Antol et al., 2015; Goyal et al., 2017), ``processPunctuation`` and
     ``processDigitArticle`` of its code, with the marks in the order in which that code has them. Its table turns
-    "somebody'd" into "somebodyd" and here it is the other way round, which makes the same answers equal; its limit of
-    32 periods is left out.
+    "somebody'd" into "somebodyd"; here it is the other way round, which makes the same answers equal. Its limit of 32
+    periods is left out.
     """
-    # A character of white space that is no blank would not count as one beside a mark.
+    # Other white space than a blank would not count as a space beside a mark.
     answer = answer.replace("\n", " ").replace("\t", " ").strip()
     has_number = _COMMA_IN_NUMBER.search(answer) is not None
     text = answer

@@ -1,4 +1,4 @@
-"""The list of answers that visual questions are classified over, and how right each of them is."""
+"""The list of answers that the model chooses from, and the scores of the answers to a question."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torch import Tensor
 from ..errors import InputError
 from .answer_normalization import normalize_answer
 
-# Other annotators who have to say the same for full credit.
+# Number of other annotators who have to agree for full credit.
 _AGREEING = 3
 _KEY = "MODEL.GLIPV2.VQA.ANSWERS"
 
 
 def agreement(matches: int, total: int) -> float:
-    """Return how right an answer is that ``matches`` of ``total`` people gave, in [0, 1].
+    """Return the score, in [0, 1], of an answer that ``matches`` of ``total`` people gave.
 
-    It is the mean, over all ways to leave one of them out, of ``min(1, matches / 3)``: of ten people none, one, two,
-    three, four or more give 0, 0.3, 0.6, 0.9 and 1. Up to three people cannot agree like this: there one is enough.
+    It is the mean of ``min(1, matches / 3)`` over all ways to leave one person out. With ten people, 0, 1, 2, 3, and 4
+    or more matches give 0, 0.3, 0.6, 0.9 and 1. With at most three people one match is enough.
 
     Source: Antol et al., VQA, Sec. 3; the official evaluation.
     """
@@ -37,21 +37,20 @@ def agreement(matches: int, total: int) -> float:
 class AnswerVocabulary:
     """A answers in the order of the classes.
 
-    An answer that somebody gave is an entry of the list if their normal forms are equal, see ``normal_form``. Entries
-    with the same normal form are right together.
+    A given answer matches an entry of the list if their normal forms are equal, see ``normal_form``. Entries with the
+    same normal form match together.
 
     Args:
         answers: A >= 1 strings.
-        source: Where they are from, for messages.
-        counts: How many questions each is the answer of, if that is known.
+        source: Origin of the answers, for messages.
+        counts: Number of questions that each answer belongs to, if known.
 
     Attributes:
-        frequencies: The share of the questions that has each answer, of those whose answer is in the list; None
-            without ``counts``.
+        frequencies: For each answer its share of the questions whose answer is in the list; None without ``counts``.
 
     Raises:
-        InputError: There is none, one is blank or no string, one stands there twice, or a count is not a whole number
-            from 1 on.
+        InputError: The list is empty, an answer is blank, not a string, or listed twice, or a count is not a positive
+            integer.
     """
 
     def __init__(self, answers: Sequence[str], source: str = _KEY, counts: Sequence[int] | None = None) -> None:
@@ -80,14 +79,14 @@ class AnswerVocabulary:
     def from_file(cls, path: str) -> AnswerVocabulary:
         """Read a list of answers.
 
-        It is a json object with the number of questions of each answer, a json list, or text with one answer a line,
-        blank lines passed over.
+        The file is a json object with the number of questions of each answer, a json list, or text with one answer on
+        each line; blank lines are ignored.
 
         Args:
-            path: Of the file; one that ends in ".json" holds json.
+            path: Path of the file; a file that ends in ".json" holds json.
 
         Raises:
-            InputError: The path is empty, the file is no text or no such json, or the answers are no vocabulary.
+            InputError: The path is empty, the file is not text or not such a json, or the answers are not as above.
             FileNotFoundError: There is no such file.
         """
         if not path:
@@ -97,7 +96,7 @@ class AnswerVocabulary:
         try:
             with PathManager.open(path, "r", encoding="utf-8") as file:
                 text = file.read()
-            # As pairs: of answers that stand there twice none is lost.
+            # Pairs, so that an answer listed twice is noticed.
             content = json.loads(text, object_pairs_hook=tuple) if path.endswith(".json") else _lines(text)
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}: {' '.join(str(error).split())}; expected a list of answers") from error
@@ -115,11 +114,11 @@ class AnswerVocabulary:
         return tuple(self._rows.get(normal_form(answer), ()))
 
     def soft_scores(self, answers: Sequence[str]) -> Tensor:
-        """Return how right each entry is for a question, (A,) float32 in [0, 1], by ``agreement``.
+        """Return the score of each entry for a question, (A,) float32 in [0, 1], by ``agreement``.
 
         Args:
-            answers: What people answered, each one; those outside the list count among the people. All zero without an
-                answer inside.
+            answers: The answer of each person, including answers outside the list. If all of them are outside, all
+                scores are 0.
         """
         scores = torch.zeros(len(self.answers))
         counts = Counter(map(normal_form, answers))
@@ -131,8 +130,8 @@ class AnswerVocabulary:
 def normal_form(answer: str) -> str:
     """Return the form in which an answer and the entries of a list are compared; empty for a blank one.
 
-    That is ``normalize_answer``; of an answer that is made of articles or punctuation alone, as the "A" of a multiple
-    choice, it is the lower case.
+    This is ``normalize_answer``. An answer of articles or punctuation alone, such as the "A" of a multiple choice, is
+    only put into lower case.
     """
     return normalize_answer(answer) or answer.strip().lower()
 

@@ -1,4 +1,4 @@
-"""Captions of other images beside the own one in a prompt: sentences whose phrases are all absent."""
+"""Negative captions: captions of other images in the prompt of an image, whose phrases are absent from it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def draw_num_negative_captions(num_negatives: int, no_prob: float, full_prob: fl
     """Draw how many captions of other images a prompt should hold.
 
     Args:
-        num_negatives: Most of them, >= 0.
+        num_negatives: The most there can be, >= 0.
         no_prob: Probability of 0.
-        full_prob: Otherwise the probability of ``num_negatives``; else the number is uniform from 0 to one less.
+        full_prob: Otherwise the probability of ``num_negatives``. Otherwise the number is uniform from 0 to one less.
         rng: Source of the random choice.
 
     Source: the caption data of the official GLIP code.
@@ -39,17 +39,16 @@ def pack_captions(
     full_prob: float,
     rng: np.random.Generator,
 ) -> tuple[str, list[list[CharSpan]]]:
-    """Join a caption with captions of other images, in random order, each ended by a full stop and a space.
+    """Join a caption with captions of other images, in random order, each followed by a full stop and a space.
 
-    Negatives are added in random order up to the drawn number, until one of them does not fit into the token limit
-    beside the others: none of them costs the own caption a token. A negative that is blank or says the same as the own
-    caption is left out.
+    Negatives are added in random order, up to the drawn number or until one does not fit into the token limit, so that
+    the image's own caption never loses a token. A negative that is blank or equal to the own caption is left out.
 
     Args:
-        caption: The own caption; one past the token limit stays alone and is cut off by the tokenizer.
+        caption: The own caption. A caption past the token limit stays alone, and the tokenizer cuts it off.
         spans: For each of P phrases its half-open character ranges of ``caption``.
-        negatives: Captions of other images to choose from, ``num_negatives`` at most are used. With fewer than drawn,
-            all of them are candidates.
+        negatives: Captions of other images to choose from; at most ``num_negatives`` are used. If there are fewer than
+            the drawn number, all of them are candidates.
         tokenizer: Counts the tokens and knows the limit.
         num_negatives: See ``draw_num_negative_captions``; 0 leaves the caption as it is.
         no_prob: See ``draw_num_negative_captions``.
@@ -59,7 +58,7 @@ def pack_captions(
     Returns:
         The joined caption, and for each phrase its ranges there.
 
-    Source: the caption data of the official GLIP code, with its safeguard of the own caption.
+    Source: the caption data of the official GLIP code, including its protection of the own caption.
     """
     if num_negatives == 0:
         return caption, [[(begin, end) for begin, end in phrase] for phrase in spans]
@@ -82,7 +81,7 @@ def _with_full_stop(text: str) -> str:
 
 
 def _fitting(drawn: list[str], own: str, tokenizer: PromptTokenizer) -> list[str]:
-    """Return the first captions that fit beside the own one, each counted with special tokens, as officially."""
+    """Return the first captions that fit beside the own one; each counts with special tokens, as officially."""
     num_special = tokenizer.max_tokens - tokenizer.max_content_tokens
     room = tokenizer.max_content_tokens - tokenizer.count_tokens(own)
     kept = []

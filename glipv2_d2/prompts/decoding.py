@@ -13,19 +13,19 @@ from tokenizers.models import BPE, WordPiece
 from ..errors import InputError
 from ..structures import CharSpan
 
-# What a tokenizer takes apart and a text writes without a space.
+# Marks that a tokenizer separates and that a text joins to the word before or after.
 _NO_SPACE_BEFORE = frozenset(".,?!;:%)]}'-/")
 _NO_SPACE_AFTER = frozenset("([{#$@-/")
 _CLITICS = frozenset(("s", "m", "d", "t", "re", "ve", "ll"))
 
 
 class DecodedText(NamedTuple):
-    """A text and where its tokens stand in it.
+    """A text and the character ranges of its tokens.
 
     Attributes:
         text: Words one space apart, without special tokens.
-        token_spans: For each of T tokens its half-open character range of the text; None for special tokens and those
-            that spell no character.
+        token_spans: For each of T tokens its half-open character range of the text; None for special tokens and for
+            tokens that spell no character.
     """
 
     text: str
@@ -35,17 +35,17 @@ class DecodedText(NamedTuple):
 def decode_tokens(encoder: Tokenizer, input_ids: Sequence[int]) -> DecodedText:
     """Spell out token ids.
 
-    Marks that stand inside or at the end of a word in English get no space: "man's", "t-shirt", "3.5", "a dog, a cat.".
+    Marks that English writes inside or at the end of a word get no space: "man's", "t-shirt", "3.5", "a dog, a cat.".
 
     Args:
-        encoder: A tokenizer of word pieces, or one whose pieces mark the end of a word, as CLIP's.
-        input_ids: T ids; special tokens are left out. Without any the text is empty.
+        encoder: A tokenizer of word pieces, or one whose pieces mark the end of a word, such as CLIP's.
+        input_ids: T >= 0 ids; special tokens are left out.
 
     Raises:
         InputError: An id is not of the vocabulary, or the tokenizer is of another kind.
     """
     special = {row for row, token in encoder.get_added_tokens_decoder().items() if token.special}
-    words: list[list[tuple[int, str]]] = []  # Of each word its pieces, with their index.
+    words: list[list[tuple[int, str]]] = []  # For each word its pieces with their indices.
     ends_word = _end_marker(encoder)
     is_open = False
     for index, input_id in enumerate(map(int, input_ids)):
@@ -66,7 +66,7 @@ def decode_tokens(encoder: Tokenizer, input_ids: Sequence[int]) -> DecodedText:
 
 
 def _end_marker(encoder: Tokenizer) -> str | None:
-    """Return what ends the last piece of a word; None for a vocabulary that marks all pieces but the first."""
+    """Return the mark at the end of a word's last piece; None for a vocabulary that marks all pieces but the first."""
     model = encoder.model
     if isinstance(model, WordPiece):
         return None
@@ -85,7 +85,7 @@ def _write(words: list[list[tuple[int, str]]], num_tokens: int, is_bytes: bool) 
     for place, pieces in enumerate(words):
         spelled = [piece for _, piece in pieces]
         if is_bytes:
-            # A character may begin in one piece and end in the next: what has been spelled after each of them.
+            # A character may begin in one piece and end in the next, so each prefix is decoded as a whole.
             prefixes = [decoder.decode(["".join(spelled[: count + 1])]) for count in range(len(spelled))]
         else:
             prefixes = ["".join(spelled[: count + 1]) for count in range(len(spelled))]
@@ -104,7 +104,7 @@ def _write(words: list[list[tuple[int, str]]], num_tokens: int, is_bytes: bool) 
 
 
 def _has_space(text: str, previous: str, word: str, following: str, num_quotes: int) -> bool:
-    """Tell whether a space stands between a word and the text before it."""
+    """Tell whether there is a space between a word and the text before it."""
     if word == '"':
         return num_quotes % 2 == 0
     if previous == '"' and num_quotes % 2 == 1:

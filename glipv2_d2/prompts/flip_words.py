@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ..structures import CharSpan
 
-# A word in mixed case, as "LeFt", has no counterpart and stays.
+# A word in mixed case, such as "LeFt", has no counterpart and stays.
 _COUNTERPARTS = {"left": "right", "Left": "Right", "LEFT": "RIGHT"}
 _COUNTERPARTS |= {right: left for left, right in _COUNTERPARTS.items()}
 
@@ -20,9 +20,9 @@ _PATTERN = re.compile(
 def swap_left_right(caption: str, spans: Sequence[Sequence[CharSpan]]) -> tuple[str, list[list[CharSpan]]]:
     """Exchange the words "left" and "right" of a caption, and move its phrases along.
 
-    So are their compounds, as "leftmost", "right-hand" and "lefthanded", in small letters, capitalised and in capitals.
-    The words are exchanged whatever they mean: "right behind" becomes "left behind". Nothing else changes, and a second
-    call gives back what the first was given.
+    Compounds such as "leftmost", "right-hand" and "lefthanded" are exchanged too, in small letters, capitalised and in
+    capitals. The meaning is not looked at: "right behind" becomes "left behind". Nothing else changes, and a second
+    call restores the original.
 
     Args:
         caption: Any text.
@@ -30,12 +30,12 @@ def swap_left_right(caption: str, spans: Sequence[Sequence[CharSpan]]) -> tuple[
 
     Returns:
         The new caption, and for each phrase the ranges of the same words in it. A range that begins or ends inside an
-        exchanged word takes in all of it.
+        exchanged word is extended to all of it.
 
-    Source: the official GLIP code mirrors images without a change of their captions; so this is a departure from it.
+    Source: none. The official GLIP code mirrors images without changing their captions; this is a departure from it.
     """
     pieces: list[str] = []
-    # Where each character of the caption begins and ends in the new one; an exchanged word has one place for all.
+    # For each character of the caption its range in the new one; the characters of an exchanged word share one range.
     begins: list[int] = []
     ends: list[int] = []
     length = last = 0

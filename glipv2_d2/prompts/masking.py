@@ -1,4 +1,4 @@
-"""Masked language modelling: which tokens of a prompt the model does not get to read, and has to restore."""
+"""Masked language modelling: choose the tokens of a prompt that are hidden from the model and have to be restored."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..errors import InputError
 from ..structures import TokenizedPrompt
 from .tokenizer import PromptTokenizer
 
-# What ``mlm_labels`` holds at a token that is not to be restored.
+# Label in ``mlm_labels`` of a token that does not have to be restored.
 IGNORED_LABEL = -100
 
-# A masked token becomes the mask token with the first probability and a random one with the second; else it stays.
+# A masked token becomes the mask token with the first probability, a random token with the second, or else stays.
 _MASK_TOKEN_PROB = 0.8
 _RANDOM_TOKEN_PROB = 0.1
 
@@ -39,21 +39,20 @@ def mask_tokens(
         positives: (P,) bool, the phrases that have a box.
         tokenizer: Knows the mask token and the size of the vocabulary.
         mask_prob: Probability that a token is masked, in [0, 1].
-        only_positives: Masked tokens that spell no positive phrase are not to be restored. They are masked all the
-            same.
+        only_positives: Only tokens of positive phrases have to be restored. Other tokens are masked all the same.
         rng: Source of every random choice; the number of draws depends on the length of the prompt alone.
 
     Returns:
-        The prompt with new ``input_ids`` and with ``mlm_labels``: the original id of a token that is to be restored,
-        -100 elsewhere; all of them -100 if there is none.
+        The prompt with new ``input_ids`` and with ``mlm_labels``: the original id of a token that has to be restored,
+        -100 elsewhere.
 
     Raises:
         ValueError: ``positives`` has another shape or type, ``mask_prob`` is no probability, or the tokenizer
             has no mask token.
 
-    Source: BERT (arXiv 1810.04805), Sec. 3.1; the masking of the official GLIP code, whose greenlight is the tokens of
-    ``positives`` for detection data, and every word of the caption for sentences: there ``only_positives`` False, which
-    adds the special tokens, is the nearer one.
+    Source: BERT (arXiv 1810.04805), Sec. 3.1; the masking of the official GLIP code. It restores the tokens of
+    ``positives`` in detection data, and every word of a caption in sentences. For these, ``only_positives`` False is
+    closest; it restores special tokens too.
     """
     positives = positives if len(positives) else positives.bool()  # torch.tensor([]) is of floating point
     if positives.shape != (len(prompt.phrases),) or positives.dtype != torch.bool:

@@ -1,4 +1,4 @@
-"""What prompts say for the names of a dataset: another word, or words before and after that describe what is meant."""
+"""The texts by which prompts ask for the names of a dataset: another word, or descriptive words around the name."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from ..structures import Prompt, TokenizedPrompt
 from .builder import clean_name, namesakes, prompt_from_names
 from .tokenizer import PromptTokenizer
 
-# Per name: what stands before it, what stands for it, and what stands after it.
+# For each name the text before it, the text in its place, and the text after it.
 PromptTexts = Mapping[str, tuple[str, str, str]]
 
 
 class NameText(NamedTuple):
-    """What a prompt says for one name; boxes are matched to ``name`` alone.
+    """The text of one name in a prompt; boxes are matched to ``name`` alone.
 
     Attributes:
         name: The word or words of the category.
-        prefix: Before it, as "there is a ".
-        suffix: After it, as " , which is black and white".
+        prefix: Text before the name, such as "there is a ".
+        suffix: Text after the name, such as " , which is black and white".
     """
 
     name: str
@@ -34,18 +34,18 @@ class NameText(NamedTuple):
 
 
 def name_texts(names: Sequence[str], prompt_texts: PromptTexts) -> list[NameText]:
-    """Look up what prompts say for the names of a dataset, in their order.
+    """Look up the texts of the names of a dataset, in their order.
 
     Args:
         names: Names of the categories.
-        prompt_texts: For some of them prefix, text and suffix; ``prompt_texts`` in the metadata of a dataset. All other
-            names stand for themselves.
+        prompt_texts: Prefix, text and suffix of some of the names; ``prompt_texts`` in the metadata of a dataset. All
+            other names are their own texts.
 
     Raises:
-        InputError: ``prompt_texts`` speaks of another name, an entry is not three strings, its text is blank or has
-            white space at its ends, or cleaning (see ``clean_name``) would change it.
+        InputError: ``prompt_texts`` has an unknown name, an entry is not three strings, its text is blank or has white
+            space at its ends, or cleaning (see ``clean_name``) would change it.
 
-    Source: OVERRIDE_CATEGORY and CAPTION_PROMPT of the official code, whose prompts take an entry as it is.
+    Source: OVERRIDE_CATEGORY and CAPTION_PROMPT of the official code, which does not clean the entries.
     """
     known = set(names)
     for name, entry in prompt_texts.items():
@@ -67,12 +67,12 @@ def name_texts(names: Sequence[str], prompt_texts: PromptTexts) -> list[NameText
 
 
 def text_namesakes(texts: Sequence[NameText]) -> dict[int, list[int]]:
-    """Return for each row whose whole text reads like that of others the rows of these, see ``namesakes``."""
+    """Return, for each row with the same whole text as other rows, those rows; see ``namesakes``."""
     return namesakes([text.full for text in texts])
 
 
 def prompt_from_texts(texts: Sequence[NameText], category_ids: Sequence[int], *, separator: str) -> Prompt:
-    """Join texts to a caption; each name is one phrase, and what stands around it belongs to none.
+    """Join texts to a caption; each name is one phrase, and the words around it belong to no phrase.
 
     Args:
         texts: P >= 1 texts, in the order of the caption.
@@ -95,7 +95,7 @@ def tokenize_texts(
     """Tokenize the texts of a whole vocabulary, one prompt per chunk; ids of detections are the rows 0..P-1.
 
     Args:
-        tokenizer: Of the model's text encoder.
+        tokenizer: The tokenizer of the model's text encoder.
         texts: P >= 1 texts.
         separator: Stands between two texts.
         chunk_size: Most texts of a chunk; 0: as many as fit.

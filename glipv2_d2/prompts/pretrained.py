@@ -1,4 +1,4 @@
-"""Where the files of a pretrained text model or tokenizer lie: directory, installed package, or cache of the hub."""
+"""Find the files of a pretrained text model or tokenizer: directory, installed package, or local cache of the hub."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from detectron2.utils.file_io import PathManager
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
-# Nothing that would have to be unpickled, and one format of the weights only.
+# No file that would have to be unpickled, and only one format of weights.
 _HUB_FILES = ["*.json", "*.txt", "model*.safetensors"]
 
 
@@ -31,7 +31,7 @@ def resolve_pretrained(path: str, key: str, allow_download: bool) -> str:
     try:
         return snapshot_download(path, allow_patterns=_HUB_FILES, local_files_only=not allow_download)
     except LocalEntryNotFoundError as error:
-        # Known to lack some files of the hub; whether one of them is needed shows when it is read.
+        # The cache lacks some files of the hub. If one of them is needed, reading it will say so.
         partial = getattr(error, "snapshot_path", None)
         if partial is not None:
             return partial

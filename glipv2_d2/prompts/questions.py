@@ -1,4 +1,4 @@
-"""From a question to the prompt that a model answers it from, and text that cannot pass for special tokens."""
+"""From a question to its prompt, with text that cannot be mistaken for special tokens."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ANSWER_PHRASE = "[answer]"
 # How the tokenizers of BERT, CLIP and RoBERTa write their special tokens.
 _SPECIAL_TOKEN = re.compile(r"\[(PAD|UNK|CLS|SEP|MASK)\]|<(\|(?:startoftext|endoftext)\||/?s|pad|unk|mask)>")
 
-# Words of a question that name nothing in the image, at the end of what looks like a noun phrase.
+# Last words of noun phrases that name nothing in the image.
 _NO_THINGS = frozenset(
     """
     how why what which who whose where when many much yes no
@@ -32,12 +32,12 @@ _NO_THINGS = frozenset(
 
 
 class AskedQuestion(NamedTuple):
-    """A question as a model reads it, and what the token limit has cut off.
+    """A question as the model reads it, and what the token limit has cut off.
 
     Attributes:
-        prompt: Each of its phrases has a token; their ids are their rows.
-        num_lost_tokens: Of the question.
-        lost_phrases: Of the question, those that were left out since they have no token.
+        prompt: The prompt. Each of its phrases has a token; the ids of phrases are their rows.
+        num_lost_tokens: Number of tokens of the question that were cut off.
+        lost_phrases: Phrases of the question that were left out because they have no token.
     """
 
     prompt: TokenizedPrompt
@@ -46,7 +46,7 @@ class AskedQuestion(NamedTuple):
 
 
 def names_something(phrase: str) -> bool:
-    """Tell whether a noun phrase of a question can be a thing of the image; "what color" and "the picture" are none.
+    """Tell whether a noun phrase of a question can name a thing in the image, unlike "what color" and "the picture".
 
     Args:
         phrase: Not blank.
@@ -55,9 +55,9 @@ def names_something(phrase: str) -> bool:
 
 
 def without_special_tokens(text: str) -> str:
-    """Return a text in which nothing reads as a special token: "[MASK]" becomes "(MASK)", "<|endoftext|>" likewise.
+    """Return a text without special tokens: "[MASK]" becomes "(MASK)", "<|endoftext|>" becomes "(|endoftext|)".
 
-    Every character stays in its place, so that character ranges stay valid.
+    The length and all other characters stay, so that character ranges stay valid.
     """
     return _SPECIAL_TOKEN.sub(lambda match: f"({match[1] or match[2]})", text)
 
@@ -73,18 +73,19 @@ def question_prompt(
     """Make the prompt of a question.
 
     Args:
-        question: One past the token limit is cut off.
-        tokenizer: Of the model's text encoder.
-        phrase_spans: For each of P phrases its half-open character ranges of the question; one may have none.
-        names_answer: For each phrase whether it takes in the mask token, which needs ``with_mask``; by default none.
-        with_mask: Put the mask token, which stands for the answer, behind the question; a long question makes room.
+        question: The question. Text past the token limit is cut off.
+        tokenizer: The tokenizer of the model's text encoder.
+        phrase_spans: For each of P phrases its half-open character ranges of the question; a phrase may have none.
+        names_answer: For each phrase whether it includes the mask token, which needs ``with_mask``; by default False.
+        with_mask: Put the mask token, which stands for the answer, after the question; a long question is cut to make
+            room for it.
 
     Returns:
-        The prompt; ids of phrases are their rows. A phrase that is cut off has no token; what only names the answer is
-        called ``ANSWER_PHRASE``.
+        The prompt; ids of phrases are their rows. A phrase that is cut off has no token. A phrase that names only the
+        answer is called ``ANSWER_PHRASE``.
 
     Raises:
-        InputError: The question is blank, a range leaves it, or the tokenizer has no mask token.
+        InputError: The question is blank, a range is not inside it, or the tokenizer has no mask token.
 
     Source: GLIPv2, App. D.2.
     """
@@ -107,10 +108,10 @@ def question_prompt(
 
 
 def question_to_ground(question: str, tokenizer: PromptTokenizer) -> TokenizedPrompt:
-    """Make the prompt of a question whose things are to be found, with the thing that is the answer.
+    """Make the prompt of a question whose things, and the thing that is the answer, are to be found in the image.
 
-    Its phrases are the noun phrases of the question, but for such as "what color" and "the picture", and, in the last
-    row, ``ANSWER_PHRASE``, the mask token.
+    Its phrases are the noun phrases of the question, except for those like "what color" and "the picture". The last row
+    is ``ANSWER_PHRASE``, the mask token.
 
     Raises:
         InputError: The question is blank, or the tokenizer has no mask token.
@@ -121,11 +122,11 @@ def question_to_ground(question: str, tokenizer: PromptTokenizer) -> TokenizedPr
 
 
 def question_to_answer(question: str, tokenizer: PromptTokenizer, *, grounded: bool) -> AskedQuestion:
-    """Make the prompt that a question is answered from, and count what does not fit into it.
+    """Make the prompt that a question is answered from, and count the tokens that do not fit.
 
     Args:
-        question: One past the token limit is cut off.
-        tokenizer: Of the model's text encoder.
+        question: The question. Text past the token limit is cut off.
+        tokenizer: The tokenizer of the model's text encoder.
         grounded: Also find things, see ``question_to_ground``; otherwise the prompt has no phrases.
 
     Raises:

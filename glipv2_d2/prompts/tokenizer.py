@@ -1,4 +1,4 @@
-"""From a ``Prompt`` to a ``TokenizedPrompt``: the only place of the package where characters become tokens."""
+"""From a ``Prompt`` to a ``TokenizedPrompt``: the only module of the package where characters become tokens."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from .pretrained import resolve_pretrained
 
 VOCABULARY_FILE = Path(__file__).with_name("bert_uncased_vocab.txt")
 
-# Counts are remembered for the names of a vocabulary; the limits only keep a stream of free texts from piling up.
+# Token counts are kept for the names of a vocabulary; the limits keep a stream of free texts from filling the memory.
 _MAX_REMEMBERED_COUNTS = 100_000
 _MAX_REMEMBERED_LENGTH = 100
 
-# How the vocabulary of CLIP is known, and what the official code masks with there.
+# Size and last token of CLIP's vocabulary, by which it is recognised, and the id that the official code masks with.
 _CLIP_VOCAB_SIZE = 49408
 _CLIP_LAST_TOKEN = "<|endoftext|>"
 _CLIP_MASK_ID = 49404
@@ -43,12 +43,12 @@ def phrase_token_map(
 ) -> Tensor:
     """Mark, for each phrase of a caption, the tokens that spell it.
 
-    Where the first character of a range has no token, the two after it are tried, where the last has none, the two
-    before it. A range that finds no token at one of its ends, or its last before its first, marks nothing.
+    If the first character of a range has no token, the two characters after it are tried; if the last has none, the two
+    before it. A range without a token at one of its ends, or with its last token before its first, marks nothing.
 
     Args:
-        phrase_spans: For each of P phrases its half-open character ranges. A phrase may have several, as "dog" and
-            "white" of "a dog, mostly white".
+        phrase_spans: For each of P phrases its half-open character ranges. A phrase may have several, such as "dog"
+            and "white" in "a dog, mostly white".
         char_to_token: Token index of a character; None for white space, for text cut off at the token limit, and past
             the end of the caption.
         num_tokens: T, special tokens included.
@@ -74,9 +74,9 @@ def phrase_token_map(
 
 
 class PromptTokenizer:
-    """Turn prompts into token ids and phrase-token maps; made once per process, used for every prompt.
+    """Turn prompts into token ids and phrase-token maps; one object serves all prompts of a process.
 
-    It can be pickled and used after a fork: a text is encoded in the calling thread.
+    It can be pickled and used after a fork, because it encodes in the calling thread.
 
     Args:
         path: Directory, ``package://PACKAGE/DIRECTORY`` or hub name of a fast tokenizer; empty: the packaged uncased
@@ -90,15 +90,15 @@ class PromptTokenizer:
     """
 
     def __init__(self, path: str = "", max_tokens: int = 256, allow_download: bool = False) -> None:
-        # The tokenizer under the fast one of transformers: it reads one text at a time, without the thread pool that a
-        # fork would break.
+        # The tokenizer inside the fast one of transformers. It encodes one text at a time and does not start the thread
+        # pool that a fork would break.
         self._encoder, self._mask_token = _load_fast_tokenizer(path, allow_download) if path else _packaged_tokenizer()
         self._path = path
         self._encoder.no_padding()
         self._encoder.no_truncation()
         self._token_counts: dict[str, int] = {}
         self.max_tokens = max_tokens
-        # Tokens of a prompt that are left for its text.
+        # Number of tokens in a prompt that are not special.
         self.max_content_tokens = max_tokens - self._encoder.num_special_tokens_to_add(False)
         if self.max_content_tokens < 1:
             raise InputError(f"MODEL.TEXT_ENCODER.MAX_TOKENS: {max_tokens} leaves no room between the special tokens")
@@ -134,13 +134,13 @@ class PromptTokenizer:
 
     @functools.cached_property
     def special_ids(self) -> tuple[int, ...]:
-        """Ids of the tokens that are no text, ascending: start, end, padding, mask and the like."""
+        """Ids of the tokens that are not text, ascending: start, end, padding, mask and the like."""
         tokens = self._encoder.get_added_tokens_decoder()
         return tuple(sorted(index for index, token in tokens.items() if token.special))
 
     @functools.cached_property
     def reserved_ids(self) -> tuple[int, ...]:
-        """Ids that the vocabulary of BERT keeps free for others, ascending: no text has them."""
+        """Ids that the vocabulary of BERT keeps free, ascending; they occur in no text."""
         tokens = self._encoder.get_vocab(with_added_tokens=True)
         return tuple(sorted(index for token, index in tokens.items() if _RESERVED_TOKEN.fullmatch(token)))
 
@@ -159,11 +159,11 @@ class PromptTokenizer:
         return decode_tokens(self._encoder, input_ids)
 
     def __call__(self, prompt: Prompt) -> TokenizedPrompt:
-        """Tokenize a prompt; what passes ``max_tokens`` is cut off, and its phrases mark no token."""
+        """Tokenize a prompt. Text past ``max_tokens`` is cut off, and phrases there mark no token."""
         return self._tokenize(prompt)[0]
 
     def _tokenize(self, prompt: Prompt) -> tuple[TokenizedPrompt, bool]:
-        """Return the tokenized prompt, and whether something of it was cut off."""
+        """Return the tokenized prompt, and whether some of it was cut off."""
         encoding = self._encoder.encode(prompt.caption, add_special_tokens=False)
         is_cut = len(encoding) > self.max_content_tokens
         encoding.truncate(self.max_content_tokens)
@@ -190,8 +190,8 @@ class PromptTokenizer:
 
         Args:
             names: P >= 1 names.
-            chunk_size: Most names of a chunk; 0: as many as fit.
-            separator: Stands between two names.
+            chunk_size: The most names in a chunk; 0: as many as fit.
+            separator: Text between two names.
 
         Returns:
             For each chunk the rows of its names; together they are 0..P-1.
@@ -242,7 +242,7 @@ class PromptTokenizer:
         if len(category_ids) != len(names):
             raise InputError(f"category_ids: expected one for each of {len(names)} names, found {len(category_ids)}")
         prompts = []
-        # The tokens of a few vocabularies depend on what stands beside a name. A chunk that is too long for that reason
+        # In a few vocabularies the tokens of a name depend on its neighbours. A chunk that is too long for that reason
         # is halved until nothing is cut off.
         waiting = chunks[::-1]
         while waiting:
@@ -274,7 +274,7 @@ def _first_found(char_to_token: Callable[[int], int | None], positions: Iterable
 
 
 def _packaged_tokenizer() -> tuple[Tokenizer, str]:
-    """Build BERT's uncased tokenizer part by part, which needs no model files and no particular transformers.
+    """Build BERT's uncased tokenizer part by part, which needs no model files and works with any transformers version.
 
     Returns:
         The tokenizer and its mask token.

@@ -35,13 +35,13 @@ def dataset_names(dataset_name: str) -> list[str]:
 
 
 def build_default_prompts(cfg: CfgNode) -> list[TokenizedPrompt]:
-    """Tokenize the names of ``DATASETS.TEST[0]``: the answer to an input that brings no prompt.
+    """Tokenize the names of ``DATASETS.TEST[0]``, which inputs without a prompt are asked for.
 
     Returns:
         One prompt per chunk of names; ``category_ids`` are the contiguous ids of the dataset.
 
     Raises:
-        InputError: ``DATASETS.TEST`` is empty, or the names make no prompt, see ``PromptTokenizer.tokenize_names``.
+        InputError: ``DATASETS.TEST`` is empty, or the names cannot be a prompt, see ``PromptTokenizer.tokenize_names``.
     """
     if not cfg.DATASETS.TEST:
         raise InputError("DATASETS.TEST: expected a dataset whose names answer inputs without a prompt, found none")
