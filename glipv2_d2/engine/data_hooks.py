@@ -15,13 +15,13 @@ from ..data.stream.state import TrainLoader
 from ..distributed import reduce_mean
 from ..errors import InputError
 
-# Shares of fewer images than this say little.
+# A share of fewer images than this says little.
 MIN_DRAWN_IMAGES = 100
-# Of each kind of report the first so many are named as they come; the end of the run names more.
+# Numbers of lines of each kind that are logged as they come, and at the end of the run.
 _NUM_NAMED = 10
 _NUM_LISTED = 1000
 
-# Keys of a sample that hold lines, with what they are about.
+# Keys of a sample that hold lines of a report, with the subject of the report.
 _REPORTS = {
     "skipped_files": "unreadable images were skipped",
     "damaged_shards": "damaged shards ended early",
@@ -30,7 +30,7 @@ _REPORTS = {
 
 
 class SkippedImagesHook(HookBase):
-    """Count and name what the data loader leaves out, and stop where too many images cannot be read.
+    """Count and name what the data loader leaves out, and end the training if too many images cannot be read.
 
     The counts, over all ranks and since the start of this run, are among the metrics: ``data/skipped_files`` and
     ``data/dropped_NAME`` for each of ``DROPPED_COUNTS``, as soon as they are not 0.
@@ -66,7 +66,8 @@ class SkippedImagesHook(HookBase):
         device = next(self.trainer.model.parameters()).device
         means = reduce_mean(self._counts.to(device))
         skipped, drawn, *dropped = (means * comm.get_world_size()).round().long().tolist()
-        counts = {"skipped_files": skipped, **{f"dropped_{name}": n for name, n in zip(DROPPED_COUNTS, dropped)}}
+        dropped_counts = zip(DROPPED_COUNTS, dropped, strict=True)
+        counts = {"skipped_files": skipped, **{f"dropped_{name}": count for name, count in dropped_counts}}
         for name, count in counts.items():
             if count:
                 self.trainer.storage.put_scalar(f"data/{name}", count, smoothing_hint=False)
@@ -86,13 +87,13 @@ class SkippedImagesHook(HookBase):
             if lines:
                 number = f"at least {_NUM_LISTED}" if len(lines) == _NUM_LISTED else len(lines)
                 logger.warning("%s %s:\n%s", number, what, "\n".join(lines))
-        dropped = {name: int(n) for name, n in zip(DROPPED_COUNTS, self._counts[2:]) if n}
+        dropped = {name: int(n) for name, n in zip(DROPPED_COUNTS, self._counts[2:], strict=True) if n}
         if dropped:
             found = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in dropped.items())
             logger.warning("dropped from the training data of this process: %s", found)
 
     def _name(self, key: str, lines: Iterable[str]) -> None:
-        """Log the first lines of a kind, each once, and keep some more for the end."""
+        """Log the first lines of a kind, each once, and keep more of them for the end."""
         known = self._lines[key]
         for line in lines:
             if line in known or len(known) == _NUM_LISTED:
@@ -104,11 +105,11 @@ class SkippedImagesHook(HookBase):
 
 
 class DataStateHook(HookBase):
-    """Save where the stream of training samples stands, over all ranks, with each checkpoint.
+    """Save the state of the stream of training samples, over all ranks, with each checkpoint.
 
     Args:
-        period: Steps between two checkpoints. A checkpoint written at another time goes on with the same samples, but
-            may read some shards from an earlier position.
+        period: Steps between two checkpoints. A run resumed from a checkpoint of another iteration gets the same
+            samples, but may read some shards from an earlier position.
     """
 
     def __init__(self, period: int) -> None:
@@ -127,7 +128,7 @@ class DataStateHook(HookBase):
         self._state = loader.state.as_dict()
 
     def after_step(self) -> None:
-        # Every rank takes part, though only one writes the checkpoint.
+        # Every rank takes part, although only one writes the checkpoint.
         next_iter = self.trainer.iter + 1
         if self._loader is not None and (next_iter % self._period == 0 or next_iter == self.trainer.max_iter):
             self._state = self._loader.state.as_dict()
@@ -141,7 +142,7 @@ class DataStateHook(HookBase):
 
 
 def merge_positions(positions_by_rank: Iterable[Mapping[str, list[int]]]) -> dict[str, list[int]]:
-    """Join where the ranks' streams stand; of two positions of a stream the later one is up to date."""
+    """Join the positions of the ranks' streams; of two positions of one stream the later one is up to date."""
     merged: dict[str, list[int]] = {}
     for positions in positions_by_rank:
         for name, position in positions.items():

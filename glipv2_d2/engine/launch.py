@@ -27,8 +27,8 @@ def launch_run(run: Callable[[argparse.Namespace], Any], arguments: argparse.Nam
     ``OMP_NUM_THREADS`` is set, share the cores of their machine.
 
     Args:
-        run: What a process does; picklable where processes are spawned.
-        arguments: Of ``parse_train_arguments``.
+        run: Function of a process; it has to be picklable where processes are spawned.
+        arguments: Result of ``parse_train_arguments``.
 
     Raises:
         InputError: ``--num-gpus`` contradicts torchrun, or several machines have no address to meet at.
@@ -38,8 +38,8 @@ def launch_run(run: Callable[[argparse.Namespace], Any], arguments: argparse.Nam
         return
     if arguments.num_machines > 1 and arguments.dist_url in ("auto", default_argument_parser().get_default("dist_url")):
         raise InputError(
-            f"--dist-url: found {arguments.dist_url!r} for {arguments.num_machines} machines, expected the address of "
-            f"the first of them, the same on all: tcp://HOST:PORT"
+            f"--dist-url: expected for {arguments.num_machines} machines the address of the first of them, the same on "
+            f"all: tcp://HOST:PORT; found {arguments.dist_url!r}"
         )
     spawn_processes(
         _run_and_leave,
@@ -77,8 +77,8 @@ def _join_torchrun(run: Callable[[argparse.Namespace], Any], arguments: argparse
     local_rank, processes_per_machine = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
     if arguments.num_gpus not in (1, processes_per_machine):
         raise InputError(
-            f"--num-gpus: found {arguments.num_gpus}, but torchrun has started {processes_per_machine} processes on "
-            f"this machine; leave the flag out"
+            f"--num-gpus: expected the {processes_per_machine} processes that torchrun has started on this machine, "
+            f"found {arguments.num_gpus}; leave the flag out"
         )
     if os.environ["WORLD_SIZE"] == "1":
         run(arguments)

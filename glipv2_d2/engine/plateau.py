@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -19,69 +20,57 @@ from ..tensor_files import write_checkpoint
 from .ema import ModelEMA, averaged
 
 BEST_WEIGHTS = "model_best.pth"
-# Beside it, in a run that tunes less than the whole model.
+# Written beside it by a run that tunes less than the whole model.
 BEST_TUNED_WEIGHTS = "tuned_best.safetensors"
 
 
 class TrainingEnded(BaseException):
     """Ends the loop of a trainer before its last iteration, without an error.
 
-    It is no ``Exception`` because detectron2's loop reports every one of these as a failure.
+    It is not an ``Exception`` because detectron2's loop reports every ``Exception`` as a failure.
     """
 
 
+@dataclass(eq=False)
 class PlateauHook(HookBase):
-    """Keep the best weights by a metric, and lower the learning rate where it stops growing.
+    """Keep the best weights by a metric, and lower the learning rate where the metric stops growing.
 
-    It looks at the metric after every evaluation, so it has to follow the hook that evaluates; for a resumed run to
-    take the same decisions it has to come before the one that writes checkpoints. A value that is not higher than all
-    before, or is not a number, counts as no gain. Evaluations during the warm-up can be the best; the rate waits for
-    its end.
+    The hook reads the metric after every evaluation, so it has to follow the hook that evaluates. For a resumed run to
+    take the same decisions it has to precede the hook that writes checkpoints. A value that is not higher than all
+    before, or is NaN, counts as no gain. Evaluations during the warm-up can be the best; the rate waits for its end.
 
-    Args:
+    Attributes:
         metric: Name of the evaluator's number, higher is better.
         period: Updates between two evaluations.
-        scheduler: Of the learning rate; None: the rate is left alone.
+        scheduler: Scheduler of the learning rate; None: the rate is left alone.
         patience: More evaluations in a row without gain than this lower the rate, and the count starts again.
-        factor: What the rates are multiplied by.
-        min_lr: No rate becomes lower than this one, but for those that start lower.
+        factor: Factor that lowers the rates.
+        min_lr: Lower limit of the rates; rates that start lower stay as they are.
         warmup_iters: Updates of the warm-up.
-        ema: Moving average of the weights, if there is one; it is what was evaluated, and is saved.
-        with_tuned: Also write what the run has tuned, alone, see ``save_tuned``.
+        ema: Moving average of the weights, if there is one; it is what is evaluated and saved.
+        with_tuned: Also write the tuned weights alone, see ``save_tuned``.
+        since_best: Evaluations since the best one that count.
 
     Source: the fine-tuning runner of the official code (SOLVER.USE_AUTOSTEP), and ``ReduceLROnPlateau`` of PyTorch.
     """
 
-    def __init__(
-        self,
-        metric: str,
-        period: int,
-        *,
-        scheduler: LRMultiplier | None = None,
-        patience: int = 3,
-        factor: float = 0.1,
-        min_lr: float = 1e-6,
-        warmup_iters: int = 0,
-        ema: ModelEMA | None = None,
-        with_tuned: bool = False,
-    ) -> None:
-        self._metric = metric
-        self._period = period
-        self._scheduler = scheduler
-        self._patience = patience
-        self._factor = factor
-        self._min_lr = min_lr
-        self._warmup_iters = warmup_iters
-        self._ema = ema
-        self._with_tuned = with_tuned
-        self._best = -math.inf
-        self._since_step = 0
-        self.since_best = 0
+    metric: str
+    period: int
+    scheduler: LRMultiplier | None = None
+    patience: int = 3
+    factor: float = 0.1
+    min_lr: float = 1e-6
+    warmup_iters: int = 0
+    ema: ModelEMA | None = None
+    with_tuned: bool = False
+    since_best: int = field(default=0, init=False)
+    _best: float = field(default=-math.inf, init=False)
+    _since_step: int = field(default=0, init=False)
 
     def after_step(self) -> None:
-        # The times of detectron2's EvalHook, as below.
+        # detectron2's EvalHook evaluates at the same iterations, here and below.
         next_iter = self.trainer.iter + 1
-        if next_iter % self._period == 0 and next_iter != self.trainer.max_iter:
+        if next_iter % self.period == 0 and next_iter != self.trainer.max_iter:
             self._look()
 
     def after_train(self) -> None:
@@ -98,51 +87,50 @@ class PlateauHook(HookBase):
         self.since_best = state_dict["since_best"]
 
     def _look(self) -> None:
-        """Take the newest value, on all ranks the same."""
+        """Take the newest value, the same on all ranks."""
         storage = self.trainer.storage
         latest = storage.latest() if comm.is_main_process() else {}
-        value, found = comm.all_gather((latest.get(self._metric, (None,))[0], sorted(latest)))[0]
+        value, found = comm.all_gather((latest.get(self.metric, (None,))[0], sorted(latest)))[0]
         if value is None:
             names = [name for name in found if "/" in name and not name.startswith("data/")]
             raise InputError(
                 f"SOLVER.AUTO_STEP.METRIC: expected a result of the evaluation, such as {', '.join(names[:4])}, "
-                f"found {self._metric!r}"
+                f"found {self.metric!r}"
             )
-        # detectron2's for a model that finds nothing.
+        # detectron2 reports NaN for a model that finds nothing.
         value = 0.0 if math.isnan(value) else value
         if value > self._best:
             self._best, self.since_best, self._since_step = value, 0, 0
             self._save_best()
             return
-        # In the warm-up nothing is decided: the rate has not been what it is to be.
-        if self.trainer.iter + 1 >= self._warmup_iters:
+        # Nothing is decided in the warm-up, since the rate has not reached its value yet.
+        if self.trainer.iter + 1 >= self.warmup_iters:
             self.since_best += 1
             self._since_step += 1
-        if self._scheduler is not None and self._since_step > self._patience:
+        if self.scheduler is not None and self._since_step > self.patience:
             self._since_step = 0
-            self._lower_rates()
+            self._lower_rates(self.scheduler)
 
     def _save_best(self) -> None:
         checkpointer = self.trainer.checkpointer
-        with averaged(self._ema):
+        with averaged(self.ema):
             if comm.is_main_process() and checkpointer.save_dir:
                 content = {"model": checkpointer.model.state_dict(), "iteration": self.trainer.iter}
                 write_checkpoint(os.path.join(checkpointer.save_dir, BEST_WEIGHTS), content)
-                if self._with_tuned:
+                if self.with_tuned:
                     save_tuned(checkpointer.model, os.path.join(checkpointer.save_dir, BEST_TUNED_WEIGHTS))
         logging.getLogger(__name__).info(
-            "iteration %d: %s %.3f is the best so far", self.trainer.iter, self._metric, self._best
+            "iteration %d: %s %.3f is the best so far", self.trainer.iter, self.metric, self._best
         )
 
-    def _lower_rates(self) -> None:
-        scheduler = self._scheduler
-        scheduler.base_lrs = [max(rate * self._factor, min(rate, self._min_lr)) for rate in scheduler.base_lrs]
-        # From the next update on; the scheduler itself would need one more.
-        for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_lr()):
+    def _lower_rates(self, scheduler: LRMultiplier) -> None:
+        scheduler.base_lrs = [max(rate * self.factor, min(rate, self.min_lr)) for rate in scheduler.base_lrs]
+        # The new rates count from the next update on; the scheduler itself would set them one update later.
+        for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_lr(), strict=True):
             group["lr"] = rate
         logging.getLogger(__name__).info(
             "iteration %d: %s has not grown in %d evaluations, learning rates now up to %.2e",
-            *(self.trainer.iter, self._metric, self._patience + 1, max(scheduler.base_lrs)),
+            *(self.trainer.iter, self.metric, self.patience + 1, max(scheduler.base_lrs)),
         )
 
 
@@ -150,9 +138,9 @@ class EarlyStopHook(HookBase):
     """End a training whose metric has not grown for a while; it has to be the last of all hooks.
 
     Args:
-        plateau: Knows for how long.
-        patience: So many evaluations in a row without gain end the training.
-        save_final: Writes the last checkpoint, as a training that comes to its end does.
+        plateau: Counts the evaluations without gain.
+        patience: Number of evaluations in a row without gain that end the training.
+        save_final: Writes the last checkpoint, as at the regular end of a training.
     """
 
     def __init__(self, plateau: PlateauHook, patience: int, save_final: Callable[[], None]) -> None:
@@ -161,7 +149,7 @@ class EarlyStopHook(HookBase):
         self._save_final = save_final
 
     def before_train(self) -> None:
-        # A run that ended so and is resumed has nothing left to do.
+        # A run that ended early and is resumed has nothing left to do.
         if self._plateau.since_best >= self._patience:
             raise TrainingEnded
 

@@ -1,4 +1,4 @@
-"""From an image and a prompt to named boxes."""
+"""Detect, segment, answer and describe in single images."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ from .command_line import build_config
 # A list of names, or a caption; None: the names of DATASETS.TEST[0].
 NamesOrCaption = Sequence[str] | str | None
 
-# Answers that are reported with the best one.
+# Number of answers that are returned.
 _BEST_ANSWERS = 5
 
-# A word of a written caption, without the marks around it, and what a noun phrase may begin with that names nothing.
+# A word of a written caption, without the marks around it.
 _WORD = re.compile(r"\d+(?:\.\d+)+|[^\W_]+(?:['’-][^\W_]+)*")
 
 
 class GLIPv2Predictor(DefaultPredictor):
-    """Detect in single images what a prompt names; it keeps nothing between two calls.
+    """Detect in single images what a prompt names; nothing is kept between two calls.
 
     Args:
         cfg: Config with ``MODEL.WEIGHTS``; it is not changed.
 
     Raises:
-        ValueError, OSError: The config does not fit together, or a file that it names cannot be read.
+        InputError, OSError: The config does not fit together, or a file that it names cannot be read.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        # The constructor of DefaultPredictor reads weights and resizes images by rules that are not GLIP's.
+        # The constructor of DefaultPredictor is left out: it reads weights and resizes images by other rules than GLIP.
         cfg = cfg.clone()
         if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
             raise InputError(f"INPUT.FORMAT: expected 'RGB' or 'BGR', found {cfg.INPUT.FORMAT!r}")
@@ -86,12 +86,12 @@ class GLIPv2Predictor(DefaultPredictor):
         """Make a predictor from a folder that ``save_pretrained`` wrote; its files are checked, nothing is executed.
 
         Args:
-            folder: Where it lies.
-            opts: Pairs of KEY VALUE that change its config. Without MODEL.DEVICE among them the model is put onto a
-                GPU where there is one, and otherwise onto the CPU.
+            folder: Path of the folder.
+            opts: Pairs of KEY VALUE that change its config. Without MODEL.DEVICE among them the model uses the GPU if
+                there is one, otherwise the CPU.
 
         Raises:
-            ValueError, OSError: A file is missing or damaged, or a key or a value is wrong.
+            InputError, OSError: A file is missing or damaged, or a key or a value is wrong.
         """
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(build_config(find_pretrained_config(folder), ["MODEL.DEVICE", device, *opts]))
@@ -112,15 +112,16 @@ class GLIPv2Predictor(DefaultPredictor):
             original_image: (H, W, 3) uint8 or float in 0..255, channels in BGR order.
             names_or_caption: A sequence of names, of any length; or a caption, whose noun phrases are grounded; None:
                 the names of ``DATASETS.TEST[0]``.
-            phrases: With a caption: what to ground in it instead of its noun phrases, each as a string that it holds
-                or as a half-open character range of it.
+            phrases: Only with a caption: parts of it to ground instead of its noun phrases, each as a string that the
+                caption holds or as a half-open character range.
 
         Returns:
-            ``instances``: ``pred_boxes`` XYXY in pixels of the image, ``scores`` in [0, 1], ``pred_classes``, rows of
-            ``phrases``, and of a model with a mask head ``pred_masks`` (K, H, W) bool. ``phrases``: P strings.
+            ``instances``, K detections: ``pred_boxes`` (K, 4) XYXY in pixels of the image, ``scores`` (K,) in [0, 1],
+            ``pred_classes`` (K,), rows of ``phrases``, and with a mask head ``pred_masks`` (K, H, W) bool; K may be 0.
+            ``phrases``: P strings.
 
         Raises:
-            TypeError, ValueError: Image or prompt is not as above.
+            TypeError, InputError: The image or the prompt is not as above.
         """
         return self._predict([original_image], [self._prompts(names_or_caption, phrases)])[0]
 
@@ -143,19 +144,19 @@ class GLIPv2Predictor(DefaultPredictor):
         """Segment what a phrase refers to.
 
         Args:
-            original_image: As above.
-            phrase: "the dog on the left"; all of it names what is looked for.
+            original_image: See ``__call__``.
+            phrase: Names one thing as a whole, such as "the dog on the left".
 
         Returns:
             ``mask``: (H, W) bool numpy array, the union of the masks of all detections with a score of at least
-            ``MODEL.GLIPV2.TEST.REFERRING_THRESH``; where none has it, the mask of the best; empty where nothing is
-            found. ``instances`` and ``phrases`` as above.
+            ``MODEL.GLIPV2.TEST.REFERRING_THRESH``; if no score is, the mask of the best detection; all False without
+            detections. ``instances`` and ``phrases``: see ``__call__``.
 
         Raises:
-            TypeError, ValueError: The model has no mask head, or image or phrase is not as above.
+            TypeError, InputError: The model has no mask head, or the image or the phrase is not as above.
         """
         if self.model.mask_head is None:
-            raise InputError("refer: the model has no mask head, expected a config with MODEL.MASK_ON True")
+            raise InputError("refer: expected a model with a mask head (MODEL.MASK_ON True), found none")
         if not isinstance(phrase, str) or not phrase.strip():
             raise InputError(f"phrase: expected a string that is not blank, found {phrase!r:.100}")
         prompt = self._tokenize_caption(phrase, [(0, len(phrase))])
@@ -166,19 +167,23 @@ class GLIPv2Predictor(DefaultPredictor):
         """Answer a question about an image.
 
         Args:
-            original_image: As above.
-            question: "how many dogs are there?" One past the token limit is cut off, with a warning.
+            original_image: See ``__call__``.
+            question: A question such as "how many dogs are there?"; the part past the token limit is cut off, with a
+                warning.
 
         Returns:
-            ``answer`` and its ``score`` in [0, 1], which is its own probability; ``answers``, the best five of the list
-            with their scores; ``instances`` and ``phrases`` as above: with ``MODEL.GLIPV2.VQA.GROUNDED`` the things
-            that the question names and, under "[answer]", the thing that is the answer; otherwise empty.
+            ``answer`` and its ``score`` in [0, 1], the probability of this answer alone; ``answers``, the best five
+            answers of the list with their scores; ``instances`` and ``phrases``, see ``__call__``: with
+            ``MODEL.GLIPV2.VQA.GROUNDED`` the things that the question names and, under "[answer]", the thing that is
+            the answer; otherwise empty.
 
         Raises:
-            TypeError, ValueError: The model answers no questions, or image or question is not as above.
+            TypeError, InputError: The model has no answer head, or the image or the question is not as above.
         """
         if self._answers is None:
-            raise InputError("answer: the model answers no questions, expected MODEL.GLIPV2.VQA.ENABLED True")
+            raise InputError(
+                "answer: expected a model that answers questions (MODEL.GLIPV2.VQA.ENABLED True), found another"
+            )
         if not isinstance(question, str) or not question.strip():
             raise InputError(f"question: expected a string that is not blank, found {question!r:.100}")
         asked = question_to_answer(question, self.tokenizer, grounded=self._grounds_questions)
@@ -191,28 +196,30 @@ class GLIPv2Predictor(DefaultPredictor):
             )
         output = self._predict([original_image], [[asked.prompt]], task="vqa")[0]
         scores, rows = output.pop("answer_scores").topk(min(_BEST_ANSWERS, len(self._answers)))
-        best = [(self._answers.answers[row], score) for row, score in zip(rows.tolist(), scores.tolist())]
+        best = [(self._answers.answers[row], score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)]
         return {"answer": best[0][0], "score": best[0][1], "answers": best, **output}
 
     def caption(self, original_image: np.ndarray) -> dict[str, Any]:
         """Describe an image.
 
         Args:
-            original_image: As above.
+            original_image: See ``__call__``.
 
         Returns:
-            ``caption`` and its ``score``, the mean log probability of its words. If
-            ``MODEL.GLIPV2.CAPTIONING.GROUNDED``, also ``phrases``, its noun phrases, with ``phrase_spans``, their
-            half-open character ranges, and ``instances``, the best box of each of them, rated without a determiner
-            at its beginning; and ``words``, a dict for each word of the caption, in its order: ``word``, ``span``, its
-            half-open character range, ``box``, its best, XYXY in pixels of the image, and ``score`` in [0, 1]; where
-            no box has a score above 0, the box is None. Otherwise all four are empty.
+            ``caption`` and its ``score``, the mean log probability of its words. With
+            ``MODEL.GLIPV2.CAPTIONING.GROUNDED`` also ``phrases``, its noun phrases; ``phrase_spans``, their half-open
+            character ranges; ``instances``, the best box of each phrase, rated without a determiner at its beginning;
+            and ``words``, a dict for each word in the order of the caption: ``word``; ``span``, its half-open character
+            range; ``box``, its best box, XYXY in pixels of the image, None if no box has a score above 0; and ``score``
+            in [0, 1]. Without that key all four are empty.
 
         Raises:
-            TypeError, ValueError: The model writes no captions, or the image is not as above.
+            TypeError, InputError: The model has no captioning head, or the image is not as above.
         """
         if self.model.captioning_head is None:
-            raise InputError("caption: the model writes no captions, expected MODEL.GLIPV2.CAPTIONING.ENABLED True")
+            raise InputError(
+                "caption: expected a model that writes captions (MODEL.GLIPV2.CAPTIONING.ENABLED True), found another"
+            )
         with torch.no_grad():
             output = self.model([{**self._model_input(original_image), "task": "captioning"}])[0]
         decoded = self.tokenizer.decode(output["caption_ids"].tolist())
@@ -223,11 +230,12 @@ class GLIPv2Predictor(DefaultPredictor):
         self, images: Sequence[np.ndarray], prompts: Sequence[list[TokenizedPrompt]], task: str = "detection"
     ) -> list[dict[str, Any]]:
         inputs = [
-            {**self._model_input(image), "prompts": chunks, "task": task} for image, chunks in zip(images, prompts)
+            {**self._model_input(image), "prompts": chunks, "task": task}
+            for image, chunks in zip(images, prompts, strict=True)
         ]
         with torch.no_grad():
             outputs = self.model(inputs)
-        return [{**output, "phrases": _phrases_by_id(chunks)} for output, chunks in zip(outputs, prompts)]
+        return [{**output, "phrases": _phrases_by_id(chunks)} for output, chunks in zip(outputs, prompts, strict=True)]
 
     def _model_input(self, image: np.ndarray) -> dict[str, Any]:
         check_image(image)
@@ -252,13 +260,13 @@ class GLIPv2Predictor(DefaultPredictor):
         if phrases is not None and not phrases:
             raise InputError("phrases: expected at least one, found none")
         if phrases is None:
-            # A caption without any noun phrase is one phrase itself.
+            # A caption without noun phrases is grounded as one phrase.
             found = noun_phrases(caption) or [(caption, [(0, len(caption))])]
         else:
             found = [find_phrase(caption, phrase) for phrase in phrases]
-        names, spans = zip(*found)
+        names, spans = zip(*found, strict=True)
         prompt = self.tokenizer(prompt_from_caption(caption, spans, names))
-        lost = [name for name, marked in zip(names, prompt.phrase_token_map.any(dim=1)) if not marked]
+        lost = [name for name, marked in zip(names, prompt.phrase_token_map.any(dim=1), strict=True) if not marked]
         if lost:
             logging.getLogger(__name__).warning(
                 "caption: %s cannot be found, the text passes the limit of %d tokens", lost, self.tokenizer.max_tokens
@@ -270,7 +278,7 @@ def check_image(image: np.ndarray) -> None:
     """Check that an image is (H, W, 3), not empty, of numbers in 0..255.
 
     Raises:
-        TypeError, ValueError: It is not; the message says what was found.
+        TypeError, InputError: It is not; the message says what was found.
     """
     if not isinstance(image, np.ndarray):
         raise TypeError(f"image: expected a numpy array (H, W, 3), found {type(image).__name__}")
@@ -287,11 +295,10 @@ def _phrases_by_id(prompts: Sequence[TokenizedPrompt]) -> list[str]:
 
 
 def _ground_caption(decoded: DecodedText, output: dict[str, Any], image_size: tuple[int, int]) -> dict[str, Any]:
-    """Return the noun phrases and the words of a written caption with the best box of each, as ``caption`` has them;
-    nothing for a caption without boxes."""
+    """Return the entries of ``caption`` for the noun phrases and words of a text; empty if there are no boxes."""
     is_grounded = "token_boxes" in output
     found = noun_phrases(decoded.text) if is_grounded else []
-    # What an article says of the image is not learned: where the things of training are named, it stands outside.
+    # Boxes of articles are not learned: training grounds names without an article.
     named = [[without_determiner(decoded.text, span) for span in spans] for _, spans in found]
     ranked = [_ranked_boxes(decoded, output, spans) for spans in named]
     boxed = [row for row, (_, scores) in enumerate(ranked) if len(scores)]
@@ -315,6 +322,6 @@ def _ground_caption(decoded: DecodedText, output: dict[str, Any], image_size: tu
 def _ranked_boxes(
     decoded: DecodedText, output: dict[str, Any], spans: Sequence[CharSpan]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the boxes (K, 4) of what stands at some places of a caption, and their scores (K,), the best first."""
+    """Return the boxes (K, 4) of some ranges of a caption and their scores (K,), the best first."""
     rows = sorted({row for span in spans for row in tokens_of_span(decoded.token_spans, span)})
     return phrase_boxes(output["token_boxes"][rows].float().cpu(), output["token_scores"][rows].float().cpu())

@@ -1,4 +1,4 @@
-"""The folder that pseudo boxes are written to: its settings, which shards are finished, and the report over all."""
+"""The folder that pseudo boxes are written to: its settings, its finished shards, and the report over all of them."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from ..errors import InputError
 from ..tensor_files import write_text
 from .shard_writer import SHARD_SUFFIXES
 
-# Names that the report gives per reason; the counts of a shard name all.
+# Number of names per reason in the report; the counts of a shard hold all names.
 _NUM_EXAMPLES = 10
 _POLL_SECONDS = 2.0
-# The first process writes the settings before it does anything else.
+# Long enough: the first process writes the settings before it does anything else.
 _SETTINGS_TIMEOUT = 600.0
 
 
 @dataclass
 class PseudoBoxCounts:
-    """What became of the samples of one shard, or of several.
+    """Counts over the samples of one shard, or of several.
 
     Attributes:
-        samples: Captions or questions read, those that were skipped included.
-        images: Images that the teacher has looked at.
-        images_without_box: Those of them for which no box passed the threshold; they are not written.
+        samples: Captions or questions that were read, including those that were skipped.
+        images: Images that the teacher has seen.
+        images_without_box: Images for which no box passed the threshold; they are not written.
         phrases_found: Noun phrases of the texts of these images.
-        phrases_kept: Those with a box.
-        phrases_past_token_limit: Those that the teacher could not read since the text is too long.
-        phrases_without_tokens: Those that the tokenizer reads as nothing.
-        boxes: Written.
-        answer_boxes: Those of them that belong to the answer of a question.
-        seconds: Spent, summed over the processes.
+        phrases_kept: Phrases with a box.
+        phrases_past_token_limit: Phrases that the teacher could not read since the text is too long.
+        phrases_without_tokens: Phrases for which the tokenizer has no token.
+        boxes: Boxes that were written.
+        answer_boxes: Boxes that belong to the answer of a question.
+        seconds: Time spent, summed over the processes.
         skipped: For each reason the names of the entries that were left out.
     """
 
@@ -59,14 +59,14 @@ class PseudoBoxCounts:
 class PseudoBoxFolder:
     """A folder of shards ``pseudo-000000.jsonl`` (or .tar), with the counts of each beside them in ``counts/``.
 
-    A shard is finished when its counts are there, which are written after it. Processes share nothing but this folder:
-    shard k belongs to process ``k % world_size``, and every file has one writer and appears as a whole.
+    A shard is finished when its counts exist, which are written after it. Processes share only this folder: shard k
+    belongs to process ``k % world_size``, and every file has one writer and appears as a whole.
 
     Args:
-        folder: Is made.
+        folder: Path of the folder; it is created.
         output_format: "jsonl" or "shards".
-        num_shards: Of the whole output.
-        rank, world_size: Which process of how many this is.
+        num_shards: Number of shards of the whole output.
+        rank, world_size: Index of this process, and number of processes.
     """
 
     def __init__(
@@ -79,13 +79,13 @@ class PseudoBoxFolder:
         (self.folder / "counts").mkdir(parents=True, exist_ok=True)
 
     def check_settings(self, settings: Mapping[str, Any], timeout: float = _SETTINGS_TIMEOUT) -> None:
-        """Begin the folder with these settings, or make sure that it was begun with the same.
+        """Begin the folder with these settings, or make sure that it was begun with the same ones.
 
         The first process writes ``settings.json``; the others wait for it.
 
         Raises:
-            InputError: The folder was begun with other settings.
-            TimeoutError: The first process has written none within so many seconds.
+            InputError: The folder was begun with other settings, or the first process has written none within
+                ``timeout`` seconds.
         """
         path = self.folder / "settings.json"
         if self.rank == 0 and not path.exists():
@@ -93,22 +93,24 @@ class PseudoBoxFolder:
         deadline = time.monotonic() + timeout
         while not path.exists():
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{path}: the process of rank 0 has not written it in {timeout:.0f} seconds")
+                raise InputError(
+                    f"{path}: expected the settings from the process of rank 0 within {timeout:.0f} seconds, found none"
+                )
             time.sleep(min(_POLL_SECONDS, timeout))
         begun = _read_json(path)
         for key in {**settings, **begun}:
             if settings.get(key) != begun.get(key):
                 raise InputError(
-                    f"{path}: this folder was begun with {key} {begun.get(key)!r}, found {settings.get(key)!r}; "
-                    f"expected the same settings, or another --output"
+                    f"{path}: expected {key} {begun.get(key)!r}, with which this folder was begun, found "
+                    f"{settings.get(key)!r}; repeat the settings, or name another --output"
                 )
 
     def shard(self, number: int) -> Path:
-        """Path of a shard."""
+        """Return the path of a shard."""
         return self.folder / f"pseudo-{number:06d}{self.suffix}"
 
     def counts(self, number: int) -> Path:
-        """Path of the counts of a shard."""
+        """Return the path of the counts of a shard."""
         return self.folder / "counts" / f"{number:06d}.json"
 
     def unfinished(self) -> list[int]:
@@ -151,7 +153,10 @@ class PseudoBoxFolder:
         content = _read_json(self.counts(number))
         names = [field.name for field in fields(PseudoBoxCounts)]
         if sorted(content) != sorted(names):
-            raise InputError(f"{self.counts(number)}: expected the counts of a shard; delete it to make that anew")
+            raise InputError(
+                f"{self.counts(number)}: expected the counts of a shard, found {', '.join(sorted(content))}; delete "
+                f"the file to make the shard anew"
+            )
         return PseudoBoxCounts(**content)
 
 
@@ -159,8 +164,8 @@ def summarize(counts: Iterable[PseudoBoxCounts]) -> dict[str, Any]:
     """Sum up counts.
 
     Returns:
-        The sums; ``shards``, how many there were; ``boxes_per_image``, the mean over all images that the teacher has
-        looked at (0 for none); and ``skipped``, for each reason a ``count`` and the ``first`` few names.
+        The sums; ``shards``, their number; ``boxes_per_image``, the mean over all images that the teacher has seen (0
+        without images); and ``skipped``, for each reason a ``count`` and the ``first`` few names.
     """
     numbers = [item.name for item in fields(PseudoBoxCounts) if item.name != "skipped"]
     total = dict.fromkeys(numbers, 0)
@@ -200,7 +205,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())}; expected a JSON file of this program") from error
+        found = " ".join(str(error).split())
+        raise InputError(f"{path}: expected a JSON file of this program, found damaged text: {found}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content

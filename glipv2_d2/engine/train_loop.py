@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import random
 import time
 from collections.abc import Iterable
@@ -26,15 +27,15 @@ MIN_LOSS_SCALE = 1.0
 
 
 class NonfiniteLossError(InputError, FloatingPointError):
-    """A training whose loss is no longer finite: its learning rate, its precision or its data are to be changed."""
+    """The loss of a training is no longer finite; another learning rate, precision or other data may help."""
 
 
 class GroundingTrainLoop(SimpleTrainer):
     """Update the weights once from the gradients of several batches.
 
-    A step whose loss or gradients are not finite changes nothing: its images are logged and it counts as an iteration.
-    All ranks take that decision together. Randomness inside the model is a function of seed, iteration and rank, so
-    a resumed run repeats the run that was not interrupted.
+    A step whose loss or gradients are not finite changes no weights: its images are logged and it counts as an
+    iteration. All ranks take that decision together. Randomness inside the model is a function of seed, iteration and
+    rank, so that a resumed run equals an uninterrupted one.
 
     Args:
         model: The model, wrapped in DistributedDataParallel if there are several ranks.
@@ -43,7 +44,7 @@ class GroundingTrainLoop(SimpleTrainer):
         clip_gradients: Clips the gradients of all parameters and returns their norm, see ``build_gradient_clipper``.
         accumulation_steps: Batches per update; their losses are averaged.
         precision: Type of the autocast: None for none, ``torch.bfloat16``, or ``torch.float16`` with loss scaling.
-        max_nonfinite_steps: So many skipped steps in a row end the training.
+        max_nonfinite_steps: Number of skipped steps in a row that ends the training.
         seed: Base of the randomness in the model; negative: the generators are left alone.
     """
 
@@ -87,7 +88,7 @@ class GroundingTrainLoop(SimpleTrainer):
             batch = next(self._data_loader_iter)
             data_time += time.perf_counter() - start
             batch_losses = self._backward(batch, micro_step)
-            if not torch.isfinite(sum(batch_losses.values())):
+            if not math.isfinite(sum(batch_losses.values())):
                 suspects += [str(inputs.get("image_id", inputs.get("file_name"))) for inputs in batch]
             for name, loss in batch_losses.items():
                 losses[name] = losses.get(name, 0.0) + loss / self.accumulation_steps
@@ -99,12 +100,12 @@ class GroundingTrainLoop(SimpleTrainer):
 
     def _backward(self, batch: list[dict[str, Any]], micro_step: int) -> dict[str, Tensor]:
         """Add the gradients of one batch; return its losses, detached."""
-        # The data loader may draw random numbers when it starts, so the seed comes after the batch.
+        # The data loader may draw random numbers when it starts, so the generators are seeded after the batch came.
         if self.seed >= 0:
             seed_generators(self.seed, self.iter, micro_step, comm.get_rank())
         is_last = micro_step == self.accumulation_steps - 1
         wrapped = isinstance(self.model, DistributedDataParallel)
-        # Gradients travel between the ranks once per update.
+        # The ranks exchange gradients once per update.
         with self.model.no_sync() if wrapped and not is_last else contextlib.nullcontext():
             with torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None):
                 losses = self.model(batch)
@@ -113,9 +114,9 @@ class GroundingTrainLoop(SimpleTrainer):
         return {name: loss.detach() for name, loss in losses.items()}
 
     def _update(self) -> bool:
-        """Clip and update; False, with the weights as they were, if the gradients are not finite.
+        """Clip and update; return False, with unchanged weights, if the gradients are not finite.
 
-        Gradients that overflow because of the loss scale are no failure: the scale shrinks, the next step counts.
+        Gradients that overflow because of the loss scale are not a failure: the scale shrinks, the next step counts.
         """
         self.grad_scaler.unscale_(self.optimizer)
         # Equal on all ranks, since the gradients are.
@@ -149,7 +150,7 @@ class GroundingTrainLoop(SimpleTrainer):
     def _write_metrics(self, loss_dict: dict[str, Tensor], data_time: float, prefix: str = "") -> None:
         super()._write_metrics(loss_dict, data_time, prefix)
         if len(loss_dict) == 1 and comm.is_main_process():
-            # detectron2 leaves out a loss that is the only one; the runs here have different ones from step to step.
+            # detectron2 does not write a loss that is the only one; here the losses can differ from step to step.
             (name,) = loss_dict
             storage = get_event_storage()
             storage.put_scalar(name, storage.history(f"{prefix}total_loss").latest())
@@ -163,7 +164,7 @@ class GroundingTrainLoop(SimpleTrainer):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Read what ``state_dict`` returned; a run that goes on in another precision starts a new loss scale."""
+        """Read what ``state_dict`` returned; a run resumed in another precision starts a new loss scale."""
         super().load_state_dict(state_dict)
         if self.grad_scaler.is_enabled() and state_dict["grad_scaler"]:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

@@ -35,9 +35,9 @@ _AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 class GLIPv2Trainer(DefaultTrainer):
     """Train and evaluate a model from a config; see ``DefaultTrainer`` for its methods and attributes.
 
-    It differs in these points: the data loader is built when training starts, since its stream of samples begins where
-    the checkpoint ended; one iteration is one update from ``SOLVER.ACCUMULATION_STEPS`` batches; with
-    ``SOLVER.EMA_DECAY`` evaluation and the "model" of checkpoints are the moving average of the weights.
+    It differs in three points. The data loader is built when training starts, since its stream of samples begins where
+    the checkpoint ended. One iteration is one update from ``SOLVER.ACCUMULATION_STEPS`` batches. With
+    ``SOLVER.EMA_DECAY``, evaluations use the moving average of the weights, and it is the "model" of checkpoints.
 
     Raises:
         InputError: A solver key has a value that is not allowed.
@@ -108,11 +108,11 @@ class GLIPv2Trainer(DefaultTrainer):
         savers = [saver] if comm.is_main_process() else []
         evaluators = [hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate)]
         plateau = build_plateau_hook(self.cfg, self.scheduler, self._ema)
-        # What the metric decides belongs to the checkpoint of the same iteration.
+        # Decisions by the metric belong to the checkpoint of the same iteration.
         built += [*savers, *evaluators] if plateau is None else [*evaluators, plateau, *savers]
         if comm.is_main_process():
             built.append(hooks.PeriodicWriter(self.build_writers(), period=20))
-        if solver.EARLY_STOP_PATIENCE:
+        if plateau is not None and solver.EARLY_STOP_PATIENCE:
             save_final = saver.save_final if savers else lambda: None
             built.append(EarlyStopHook(plateau, solver.EARLY_STOP_PATIENCE, save_final))
         return built
@@ -171,7 +171,7 @@ def _warn_of_tuning(cfg: CfgNode) -> None:
 
 
 def _has_idle_parts(cfg: CfgNode) -> bool:
-    """Say whether layers may be without gradients: a loss is switched off, or batches differ in what they ask for."""
+    """Tell whether layers may be without gradients: a loss is switched off, or batches are of different tasks."""
     if cfg.MODEL.GLIPV2.VQA.ENABLED or cfg.MODEL.GLIPV2.CAPTIONING.ENABLED:
         return True
     grounding, box = cfg.MODEL.GLIPV2.GROUNDING, cfg.MODEL.GLIPV2.BOX
