@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dataset_folder import write_atomically
+from whole_files import write_atomically
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

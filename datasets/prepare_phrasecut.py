@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataset_folder import write_atomically
+from whole_files import write_atomically
 
 SPLITS = ("train", "miniv", "val", "test")
 SIZES = "image_data_split.json"

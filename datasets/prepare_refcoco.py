@@ -7,20 +7,56 @@ that holds more than lists, dicts, strings and numbers is refused.
 """
 
 import argparse
+import copyreg
 import os
+import pickle
 import reprlib
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from dataset_folder import write_json
-from plain_pickle import read_plain_pickle
+from whole_files import write_json
 
 # What is kept of an object and of each of its sentences. "raw" is the sentence before it was cleaned.
 _REF_FIELDS = {"ref_id": int, "ann_id": int, "image_id": int, "category_id": int, "split": str}
 _SENTENCE_FIELDS = {"sent_id": int, "sent": str, "raw": str}
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Reads lists, dicts, strings, numbers and other plain values; whatever would import or call is an error."""
+
+    def find_class(self, module: str, name: str) -> NoReturn:
+        """Refuse to import."""
+        raise pickle.UnpicklingError(f"{module}.{name}, which is not a plain value")
+
+    def persistent_load(self, pid: Any) -> NoReturn:
+        """Refuse to look up."""
+        raise pickle.UnpicklingError(f"the name {pid!r:.60} of a value that lies elsewhere")
+
+
+def read_plain_pickle(path: Path) -> Any:
+    """Return what a pickle file holds, and run nothing of it.
+
+    Strings of Python 2 are read as UTF-8; bytes that are not become replacement characters.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not a pickle, is cut off, or holds more than plain values.
+    """
+    # A class that has a number, and was loaded by it before, is taken without a question.
+    copyreg.clear_extension_cache()
+    with path.open("rb") as file:
+        try:
+            return PlainUnpickler(file, encoding="utf-8", errors="replace").load()
+        except OSError:
+            raise
+        except Exception as error:  # A damaged pickle can end in any of them.
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(
+                f"{path}: expected a pickle of plain values, found {reason}; download the file again"
+            ) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from dataset_folder import DatasetParameters
-from dataset_options import add_dataset_options, parameters_from
-from scene_composer import MIN_CROP, Background, Category, CutOut, SceneRules, make_cut_out
-from scene_dataset import SceneSource, found_finished, write_dataset
-from scene_text import article_of, plural_of
+from scenes.composer import MIN_CROP, Background, Category, CutOut, SceneRules, make_cut_out
+from scenes.dataset import SceneSource, found_finished, write_dataset
+from scenes.folder import DatasetParameters
+from scenes.options import add_dataset_options, parameters_from
+from scenes.text import article_of, plural_of
 
 NUM_NAMES = 48
 NUM_NOVEL = 16

@@ -22,14 +22,15 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from dataset_folder import SPLIT_SEEDS, DatasetParameters, plain, sole_writer, write_atomically, write_json
-from debian_packages import PackageError
 from prepare_shapeworld import SOURCE_VERSION, draw_backgrounds, draw_shapes
 from prepare_stampworld import load_source
-from scene_composer import Scene, SceneRules, compose_scene
-from scene_dataset import JPEG_QUALITY, SceneSource, Split, plan_splits
-from stampworld_curation import CURATION
+from scenes.composer import Scene, SceneRules, compose_scene
+from scenes.curation import CURATION
+from scenes.dataset import JPEG_QUALITY, SceneSource, Split, plan_splits
+from scenes.debian_packages import PackageError
+from scenes.folder import SPLIT_SEEDS, DatasetParameters, plain, sole_writer
 from tqdm import tqdm
+from whole_files import write_atomically, write_json
 
 FOLDERS = {"train": "train", "val": "valid", "test": "test"}
 ANNOTATIONS = "annotations_without_background.json"

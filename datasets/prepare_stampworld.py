@@ -17,12 +17,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataset_options import add_dataset_options, parameters_from
-from debian_packages import PackageError, fetch_packages, package_version
-from scene_composer import Background, CutOut
-from scene_dataset import Photograph, SceneSource, found_finished, write_dataset
-from stamp_collection import load_attributions, load_backgrounds, load_photographs, load_stamps
-from stampworld_curation import CURATED_VERSIONS, CURATION, PHOTOS_PACKAGE, STAMPS_PACKAGE, Curation
+from scenes.composer import Background, CutOut
+from scenes.curation import CURATED_VERSIONS, CURATION, PHOTOS_PACKAGE, STAMPS_PACKAGE, Curation
+from scenes.dataset import Photograph, SceneSource, found_finished, write_dataset
+from scenes.debian_packages import PackageError, fetch_packages, package_version
+from scenes.options import add_dataset_options, parameters_from
+from scenes.stamps import load_attributions, load_backgrounds, load_photographs, load_stamps
 
 # Larger than any picture that the demo's model sees.
 REAL_MAX_SIDE = 800

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dataset_folder import write_json
+from whole_files import write_json
 
 from glipv2_d2.prompts.answers import normal_form
 

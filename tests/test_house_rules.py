@@ -24,7 +24,7 @@ MAX_FILE_LINES = 450
 LONG_FILE_REASON = "Longer than 450 lines:"
 MAX_FUNCTION_LINES = 70
 # Joined here so that this file does not contain them.
-UNFINISHED = re.compile(r"\b(%s)\b" % "|".join(["TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK"]))
+UNFINISHED = re.compile("|".join([r"\bTO" + r"DO\b", r"\bFIX" + r"ME\b", r"\bXX" + r"X\b", r"\bHA" + r"CK\b"]))
 UNFINISHED_WORDS = re.compile(r"NotImplemented(Error)?\b|\b(placeholder|stub|stubbed|simplified)s?\b", re.IGNORECASE)
 OTHER_WORDS = re.compile(r"label[ _]?map|lang(uage)?[ _]dict|positive[ _]map[ _]dict", re.IGNORECASE)
 
@@ -109,15 +109,43 @@ def long_functions(tree: ast.AST) -> list[int]:
     return [node.lineno for node in functions if node.end_lineno - node.lineno + 1 > MAX_FUNCTION_LINES]
 
 
+PICKLE_READERS = {"load", "loads", "Unpickler", "_load", "_loads", "_Unpickler"}
+
+
+def only_raises(node: ast.stmt) -> bool:
+    """True for a method that consists of ``raise Error(...)``, which calls nothing else."""
+    if not isinstance(node, ast.FunctionDef) or node.decorator_list:
+        return False
+    (first, *others) = node.body[1:] if ast.get_docstring(node) is not None else node.body
+    return isinstance(first, ast.Raise) and not others and len(list(calls(first))) == 1
+
+
+def refuses_all_but_plain_values(node: ast.AST) -> bool:
+    """True for a reader of pickles that consists of a refusal to import and a refusal to look up."""
+    if not isinstance(node, ast.ClassDef) or len(node.bases) != 1 or node.keywords or node.decorator_list:
+        return False
+    methods = node.body[1:] if ast.get_docstring(node) is not None else node.body
+    names = sorted(getattr(method, "name", "") for method in methods)
+    return names == ["find_class", "persistent_load"] and all(map(only_raises, methods))
+
+
 def executed_files(tree: ast.AST) -> list[int]:
     """Loading that can run what a file says."""
     found = []
+    refusing = {node.bases[0] for node in ast.walk(tree) if refuses_all_but_plain_values(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module in ("pickle", "_pickle", "cPickle"):
+            names = PICKLE_READERS.intersection(alias.name for alias in node.names)
+        else:
+            module, _, name = dotted_name(node).rpartition(".")
+            names = PICKLE_READERS & {name} if module.endswith("ickle") and node not in refusing else set()
+        if names:
+            found.append(node.lineno)
     for name, call in calls(tree):
-        always = name in ("eval", "exec", "pickle.load", "pickle.loads", "pickle.Unpickler", "yaml.load")
         torch_load = name == "torch.load" and not is_keyword(call, "weights_only", True)
         numpy_load = name in ("np.load", "numpy.load") and any(key.arg == "allow_pickle" for key in call.keywords)
         numpy_load = numpy_load and not is_keyword(call, "allow_pickle", False)
-        if always or torch_load or numpy_load:
+        if name in ("eval", "exec", "yaml.load") or torch_load or numpy_load:
             found.append(call.lineno)
     return found
 
@@ -164,6 +192,14 @@ def test_rule_finds_a_breach(rule: Callable[[ast.AST], list[int]]):
     assert len(rule(ast.parse(BAD_EXAMPLES[rule]))) == 1
 
 
+REFUSE_CLASS = "\n    def find_class(self, module, name):\n        'Refuse.'\n        raise Error(module)"
+REFUSE_NAME = "\n    def persistent_load(self, pid):\n        raise Error(pid)"
+LOOK_FIRST = REFUSE_CLASS.replace("Error(module)", "Error(super().find_class(module, name))")
+ALLOW_SOME = REFUSE_CLASS.replace(
+    "raise", "if module != 'os':\n            return super().find_class(module, name)\n        raise"
+)
+
+
 @pytest.mark.parametrize(
     ("source", "is_breach"),
     [
@@ -174,6 +210,17 @@ def test_rule_finds_a_breach(rule: Callable[[ast.AST], list[int]]):
         ("np.load(file, allow_pickle=True)", True),
         ("np.load(file, allow_pickle=flag)", True),
         ("pickle.load(file)", True),
+        ("read = pickle.loads", True),
+        ("from pickle import Unpickler", True),
+        ("from pickle import UnpicklingError, dumps", False),
+        ("pickle.Unpickler(file).load()", True),
+        ("class Reader(pickle.Unpickler):\n    pass", True),
+        (f"class Reader(pickle.Unpickler):{REFUSE_CLASS}", True),
+        (f"class Reader(pickle.Unpickler):{REFUSE_CLASS}{REFUSE_NAME}", False),
+        (f"class Reader(pickle.Unpickler):{REFUSE_CLASS}{REFUSE_NAME}\n    load = other", True),
+        (f"class Reader(pickle.Unpickler):{LOOK_FIRST}{REFUSE_NAME}", True),
+        (f"class Reader(pickle.Unpickler, Other):{REFUSE_CLASS}{REFUSE_NAME}", True),
+        (f"class Reader(pickle.Unpickler):{ALLOW_SOME}{REFUSE_NAME}", True),
         ("eval(text)", True),
         ("model.eval()", False),
         ("yaml.safe_load(file)", False),

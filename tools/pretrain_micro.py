@@ -64,7 +64,7 @@ class Runs:
         options = [str(word) for pair in sizes.items() for word in pair]
         if prepare("stampworld", ["--output", str(self.data), *options], self.environment) != "stampworld":
             sys.exit("pretrain_micro: StampWorld could not be made, and the comparison is about it")
-        self.call(["datasets/split_halves.py", str(self.data)])
+        self.call(["datasets/prepare_halves.py", str(self.data)])
 
     def call(self, command: list[str]) -> None:
         """Run a program of this repository; end if it fails."""

@@ -1,35 +1,11 @@
-"""Makes the modules beside the scripts in datasets/ importable by their plain names, as they are for the scripts."""
+"""What the tests of the programs in datasets/ share: a resource file of Qt, and cut-outs."""
 
-import importlib.util
 import struct
-import sys
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-DATASETS = Path(__file__).parents[2] / "datasets"
-
-# Each one after those that it imports.
-MODULES = (
-    *("debian_packages", "qt_resources", "scene_composer", "scene_text", "dataset_folder", "scene_dataset"),
-    *("dataset_options", "stampworld_curation", "stamp_collection", "prepare_stampworld", "prepare_shapeworld"),
-    *("prepare_small_sets", "split_halves", "plain_pickle", "prepare_refcoco", "prepare_phrasecut", "prepare_vqa"),
-    "prepare_captions",
-)
-
-
-def load_modules() -> None:
-    for name in MODULES:
-        spec = importlib.util.spec_from_file_location(name, DATASETS / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-
-
-load_modules()
 
 
 def rcc_bytes(files: dict[str, bytes], version: int = 2, packed: frozenset[str] = frozenset()) -> bytes:
@@ -75,8 +51,8 @@ def make_rcc() -> Callable[..., bytes]:
 @pytest.fixture
 def make_cut_out() -> Callable:
     """A rectangle of one colour, at full size: ``make_cut_out("crow", (20, 10))``."""
-    from scene_composer import Category, CutOut
-    from scene_text import article_of, colour_of, plural_of
+    from scenes.composer import Category, CutOut
+    from scenes.text import article_of, colour_of, plural_of
 
     def make(name: str, sides=(20, 20), colour=(90, 90, 90), alpha=255, longest_side=None, group="animal"):
         width, height = sides

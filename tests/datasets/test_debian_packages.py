@@ -5,7 +5,7 @@ from pathlib import Path
 
 import prepare_stampworld
 import pytest
-from debian_packages import PackageError, fetch_packages, package_version
+from scenes.debian_packages import PackageError, fetch_packages, package_version
 
 APT = """#!/bin/sh
 echo "apt-get $*" >> "$LOG"

@@ -3,7 +3,7 @@ import struct
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from qt_resources import QtResourceFile
+from scenes.qt_resources import QtResourceFile
 
 FILES = {"act/README": b"Copyright: me", "act/resource/a.webp": b"\x00\x01" * 40, "act/resource/sub/b.webp": b""}
 

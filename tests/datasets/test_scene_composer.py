@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from scene_composer import Background, Category, CutOut, SceneRules, compose_scene
-from scene_composer import make_cut_out as trim_cut_out
+from scenes.composer import Background, Category, CutOut, SceneRules, compose_scene
+from scenes.composer import make_cut_out as trim_cut_out
 
 ANIMAL = Category("crow", "animal", "animals", "a", "crows", frozenset({"crow"}))
 

@@ -9,13 +9,14 @@ import cv2
 import numpy as np
 import prepare_shapeworld
 import pytest
-import scene_dataset
-from dataset_folder import DatasetParameters, sole_writer, write_atomically
 from prepare_shapeworld import COLOURS, SHAPES, TEXTURES, draw_backgrounds, draw_shapes
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
-from scene_composer import Background, SceneRules
-from scene_dataset import SceneSource, plan_splits
+from scenes import dataset as scene_dataset
+from scenes.composer import Background, SceneRules
+from scenes.dataset import SceneSource, plan_splits
+from scenes.folder import DatasetParameters, sole_writer
+from whole_files import write_atomically
 
 TINY = {"num_train": 7, "num_val": 3, "size": 64, "num_names": 30, "num_novel": 5}
 SPLITS = ("train", "val", "val_24", "val_novel")

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scene_composer import Category
-from scene_text import Mention, article_of, ask, colour_of, describe, plural_of, relation
+from scenes.composer import Category
+from scenes.text import Mention, article_of, ask, colour_of, describe, plural_of, relation
 
 SIZE = 100
 

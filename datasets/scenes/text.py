@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scene_composer import Category
+
+from .composer import Category
 
 # Two centres count as apart in a direction from this share of the image's side on. Below it, people disagree.
 CLEAR_MARGIN = 0.1

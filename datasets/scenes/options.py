@@ -4,8 +4,8 @@ import argparse
 import os
 from pathlib import Path
 
-from dataset_folder import DatasetParameters
-from scene_composer import SceneRules
+from .composer import SceneRules
+from .folder import DatasetParameters
 
 
 def add_dataset_options(parser: argparse.ArgumentParser, name: str, num_names: int | None, num_novel: int) -> None:

@@ -1,6 +1,6 @@
 """Halve an annotated set: boxes for one half, bare captions for the other, as the generator of pseudo boxes reads them.
 
-    python datasets/split_halves.py datasets/stampworld
+    python datasets/prepare_halves.py datasets/stampworld
 
 From ``annotations/train.json`` it writes ``annotations/half.json``, every second image with its boxes, and
 ``annotations/other_half_captions.jsonl``, the file names and captions of the rest.
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataset_folder import write_atomically, write_json
+from whole_files import write_atomically, write_json
 
 SPLIT = "train"
 

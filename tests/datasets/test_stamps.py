@@ -5,8 +5,8 @@ import cv2
 import numpy as np
 import prepare_stampworld
 import pytest
-from stamp_collection import category_of, load_attributions, load_backgrounds, load_photographs, load_stamps, name_of
-from stampworld_curation import CURATED_VERSIONS, CURATION, PHOTOS_PACKAGE, STAMPS_PACKAGE
+from scenes.curation import CURATED_VERSIONS, CURATION, PHOTOS_PACKAGE, STAMPS_PACKAGE
+from scenes.stamps import category_of, load_attributions, load_backgrounds, load_photographs, load_stamps, name_of
 
 SMALL = dataclasses.replace(
     CURATION,

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from scene_composer import SceneRules
+from whole_files import write_json
+
+from .composer import SceneRules
 
 # Raised whenever the same parameters give other files than before: data sets made by older code are then built again.
 FORMAT_VERSION = 1
@@ -128,18 +130,6 @@ def finish(output: Path, parameters: DatasetParameters, num_images: dict[str, in
     shutil.rmtree(output / PARTIAL, ignore_errors=True)
     for leftover in output.glob("*/*.tmp*"):
         leftover.unlink()
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write json so that it is there whole or not at all."""
-    write_atomically(path, json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode())
 
 
 def plain(parameters: DatasetParameters) -> dict:

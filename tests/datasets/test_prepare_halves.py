@@ -1,7 +1,7 @@
 import json
 
+import prepare_halves
 import pytest
-import split_halves
 
 
 def write_annotations(folder, **changes):
@@ -16,7 +16,7 @@ def write_annotations(folder, **changes):
 
 def test_every_second_image_keeps_its_boxes_and_the_others_only_their_captions(tmp_path):
     write_annotations(tmp_path)
-    split_halves.main([str(tmp_path)])
+    prepare_halves.main([str(tmp_path)])
     half = json.loads((tmp_path / "annotations" / "half.json").read_text())
     assert [image["id"] for image in half["images"]] == [3, 7]
     assert [one["id"] for one in half["annotations"]] == [2, 3]
@@ -33,4 +33,4 @@ def test_file_that_is_missing_or_has_no_captions_ends_in_one_line(tmp_path, cont
     if content:
         write_annotations(tmp_path, **content)
     with pytest.raises(SystemExit, match="expected COCO json whose images have a caption"):
-        split_halves.main([str(tmp_path)])
+        prepare_halves.main([str(tmp_path)])

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from qt_resources import QtResourceFile
-from scene_composer import MIN_CROP, Background, Category, CutOut, make_cut_out
-from scene_dataset import Photograph
-from scene_text import article_of, colour_of, plural_of
-from stampworld_curation import Curation
+
+from .composer import MIN_CROP, Background, Category, CutOut, make_cut_out
+from .curation import Curation
+from .dataset import Photograph
+from .qt_resources import QtResourceFile
+from .text import article_of, colour_of, plural_of
 
 # Below this many pixels on the longest side a stamp is too coarse for the sizes that scenes ask for.
 MIN_STAMP_SIDE = 90

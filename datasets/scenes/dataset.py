@@ -22,22 +22,13 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from dataset_folder import (
-    PARTIAL,
-    SPLIT_SEEDS,
-    DatasetParameters,
-    finish,
-    is_finished,
-    plain,
-    sole_writer,
-    start,
-    write_atomically,
-    write_json,
-)
 from pycocotools import mask as rle
-from scene_composer import Background, Category, CutOut, Scene, compose_scene
-from scene_text import Mention, ask, describe
 from tqdm import tqdm
+from whole_files import write_atomically, write_json
+
+from .composer import Background, Category, CutOut, Scene, compose_scene
+from .folder import PARTIAL, SPLIT_SEEDS, DatasetParameters, finish, is_finished, plain, sole_writer, start
+from .text import Mention, ask, describe
 
 SMALL_VOCABULARY = 24
 VAL_BACKGROUND_SHARE = 0.2
