@@ -25,16 +25,17 @@ A **model input** is a dict with
 
 * ``image``: (3, H, W) float or uint8 in ``INPUT.FORMAT`` order, 0..255, resized, not normalized;
 * ``height``, ``width``, ``image_id``, ``file_name``: of the original image, pixels;
-* ``prompts``: list of ``TokenizedPrompt``; one in training, one per chunk of names at test time. At test time it may be
-  absent: the model then answers with its default vocabulary;
+* ``prompts``: list of ``TokenizedPrompt``: in training one, or the Q questions about the image; at test time one per
+  chunk of names. At test time it may be absent: the model then answers with its default vocabulary;
 * ``task``: what is asked for, "detection" if it is absent, "vqa" or "captioning". All inputs of a batch in training
   have one task. A question is its one prompt; a caption to be written has none at test time;
-* ``answer_scores`` (A,) in [0, 1] (training) and ``question_id``, of a question;
-* ``more_questions`` (training, may be absent): model inputs of other questions about the same ``image``;
+* of questions, in training ``answer_scores`` (Q, A) in [0, 1] and ``question_ids`` (list of Q), at test time
+  ``question_id``;
 * ``instances`` (training; plain questions and captions come without): ``gt_boxes`` XYXY in pixels of the resized
-  image, ``gt_classes`` (M,) row of the box in ``prompts[0].phrase_token_map``, ``gt_category_ids`` (M,) id across
-  images, -1 if none. With ``MODEL.MASK_ON`` also ``gt_masks`` (``PolygonMasks`` or ``BitMasks`` of the resized image,
-  within a pixel of the boxes) and ``gt_has_mask`` (M,) bool.
+  image, ``gt_classes`` (M,) row of the box in the ``phrase_token_map`` of its prompt, ``gt_category_ids`` (M,) id
+  across images, -1 if none, and beside several prompts ``gt_prompts`` (M,), the index of the prompt of the box. With
+  ``MODEL.MASK_ON`` also ``gt_masks`` (``PolygonMasks`` or ``BitMasks`` of the resized image, within a pixel of the
+  boxes) and ``gt_has_mask`` (M,) bool.
 
 A **model output** is, in training, a dict of weighted scalar losses ``loss_grounding``, ``loss_box_reg``,
 ``loss_centerness``, ``loss_contrastive``, ``loss_mlm``, ``loss_phrase_center``, ``loss_mask``, ``loss_vqa``,

@@ -2,6 +2,7 @@
 
 import torch
 
+from glipv2_d2.layers.reading import CAUSAL
 from glipv2_d2.modeling.fusion_tower import FusionTower
 from glipv2_d2.modeling.heads.captioning_head import CaptioningHead
 from glipv2_d2.modeling.text_encoder import BertTextEncoder, CLIPTextEncoder
@@ -74,5 +75,5 @@ def causal_logits(parts, features, input_ids):
     """Run whole texts (B, T) of B images through encoder, tower and head; (B, T, V)."""
     encoder, tower, head = parts
     tokens = TokenBatch(input_ids, torch.ones_like(input_ids, dtype=torch.bool))
-    _, language = tower(features, encoder(tokens, causal=True), causal=True)
+    _, language = tower(features, encoder(tokens, causal=True), CAUSAL)
     return head(language.hidden)

@@ -1,6 +1,7 @@
 """Two processes with unequal batches train as one process with both batches."""
 
 import torch
+from batch_samples import anchor_case
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
@@ -51,7 +52,7 @@ class HeadWithLosses(nn.Module):
         ]
         targets = self.head.label_anchors(anchors, instances, [prompt] * len(boxes), 5)
         mask = torch.ones(len(boxes), 5, dtype=torch.bool)
-        return sum(self.head.losses(self.head(features, text), anchors, targets, mask).values())
+        return sum(self.head.losses(*anchor_case(self.head(features, text), anchors, targets, mask)).values())
 
 
 def make_inputs(name, images):

@@ -26,6 +26,7 @@ MAX_FUNCTION_LINES = 70
 # Joined here so that this file does not contain them.
 UNFINISHED = re.compile("|".join([r"\bTO" + r"DO\b", r"\bFIX" + r"ME\b", r"\bXX" + r"X\b", r"\bHA" + r"CK\b"]))
 UNFINISHED_WORDS = re.compile(r"NotImplemented(Error)?\b|\b(placeholder|stub|stubbed|simplified)s?\b", re.IGNORECASE)
+KEY = re.compile(r"MODEL(\.[A-Z0-9_]+)+")
 OTHER_WORDS = re.compile(r"label[ _]?map|lang(uage)?[ _]dict|positive[ _]map[ _]dict", re.IGNORECASE)
 
 
@@ -360,6 +361,9 @@ def read_chains(tree: ast.AST) -> set[tuple[str, ...]]:
             upper = tuple(part for part in others if part == part.upper())
             if upper:
                 chains.add(upper)
+        elif isinstance(node, ast.Constant) and KEY.fullmatch(str(node.value)):
+            # A table of parts names the keys that switch them on.
+            chains.add(tuple(node.value.split(".")))
     return chains
 
 

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..errors import InputError
+
 # Number of vectors in a tile, and the most numbers of a vector that are loaded at a time. With prefetching, tiles take
 # 64 KiB of shared memory.
 BLOCK_SIZE = 64
@@ -114,11 +116,11 @@ def logsumexp_forward(rows: Tensor, columns: Tensor, row_groups: Tensor, column_
     """Compute ``masked_logsumexp``, (A,), of contiguous float32 vectors (A, E) and (B, E).
 
     Raises:
-        ValueError: The tensors are not on a CUDA device.
+        InputError: The tensors are not on a CUDA device.
     """
     # Under TRITON_INTERPRET=1 the decorator makes another type of function, which runs on any device.
     if isinstance(_forward_kernel, triton.JITFunction) and not rows.is_cuda:
-        raise ValueError(f"masked_logsumexp: form 'triton' needs tensors on a CUDA device, found {rows.device}")
+        raise InputError(f"masked_logsumexp: form 'triton' needs tensors on a CUDA device, found {rows.device}")
     result = rows.new_empty(len(rows))
     if len(rows):
         grid = (triton.cdiv(len(rows), BLOCK_SIZE),)

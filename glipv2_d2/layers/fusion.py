@@ -250,7 +250,7 @@ class BiAttentionBlock(nn.Module):
         features: list[Tensor],
         hidden: Tensor,
         mask: Tensor,
-        text_to_image: bool = True,
+        image_reads: bool = True,
         rows: Tensor | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         """Fuse.
@@ -259,16 +259,16 @@ class BiAttentionBlock(nn.Module):
             features: L >= 1 maps (N, C, Hl, Wl).
             hidden: (N, T, D).
             mask: (N, T) bool, True at real tokens. Results at positions and real tokens do not depend on the padding.
-            text_to_image: False: positions do not attend to tokens, their update is left out. Each token still reads
-                all positions.
-            rows: Without ``text_to_image`` there may be M texts: (M,), the image that each of them reads.
+            image_reads: False: positions do not attend to tokens, their update is left out. Each token still reads all
+                positions.
+            rows: Without ``image_reads`` there may be M texts: (M,) int64, the image that each of them reads.
 
         Returns:
             L maps of the same shapes, channels last in memory, and the tokens (N or M, T, D).
         """
         visual = self.normalize_image(features)
         placed = self.place(visual, features)
-        if not text_to_image:
+        if not image_reads:
             read = placed if rows is None else placed[rows]
             return split_levels(visual, features), self.read_image(read, hidden)
         language = self.norm_language(hidden)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .causal import KeyValues, visible_tokens
+from .reading import KeyValues, visible_tokens
 
 # Inside the range of half precision (65,504): scores and activations stop here instead of becoming infinite.
 CLAMP_LIMIT = 50_000.0

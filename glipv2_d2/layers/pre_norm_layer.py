@@ -10,7 +10,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .causal import KeyValues, visible_tokens
+from .reading import KeyValues, visible_tokens
 
 _NORM_EPS = 1e-12
 _INIT_STD = 0.02

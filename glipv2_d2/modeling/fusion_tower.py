@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import InputError
-from ..layers.causal import KeyValues
 from ..layers.dyconv import DyConv
 from ..layers.fusion import BiAttentionBlock, split_levels
 from ..layers.language_layer import LanguageLayer
 from ..layers.pre_norm_layer import PreNormLayer
+from ..layers.reading import BOTH_WAYS, KeyValues, Reading
 from ..structures import LanguageFeatures
 
 # Kinds of text layers: each is called with width, heads, inner width and dropout.
@@ -41,9 +44,8 @@ class TowerBlock(nn.Module):
         features: list[Tensor],
         hidden: Tensor,
         mask: Tensor,
-        causal: bool = False,
+        reading: Reading = BOTH_WAYS,
         with_levels: bool = True,
-        image_reads: bool = True,
         rows: Tensor | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         """Map L levels (N, C, Hl, Wl) and tokens (N, T, D) with their mask (N, T) to new ones; see ``FusionTower``.
@@ -51,9 +53,9 @@ class TowerBlock(nn.Module):
         Without ``with_levels`` the image layer does not run.
         """
         if self.fusion is not None:
-            features, hidden = self.fusion(features, hidden, mask, image_reads and not causal, rows)
+            features, hidden = self.fusion(features, hidden, mask, reading.image_reads, rows)
         if self.language_layer is not None:
-            hidden = self.language_layer(hidden, mask, causal)
+            hidden = self.language_layer(hidden, mask, reading.causal)
         return self.dyconv(features) if with_levels else features, hidden
 
 
@@ -148,9 +150,9 @@ class FusionTower(nn.Module):
         self,
         features: list[Tensor],
         language: LanguageFeatures,
-        causal: bool = False,
+        reading: Reading = BOTH_WAYS,
+        *,
         with_levels: bool = True,
-        image_reads: bool = True,
         rows: Tensor | None = None,
     ) -> tuple[list[Tensor], LanguageFeatures]:
         """Fuse L levels (N, C, Hl, Wl), fine to coarse, with the tokens of N prompts.
@@ -158,10 +160,10 @@ class FusionTower(nn.Module):
         Args:
             features: The levels.
             language: The prompts.
-            causal: A token depends on tokens up to itself only, and the levels on no token (GLIPv2, App. D.2).
+            reading: Who reads whom.
             with_levels: The levels are needed, not only the tokens, which the last image layer does not change.
-            image_reads: False: the levels depend on no token, as where ``causal``; tokens read each other as ever.
-            rows: Where the image reads no token there may be M prompts: (M,), the image of each. Images run once.
+            rows: Where the image does not read the text there may be M prompts: (M,) int64, the image of each. Then
+                each image passes the tower once for all its prompts.
 
         Returns:
             L levels (N or M, channels, Hl, Wl), none if they are not needed, and the language features with ``hidden``
@@ -172,7 +174,7 @@ class FusionTower(nn.Module):
             return [], language
         for number, block in enumerate(self.blocks, 1):
             inner_levels = with_levels or number < len(self.blocks)
-            inputs = (features, hidden, language.mask, causal, inner_levels, image_reads, rows)
+            inputs = (features, hidden, language.mask, reading, inner_levels, rows)
             # Also where the tower itself is fixed: what is tuned before it has its gradients through it.
             if self.use_checkpoint and torch.is_grad_enabled():
                 features, hidden = checkpoint(block, *inputs, use_reentrant=False)
@@ -230,3 +232,43 @@ class FusionTower(nn.Module):
             hidden, known_of_block = block.language_layer.step(hidden, past_of_block)
             known.append(known_of_block)
         return hidden, known
+
+
+def build_tower(cfg: CfgNode, channels: int, text_encoder: nn.Module | None = None) -> FusionTower:
+    """Build the tower for levels of ``channels`` channels and the text of an encoder, if there is one.
+
+    Raises:
+        InputError: FUSION.POSITIONS or PHRASE_CENTER is on while FUSION is off.
+    """
+    tower, fusion = cfg.MODEL.GLIPV2.TOWER, cfg.MODEL.GLIPV2.FUSION
+    needs_fusion = {
+        "FUSION.POSITIONS": fusion.POSITIONS,
+        "PHRASE_CENTER.ENABLED": cfg.MODEL.GLIPV2.PHRASE_CENTER.ENABLED,
+    }
+    if any(needs_fusion.values()) and not fusion.ENABLED:
+        name = next(name for name, value in needs_fusion.items() if value)
+        raise InputError(f"MODEL.GLIPV2.{name}: expected False where MODEL.GLIPV2.FUSION.ENABLED is False, found True")
+    language: dict[str, Any] = {}
+    if text_encoder is not None:
+        language = {
+            "fusion": fusion.ENABLED,
+            "fusion_embed_dim": fusion.EMBED_DIM,
+            "fusion_num_heads": fusion.NUM_HEADS,
+            "fusion_dropout": fusion.DROPOUT,
+            "fusion_positions": fusion.POSITIONS,
+            "layer_scale": fusion.LAYER_SCALE,
+            "language_num_heads": text_encoder.num_heads,
+            "language_intermediate_size": text_encoder.intermediate_size,
+            "language_dropout": text_encoder.dropout,
+            "language_layer_type": getattr(text_encoder, "language_layer_type", "post_norm"),
+        }
+    return FusionTower(
+        channels,
+        text_encoder.hidden_size if text_encoder is not None else 0,
+        num_blocks=tower.NUM_BLOCKS,
+        channels=tower.CHANNELS,
+        deformable=tower.DEFORMABLE,
+        dynamic_relu=tower.DYNAMIC_RELU,
+        use_checkpoint=tower.USE_CHECKPOINT,
+        **(language or {"fusion": False}),
+    )

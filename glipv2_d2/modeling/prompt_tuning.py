@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from detectron2.config import CfgNode
 from torch import nn
 
 from ..errors import InputError
@@ -46,3 +47,10 @@ class PromptTuner(nn.Module):
         rows = self.embeddings[:num_tokens]
         embedded = (language.embedded + rows).masked_fill(~language.mask.unsqueeze(-1), 0.0)
         return language._replace(hidden=language.hidden + rows, embedded=embedded)
+
+
+def build_prompt_tuner(cfg: CfgNode, language_dim: int) -> PromptTuner | None:
+    """Build the table for text of width ``language_dim`` where it is what trains, and otherwise return None."""
+    if cfg.MODEL.GLIPV2.TUNING.MODE != "prompt":
+        return None
+    return PromptTuner(language_dim, max(PROMPT_ROWS, cfg.MODEL.TEXT_ENCODER.MAX_TOKENS))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from ..errors import InputError
@@ -46,26 +47,56 @@ class Tuning(NamedTuple):
     trained_parts: frozenset[str]
     settings: dict[str, str]
 
+    def trains(self, *parts: str) -> bool:
+        """Say whether any of the parts trains."""
+        return not self.trained_parts.isdisjoint(parts)
 
-def apply_tuning(
-    model: nn.Module, mode: str, *, tune_mask_head: bool = False, lora: LoRASettings = LoRASettings()
-) -> Tuning:
+
+class TuningSettings(NamedTuple):
+    """What is to train.
+
+    Attributes:
+        mode: One of ``TUNING_MODES``.
+        mask_head: The mask head trains as well, in any mode.
+        lora: The low-rank updates of the mode "lora".
+    """
+
+    mode: str = "full"
+    mask_head: bool = False
+    lora: LoRASettings = LoRASettings()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> TuningSettings:
+        """Read the config.
+
+        Raises:
+            InputError: A prompt is to be tuned for captions, which have none of a fixed form.
+        """
+        config = cfg.MODEL.GLIPV2.TUNING
+        if config.MODE == "prompt" and cfg.MODEL.GLIPV2.CAPTIONING.ENABLED:
+            raise InputError(
+                "MODEL.GLIPV2.TUNING.MODE: found 'prompt', which needs MODEL.GLIPV2.CAPTIONING.ENABLED False"
+            )
+        lora = LoRASettings(config.LORA.RANK, config.LORA.ALPHA, tuple(config.LORA.PARTS))
+        return cls(config.MODE, config.MASK_HEAD, lora)
+
+
+def apply_tuning(model: nn.Module, settings: TuningSettings) -> Tuning:
     """Take the parameters that do not train out of training, and add low-rank updates where they are what trains.
 
     Args:
         model: Its direct children are its parts. What is frozen already stays so.
-        mode: One of ``TUNING_MODES``.
-        tune_mask_head: The mask head trains as well, in any mode.
-        lora: Of the mode "lora".
+        settings: What is to train.
 
     Raises:
-        InputError: An unknown ``mode``, the model lacks the part that is to train, or another key freezes it.
+        InputError: An unknown mode, the model lacks the part that is to train, or another key freezes it.
     """
+    mode, lora = settings.mode, settings.lora
     if mode not in TUNING_MODES:
         raise InputError(f"MODEL.GLIPV2.TUNING.MODE: expected one of {list(TUNING_MODES)}, found {mode!r}")
     children = dict(model.named_children())
     modes = [] if mode == "full" else [_MODES[mode]]
-    if tune_mask_head:
+    if settings.mask_head:
         if "mask_head" not in children:
             raise InputError(
                 "MODEL.GLIPV2.TUNING.MASK_HEAD: found True without a mask head, expected MODEL.MASK_ON True"
@@ -79,10 +110,10 @@ def apply_tuning(
                 f"MODEL.GLIPV2.TUNING.MODE: found {mode!r} for a model without {needed.whole_part}; expected "
                 f"{needed.key}"
             )
-    settings = {}
+    agreed = {}
     if mode == "lora":
         add_lora(model, lora)
-        settings = {"rank": str(lora.rank), "alpha": str(float(lora.alpha)), "parts": ",".join(sorted(lora.parts))}
+        agreed = {"rank": str(lora.rank), "alpha": str(float(lora.alpha)), "parts": ",".join(sorted(lora.parts))}
     pattern = re.compile("|".join(one.pattern for one in modes))
     for name, parameter in model.named_parameters():
         if not pattern.fullmatch(name):
@@ -96,7 +127,7 @@ def apply_tuning(
         )
     whole_parts = {one.whole_part for one in modes}
     fixed = tuple(child for name, child in children.items() if name not in whole_parts)
-    return Tuning(mode, fixed, trained, settings)
+    return Tuning(mode, fixed, trained, agreed)
 
 
 def tuned_tensors(model: nn.Module, tuning: Tuning) -> dict[str, Tensor]:

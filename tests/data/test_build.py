@@ -424,7 +424,7 @@ def test_questions_and_captions_without_boxes_are_kept_and_may_fill_a_batch(unde
     understanding_cfg.DATASETS.TRAIN_RATIOS = ()
     batches = take(build_train_loader(understanding_cfg), 60)
     samples = [sample for batch in batches for sample in batch]
-    assert {sample["question_id"] for sample in samples if sample["task"] == "vqa"} == set(range(8))
+    assert {id_ for sample in samples if sample["task"] == "vqa" for id_ in sample["question_ids"]} == set(range(8))
     assert {sample["image_id"] for sample in samples if sample["task"] == "captioning"} == set(range(4))
     assert any(sum(len(sample["instances"]) for sample in batch) == 0 for batch in batches)
 
@@ -438,10 +438,7 @@ def test_batches_count_images_where_several_questions_of_each_train_together(und
     assert {len(batch) for batch in batches} == {understanding_cfg.SOLVER.IMS_PER_BATCH}
     # Each of the images has two questions.
     for sample in (sample for batch in batches for sample in batch):
-        assert {sample["question_id"], sample["more_questions"][0]["question_id"]} == {
-            2 * sample["image_id"],
-            2 * sample["image_id"] + 1,
-        }
+        assert set(sample["question_ids"]) == {2 * sample["image_id"], 2 * sample["image_id"] + 1}
 
 
 def test_no_question_for_an_image_is_an_error(understanding_cfg):
@@ -454,8 +451,8 @@ def test_questions_without_a_known_answer_are_counted(understanding_cfg):
     understanding_cfg.DATASETS.TRAIN = understanding_cfg.DATASETS.TRAIN[1:2]
     understanding_cfg.DATASETS.TRAIN_RATIOS = ()
     for sample in itertools.chain.from_iterable(take(build_train_loader(understanding_cfg), 8)):
-        known = sample["question_id"] % 2 == 0
-        assert sample["answer_scores"].tolist() == ([1.0, 0.0] if known else [0.0, 0.0])
+        known = sample["question_ids"][0] % 2 == 0
+        assert sample["answer_scores"].tolist() == [[1.0, 0.0] if known else [0.0, 0.0]]
         assert sample.get("dropped") == (None if known else {"questions_without_answers": 1})
     assert "questions_without_answers" in DROPPED_COUNTS
 
@@ -463,10 +460,10 @@ def test_questions_without_a_known_answer_are_counted(understanding_cfg):
 def test_a_question_whose_boxes_are_cropped_away_stays(understanding_cfg):
     understanding_cfg.DATASETS.TRAIN = understanding_cfg.DATASETS.TRAIN[1:2]
     understanding_cfg.DATASETS.TRAIN_RATIOS = ()
-    whole = [sample["question_id"] for batch in take(build_train_loader(understanding_cfg), 12) for sample in batch]
+    whole = [sample["question_ids"] for batch in take(build_train_loader(understanding_cfg), 12) for sample in batch]
     understanding_cfg.merge_from_list(["INPUT.CROP.ENABLED", True, "INPUT.CROP.SIZE", [0.2, 0.2]])
     batches = take(build_train_loader(understanding_cfg), 12)
-    assert [sample["question_id"] for batch in batches for sample in batch] == whole
+    assert [sample["question_ids"] for batch in batches for sample in batch] == whole
     assert not any("samples" in sample.get("dropped", {}) for batch in batches for sample in batch)
 
 

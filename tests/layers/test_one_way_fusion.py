@@ -56,10 +56,10 @@ def test_tokens_read_the_image_as_in_both_directions(form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_block_without_text_to_image_leaves_the_normalized_image_and_the_same_tokens(form):
+def test_block_without_image_reads_leaves_the_normalized_image_and_the_same_tokens(form):
     block = make_block(form)
     features, hidden, mask = make_levels(), torch.randn(2, 4, 5, dtype=torch.float64), make_mask([4, 2], 4)
-    levels, tokens = block(features, hidden, mask, text_to_image=False)
+    levels, tokens = block(features, hidden, mask, image_reads=False)
     _, expected = block(features, hidden, mask)
     torch.testing.assert_close(tokens, expected, rtol=0, atol=1e-12)
     weight, bias = (block.norm_visual.get_parameter(name).detach().numpy() for name in ("weight", "bias"))
@@ -69,14 +69,14 @@ def test_block_without_text_to_image_leaves_the_normalized_image_and_the_same_to
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_without_text_to_image_levels_and_other_tokens_do_not_depend_on_a_token_exactly(form):
+def test_without_image_reads_levels_and_other_tokens_do_not_depend_on_a_token_exactly(form):
     block = make_block(form).float()
     features, hidden = [level.float() for level in make_levels()], torch.randn(2, 4, 5)
     mask = make_mask([4, 4], 4)
-    levels, tokens = block(features, hidden, mask, text_to_image=False)
+    levels, tokens = block(features, hidden, mask, image_reads=False)
     other = hidden.clone()
     other[:, 2] = torch.randn(2, 5)
-    other_levels, other_tokens = block(features, other, mask, text_to_image=False)
+    other_levels, other_tokens = block(features, other, mask, image_reads=False)
     assert all(map(torch.equal, other_levels, levels))
     changed = (other_tokens != tokens).any(-1)
     assert changed.tolist() == [[False, False, True, False]] * 2
@@ -85,7 +85,7 @@ def test_without_text_to_image_levels_and_other_tokens_do_not_depend_on_a_token_
 def test_positions_of_a_block_are_read_in_any_form():
     block = make_block("plain")
     features, hidden = make_levels(), torch.randn(2, 4, 5, dtype=torch.float64)
-    _, expected = block(features, hidden, make_mask([4, 4], 4), text_to_image=False)
+    _, expected = block(features, hidden, make_mask([4, 4], 4), image_reads=False)
     visual = block.normalize_image(features)
     assert visual.shape == (2, 15 + 6 + 2, 6)
     for form in (None, *FORMS):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from causal_samples import LANGUAGE_LAYERS, VOCAB_SIZE, causal_logits, make_features, make_parts
 
-from glipv2_d2.modeling.caption_decoder import CaptionDecoder
 from glipv2_d2.modeling.fusion_tower import FusionTower
-from glipv2_d2.modeling.text_generation import GenerationRules, generate
+from glipv2_d2.modeling.tasks.caption_decoder import CaptionDecoder
+from glipv2_d2.modeling.tasks.text_generation import GenerationRules, generate
 
 KINDS = sorted(LANGUAGE_LAYERS)
 pytestmark = pytest.mark.usefixtures("no_gradients")

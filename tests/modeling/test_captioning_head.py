@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from batch_samples import make_shapes, text_case
 from detectron2.config import get_cfg
 from detectron2.utils import comm
 from torch import nn
@@ -50,10 +51,12 @@ CAPTIONS = [caption(1, 4, 5, 2), caption(1, 2), caption(1, 7, 7, 8, 0, 2)]
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.6])
 def test_loss_is_the_mean_over_the_tokens_after_the_first_of_all_captions(smoothing):
     head, hidden = make_head(label_smoothing=smoothing), some_text(3, 6)
-    losses = head.losses(hidden, CAPTIONS)
+    losses = head.losses(*text_case(hidden, CAPTIONS))
     assert losses.keys() == {"loss_caption"}
     assert_close(losses["loss_caption"], slow_loss(head, hidden, CAPTIONS, smoothing))
-    weighted = make_head(label_smoothing=smoothing, loss_weight=2.5).losses(hidden, CAPTIONS)["loss_caption"]
+    weighted = make_head(label_smoothing=smoothing, loss_weight=2.5).losses(*text_case(hidden, CAPTIONS))[
+        "loss_caption"
+    ]
     assert_close(weighted, losses["loss_caption"] * 2.5)
 
 
@@ -65,20 +68,22 @@ def test_each_token_is_predicted_from_the_one_before_it():
             layer.weight.copy_(torch.eye(4))
         head.norm.weight.fill_(20.0)
     text = torch.eye(4)[[2, 3, 1, 0]][None]  # predicts 2, 3, 1, 0
-    assert head.losses(text, [caption(0, 2, 3, 1)])["loss_caption"] < 1e-6
-    assert head.losses(text, [caption(2, 3, 1, 0)])["loss_caption"] > 10
+    assert head.losses(*text_case(text, [caption(0, 2, 3, 1)]))["loss_caption"] < 1e-6
+    assert head.losses(*text_case(text, [caption(2, 3, 1, 0)]))["loss_caption"] > 10
 
 
 def test_uniform_logits_lose_the_log_of_the_vocabulary():
     head = make_head()
     nn.init.zeros_(head.decoder.weight)
     nn.init.zeros_(head.decoder.bias)
-    assert head.losses(some_text(3, 6), CAPTIONS)["loss_caption"].item() == pytest.approx(math.log(9), rel=1e-6)
+    assert head.losses(*text_case(some_text(3, 6), CAPTIONS))["loss_caption"].item() == pytest.approx(
+        math.log(9), rel=1e-6
+    )
 
 
 def test_padding_and_the_last_token_predict_nothing():
     head, hidden = make_head(), some_text(3, 7).requires_grad_()
-    head.losses(hidden, CAPTIONS)["loss_caption"].backward()
+    head.losses(*text_case(hidden, CAPTIONS))["loss_caption"].backward()
     reached = hidden.grad.abs().sum(-1) > 0
     assert reached.tolist() == [[1, 1, 1, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 0, 0]]
     assert all(parameter.grad.abs().sum() > 0 for parameter in head.parameters())
@@ -86,7 +91,7 @@ def test_padding_and_the_last_token_predict_nothing():
 
 def test_nothing_to_predict_is_a_loss_of_zero_that_touches_every_parameter():
     head, hidden = make_head(label_smoothing=0.1), some_text(2, 1).requires_grad_()
-    loss = head.losses(hidden, [caption(1), caption(1)])["loss_caption"]
+    loss = head.losses(*text_case(hidden, [caption(1), caption(1)]))["loss_caption"]
     assert loss.item() == 0
     loss.backward()
     assert not hidden.grad.any()
@@ -95,13 +100,13 @@ def test_nothing_to_predict_is_a_loss_of_zero_that_touches_every_parameter():
 
 def test_loss_is_divided_by_the_mean_number_of_tokens_of_all_ranks(monkeypatch):
     # Nine tokens here, three on another rank: six on average. The gradients' mean over the ranks does the rest.
-    alone = make_head().losses(some_text(3, 6), CAPTIONS)["loss_caption"]
+    alone = make_head().losses(*text_case(some_text(3, 6), CAPTIONS))["loss_caption"]
     monkeypatch.setattr(word_decoder, "reduce_mean", lambda count: (count + 3) / 2)
-    assert_close(make_head().losses(some_text(3, 6), CAPTIONS)["loss_caption"], alone * 9 / 6)
+    assert_close(make_head().losses(*text_case(some_text(3, 6), CAPTIONS))["loss_caption"], alone * 9 / 6)
     # One token on one of four ranks: a count of a quarter.
     monkeypatch.setattr(word_decoder, "reduce_mean", lambda count: count / 4)
     monkeypatch.setattr(comm, "get_world_size", lambda: 4)
-    one = make_head().losses(some_text(1, 2), [caption(1, 2)])["loss_caption"]
+    one = make_head().losses(*text_case(some_text(1, 2), [caption(1, 2)]))["loss_caption"]
     assert_close(one, 4 * slow_loss(make_head(), some_text(1, 2), [caption(1, 2)]))
 
 
@@ -109,15 +114,15 @@ def test_loss_is_divided_by_the_mean_number_of_tokens_of_all_ranks(monkeypatch):
 def test_loss_is_single_precision_under_autocast(dtype):
     head, hidden = make_head(), some_text(3, 6)
     with torch.autocast("cpu", dtype=dtype):
-        loss = head.losses(hidden, CAPTIONS)["loss_caption"]
+        loss = head.losses(*text_case(hidden, CAPTIONS))["loss_caption"]
     assert loss.dtype == torch.float32
-    assert_close(loss, head.losses(hidden, CAPTIONS)["loss_caption"], atol=0.05, rtol=0.05)
+    assert_close(loss, head.losses(*text_case(hidden, CAPTIONS))["loss_caption"], atol=0.05, rtol=0.05)
 
 
 @pytest.mark.parametrize("ids", [(1, 9), (1, -1, 3)])
 def test_token_outside_the_vocabulary_is_an_error(ids):
     with pytest.raises(ValueError, match="caption: expected token ids below 9, found .*VOCAB_SIZE") as caught:
-        make_head().losses(some_text(1, 3), [caption(*ids)])
+        make_head().losses(*text_case(some_text(1, 3), [caption(*ids)]))
     assert "\n" not in str(caught.value)
 
 
@@ -132,7 +137,7 @@ def test_config_gives_weight_and_smoothing():
     add_glipv2_config(cfg)
     cfg.MODEL.GLIPV2.CAPTIONING.LOSS_WEIGHT = 0.25
     cfg.MODEL.GLIPV2.CAPTIONING.LABEL_SMOOTHING = 0.2
-    head = CaptioningHead(cfg, language_dim=6, vocab_size=9)
+    head = CaptioningHead(cfg, make_shapes(language_dim=6, vocab_size=9))
     assert (head.loss_weight, head.label_smoothing) == (0.25, 0.2)
     assert head(torch.zeros(2, 5, 6)).shape == (2, 5, 9)
 

@@ -9,7 +9,7 @@ from slow_clip import pre_norm_layer as slow_pre_norm_layer
 from slow_layers import layer_norm
 from transformers import BertConfig, BertModel, ElectraConfig, ElectraModel
 
-from glipv2_d2.layers.causal import KeyValues, next_position, visible_tokens
+from glipv2_d2.layers.reading import CAUSAL, KeyValues, next_position, visible_tokens
 from glipv2_d2.modeling.text_encoder import BertTextEncoder
 from glipv2_d2.structures import LanguageFeatures, TokenBatch
 
@@ -199,17 +199,17 @@ def test_causal_tower_keeps_levels_and_earlier_tokens_exactly(kind, form):
     _, tower, _ = make_parts(kind, form)
     features, mask = make_features(2), make_tokens(6, 6).mask
     hidden = torch.randn(2, 6, 12, generator=torch.Generator().manual_seed(3))
-    levels, language = tower(features, LanguageFeatures(hidden, hidden, mask), causal=True)
+    levels, language = tower(features, LanguageFeatures(hidden, hidden, mask), CAUSAL)
     for place in range(6):
         other = hidden.clone()
         other[:, place, 0] += 1.0
-        other_levels, other_language = tower(features, LanguageFeatures(other, hidden, mask), causal=True)
+        other_levels, other_language = tower(features, LanguageFeatures(other, hidden, mask), CAUSAL)
         assert all(map(torch.equal, other_levels, levels))
         assert torch.equal(other_language.hidden[:, :place], language.hidden[:, :place])
         assert (other_language.hidden - language.hidden)[:, place:].abs().amax(-1).min() > 1e-4
     # Both ways without it.
     assert not torch.equal(tower(features, LanguageFeatures(hidden, hidden, mask))[0][0], levels[0])
-    other_images, _ = tower(make_features(2, seed=1), LanguageFeatures(hidden, hidden, mask), causal=True)
+    other_images, _ = tower(make_features(2, seed=1), LanguageFeatures(hidden, hidden, mask), CAUSAL)
     assert not torch.equal(other_images[0], levels[0])
 
 
@@ -217,7 +217,7 @@ def test_causal_tower_keeps_levels_and_earlier_tokens_exactly(kind, form):
 def test_each_causal_token_reads_the_image(kind):
     _, tower, _ = make_parts(kind)
     hidden, mask = torch.zeros(1, 3, 12), make_tokens(3).mask
-    tokens = [tower(make_features(1, seed), LanguageFeatures(hidden, hidden, mask), causal=True)[1] for seed in (0, 1)]
+    tokens = [tower(make_features(1, seed), LanguageFeatures(hidden, hidden, mask), CAUSAL)[1] for seed in (0, 1)]
     assert (tokens[0].hidden - tokens[1].hidden).abs().amax(-1).min() > 1e-3
 
 
@@ -227,7 +227,7 @@ def test_checkpointing_changes_no_causal_result_of_the_tower():
         _, tower, _ = make_parts("clip", use_checkpoint=use_checkpoint, fusion_dropout=0.0, language_dropout=0.0)
         hidden = torch.randn(1, 4, 12, generator=torch.Generator().manual_seed(3), requires_grad=True)
         mask = make_tokens(4).mask
-        levels, language = tower.train()(make_features(1), LanguageFeatures(hidden, hidden, mask), causal=True)
+        levels, language = tower.train()(make_features(1), LanguageFeatures(hidden, hidden, mask), CAUSAL)
         (language.hidden**2).sum().backward()
         results.append([*levels, language.hidden, hidden.grad])
     assert all(map(torch.equal, *results))
@@ -250,7 +250,7 @@ def test_changed_word_changes_no_logit_before_it_and_no_visual_feature(tiny_cfg,
         features = model.backbone(images)
         features = [features[level] for level in model.head_in_features]
         language = model.text_encoder(tokens, causal=True)
-        levels, language = model.fusion_tower(features, language, causal=True)
+        levels, language = model.fusion_tower(features, language, CAUSAL)
         predictions = model.head(levels, language.hidden)
         visual = [*levels, *predictions.box_deltas, *predictions.centerness_logits]
         return visual, language.hidden, torch.cat(predictions.token_logits, dim=1)

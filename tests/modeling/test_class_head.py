@@ -1,5 +1,6 @@
 import pytest
 import torch
+from batch_samples import anchor_case, make_shapes
 from detectron2.modeling.box_regression import Box2BoxTransform
 from head_samples import SHAPES, make_anchors, make_instances
 
@@ -31,7 +32,7 @@ def label(head, instances):
 
 def losses_of(head, predictions, instances):
     mask = torch.ones(len(instances), head.num_classes, dtype=torch.bool)
-    return head.losses(predictions, make_anchors(SHAPES), label(head, instances), mask)
+    return head.losses(*anchor_case(predictions, make_anchors(SHAPES), label(head, instances), mask))
 
 
 def test_logits_are_a_linear_function_of_each_position():
@@ -129,7 +130,7 @@ def test_config_decides_everything(tiny_cfg):
             *("MODEL.GLIPV2.TEST.SCORE_THRESH", 0.2, "MODEL.GLIPV2.BOX.LEVEL_SCALE", 5.0),
         ]
     )
-    head = ClassHead(tiny_cfg, channels=8, num_levels=4)
+    head = ClassHead(tiny_cfg, make_shapes(tower_channels=8, strides=(8, 16, 32, 64)))
     assert (head.num_classes, head.naming_loss_weight, head.focal_alpha, len(head.scales)) == (7, 3.0, 0.4, 4)
     assert (head.selector.score_thresh, head.selector.detections_per_image) == (0.2, 9)
     assert {scale.scale.item() for scale in head.scales} == {5.0}

@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from batch_samples import contrast_case, make_shapes
 from contrastive_samples import Image, make_instances, make_prompt
 from torch.testing import assert_close
 
-from glipv2_d2.modeling.heads.anchor_head import AnchorTargets
+from glipv2_d2.modeling.batch import AnchorTargets
 from glipv2_d2.modeling.heads.contrastive_head import ContrastiveHead
 from glipv2_d2.modeling.heads.region_word_packing import pack_word_labels
 from glipv2_d2.structures import LanguageFeatures, TokenBatch
@@ -79,7 +80,7 @@ def test_loss_is_that_of_positive_anchors_and_real_tokens_before_fusion(form):
     features, language, *others = make_inputs()
     for tensor in (*features, language.embedded):
         tensor.requires_grad_()
-    loss = head.losses(features, language, *others)
+    loss = head.losses(*contrast_case(features, language, *others))
     assert list(loss) == ["loss_contrastive"]
     leaves = [*features, language.embedded, *head.parameters()]
     gradients = torch.autograd.grad(loss["loss_contrastive"], leaves)
@@ -146,7 +147,7 @@ def test_all_anchors_are_taken_where_they_are_not_too_many():
 )
 def test_a_batch_without_positive_anchors_has_a_loss_of_zero_that_reaches_all_parameters(images):
     head = make_head()
-    loss = head.losses(*make_inputs(images, matched=[{}, {}, {}]))["loss_contrastive"]
+    loss = head.losses(*contrast_case(*make_inputs(images, matched=[{}, {}, {}])))["loss_contrastive"]
     loss.backward()
     assert loss.item() == 0.0
     assert all(parameter.grad.abs().sum() == 0 for parameter in head.parameters())
@@ -154,10 +155,12 @@ def test_a_batch_without_positive_anchors_has_a_loss_of_zero_that_reaches_all_pa
 
 def test_an_image_without_boxes_offers_its_words():
     head = make_head()
-    with_words = head.losses(*make_inputs(matched=[MATCHED[0], {}, {}]))["loss_contrastive"]
+    with_words = head.losses(*contrast_case(*make_inputs(matched=[MATCHED[0], {}, {}])))["loss_contrastive"]
     features, language, *others = make_inputs(matched=[MATCHED[0], {}, {}])
     alone = (others[0][:1], AnchorTargets(others[1].matched_idxs[:1], None, None), others[2][:1])
-    without = head.losses([level[:1] for level in features], LanguageFeatures(*(x[:1] for x in language)), *alone)
+    without = head.losses(
+        *contrast_case([level[:1] for level in features], LanguageFeatures(*(x[:1] for x in language)), *alone)
+    )
     assert with_words > without["loss_contrastive"] + 0.1
 
 
@@ -167,9 +170,9 @@ def test_half_precision_features_are_compared_in_single_precision():
     features = [level.bfloat16() for level in features]
     language = LanguageFeatures(language.hidden, language.embedded.bfloat16(), language.mask)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = head.losses(features, language, *others)["loss_contrastive"]
+        loss = head.losses(*contrast_case(features, language, *others))["loss_contrastive"]
     single = LanguageFeatures(language.hidden, language.embedded.float(), language.mask)
-    expected = head.losses([level.float() for level in features], single, *others)["loss_contrastive"]
+    expected = head.losses(*contrast_case([level.float() for level in features], single, *others))["loss_contrastive"]
     assert loss.dtype == torch.float32 and torch.equal(loss, expected)
 
 
@@ -181,7 +184,7 @@ def test_config_decides_the_arguments(tiny_cfg):
             *("MODEL.TEXT_ENCODER.MAX_TOKENS", 64),
         ]
     )
-    head = ContrastiveHead(tiny_cfg, channels=6, language_dim=5)
+    head = ContrastiveHead(tiny_cfg, make_shapes(channels=6, language_dim=5))
     shapes = {name: tuple(parameter.shape) for name, parameter in head.named_parameters()}
     assert shapes == {
         "image_projection.weight": (12, 6),

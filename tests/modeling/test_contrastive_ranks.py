@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from batch_samples import contrast_case
 from contrastive_samples import Image, make_instances, make_prompt
 from rank_runs import assert_ranks_train_as_one, run_ranks, train_steps
 from torch import nn
 
 from glipv2_d2.distributed import gather_with_grad
-from glipv2_d2.modeling.heads.anchor_head import AnchorTargets
+from glipv2_d2.modeling.batch import AnchorTargets
 from glipv2_d2.modeling.heads.contrastive_head import ContrastiveHead
 from glipv2_d2.structures import LanguageFeatures, TokenBatch
 
@@ -47,7 +48,9 @@ class HeadWithLoss(nn.Module):
         targets = AnchorTargets(matched_idxs, torch.empty(0), torch.empty(0))
         language = LanguageFeatures(embedded, embedded, mask)
         instances = [make_instances(image) for image in images]
-        return self.head.losses([self.visual(features)], language, prompts, targets, instances)["loss_contrastive"]
+        return self.head.losses(*contrast_case([self.visual(features)], language, prompts, targets, instances))[
+            "loss_contrastive"
+        ]
 
 
 def make_inputs(name, rows):

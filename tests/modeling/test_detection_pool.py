@@ -7,8 +7,8 @@ import torch
 from detectron2.structures import Boxes, Instances
 from prompt_samples import make_prompt
 
-from glipv2_d2.modeling.detections import DetectionPool, PassFeatures
-from glipv2_d2.modeling.prompt_passes import PromptPass
+from glipv2_d2.modeling.batch import Pairs
+from glipv2_d2.modeling.tasks.detection_pool import DetectionPool, PassFeatures
 
 PROMPT = make_prompt([1])
 
@@ -44,7 +44,7 @@ def features(*pairs):
     """Features of a pass of (row, place) pairs; the text of a pair is a hundred times its row plus its place."""
     rows, places = map(list, zip(*pairs))
     text = torch.tensor([100.0 * row + place for row, place in pairs])[:, None, None]
-    return PassFeatures(PromptPass(rows, places, [PROMPT] * len(rows)), [torch.zeros(len(rows), 1, 2, 2)], text)
+    return PassFeatures(Pairs(rows, places, [PROMPT] * len(rows)), [torch.zeros(len(rows), 1, 2, 2)], text)
 
 
 FOUND = {0: (0.9, 0.5, 0.1), 1: (0.8, 0.5, 0.3), 2: (0.7, 0.6), 3: ()}

@@ -1,13 +1,14 @@
 import pytest
 import torch
+from batch_samples import make_shapes
 from detectron2.modeling import build_anchor_generator, build_backbone, build_model
 from detectron2.structures import Boxes, Instances
 from prompt_samples import make_prompt
 
 from glipv2_d2.modeling import GLIPv2
-from glipv2_d2.modeling.detections import rescale_instances
 from glipv2_d2.modeling.fusion_tower import FusionTower
 from glipv2_d2.modeling.heads.grounding_head import GroundingHead
+from glipv2_d2.modeling.postprocessing import rescale_instances
 from glipv2_d2.modeling.text_encoder import build_text_encoder
 
 
@@ -91,7 +92,7 @@ def test_result_of_an_image_does_not_depend_on_the_batch(model):
 @torch.no_grad()
 def test_chunks_of_names_give_the_detections_of_each_chunk_and_run_the_backbone_once(model):
     model.eval()
-    model.max_detections = 10_000
+    model.tasks["detection"].max_detections = 10_000
     chunks = [make_prompt([1], [3], category_ids=[0, 1]), make_prompt([2, 3], category_ids=[7])]
     inputs = {**make_input(64, 64, chunks[0]), "prompts": chunks}
     calls = []
@@ -109,7 +110,7 @@ def test_chunks_of_names_give_the_detections_of_each_chunk_and_run_the_backbone_
 @torch.no_grad()
 def test_detections_of_all_chunks_together_are_limited(model):
     model.eval()
-    model.max_detections = 5
+    model.tasks["detection"].max_detections = 5
     inputs = {**make_input(64, 64, None), "prompts": [make_prompt([1]), make_prompt([3])]}
     assert len(model([inputs])[0]["instances"]) == 5
 
@@ -142,7 +143,7 @@ def test_boxes_move_to_the_original_image_by_their_corner_pixels():
     instances = Instances((50, 100))
     instances.pred_boxes = Boxes(torch.tensor([[10.0, 20.0, 31.0, 41.0]]))
     instances.scores = torch.tensor([0.5])
-    result = rescale_instances(instances, 100, 300)
+    result = rescale_instances(instances, (100, 300))
     # Inclusive corners (10, 20, 30, 40) times (3, 2), and one pixel more to the right and below.
     assert result.pred_boxes.tensor.tolist() == [[30.0, 40.0, 91.0, 81.0]]
     assert result.image_size == (100, 300) and result.scores.tolist() == [0.5]
@@ -158,7 +159,7 @@ def test_the_model_builds_from_explicit_arguments_without_a_config(tiny_cfg):
         tower=FusionTower(
             32, 48, num_blocks=1, channels=32, fusion_embed_dim=64, fusion_num_heads=4, language_num_heads=4
         ),
-        head=GroundingHead(tiny_cfg, channels=32, language_dim=48, num_levels=5),
+        head=GroundingHead(tiny_cfg, make_shapes(tower_channels=32, language_dim=48)),
         anchor_generator=build_anchor_generator(tiny_cfg, list(shapes.values())),
         head_in_features=list(shapes),
         pixel_mean=[103.53, 116.28, 123.675],

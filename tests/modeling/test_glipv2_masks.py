@@ -7,8 +7,8 @@ from detectron2.structures import Boxes, Instances
 from mask_samples import BOX_LOSSES, BOXES, PROMPT, build, make_input
 from prompt_samples import make_prompt
 
-from glipv2_d2.modeling.detections import rescale_instances
-from glipv2_d2.modeling.tuning import apply_tuning
+from glipv2_d2.modeling.postprocessing import rescale_instances
+from glipv2_d2.modeling.tuning import TuningSettings, apply_tuning
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_training_the_mask_head_of_a_model_without_one_is_an_error(tiny_cfg):
 
 def test_an_unknown_tuning_or_source_of_features_is_an_error(mask_cfg):
     with pytest.raises(ValueError, match="TUNING.MODE: expected one of .*'half'"):
-        apply_tuning(torch.nn.Module(), "half")
+        apply_tuning(torch.nn.Module(), TuningSettings("half"))
     mask_cfg.MODEL.GLIPV2.MASK_HEAD.FEATURES = "swin"
     with pytest.raises(ValueError, match="MASK_HEAD.FEATURES: expected one of .*'swin'"):
         build_model(mask_cfg)
@@ -115,7 +115,7 @@ def test_the_config_says_from_which_probability_on_a_pixel_belongs_to_a_mask(mas
 def test_chunks_of_names_have_the_masks_of_each_chunk_alone(mask_cfg, features):
     mask_cfg.MODEL.GLIPV2.MASK_HEAD.FEATURES = features
     model = build(mask_cfg).eval()
-    model.max_detections = 10_000
+    model.tasks["detection"].max_detections = 10_000
     chunks = [make_prompt([1], [3], category_ids=[0, 1]), make_prompt([2, 3], category_ids=[7])]
     image = make_input(PROMPT, BOXES)
     together = model([image | {"prompts": chunks}])[0]["instances"]
@@ -152,10 +152,10 @@ def test_a_mask_is_pasted_into_its_rescaled_box():
     instances = Instances((50, 100))
     instances.pred_boxes = Boxes(torch.tensor([[10.0, 10.0, 30.0, 30.0]]))
     instances.mask_probabilities = torch.ones(1, 28, 28)
-    result = rescale_instances(instances, 100, 200)
+    result = rescale_instances(instances, (100, 200))
     assert not result.has("mask_probabilities")
     rows, columns = result.pred_masks[0].nonzero().unbind(1)
     # First and last pixel of the box, 10 and 29, scaled: 20 and 58.
     assert (int(columns.min()), int(rows.min())) == (20, 20)
     assert int(columns.max()) == int(rows.max()) and int(rows.max()) in (57, 58)
-    assert rescale_instances(instances, 100, 200, mask_thresh=1.1).pred_masks.sum() == 0
+    assert rescale_instances(instances, (100, 200), mask_thresh=1.1).pred_masks.sum() == 0

@@ -9,7 +9,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from prompt_samples import make_prompt
 
-from glipv2_d2.modeling.caption_grounding import BOXES_PER_TOKEN, ground_tokens
+from glipv2_d2.layers.reading import CAUSAL
+from glipv2_d2.modeling.tasks.caption_grounding import BOXES_PER_TOKEN, ground_tokens
 from glipv2_d2.structures import GroundingPredictions, TokenBatch
 
 BOX_LOSSES = {"loss_grounding", "loss_box_reg", "loss_centerness"}
@@ -21,13 +22,25 @@ def make_input(task, prompt=PROMPT, boxes=None, seed=0, size=(64, 96)):
     image = torch.randint(0, 256, (3, *size), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
     inputs = {"image": image, "height": size[0], "width": size[1], "task": task, "prompts": [prompt]}
     if task == "vqa":
-        inputs |= {"question_id": seed, "answer_scores": torch.tensor([1.0, 0.0, 0.3])}
+        inputs |= {"question_id": seed, "answer_scores": torch.tensor([[1.0, 0.0, 0.3]])}
     if boxes is not None:
         instances = Instances(size)
         instances.gt_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4))
         instances.gt_classes = torch.zeros(len(boxes), dtype=torch.int64)
         inputs["instances"] = instances
     return inputs
+
+
+def join_questions(inputs):
+    """One model input with all questions about its image."""
+    joined = {**inputs[0], "prompts": [one["prompts"][0] for one in inputs]}
+    joined["answer_scores"] = torch.cat([one["answer_scores"] for one in inputs])
+    if "instances" in joined:
+        for number, one in enumerate(inputs):
+            one["instances"] = one["instances"][:]
+            one["instances"].gt_prompts = torch.full_like(one["instances"].gt_classes, number)
+        joined["instances"] = Instances.cat([one["instances"] for one in inputs])
+    return joined
 
 
 @pytest.fixture
@@ -73,9 +86,9 @@ def test_questions_about_one_image_train_as_if_each_had_its_own_and_the_backbone
     model = build(cfg).train()
     other = make_prompt([2, 5], [4])
     alone = [make_input("vqa", boxes=boxes), make_input("vqa", other, boxes=boxes), make_input("vqa", boxes=boxes)]
-    alone[1]["answer_scores"] = torch.tensor([0.0, 1.0, 0.0])
+    alone[1]["answer_scores"] = torch.tensor([[0.0, 1.0, 0.0]])
     alone.insert(0, make_input("vqa", boxes=boxes, seed=1))
-    together = [alone[0], {**alone[1], "more_questions": alone[2:]}]
+    together = [alone[0], join_questions(alone[1:])]
     sizes, run = [], model.backbone.forward
     monkeypatch.setattr(model.backbone, "forward", lambda images: sizes.append(len(images)) or run(images))
     mixed, dyconv = [], model.fusion_tower.blocks[0].dyconv
@@ -91,8 +104,8 @@ def test_questions_about_one_image_train_as_if_each_had_its_own_and_the_backbone
 
 def test_captions_hold_no_token_that_is_no_text(cfg):
     # Padding, [unused5], [MASK]; the end has to be written.
-    assert {0, 6, 103} <= set(build(cfg).generation_rules.banned_ids)
-    assert 102 not in build(cfg).generation_rules.banned_ids
+    assert {0, 6, 103} <= set(build(cfg).tasks["captioning"].rules.banned_ids)
+    assert 102 not in build(cfg).tasks["captioning"].rules.banned_ids
 
 
 def test_answers_start_as_frequent_as_their_list_says(cfg):
@@ -106,18 +119,18 @@ def test_answers_start_as_frequent_as_their_list_says(cfg):
 def test_boxes_depend_on_the_question_if_the_image_reads_it(cfg, image_reads):
     cfg.MODEL.GLIPV2.VQA.IMAGE_READS_QUESTION = image_reads
     model = build(cfg).eval()
-    features = model._visual_features(type("Images", (), {"tensor": torch.randn(1, 3, 64, 96)}))
+    features = model.visual_features(type("Images", (), {"tensor": torch.randn(1, 3, 64, 96)}))
     outputs = []
     for prompt in (PROMPT, make_prompt([2, 5], [4])):
         language = model.text_encoder(TokenBatch.from_prompts([prompt]))
-        outputs.append(model._predict(features, language, image_reads=model._image_reads("vqa")))
+        outputs.append(model.fuse(features, language, model.tasks["vqa"].reading))
     same = [torch.equal(*levels) for levels in zip(*(output.levels for output in outputs))]
     assert same == [not image_reads] * len(same)
     # The text reads the image in both ways, and words read those after them.
     for image in (features, [2 * level for level in features]):
         for ids in (PROMPT.input_ids, torch.cat([PROMPT.input_ids[:-1], torch.tensor([2000])])):
             language = model.text_encoder(TokenBatch.from_prompts([dataclasses.replace(PROMPT, input_ids=ids)]))
-            outputs.append(model._predict(image, language, image_reads=model._image_reads("vqa")))
+            outputs.append(model.fuse(image, language, model.tasks["vqa"].reading))
     first_words = [output.hidden[0, 0] for output in outputs[2:]]
     assert len({tuple(word.tolist()) for word in first_words}) == 4
 
@@ -127,9 +140,7 @@ def test_boxes_depend_on_the_question_if_the_image_reads_it(cfg, image_reads):
 def test_a_question_is_answered_as_it_was_trained(cfg, image_reads):
     cfg.MODEL.GLIPV2.VQA.IMAGE_READS_QUESTION = image_reads
     model, seen = build(cfg).eval(), []
-    model.fusion_tower.register_forward_pre_hook(
-        lambda tower, inputs, options: seen.append(options["image_reads"]), with_kwargs=True
-    )
+    model.fusion_tower.register_forward_pre_hook(lambda tower, inputs: seen.append(inputs[2].image_reads))
     model([make_input("vqa"), make_input("vqa", seed=1)])
     model([make_input("detection")])
     assert seen == [image_reads, True]
@@ -147,11 +158,11 @@ def test_losses_of_pretraining_are_those_of_boxes_only(cfg):
 def test_changing_a_word_changes_no_word_before_it_and_no_visual_feature(cfg):
     model = build(cfg).eval()
     image = torch.randn(1, 3, 64, 96)
-    features = model._visual_features(type("Images", (), {"tensor": image}))
+    features = model.visual_features(type("Images", (), {"tensor": image}))
 
     def run(prompt):
         language = model.text_encoder(TokenBatch.from_prompts([prompt]), causal=True)
-        fused = model._predict(features, language, causal=True)
+        fused = model.fuse(features, language, CAUSAL)
         return fused, model.captioning_head(fused.hidden)
 
     with torch.no_grad():
@@ -226,7 +237,7 @@ def test_inputs_of_all_tasks_may_come_together_at_test_time(cfg):
         ["caption_ids", "caption_score"],
         ["answer_scores", "instances"],
     ]
-    with pytest.raises(ValueError, match="task is .*'captioning', 'vqa'"):
+    with pytest.raises(ValueError, match="task: expected .* found .*'captioning', 'vqa'"):
         model.train()([make_input("vqa"), make_input("captioning")])
 
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from batch_samples import anchor_case, make_shapes
 from detectron2.config import get_cfg
 from detectron2.structures import Boxes
 from head_samples import SHAPES, TOKEN_MAP, make_anchors, make_head, make_instances, make_prompt, small_batch
@@ -118,7 +119,7 @@ def test_config_decides_every_argument():
             *("MODEL.GLIPV2.TEST.SCORE_AGGREGATION", "max", "TEST.DETECTIONS_PER_IMAGE", 12),
         ]
     )
-    head = GroundingHead(cfg, channels=4, language_dim=3, num_levels=2)
+    head = GroundingHead(cfg, make_shapes(tower_channels=4, language_dim=3, strides=(8, 16)))
     selector = head.selector
     assert head.box2box_transform.weights == selector.box2box_transform.weights == (10.0, 10.0, 5.0, 5.0)
     assert (head.matcher.topk, head.no_object_token, len(head.scales)) == (5, 76, 2)
@@ -170,7 +171,7 @@ def test_unmatched_anchors_have_the_no_object_token_if_the_prompt_reaches_it(no_
 
 def test_batch_without_boxes_has_finite_losses_that_reach_every_parameter():
     head = make_head()
-    losses = head.losses(*small_batch(head, [make_instances([], [])] * 2, [make_prompt(TOKEN_MAP)] * 2))
+    losses = head.losses(*anchor_case(*small_batch(head, [make_instances([], [])] * 2, [make_prompt(TOKEN_MAP)] * 2)))
     assert losses["loss_box_reg"].item() == 0 and losses["loss_centerness"].item() == 0
     assert 0 < losses["loss_grounding"].item() < float("inf")
     sum(losses.values()).backward()
@@ -183,7 +184,7 @@ def test_losses_reach_every_parameter():
     head = make_head()
     # A box of the size of the anchors of either level, so that each level has positives.
     instances = [make_instances([[0, 0, 64, 64]], [0]), make_instances([[-32, -32, 96, 96]], [1])]
-    losses = head.losses(*small_batch(head, instances, [make_prompt(TOKEN_MAP)] * 2))
+    losses = head.losses(*anchor_case(*small_batch(head, instances, [make_prompt(TOKEN_MAP)] * 2)))
     for name, reached in {
         "loss_grounding": {"text_projection.weight", "text_projection.bias", "log_scale", "bias_lang", "bias0"},
         "loss_box_reg": {"bbox_pred.weight", "bbox_pred.bias", "scales.0.scale", "scales.1.scale"},
@@ -199,7 +200,7 @@ def test_losses_carry_their_weights():
     heavy = make_head(grounding_loss_weight=2.0, box_reg_loss_weight=3.0, centerness_loss_weight=4.0)
     heavy.load_state_dict(plain.state_dict())
     instances, prompts = [make_instances([[4, 6, 60, 55]], [0])], [make_prompt(TOKEN_MAP)]
-    one, other = (head.losses(*small_batch(head, instances, prompts)) for head in (plain, heavy))
+    one, other = (head.losses(*anchor_case(*small_batch(head, instances, prompts))) for head in (plain, heavy))
     for name, weight in {"loss_grounding": 2, "loss_box_reg": 3, "loss_centerness": 4}.items():
         assert one[name] > 0
         assert_close(other[name], weight * one[name])
@@ -209,11 +210,11 @@ def test_padding_of_the_prompt_changes_no_loss():
     head = make_head()
     instances, prompts = [make_instances([[4, 6, 60, 55]], [1])], [make_prompt(TOKEN_MAP)]
     predictions, anchors, targets, mask = small_batch(head, instances, prompts)
-    expected = head.losses(predictions, anchors, targets, mask)
+    expected = head.losses(*anchor_case(predictions, anchors, targets, mask))
     padded = [torch.cat((level, torch.full((*level.shape[:2], 3), 9.0)), dim=2) for level in predictions.token_logits]
     targets = head.label_anchors(anchors, instances, prompts, num_tokens=8)
     mask = torch.cat((mask, torch.zeros(1, 3, dtype=torch.bool)), dim=1)
-    losses = head.losses(predictions._replace(token_logits=padded), anchors, targets, mask)
+    losses = head.losses(*anchor_case(predictions._replace(token_logits=padded), anchors, targets, mask))
     assert {name: loss.item() for name, loss in losses.items()} == {k: loss.item() for k, loss in expected.items()}
 
 
@@ -224,7 +225,7 @@ def test_perfect_boxes_have_no_box_loss():
     all_anchors = Boxes.cat(anchors).tensor
     boxes = torch.tensor([[4.0, 6.0, 60.0, 55.0]]).expand(len(all_anchors), 4)
     deltas = head.box2box_transform.get_deltas(all_anchors, boxes)[None].split([64, 16], dim=1)
-    losses = head.losses(predictions._replace(box_deltas=list(deltas)), anchors, targets, mask)
+    losses = head.losses(*anchor_case(predictions._replace(box_deltas=list(deltas)), anchors, targets, mask))
     assert_close(losses["loss_box_reg"], torch.tensor(0.0), atol=1e-5, rtol=0)
 
 
@@ -233,11 +234,11 @@ def test_losses_are_in_single_precision_under_and_after_autocast():
     instances, prompts = [make_instances([[4, 6, 60, 55]], [1])], [make_prompt(TOKEN_MAP)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         predictions, anchors, targets, mask = small_batch(head, instances, prompts)
-        under = head.losses(predictions, anchors, targets, mask)
+        under = head.losses(*anchor_case(predictions, anchors, targets, mask))
     assert predictions.token_logits[0].dtype == predictions.centerness_logits[0].dtype == torch.bfloat16
-    after = head.losses(predictions, anchors, targets, mask)
+    after = head.losses(*anchor_case(predictions, anchors, targets, mask))
     single = GroundingPredictions(*([level.float() for level in levels] for levels in predictions))
-    for name, expected in head.losses(single, anchors, targets, mask).items():
+    for name, expected in head.losses(*anchor_case(single, anchors, targets, mask)).items():
         assert under[name].dtype == after[name].dtype == torch.float32
         assert torch.equal(under[name], expected) and torch.equal(after[name], expected)
 
@@ -249,7 +250,7 @@ def test_box_beyond_the_reach_of_its_anchor_asks_for_no_more_than_the_reach():
     targets = head.label_anchors(anchors, [make_instances([[0, 0, 600, 600]], [0])], prompts, num_tokens=1)
     deltas = torch.tensor([[[0.0, 0.0, 99.0, 99.0]]])
     predictions = GroundingPredictions([torch.zeros(1, 1, 1)], [deltas], [torch.zeros(1, 1)])
-    losses = head.losses(predictions, anchors, targets, torch.ones(1, 1, dtype=torch.bool))
+    losses = head.losses(*anchor_case(predictions, anchors, targets, torch.ones(1, 1, dtype=torch.bool)))
     assert targets.matched_idxs.tolist() == [[0]]
     assert_close(losses["loss_box_reg"], torch.tensor(0.0), atol=1e-6, rtol=0)
 
@@ -294,7 +295,7 @@ def test_gpu_gives_the_losses_gradients_and_detections_of_the_cpu():
         predictions = GroundingPredictions(*([x.detach().to(device).requires_grad_() for x in y] for y in predictions))
         anchors = [boxes.to(device) for boxes in anchors]
         targets = head.label_anchors(anchors, [image.to(device) for image in instances], prompts, 5)
-        losses = head.losses(predictions, anchors, targets, mask.to(device))
+        losses = head.losses(*anchor_case(predictions, anchors, targets, mask.to(device)))
         grads = torch.autograd.grad(sum(losses.values()), sum(predictions, start=[]))
         detections = head.inference(predictions, anchors, [(64, 64)] * 2, prompts)
         tensors = [x for result in detections for x in (result.pred_boxes.tensor, result.scores, result.pred_classes)]

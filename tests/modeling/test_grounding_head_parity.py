@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from batch_samples import anchor_case
 from conftest import ASSETS
 from detectron2.structures import Boxes
 from head_samples import make_anchors, make_head, make_instances, make_prompt
@@ -146,7 +147,7 @@ def test_losses_equal_the_official_ones(training):
     predictions, anchors, instances, prompts, mask, _ = training
     head = official_head()
     targets = head.label_anchors(anchors, instances, prompts, num_tokens=17)
-    losses = head.losses(predictions, anchors, targets, mask)
+    losses = head.losses(*anchor_case(predictions, anchors, targets, mask))
     expected = facts("train.json")["losses"]
     assert set(losses) == {"loss_grounding", "loss_box_reg", "loss_centerness"}
     assert_close(losses["loss_grounding"].item(), expected["loss_dot_product_token"], atol=1e-4, rtol=1e-4)
@@ -192,7 +193,7 @@ def test_losses_of_random_predictions_equal_the_official_ones():
         all_anchors = Boxes.cat(anchors).tensor
         deltas = head.box2box_transform.get_deltas(all_anchors[positive], targets.gt_boxes[image, positive])
         assert_close(deltas, expected[f"regt{image}"], atol=1e-4, rtol=1e-4)
-    losses = head.losses(predictions, anchors, targets, mask)
+    losses = head.losses(*anchor_case(predictions, anchors, targets, mask))
     assert_close(losses["loss_box_reg"], expected["loss_reg"], atol=1e-4, rtol=1e-4)
     assert_close(losses["loss_centerness"], expected["loss_centerness"], atol=1e-4, rtol=1e-4)
     assert_close(losses["loss_grounding"], expected["loss_dot"], atol=1e-4, rtol=1e-4)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from batch_samples import make_shapes, mask_case
 from detectron2.config import get_cfg
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks
 from rank_runs import assert_ranks_train_as_one, run_ranks, train_steps
@@ -187,7 +188,7 @@ def test_config_decides():
         {"HOURGLASS_DEPTH": 2, "NUM_HOURGLASSES": 3, "CONV_DIM": 32, "POOLER_RESOLUTION": 6}
     )
     cfg.MODEL.GLIPV2.MASK_HEAD.update({"MAX_PROPOSALS": 7, "LOSS_WEIGHT": 0.25})
-    head = HourglassMaskHead(cfg, channels=5, language_dim=9, strides=STRIDES)
+    head = HourglassMaskHead(cfg, make_shapes(channels=5, language_dim=9, strides=STRIDES))
     assert len(head.hourglasses) == 3
     assert head.deconv.weight.shape == (32, 32, 2, 2) and head.input_projection.in_channels == 5
     assert head.pooler.resolution == 6
@@ -213,7 +214,7 @@ def test_loss_is_the_mean_over_the_pixels_of_the_boxes_that_train(bitmaps):
     # A proposal on the second box of the first image, one on nothing; the second image has one box.
     proposals = [Boxes(torch.tensor([[40.0, 10.0, 81.0, 53.0], [0.0, 0.0, 5.0, 5.0]])), NO_BOXES]
     instances = [make_instances([BOX, OTHER], [0, 1], bitmaps=bitmaps), make_instances([OTHER], [0], bitmaps=bitmaps)]
-    losses = head.losses(levels, text, proposals, instances, [make_prompt(), make_prompt()])
+    losses = head.losses(*mask_case(levels, text, proposals, instances, [make_prompt(), make_prompt()]))
     assert losses.keys() == {"loss_mask"}
 
     boxes = [torch.tensor([[40.0, 10.0, 81.0, 53.0], BOX, OTHER]), torch.tensor([OTHER])]
@@ -224,7 +225,9 @@ def test_loss_is_the_mean_over_the_pixels_of_the_boxes_that_train(bitmaps):
     probabilities = maps.sigmoid()
     expected = -(targets * probabilities.log() + (1 - targets) * (1 - probabilities).log()).mean()
     assert_close(losses["loss_mask"], expected, atol=1e-5, rtol=1e-4)
-    weighted = make_head(loss_weight=2.5).losses(levels, text, proposals, instances, [make_prompt(), make_prompt()])
+    weighted = make_head(loss_weight=2.5).losses(
+        *mask_case(levels, text, proposals, instances, [make_prompt(), make_prompt()])
+    )
     assert_close(weighted["loss_mask"], losses["loss_mask"] * 2.5)
 
 
@@ -235,7 +238,7 @@ def test_proposals_are_limited():
     for limit in (0, 1, 100):
         head = make_head(max_proposals=limit)
         head.deconv.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
-        head.losses(levels, text, [proposals], [make_instances([BOX], [0])], [make_prompt()])
+        head.losses(*mask_case(levels, text, [proposals], [make_instances([BOX], [0])], [make_prompt()]))
     assert seen == [1, 2, 4]
 
 
@@ -243,7 +246,7 @@ def test_gradient_reaches_features_text_and_every_parameter():
     head = make_head(num_groups=2, hourglass_depth=2)
     levels, text = make_features()
     levels, text = [level.requires_grad_() for level in levels], text.requires_grad_()
-    losses = head.losses(levels, text, [NO_BOXES], [make_instances([BOX, OTHER], [0, 1])], [make_prompt()])
+    losses = head.losses(*mask_case(levels, text, [NO_BOXES], [make_instances([BOX, OTHER], [0, 1])], [make_prompt()]))
     losses["loss_mask"].backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in head.parameters())
     assert levels[0].grad.any()
@@ -263,7 +266,9 @@ NOTHING = {
 def test_nothing_to_draw_is_a_loss_of_zero_that_touches_every_parameter(name):
     head = make_head(num_groups=2)
     levels, text = make_features()
-    loss = head.losses(levels, text, [Boxes(torch.tensor([BOX]))], [NOTHING[name]], [make_prompt()])["loss_mask"]
+    loss = head.losses(*mask_case(levels, text, [Boxes(torch.tensor([BOX]))], [NOTHING[name]], [make_prompt()]))[
+        "loss_mask"
+    ]
     assert loss.item() == 0
     loss.backward()
     for parameter in head.parameters():
@@ -273,11 +278,11 @@ def test_nothing_to_draw_is_a_loss_of_zero_that_touches_every_parameter(name):
 def test_boxes_without_a_mask_change_nothing_for_the_others():
     head = make_head()
     levels, text = make_features()
-    alone = head.losses(levels, text, [NO_BOXES], [make_instances([OTHER], [1])], [make_prompt()])
+    alone = head.losses(*mask_case(levels, text, [NO_BOXES], [make_instances([OTHER], [1])], [make_prompt()]))
     mixed = make_instances([BOX, OTHER, BOX], [0, 1, 2], has_mask=[False, True, True])
     # An annotation without a mask holds no polygon.
     mixed.gt_masks = PolygonMasks([[], mixed.gt_masks.polygons[1], []])
-    assert_close(head.losses(levels, text, [Boxes(torch.tensor([BOX]))], [mixed], [make_prompt()]), alone)
+    assert_close(head.losses(*mask_case(levels, text, [Boxes(torch.tensor([BOX]))], [mixed], [make_prompt()])), alone)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -286,10 +291,10 @@ def test_loss_is_single_precision_under_autocast(dtype):
     levels, text = make_features()
     batch = ([NO_BOXES], [make_instances([BOX, OTHER], [0, 1])], [make_prompt()])
     with torch.autocast("cpu", dtype=dtype):
-        loss = head.losses([level.to(dtype) for level in levels], text.to(dtype), *batch)["loss_mask"]
-        nothing = head.losses(levels, text, [NO_BOXES], [NOTHING["no boxes"]], [make_prompt()])["loss_mask"]
+        loss = head.losses(*mask_case([level.to(dtype) for level in levels], text.to(dtype), *batch))["loss_mask"]
+        nothing = head.losses(*mask_case(levels, text, [NO_BOXES], [NOTHING["no boxes"]], [make_prompt()]))["loss_mask"]
     assert loss.dtype == torch.float32 and nothing.item() == 0
-    assert_close(loss, head.losses(levels, text, *batch)["loss_mask"], atol=0.03, rtol=0.03)
+    assert_close(loss, head.losses(*mask_case(levels, text, *batch))["loss_mask"], atol=0.03, rtol=0.03)
     loss.backward()
     assert all(parameter.grad.isfinite().all() for parameter in head.parameters())
 
@@ -298,8 +303,12 @@ def test_loss_is_single_precision_under_autocast(dtype):
 def test_head_of_another_precision(dtype):
     levels, text = make_features()
     batch = ([NO_BOXES], [make_instances([BOX, OTHER], [0, 1])], [make_prompt()])
-    loss = make_head().to(dtype).losses([level.to(dtype) for level in levels], text.to(dtype), *batch)["loss_mask"]
-    assert_close(loss, make_head().losses(levels, text, *batch)["loss_mask"], atol=0.03, rtol=0.03)
+    loss = (
+        make_head()
+        .to(dtype)
+        .losses(*mask_case([level.to(dtype) for level in levels], text.to(dtype), *batch))["loss_mask"]
+    )
+    assert_close(loss, make_head().losses(*mask_case(levels, text, *batch))["loss_mask"], atol=0.03, rtol=0.03)
 
 
 # --- test time --------------------------------------------------------------------------------------------------------
@@ -333,7 +342,7 @@ def test_masks_can_be_learned():
     instances = make_instances([BOX], [0])
     optimizer = torch.optim.Adam(head.parameters(), lr=0.01)
     for _ in range(80):
-        loss = head.losses(levels, text, [NO_BOXES], [instances], [make_prompt()])["loss_mask"]
+        loss = head.losses(*mask_case(levels, text, [NO_BOXES], [instances], [make_prompt()]))["loss_mask"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -361,7 +370,7 @@ class HeadWithLoss(nn.Module):
         self.head = make_head()
 
     def forward(self, *inputs):
-        return self.head.losses(*inputs)["loss_mask"]
+        return self.head.losses(*mask_case(*inputs))["loss_mask"]
 
 
 def make_inputs(name, rows):

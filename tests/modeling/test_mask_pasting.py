@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from glipv2_d2.modeling.heads.mask_pasting import paste_masks
+from glipv2_d2.modeling.postprocessing import paste_masks
 
 
 def slow_paste(mask, box, size, threshold):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from batch_samples import make_shapes, text_case
 from detectron2.config import get_cfg
 from rank_runs import assert_ranks_train_as_one, run_ranks, train_steps
 from torch import nn
@@ -118,24 +119,26 @@ def test_loss_is_the_mean_over_the_labelled_tokens(labels):
     head = make_head()
     prompts = [prompt_with(each) for each in labels]
     hidden = torch.randn(len(prompts), 5, 6)
-    losses = head.losses(hidden, prompts)
+    losses = head.losses(*text_case(hidden, prompts))
     assert losses.keys() == {"loss_mlm"}
     assert_close(losses["loss_mlm"], slow_loss(head, hidden, prompts))
-    weighted = make_head(loss_weight=2.5).losses(hidden, prompts)["loss_mlm"]
+    weighted = make_head(loss_weight=2.5).losses(*text_case(hidden, prompts))["loss_mlm"]
     assert_close(weighted, losses["loss_mlm"] * 2.5)
 
 
 def test_uniform_logits_lose_the_log_of_the_vocabulary():
     head = make_head(vocab_size=50)
     nn.init.zeros_(head.decoder.weight)
-    loss = head.losses(torch.randn(1, 3, 6), [prompt_with([4, NO_LABEL, 49])])["loss_mlm"]
+    loss = head.losses(*text_case(torch.randn(1, 3, 6), [prompt_with([4, NO_LABEL, 49])]))["loss_mlm"]
     assert loss.item() == pytest.approx(math.log(50), rel=1e-6)
 
 
 def test_gradient_reaches_the_labelled_text_and_every_parameter():
     head = make_head()
     hidden = torch.randn(2, 4, 6, requires_grad=True)
-    head.losses(hidden, [prompt_with([NO_LABEL, 3, NO_LABEL]), prompt_with([7, NO_LABEL])])["loss_mlm"].backward()
+    head.losses(*text_case(hidden, [prompt_with([NO_LABEL, 3, NO_LABEL]), prompt_with([7, NO_LABEL])]))[
+        "loss_mlm"
+    ].backward()
     reached = hidden.grad.abs().sum(-1) > 0
     assert reached.tolist() == [[False, True, False, False], [True, False, False, False]]
     assert all(parameter.grad.abs().sum() > 0 for parameter in head.parameters())
@@ -145,7 +148,7 @@ def test_gradient_reaches_the_labelled_text_and_every_parameter():
 def test_nothing_masked_is_a_loss_of_zero_that_touches_every_parameter(labels):
     head = make_head()
     hidden = torch.randn(2, 3, 6, requires_grad=True)
-    loss = head.losses(hidden, [prompt_with(each) for each in labels])["loss_mlm"]
+    loss = head.losses(*text_case(hidden, [prompt_with(each) for each in labels]))["loss_mlm"]
     assert loss.item() == 0
     loss.backward()
     assert torch.equal(hidden.grad, torch.zeros_like(hidden))
@@ -157,7 +160,7 @@ def test_logits_are_made_at_labelled_tokens_only():
     head = make_head()
     seen = []
     head.decoder.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape)))
-    head.losses(torch.randn(2, 50, 6), [prompt_with([NO_LABEL] * 40 + [1]), prompt_with([2, 3])])
+    head.losses(*text_case(torch.randn(2, 50, 6), [prompt_with([NO_LABEL] * 40 + [1]), prompt_with([2, 3])]))
     assert seen == [(3, 9)]
 
 
@@ -167,15 +170,15 @@ def test_loss_is_single_precision_under_autocast(dtype):
     hidden = torch.randn(1, 4, 16)
     prompts = [prompt_with([5, NO_LABEL, 39])]
     with torch.autocast("cpu", dtype=dtype):
-        loss = head.losses(hidden, prompts)["loss_mlm"]
+        loss = head.losses(*text_case(hidden, prompts))["loss_mlm"]
     assert loss.dtype == torch.float32
-    assert_close(loss, head.losses(hidden, prompts)["loss_mlm"], atol=0.01, rtol=0.01)
+    assert_close(loss, head.losses(*text_case(hidden, prompts))["loss_mlm"], atol=0.01, rtol=0.01)
 
 
 @pytest.mark.parametrize("labels", [[NO_LABEL, 9], [-1, 3]])
 def test_label_outside_the_vocabulary_is_an_error(labels):
     with pytest.raises(ValueError, match="mlm_labels: expected token ids below 9, found .*VOCAB_SIZE") as caught:
-        make_head().losses(torch.randn(1, 2, 6), [prompt_with(labels)])
+        make_head().losses(*text_case(torch.randn(1, 2, 6), [prompt_with(labels)]))
     assert "\n" not in str(caught.value)
 
 
@@ -183,7 +186,7 @@ def test_config_gives_the_weight_of_the_loss():
     cfg = get_cfg()
     add_glipv2_config(cfg)
     cfg.MODEL.GLIPV2.MLM.LOSS_WEIGHT = 0.25
-    head = MLMHead(cfg, language_dim=6, vocab_size=9)
+    head = MLMHead(cfg, make_shapes(language_dim=6, vocab_size=9))
     assert head.loss_weight == 0.25 and head.decoder.weight.shape == (9, 6)
 
 
@@ -206,7 +209,7 @@ class HeadWithLoss(nn.Module):
         self.head = make_head()
 
     def forward(self, hidden, prompts):
-        return self.head.losses(hidden, prompts)["loss_mlm"]
+        return self.head.losses(*text_case(hidden, prompts))["loss_mlm"]
 
 
 def make_inputs(name, rows):

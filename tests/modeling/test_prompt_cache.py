@@ -2,8 +2,8 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from glipv2_d2.modeling.prompt_cache import PromptCache
 from glipv2_d2.modeling.text_encoder import build_text_encoder
+from glipv2_d2.modeling.text_encoder.prompt_cache import PromptCache
 from glipv2_d2.structures import TokenBatch, TokenizedPrompt
 
 

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prompt_samples import make_prompt
 
-from glipv2_d2.modeling.prompt_passes import PromptPass, plan_passes, rows_by_padded_size
+from glipv2_d2.modeling.batch import Pairs
+from glipv2_d2.modeling.tasks.prompt_passes import plan_passes, rows_by_padded_size
 
 
 def prompt_of(length):
@@ -17,13 +18,13 @@ def prompt_of(length):
 def test_every_pair_is_in_one_pass_and_no_pass_is_too_large(lengths, max_pairs):
     prompts = [[prompt_of(length) for length in of_image] for of_image in lengths]
     passes = plan_passes(prompts, max_pairs)
-    pairs = [pair for one in passes for pair in zip(one.rows, one.places)]
-    expected = [(row, place) for row, of_image in enumerate(prompts) for place in range(len(of_image))]
+    pairs = [pair for one in passes for pair in zip(one.rows, one.ranks)]
+    expected = [(row, rank) for row, of_image in enumerate(prompts) for rank in range(len(of_image))]
     assert sorted(pairs) == expected
     assert [len(one.rows) for one in passes[:-1]] == [max_pairs] * (len(passes) - 1)
     assert 1 <= len(passes[-1].rows) <= max_pairs
     for one in passes:
-        assert all(found is prompts[row][place] for row, place, found in zip(*one))
+        assert all(found is prompts[row][rank] for row, rank, found in zip(*one))
     longest = [len(prompt) for one in passes for prompt in one.prompts]
     assert longest == sorted(longest, reverse=True)
 
@@ -31,7 +32,7 @@ def test_every_pair_is_in_one_pass_and_no_pass_is_too_large(lengths, max_pairs):
 def test_prompts_of_a_length_run_in_the_order_of_the_images():
     chunks = [prompt_of(5), prompt_of(7), prompt_of(5)]
     passes = plan_passes([chunks, chunks], 2)
-    assert [(one.rows, one.places) for one in passes] == [([0, 1], [1, 1]), ([0, 1], [0, 0]), ([0, 1], [2, 2])]
+    assert [(one.rows, one.ranks) for one in passes] == [([0, 1], [1, 1]), ([0, 1], [0, 0]), ([0, 1], [2, 2])]
 
 
 @pytest.mark.parametrize("max_pairs", [0, -1])
@@ -43,15 +44,16 @@ def test_a_pass_holds_a_prompt_at_least(max_pairs):
 @pytest.mark.parametrize(("num_images", "rows"), [(1, [0]), (1, [0, 0, 0]), (2, [0, 1]), (2, [1, 0, 1]), (3, [2])])
 def test_each_pair_gets_the_levels_of_its_image(num_images, rows):
     levels = [torch.randn(num_images, 2, size, size) for size in (4, 2)]
-    selected = PromptPass(rows, [0] * len(rows), [prompt_of(3)] * len(rows)).select(levels)
+    selected = Pairs(rows, [0] * len(rows), [prompt_of(3)] * len(rows)).select(levels)
     for level, found in zip(levels, selected, strict=True):
         assert torch.equal(found, torch.stack([level[row] for row in rows]))
 
 
+@torch.no_grad()
 def test_the_levels_of_one_image_are_not_copied_for_its_prompts():
     levels = [torch.randn(1, 2, 4, 4)]
-    assert PromptPass([0, 0], [0, 1], [prompt_of(3)] * 2).select(levels)[0].data_ptr() == levels[0].data_ptr()
-    assert PromptPass([0], [0], [prompt_of(3)]).select(levels) is levels
+    assert Pairs([0, 0], [0, 1], [prompt_of(3)] * 2).select(levels)[0].data_ptr() == levels[0].data_ptr()
+    assert Pairs([0], [0], [prompt_of(3)]).select(levels) is levels
 
 
 def test_images_of_one_padded_size_and_task_run_together():

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from glipv2_d2.modeling.text_generation import (
+from glipv2_d2.modeling.tasks.text_generation import (
     GenerationRules,
     allowed_log_probs,
     beam_search,

@@ -167,7 +167,7 @@ def test_a_prompt_table_changes_detections_also_when_the_text_is_remembered(tuni
 @torch.no_grad()
 def test_every_chunk_of_a_vocabulary_gets_the_first_rows(tuning_cfg):
     model = build(tuning_cfg, **{"TUNING.MODE": "prompt"}).eval()
-    model.max_detections = 10_000
+    model.tasks["detection"].max_detections = 10_000
     model.prompt_tuner.embeddings.normal_(generator=torch.Generator().manual_seed(0))
     second = PROMPT.__class__(PROMPT.input_ids + 7, PROMPT.phrase_token_map, PROMPT.category_ids + 2, PROMPT.phrases)
     image = make_input(PROMPT, BOXES)
@@ -205,9 +205,9 @@ def test_a_batch_that_trains_nothing_is_an_error(tuning_cfg, tmp_path):
     answers.write_text("yes\nno\n")
     tuning_cfg.merge_from_list(["MODEL.GLIPV2.VQA.ENABLED", True, "MODEL.GLIPV2.VQA.ANSWERS", str(answers)])
     model = build(tuning_cfg, **{"TUNING.MODE": "linear_probe"}).train()
-    question = make_input(PROMPT, []) | {"task": "vqa", "answer_scores": torch.tensor([1.0, 0.0])}
+    question = make_input(PROMPT, []) | {"task": "vqa", "answer_scores": torch.tensor([[1.0, 0.0]])}
     del question["instances"]
-    with pytest.raises(ValueError, match="TUNING.MODE: 'linear_probe' trains nothing with a batch for vqa"):
+    with pytest.raises(ValueError, match="TUNING.MODE: expected .* of the task 'vqa', found 'linear_probe'"):
         model([question])
 
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from batch_samples import make_shapes, question_case
 from detectron2.config import get_cfg
 from slow_layers import gelu, layer_norm, linear, softmax
 from torch.testing import assert_close
@@ -96,7 +97,7 @@ def test_frequencies_are_the_first_guess():
 def test_loss_is_summed_over_answers_and_averaged_over_questions():
     head, text, mask = make_head(), some_text(2), make_mask(6, 2)
     scores = torch.tensor([[0.3, 1.0, 0.0, 0.9], [0.0, 0.0, 0.6, 0.0]])
-    losses = head.losses(text, mask, scores)
+    losses = head.losses(*question_case(text, mask, scores))
     assert losses.keys() == {"loss_vqa"}
     total = 0.0
     for logits, targets in zip(slow_logits(head, text, mask), scores.tolist()):
@@ -104,20 +105,20 @@ def test_loss_is_summed_over_answers_and_averaged_over_questions():
             right = 1 / (1 + math.exp(-logit))
             total -= target * math.log(right) + (1 - target) * math.log(1 - right)
     assert losses["loss_vqa"].item() == pytest.approx(total / 2, rel=1e-5)
-    weighted = make_head(loss_weight=0.5).losses(text, mask, scores)["loss_vqa"]
+    weighted = make_head(loss_weight=0.5).losses(*question_case(text, mask, scores))["loss_vqa"]
     assert_close(weighted, losses["loss_vqa"] / 2)
 
 
 def test_loss_is_divided_by_the_mean_number_of_questions_of_all_ranks(monkeypatch):
     head, text, mask, scores = make_head(), some_text(3), make_mask(6, 2, 4), torch.rand(3, 4)
-    alone = head.losses(text, mask, scores)["loss_vqa"]
+    alone = head.losses(*question_case(text, mask, scores))["loss_vqa"]
     monkeypatch.setattr(vqa_head, "reduce_mean", lambda count: (count + 1) / 2)
-    assert_close(head.losses(text, mask, scores)["loss_vqa"], alone * 3 / 2)
+    assert_close(head.losses(*question_case(text, mask, scores))["loss_vqa"], alone * 3 / 2)
 
 
 def test_gradient_reaches_the_real_tokens_and_every_parameter():
     head, text, mask = make_head(), some_text(2).requires_grad_(), make_mask(6, 2)
-    head.losses(text, mask, torch.rand(2, 4))["loss_vqa"].backward()
+    head.losses(*question_case(text, mask, torch.rand(2, 4)))["loss_vqa"].backward()
     assert torch.equal(text.grad.abs().sum(-1) > 0, mask)
     # The same number added to all ratings changes no weight.
     reached = {name for name, parameter in head.named_parameters() if parameter.grad.abs().max() > 1e-9}
@@ -136,16 +137,16 @@ def test_loss_and_scores_are_single_precision_under_autocast(dtype):
     head, text, mask = make_head(torch.float32), some_text(2, torch.float32), make_mask(6, 2)
     targets = torch.tensor([[0.3, 1.0, 0.0, 0.9], [0.0, 0.0, 0.6, 0.0]])
     with torch.autocast("cpu", dtype=dtype):
-        loss, scores = head.losses(text, mask, targets)["loss_vqa"], head.inference(text, mask)
+        loss, scores = head.losses(*question_case(text, mask, targets))["loss_vqa"], head.inference(text, mask)
     assert loss.dtype == scores.dtype == torch.float32
-    assert_close(loss, head.losses(text, mask, targets)["loss_vqa"], atol=0.3, rtol=0.05)
+    assert_close(loss, head.losses(*question_case(text, mask, targets))["loss_vqa"], atol=0.3, rtol=0.05)
     assert_close(scores, head.inference(text, mask), atol=0.05, rtol=0.1)
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (1, 4), (4,)])
 def test_scores_of_other_answers_or_questions_are_an_error(shape):
     with pytest.raises(ValueError, match=r"answer_scores: expected the shape \(2, 4\), found .*VQA.ANSWERS") as caught:
-        make_head().losses(some_text(2), make_mask(6, 2), torch.zeros(shape))
+        make_head().losses(*question_case(some_text(2), make_mask(6, 2), torch.zeros(shape)))
     assert "\n" not in str(caught.value)
 
 
@@ -159,13 +160,15 @@ def test_list_without_answers_is_an_error():
         make_head(num_answers=0)
 
 
-def test_config_gives_width_and_weight():
+def test_config_gives_answers_width_and_weight(tmp_path):
     cfg = get_cfg()
     add_glipv2_config(cfg)
-    assert VQAHead(cfg, language_dim=5, num_answers=3).classifier.weight.shape == (3, 10)
+    (tmp_path / "answers.txt").write_text("yes\nno\n2\n")
+    cfg.MODEL.GLIPV2.VQA.ANSWERS = str(tmp_path / "answers.txt")
+    assert VQAHead(cfg, make_shapes(language_dim=5)).classifier.weight.shape == (3, 10)
     cfg.MODEL.GLIPV2.VQA.LOSS_WEIGHT = 0.25
     cfg.MODEL.GLIPV2.VQA.HIDDEN_SIZE = 8
     cfg.MODEL.GLIPV2.VQA.NORM = "LN"
-    head = VQAHead(cfg, language_dim=5, num_answers=3)
+    head = VQAHead(cfg, make_shapes(language_dim=5))
     assert head.loss_weight == 0.25 and head.classifier.weight.shape == (3, 8)
     assert head.layers[1].normalized_shape == (8,)

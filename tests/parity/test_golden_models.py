@@ -107,7 +107,7 @@ def test_full_size_model_reproduces_the_official_numbers(letter):
     fused, fused_language = model.fusion_tower(features, language)
     if model.fusion_tower.fuses_text:
         close(fused_language.hidden[0, :valid], golden["fused_hidden_img0_tok0_40"][:valid], 3e-4)
-    predictions = model._predict(features, language).predictions
+    predictions = model.fuse(features, language).predictions
     for index, level in enumerate(LEVELS):
         step = 7 if level in ("p3", "p4") else 1
         logits = predictions.token_logits[index][:, ::step]

@@ -9,6 +9,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from batch_samples import mask_case
 from conftest import ASSETS
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from parity_weights import TINY_SALT, tensor_for
@@ -166,5 +167,5 @@ def test_loss_is_the_official_one():
     annotated.gt_masks = instances.gt_masks[kept]
     annotated.gt_has_mask = torch.ones(len(kept), dtype=torch.bool)
     nothing = Boxes(torch.zeros(0, 4))
-    losses = head.losses(levels_of(arrays), arrays["text_hidden"], [nothing], [annotated], [prompt])
+    losses = head.losses(*mask_case(levels_of(arrays), arrays["text_hidden"], [nothing], [annotated], [prompt]))
     assert_close(losses["loss_mask"].item(), facts["loss"], atol=1e-4, rtol=1e-4)

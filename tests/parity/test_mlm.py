@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from batch_samples import text_case
 from conftest import ASSETS
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
@@ -89,7 +90,7 @@ def test_loss_and_gradients_are_the_official_ones(name, head):
     rows, columns = arrays["labelled_positions"].T
     hidden[rows, columns] = arrays["text_feature"]
     assert len(rows) == facts["labelled"]
-    loss = head.losses(hidden, prompts)["loss_mlm"]
+    loss = head.losses(*text_case(hidden, prompts))["loss_mlm"]
     assert_close(loss.detach(), torch.tensor(facts["losses"]["mlm_loss"]), atol=1e-4, rtol=0)
 
     loss.backward()
@@ -141,5 +142,5 @@ def test_fused_text_of_the_tiny_model_gives_the_official_loss(weights, head):
         _, language = model.fusion_tower(levels, model.text_encoder(TokenBatch.from_prompts(prompts)))
         rows, columns = arrays["labelled_positions"].T
         assert_close(language.hidden[rows, columns], arrays["text_feature"], atol=3e-4, rtol=1e-4)
-        loss = head.losses(language.hidden, prompts)["loss_mlm"]
+        loss = head.losses(*text_case(language.hidden, prompts))["loss_mlm"]
         assert_close(loss, torch.tensor(facts["losses"]["mlm_loss"]), atol=1e-4, rtol=0)

@@ -117,14 +117,14 @@ def test_detection_prompt_gives_the_official_features_logits_and_boxes(model, to
         block.fusion.form = form
     images = model.preprocess_image(network_inputs())
     assert list(images.tensor.shape) == facts["batch"]["padded_shape"]
-    features = model._visual_features(images)
+    features = model.visual_features(images)
     backbone = load("det_backbone.npz")
     for tensor, level in zip(features, LEVELS):
         close(tensor, backbone[f"fpn.{level}"], 1e-4)
     language = model.text_encoder(TokenBatch.from_prompts([prompt, prompt]))
     expected_hidden = load("det_language.npz")["hidden"][:, : len(prompt)]
     close(language.hidden[:1], expected_hidden, 2e-5)
-    predictions = model._predict(features, language).predictions
+    predictions = model.fuse(features, language).predictions
     per_level_close(predictions.token_logits, head, "head.dot", 3e-4, tokens=len(prompt))
     per_level_close(predictions.box_deltas, head, "head.bbox", 3e-4)
     per_level_close(predictions.centerness_logits, head, "head.centerness", 3e-4)

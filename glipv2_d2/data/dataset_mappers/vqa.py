@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
-from detectron2.structures import BoxMode
+from detectron2.structures import BoxMode, Instances
 
 from ...prompts.answers import AnswerVocabulary
 from ...prompts.flip_words import swap_left_right
@@ -21,8 +22,9 @@ from .grounding import mirror_text, num_tokens_cut_off
 class VQADatasetMapper(PromptDatasetMapper):
     """Make model inputs from images with a question.
 
-    They have ``task`` "vqa", ``question_id`` and, in training, ``answer_scores`` (A,) in [0, 1]. A question none of
-    whose answers is in the list has zeros only, and is counted under ``dropped`` as ``questions_without_answers``.
+    They have ``task`` "vqa" and, at test time, ``question_id``; in training ``question_ids`` and ``answer_scores``,
+    (Q, A) in [0, 1]. A question none of whose answers is in the list has zeros only, and is counted under ``dropped``
+    as ``questions_without_answers``.
 
     A grounded question ends with the mask token. In training its boxes belong to character ranges of the question, to
     the answer, or to both; samples of a dataset without boxes, and plain ones, have no ``instances``. At test time its
@@ -30,8 +32,8 @@ class VQADatasetMapper(PromptDatasetMapper):
 
     What the token limit cuts off is counted under ``dropped`` at test time too, as ``tokens`` and ``phrases``.
 
-    A dataset dict of ``questions_by_image`` stands for all questions of its image. Its sample is that of the first
-    of those that are chosen, and has the samples of the others, which share its ``image``, under ``more_questions``.
+    A dataset dict of ``questions_by_image`` stands for all questions of its image. Its sample has a prompt for each of
+    the Q that are chosen.
 
     Source: GLIPv2, App. D.2.
     """
@@ -90,8 +92,7 @@ class VQADatasetMapper(PromptDatasetMapper):
             question = {**of_image, **dataset_dict["questions"][row]}
             samples.append(super().training_sample(question, image_sample, transforms, rng))
             dropped.update(samples[-1].pop("dropped", {}))
-        samples[0].update({"dropped": dict(dropped)} if dropped else {}, more_questions=samples[1:])
-        return samples[0]
+        return {**_with_all_questions(samples), **({"dropped": dict(dropped)} if dropped else {})}
 
     def test_prompts(self, dataset_dict: dict) -> list[TokenizedPrompt]:
         """Return the question as one prompt."""
@@ -136,14 +137,16 @@ class VQADatasetMapper(PromptDatasetMapper):
         return {**mirror_text(dataset_dict, "question"), "answers": answers}
 
     def completed(self, sample: dict, dataset_dict: dict) -> dict:
-        """Return a sample with ``task``, ``question_id`` and, in training, the scores of the answers."""
-        sample = {**sample, "task": "vqa", "question_id": dataset_dict["question_id"]}
+        """Return a sample with ``task``, the id of the question and, in training, the scores of the answers."""
+        sample = {**sample, "task": "vqa"}
         if not self.is_train:
+            sample["question_id"] = dataset_dict["question_id"]
             asked = self._asked(dataset_dict)
             counts = {"tokens": asked.num_lost_tokens, "phrases": len(asked.lost_phrases)}
             dropped = {key: number for key, number in counts.items() if number}
             return {**sample, "dropped": dropped} if dropped else sample
-        sample["answer_scores"] = self.answers.soft_scores(answer_texts(dataset_dict))
+        sample["question_ids"] = [dataset_dict["question_id"]]
+        sample["answer_scores"] = self.answers.soft_scores(answer_texts(dataset_dict)).unsqueeze(0)
         if not sample["answer_scores"].any():
             sample["dropped"] = {**sample.get("dropped", {}), "questions_without_answers": 1}
         if not self.grounded or "annotations" not in dataset_dict:
@@ -152,6 +155,18 @@ class VQADatasetMapper(PromptDatasetMapper):
 
     def _asked(self, dataset_dict: dict) -> AskedQuestion:
         return question_to_answer(dataset_dict["question"], self.tokenizer, grounded=self.grounded)
+
+
+def _with_all_questions(samples: list[dict]) -> dict:
+    """Join samples of one question each about the same image."""
+    joined = {**samples[0], "answer_scores": torch.cat([sample["answer_scores"] for sample in samples])}
+    for key in ("prompts", "question_ids"):
+        joined[key] = [item for sample in samples for item in sample[key]]
+    if "instances" in joined:
+        for number, sample in enumerate(samples):
+            sample["instances"].gt_prompts = torch.full_like(sample["instances"].gt_classes, number)
+        joined["instances"] = Instances.cat([sample["instances"] for sample in samples])
+    return joined
 
 
 def questions_by_image(dataset_dicts: list[dict]) -> list[dict]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,29 +15,17 @@ from torch import Tensor, nn
 from ...distributed import reduce_mean
 from ...errors import InputError
 from ...structures import GroundingPredictions, TokenizedPrompt
+from ..batch import AnchorTargets, Fused, TrainBatch, TrainingHead, TrunkShapes
 from ..losses.box_losses import centerness_targets, giou_loss_legacy
 from ..losses.token_focal_loss import token_focal_loss
 from ..matcher import ATSSMatcher
 from .detection_selector import DetectionSelector
+from .mask_proposals import select_proposals
 
 # Keeps the box loss finite on a batch without positives; the centerness of a single positive anchor is far above it.
 MIN_CENTERNESS_SUM = 1e-6
 # Factors of the predicted box deltas (dx, dy, dw, dh), those of the official code.
 REGRESSION_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-
-
-class AnchorTargets(NamedTuple):
-    """What the anchors of N images should predict.
-
-    Attributes:
-        matched_idxs: (N, R) int64, index of the matched box of the image, -1 for a negative.
-        gt_boxes: (N, R, 4) the matched boxes, 0 for a negative.
-        token_targets: (N, R, T) bool, the tokens that spell the phrase of the matched box.
-    """
-
-    matched_idxs: Tensor
-    gt_boxes: Tensor
-    token_targets: Tensor
 
 
 class LevelScale(nn.Module):
@@ -56,7 +44,7 @@ class LevelScale(nn.Module):
         return x * self.scale
 
 
-class AnchorHead(nn.Module):
+class AnchorHead(TrainingHead):
     """Place and rate every anchor; a subclass adds what names it.
 
     A head is shared by all levels, but for one scale of the box deltas per level. There is one anchor per position.
@@ -86,8 +74,9 @@ class AnchorHead(nn.Module):
     Source: ATSS (arXiv 1912.02424); ``VLDyHead`` and ``ATSSLossComputation`` of the official code.
     """
 
+    reads_boxes: ClassVar[bool] = True
     # Key of the loss of what names the anchors.
-    naming_loss: str
+    naming_loss: ClassVar[str]
 
     def __init__(
         self,
@@ -131,10 +120,12 @@ class AnchorHead(nn.Module):
         )
 
     @staticmethod
-    def shared_options(cfg: CfgNode) -> dict[str, Any]:
-        """Read the arguments that the config decides for every head."""
+    def shared_options(cfg: CfgNode, shapes: TrunkShapes) -> dict[str, Any]:
+        """Read the arguments that the config and the shapes of the trunk decide for every head."""
         config = cfg.MODEL.GLIPV2
         return {
+            "channels": shapes.tower_channels,
+            "num_levels": len(shapes.levels),
             "box2box_transform": Box2BoxTransform(weights=REGRESSION_WEIGHTS),
             "matcher": ATSSMatcher(config.MATCHER.TOPK),
             "level_scale": config.BOX.LEVEL_SCALE,
@@ -188,13 +179,7 @@ class AnchorHead(nn.Module):
             token_targets[..., self.no_object_token] |= matched_idxs < 0
         return AnchorTargets(matched_idxs, gt_boxes, token_targets)
 
-    def losses(
-        self,
-        predictions: GroundingPredictions,
-        anchors: list[Boxes],
-        targets: AnchorTargets,
-        text_mask: Tensor,
-    ) -> dict[str, Tensor]:
+    def losses(self, fused: Fused, batch: TrainBatch) -> dict[str, Tensor]:
         """Compute the weighted losses of a batch, in single precision.
 
         The losses of names and centerness are divided by the number of positive anchors (at least 1), the box loss by
@@ -202,14 +187,13 @@ class AnchorHead(nn.Module):
         centerness losses of 0 that still reach the parameters.
 
         Args:
-            predictions: Of ``forward``.
-            anchors: L sets of anchors.
-            targets: Of ``label_anchors``.
-            text_mask: (N, T) bool, False at padding.
+            fused: Its ``predictions``, ``anchors`` and ``targets`` are read.
+            batch: The ``mask`` of its tokens is read.
 
         Returns:
             Scalars ``naming_loss``, ``loss_box_reg`` and ``loss_centerness``, without those whose weight is 0.
         """
+        predictions, anchors, targets = fused.predictions, fused.anchors, fused.targets(batch)
         image, anchor = (targets.matched_idxs >= 0).nonzero(as_tuple=True)
         deltas = torch.cat(predictions.box_deltas, dim=1)[image, anchor]
         centerness_logits = torch.cat(predictions.centerness_logits, dim=1)[image, anchor].float()
@@ -224,7 +208,7 @@ class AnchorHead(nn.Module):
         num_positive = num_positive.clamp(min=1)
         centerness_sum = centerness_sum.clamp(min=MIN_CENTERNESS_SUM)
 
-        naming = self._naming_sum(predictions.token_logits, targets.token_targets, text_mask)
+        naming = self._naming_sum(predictions.token_logits, targets.token_targets, batch.tokens.mask)
         box_reg = (giou_loss_legacy(pred_boxes, gt_boxes) * centerness).sum()
         rating = F.binary_cross_entropy_with_logits(centerness_logits, centerness, reduction="sum")
         weighted = {
@@ -242,6 +226,17 @@ class AnchorHead(nn.Module):
             for logits, level_targets in zip(token_logits, targets, strict=True)
         ]
         return torch.stack(per_level).sum()
+
+    def proposals(
+        self,
+        predictions: GroundingPredictions,
+        anchors: list[Boxes],
+        image_sizes: list[tuple[int, int]],
+        prompts: list[TokenizedPrompt],
+        instances: list[Instances],
+    ) -> list[Boxes]:
+        """Choose the boxes that train the mask head, see ``select_proposals``."""
+        return select_proposals(predictions, anchors, image_sizes, prompts, instances, self.selector)
 
     def inference(
         self,

@@ -9,7 +9,7 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
 from ...errors import InputError
-from ...structures import TokenizedPrompt
+from ..batch import Fused, TrainBatch, TrunkShapes
 from .word_decoder import WordDecoder
 
 
@@ -41,16 +41,16 @@ class CaptioningHead(WordDecoder):
         self.label_smoothing = label_smoothing
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, *, language_dim: int, vocab_size: int) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, shapes: TrunkShapes) -> dict[str, Any]:
         """Read the arguments that the config decides."""
         return {
-            "language_dim": language_dim,
-            "vocab_size": vocab_size,
+            "language_dim": shapes.language_dim,
+            "vocab_size": shapes.vocab_size,
             "loss_weight": cfg.MODEL.GLIPV2.CAPTIONING.LOSS_WEIGHT,
             "label_smoothing": cfg.MODEL.GLIPV2.CAPTIONING.LABEL_SMOOTHING,
         }
 
-    def losses(self, hidden: Tensor, prompts: list[TokenizedPrompt]) -> dict[str, Tensor]:
+    def losses(self, fused: Fused, batch: TrainBatch) -> dict[str, Tensor]:
         """Compute the weighted cross-entropy of each token after the first, predicted from the one before it.
 
         The first token is the start of the text, the last its end; padding is neither read nor predicted. The loss is
@@ -58,8 +58,8 @@ class CaptioningHead(WordDecoder):
         of one token each have a loss of 0 that still reaches the parameters.
 
         Args:
-            hidden: (N, T, D), the causal text of the tower at N prompts.
-            prompts: N captions.
+            fused: Its ``hidden``, (M, T, D), is read: the text must be causal.
+            batch: Its M prompts are the captions.
 
         Returns:
             The scalar ``loss_caption``.
@@ -67,7 +67,7 @@ class CaptioningHead(WordDecoder):
         Raises:
             InputError: A token has no id below V.
         """
-        text = torch.cat([hidden[row, : len(prompt) - 1] for row, prompt in enumerate(prompts)])
-        labels = torch.cat([prompt.input_ids[1:] for prompt in prompts])
+        text = torch.cat([fused.hidden[row, : len(prompt) - 1] for row, prompt in enumerate(batch.prompts)])
+        labels = torch.cat([prompt.input_ids[1:] for prompt in batch.prompts])
         loss = self.mean_cross_entropy(text, labels, "caption", self.label_smoothing)
         return {"loss_caption": loss * self.loss_weight}

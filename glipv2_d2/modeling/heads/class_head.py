@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 from ...structures import GroundingPredictions, TokenizedPrompt
+from ..batch import TrunkShapes
 from .anchor_head import AnchorHead, initialize_predictors, prior_bias
 
 
@@ -56,14 +57,12 @@ class ClassHead(AnchorHead):
         nn.init.constant_(self.cls_logits.bias, prior_bias(prior_prob))
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, *, channels: int, num_levels: int) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, shapes: TrunkShapes) -> dict[str, Any]:
         """Read the arguments that the config decides; the class loss has the settings of the grounding loss."""
         config = cfg.MODEL.GLIPV2
         return {
-            **cls.shared_options(cfg),
-            "channels": channels,
-            "num_levels": num_levels,
-            "num_classes": cfg.MODEL.GLIPV2.CLASS_HEAD.NUM_CLASSES,
+            **cls.shared_options(cfg, shapes),
+            "num_classes": config.CLASS_HEAD.NUM_CLASSES,
             "prior_prob": config.GROUNDING.PRIOR_PROB,
             "class_loss_weight": config.GROUNDING.LOSS_WEIGHT,
         }
@@ -79,7 +78,7 @@ class ClassHead(AnchorHead):
         token_map = torch.eye(self.num_classes, dtype=torch.bool)
         return TokenizedPrompt(classes, token_map, classes, tuple(map(str, range(self.num_classes))))
 
-    def forward(self, features: list[Tensor]) -> GroundingPredictions:
-        """Predict for all anchors of L levels (N, C, Hl, Wl); ``token_logits`` are those of the K classes."""
+    def forward(self, features: list[Tensor], text: Tensor | None = None) -> GroundingPredictions:
+        """Predict for all anchors of L levels (N, C, Hl, Wl), whatever the text; a class stands for a token."""
         class_logits = [self.cls_logits(feature).flatten(2).transpose(1, 2) for feature in features]  # (N, Hl*Wl, K)
         return GroundingPredictions(class_logits, *self._place(features))

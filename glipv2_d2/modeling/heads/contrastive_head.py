@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.structures import Instances
 from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ...distributed import gather_with_grad
 from ...errors import InputError
-from ...structures import LanguageFeatures, TokenizedPrompt
+from ..batch import Fused, TrainBatch, TrainingHead, TrunkShapes, boxes_of
 from ..losses.contrastive_loss import CONTRASTIVE_FORMS, SharedVectors, contrastive_loss
 from ..losses.region_word_targets import label_regions, label_words
-from .anchor_head import AnchorTargets
 from .region_word_packing import PackedLabels, pack_region_labels, pack_word_labels, take_regions
 
 
-class ContrastiveHead(nn.Module):
+class ContrastiveHead(TrainingHead):
     """Pull regions towards the words that name them, in their own image and in all others of the batch.
 
     It is used in training only. Image features before fusion at positive anchors, and the encoder's text, are projected
@@ -43,6 +41,9 @@ class ContrastiveHead(nn.Module):
     Source: GLIPv2 (arXiv 2206.05836), Sec. 3.2; width and number of regions of the official code's shallow contrastive
     loss. That compares fused text, and leaves out the anchors of the first box of each image: not repeated.
     """
+
+    needs: ClassVar[tuple[str, ...]] = ("backbone", "text_encoder")
+    reads_boxes: ClassVar[bool] = True
 
     @configurable
     def __init__(
@@ -76,12 +77,12 @@ class ContrastiveHead(nn.Module):
         self.form = form
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, *, channels: int, language_dim: int) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, shapes: TrunkShapes) -> dict[str, Any]:
         """Read the arguments that the config decides."""
         config = cfg.MODEL.GLIPV2.CONTRASTIVE
         return {
-            "channels": channels,
-            "language_dim": language_dim,
+            "channels": shapes.levels[0].channels,
+            "language_dim": shapes.language_dim,
             "embed_dim": config.EMBED_DIM,
             "log_scale": config.LOG_SCALE,
             "max_regions_per_image": config.MAX_REGIONS_PER_IMAGE,
@@ -100,32 +101,23 @@ class ContrastiveHead(nn.Module):
             words = F.normalize(self.text_projection(words.float()), dim=-1)
             return regions, words / self.log_scale.exp()
 
-    def losses(
-        self,
-        features: list[Tensor],
-        language: LanguageFeatures,
-        prompts: list[TokenizedPrompt],
-        targets: AnchorTargets,
-        instances: list[Instances],
-    ) -> dict[str, Tensor]:
+    def losses(self, fused: Fused, batch: TrainBatch) -> dict[str, Tensor]:
         """Compute the weighted loss of a batch, over the images of all ranks, in single precision.
 
         Regions are positive anchors, words all real tokens. The number of images N must be the same on all ranks, and
         every rank must call this; its images may have no boxes.
 
         Args:
-            features: L levels (N, C, Hl, Wl) before fusion, one anchor per position.
-            language: Of the text encoder.
-            prompts: N prompts.
-            targets: Of ``GroundingHead.label_anchors``.
-            instances: N images with ``gt_classes`` and ``gt_category_ids``.
+            fused: Its ``features`` and ``language``, before fusion, and its ``targets`` are read.
+            batch: N images with one prompt each, ``gt_classes`` and ``gt_category_ids``.
 
         Returns:
             ``loss_contrastive``, 0 if no image has a positive anchor.
         """
+        targets, prompts, language = fused.targets(batch), batch.prompts, fused.language
         chosen = self._choose_anchors(targets.matched_idxs)
-        visual, images, boxes = take_regions(features, targets.matched_idxs, chosen)
-        region_labels = pack_region_labels(images, boxes, instances, prompts)
+        visual, images, boxes = take_regions(fused.features, targets.matched_idxs, chosen)
+        region_labels = pack_region_labels(images, boxes, boxes_of(batch), prompts)
         word_labels = pack_word_labels(prompts, visual.device)
         regions, words = self(visual, language.embedded[language.mask])
         with torch.autocast(regions.device.type, enabled=False):

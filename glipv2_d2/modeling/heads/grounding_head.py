@@ -7,12 +7,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
-from ...structures import GroundingPredictions, TokenizedPrompt
+from ...structures import GroundingPredictions
+from ..batch import TrunkShapes
 from .anchor_head import AnchorHead, initialize_predictors, prior_bias
-from .mask_proposals import select_proposals
 
 # Bound of the logits, inside the range of half precision.
 MAX_LOGIT = 50_000.0
@@ -67,14 +66,12 @@ class GroundingHead(AnchorHead):
         initialize_predictors(self.bbox_pred, self.centerness)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, *, channels: int, language_dim: int, num_levels: int) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, shapes: TrunkShapes) -> dict[str, Any]:
         """Read the arguments that the config decides."""
         config = cfg.MODEL.GLIPV2
         return {
-            **cls.shared_options(cfg),
-            "channels": channels,
-            "language_dim": language_dim,
-            "num_levels": num_levels,
+            **cls.shared_options(cfg, shapes),
+            "language_dim": shapes.language_dim,
             "prior_prob": config.GROUNDING.PRIOR_PROB,
             "log_scale": config.GROUNDING.LOG_SCALE,
             "no_object_token": cfg.MODEL.TEXT_ENCODER.MAX_TOKENS - 1,
@@ -104,14 +101,3 @@ class GroundingHead(AnchorHead):
         token_features = self.text_projection(embedding / 2) / self.log_scale.exp()
         token_bias = embedding @ self.bias_lang + self.bias0
         return token_features.transpose(1, 2), token_bias
-
-    def proposals(
-        self,
-        predictions: GroundingPredictions,
-        anchors: list[Boxes],
-        image_sizes: list[tuple[int, int]],
-        prompts: list[TokenizedPrompt],
-        instances: list[Instances],
-    ) -> list[Boxes]:
-        """Choose the boxes that train the mask head, see ``select_proposals``."""
-        return select_proposals(predictions, anchors, image_sizes, prompts, instances, self.selector)

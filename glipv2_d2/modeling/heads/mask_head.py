@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import fvcore.nn.weight_init as weight_init
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -18,10 +18,13 @@ from ...distributed import reduce_mean
 from ...errors import InputError
 from ...layers.hourglass import Hourglass
 from ...structures import TokenizedPrompt
+from ..batch import Fused, TrainBatch, TrainingHead, TrunkShapes, boxes_of
 from .grounding_head import MAX_LOGIT
 from .mask_pooling import RegionPooler
 from .mask_targets import crop_masks, match_proposals
 
+# What the mask head reads: the pyramid before fusion, or the levels of the tower.
+MASK_FEATURES = ("fpn", "fused")
 # Training runs the boxes of a batch in so many slices, of no fewer boxes than that.
 _SLICES = 12
 _MIN_SLICE = 8
@@ -29,7 +32,7 @@ _MIN_SLICE = 8
 _TEST_SLICE = 128
 
 
-class HourglassMaskHead(nn.Module):
+class HourglassMaskHead(TrainingHead):
     """Align every pixel of a box with the words that name it.
 
     ROIAlign, hourglasses with a ReLU behind each, a transposed convolution to twice the resolution with a ReLU, and a
@@ -52,6 +55,8 @@ class HourglassMaskHead(nn.Module):
         pooler_sampling_ratio: See ``RegionPooler``.
         log_scale: Initial log of the temperature.
         max_proposals: Matched proposals of an image that train, beside its annotated boxes.
+        reads: Levels that regions are pooled from, one of ``MASK_FEATURES``.
+        threshold: Probability from which on a pixel belongs to a mask.
         loss_weight: Factor of ``loss_mask``.
 
     Raises:
@@ -60,6 +65,8 @@ class HourglassMaskHead(nn.Module):
     Source: GLIPv2, Sec. 3.1 and App. B.2; ``HourglassFPNFeatureExtractor`` and ``VLMaskRCNNC4Predictor`` of the
     official code. There all token maps are made first, each of them clamped, and C has to be ``conv_dim``.
     """
+
+    reads_boxes: ClassVar[bool] = True
 
     @configurable
     def __init__(
@@ -76,11 +83,15 @@ class HourglassMaskHead(nn.Module):
         pooler_sampling_ratio: int = 0,
         log_scale: float = 0.0,
         max_proposals: int = 100,
+        reads: str = "fpn",
+        threshold: float = 0.5,
         loss_weight: float = 1.0,
     ):
         super().__init__()
         if num_hourglasses < 1:
             raise InputError(f"HourglassMaskHead: num_hourglasses must be at least 1, found {num_hourglasses}")
+        if reads not in MASK_FEATURES:
+            raise InputError(f"MODEL.GLIPV2.MASK_HEAD.FEATURES: expected one of {list(MASK_FEATURES)}, found {reads!r}")
         self.pooler = RegionPooler(strides=strides, resolution=pooler_resolution, sampling_ratio=pooler_sampling_ratio)
         self.input_projection = nn.Identity() if channels == conv_dim else nn.Conv2d(channels, conv_dim, kernel_size=1)
         self.hourglasses = nn.ModuleList(
@@ -94,21 +105,25 @@ class HourglassMaskHead(nn.Module):
             if not isinstance(layer, nn.Identity):
                 weight_init.c2_msra_fill(layer)
         self.max_proposals = max_proposals
+        self.reads = reads
+        self.threshold = threshold
         self.loss_weight = loss_weight
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, *, channels: int, language_dim: int, strides: list[int]) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, shapes: TrunkShapes) -> dict[str, Any]:
         """Read the arguments that the config decides."""
         config = cfg.MODEL.GLIPV2.MASK_HEAD
         return {
-            "channels": channels,
-            "language_dim": language_dim,
-            "strides": strides,
+            "channels": shapes.levels[0].channels if config.FEATURES == "fpn" else shapes.tower_channels,
+            "language_dim": shapes.language_dim,
+            "strides": [level.stride for level in shapes.levels],
             "hourglass_depth": config.HOURGLASS_DEPTH,
             "num_hourglasses": config.NUM_HOURGLASSES,
             "conv_dim": config.CONV_DIM,
             "pooler_resolution": config.POOLER_RESOLUTION,
             "max_proposals": config.MAX_PROPOSALS,
+            "reads": config.FEATURES,
+            "threshold": cfg.MODEL.GLIPV2.TEST.MASK_THRESH,
             "loss_weight": config.LOSS_WEIGHT,
         }
 
@@ -176,33 +191,27 @@ class HourglassMaskHead(nn.Module):
     def _draw_slice(self, pooled: Tensor, words: Tensor, bias: Tensor) -> Tensor:
         return self.align(self.enlarge(self.extract(pooled)), words, bias)
 
-    def losses(
-        self,
-        features: list[Tensor],
-        text: Tensor,
-        proposals: list[Boxes],
-        instances: list[Instances],
-        prompts: list[TokenizedPrompt],
-    ) -> dict[str, Tensor]:
+    def levels_of(self, fused: Fused) -> list[Tensor]:
+        """Return the L levels (M, C, Hl, Wl) that regions are pooled from."""
+        return fused.features if self.reads == "fpn" else fused.levels
+
+    def losses(self, fused: Fused, batch: TrainBatch) -> dict[str, Tensor]:
         """Compute the weighted cross-entropy of the masks of matched proposals and annotated boxes.
 
         It is computed in single precision and is the mean over the boxes of all ranks, once gradients are averaged over
         them; a batch without masks has a loss of 0 that still reaches the parameters.
 
         Args:
-            features: L levels (N, C, Hl, Wl).
-            text: (N, T, D).
-            proposals: N sets of predicted boxes, best first, in the frame of the annotated ones.
-            instances: N images with ``gt_boxes``, ``gt_classes``, ``gt_masks`` and ``gt_has_mask``. Boxes without a
-                mask, or with a phrase that was cut off, do not train.
-            prompts: N prompts.
+            fused: Levels, ``text`` and ``proposals``, predicted boxes in the frame of the annotated ones, are read.
+            batch: N images with one prompt each, ``gt_boxes``, ``gt_classes``, ``gt_masks`` and ``gt_has_mask``. Boxes
+                without a mask, or with a phrase that was cut off, do not train.
 
         Returns:
             The scalar ``loss_mask``.
         """
-        resolution = 2 * self.pooler.resolution
+        features, text, resolution = self.levels_of(fused), fused.text, 2 * self.pooler.resolution
         boxes, token_maps, targets = [], [], []
-        for image_proposals, image, prompt in zip(proposals, instances, prompts, strict=True):
+        for image_proposals, image, prompt in zip(fused.proposals(batch), boxes_of(batch), batch.prompts, strict=True):
             rows = prompt.phrase_token_map.to(text.device)[image.gt_classes]  # (M, real tokens)
             usable = image.gt_has_mask & rows.any(dim=1)
             regions = match_proposals(image_proposals, image, usable, self.max_proposals)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...prompts.masking import IGNORED_LABEL
 from ...structures import TokenizedPrompt
+from ..batch import Fused, TrainBatch, TrunkShapes
 from .word_decoder import WordDecoder
 
 
@@ -31,23 +32,23 @@ class MLMHead(WordDecoder):
         self.loss_weight = loss_weight
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, *, language_dim: int, vocab_size: int) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, shapes: TrunkShapes) -> dict[str, Any]:
         """Read the arguments that the config decides."""
         return {
-            "language_dim": language_dim,
-            "vocab_size": vocab_size,
+            "language_dim": shapes.language_dim,
+            "vocab_size": shapes.vocab_size,
             "loss_weight": cfg.MODEL.GLIPV2.MLM.LOSS_WEIGHT,
         }
 
-    def losses(self, hidden: Tensor, prompts: list[TokenizedPrompt]) -> dict[str, Tensor]:
+    def losses(self, fused: Fused, batch: TrainBatch) -> dict[str, Tensor]:
         """Compute the weighted cross-entropy of the tokens to restore, in single precision.
 
         The logits of all other tokens are never made. The loss is the mean over the tokens of all ranks, once gradients
         are averaged over them; a batch without a token to restore has a loss of 0 that still reaches the parameters.
 
         Args:
-            hidden: (N, T, D), the tower's text at N prompts.
-            prompts: N prompts; one whose ``mlm_labels`` are None was not masked.
+            fused: Its ``hidden``, (M, T, D), is read.
+            batch: M prompts; one whose ``mlm_labels`` are None was not masked.
 
         Returns:
             The scalar ``loss_mlm``.
@@ -55,13 +56,13 @@ class MLMHead(WordDecoder):
         Raises:
             ValueError: A label is no id below V.
         """
-        rows, columns, labels = _tokens_to_restore(prompts)
-        text = hidden[rows.to(hidden.device), columns.to(hidden.device)]  # (tokens to restore, D)
+        rows, columns, labels = _tokens_to_restore(batch.prompts)
+        text = fused.hidden[rows.to(fused.hidden.device), columns.to(fused.hidden.device)]  # (tokens to restore, D)
         return {"loss_mlm": self.mean_cross_entropy(text, labels, "mlm_labels") * self.loss_weight}
 
 
 def _tokens_to_restore(prompts: list[TokenizedPrompt]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return, for each token to restore, its prompt, its place in it and its label."""
+    """Return, for each token to restore, its prompt, its index in it and its label."""
     rows, columns, labels = [], [], []
     for row, prompt in enumerate(prompts):
         if prompt.mlm_labels is not None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +14,13 @@ from torch import Tensor, nn
 from ...distributed import reduce_mean
 from ...layers.positions import relative_coordinates
 from ...structures import TokenizedPrompt
+from ..batch import Fused, TrainBatch, TrainingHead, TrunkShapes, boxes_of
 
 # Where the loss turns from quadratic to linear: a tenth of the image's longer side.
 _SMOOTH_L1_BETA = 0.2
 
 
-class PhraseCenterHead(nn.Module):
+class PhraseCenterHead(TrainingHead):
     """Find the centre of a phrase's box in the fused text, by a linear layer on the normalized mean of its tokens.
 
     A detector asks of its text what things are, not where. Questions and captions compare things by their places ("to
@@ -34,6 +34,10 @@ class PhraseCenterHead(nn.Module):
     Source: not of the paper.
     """
 
+    # Over a fixed detector too: what this head learns is then all that the loss does. Not where it is fixed itself.
+    needs: ClassVar[tuple[str, ...]] = ()
+    reads_boxes: ClassVar[bool] = True
+
     @configurable
     def __init__(self, *, language_dim: int, loss_weight: float = 1.0) -> None:
         super().__init__()
@@ -42,21 +46,15 @@ class PhraseCenterHead(nn.Module):
         self.loss_weight = loss_weight
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, *, language_dim: int) -> dict[str, Any]:
+    def from_config(cls, cfg: CfgNode, shapes: TrunkShapes) -> dict[str, Any]:
         """Read the arguments that the config decides."""
-        return {"language_dim": language_dim, "loss_weight": cfg.MODEL.GLIPV2.PHRASE_CENTER.LOSS_WEIGHT}
+        return {"language_dim": shapes.language_dim, "loss_weight": cfg.MODEL.GLIPV2.PHRASE_CENTER.LOSS_WEIGHT}
 
     def forward(self, text: Tensor) -> Tensor:
         """Give the centres (..., 2) of phrases, ``relative_coordinates``, from the means (..., D) of their tokens."""
         return self.center(self.norm(text))
 
-    def losses(
-        self,
-        hidden: Tensor,
-        prompts: Sequence[TokenizedPrompt],
-        instances: Sequence[Instances],
-        image_size: tuple[int, int],
-    ) -> dict[str, Tensor]:
+    def losses(self, fused: Fused, batch: TrainBatch) -> dict[str, Tensor]:
         """Compute the weighted smooth L1 distance of the centres, in single precision.
 
         A phrase counts if it has a token and exactly one box. The loss is the mean over the phrases of all ranks and
@@ -64,21 +62,21 @@ class PhraseCenterHead(nn.Module):
         parameters.
 
         Args:
-            hidden: (N, T, D), the tower's text at N prompts.
-            prompts: The prompts.
-            instances: Their boxes: ``gt_boxes`` in pixels and ``gt_classes``, rows of the phrase-token map.
-            image_size: Height and width of the batch's images with their padding, pixels.
+            fused: Its ``hidden``, (M, T, D), is read.
+            batch: M prompts with their boxes: ``gt_boxes`` in pixels of the padded images, and ``gt_classes``, rows of
+                the phrase-token map.
 
         Returns:
             The scalar ``loss_phrase_center``.
         """
+        hidden, image_size = fused.hidden, batch.images.tensor.shape[-2:]
         # Half types are too coarse for pixels.
         text, centres = [hidden.new_zeros(0, hidden.shape[2])], [hidden.new_zeros(0, 2, dtype=torch.float32)]
-        for tokens, prompt, boxes in zip(hidden, prompts, instances):
+        for tokens, prompt, boxes in zip(hidden, batch.prompts, boxes_of(batch), strict=True):
             phrases, rows = _single_boxes(prompt, boxes)
             weights = prompt.phrase_token_map.to(tokens)[phrases]
             text.append(weights @ tokens[: len(prompt)] / weights.sum(1, keepdim=True))
-            centres.append(relative_coordinates(boxes.gt_boxes.get_centers()[rows].float(), image_size))
+            centres.append(relative_coordinates(boxes.gt_boxes.get_centers()[rows].float(), tuple(image_size)))
         found, expected = self(torch.cat(text)).float(), torch.cat(centres)
         total = F.smooth_l1_loss(found, expected, beta=_SMOOTH_L1_BETA, reduction="sum")
         count = reduce_mean(total.new_tensor(expected.numel())).clamp(min=1 / comm.get_world_size())

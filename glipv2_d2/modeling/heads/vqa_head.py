@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from ...distributed import reduce_mean
 from ...errors import InputError
 from ...layers.language_layer import padding_bias
+from ...prompts.answers import AnswerVocabulary
+from ..batch import Fused, TrainBatch, TrainingHead, TrunkShapes
 
 
-class VQAHead(nn.Module):
+class VQAHead(TrainingHead):
     """Rate every answer of a list for a question that has seen the image.
 
     Attention pooling turns the tokens into one vector: a linear layer rates each token, a softmax over the real tokens
@@ -29,8 +31,6 @@ class VQAHead(nn.Module):
         num_answers: A.
         hidden_size: Width of the two layers; 0: twice D.
         norm: "" (the paper) or "LN", a LayerNorm between each of the two layers and its GELU.
-        image_reads: The image reads the question; the model asks for it. Without, the image is the same for all its
-            questions, of which each reads it.
         frequencies: Share of the questions that has each answer, in (0, 1], as first guess; None: all alike.
         loss_weight: Factor of ``loss_vqa``.
 
@@ -45,7 +45,6 @@ class VQAHead(nn.Module):
         num_answers: int,
         hidden_size: int = 0,
         norm: str = "",
-        image_reads: bool = True,
         frequencies: Sequence[float] | None = None,
         loss_weight: float = 1.0,
     ) -> None:
@@ -66,21 +65,18 @@ class VQAHead(nn.Module):
         guess = torch.tensor(frequencies or [1 / num_answers] * num_answers)
         guess = guess.clamp(max=0.5 if num_answers == 1 else 0.99)
         self.classifier.bias.data.copy_(guess.logit())
-        self.image_reads = image_reads
         self.loss_weight = loss_weight
 
     @classmethod
-    def from_config(
-        cls, cfg: CfgNode, *, language_dim: int, num_answers: int, frequencies: Sequence[float] | None = None
-    ) -> dict[str, Any]:
-        """Read the arguments that the config decides."""
+    def from_config(cls, cfg: CfgNode, shapes: TrunkShapes) -> dict[str, Any]:
+        """Read the arguments that the config decides, and the list of answers."""
+        answers = AnswerVocabulary.from_config(cfg)
         return {
-            "language_dim": language_dim,
-            "num_answers": num_answers,
-            "frequencies": frequencies,
+            "language_dim": shapes.language_dim,
+            "num_answers": len(answers),
+            "frequencies": answers.frequencies,
             "hidden_size": cfg.MODEL.GLIPV2.VQA.HIDDEN_SIZE,
             "norm": cfg.MODEL.GLIPV2.VQA.NORM,
-            "image_reads": cfg.MODEL.GLIPV2.VQA.IMAGE_READS_QUESTION,
             "loss_weight": cfg.MODEL.GLIPV2.VQA.LOSS_WEIGHT,
         }
 
@@ -96,30 +92,31 @@ class VQAHead(nn.Module):
         pooled = (weights.unsqueeze(1) @ text).squeeze(1)  # (N, D)
         return self.classifier(self.layers(pooled))
 
-    def losses(self, text: Tensor, mask: Tensor, answer_scores: Tensor) -> dict[str, Tensor]:
+    def losses(self, fused: Fused, batch: TrainBatch) -> dict[str, Tensor]:
         """Compute the weighted binary cross-entropy, summed over the answers, in single precision.
 
         It is the mean over the questions of all ranks, once gradients are averaged over them.
 
         Args:
-            text: (N, T, D), the tower's text, N >= 1.
-            mask: (N, T) bool, True at real tokens.
-            answer_scores: (N, A), soft targets in [0, 1].
+            fused: Its ``hidden``, (M, T, D), is read.
+            batch: M >= 1 questions with ``answer_scores``, (M, A) soft targets in [0, 1].
 
         Returns:
             The scalar ``loss_vqa``.
 
         Raises:
-            InputError: The scores are not of N questions and A answers.
+            InputError: There are no scores, or not those of M questions and A answers.
         """
+        text, scores = fused.hidden, batch.answer_scores
         expected = (len(text), self.classifier.out_features)
-        if tuple(answer_scores.shape) != expected:
+        if scores is None or tuple(scores.shape) != expected:
             raise InputError(
-                f"answer_scores: expected the shape {expected}, found {tuple(answer_scores.shape)}; "
+                f"model input: answer_scores: expected the shape {expected}, found "
+                f"{None if scores is None else tuple(scores.shape)}; "
                 f"MODEL.GLIPV2.VQA.ANSWERS has to be the list that the data was read with"
             )
-        logits = self(text, mask).float()
-        targets = answer_scores.to(logits.device, torch.float32)
+        logits = self(text, batch.tokens.mask).float()
+        targets = scores.to(logits.device, torch.float32)
         total = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
         count = reduce_mean(total.new_tensor(len(text)))
         return {"loss_vqa": total / count * self.loss_weight}

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from ...distributed import reduce_mean
 from ...errors import InputError
+from ..batch import TrainingHead
 
 # Of the weights before training, as in BERT.
 _INITIAL_STD = 0.02
 
 
-class WordDecoder(nn.Module):
+class WordDecoder(TrainingHead):
     """Rate every entry of the vocabulary for a token.
 
     Two layers: dense, GELU and LayerNorm, then a decoder with weights of its own, not those of the word embeddings.

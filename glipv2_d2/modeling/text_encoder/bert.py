@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel, PreTrainedModel
 
 from ...errors import InputError
-from ...layers.causal import KeyValues, next_position
+from ...layers.reading import KeyValues, next_position
 from ...prompts.pretrained import resolve_pretrained
 from ...structures import LanguageFeatures, TokenBatch
 from .bert_causal import causal_pass, causal_step

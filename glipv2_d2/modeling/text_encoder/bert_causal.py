@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import BertModel, PreTrainedModel
 
 from ...errors import InputError
-from ...layers.causal import KeyValues, visible_tokens
+from ...layers.reading import KeyValues, visible_tokens
 
 
 def causal_pass(bert: PreTrainedModel, input_ids: Tensor, mask: Tensor, use_checkpoint: bool) -> Tensor:

@@ -9,8 +9,8 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...layers.causal import KeyValues, next_position
 from ...layers.pre_norm_layer import PreNormLayer
+from ...layers.reading import KeyValues, next_position
 from ...structures import LanguageFeatures, TokenBatch
 from .build import TEXT_ENCODER_REGISTRY, read_encoder_arguments
 from .clip_weights import check_clip_text, load_clip_text, resize_positions

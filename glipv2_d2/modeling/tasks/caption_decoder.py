@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from ..layers.causal import KeyValues
-from .fusion_tower import FusionTower
-from .heads.captioning_head import CaptioningHead
+from ...layers.reading import KeyValues
+from ..fusion_tower import FusionTower
+from ..heads.captioning_head import CaptioningHead
 
 
 class DecoderState(NamedTuple):

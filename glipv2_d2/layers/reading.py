@@ -1,13 +1,39 @@
-"""What the text layers share to write text: which tokens see which, and the keys and values of tokens before."""
+"""Who reads whom: the tokens each other, the image the text; and what the layers remember of a text being written."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Who reads whom where image and text are fused. The text reads the image in every case.
+
+    Attributes:
+        causal: A token reads tokens up to itself only. Otherwise it reads all of its prompt.
+        image_reads: The image reads the text. Otherwise its features are the same for every prompt.
+
+    Raises:
+        ValueError: Both are True: through the image a token would read those after it.
+    """
+
+    causal: bool = False
+    image_reads: bool = True
+
+    def __post_init__(self) -> None:
+        if self.causal and self.image_reads:
+            raise ValueError("Reading: expected image_reads False with causal True, found True")
+
+
+BOTH_WAYS = Reading()
+# How a caption is read: word by word, without a change of the image (GLIPv2, App. D.2).
+CAUSAL = Reading(causal=True, image_reads=False)
 
 
 def visible_tokens(mask: Tensor, causal: bool) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..structures import LanguageFeatures, TokenBatch, TokenizedPrompt
+from ...structures import LanguageFeatures, TokenBatch, TokenizedPrompt
 
 
 class PromptCache:

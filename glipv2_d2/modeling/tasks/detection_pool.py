@@ -1,7 +1,4 @@
-"""What the detector gives for a pass, and what becomes of the detections of an image.
-
-Those of all its prompts are merged, get masks, and leave its frame.
-"""
+"""The detections of an image over all its prompts: the best are kept and get their masks."""
 
 from __future__ import annotations
 
@@ -9,30 +6,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Instances
 from torch import Tensor
 
-from ..structures import GroundingPredictions
-from .box_regression import scale_boxes_legacy
-from .heads.mask_head import HourglassMaskHead
-from .heads.mask_pasting import paste_masks
-from .prompt_passes import PromptPass
-
-
-class FusedOutput(NamedTuple):
-    """Predictions of the detector, and the features they were made from.
-
-    Attributes:
-        predictions: Of the grounding head.
-        levels: L tensors (N, C, Hl, Wl) of the tower.
-        text: (N, T, D), what the grounding head has read.
-        hidden: (N, T, D), the text as it leaves the tower.
-    """
-
-    predictions: GroundingPredictions
-    levels: list[Tensor]
-    text: Tensor
-    hidden: Tensor
+from ..batch import Pairs
+from ..heads.mask_head import HourglassMaskHead
 
 
 class PassFeatures(NamedTuple):
@@ -44,7 +22,7 @@ class PassFeatures(NamedTuple):
         text: (len(pairs.rows), T, D).
     """
 
-    pairs: PromptPass
+    pairs: Pairs
     levels: list[Tensor]
     text: Tensor
 
@@ -79,8 +57,8 @@ class DetectionPool:
             masks = self._mask_head.inference(features.levels, features.text, detected, features.pairs.prompts)
             for instances, masks_of_pair in zip(detected, masks):
                 instances.mask_probabilities = masks_of_pair
-        for row, place, instances in zip(features.pairs.rows, features.pairs.places, detected):
-            instances.places = torch.full_like(instances.phrase_ids, place)
+        for row, rank, instances in zip(features.pairs.rows, features.pairs.ranks, detected):
+            instances.ranks = torch.full_like(instances.phrase_ids, rank)
             self._found[row].append(instances)
         if self._max_detections:
             for row in set(features.pairs.rows):
@@ -96,17 +74,17 @@ class DetectionPool:
         merged = []
         for instances_of_image in self._found:
             instances = Instances.cat(instances_of_image)
-            instances = instances[instances.places.argsort(stable=True)]
+            instances = instances[instances.ranks.argsort(stable=True)]
             merged.append(instances[instances.scores.argsort(descending=True, stable=True)])
         if self._mask_head is not None and self._max_detections:
             _set_masks(self._mask_head, self._features, merged)
         for instances in merged:
-            instances.remove("places")
+            instances.remove("ranks")
         return merged
 
-    def _is_needed(self, pairs: PromptPass) -> bool:
-        places = {row: set(self._found[row][0].places.tolist()) for row in set(pairs.rows)}
-        return any(place in places[row] for row, place in zip(pairs.rows, pairs.places))
+    def _is_needed(self, pairs: Pairs) -> bool:
+        ranks = {row: set(self._found[row][0].ranks.tolist()) for row in set(pairs.rows)}
+        return any(rank in ranks[row] for row, rank in zip(pairs.rows, pairs.ranks, strict=True))
 
 
 def _keep_best(instances: Sequence[Instances], max_detections: int) -> Instances:
@@ -124,33 +102,10 @@ def _set_masks(mask_head: HourglassMaskHead, features: Sequence[PassFeatures], d
     for instances in detections:
         instances.mask_probabilities = instances.scores.new_zeros(len(instances), size, size)
     for pairs, levels, text in features:
-        own = [(detections[row].places == place).nonzero().squeeze(1) for row, place in zip(pairs.rows, pairs.places)]
+        own = [
+            (detections[row].ranks == rank).nonzero().squeeze(1)
+            for row, rank in zip(pairs.rows, pairs.ranks, strict=True)
+        ]
         instances = [detections[row][index] for row, index in zip(pairs.rows, own)]
         for row, index, masks in zip(pairs.rows, own, mask_head.inference(levels, text, instances, pairs.prompts)):
             detections[row].mask_probabilities[index] = masks.to(detections[row].mask_probabilities)
-
-
-def rescale_instances(
-    instances: Instances, height: int | None, width: int | None, mask_thresh: float = 0.5
-) -> Instances:
-    """Move detections from the pixels of the resized image to those of the original.
-
-    Args:
-        instances: Detections with ``image_size`` of the resized image. ``mask_probabilities``, (K, S, S) in the frames
-            of their boxes, become ``pred_masks``, (K, height, width) bool.
-        height, width: Of the original image; None keeps the size as it is.
-        mask_thresh: Probability from which on a pixel belongs to a mask.
-
-    Source: ``BoxList.resize`` of the official code, which multiplies corner pixels, not edges.
-    """
-    old_height, old_width = instances.image_size
-    height = old_height if height is None else height
-    width = old_width if width is None else width
-    fields = dict(instances.get_fields())
-    boxes = fields.pop("pred_boxes").tensor
-    masks = fields.pop("mask_probabilities", None)
-    result = Instances((height, width), **fields)
-    result.pred_boxes = Boxes(scale_boxes_legacy(boxes, width / old_width, height / old_height))
-    if masks is not None:
-        result.pred_masks = paste_masks(masks, result.pred_boxes.tensor, (height, width), mask_thresh)
-    return result

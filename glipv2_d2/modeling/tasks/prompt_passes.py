@@ -4,38 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from torch import Tensor
-
-from ..errors import InputError
-from ..structures import TokenizedPrompt
-
-
-class PromptPass(NamedTuple):
-    """Pairs of an image and one of its prompts that run through the tower together.
-
-    Attributes:
-        rows: Of each pair the image, by its place in the batch.
-        places: Of each pair the prompt, by its place in the list of its image.
-        prompts: Of each pair the prompt itself.
-    """
-
-    rows: list[int]
-    places: list[int]
-    prompts: list[TokenizedPrompt]
-
-    def select(self, levels: list[Tensor]) -> list[Tensor]:
-        """Give each pair the levels of its image: L tensors (N, C, Hl, Wl) to L tensors (len(rows), C, Hl, Wl)."""
-        num_images = len(levels[0])
-        if self.rows == list(range(num_images)):
-            return levels
-        if num_images == 1:
-            return [level.expand(len(self.rows), -1, -1, -1) for level in levels]
-        return [level[self.rows] for level in levels]
+from ...errors import InputError
+from ...structures import TokenizedPrompt
+from ..batch import Pairs
 
 
-def plan_passes(prompts: Sequence[Sequence[TokenizedPrompt]], max_pairs: int) -> list[PromptPass]:
+def plan_passes(prompts: Sequence[Sequence[TokenizedPrompt]], max_pairs: int) -> list[Pairs]:
     """Cut a batch of images with their prompts into passes.
 
     Prompts of about the same length run together, since all of a pass are padded to its longest.
@@ -52,21 +28,17 @@ def plan_passes(prompts: Sequence[Sequence[TokenizedPrompt]], max_pairs: int) ->
     """
     if max_pairs < 1:
         raise InputError(f"MODEL.GLIPV2.TEST.PROMPTS_PER_PASS: expected at least 1, found {max_pairs}")
-    pairs = [(row, place) for row, of_image in enumerate(prompts) for place in range(len(of_image))]
+    pairs = [(row, rank) for row, of_image in enumerate(prompts) for rank in range(len(of_image))]
     # Pairs with the same prompt list stay side by side in the order of the images: then ``select`` need not copy.
     pairs.sort(key=lambda pair: (-len(prompts[pair[0]][pair[1]]), pair[1], pair[0]))
-    passes = []
-    for begin in range(0, len(pairs), max_pairs):
-        rows, places = map(list, zip(*pairs[begin : begin + max_pairs]))
-        passes.append(PromptPass(rows, places, [prompts[row][place] for row, place in zip(rows, places)]))
-    return passes
+    return [Pairs.choose(prompts, pairs[begin : begin + max_pairs]) for begin in range(0, len(pairs), max_pairs)]
 
 
 def rows_by_padded_size(batched_inputs: Sequence[dict[str, Any]], divisor: int) -> list[list[int]]:
     """Group model inputs that may run together: of one task, padded to one size, a multiple of ``divisor`` pixels.
 
     Returns:
-        For each group the places of its inputs; a divisor of 0 asks for no padding.
+        For each group the indices of its inputs; a divisor of 0 asks for no padding.
     """
     divisor = max(divisor, 1)
     groups: dict[tuple, list[int]] = defaultdict(list)

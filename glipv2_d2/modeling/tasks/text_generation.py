@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import InputError
+from ...errors import InputError
 
 _IMPOSSIBLE = float("-inf")
 

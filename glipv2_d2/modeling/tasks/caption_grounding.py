@@ -10,8 +10,8 @@ from detectron2.structures import Boxes
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from ..structures import GroundingPredictions, TokenizedPrompt
-from .box_regression import clip_boxes_legacy
+from ...structures import GroundingPredictions, TokenizedPrompt
+from ..box_regression import clip_boxes_legacy
 
 # Boxes that are kept for a token, and the best anchors they are chosen from.
 BOXES_PER_TOKEN = 10

@@ -1,0 +1,272 @@
+"""What trunk and heads hand to each other: shapes, image-prompt pairs, a training batch, and its fused features."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..structures import GroundingPredictions, LanguageFeatures, TokenBatch, TokenizedPrompt
+
+# Parts of the model below its heads: a loss on fused features is worth computing if one of them trains.
+TRUNK_PARTS = ("backbone", "text_encoder", "prompt_tuner", "fusion_tower")
+
+
+class TrunkShapes(NamedTuple):
+    """What the trunk gives to the heads, known before anything runs.
+
+    Attributes:
+        levels: Channels and stride of the L levels of the pyramid.
+        tower_channels: C of the levels that leave the tower.
+        language_dim: D of the text, 0 for a trunk without text.
+        vocab_size: Number of token ids that the text encoder knows, 0 likewise.
+    """
+
+    levels: list[ShapeSpec]
+    tower_channels: int
+    language_dim: int = 0
+    vocab_size: int = 0
+
+
+class Pairs(NamedTuple):
+    """M pairs of an image and one of its prompts that run through the tower together.
+
+    Attributes:
+        rows: For each pair the index of its image in the batch.
+        ranks: For each pair the index of its prompt in the list of its image.
+        prompts: For each pair the prompt itself.
+    """
+
+    rows: list[int]
+    ranks: list[int]
+    prompts: list[TokenizedPrompt]
+
+    @classmethod
+    def of_images(cls, prompts: Sequence[Sequence[TokenizedPrompt]]) -> Pairs:
+        """Pair each of N images with all of its prompts, in their order."""
+        pairs = [(row, rank) for row, of_image in enumerate(prompts) for rank in range(len(of_image))]
+        return cls.choose(prompts, pairs)
+
+    @classmethod
+    def choose(cls, prompts: Sequence[Sequence[TokenizedPrompt]], pairs: Sequence[tuple[int, int]]) -> Pairs:
+        """Take the pairs of an image and a prompt that are given by their indices, (row, rank)."""
+        rows, ranks = [row for row, _ in pairs], [rank for _, rank in pairs]
+        return cls(rows, ranks, [prompts[row][rank] for row, rank in pairs])
+
+    def select(self, levels: list[Tensor]) -> list[Tensor]:
+        """Give each pair the levels of its image: L tensors (N, C, Hl, Wl) to L tensors (M, C, Hl, Wl)."""
+        num_images = len(levels[0])
+        if self.rows == list(range(num_images)):
+            return levels
+        if num_images == 1 and not torch.is_grad_enabled():
+            return [level.expand(len(self.rows), -1, -1, -1) for level in levels]
+        return [level[self.rows] for level in levels]
+
+
+class TrainBatch(NamedTuple):
+    """N images with M >= N prompts in training, all of one task, on the device of the model.
+
+    Attributes:
+        task: What is asked for.
+        images: The N images, normalized and padded.
+        pairs: The M pairs of an image and a prompt.
+        tokens: (M, T), the prompts as token ids.
+        instances: For each pair the boxes of its prompt; None where the batch has none (plain questions and captions).
+        answer_scores: (M, A) in [0, 1], questions only.
+    """
+
+    task: str
+    images: ImageList
+    pairs: Pairs
+    tokens: TokenBatch
+    instances: list[Instances] | None = None
+    answer_scores: Tensor | None = None
+
+    @property
+    def prompts(self) -> list[TokenizedPrompt]:
+        """The M prompts."""
+        return self.pairs.prompts
+
+    @classmethod
+    def from_inputs(
+        cls,
+        inputs: Sequence[Mapping[str, Any]],
+        task: str,
+        images: ImageList,
+        prompts: Sequence[Sequence[TokenizedPrompt]],
+        needs_boxes: bool,
+    ) -> TrainBatch:
+        """Read N model inputs.
+
+        Args:
+            inputs: What ``structures`` calls so.
+            task: What all of them ask for.
+            images: Their images.
+            prompts: For each input its prompts.
+            needs_boxes: Every input must have ``instances``; otherwise all of them or none.
+
+        Raises:
+            InputError: Boxes are missing.
+        """
+        num_with_boxes = sum("instances" in one for one in inputs)
+        if num_with_boxes not in ({len(inputs)} if needs_boxes else {0, len(inputs)}):
+            raise InputError(
+                f"model input: instances: expected them in each of a batch or, for questions and captions, in none, "
+                f"found {num_with_boxes} of {len(inputs)}"
+            )
+        device, pairs = images.tensor.device, Pairs.of_images(prompts)
+        instances = None
+        if num_with_boxes:
+            instances = [
+                _boxes_of_prompt(inputs[row]["instances"], rank, len(prompts[row])).to(device)
+                for row, rank in zip(pairs.rows, pairs.ranks, strict=True)
+            ]
+        scores = [one["answer_scores"] for one in inputs if "answer_scores" in one]
+        return cls(
+            task,
+            images,
+            pairs,
+            TokenBatch.from_prompts(pairs.prompts, device),
+            instances,
+            torch.cat(scores).to(device) if scores else None,
+        )
+
+
+def _boxes_of_prompt(instances: Instances, rank: int, num_prompts: int) -> Instances:
+    """Return the boxes of one of the prompts of an input."""
+    if num_prompts == 1:
+        return instances
+    if not instances.has("gt_prompts"):
+        raise InputError(
+            f"model input: instances: expected gt_prompts, the prompt of each box, beside {num_prompts} prompts, "
+            "found none"
+        )
+    return instances[instances.gt_prompts == rank]
+
+
+class AnchorTargets(NamedTuple):
+    """What the anchors of N images should predict.
+
+    Attributes:
+        matched_idxs: (N, R) int64, index of the matched box of the image, -1 for a negative.
+        gt_boxes: (N, R, 4) the matched boxes, 0 for a negative.
+        token_targets: (N, R, T) bool, the tokens that spell the phrase of the matched box.
+    """
+
+    matched_idxs: Tensor
+    gt_boxes: Tensor
+    token_targets: Tensor
+
+
+class Detector(Protocol):
+    """What fused features need of the head that predicts boxes; see ``AnchorHead``."""
+
+    def __call__(self, features: list[Tensor], text: Tensor) -> GroundingPredictions: ...
+
+    def label_anchors(
+        self,
+        anchors: list[Boxes],
+        instances: list[Instances],
+        prompts: list[TokenizedPrompt],
+        num_tokens: int,
+    ) -> AnchorTargets: ...
+
+    def proposals(
+        self,
+        predictions: GroundingPredictions,
+        anchors: list[Boxes],
+        image_sizes: list[tuple[int, int]],
+        prompts: list[TokenizedPrompt],
+        instances: list[Instances],
+    ) -> list[Boxes]: ...
+
+
+class Fused:
+    """Image and text of M pairs after the tower; predictions, anchors and targets are made once, on first use.
+
+    Args:
+        features: L levels (M, C, Hl, Wl) before fusion; (N, C, Hl, Wl) where the image does not read the text.
+        language: The prompts before fusion.
+        levels: L levels (M, C', Hl, Wl) after fusion; [] where nobody needs them.
+        text: (M, T, D), what the detector reads: fused tokens, or those of the encoder for a tower without fusion.
+        hidden: (M, T, D), the text as it leaves the tower.
+        detector: Predicts boxes.
+        make_anchors: Maps levels to L sets of anchors.
+    """
+
+    def __init__(
+        self,
+        features: list[Tensor],
+        language: LanguageFeatures,
+        levels: list[Tensor],
+        text: Tensor,
+        hidden: Tensor,
+        detector: Detector,
+        make_anchors: Callable[[list[Tensor]], list[Boxes]],
+    ) -> None:
+        self.features = features
+        self.language = language
+        self.levels = levels
+        self.text = text
+        self.hidden = hidden
+        self._detector = detector
+        self._make_anchors = make_anchors
+        self._targets: AnchorTargets | None = None
+
+    @functools.cached_property
+    def predictions(self) -> GroundingPredictions:
+        """What the detector predicts for every anchor."""
+        return self._detector(self.levels, self.text)
+
+    @functools.cached_property
+    def anchors(self) -> list[Boxes]:
+        """L sets of anchors, the same for all images."""
+        return self._make_anchors(self.features)
+
+    def targets(self, batch: TrainBatch) -> AnchorTargets:
+        """Label the anchors with the boxes of the batch that was fused."""
+        if self._targets is None:
+            num_tokens = batch.tokens.mask.shape[1]
+            self._targets = self._detector.label_anchors(self.anchors, boxes_of(batch), batch.prompts, num_tokens)
+        return self._targets
+
+    def proposals(self, batch: TrainBatch) -> list[Boxes]:
+        """Choose the M sets of predicted boxes that train the mask head, best first."""
+        return self._detector.proposals(
+            self.predictions, self.anchors, batch.images.image_sizes, batch.prompts, boxes_of(batch)
+        )
+
+
+def boxes_of(batch: TrainBatch) -> list[Instances]:
+    """Return the boxes of the M prompts of a batch.
+
+    Raises:
+        ValueError: The batch has none; a head that reads them has to want batches with boxes only.
+    """
+    if batch.instances is None:
+        raise ValueError(f"a batch of the task {batch.task!r}: expected instances, found none")
+    return batch.instances
+
+
+class TrainingHead(nn.Module, ABC):
+    """A head of the model. The name under which the model holds it is the prefix of its weights."""
+
+    # Parts of the trunk: the loss is worth computing if one of them, or the head itself, trains.
+    needs: ClassVar[tuple[str, ...]] = TRUNK_PARTS
+    # The loss is computed from boxes.
+    reads_boxes: ClassVar[bool] = False
+
+    def wants(self, batch: TrainBatch) -> bool:
+        """Say whether the batch holds what the loss is computed from."""
+        return batch.instances is not None or not self.reads_boxes
+
+    @abstractmethod
+    def losses(self, fused: Fused, batch: TrainBatch) -> dict[str, Tensor]:
+        """Return weighted scalar losses by name."""

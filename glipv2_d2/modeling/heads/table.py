@@ -1,0 +1,57 @@
+"""The heads that only some models have, one row each: what everything outside the heads knows of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from detectron2.config import CfgNode
+
+from ..batch import TrainingHead, TrunkShapes
+from .captioning_head import CaptioningHead
+from .contrastive_head import ContrastiveHead
+from .mask_head import HourglassMaskHead
+from .mlm_head import MLMHead
+from .phrase_center_head import PhraseCenterHead
+from .vqa_head import VQAHead
+
+
+class HeadEntry(NamedTuple):
+    """A head.
+
+    Attributes:
+        key: The config key that switches it on.
+        head: Its class, built from the config and the shapes of the trunk.
+        starts_random: A plain detector brings no weights for it: ``SOLVER.HEAD_MULTIPLIER`` is its learning rate's.
+        gives_results: Its output is a result: without weights in the file it may be trained, but not evaluated.
+    """
+
+    key: str
+    head: type[TrainingHead]
+    starts_random: bool = False
+    gives_results: bool = False
+
+    def is_on(self, cfg: CfgNode) -> bool:
+        """Say whether the config switches the head on."""
+        node = cfg
+        for part in self.key.split("."):
+            node = node[part]
+        return bool(node)
+
+
+# By the attribute that holds the head in the model, which is the prefix of its weights. Heads are built in this order,
+# which random initial weights follow, and registered in it, which the states of optimizers follow.
+HEADS = {
+    "contrastive_head": HeadEntry("MODEL.GLIPV2.CONTRASTIVE.ENABLED", ContrastiveHead),
+    "mlm_head": HeadEntry("MODEL.GLIPV2.MLM.ENABLED", MLMHead),
+    "phrase_center_head": HeadEntry("MODEL.GLIPV2.PHRASE_CENTER.ENABLED", PhraseCenterHead, starts_random=True),
+    "vqa_head": HeadEntry("MODEL.GLIPV2.VQA.ENABLED", VQAHead, starts_random=True, gives_results=True),
+    "captioning_head": HeadEntry(
+        "MODEL.GLIPV2.CAPTIONING.ENABLED", CaptioningHead, starts_random=True, gives_results=True
+    ),
+    "mask_head": HeadEntry("MODEL.MASK_ON", HourglassMaskHead, gives_results=True),
+}
+
+
+def build_heads(cfg: CfgNode, shapes: TrunkShapes) -> dict[str, TrainingHead]:
+    """Build the heads that the config switches on, by name."""
+    return {name: entry.head(cfg, shapes) for name, entry in HEADS.items() if entry.is_on(cfg)}

@@ -1,0 +1,73 @@
+"""Detection: boxes, and where the model draws them masks, for all phrases of all prompts of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from detectron2.config import CfgNode
+
+from ...layers.reading import BOTH_WAYS, Reading
+from ..batch import Fused, Pairs, TrunkShapes
+from ..postprocessing import original_size, rescale_instances
+from ..trunk import Trunk
+from .base import Task
+from .detection_pool import DetectionPool, PassFeatures
+from .prompt_passes import plan_passes
+
+
+class Detection(Task):
+    """Detect what prompts name.
+
+    Args:
+        reading: Who reads whom in the tower.
+        max_detections: Most detections per image over all its prompts, 0 for all; ties at the cut stay.
+        prompts_per_pass: Most prompts, over all images, that run through the tower together at test time.
+    """
+
+    name = "detection"
+    heads: ClassVar[tuple[str, ...]] = ("head", "contrastive_head", "mlm_head", "phrase_center_head", "mask_head")
+    needs_boxes = True
+
+    def __init__(self, reading: Reading = BOTH_WAYS, max_detections: int = 100, prompts_per_pass: int = 8) -> None:
+        super().__init__(reading)
+        self.max_detections = max_detections
+        self.prompts_per_pass = prompts_per_pass
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, shapes: TrunkShapes) -> Detection:
+        """Read the config; see ``Task``."""
+        return cls(cls.reading_of(cfg), cfg.TEST.DETECTIONS_PER_IMAGE, cfg.MODEL.GLIPV2.TEST.PROMPTS_PER_PASS)
+
+    @classmethod
+    def reading_of(cls, cfg: CfgNode) -> Reading:
+        """Return who reads whom in the tower."""
+        return BOTH_WAYS
+
+    def inference(self, model: Trunk, inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Detect in N images of one padded size; boxes in pixels of the original images."""
+        outputs: list[dict[str, Any]] = [{} for _ in inputs]
+        passes = plan_passes([model.prompts_of(one) for one in inputs], self.prompts_per_pass)
+        images = model.preprocess_image(inputs)
+        features = model.visual_features(images)
+        anchors = model.anchor_generator(features)
+        # Without fusion the levels are the same for every prompt.
+        mixed = None if model.fusion_tower.fuses_text else model.fusion_tower.mix_levels(features)
+        pool = DetectionPool(len(inputs), self.max_detections, model.mask_head)
+        for pairs in passes:
+            language = model.read_prompts(pairs.prompts)
+            own_levels = None if mixed is None else pairs.select(mixed)
+            fused = model.fuse(pairs.select(features), language, self.reading, levels=own_levels)
+            self.answer(model, pairs, fused, outputs)
+            image_sizes = [images.image_sizes[row] for row in pairs.rows]
+            detected = model.head.inference(fused.predictions, anchors, image_sizes, pairs.prompts)
+            levels = fused.features if model.mask_head is None else model.mask_head.levels_of(fused)
+            pool.add(detected, PassFeatures(pairs, levels, fused.text))
+        threshold = 0.5 if model.mask_head is None else model.mask_head.threshold
+        for output, instances, one in zip(outputs, pool.merge(), inputs, strict=True):
+            size = original_size(one, instances.image_size)
+            output["instances"] = rescale_instances(instances, size, threshold)
+        return outputs
+
+    def answer(self, model: Trunk, pairs: Pairs, fused: Fused, outputs: list[dict[str, Any]]) -> None:
+        """Add to the outputs of the images what a subclass reads from the fused features of a pass."""

@@ -1,0 +1,211 @@
+"""The trunk of the models: from images and prompts to fused features, below all heads and tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import Backbone, build_anchor_generator, build_backbone
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..layers.reading import BOTH_WAYS, Reading
+from ..structures import LanguageFeatures, TokenBatch, TokenizedPrompt
+from .batch import Fused, TrainBatch, TrainingHead, TrunkShapes
+from .fusion_tower import FusionTower, build_tower
+from .heads.anchor_head import AnchorHead
+from .heads.table import HEADS
+from .prompt_tuning import PromptTuner
+from .text_encoder import build_text_encoder
+from .text_encoder.prompt_cache import PromptCache
+from .tuning import TuningSettings, apply_tuning
+
+
+class Trunk(DenseDetector):
+    """Backbone, text encoder and fusion tower, with the heads on top; a subclass says what is done with them.
+
+    The order in which the parts are registered is that of the parameters, by which the states of optimizers are saved.
+
+    Args:
+        backbone: Returns the named levels.
+        text_encoder: Maps a ``TokenBatch`` to ``LanguageFeatures``; None for a detector of fixed classes.
+        tower: Fuses levels and tokens.
+        head: Names, places and rates anchors.
+        heads: Further heads, by their names in ``HEADS``; the attribute of one that is missing is None.
+        anchor_generator: One anchor per location and level.
+        prompt_tuner: Added to what the text encoder says of a prompt; None for a model without.
+        head_in_features: Levels that the tower reads, fine to coarse.
+        tuning: What trains; None: all that is not frozen.
+        default_prompts: Called when an input at test time has no ``prompts``; None makes that an error.
+        pixel_mean, pixel_std: One number per channel, in ``INPUT.FORMAT`` order.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        text_encoder: nn.Module | None,
+        tower: FusionTower,
+        head: AnchorHead,
+        anchor_generator: nn.Module,
+        head_in_features: list[str],
+        pixel_mean: list[float],
+        pixel_std: list[float],
+        heads: Mapping[str, TrainingHead] | None = None,
+        prompt_tuner: PromptTuner | None = None,
+        tuning: TuningSettings | None = None,
+        default_prompts: Callable[[], list[TokenizedPrompt]] | None = None,
+    ) -> None:
+        super().__init__(backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std)
+        self.register_module("text_encoder", text_encoder)
+        self.fusion_tower = tower
+        for name in HEADS:
+            self.register_module(name, (heads or {}).get(name))
+        self.anchor_generator = anchor_generator
+        self.register_module("prompt_tuner", prompt_tuner)
+        self._default_prompts = default_prompts
+        self._prompt_cache = PromptCache()
+        self.tuning = apply_tuning(self, tuning or TuningSettings())
+
+    @staticmethod
+    def build_trunk(
+        cfg: CfgNode, head_class: type[AnchorHead], with_text: bool = True
+    ) -> tuple[dict[str, Any], TrunkShapes]:
+        """Build what every model has, in the order that random initial weights follow.
+
+        Args:
+            cfg: The config.
+            head_class: Class of ``head``.
+            with_text: Build a text encoder.
+
+        Returns:
+            Arguments of the constructor, and what further heads are built from.
+
+        Raises:
+            InputError: The backbone lacks a level of ``MODEL.GLIPV2.IN_FEATURES``, or what the parts refuse.
+        """
+        backbone = build_backbone(cfg)
+        text_encoder = build_text_encoder(cfg) if with_text else None
+        names, known = list(cfg.MODEL.GLIPV2.IN_FEATURES), backbone.output_shape()
+        missing = [name for name in names if name not in known]
+        if missing:
+            raise InputError(f"MODEL.GLIPV2.IN_FEATURES: expected some of the levels {list(known)}, found {missing}")
+        levels = [known[name] for name in names]
+        tower = build_tower(cfg, levels[0].channels, text_encoder)
+        shapes = TrunkShapes(levels, tower.out_channels)
+        if text_encoder is not None:
+            shapes = shapes._replace(language_dim=text_encoder.hidden_size, vocab_size=text_encoder.vocab_size)
+        options = {
+            "backbone": backbone,
+            "text_encoder": text_encoder,
+            "tower": tower,
+            "head": head_class(cfg, shapes),
+            "anchor_generator": build_anchor_generator(cfg, levels),
+            "head_in_features": names,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+        return options, shapes
+
+    def train(self, mode: bool = True) -> Trunk:
+        """Set the mode as usual; parts that do not train stay in eval mode."""
+        # A fused optimizer changes weights without counting it in Tensor._version.
+        self._prompt_cache.clear()
+        super().train(mode)
+        for part in self.tuning.fixed_parts:
+            part.eval()
+        return self
+
+    def visual_features(self, images: ImageList) -> list[Tensor]:
+        """Return L levels (N, C, Hl, Wl) of N images, without gradients where the backbone does not train."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.tuning.trains("backbone")):
+            features = self.backbone(images.tensor)
+        return [features[level] for level in self.head_in_features]
+
+    def read(self, tokens: TokenBatch, reading: Reading = BOTH_WAYS) -> LanguageFeatures:
+        """Encode M prompts of T tokens, without gradients where the encoder does not train.
+
+        Without a text encoder the M texts have no tokens.
+        """
+        if self.text_encoder is None:
+            nothing = self.pixel_mean.new_zeros(len(tokens.mask), 0, 0)
+            return LanguageFeatures(nothing, nothing, nothing.any(dim=-1))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.tuning.trains("text_encoder")):
+            return self.text_encoder(tokens, causal=reading.causal)
+
+    def read_prompts(self, prompts: Sequence[TokenizedPrompt]) -> LanguageFeatures:
+        """Encode M >= 1 prompts at test time; what was encoded before is remembered, see ``PromptCache``."""
+        if self.text_encoder is None:
+            return self.read(TokenBatch.from_prompts(prompts, self.device))
+        return self._prompt_cache.encode(self.text_encoder, prompts, self.device)
+
+    def fuse(
+        self,
+        features: list[Tensor],
+        language: LanguageFeatures,
+        reading: Reading = BOTH_WAYS,
+        *,
+        with_levels: bool = True,
+        rows: Tensor | None = None,
+        levels: list[Tensor] | None = None,
+    ) -> Fused:
+        """Run the tower on L levels and M prompts.
+
+        Args:
+            features: L levels (M, C, Hl, Wl), or with ``rows`` those of N images.
+            language: Output of ``read``.
+            reading, with_levels, rows: See ``FusionTower.forward``.
+            levels: The levels that leave the tower, where they are known without the text.
+        """
+        tuned = language if self.prompt_tuner is None else self.prompt_tuner(language)
+        mixed, tuned = self.fusion_tower(
+            features, tuned, reading, with_levels=with_levels and levels is None, rows=rows
+        )
+        text = tuned.hidden if self.fusion_tower.fuses_text else tuned.embedded
+        levels = mixed if levels is None else levels
+        return Fused(features, language, levels, text, tuned.hidden, self.head, self.anchor_generator)
+
+    def train_batch(self, inputs: Sequence[Mapping[str, Any]], task: str, needs_boxes: bool) -> TrainBatch:
+        """Put N model inputs of one task together; see ``TrainBatch.from_inputs``.
+
+        Raises:
+            InputError: An input has no prompt, or lacks boxes.
+        """
+        if not all(one.get("prompts") for one in inputs):
+            raise InputError(
+                "model input: prompts: expected some in training, found none; use glipv2_d2.data's loaders"
+            )
+        images = self.preprocess_image(inputs)
+        return TrainBatch.from_inputs(inputs, task, images, [one["prompts"] for one in inputs], needs_boxes)
+
+    def fuse_batch(self, batch: TrainBatch, reading: Reading) -> Fused:
+        """Run backbone, text encoder and tower; levels are left out of a batch without boxes, which needs none."""
+        features, rows = self.visual_features(batch.images), None
+        if reading.image_reads:
+            features = batch.pairs.select(features)
+        elif batch.pairs.rows != list(range(len(batch.images))):
+            # Images run once for all their prompts.
+            rows = torch.tensor(batch.pairs.rows, device=self.device)
+        language = self.read(batch.tokens, reading)
+        return self.fuse(features, language, reading, with_levels=batch.instances is not None, rows=rows)
+
+    def prompts_of(self, inputs: Mapping[str, Any]) -> list[TokenizedPrompt]:
+        """Return the prompts of a model input at test time, or those that the model falls back on.
+
+        Raises:
+            InputError: There is none.
+        """
+        prompts = inputs.get("prompts")
+        if prompts is None and self._default_prompts is not None:
+            prompts = self._default_prompts()
+        if not prompts:
+            raise InputError(
+                "model input: prompts: expected at least one TokenizedPrompt, found none; a vocabulary to fall back on "
+                "is taken from DATASETS.TEST"
+            )
+        return prompts
