@@ -2,14 +2,14 @@
 """Convert weights of any accepted kind to this package's names and to safetensors, and report on every name.
 
 Accepted are the official GLIP files, GLIP as mmdetection converts it, ImageNet weights of a Swin Transformer,
-image-text models (CLIP, UniCL) and the checkpoints of this package; which it is, is read from the names in the file.
+image-text models (CLIP, UniCL) and the checkpoints of this package. The names in the file tell the kind.
 
     python tools/convert_weights.py glip_tiny_model_o365_goldg.pth glip_t_c.safetensors \\
         --config-file configs/glip/glip_swin_t_c.yaml
 
-With --config-file nothing is written unless the model of that config has a place for everything in the file and, if
-the file is of a detector, finds every tensor there. With it OUT may be a new folder, too: it gets the whole model,
-config and tokenizer included, for GLIPv2Predictor.from_pretrained and for --config-file OUT/config.yaml.
+With --config-file, nothing is written unless the model of that config has a parameter for every tensor in the file and,
+for the file of a detector, a tensor for every parameter. OUT may then be a new folder. It gets the whole model, with
+config and tokenizer, for GLIPv2Predictor.from_pretrained and for --config-file OUT/config.yaml.
 
     python tools/convert_weights.py output/mine/model_final.pth mine --config-file output/mine/config.yaml
 """
@@ -17,7 +17,6 @@ config and tokenizer included, for GLIPv2Predictor.from_pretrained and for --con
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -30,8 +29,7 @@ from glipv2_d2.checkpoint.conversion import find_kind
 from glipv2_d2.checkpoint.model_shapes import build_meta_model
 from glipv2_d2.checkpoint.name_rules import ConversionReport, summarize_names
 from glipv2_d2.checkpoint.pretrained_folder import save_pretrained
-from glipv2_d2.engine.command_line import build_config, describe
-from glipv2_d2.errors import InputError
+from glipv2_d2.engine.command_line import build_config, one_line_errors
 from glipv2_d2.tensor_files import CheckpointError, read_checkpoint, unwrap_weights, write_tensors
 
 
@@ -43,13 +41,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("input", metavar="FILE", help="weights (.pth, .pt, .bin, .safetensors)")
     parser.add_argument("output", metavar="OUT", help="file to write, .safetensors; or a new folder")
     parser.add_argument("--ema", action="store_true", help="take the moving average kept under 'model_ema'")
-    parser.add_argument("--config-file", default="", metavar="FILE", help="config of the model they are for")
+    parser.add_argument("--config-file", default="", metavar="FILE", help="config of the model")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="keys of the config")
     return parser.parse_args(argv)
 
 
 def convert(args: argparse.Namespace) -> None:
-    """Convert ``args.input`` to ``args.output`` and print what became of the names."""
+    """Convert ``args.input`` to ``args.output``, and print a report on the names."""
     to_folder = Path(args.output).suffix != ".safetensors"
     if to_folder and not args.config_file:
         raise CheckpointError(
@@ -74,7 +72,7 @@ def convert(args: argparse.Namespace) -> None:
 
 
 def expected_tensors(cfg: CfgNode) -> dict[str, Tensor]:
-    """Return the tensors of the model of a config; where its text encoder is given by its sizes, without values."""
+    """Return the tensors of the model of a config; without values if the config gives the sizes of its text encoder."""
     if cfg.MODEL.TEXT_ENCODER.WEIGHTS:
         return build_model(cfg).state_dict()
     return build_meta_model(cfg).state_dict()
@@ -83,10 +81,10 @@ def expected_tensors(cfg: CfgNode) -> dict[str, Tensor]:
 def check_places(
     tensors: Mapping[str, Tensor], report: ConversionReport, expected: Mapping[str, Tensor], source: str, is_whole: bool
 ) -> None:
-    """Make sure that every tensor has a place in the model, and, with ``is_whole``, that none of its places is empty.
+    """Check that the model has a parameter for every tensor and, with ``is_whole``, a tensor for every parameter.
 
     Raises:
-        CheckpointError: It is not so.
+        CheckpointError: A tensor has another shape, is missing, or has no parameter.
     """
     check_fit(tensors, expected, source)
     if is_whole and report.missing:
@@ -108,21 +106,17 @@ def save_folder(tensors: Mapping[str, Tensor], cfg: CfgNode, args: argparse.Name
     model.load_state_dict(tensors)
     portable = cfg.clone()
     portable.defrost()
-    # The device that the user asked for, which need not be here.
+    # The device of the user's config, which need not exist here.
     from_file = CfgNode.load_yaml_with_base(args.config_file).get("MODEL", {}).get("DEVICE", get_cfg().MODEL.DEVICE)
-    portable.MODEL.DEVICE = dict(zip(args.opts[::2], args.opts[1::2])).get("MODEL.DEVICE", from_file)
+    portable.MODEL.DEVICE = dict(zip(args.opts[::2], args.opts[1::2], strict=True)).get("MODEL.DEVICE", from_file)
     save_pretrained(model, portable, args.output)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 if something was written, 1 with one line on the error stream if not."""
-    try:
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line."""
+    with one_line_errors():
         convert(parse_args(argv))
-    except (InputError, OSError) as error:
-        print(f"error: {describe(error)}", file=sys.stderr)
-        return 1
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

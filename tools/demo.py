@@ -32,13 +32,14 @@ from glipv2_d2 import GLIPv2Predictor
 from glipv2_d2.engine.command_line import build_config, one_line_errors
 from glipv2_d2.errors import InputError
 from glipv2_d2.evaluation.ap_inputs import encode_masks
+from glipv2_d2.tensor_files import write_text
 from glipv2_d2.visualizer import GroundingVisualizer
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 
 TASKS = ("detect", "refer", "vqa", "caption")
 
-# Lowest score of what is kept, unless the command line names one.
+# Lowest score of a detection that is kept, unless the command line names another.
 DEFAULT_THRESHOLD = 0.5
 
 # From an image in BGR order to its drawing and its record in the JSON file.
@@ -54,10 +55,10 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", default="output/predictions", metavar="FOLDER")
     parser.add_argument("--task", choices=TASKS, default=TASKS[0], help=f"default: {TASKS[0]}")
     prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", metavar="CAPTION", help="its noun phrases are looked for; of refer: one phrase")
-    prompt.add_argument("--vocabulary", metavar="A,B,C", help="names to look for; default: those of DATASETS.TEST[0]")
-    prompt.add_argument("--question", metavar="TEXT", help="of --task vqa")
-    score_help = f"lowest score kept; default: {DEFAULT_THRESHOLD}, of --task refer MODEL.GLIPV2.TEST.REFERRING_THRESH"
+    prompt.add_argument("--prompt", metavar="CAPTION", help="text with noun phrases to find; one phrase for refer")
+    prompt.add_argument("--vocabulary", metavar="A,B,C", help="names to find; default: those of DATASETS.TEST[0]")
+    prompt.add_argument("--question", metavar="TEXT", help="question for --task vqa")
+    score_help = f"lowest score kept; default: {DEFAULT_THRESHOLD}, for refer MODEL.GLIPV2.TEST.REFERRING_THRESH"
     parser.add_argument("--confidence-threshold", type=float, metavar="SCORE", help=score_help)
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys; last")
@@ -65,24 +66,24 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
-    """Refuse flags that the task has no use for."""
+    """Refuse flags that do not fit the task."""
     if (arguments.task == "vqa") != (arguments.question is not None):
         found = "no question" if arguments.question is None else f"--task {arguments.task}"
-        raise InputError(f"--question: --task vqa needs a question, and no other task takes one; found {found}")
+        raise InputError(f"--question: expected a question with --task vqa and none with other tasks, found {found}")
     if arguments.task == "refer" and arguments.prompt is None:
         found = "no prompt" if arguments.vocabulary is None else "--vocabulary"
-        raise InputError(f"--prompt: --task refer needs a phrase, found {found}")
+        raise InputError(f"--prompt: expected a phrase with --task refer, found {found}")
     if arguments.task in ("detect", "refer"):
         return
     if arguments.prompt is not None or arguments.vocabulary is not None:
         raise InputError(f"--prompt, --vocabulary: expected --task detect or refer, found --task {arguments.task}")
-    # The height of these drawings follows the text, and frames of a video are all equally high.
+    # The height of these drawings follows the text, but all frames of a video have one height.
     if arguments.video_input is not None:
         raise InputError(f"--video-input: expected --task detect or refer, found --task {arguments.task}")
 
 
 def find_images(paths: Sequence[str]) -> list[str]:
-    """List the image files that the arguments of ``--input`` mean, sorted within a folder or glob."""
+    """List the image files of ``--input``, sorted within a folder or glob."""
     files: list[str] = []
     for path in paths:
         if os.path.isdir(path):
@@ -103,7 +104,7 @@ def as_prompt(arguments: argparse.Namespace) -> str | list[str] | None:
 
 
 class Detector:
-    """Detects in one image after the other, and draws."""
+    """Detect in one image after the other, and draw."""
 
     def __init__(self, predictor: GLIPv2Predictor, prompt: str | list[str] | None, threshold: float) -> None:
         self.predictor, self.prompt, self.threshold = predictor, prompt, threshold
@@ -118,7 +119,7 @@ class Detector:
 
 
 class Referrer:
-    """Segments what a phrase refers to in one image after the other, and draws."""
+    """Segment a referring phrase in one image after the other, and draw."""
 
     def __init__(self, predictor: GLIPv2Predictor, phrase: str) -> None:
         self.predictor, self.phrase = predictor, phrase
@@ -131,7 +132,7 @@ class Referrer:
 
 
 class Answerer:
-    """Answers one question about one image after the other, and draws."""
+    """Answer one question about one image after the other, and draw."""
 
     def __init__(self, predictor: GLIPv2Predictor, question: str, threshold: float) -> None:
         self.predictor, self.question, self.threshold = predictor, question, threshold
@@ -149,14 +150,16 @@ class Answerer:
 
 
 class Captioner:
-    """Writes captions of one image after the other, and draws."""
+    """Write captions of one image after the other, and draw."""
 
     def __init__(self, predictor: GLIPv2Predictor, threshold: float) -> None:
         self.predictor, self.threshold = predictor, threshold
 
     def __call__(self, image: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-        """Caption an image in BGR order; return the drawing and its record in the JSON file: of all words the
-        best box, of the phrases those with the threshold."""
+        """Caption an image in BGR order; return the drawing and its record in the JSON file.
+
+        The record has the best box of every word, and the boxes of phrases from the threshold on.
+        """
         output = self.predictor.caption(image)
         instances, phrases, caption = kept_instances(output, self.threshold), output["phrases"], output["caption"]
         drawn = GroundingVisualizer(image[:, :, ::-1]).draw_generated(
@@ -168,23 +171,24 @@ class Captioner:
 
 
 def kept_instances(output: dict[str, Any], threshold: float) -> Instances:
-    """Return what was found with at least this score."""
+    """Return the detections with at least this score."""
     instances = output["instances"].to("cpu")
     return instances[instances.scores >= threshold]
 
 
 def list_detections(instances: Instances, phrases: Sequence[str]) -> list[dict[str, Any]]:
-    """Return phrase, score, box and, of a model that gives one, mask of each detection in plain types."""
-    fields = zip(instances.pred_classes.tolist(), instances.scores.tolist(), instances.pred_boxes.tensor.tolist())
+    """Return phrase, score, box and, if the model has masks, mask of each detection in plain types."""
+    columns = (instances.pred_classes, instances.scores, instances.pred_boxes.tensor)
+    fields = zip(*(column.tolist() for column in columns), strict=True)
     detections = [{"phrase": phrases[row], **rounded_box(score, box)} for row, score, box in fields]
     if not instances.has("pred_masks"):
         return detections
     masks = list_masks(instances.pred_masks)
-    return [{**detection, "segmentation": mask} for detection, mask in zip(detections, masks)]
+    return [{**detection, "segmentation": mask} for detection, mask in zip(detections, masks, strict=True)]
 
 
 def rounded_box(score: float, box: Sequence[float] | None) -> dict[str, Any]:
-    """Return score and box as the JSON file has them; a word may have no box."""
+    """Return score and box, rounded for the JSON file; a word may have no box."""
     return {"score": round(score, 4), "box": None if box is None else [round(edge, 2) for edge in box]}
 
 
@@ -195,7 +199,7 @@ def list_masks(masks: torch.Tensor) -> list[dict[str, Any]]:
 
 
 def draw_images(drawer: Drawer, files: Sequence[str], folder: Path) -> list[dict[str, Any]]:
-    """Write one drawing per image; images that cannot be read are reported and left out."""
+    """Write one drawing per image, but report and leave out images that cannot be read."""
     records, names = [], set()
     for file in tqdm(files, unit="image"):
         try:
@@ -247,7 +251,7 @@ def read_video(file: str) -> Iterator[tuple[np.ndarray, float]]:
 
 
 class VideoSink:
-    """A video file that is opened with its first frame, whose size all frames have."""
+    """A video file. The first frame opens it and gives it its size."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -272,7 +276,7 @@ def save_drawing(path: Path, drawing: np.ndarray) -> None:
 
 
 def make_drawer(arguments: argparse.Namespace, predictor: GLIPv2Predictor) -> tuple[Drawer, dict[str, Any]]:
-    """Return what draws the images, and what the JSON file says all of them were asked."""
+    """Return the drawer of a task, and the fields of the JSON file that all images share."""
     threshold = DEFAULT_THRESHOLD if arguments.confidence_threshold is None else arguments.confidence_threshold
     if arguments.task == "vqa":
         return Answerer(predictor, arguments.question, threshold), {"question": arguments.question}
@@ -285,19 +289,19 @@ def make_drawer(arguments: argparse.Namespace, predictor: GLIPv2Predictor) -> tu
 
 
 def read_config(arguments: argparse.Namespace) -> CfgNode:
-    """Build the config; with ``--task refer`` the model decides what is kept, by a key of the config."""
+    """Build the config; for ``--task refer`` the model applies the threshold, which is a key of the config."""
     if arguments.task != "refer":
         return build_config(arguments.config_file, arguments.opts)
     threshold = arguments.confidence_threshold
     keys = [] if threshold is None else ["MODEL.GLIPV2.TEST.REFERRING_THRESH", str(threshold)]
     cfg = build_config(arguments.config_file, [*keys, *arguments.opts])
     if not cfg.MODEL.MASK_ON:
-        raise InputError(f"--task refer: expected MODEL.MASK_ON True, found False in {arguments.config_file}")
+        raise InputError(f"MODEL.MASK_ON: expected True with --task refer, found False in {arguments.config_file}")
     return cfg
 
 
 def run(arguments: argparse.Namespace) -> Path:
-    """Do what the command line says; return the path of the JSON file."""
+    """Run the task of the command line; return the path of the JSON file."""
     check_arguments(arguments)
     files = find_images(arguments.input) if arguments.input else []
     predictor = GLIPv2Predictor(read_config(arguments))
@@ -309,9 +313,7 @@ def run(arguments: argparse.Namespace) -> Path:
     else:
         records = draw_video(drawer, arguments.video_input, folder)
     path = folder / "predictions.json"
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps({**asked, "predictions": records}, indent=1))
-    unfinished.replace(path)
+    write_text(path, json.dumps({**asked, "predictions": records}, indent=1))
     return path
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure region-to-word retrieval across images: how often a region's own name is the best among all of a data set.
+"""Measure region-to-word retrieval across images: how often the name of a region ranks first among all of a data set.
 
     python tools/evaluate_retrieval.py --config-file configs/pretrain/glipv2_micro.yaml --dataset stampworld_val \
         MODEL.WEIGHTS output/pretrain/model_final.pth
@@ -34,20 +34,23 @@ TOPS = (1, 5, 10)
 
 
 def annotated_samples(mapper: DetectionDatasetMapper, dataset_dicts: list[dict]) -> Iterator[dict[str, Any]]:
-    """Yield model inputs with the boxes that are no crowd regions, moved to the resized image."""
+    """Yield model inputs with ``gt_boxes`` (M, 4), XYXY in pixels of the resized image, and ``gt_category_ids`` (M,).
+
+    Crowd regions are left out.
+    """
     for item in dataset_dicts:
         sample = mapper.test_image(item)
-        annotations = [one for one in item["annotations"] if not one.get("iscrowd", 0)]
-        boxes = [BoxMode.convert(one["bbox"], one["bbox_mode"], BoxMode.XYXY_ABS) for one in annotations]
+        annotations = [box for box in item["annotations"] if not box.get("iscrowd", 0)]
+        boxes = [BoxMode.convert(box["bbox"], box["bbox_mode"], BoxMode.XYXY_ABS) for box in annotations]
         height, width = sample["image"].shape[1:]
         original = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
         sample["gt_boxes"] = scale_boxes_legacy(original, width / item["width"], height / item["height"])
-        sample["gt_category_ids"] = torch.tensor([one["category_id"] for one in annotations], dtype=torch.int64)
+        sample["gt_category_ids"] = torch.tensor([box["category_id"] for box in annotations], dtype=torch.int64)
         yield sample
 
 
 def evaluate(cfg: CfgNode, dataset: str) -> dict[str, RetrievalResult]:
-    """Load the model of a config and rank the names of a registered detection data set, in every space it has."""
+    """Load the model of a config, and rank the names of a detection data set in every space of the model."""
     model = GLIPv2Trainer.build_model(cfg).eval()
     GLIPv2Checkpointer(model, policy=FOR_RESULTS, changes=WeightChanges.from_config(cfg)).load(cfg.MODEL.WEIGHTS)
     mapper = DetectionDatasetMapper(cfg, is_train=False, dataset_names=(dataset,))
@@ -70,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors():
         results = evaluate(build_config(arguments.config_file, arguments.opts), arguments.dataset)
         if not len(results["fused"].ranks):
-            raise InputError(f"--dataset: found no box in {arguments.dataset} that an anchor is matched to")
+            raise InputError(f"--dataset: expected boxes with matched anchors, found none in {arguments.dataset}")
     table = Table(title=f"region-to-word retrieval, {arguments.dataset}")
     for title in ("space", "regions", "names", *(f"recall@{top}" for top in TOPS), "boxes without an anchor"):
         table.add_column(title, justify="right")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Let a trained model draw the boxes that captions or questions lack: text in, grounding data with pseudo boxes out.
+"""Let a trained model find the boxes that captions or questions lack, and write grounding data with these pseudo boxes.
 
 python tools/generate_pseudo_boxes.py --config-file CONFIG --weights FILE --captions captions.jsonl --image-root DIR \\
     --output datasets/cap4m_pseudo
@@ -9,18 +9,18 @@ python tools/generate_pseudo_boxes.py --source vqa --config-file CONFIG --weight
     --questions v2_OpenEnded_mscoco_train2014_questions.json --annotations v2_mscoco_train2014_annotations.json \\
     --output datasets/vqav2_pseudo
 
-The noun phrases of each caption are looked for in its image; a record holds the boxes that were found, each with its
-phrase, the phrase's place in the caption, and a score. Captions come as jsonl, {"filename": ..., "caption": ...} a
-line, or as WebDataset tar shards with KEY.jpg and KEY.txt (or KEY.json with "caption").
+The model looks for the noun phrases of each caption in its image. A record holds the boxes that it found, each with the
+phrase, the character range of the phrase in the caption, and a score. Captions are jsonl, one {"filename": ...,
+"caption": ...} per line, or WebDataset tar shards with KEY.jpg and KEY.txt (or KEY.json with "caption").
 
 With --source vqa the text is a question followed by its answer, and a record is {"question_id", "filename", "height",
-"width", "question", "answer", "regions"}: a region has "bbox", "score" and the "tokens_positive" of its phrase in the
-question, or "answer_box" true if it is of the answer, or both. Questions come in the two files of VQAv2, where the
-answer is the one that most people gave, or as jsonl, {"filename": ..., "question": ..., "answer": ...} a line.
+"width", "question", "answer", "regions"}. A region has "bbox", "score" and the "tokens_positive" of its phrase in the
+question, or "answer_box" true if the answer names it, or both. Questions are the two files of VQAv2, whose answer is
+the most frequent one, or jsonl, one {"filename": ..., "question": ..., "answer": ...} per line.
 
-Output: pseudo-000000.jsonl, ... (or .tar), settings.json, counts/ for each shard, and at the end report.json. Every
-shard appears as a whole. The same command goes on where a run was stopped, with any number of processes. Each process
-takes every N-th shard; all have to see the same --output. What is skipped is counted by reason and named.
+Output: pseudo-000000.jsonl, ... (or .tar), settings.json, counts/ for each shard, and at the end report.json. Each
+shard is written whole or not at all. A run that was stopped goes on with the same command, with any number of
+processes. Each process takes every N-th shard; all need the same --output. Skipped texts are counted by reason.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from glipv2_d2.prompts.phrase_finder import METHODS, build_phrase_finder
 
 DEFAULT_SHARD_SIZE = 1000
 TASKS = {"caption": CAPTIONS, "vqa": QUESTIONS}
-# Flags that name the input of each source; the first is needed.
+# Flags that name the input of each source. The first is required.
 INPUT_FLAGS = {"caption": ("captions",), "vqa": ("questions", "annotations", "images_file")}
 
 Texts = JsonlCaptions | TarCaptions | JsonlQuestions | VQAQuestions
@@ -57,8 +57,8 @@ Texts = JsonlCaptions | TarCaptions | JsonlQuestions | VQAQuestions
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="of the teacher")
-    parser.add_argument("--weights", required=True, metavar="FILE", help="of the teacher")
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="config of the teacher")
+    parser.add_argument("--weights", required=True, metavar="FILE", help="weights of the teacher")
     parser.add_argument("--source", choices=list(TASKS), default="caption", help="default: caption")
     parser.add_argument("--captions", metavar="FILE", help='jsonl file, or tars: "caps-{000..009}.tar"')
     parser.add_argument("--questions", metavar="FILE", help="jsonl file, or json of VQAv2 with --annotations")
@@ -94,17 +94,19 @@ def open_texts(arguments: argparse.Namespace) -> Texts:
 
 
 def check_arguments(arguments: argparse.Namespace, texts: Texts) -> None:
-    """Refuse what the types of the arguments allow but no run can do."""
+    """Refuse values that the types of the arguments allow, but no run can use."""
     if not 0.0 <= arguments.score_thresh <= 1.0:
         raise InputError(f"--score-thresh: expected a number from 0 to 1, found {arguments.score_thresh}")
     if arguments.batch_size < 1:
         raise InputError(f"--batch-size: expected at least 1, found {arguments.batch_size}")
     if texts.holds_images and arguments.shard_size is not None:
-        raise InputError("--shard-size: each tar shard of captions becomes one shard; leave the flag out")
+        raise InputError("--shard-size: expected none, since each tar shard becomes one shard, found one; leave it out")
     if texts.holds_images and arguments.format == "jsonl":
-        raise InputError("--format jsonl: images in tar shards have no file of their own; expected --format shards")
+        raise InputError(
+            "--format: expected shards, since images in tar shards have no files of their own, found jsonl"
+        )
     if arguments.source == "vqa" and arguments.format == "shards":
-        raise InputError("--format shards: the records of questions are read from jsonl only; expected --format jsonl")
+        raise InputError("--format: expected jsonl, since questions are read from jsonl only, found shards")
 
 
 def make_settings(arguments: argparse.Namespace, cfg: CfgNode, texts: Texts, noun_phrases: str) -> dict[str, Any]:
@@ -136,11 +138,11 @@ def label(
     """Write the shards of these numbers."""
     total = None if texts.holds_images else min(len(numbers) * texts.piece_size, texts.num_lines)
     with tqdm(total=total, unit=labeller.task.text, disable=folder.rank > 0) as bar:
-        for place, number in enumerate(numbers):
-            bar.set_description(f"shard {place + 1} of {len(numbers)}")
+        for index, number in enumerate(numbers):
+            bar.set_description(f"shard {index + 1} of {len(numbers)}")
             with open_shard(folder.shard(number)) as writer:
                 counts = labeller.label_shard(texts.read(number), writer, bar.update)
-                if place == 0 and not texts.holds_images:
+                if index == 0 and not texts.holds_images:
                     check_images(counts, arguments.image_root)
             folder.finish(number, counts)
             if counts.skipped:
@@ -149,7 +151,7 @@ def label(
 
 
 def check_images(counts: PseudoBoxCounts, image_root: str) -> None:
-    """Stop at the first shard if most of its images are missing and none is there: the folder must be wrong."""
+    """Stop at the first shard if no image is there and most are missing, which means that the folder is wrong."""
     missing = counts.skipped.get(MISSING_IMAGE, [])
     if not counts.images and 2 * len(missing) > counts.samples:
         raise FileNotFoundError(
@@ -159,7 +161,7 @@ def check_images(counts: PseudoBoxCounts, image_root: str) -> None:
 
 
 def run(arguments: argparse.Namespace, rank: int, world_size: int) -> dict[str, Any] | None:
-    """Do the part of process ``rank`` of ``world_size``; the first returns the report over all."""
+    """Do the part of process ``rank`` of ``world_size``; the first returns the report of all processes."""
     cfg = build_config(arguments.config_file, [*arguments.opts, "MODEL.WEIGHTS", arguments.weights])
     texts = open_texts(arguments)
     check_arguments(arguments, texts)

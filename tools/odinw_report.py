@@ -1,4 +1,4 @@
-"""Tables and plot of a grid of tuned models: what tools/run_odinw.py writes of its results."""
+"""Tables and plot of a grid of tuned models, for tools/run_odinw.py."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from glipv2_d2.tensor_files import write_text
+
 ZERO_SHOT = "zero_shot"
 ALL_DATA = "all"
 
 
 def mean_and_deviation(values: Sequence[float]) -> dict[str, Any]:
-    """Return mean, sample standard deviation (of a single value 0) and number of values; of none mean None."""
+    """Return mean, sample standard deviation (0 for one value) and number of values; without values, two are None."""
     if not values:
         return {"mean": None, "deviation": None, "runs": 0}
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
@@ -26,14 +28,14 @@ def summarize(results: Iterable[dict], sets: Sequence[str]) -> list[dict[str, An
     """Summarize results over seeds and over sets.
 
     Args:
-        results: One for each cell, with ``dataset``, ``mode``, ``shots``, ``seed``, ``value`` and ``old``, values by
-            the names of other datasets.
-        sets: In the order of the columns.
+    """Return mean, sample standard deviation (0 for one value) and number of values; mean and deviation may be None."""
+            other datasets by name.
+        sets: Names of the sets, in the order of the columns.
 
     Returns:
-        A row for each mode and number of shots, in the order in which they come: ``sets`` and ``old`` hold what
-        ``mean_and_deviation`` says of each set over the seeds and of each other dataset over sets and seeds;
-        ``average`` is over the seeds, each the mean of all sets. A seed that lacks a set is no part of it.
+        A row for each mode and number of shots, in the order of the results. Its values are those of
+        ``mean_and_deviation``: ``sets`` for each set over the seeds, ``old`` for each other dataset over sets and
+        seeds, and ``average`` over the seeds that have all sets, of the means over the sets.
     """
     rows: dict[tuple[str, str], list[dict]] = {}
     for result in results:
@@ -60,18 +62,18 @@ def markdown(summary: Sequence[dict], sets: Sequence[str], head: dict[str, Any])
     """Return the tables as text: means over all sets by mode and shots, then every set, then the other datasets.
 
     Args:
-        summary: Of ``summarize``.
-        sets: The columns of the second table.
-        head: Lines of name and value above the tables.
+        summary: Output of ``summarize``.
+        sets: Names of the sets, the columns of the second table.
+        head: Names and values of the lines above the tables.
     """
-    by_place = {(row["mode"], row["shots"]): row for row in summary}
+    by_mode = {(row["mode"], row["shots"]): row for row in summary}
     shots = _shots(summary)
     modes = [mode for mode in dict.fromkeys(row["mode"] for row in summary) if mode != ZERO_SHOT]
     lines = ["# Few-shot tuning", "", *(f"- {name}: {value}" for name, value in head.items()), ""]
     lines += [f"## Mean over {len(sets)} sets, by shots", "", *_table_head(["mode", *shots])]
-    zero = by_place.get((ZERO_SHOT, "0"))
+    zero = by_mode.get((ZERO_SHOT, "0"))
     for mode in modes or [ZERO_SHOT]:
-        cells = [zero if one == "0" else by_place.get((mode, one)) for one in shots]
+        cells = [zero if one == "0" else by_mode.get((mode, one)) for one in shots]
         lines.append(_line([mode, *(_cell(row and row["average"]) for row in cells)]))
     lines += ["", "## Every set", "", *_table_head(["mode", "shots", *sets, "mean"])]
     for row in summary:
@@ -79,7 +81,7 @@ def markdown(summary: Sequence[dict], sets: Sequence[str], head: dict[str, Any])
         lines.append(_line([row["mode"], row["shots"], *values, _cell(row["average"])]))
     old = list(summary[0]["old"]) if summary else []
     if old:
-        lines += ["", "## What else the tuned models find, mean over sets and seeds", ""]
+        lines += ["", "## Other datasets, mean over sets and seeds", ""]
         lines += _table_head(["mode", "shots", "new classes", *old])
         for row in summary:
             values = [_cell(row["average"]), *(_cell(row["old"][name]) for name in old)]
@@ -90,16 +92,16 @@ def markdown(summary: Sequence[dict], sets: Sequence[str], head: dict[str, Any])
 def write_report(output: Path, results: Sequence[dict], sets: Sequence[str], head: dict[str, Any]) -> None:
     """Write ``table.md``, ``table.json`` and ``data_efficiency.png``, each whole or not at all."""
     summary = summarize(results, sets)
-    write_whole(output / "table.md", markdown(summary, sets, head).encode())
+    write_text(output / "table.md", markdown(summary, sets, head))
     content = {**head, "sets": list(sets), "rows": summary}
-    write_whole(output / "table.json", json.dumps(content, indent=1).encode() + b"\n")
+    write_text(output / "table.json", json.dumps(content, indent=1) + "\n")
     plot_data_efficiency(summary, output / "data_efficiency.png", str(head["metric"]), len(sets))
 
 
 def plot_data_efficiency(summary: Sequence[dict], path: Path, metric: str, num_sets: int) -> None:
-    """Draw the mean over the sets over the amount of data, a line for each mode (the paper's Figure 3).
+    """Draw the mean over the sets against the amount of data, one line for each mode (the paper's Figure 3).
 
-    What has no mean yet is left out; bars are deviations over the seeds.
+    Rows without a mean are left out; bars are deviations over the seeds.
     """
     import matplotlib
 
@@ -115,10 +117,10 @@ def plot_data_efficiency(summary: Sequence[dict], path: Path, metric: str, num_s
         rows = sorted(
             (row for row in done if row["mode"] in (mode, ZERO_SHOT)), key=lambda row: shots.index(row["shots"])
         )
-        places = [shots.index(row["shots"]) for row in rows]
+        ticks = [shots.index(row["shots"]) for row in rows]
         means = [row["average"]["mean"] for row in rows]
         deviations = [row["average"]["deviation"] for row in rows]
-        axes.errorbar(places, means, deviations, label=mode, marker="o", capsize=3, linewidth=1.2)
+        axes.errorbar(ticks, means, deviations, label=mode, marker="o", capsize=3, linewidth=1.2)
     axes.set_xticks(range(len(shots)), shots)
     axes.set(xlabel="images of each category", ylabel=f"{metric}, mean over {num_sets} sets")
     axes.grid(alpha=0.3)
@@ -131,18 +133,8 @@ def plot_data_efficiency(summary: Sequence[dict], path: Path, metric: str, num_s
 
 
 def finite(value: float) -> float:
-    """Return a metric, 0 for one that is not a number: that of a model that finds nothing."""
+    """Return a metric; 0 if it is not a number, as for a model that finds nothing."""
     return float(value) if math.isfinite(value) else 0.0
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a loss of power."""
-    temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _shots(summary: Sequence[dict]) -> list[str]:

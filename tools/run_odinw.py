@@ -6,12 +6,13 @@
         --sets small_a small_b small_c --modes full prompt --shots 0 1 3 --max-iter 100 --eval-period 25
 
 A set NAME is three registered detection datasets, NAME_train, NAME_val and NAME_test; odinw13 and odinw35 stand for
-all of theirs. Each cell of the grid trains and tests in processes of train_net.py, in a folder of its own; it is done
-when its results.json is there. The same command goes on where it was stopped: it leaves out what is done and resumes
-the cell that was half done. Shots are images of each category, "0" is zero-shot, "all" is the whole data.
+all sets of these suites. Each cell of the grid trains and tests in processes of train_net.py, in a folder of its own,
+and is done when its results.json is there. The same command goes on where a run was stopped: it skips the cells that
+are done, and resumes the one that was stopped. Shots are images of each category, "0" is zero-shot, "all" is all data.
 
-The recipe is that of the official runner: at most 200 epochs, where an epoch is all images of a cell 8, 4, 2 or 1 times
-for 1, 3, 5 or 10 shots; after each the validation set decides on the learning rate, the best weights and an early end.
+The recipe is that of the official runner: at most 200 epochs, where an epoch shows all images of a cell 8, 4, 2 or 1
+times for 1, 3, 5 or 10 shots. After each epoch, the validation set decides on the learning rate, the best weights and
+an early end.
 """
 
 from __future__ import annotations
@@ -29,16 +30,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from odinw_report import ALL_DATA, ZERO_SHOT, finite, write_report, write_whole
+from detectron2.utils.file_io import PathManager
+from odinw_report import ALL_DATA, ZERO_SHOT, finite, write_report
+
+from glipv2_d2.data.datasets.few_shot import few_shot_settings
+from glipv2_d2.data.datasets.odinw import ODINW_13, ODINW_SETS
+from glipv2_d2.data.loading import load_training_dicts
+from glipv2_d2.engine.command_line import build_config, describe
+from glipv2_d2.errors import InputError
+from glipv2_d2.modeling.tuning import TUNING_MODES
+from glipv2_d2.tensor_files import file_sha256, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-MODES = ("full", "linear_probe", "prompt", "text_encoder", "lora")
-# Epochs, and how many times an epoch shows each image.
+MODES = tuple(mode for mode in TUNING_MODES if mode != "mask_head")
+# Epochs, and the number of times that an epoch shows each image, by shots.
 EPOCHS = 200
 COPIES = {1: 8, 3: 4, 5: 2}
 RESULTS, SETTINGS, LOG = "results.json", "cell.json", "process.log"
 
-# The official settings; the prompt is the same for every image, as what is tuned of it has to be.
+# The official settings. The prompt is the same for every image, as prompt tuning needs it.
 RECIPE = (
     *("SOLVER.IMS_PER_BATCH", "4", "SOLVER.WEIGHT_DECAY", "0.05", "SOLVER.EMA_DECAY", "0.0"),
     *("INPUT.PROMPT.NUM_NEGATIVES", "-1", "INPUT.PROMPT.SHUFFLE", "False", "SOLVER.AUTO_STEP.ENABLED", "True"),
@@ -51,7 +61,7 @@ PATIENCE, PATIENCE_OF_ALL_DATA = ("3", "8"), ("2", "4")
 
 
 class Cell(NamedTuple):
-    """A place in the grid; ``seed`` is None where nothing is trained."""
+    """A cell of the grid; ``seed`` is None if nothing is trained."""
 
     dataset: str
     mode: str
@@ -65,15 +75,15 @@ class Cell(NamedTuple):
         return output / self.dataset / f"{self.mode}_{self.shots}_seed{self.seed}"
 
 
-class CellError(Exception):
-    """A process of a cell failed; the message is its last line."""
+class CellError(InputError):
+    """A process of a cell failed, and the message is its last line; or the folder is of another run."""
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", default="configs/glip/glip_swin_t_c.yaml", help="default: %(default)s")
-    parser.add_argument("--weights", required=True, help="of the model that is tuned")
+    parser.add_argument("--weights", required=True, help="weights of the model that is tuned")
     parser.add_argument("--sets", nargs="+", default=["odinw13"], help="default: odinw13")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=["full", "prompt"], help="default: full prompt")
     parser.add_argument("--shots", nargs="+", default=["0", "1", "3", "5", "10", ALL_DATA], help="default: %(default)s")
@@ -88,7 +98,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--mode-opts", nargs="+", action="append", default=[], metavar="WORD", help="MODE KEY VALUE...")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for every cell")
     arguments = parser.parse_args(argv)
-    wrong = [one for one in arguments.shots if one != ALL_DATA and not one.isdecimal()]
+    wrong = [shots for shots in arguments.shots if shots != ALL_DATA and not shots.isdecimal()]
     if wrong:
         parser.error(f"--shots: expected numbers and {ALL_DATA!r}, found {wrong[0]!r}")
     if (arguments.max_iter is None) != (arguments.eval_period is None):
@@ -100,39 +110,34 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def expand_sets(sets: Sequence[str]) -> list[str]:
-    """Return the sets, each once, with those that ``odinw13`` and ``odinw35`` stand for."""
-    from glipv2_d2.data.datasets.odinw import ODINW_13, ODINW_SETS
-
+    """Return the sets, each once; ``odinw13`` and ``odinw35`` stand for all sets of these suites."""
     groups = {"odinw13": ODINW_13, "odinw35": tuple(ODINW_SETS)}
-    names = [[f"odinw_{key}" for key in groups[one]] if one in groups else [one] for one in sets]
+    names = [[f"odinw_{key}" for key in groups[name]] if name in groups else [name] for name in sets]
     return list(dict.fromkeys(name for group in names for name in group))
 
 
 def plan_cells(sets: Sequence[str], modes: Sequence[str], shots: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
-    """List the grid: all cells of a number of shots, then those of the next, so that early tables compare modes."""
+    """List the cells of the grid. The number of shots comes first in the order, so that early tables compare modes."""
     cells = []
     modes, seeds = list(dict.fromkeys(modes)), list(dict.fromkeys(seeds))
-    for one in dict.fromkeys(one if one == ALL_DATA else str(int(one)) for one in shots):
-        if one == "0":
-            cells += [Cell(name, ZERO_SHOT, one, None) for name in sets]
+    for number in dict.fromkeys(word if word == ALL_DATA else str(int(word)) for word in shots):
+        if number == "0":
+            cells += [Cell(name, ZERO_SHOT, number, None) for name in sets]
             continue
-        of_shots = seeds[:1] if one == ALL_DATA else seeds
-        cells += [Cell(name, mode, one, seed) for mode in modes for seed in of_shots for name in sets]
+        own_seeds = seeds[:1] if number == ALL_DATA else seeds
+        cells += [Cell(name, mode, number, seed) for mode in modes for seed in own_seeds for name in sets]
     return cells
 
 
 def schedule(arguments: argparse.Namespace, cell: Cell) -> list[str]:
-    """Return the options that depend on the config and the training data of a cell, which this reads: frozen stages,
-    length of the training, and when it is validated.
+    """Return the options that depend on the config and the training data of a cell, which are read here.
+
+    These are the frozen stages, the length of the training, and the period of its validations.
 
     Raises:
-        ValueError: A dataset or a key of the config is unknown, or a category has too few images.
+        InputError: A dataset or a key of the config is unknown, or a category has too few images.
         FileNotFoundError: The data is not there.
     """
-    from glipv2_d2.data.datasets.few_shot import few_shot_settings
-    from glipv2_d2.data.loading import load_training_dicts
-    from glipv2_d2.engine.command_line import build_config
-
     options = [*data_options(cell), *mode_options(arguments, cell)]
     cfg = build_config(str(ROOT / arguments.config_file), [*options, "MODEL.DEVICE", "cpu"])
     filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
@@ -142,7 +147,7 @@ def schedule(arguments: argparse.Namespace, cell: Cell) -> list[str]:
         copies = 1 if cell.shots == ALL_DATA else COPIES.get(int(cell.shots), 1)
         period = math.ceil(len(images) * copies / cfg.SOLVER.IMS_PER_BATCH)
         max_iter = EPOCHS * period
-    # The official runner keeps the long warm-up of pre-training; a short run would be over before its end.
+    # The official runner keeps the long warm-up of pre-training, which is longer than a short run.
     warmup = min(cfg.SOLVER.WARMUP_ITERS, max_iter // 10)
     frozen = [] if FREEZE_KEY in options else [FREEZE_KEY, str(max(FROZEN_STAGES, cfg.MODEL.BACKBONE.FREEZE_AT))]
     return [
@@ -162,7 +167,7 @@ def data_options(cell: Cell) -> list[str]:
 
 
 def mode_options(arguments: argparse.Namespace, cell: Cell) -> list[str]:
-    """Return the recipe of a mode, changed by what the command line says."""
+    """Return the recipe of a mode, with the changes of the command line."""
     step, stop = PATIENCE_OF_ALL_DATA if cell.shots == ALL_DATA else PATIENCE
     options = [*RECIPE, "SOLVER.AUTO_STEP.PATIENCE", step, "SOLVER.EARLY_STOP_PATIENCE", stop]
     options += ["SOLVER.AUTO_STEP.METRIC", arguments.metric, "MODEL.GLIPV2.TUNING.MODE", cell.mode]
@@ -172,7 +177,7 @@ def mode_options(arguments: argparse.Namespace, cell: Cell) -> list[str]:
 
 
 def commands(arguments: argparse.Namespace, cell: Cell, length: Sequence[str]) -> list[list[str]]:
-    """Return the programs of a cell in their order: the training, if there is one, and the test."""
+    """Return the programs of a cell: the training, if there is one, and the test."""
     folder = cell.folder(arguments.output)
     start = ["train_net.py", "--config-file", arguments.config_file, "--num-gpus", str(arguments.num_gpus)]
     tests = str((f"{cell.dataset}_test", *arguments.old_sets))
@@ -182,7 +187,7 @@ def commands(arguments: argparse.Namespace, cell: Cell, length: Sequence[str]) -
     options = mode_options(arguments, cell)
     output = ["OUTPUT_DIR", str(folder), "MODEL.WEIGHTS", arguments.weights]
     train = [*start, "--resume", *options, *data_options(cell), *length, *output]
-    # What --opts starts the training from is in its result.
+    # The best weights contain the tuned weights that --opts may start from.
     result = ["MODEL.GLIPV2.TUNING.WEIGHTS", "", *test, str(folder / "model_best.pth")]
     return [train, [*start, "--eval-only", *options, *result]]
 
@@ -190,10 +195,11 @@ def commands(arguments: argparse.Namespace, cell: Cell, length: Sequence[str]) -
 def call(command: Sequence[str], log: Path, lock: int) -> None:
     """Run a program of this repository to its end, with its output in a file.
 
-    The process holds the lock too: a runner that is killed leaves it running, and the next one must not start another.
+    The process holds the lock too. If this runner is killed, the process goes on, and the next runner must not start
+    another one.
 
     Raises:
-        CellError: It failed.
+        CellError: The program failed.
     """
     with log.open("a") as stream:
         process = subprocess.Popen(
@@ -211,35 +217,37 @@ def call(command: Sequence[str], log: Path, lock: int) -> None:
 
 
 def cell_settings(arguments: argparse.Namespace, cell: Cell, weights_hash: str) -> dict:
-    """Return what tells a cell from one of the same name that was made with other options."""
+    """Return the settings that tell a cell from one of the same name with other options."""
     settings = {**cell._asdict(), "weights_sha256": weights_hash, "commands": commands(arguments, cell, [])}
     return settings | {"max_iter": arguments.max_iter, "eval_period": arguments.eval_period}
 
 
 def run_cell(arguments: argparse.Namespace, cell: Cell, weights_hash: str, lock: int) -> dict:
-    """Return the results of a cell, from its file or, if need be, from training and testing it.
+    """Return the results of a cell, from its file or by training and testing it.
 
     Raises:
-        CellError: A process failed, or the folder has another run's cell.
-        ValueError: The training data of the cell is not as it should be.
+        CellError: A process failed, or the folder is of another run.
+        InputError: The training data of the cell cannot be used.
     """
     folder = cell.folder(arguments.output)
     settings, known = cell_settings(arguments, cell, weights_hash), _read_json(folder / SETTINGS)
-    changed = f"{folder / SETTINGS}: made with other options; remove the folder, or name another --output"
+    changed = (
+        f"{folder / SETTINGS}: expected the options of this run, found others; remove the folder or change --output"
+    )
     if known is not None and known | settings != known:
         raise CellError(changed)
     results = _read_json(folder / RESULTS)
     if results is not None:
-        # Also what a stop between the two left.
+        # A run that was stopped after the results has left checkpoints.
         _remove_checkpoints(folder, keep_best=True)
         return results
-    # Reads the data, which takes long where many cells are done.
+    # This reads the data, which would take long for many cells that are done.
     settings["length"] = [] if cell.mode == ZERO_SHOT else schedule(arguments, cell)
     if known not in (None, settings):
         raise CellError(changed)
     programs = commands(arguments, cell, settings["length"])
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / SETTINGS, json.dumps(settings, indent=1).encode())
+    write_text(folder / SETTINGS, json.dumps(settings, indent=1))
     print(f"{folder.relative_to(arguments.output)}", flush=True)
     for program in programs:
         call(program, folder / LOG, lock)
@@ -247,7 +255,7 @@ def run_cell(arguments: argparse.Namespace, cell: Cell, weights_hash: str, lock:
     results = {**cell._asdict(), "value": _value(table[f"{cell.dataset}_test"], arguments.metric)}
     results["old"] = {name: _value(table[name], arguments.metric) for name in arguments.old_sets}
     results["table"] = table
-    write_whole(folder / RESULTS, json.dumps(results, indent=1).encode())
+    write_text(folder / RESULTS, json.dumps(results, indent=1))
     _remove_checkpoints(folder, arguments.keep_weights)
     return results
 
@@ -259,7 +267,7 @@ def _read_json(path: Path) -> dict | None:
 def _value(table: dict, metric: str) -> float:
     task, _, name = metric.partition("/")
     if name not in table.get(task, {}):
-        found = [f"{one}/{metric_name}" for one, metrics in table.items() for metric_name in metrics]
+        found = [f"{kind}/{metric_name}" for kind, metrics in table.items() for metric_name in metrics]
         raise CellError(f"--metric: expected a result of the test, one of {', '.join(found[:6])}, found {metric!r}")
     value = table[task][name]
     return finite(math.nan if value is None else value)
@@ -272,12 +280,7 @@ def _remove_checkpoints(folder: Path, keep_best: bool) -> None:
 
 
 def run_grid(arguments: argparse.Namespace, lock: int) -> list[str]:
-    """Run all cells and write the report after each; return what failed, a line each."""
-    from detectron2.utils.file_io import PathManager
-
-    from glipv2_d2.engine.command_line import describe
-    from glipv2_d2.tensor_files import file_sha256
-
+    """Run all cells and write the report after each; return one line for each cell that failed."""
     sets = expand_sets(arguments.sets)
     cells = plan_cells(sets, arguments.modes, arguments.shots, arguments.seeds)
     weights_hash = file_sha256(PathManager.get_local_path(arguments.weights))
@@ -291,7 +294,7 @@ def run_grid(arguments: argparse.Namespace, lock: int) -> list[str]:
     for cell in cells:
         try:
             results.append(run_cell(arguments, cell, weights_hash, lock))
-        except (CellError, ValueError, OSError) as error:
+        except (InputError, OSError) as error:
             failures.append(f"{cell.folder(arguments.output)}: {describe(error)}")
             print(f"failed: {failures[-1]}", file=sys.stderr, flush=True)
             continue
@@ -310,15 +313,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "://" not in arguments.weights:
         arguments.weights = str(Path(arguments.weights).resolve())
     arguments.output.mkdir(parents=True, exist_ok=True)
-    # A plain kill ends the process of the cell as well.
+    # A plain kill of this program ends the process of the cell, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("run_odinw: stopped; the same command goes on from here"))
     lock = os.open(arguments.output, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         failures = run_grid(arguments, lock)
     except BlockingIOError:
-        sys.exit(f"run_odinw: {arguments.output}: another run, or a process that one has left, is at work there")
-    except (ValueError, OSError) as error:
+        sys.exit(f"run_odinw: {arguments.output}: another run, or a process of a killed run, is at work there")
+    except (InputError, OSError) as error:
         sys.exit(f"run_odinw: {error}")
     except KeyboardInterrupt:
         sys.exit("run_odinw: stopped; the same command goes on from here")

@@ -1,18 +1,17 @@
 #!/usr/bin/env python
 """Draw what training sees: ``python tools/visualize_data.py --source dataloader --config-file FILE --output-dir DIR``.
 
-``--source annotation`` draws the images and boxes of DATASETS.TRAIN as they are stored, those of captions and
-questions with their phrases and scores and the text below; ``--source dataloader`` draws the samples that the mapper
-hands to the model: resized and flipped, each box with its phrase, and below all phrases of the prompt with the tokens
-that spell them ("traffic light [3-4]"; token 0 is the first special token). With ``MODEL.MASK_ON True`` both draw the
-masks that can be used. Small images are enlarged. The flags are those of detectron2's tool of this name.
+``--source annotation`` draws the images and boxes of DATASETS.TRAIN as they are stored, and with captions and questions
+the phrases, scores and the text below. ``--source dataloader`` draws the samples that the mapper makes for the model:
+resized and flipped, each box with its phrase, and below all phrases of the prompt with the tokens that spell them
+("traffic light [3-4]"; token 0 is the first special token). With ``MODEL.MASK_ON True`` both draw the masks that can be
+used. Small images are enlarged. The flags are those of detectron2's tool of this name.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,19 +24,18 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, detection_utils
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.visualizer import Visualizer
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ImageFont
 from torch import Tensor
 
-from glipv2_d2.colored_text import phrase_color
+from glipv2_d2.colored_text import draw_words, phrase_color, split_words
 from glipv2_d2.data import build_train_loader
 from glipv2_d2.data.image_reading import read_image
 from glipv2_d2.data.loading import load_training_dicts
 from glipv2_d2.engine.command_line import build_config, one_line_errors
 from glipv2_d2.errors import InputError
 from glipv2_d2.prompts.questions import ANSWER_PHRASE
+from glipv2_d2.visualizer import MIN_LONG_SIDE
 
-# Smaller images are enlarged, so that the writing on them can be read.
-MIN_LONG_SIDE = 800
 FONT_SIZE = 16
 
 
@@ -67,13 +65,13 @@ def loader_drawings(cfg: CfgNode) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def stored_masks(record: dict) -> list | None:
-    """Return the masks of the boxes of an image, without polygons where a box has none; None if no box has one."""
+    """Return the mask of each box of an image, an empty list for a box without one; None if no box has one."""
     masks = [item.get("segmentation", []) for item in record.get("annotations", ())]
     return masks if any(masks) else None
 
 
 def draw_record(record: dict, image: np.ndarray) -> np.ndarray:
-    """Draw the boxes of a stored image, (H', W', 3) RGB; for captions and questions also scores, and the text below."""
+    """Draw the boxes of a stored image, (H', W', 3) uint8 RGB; for captions and questions, with scores and the text."""
     text = record.get("caption", record.get("question"))
     names, labels, boxes = [], [], []
     for item in record.get("annotations", ()):
@@ -92,9 +90,17 @@ def draw_record(record: dict, image: np.ndarray) -> np.ndarray:
 def draw_boxes(
     image: np.ndarray, boxes: np.ndarray | Boxes, names: list[str], labels: list[str], masks: Any
 ) -> np.ndarray:
-    """Draw labelled boxes, and masks or None, on an image, enlarged if small; those of one name have one colour in it.
+    """Draw labelled boxes and masks on an image, which is enlarged if it is small; each name has one colour.
 
-    ``masks`` are of any form that detectron2 draws.
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        boxes: (M, 4) XYXY in pixels.
+        names: Name of each box.
+        labels: Label of each box.
+        masks: Masks in any form that detectron2 draws, or None.
+
+    Returns:
+        (H', W', 3) uint8 RGB.
     """
     rows = {name: row for row, name in enumerate(dict.fromkeys(names))}
     colors = [tuple(part / 255 for part in phrase_color(rows[name])) for name in names]
@@ -112,7 +118,8 @@ def draw_sample(sample: dict, cfg: CfgNode) -> np.ndarray:
     if instances is None:
         instances = Instances(sample["image"].shape[1:], gt_boxes=Boxes(torch.zeros(0, 4)), gt_classes=torch.zeros(0))
     words = [
-        f"{phrase} [{token_ranges(is_token)}]" for phrase, is_token in zip(prompt.phrases, prompt.phrase_token_map)
+        f"{phrase} [{token_ranges(is_token)}]"
+        for phrase, is_token in zip(prompt.phrases, prompt.phrase_token_map, strict=True)
     ]
     names = [prompt.phrases[row] for row in instances.gt_classes.tolist()]
     masks = instances.gt_masks if instances.has("gt_masks") else None
@@ -122,24 +129,19 @@ def draw_sample(sample: dict, cfg: CfgNode) -> np.ndarray:
 
 
 def text_strip(text: str, width: int) -> np.ndarray:
-    """Write a text in black on white, (H, width, 3) uint8 RGB, as high as its lines need."""
-    font = ImageFont.load_default(size=FONT_SIZE)
-    lines = textwrap.fill(text, max(1, int(width / font.getlength("n"))))
-    bottom = ImageDraw.Draw(Image.new("RGB", (1, 1))).multiline_textbbox((0, 0), lines, font=font)[3]
-    canvas = Image.new("RGB", (width, int(bottom) + FONT_SIZE), "white")
-    ImageDraw.Draw(canvas).multiline_text((FONT_SIZE / 2, FONT_SIZE / 2), lines, fill="black", font=font)
-    return np.asarray(canvas)
+    """Write a text in black on white, (H, width, 3) uint8 RGB; H follows the number of lines."""
+    return draw_words(split_words(text, ()), ImageFont.load_default(size=FONT_SIZE), width)
 
 
 def readable_scale(image: np.ndarray) -> float:
-    """Return how much an image, (H, W, 3), is enlarged so that the writing on it can be read."""
+    """Return the factor by which an image (H, W, 3) is enlarged, so that the text on it can be read."""
     return max(1.0, MIN_LONG_SIDE / max(image.shape[:2]))
 
 
 def token_ranges(is_token: Tensor) -> str:
-    """Write which of T tokens are marked, as "3-4,7"; both ends of a range are marked."""
+    """Return the marked ones of T tokens, (T,) bool, as "3-4,7"; both ends of a range are marked."""
     tokens = is_token.nonzero().flatten().tolist()
-    # Tokens in a row share the difference between their number and their place.
+    # Tokens in a row share the difference between their index and their rank.
     runs = itertools.groupby(enumerate(tokens), key=lambda numbered: numbered[1] - numbered[0])
     ends = [(run[0][1], run[-1][1]) for run in (list(group) for _, group in runs)]
     return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ends)
@@ -151,7 +153,7 @@ def show(drawing: np.ndarray) -> None:
         cv2.imshow("training data", drawing[:, :, ::-1])
         cv2.waitKey()
     except cv2.error:
-        raise InputError("--show: this OpenCV was built without windows; leave --show out to write files") from None
+        raise InputError("--show: expected an OpenCV with windows, found one without; leave the flag out") from None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -169,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if arguments.show:
                 show(drawing)
             else:
-                # The number keeps apart the same image drawn twice.
+                # The number tells two drawings of the same image apart.
                 cv2.imwrite(str(folder / f"{number:04d}_{name}.jpg"), drawing[:, :, ::-1])
 
 

@@ -262,9 +262,12 @@ def test_video_is_segmented_frame_by_frame(demo, config, masking_predictor, tmp_
 @pytest.mark.parametrize(
     "words, message",
     [
-        ([], "--prompt: --task refer needs a phrase, found no prompt"),
-        (["--vocabulary", "dog,cat"], "--prompt: --task refer needs a phrase, found --vocabulary"),
-        (["--prompt", "a dog", "--opts", "MODEL.MASK_ON", "False"], "expected MODEL.MASK_ON True, found False in "),
+        ([], "--prompt: expected a phrase with --task refer, found no prompt"),
+        (["--vocabulary", "dog,cat"], "--prompt: expected a phrase with --task refer, found --vocabulary"),
+        (
+            ["--prompt", "a dog", "--opts", "MODEL.MASK_ON", "False"],
+            "MODEL.MASK_ON: expected True with --task refer, found False in ",
+        ),
         (["--prompt", "a dog", "--opts", "SEED"], "KEY VALUE"),
         (["--prompt", "a dog", "--confidence-threshold", "nan"], "REFERRING_THRESH"),
     ],

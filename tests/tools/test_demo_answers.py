@@ -130,7 +130,10 @@ def test_a_model_without_grounding_gives_text_and_no_boxes(run, talking_predicto
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--task", "vqa"], "--question: --task vqa needs a question, and no other task takes one; found no question"),
+        (
+            ["--task", "vqa"],
+            "--question: expected a question with --task vqa and none with other tasks, found no question",
+        ),
         (["--question", "What is it?"], "found --task detect"),
         (["--task", "caption", "--question", "What is it?"], "found --task caption"),
         (["--task", "caption", "--prompt", "a dog"], "--prompt, --vocabulary: expected --task detect or refer"),

@@ -282,7 +282,7 @@ def test_questions_of_vqav2_are_read_from_two_files(tool, fixed_teacher, questio
     [
         (["--captions", "a.jsonl"], "--source vqa: expected --questions and no input of another source, found --ca"),
         (["--source", "caption"], "--source caption: expected --captions and no input of another source, found"),
-        (["--format", "shards"], "--format shards: the records of questions are read from jsonl only"),
+        (["--format", "shards"], "--format: expected jsonl, since questions are read from jsonl only"),
         (["--images-file", __file__], "--images-file: expected none with jsonl"),
         (["--questions", "/missing.jsonl"], "questions: there is no file /missing.jsonl"),
         (["--image-root", "/missing"], "--image-root: expected the images of the input in /missing, found none of"),
@@ -312,8 +312,8 @@ def test_no_input_at_all_is_named(tool, fixed_teacher, inputs):
         (["--captions", "/missing.jsonl"], "captions: there is no file /missing.jsonl"),
         (["--weights", "/missing.pth"], "--weights: expected the weights of a teacher, found no file /missing.pth"),
         (["--image-root", "/missing"], "--image-root: expected the images of the input in /missing, found none of"),
-        (["--captions", "TAR", "--shard-size", "5"], "--shard-size: each tar shard of captions becomes one shard"),
-        (["--captions", "TAR", "--format", "jsonl"], "--format jsonl: images in tar shards have no file"),
+        (["--captions", "TAR", "--shard-size", "5"], "--shard-size: expected none, since each tar shard becomes one shard"),
+        (["--captions", "TAR", "--format", "jsonl"], "--format: expected shards, since images in tar shards have no file"),
         (["SEED"], "KEY VALUE"),
     ],
 )

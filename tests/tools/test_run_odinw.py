@@ -302,7 +302,7 @@ def test_a_cell_of_other_options_is_not_taken_for_this_one(run, tool, monkeypatc
     words = ("--modes", "full", "--shots", "1", "--seeds", "3")
     calls = fake_call(run, tool, monkeypatch, stop_at=0)
     run(*words)
-    with pytest.raises(SystemExit, match="1 cells failed.*\n.*made with other options"):
+    with pytest.raises(SystemExit, match="1 cells failed.*\n.*expected the options of this run, found others"):
         run(*words, "--mode-opts", "full", "SOLVER.BASE_LR", "0.5")
     assert len(calls) == 2
 
@@ -326,7 +326,7 @@ def test_a_cell_whose_data_changed_in_the_middle_is_not_resumed(run, tool, monke
     with pytest.raises(SystemExit, match="goes on from here"):
         run(*words)
     monkeypatch.setattr(tool, "schedule", lambda arguments, cell: ["SOLVER.MAX_ITER", "9"])
-    with pytest.raises(SystemExit, match="1 cells failed.*\n.*made with other options"):
+    with pytest.raises(SystemExit, match="1 cells failed.*\n.*expected the options of this run, found others"):
         run(*words)
 
 
