@@ -28,8 +28,8 @@ def summarize(results: Iterable[dict], sets: Sequence[str]) -> list[dict[str, An
     """Summarize results over seeds and over sets.
 
     Args:
-    """Return mean, sample standard deviation (0 for one value) and number of values; mean and deviation may be None."""
-            other datasets by name.
+        results: Results of the cells, with ``dataset``, ``mode``, ``shots``, ``seed``, ``value``, and ``old``, the
+            values of other datasets by name.
         sets: Names of the sets, in the order of the columns.
 
     Returns:
