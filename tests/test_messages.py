@@ -69,17 +69,13 @@ def _stored(name: ast.Name) -> ast.Name:
 def read_list() -> dict[str, list[str]]:
     """Read the list: each message of before with its successors, those of the report marked by "* "."""
     successors: dict[str, list[str]] = {}
+    current: list[str] = []
     for line in LIST.read_text(encoding="utf-8").splitlines():
         mark, text = line[:2], line[2:]
-        if mark == "= ":
-            successors[text] = [text]
-        elif mark == "- ":
-            successors[text] = []
-        elif mark == "+ ":
-            successors[last].append(text)
-        elif mark == "* ":
-            successors[last].append(line)
-        last = text if mark in ("= ", "- ") else last
+        if mark in ("= ", "- "):
+            current = successors[text] = [text] if mark == "= " else []
+        else:
+            current.append(line if mark == "* " else text)
     return successors
 
 
