@@ -58,9 +58,7 @@ def rank_names(
     ranks: list[Tensor] = []
     num_without_anchor = 0
     for sample in samples:
-        images = model.preprocess_image([sample])
-        features = model.backbone(images.tensor)
-        levels = [features[level] for level in model.head_in_features]
+        levels = model.visual_features(model.preprocess_image([sample]))
         matched = model.head.matcher(model.anchor_generator(levels), Boxes(sample["gt_boxes"].to(model.device)))
         scores = _name_scores(model, levels, prompts, space)  # (R, P)
         for row, category_id in enumerate(sample["gt_category_ids"].tolist()):
@@ -78,12 +76,10 @@ def _name_scores(model: GLIPv2, levels: list[Tensor], prompts: list[TokenizedPro
     """Score all names for all anchors of one image, (R, P)."""
     scores = []
     for prompt in prompts:
-        language = model.text_encoder(TokenBatch.from_prompts([prompt], model.device))
+        language = model.read(TokenBatch.from_prompts([prompt], model.device))
         if space == "fused":
-            tuned = language if model.prompt_tuner is None else model.prompt_tuner(language)
-            fused, fused_language = model.fusion_tower(levels, tuned)
-            text = fused_language.hidden if model.fusion_tower.fuses_text else fused_language.embedded
-            tokens = torch.cat(model.head(fused, text).token_logits, dim=1)[0].sigmoid()  # (R, T)
+            logits = model.fuse(levels, language).predictions.token_logits
+            tokens = torch.cat(logits, dim=1)[0].sigmoid()  # (R, T)
         else:
             assert model.contrastive_head is not None
             regions = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)[0]  # (R, C)

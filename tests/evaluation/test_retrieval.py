@@ -24,36 +24,21 @@ def make_prompt(num_tokens, category_ids):
     )
 
 
-class Tower:
-    fuses_text = True
-
-    def __call__(self, levels, language):
-        return levels, language
-
-
-class Head:
-    """Its predictions are the table above, whatever the image."""
-
-    def matcher(self, anchors, boxes):
-        return MATCHED
-
-    def __call__(self, levels, text):
-        logits = TOKENS[text.shape[1]].logit()[None]
-        return GroundingPredictions([logits[:, :3], logits[:, 3:]], [], [])
+def fuse(levels, language):
+    """Predict the table above, whatever the image."""
+    logits = TOKENS[language.hidden.shape[1]].logit()[None]
+    return SimpleNamespace(predictions=GroundingPredictions([logits[:, :3], logits[:, 3:]], [], []))
 
 
 def make_model(contrastive_head=None):
-
     return SimpleNamespace(
         device="cpu",
-        preprocess_image=lambda samples: SimpleNamespace(tensor=samples[0]["image"][None]),
-        backbone=lambda images: {"p3": torch.zeros(1, 2, 1, 3), "p4": torch.zeros(1, 2, 1, 1)},
-        head_in_features=["p3", "p4"],
+        preprocess_image=lambda samples: samples[0]["image"][None],
+        visual_features=lambda images: [torch.zeros(1, 2, 1, 3), torch.zeros(1, 2, 1, 1)],
         anchor_generator=lambda levels: [Boxes(torch.zeros(3, 4)), Boxes(torch.zeros(1, 4))],
-        text_encoder=lambda tokens: LanguageFeatures(*(torch.zeros(1, tokens.input_ids.shape[1], 2),) * 2, tokens.mask),
-        prompt_tuner=None,
-        fusion_tower=Tower(),
-        head=Head(),
+        read=lambda tokens: LanguageFeatures(*(torch.zeros(1, tokens.input_ids.shape[1], 2),) * 2, tokens.mask),
+        fuse=fuse,
+        head=SimpleNamespace(matcher=lambda anchors, boxes: MATCHED),
         contrastive_head=contrastive_head,
     )
 
