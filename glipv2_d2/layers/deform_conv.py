@@ -12,26 +12,26 @@ from ..errors import InputError
 
 DEFORM_FORMS = ("auto", "torchvision", "gather")
 
-# Sampled values that the gather form holds at a time when no gradient is needed: 8 MiB in single precision, which stays
-# in the cache of a CPU (a 100 x 168 map of 256 channels takes 0.38 s so, 0.47 s in one piece).
+# Number of sampled values that the gather form holds at a time without gradients: 8 MiB in single precision, which fits
+# into the cache of a CPU (a 100 x 168 map of 256 channels takes 0.38 s in chunks, 0.47 s in one piece).
 CHUNK_ELEMENTS = 2**21
 
-# Below this many numbers in an output map torchvision's operator is faster on the CPU, if no gradient is needed.
+# Below this many numbers in an output map, torchvision's operator is faster on the CPU if no gradient is needed.
 SMALL_OUTPUT = 4096
 
 
 def choose_deform_form(form: str, device: torch.device, num_outputs: int) -> str:
-    """Resolve "auto": on the CPU the gather form, but for small maps without gradients; elsewhere torchvision's.
+    """Resolve "auto": the gather form on the CPU, except for small maps without gradients; elsewhere torchvision's.
 
     torchvision's operator is a serial scalar loop on the CPU, but the gather form has a fixed cost of a millisecond.
     Measured on one thread in float32, time of torchvision over time of gather, forward / forward and backward: 0.5 /
     0.8 (3 x 3 map, 32 channels), 1.0 / 2.5 (13 x 13, 32), 2.0 / 5.6 (25 x 25, 128), 2.2 / 4.9 (50 x 50, 256). Other
-    devices have a kernel of torchvision, against which the gather form is unmeasured.
+    devices have a kernel of torchvision; the gather form is not measured against it.
 
     Args:
         form: One of ``DEFORM_FORMS``.
-        device: Of the maps.
-        num_outputs: Ho * Wo * Co. The images are left out, so that an image alone and in a batch take the same form.
+        device: Device of the maps.
+        num_outputs: Ho * Wo * Co. N is left out, so that an image alone and in a batch takes the same form.
 
     Raises:
         ValueError: An unknown form.
@@ -64,8 +64,8 @@ def modulated_deform_conv2d(
         modulation: (N, K, Ho, Wo), factor of each tap.
         weight: (Co, C, kh, kw).
         bias: (Co,) or None.
-        stride: Of the undisplaced taps, pixels.
-        padding: Of the undisplaced taps, pixels.
+        stride: Stride of the undisplaced taps, pixels.
+        padding: Padding of the undisplaced taps, pixels.
         form: "torchvision", "gather", or "auto", see ``choose_deform_form``.
 
     Returns:
@@ -103,9 +103,9 @@ def deform_conv_gather(
 ) -> Tensor:
     """Gather the sampled rows with ``embedding_bag``, then multiply once.
 
-    With one offset group the four bilinear weights of a tap are the same for all channels. On channels-last data a
-    tap is therefore a weighted sum of four rows of C numbers, which ``embedding_bag`` computes in parallel and
-    differentiates with respect to the rows and the weights.
+    With one offset group, the four bilinear weights of a tap are the same for all channels. On channels-last data a tap
+    is therefore a weighted sum of four rows of C numbers. ``embedding_bag`` computes it in parallel, with gradients for
+    rows and weights.
 
     Arguments and result as in ``modulated_deform_conv2d``; the result is channels last in memory. Without gradients the
     sampled values are held in pieces of ``CHUNK_ELEMENTS``; with gradients all N*Ho*Wo*K*C of them are kept.
@@ -133,10 +133,10 @@ def deform_conv_gather(
 
 
 class _ScatterToRows(torch.autograd.Function):
-    """Hand weighted sums of rows through unchanged, and give the rows their gradient.
+    """Pass weighted sums of rows through unchanged, and compute the gradient of the rows.
 
-    The gradient of a row is itself a weighted sum, over the samples that read it, so ``embedding_bag`` computes it
-    too, 1.5 to 2.2 times faster than its own backward pass on the CPU.
+    The gradient of a row is a weighted sum too, over the samples that read the row. ``embedding_bag`` computes this sum
+    1.5 to 2.2 times faster than its own backward pass on the CPU.
     """
 
     @staticmethod
@@ -160,7 +160,7 @@ class _ScatterToRows(torch.autograd.Function):
 
 def _weighted_rows(rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     """Sum rows with weights: (number of rows, C), index (B, 4), weight (B, 4) to (B, C)."""
-    # Two routes to one value: the gradient of the weights comes from embedding_bag, that of the rows from below.
+    # The gradient of the weights comes from embedding_bag, that of the rows from _ScatterToRows.
     sampled = F.embedding_bag(index, rows.detach(), per_sample_weights=weight, mode="sum")
     return _ScatterToRows.apply(sampled, rows, index, weight.detach())
 
@@ -168,9 +168,9 @@ def _weighted_rows(rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:
 def reinterpret_flat(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Read maps as if their memory held maps of another size.
 
-    The official operator never looks at the size of its offsets. On the branch that convolves the coarser level, the
-    offsets of the finer level are larger than the output, and per image the first K*h*w numbers in row-major (channel,
-    row, column) order are read as (K, h, w). Released weights were trained so; gradients flow to the same numbers.
+    The official operator ignores the size of its offsets. On the branch that convolves the coarser level, the offsets
+    of the finer level are larger than the output. For each image, the first K*h*w numbers in row-major (channel, row,
+    column) order are read as (K, h, w). Released weights were trained this way. Gradients flow to the same numbers.
 
     Args:
         maps: (N, K, H, W), in any memory format.
@@ -180,7 +180,7 @@ def reinterpret_flat(maps: Tensor, size: tuple[int, int]) -> Tensor:
         (N, K, h, w).
 
     Raises:
-        ValueError: The maps hold fewer numbers than are asked for.
+        ValueError: The maps hold fewer numbers than needed.
 
     Source: index arithmetic of the official CUDA operator, behaviour reported in the issues DynamicHead#25 and GLIP#62.
     """
@@ -200,10 +200,10 @@ def reinterpret_flat(maps: Tensor, size: tuple[int, int]) -> Tensor:
 def _corners(
     size: torch.Size, offset: Tensor, modulation: Tensor, kernel: tuple[int, int], stride: int, padding: int
 ) -> tuple[Tensor, Tensor]:
-    """Give the four pixels around each sampling point: their rows in (N*H*W, C), and their weights.
+    """Return the four pixels around each sampling point: their rows in (N*H*W, C), and their weights.
 
     Returns:
-        Index (N*Ho*Wo*K, 4) int64, in range also where the weight is 0, and weight (N*Ho*Wo*K, 4).
+        Index (N*Ho*Wo*K, 4) int64, in range even where the weight is 0, and weight (N*Ho*Wo*K, 4).
     """
     offset, modulation = _at_least_float32(offset), _at_least_float32(modulation)
     taps = kernel[0] * kernel[1]
@@ -215,7 +215,7 @@ def _corners(
         limit = low.new_tensor(size).unsqueeze(-1)  # (2, 1)
         corner = torch.stack((low, low + 1), dim=-1)  # (N, Ho, Wo, K, 2, 2): axis (row, column), then low and high
         inside = (corner >= 0) & (corner < limit)
-        # Clamped as integers: a position that is not finite must not become an index out of range.
+        # Clamping integers keeps the index of a position that is not finite in range.
         pixel = torch.minimum(corner.long().clamp(min=0), limit.long() - 1)
         image = torch.arange(len(offset), device=offset.device).view(-1, 1, 1, 1, 1) * (size[0] * size[1])
         row, column = (pixel[..., 0, :] * size[1] + image), pixel[..., 1, :]
@@ -228,7 +228,7 @@ def _corners(
 
 
 def _tap_grid(offset: Tensor, kernel: tuple[int, int], stride: int, padding: int) -> Tensor:
-    """Give the undisplaced (row, column) of each tap, (Ho, Wo, K, 2), for offsets (N, Ho, Wo, K, 2)."""
+    """Return the undisplaced (row, column) of each tap, (Ho, Wo, K, 2), for offsets (N, Ho, Wo, K, 2)."""
     lines = [
         torch.arange(length, dtype=offset.dtype, device=offset.device).unsqueeze(1) * stride
         + torch.arange(taps, dtype=offset.dtype, device=offset.device)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from .deform_conv import DEFORM_FORMS, choose_deform_form, modulated_deform_conv2d, reinterpret_flat
 
-# Channels of the offset maps: two displacements for each of the nine taps; nine modulations follow them.
+# Channels of the offset maps: two displacements for each of the nine taps, followed by nine modulations.
 NUM_OFFSETS = 18
 NUM_MODULATIONS = 9
 
@@ -20,8 +20,8 @@ SQUEEZE = 4
 class DynamicReLU(nn.Module):
     """The larger of two lines per channel, whose slopes and intercepts depend on the mean of the map.
 
-    Four numbers t in [0, 1] per channel, in the blocks a1, b1, a2, b2, give max(a1 x + b1, a2 x + b2) with slopes
-    a1 in [0, 2] and a2 in [-1, 1] and intercepts in [-0.5, 0.5].
+    A channel becomes max(a1 x + b1, a2 x + b2) with slopes a1 in [0, 2] and a2 in [-1, 1] and intercepts b1 and b2 in
+    [-0.5, 0.5]. Each comes from a number in [0, 1]; these are computed in the blocks a1, b1, a2, b2.
 
     Args:
         channels: C.
@@ -39,7 +39,7 @@ class DynamicReLU(nn.Module):
         shares = F.hardsigmoid(self.fc(x.mean((2, 3)))).unflatten(1, (4, -1))[..., None, None]  # (N, 4, C, 1, 1)
         slope1, intercept1, slope2, intercept2 = shares.unbind(1)
         second = torch.addcmul(intercept2 - 0.5, x, 2 * slope2 - 1)
-        # max(first, second) as second + relu(first - second): the backward pass of a maximum also looks for ties.
+        # second + relu(first - second) is max(first, second), whose own backward pass would also search for ties.
         difference = torch.addcmul(intercept1 - intercept2, x, 2 * (slope1 - slope2) + 1)
         return second + F.relu(difference)
 
@@ -80,11 +80,11 @@ class DyConv(nn.Module):
     """Mix each level of the pyramid with its neighbours.
 
     For a level, ``convs[1]`` reads the level itself, ``convs[2]`` the finer one with stride 2, and ``convs[0]`` the
-    coarser one, enlarged afterwards (bilinear, corners aligned). All read the input of the layer. Each result is
-    weighted by a number in [0.5, 1] that its mean decides; their mean passes the dynamic ReLU.
+    coarser one, whose result is then enlarged (bilinear, corners aligned). All read the input of the layer. Each result
+    is weighted by a number in [0.5, 1] that depends on its mean; the dynamic ReLU is applied to the weighted mean.
 
-    The offsets and modulation of a level steer all of its convolutions, also that of the coarser level, whose output
-    is smaller: there they are read flat, see ``reinterpret_flat``. They are computed in float32 at least.
+    The offsets and modulation of a level apply to all of its convolutions. The output on the coarser level is smaller:
+    there they are read flat, see ``reinterpret_flat``. They are computed in float32 at least.
 
     Args:
         in_channels: C of the input.
@@ -119,7 +119,7 @@ class DyConv(nn.Module):
         self.relu = DynamicReLU(out_channels) if dynamic_relu else nn.ReLU()
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Mix.
+        """Mix the levels of a pyramid.
 
         Args:
             features: L >= 1 maps (N, C, Hl, Wl), finest first; each level has ceil(half) the rows and columns of the
@@ -128,8 +128,8 @@ class DyConv(nn.Module):
         Returns:
             L maps (N, C, Hl, Wl).
         """
-        # Once, since each level is read up to three times: the gather form takes rows of channels, the other
-        # convolutions are faster on planes (on the CPU by 5 to 30 %, and torchvision's operator has no other way).
+        # Converted once, because each level is read up to three times. The gather form reads rows of channels. The
+        # other convolutions are 5 to 30 % faster on planes on the CPU, and torchvision's operator reads only planes.
         memory_format = torch.channels_last if self._gathers(features[0]) else torch.contiguous_format
         features = [level.contiguous(memory_format=memory_format) for level in features]
         return [self.relu(self._mix(features, index)) for index in range(len(features))]
@@ -164,6 +164,6 @@ class DyConv(nn.Module):
         return maps[:, :NUM_OFFSETS], maps[:, NUM_OFFSETS:].sigmoid()
 
     def _importance(self, branch: Tensor, count: int) -> Tensor:
-        """Give the weight of a branch in the mean of ``count`` branches, (N, 1, 1, 1)."""
+        """Return the weight of a branch in the mean of ``count`` branches, (N, 1, 1, 1)."""
         pooled = branch.mean((2, 3), keepdim=True)
         return F.hardsigmoid(F.relu(self.level_attention(pooled))) / count

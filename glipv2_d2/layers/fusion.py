@@ -13,18 +13,18 @@ from .positions import cell_coordinates
 FUSION_FORMS = ("auto", "plain", "folded")
 
 
-# The folded form is as fast as the plain one when it does this many times the products: it copies less. Measured on one
-# CPU thread in float32, forward and with backward: equal near 1.28 (C = 128, d = 64, S = 756, T = 185), 1.1 times as
+# The folded form copies less, and is as fast as the plain one with this many times the products. Measured on one CPU
+# thread in float32, forward and with backward: equal near 1.28 (C = 128, d = 64, S = 756, T = 185), 1.1 times as
 # fast at 1.10 (C = 96, T = 200), 0.83 at 1.44 (C = 128, T = 256), 3 at 0.20 (C = d = 256, S = 1400, T = 64).
 FOLDED_ALLOWANCE = 1.25
 
 
 def folded_is_faster(num_positions: int, num_tokens: int, visual_dim: int, head_dim: int) -> bool:
-    """Tell which form of the fusion to run, by its products.
+    """Tell whether the folded form of the fusion is faster, by the number of products.
 
-    Per head, with S positions, T tokens, C channels and head size d, the plain form needs 3 S d (C + T) products, the
-    folded one 3 T C (S + d); what the tokens need in both forms is left out. A backward pass doubles both, so one rule
-    serves training and inference, and it holds for every device. With d = C = 256 folding pays whenever S > T.
+    For each head, with S positions, T tokens, C channels and head size d, the plain form needs 3 S d (C + T) products
+    and the folded form 3 T C (S + d), without the work on tokens that both share. A backward pass doubles both, so one
+    rule serves training and inference, on every device. With d = C = 256 the folded form is faster whenever S > T.
 
     Args:
         num_positions: S, over all levels.
@@ -40,11 +40,11 @@ def folded_is_faster(num_positions: int, num_tokens: int, visual_dim: int, head_
 class BiMultiHeadAttention(nn.Module):
     """Attend from image positions to tokens and back with one score matrix.
 
-    The visual projection is the query of both directions and the language projection the key: the score of a position
-    and a token serves the image side (softmax over the real tokens) and the text side (softmax over all positions,
-    padded image area included).
+    The visual projection is the query of both directions, the language projection the key. The score of a position and
+    a token serves the image side (softmax over the real tokens) and the text side (softmax over all positions, padded
+    image area included).
 
-    Two forms of the same function of the same parameters:
+    Two forms compute the same function of the same parameters:
 
     * ``plain`` projects every position to ``embed_dim`` channels three times (query, value, output).
     * ``folded`` moves these products to the text side, which is 10 to 1000 times shorter. With X the positions, the
@@ -59,7 +59,7 @@ class BiMultiHeadAttention(nn.Module):
         language_dim: D.
         embed_dim: Width of the attention over all heads.
         num_heads: Must divide ``embed_dim``.
-        dropout: Of the attention weights of both directions, in training.
+        dropout: Probability for the attention weights of both directions, in training.
 
     Source: GLIP, Sec. 3.2 (X-MHA); ``BiMultiHeadAttention`` of the official code. The official text side also shifts
     its scores by their maximum and clamps again, which changes nothing: exp(-50,000) is 0.
@@ -90,7 +90,7 @@ class BiMultiHeadAttention(nn.Module):
             nn.init.zeros_(projection.bias)
 
     def forward(self, visual: Tensor, language: Tensor, mask: Tensor, form: str = "auto") -> tuple[Tensor, Tensor]:
-        """Compute what each side takes from the other, without the residuals.
+        """Compute the updates of both sides, without the residuals.
 
         Args:
             visual: (N, S, C), S >= 1.
@@ -99,7 +99,7 @@ class BiMultiHeadAttention(nn.Module):
             form: "plain", "folded", or "auto", see ``folded_is_faster``.
 
         Returns:
-            The visual update (N, S, C) and the language update (N, T, D). Tokens of the padding get an update too.
+            The visual update (N, S, C) and the language update (N, T, D); padding tokens get an update too.
 
         Raises:
             InputError: An unknown form.
@@ -112,7 +112,7 @@ class BiMultiHeadAttention(nn.Module):
         return self._plain(visual, key, value, mask)
 
     def read_image(self, visual: Tensor, language: Tensor, form: str = "auto") -> Tensor:
-        """Compute the language update alone, (N, T, D); see ``forward``. That of a token depends on no other token."""
+        """Compute only the language update, (N, T, D), see ``forward``; no token affects another."""
         form = self._choose(form, visual, language)
         key = self._key(language)
         if form == "folded":
@@ -193,30 +193,30 @@ class BiMultiHeadAttention(nn.Module):
 
 
 def _single(scores: Tensor) -> Tensor:
-    """Turn half types into float32, in which the softmax runs."""
+    """Turn half types into float32, for the softmax."""
     return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
 
 class BiAttentionBlock(nn.Module):
-    """Fuse the pyramid with the tokens: normalize both, let them attend to each other, add what they found.
+    """Fuse the pyramid with the tokens: normalize both, let them attend to each other, add the updates.
 
-    All positions of all levels form one sequence. The residual starts from the *normalized* input, the input itself
-    is dropped; the updates are scaled per channel by ``gamma_visual`` and ``gamma_language``. For captioning the image
-    does not attend to the text (GLIPv2, App. D.2).
+    All positions of all levels form one sequence. The updates are added to the *normalized* input, not to the input
+    itself, after ``gamma_visual`` and ``gamma_language`` have scaled them per channel. For captioning the image does
+    not attend to the text (GLIPv2, App. D.2).
 
     Args:
         visual_dim: C.
         language_dim: D.
         embed_dim: Width of the attention over all heads.
         num_heads: Heads of the attention.
-        dropout: Of the attention weights, in training.
+        dropout: Probability for the attention weights, in training.
         layer_scale: Initial value of both gammas.
         form: See ``BiMultiHeadAttention.forward``.
-        positions: What attends to the image also reads, through a learned layer, where each of its positions lies; what
-            the image layers go on with does not change. The official models know places from padding alone.
+        positions: Add coordinates, through a learned layer, to the image features that the text attends to; the
+            features that the image layers read stay as they are. The official models know positions from padding alone.
 
-    Source: GLIP, Sec. 3.2; ``BiAttentionBlockForCheckpoint`` of the official code (drop path is 0 there). Coordinates
-    beside features: UNITER, VinVL and other models that answer questions.
+    Source: GLIP, Sec. 3.2; ``BiAttentionBlockForCheckpoint`` of the official code (drop path is 0 there). The
+    coordinates follow UNITER, VinVL and other models that answer questions.
     """
 
     def __init__(
@@ -240,7 +240,8 @@ class BiAttentionBlock(nn.Module):
         self.attention = BiMultiHeadAttention(visual_dim, language_dim, embed_dim, num_heads, dropout)
         self.position_proj = nn.Linear(2, visual_dim, bias=False) if positions else None
         if self.position_proj is not None:
-            # On average 0.6 of the normalized features. From small weights it stays too small beside them.
+            # The code starts at about 0.6 of the size of the normalized features; one that starts small stays too
+            # small.
             nn.init.normal_(self.position_proj.weight, std=0.75)
         self.gamma_visual = nn.Parameter(torch.full((visual_dim,), float(layer_scale)))
         self.gamma_language = nn.Parameter(torch.full((language_dim,), float(layer_scale)))
@@ -253,15 +254,14 @@ class BiAttentionBlock(nn.Module):
         image_reads: bool = True,
         rows: Tensor | None = None,
     ) -> tuple[list[Tensor], Tensor]:
-        """Fuse.
+        """Fuse L levels and the tokens.
 
         Args:
             features: L >= 1 maps (N, C, Hl, Wl).
             hidden: (N, T, D).
             mask: (N, T) bool, True at real tokens. Results at positions and real tokens do not depend on the padding.
-            image_reads: False: positions do not attend to tokens, their update is left out. Each token still reads all
-                positions.
-            rows: Without ``image_reads`` there may be M texts: (M,) int64, the image that each of them reads.
+            image_reads: False: positions do not attend to tokens and get no update. Tokens still attend to positions.
+            rows: (M,) int64, only without ``image_reads``: for each of M texts the image that it reads.
 
         Returns:
             L maps of the same shapes, channels last in memory, and the tokens (N or M, T, D).
@@ -278,18 +278,18 @@ class BiAttentionBlock(nn.Module):
         return split_levels(visual, features), language
 
     def normalize_image(self, features: list[Tensor]) -> Tensor:
-        """Give all positions of L maps (N, C, Hl, Wl) as one normalized sequence (N, S, C), finest level first."""
+        """Return all positions of L maps (N, C, Hl, Wl) as one normalized sequence (N, S, C), finest level first."""
         visual = torch.cat([level.flatten(2).transpose(1, 2) for level in features], dim=1)  # (N, S, C)
         return self.norm_visual(visual)
 
     def place(self, visual: Tensor, features: list[Tensor]) -> Tensor:
-        """Let the normalized positions (N, S, C) of L maps say where they lie, if the block was built for that."""
+        """Add coordinates to the normalized positions (N, S, C) of L maps, if the block has the layer for them."""
         return visual if self.position_proj is None else visual + self.position_proj(cell_coordinates(features))
 
     def read_image(self, visual: Tensor, hidden: Tensor, form: str | None = None) -> Tensor:
-        """Let tokens (N, T, D) read the positions (N, S, C) of ``place``; a token depends on no other.
+        """Let tokens (N, T, D) read the positions (N, S, C) that ``place`` returns; tokens do not depend on each other.
 
-        The form is that of the block unless one is given.
+        The form is that of the block unless ``form`` is given.
         """
         language = self.norm_language(hidden)
         update = self.attention.read_image(visual, language, form or self.form)

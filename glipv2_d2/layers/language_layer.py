@@ -47,10 +47,10 @@ class LanguageLayer(nn.Module):
         hidden_size: D.
         num_heads: Must divide ``hidden_size``.
         intermediate_size: Width of the feed-forward part.
-        dropout: Of the attention weights and of both residual branches, in training.
+        dropout: Probability for the attention weights and both residual branches, in training.
 
-    Source: BERT (Devlin et al. 2019), with the clamps of the text layer in the official GLIP head, but for the one
-    after the GELU, which enlarges nothing.
+    Source: BERT (Devlin et al. 2019), with the clamps of the text layer in the official GLIP head except the one after
+    the GELU, which cannot enlarge a value.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, intermediate_size: int, dropout: float) -> None:
@@ -74,10 +74,10 @@ class LanguageLayer(nn.Module):
         Args:
             hidden: (N, T, D).
             mask: (N, T) bool, True at real tokens. Real tokens do not see the padding.
-            causal: A token sees those up to itself only.
+            causal: A token sees only tokens up to itself.
 
         Returns:
-            (N, T, D). Values in the padding are finite and mean nothing.
+            (N, T, D). Values in the padding are finite and meaningless.
         """
         query, key, value = self._project(hidden)
         return self._update(hidden, self._attend(query, key, value, visible_tokens(mask, causal)))
@@ -87,10 +87,10 @@ class LanguageLayer(nn.Module):
 
         Args:
             hidden: (B, 1, D).
-            past: What this layer remembers of the tokens before, None before the first.
+            past: Keys and values of the tokens before; None before the first token.
 
         Returns:
-            (B, 1, D), and what to remember for the next token.
+            (B, 1, D), and the keys and values for the next token.
         """
         query, key, value = self._project(hidden)
         known = KeyValues.extend(past, key, value)

@@ -1,4 +1,4 @@
-"""Where things lie in an image, as coordinates that layers can compare."""
+"""Positions in an image as coordinates that layers can compare."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ def relative_coordinates(points: Tensor, size: tuple[int, int]) -> Tensor:
 
     Args:
         points: (..., 2), x and y.
-        size: Height and width of the area that they lie in, of a length unit of theirs.
+        size: Height and width of the image, in the unit of the points.
     """
     return points * (2 / max(size)) - 1
 
 
 def cell_coordinates(features: Sequence[Tensor]) -> Tensor:
-    """Give the coordinates of the centres of all cells of L >= 1 maps (N, C, Hl, Wl) of one image, finest first.
+    """Return the coordinates of the centres of all cells of L >= 1 maps (N, C, Hl, Wl) of one image, finest first.
 
-    The area is that of the finest level; the padding of a batch counts as image. Each level has 2, 4, ... times the
-    stride of the one before, so that the last cells of a coarse level may lie beyond the border.
+    The finest level defines the area; the padding of a batch counts as image. Each level has 2, 4, ... times the stride
+    of the one before, so that the last cells of a coarse level may be beyond the border.
 
     Returns:
-        (S, 2), x and y, S over all maps, row by row, of their type and on their device.
+        (S, 2), x and y of the S cells of all maps, row by row, in their type and on their device.
 
     Source: the coordinate channels of CoordConv (Liu et al. 2018).
     """
@@ -35,7 +35,7 @@ def cell_coordinates(features: Sequence[Tensor]) -> Tensor:
     for level in features:
         height, width = level.shape[-2:]
         if longer:
-            # Sizes are rounded up. Maps of one cell may follow each other.
+            # Sizes are rounded up, and several maps of one cell may follow each other.
             stride *= 2 ** max(1, math.ceil(math.log2(longer / max(height, width))))
         longer = max(height, width)
         y, x = (torch.arange(size, device=level.device) + 0.5 for size in (height, width))

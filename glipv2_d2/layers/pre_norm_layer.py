@@ -1,4 +1,4 @@
-"""One transformer layer over the tokens of a prompt with its norms inside the residual branches, as CLIP has it."""
+"""A transformer layer over the tokens of a prompt with norms inside the residual branches, as in CLIP."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _INIT_STD = 0.02
 class PreNormLayer(nn.Module):
     """Let the tokens of each prompt attend to each other: x + attn(ln_1(x)), then x + mlp(ln_2(x)).
 
-    Of many such layers a text encoder is built, and one follows the fusion of each block of its tower. Every token sees
-    every real one, before and after it, unless the text is read in one direction. Softmax and norms are computed in
+    A text encoder is a stack of these layers, and one of them follows the fusion in each block of the tower. Every
+    token sees all real tokens before and after it, unless the text is read causally. Softmax and norms are computed in
     float32 at least.
 
     Args:
@@ -29,9 +29,8 @@ class PreNormLayer(nn.Module):
         intermediate_size: Width of the feed-forward part.
         drop_path: Probability that a residual branch is left out for a prompt, in training.
 
-    Source: CLIP (Radford et al. 2021), whose names of the parameters these are, with its
-    causal mask where that is asked for; the smaller epsilon, 1e-12, and the initial weights, a normal distribution of
-    0.02 cut at 2, are those of UniCL.
+    Source: CLIP (Radford et al. 2021), with its parameter names and its causal mask. The smaller epsilon, 1e-12, and
+    the initial weights, a normal distribution with deviation 0.02 cut at 2, are those of UniCL.
     """
 
     def __init__(self, hidden_size: int, num_heads: int, intermediate_size: int, drop_path: float) -> None:
@@ -61,10 +60,10 @@ class PreNormLayer(nn.Module):
         Args:
             hidden: (N, T, D).
             mask: (N, T) bool, True at real tokens. Real tokens do not see the padding.
-            causal: A token sees those up to itself only.
+            causal: A token sees only tokens up to itself.
 
         Returns:
-            (N, T, D). Values in the padding are finite and mean nothing.
+            (N, T, D). Values in the padding are finite and meaningless.
         """
         return self._update(hidden, self.attn(self.ln_1(hidden), mask, causal))
 
@@ -73,10 +72,10 @@ class PreNormLayer(nn.Module):
 
         Args:
             hidden: (B, 1, D).
-            past: What this layer remembers of the tokens before, None before the first.
+            past: Keys and values of the tokens before; None before the first token.
 
         Returns:
-            (B, 1, D), and what to remember for the next token.
+            (B, 1, D), and the keys and values for the next token.
         """
         attended, known = self.attn.step(self.ln_1(hidden), past)
         return self._update(hidden, attended), known
@@ -91,13 +90,13 @@ class SelfAttention(nn.Module):
 
     Args:
         hidden_size: D, a multiple of ``num_heads``.
-        num_heads: Heads.
+        num_heads: Number of heads.
     """
 
     def __init__(self, hidden_size: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        # What torch's MultiheadAttention calls them; rows: those of the queries, of the keys, of the values.
+        # Named as in torch's MultiheadAttention; the rows are those of queries, keys and values, in this order.
         self.in_proj_weight = nn.Parameter(torch.empty(3 * hidden_size, hidden_size))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * hidden_size))
         self.out_proj = nn.Linear(hidden_size, hidden_size)
@@ -107,7 +106,7 @@ class SelfAttention(nn.Module):
         """Map (N, T, D) with a mask (N, T), True at real tokens, to (N, T, D)."""
         query, key, value = self._project(hidden)
         visible = visible_tokens(mask, causal)
-        # A token that may see nothing sees everything: a softmax over nothing would be NaN.
+        # A token that may see nothing sees everything, because a softmax over nothing would be NaN.
         visible = visible | ~visible.any(dim=-1, keepdim=True)
         return self._merge(F.scaled_dot_product_attention(query, key, value, attn_mask=visible))
 

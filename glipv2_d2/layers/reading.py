@@ -1,4 +1,4 @@
-"""Who reads whom: the tokens each other, the image the text; and what the layers remember of a text being written."""
+"""How tokens and image read each other, and the keys and values that layers keep while a text is written."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..errors import InputError
 
 @dataclass(frozen=True)
 class Reading:
-    """Who reads whom where image and text are fused. The text reads the image in every case.
+    """How image and text read each other in the fusion. The text always reads the image.
 
     Attributes:
-        causal: A token reads tokens up to itself only. Otherwise it reads all of its prompt.
+        causal: A token reads only tokens up to itself. Otherwise it reads its whole prompt.
         image_reads: The image reads the text. Otherwise its features are the same for every prompt.
 
     Raises:
-        ValueError: Both are True: through the image a token would read those after it.
+        ValueError: Both are True: a token would read later tokens through the image.
     """
 
     causal: bool = False
@@ -32,7 +32,7 @@ class Reading:
 
 
 BOTH_WAYS = Reading()
-# How a caption is read: word by word, without a change of the image (GLIPv2, App. D.2).
+# Captions are read word by word and do not change the image (GLIPv2, App. D.2).
 CAUSAL = Reading(causal=True, image_reads=False)
 
 
@@ -41,7 +41,7 @@ def visible_tokens(mask: Tensor, causal: bool) -> Tensor:
 
     Args:
         mask: (N, T) bool, True at real tokens.
-        causal: A token sees those up to itself only.
+        causal: A token sees only tokens up to itself.
 
     Returns:
         (N, 1, 1, T) bool, True at real tokens; with ``causal`` (N, 1, T, T), True in row t at real tokens up to t. A
@@ -55,7 +55,7 @@ def visible_tokens(mask: Tensor, causal: bool) -> Tensor:
 
 
 class KeyValues(NamedTuple):
-    """What a layer remembers of the tokens of B texts, all of one length, for the tokens that follow.
+    """Keys and values that a layer keeps of the tokens of B texts of equal length, for the tokens that follow.
 
     Attributes:
         keys: (B, heads, t, d).
@@ -67,18 +67,18 @@ class KeyValues(NamedTuple):
 
     @classmethod
     def extend(cls, past: KeyValues | None, keys: Tensor, values: Tensor) -> KeyValues:
-        """Put the tokens of ``past``, None if there are none, before those of ``keys`` and ``values``."""
+        """Append ``keys`` and ``values`` to those of ``past``, which is None before the first token."""
         if past is None:
             return cls(keys, values)
         return cls(torch.cat([past.keys, keys], dim=2), torch.cat([past.values, values], dim=2))
 
     def select(self, rows: Tensor) -> KeyValues:
-        """Take the texts ``rows``, int64 of any length; a text may be taken several times."""
+        """Select texts by ``rows``, int64 of any length; a text may be selected several times."""
         return KeyValues(self.keys[rows], self.values[rows])
 
 
 def next_position(past: list[KeyValues] | None, max_positions: int) -> int:
-    """Return how many tokens the layers of a stack remember, which is the position of the next; 0 for None.
+    """Return the position of the next token: the number of tokens whose keys a stack of layers keeps, 0 for None.
 
     Raises:
         InputError: It is not below ``max_positions``.

@@ -15,7 +15,7 @@ from ...errors import InputError
 
 
 class DropBlock(nn.Module):
-    """Zero whole squares of a feature map during training and rescale what is left.
+    """Zero whole squares of a feature map during training and rescale the rest.
 
     Args:
         prob: Expected share of cells that start a square, times ``size`` squared; 0 switches it off.
@@ -49,12 +49,12 @@ class DropBlock(nn.Module):
 class GroundingFPN(FPN):
     """detectron2's FPN with DropBlock in front of the output convolutions of the merged levels.
 
-    The coarsest level, which nothing is merged into, is left alone, and what flows on to the next finer level is
-    the map before DropBlock. Names and shapes of the parameters are detectron2's.
+    The coarsest level, which nothing is merged into, is left alone. The next finer level receives the map before
+    DropBlock. Names and shapes of the parameters are detectron2's.
 
     Args:
         drop_block_prob, drop_block_size: See ``DropBlock``.
-        The others: see ``detectron2.modeling.backbone.FPN``.
+        args, kwargs: See ``detectron2.modeling.backbone.FPN``.
 
     Source: the FPN of the official code.
     """
@@ -73,11 +73,11 @@ def _drop_input(drop_block: DropBlock, _: nn.Module, inputs: tuple[Tensor]) -> t
 def build_fpn(cfg: CfgNode, bottom_up: Backbone) -> GroundingFPN:
     """Put the FPN of the config on a bottom-up network with features of strides 8, 16, 32.
 
-    ``MODEL.FPN.IN_FEATURES`` may be empty: all features of ``bottom_up``. P6 and P7 are built when
+    If ``MODEL.FPN.IN_FEATURES`` is empty, all features of ``bottom_up`` are used. P6 and P7 are built if
     ``MODEL.GLIPV2.IN_FEATURES`` names them.
 
     Raises:
-        InputError: It names only one of the two.
+        InputError: It names only one of P6 and P7.
     """
     out_channels = cfg.MODEL.FPN.OUT_CHANNELS
     needs_top = {"p6", "p7"} & set(cfg.MODEL.GLIPV2.IN_FEATURES)

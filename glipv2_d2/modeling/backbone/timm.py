@@ -1,4 +1,4 @@
-"""Any timm model with ``features_only`` under the same FPN: small backbones, and ones that others trained."""
+"""Any timm model with ``features_only`` under the same FPN: small backbones, and pretrained ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TimmBackbone(Backbone):
         name: timm model name.
         out_indices: Feature indices to return, fine to coarse.
         weights: Local file of ImageNet weights, or empty.
-        freeze_at: Freeze all modules up to the end of this many features of timm's full list; 0 freezes none.
+        freeze_at: Freeze all modules up to the end of this many features in timm's full list; 0 freezes none.
         freeze_norm: Batch normalization keeps its statistics and does not train.
         in_channels: Channels of the image.
 
@@ -75,8 +75,8 @@ class TimmBackbone(Backbone):
         if freeze_at > 0:
             last_feature = _flat(features[freeze_at - 1]["module"])
             modules = [(_flat(name) + "_", module) for name, module in self.body.named_modules()]
-            # Modules are registered in the order in which they run: everything before the end of the last frozen
-            # feature is frozen with it.
+            # Modules are registered in the order in which they run, so everything before the end of the last frozen
+            # feature is frozen too.
             last = max(i for i, (name, _) in enumerate(modules) if name.startswith(last_feature + "_"))
             for _, module in modules[: last + 1]:
                 for parameter in module.parameters(recurse=False):
@@ -111,11 +111,11 @@ def _flat(name: str) -> str:
 def load_timm_weights(body: nn.Module, name: str, path: str) -> None:
     """Fill a features_only model from a file of the full model's weights.
 
-    Tensors are matched by name, or, for files that name their modules otherwise, one by one in order when number and
+    Tensors are matched by name. For files with other names they are matched one by one, in order, if their number and
     all shapes agree with timm's full model.
 
     Raises:
-        InputError: Neither fits.
+        InputError: The tensors fit in neither way.
     """
     source, _ = read_tensors(path)
     source = {key: value for key, value in source.items() if not key.endswith("num_batches_tracked")}
@@ -129,7 +129,7 @@ def load_timm_weights(body: nn.Module, name: str, path: str) -> None:
                 f"({len(expected)} tensors) neither by name nor by order and shape"
             )
         source = dict(zip(expected, source.values()))
-    # A features_only model may flatten the nesting of the full one: stages.0 becomes stages_0.
+    # A features_only model may flatten nested names of the full model: stages.0 becomes stages_0.
     names = {_flat(key): key for key in body.state_dict()}
     source = {names.get(_flat(key), key): value for key, value in source.items()}
     missing = body.load_state_dict(source, strict=False).missing_keys

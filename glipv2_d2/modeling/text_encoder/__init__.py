@@ -1,4 +1,4 @@
-"""Text encoders: token ids of N prompts to features of their tokens."""
+"""Text encoders: from the token ids of N prompts to features of their tokens."""
 
 from .bert import BertTextEncoder
 from .build import TEXT_ENCODER_REGISTRY, build_text_encoder

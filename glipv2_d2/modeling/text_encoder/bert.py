@@ -19,7 +19,7 @@ from .build import TEXT_ENCODER_REGISTRY, read_encoder_arguments
 from .distinct import encode_distinct
 
 _WEIGHTS_KEY = "MODEL.TEXT_ENCODER.WEIGHTS"
-# What the config of a pretrained encoder must have: the text layers of the tower are built to the same sizes.
+# Fields that the config of a pretrained encoder must have: the text layers of the tower have the same sizes.
 _BERT_CONFIG = (
     "vocab_size",
     "hidden_size",
@@ -35,12 +35,12 @@ _BERT_CONFIG = (
 class BertTextEncoder(nn.Module):
     """Encode prompts with a BERT-type transformer.
 
-    ``hidden`` is the output of its last layer, ``embedded`` the same with zeros in the padding. The transformer of the
-    transformers library sits in ``bert``, without a pooler.
+    ``hidden`` is the output of its last layer, ``embedded`` the same with zeros in the padding. ``bert`` is the
+    transformer of the transformers library, without a pooler.
 
-    Equal prompts of a batch are encoded once where that gives the same result: whenever no dropout is active.
+    Equal prompts of a batch are encoded once if no dropout is active, which gives the same result.
 
-    Source: the language encoder of the official GLIP code with one averaged layer, as all released models have it.
+    Source: the language encoder of the official GLIP code with one averaged layer, as in all released models.
     """
 
     @configurable
@@ -62,22 +62,22 @@ class BertTextEncoder(nn.Module):
         """Build the encoder.
 
         Args:
-            weights: Directory, ``package://PACKAGE/DIRECTORY`` or hub name of a pretrained encoder, which brings its
-                own sizes; empty: random weights in the sizes that follow.
+            weights: Directory, ``package://PACKAGE/DIRECTORY`` or hub name of a pretrained encoder, whose sizes are
+                used. Empty: random weights in the sizes that follow.
             vocab_size: Number of token ids.
             hidden_size: D.
-            num_layers: Transformer layers.
-            num_heads: Attention heads of a layer.
+            num_layers: Number of transformer layers.
+            num_heads: Number of attention heads of a layer.
             intermediate_size: Width between the two linear maps of a layer.
             max_positions: Longest prompt in tokens.
-            dropout: Probability in features and attention, also of a pretrained encoder.
+            dropout: Probability in features and attention, for a pretrained encoder too.
             allow_download: Fetch a hub name that is not in the local cache.
             freeze: Keep the encoder in eval mode, without gradients.
             use_checkpoint: Recompute activations in the backward pass.
 
         Raises:
             FileNotFoundError: Nothing is found at ``weights``.
-            InputError: What is found is no BERT-type encoder.
+            InputError: The files are not a BERT-type encoder.
         """
         super().__init__()
         if weights:
@@ -96,7 +96,7 @@ class BertTextEncoder(nn.Module):
                 ),
                 add_pooling_layer=False,
             )
-        # Of decoders; an encoder has nothing to cache, but checkpointing warns about it.
+        # An encoder has nothing to cache, but with this flag checkpointing would warn.
         self.bert.config.use_cache = False
         self.vocab_size: int = self.bert.config.vocab_size
         self.hidden_size: int = self.bert.config.hidden_size
@@ -109,7 +109,7 @@ class BertTextEncoder(nn.Module):
             self.requires_grad_(False)
         self.use_checkpoint = use_checkpoint and not freeze
         if self.use_checkpoint:
-            # Two names of one method: of transformers 5, which warns about the older, and of transformers 4.
+            # transformers 4 and 5 have different names for this method, and version 5 warns about the older one.
             newer = getattr(self.bert, "activation_checkpointing_enable", None)
             enable = newer or self.bert.gradient_checkpointing_enable
             enable({"use_reentrant": False})
@@ -124,10 +124,10 @@ class BertTextEncoder(nn.Module):
         return super().train(mode and not self.freeze)
 
     def forward(self, tokens: TokenBatch, causal: bool = False) -> LanguageFeatures:
-        """Encode N prompts of T tokens; with ``causal`` a token sees those up to itself only.
+        """Encode N prompts of T tokens; with ``causal`` a token sees only tokens up to itself.
 
         Raises:
-            InputError: ``causal``, and the pretrained encoder is of a type near BERT; see ``bert_causal``.
+            InputError: ``causal`` is True and the pretrained encoder is not a plain BERT; see ``bert_causal``.
         """
         encode = self._encode_causal if causal else self._encode
         if self.training:
@@ -142,10 +142,10 @@ class BertTextEncoder(nn.Module):
 
         Args:
             input_ids: (B,) int64.
-            past: For each layer what it remembers of the tokens before; None before the first.
+            past: For each layer the keys and values of the tokens before; None before the first token.
 
         Returns:
-            (B, 1, D), and what to remember for the next token.
+            (B, 1, D), and the keys and values for the next token.
 
         Raises:
             InputError: The encoder has no position for another token.

@@ -1,7 +1,7 @@
 """BERT read in one direction: its layers with a causal mask, all tokens at once or one by one.
 
-How a causal mask and remembered keys reach the layers of BERT changes with the version of the transformers library.
-The names of their parts, which are those of the weights, do not: the layers are walked through here.
+The transformers library changes from version to version how a causal mask and kept keys reach the layers of BERT. The
+names of the parts of a layer are those of the weights and do not change, so this module runs the layers part by part.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ...layers.reading import KeyValues, visible_tokens
 
 
 def causal_pass(bert: PreTrainedModel, input_ids: Tensor, mask: Tensor, use_checkpoint: bool) -> Tensor:
-    """Encode N texts, a token seeing those up to itself only.
+    """Encode N texts whose tokens see only tokens up to themselves.
 
     Args:
         bert: A BERT with absolute positions.
@@ -26,14 +26,14 @@ def causal_pass(bert: PreTrainedModel, input_ids: Tensor, mask: Tensor, use_chec
         use_checkpoint: Recompute the activations of each layer in the backward pass.
 
     Returns:
-        (N, T, D). Values in the padding are finite and mean nothing.
+        (N, T, D). Values in the padding are finite and meaningless.
 
     Raises:
         InputError: ``bert`` is of another type.
     """
     _check_type(bert)
     visible = visible_tokens(mask, causal=True)
-    # A token that may see nothing sees everything: a softmax over nothing would be NaN.
+    # A token that may see nothing sees everything, because a softmax over nothing would be NaN.
     visible = visible | ~visible.any(dim=-1, keepdim=True)
     hidden = bert.embeddings(input_ids=input_ids)
     for layer in bert.encoder.layer:
@@ -53,10 +53,10 @@ def causal_step(
         bert: A BERT with absolute positions.
         input_ids: (B,) int64.
         position: Number of tokens before.
-        past: For each layer what it remembers of them; None before the first.
+        past: For each layer the keys and values of these tokens; None before the first token.
 
     Returns:
-        (B, 1, D), and what to remember for the next token.
+        (B, 1, D), and the keys and values for the next token.
 
     Raises:
         InputError: ``bert`` is of another type.

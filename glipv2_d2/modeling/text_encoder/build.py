@@ -9,16 +9,16 @@ from ...prompts.tokenizer import PromptTokenizer
 
 TEXT_ENCODER_REGISTRY = Registry("TEXT_ENCODER")
 TEXT_ENCODER_REGISTRY.__doc__ = """
-Text encoders. An entry is called with a config and gives a module whose ``forward(tokens: TokenBatch)`` returns
-``LanguageFeatures``, and which has the attributes ``vocab_size`` and ``max_positions``, the bounds of what it can read,
-and ``hidden_size``, ``num_heads``, ``intermediate_size`` and ``dropout``, the sizes of the text layers in the tower. It
-may have ``language_layer_type``, the kind of these layers, see ``FusionTower``. To write captions it also takes
-``forward(tokens, causal=True)`` and has ``step(input_ids, past)``, as the encoders of the package.
+Text encoders. An entry is called with a config and returns a module whose ``forward(tokens: TokenBatch)`` returns
+``LanguageFeatures``. The module has the attributes ``vocab_size`` and ``max_positions``, the limits of its prompts, and
+``hidden_size``, ``num_heads``, ``intermediate_size`` and ``dropout``, the sizes of the text layers in the tower. It may
+have ``language_layer_type``, the kind of these layers, see ``FusionTower``. An encoder that can write captions also
+accepts ``forward(tokens, causal=True)`` and has ``step(input_ids, past)``, like the encoders of the package.
 """
 
 
 def read_encoder_arguments(cfg: CfgNode) -> dict[str, object]:
-    """Read what the encoders of the package are built from."""
+    """Read the arguments that the encoders of the package share."""
     encoder = cfg.MODEL.TEXT_ENCODER
     return {
         "weights": encoder.WEIGHTS,

@@ -1,4 +1,4 @@
-"""CLIP-type text encoders: pre-norm transformers over byte-pair tokens, those of GLIPv2-B and -H."""
+"""CLIP-type text encoders, those of GLIPv2-B and -H: pre-norm transformers over byte-pair tokens."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ from .distinct import encode_distinct
 class CLIPTextEncoder(nn.Module):
     """Encode prompts with a CLIP-type transformer.
 
-    Token and position embeddings are added, pre-norm layers follow, and a last norm. Tokens see each other
-    both ways unless ``causal`` is asked for. ``hidden``
-    is its result, ``embedded`` the same with zeros in the padding. The text layers of the fusion tower are of the same
-    kind (``language_layer_type``).
+    The sum of token and position embeddings passes pre-norm layers and a last norm. Tokens see each other in both
+    directions unless ``causal`` is True. ``hidden`` is the result, ``embedded`` the same with zeros in the padding. The
+    text layers of the fusion tower are of the same kind (``language_layer_type``).
 
-    Equal prompts of a batch are encoded once where that gives the same result: whenever no branch can be dropped.
+    Equal prompts of a batch are encoded once if no branch can be dropped, which gives the same result.
 
     Source: the CLIP-type encoder of the official code; GLIPv2, App. D.1 and E. The official ``embedded`` keeps its
-    padding, which reaches no result.
+    padding, which does not affect any result.
     """
 
     # Kind of the text layers in the tower, see ``FusionTower``.
@@ -54,23 +53,23 @@ class CLIPTextEncoder(nn.Module):
         """Build the encoder.
 
         Args:
-            weights: Pretrained encoder, see ``load_clip_text``, which brings its own sizes but for ``max_positions``;
-                empty: random weights in the sizes that follow.
+            weights: Pretrained encoder, see ``load_clip_text``, whose sizes are used, except ``max_positions``. Empty:
+                random weights in the sizes that follow.
             vocab_size: Number of token ids.
             hidden_size: D.
-            num_layers: Transformer layers.
-            num_heads: Attention heads of a layer; also for weights from a file of tensors, which does not say.
+            num_layers: Number of transformer layers.
+            num_heads: Number of attention heads of a layer, also for a file of tensors, which does not show it.
             intermediate_size: Width between the two linear maps of a layer.
             max_positions: Longest prompt in tokens; pretrained positions are resized to this number.
-            dropout: Probability that a residual branch of the last layer is left out for a prompt in training; in the
-                layers before it grows linearly from 0 (stochastic depth, the only dropout that these encoders have).
+            dropout: Probability that a residual branch of the last layer is left out for a prompt in training. It grows
+                linearly from 0 over the layers (stochastic depth, the only dropout of these encoders).
             allow_download: Fetch a hub name that is not in the local cache.
             freeze: Keep the encoder in eval mode, without gradients.
             use_checkpoint: Recompute the activations of each layer in the backward pass.
 
         Raises:
             FileNotFoundError: Nothing is found at ``weights``.
-            ValueError: What is found is no CLIP-type encoder, or ``num_heads`` does not divide D.
+            ValueError: The files are not a CLIP-type encoder, or ``num_heads`` does not divide D.
         """
         super().__init__()
         loaded = None
@@ -113,7 +112,7 @@ class CLIPTextEncoder(nn.Module):
         return super().train(mode and not self.freeze)
 
     def forward(self, tokens: TokenBatch, causal: bool = False) -> LanguageFeatures:
-        """Encode N prompts of T tokens; with ``causal`` a token sees those up to itself only."""
+        """Encode N prompts of T tokens; with ``causal`` a token sees only tokens up to itself."""
         encode = functools.partial(self._encode, causal=causal)
         if self.training and self.dropout > 0:
             hidden = encode(tokens.input_ids, tokens.mask)
@@ -127,10 +126,10 @@ class CLIPTextEncoder(nn.Module):
 
         Args:
             input_ids: (B,) int64.
-            past: For each layer what it remembers of the tokens before; None before the first.
+            past: For each layer the keys and values of the tokens before; None before the first token.
 
         Returns:
-            (B, 1, D), and what to remember for the next token.
+            (B, 1, D), and the keys and values for the next token.
 
         Raises:
             ValueError: The encoder has no position for another token.

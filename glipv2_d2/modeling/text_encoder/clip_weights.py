@@ -1,4 +1,4 @@
-"""Weights of CLIP-type text transformers from other people's files, by the names of ``CLIPTextEncoder``."""
+"""Read weights of CLIP-type text transformers from files of CLIP, UniCL and the transformers library."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _WEIGHTS_KEY = "MODEL.TEXT_ENCODER.WEIGHTS"
 _TOKENS = "token_embedding.weight"
 _POSITIONS = "positional_embedding"
 
-# Names of the transformers library and ours, around and in a layer; query, key and value are joined apart from these.
+# Names of the transformers library and ours, outside and inside a layer. Query, key and value are joined separately.
 _LIBRARY_TOKENS = "embeddings.token_embedding.weight"
 _LIBRARY_POSITIONS = "embeddings.position_embedding.weight"
 _RENAMED = {
@@ -42,20 +42,20 @@ _RENAMED_IN_LAYER = {
 
 
 class ClipTextWeights(NamedTuple):
-    """What a file or a folder says of a CLIP-type text transformer.
+    """Weights of a CLIP-type text transformer from a file or a folder.
 
     Attributes:
-        tensors: By the names of ``CLIPTextEncoder``; its positions (P, D) are as many as the file has.
-        num_heads: Attention heads, None if it does not say: tensors do not show them.
+        tensors: Tensors by their names in ``CLIPTextEncoder``, with all positions (P, D) of the file.
+        num_heads: Number of attention heads; None for a file of tensors, which does not show it.
     """
 
     tensors: dict[str, Tensor]
     num_heads: int | None
 
     def sizes(self) -> tuple[int, int, int, int]:
-        """Read number of token ids, D, number of layers and width of the feed-forward part off the tensors.
+        """Read number of token ids, D, number of layers and width of the feed-forward part from the tensors.
 
-        Sizes that lacking tensors should show are guessed: ``check_clip_text`` then names these tensors.
+        If a tensor that shows a size is missing, the size is guessed, and ``check_clip_text`` names the tensor.
         """
         vocab_size, hidden_size = self.tensors[_TOKENS].shape
         layers = {match[1] for name in self.tensors if (match := re.match(r"resblocks\.(\d+)\.", name))}
@@ -68,12 +68,12 @@ def load_clip_text(weights: str, allow_download: bool) -> ClipTextWeights:
 
     Args:
         weights: Directory, ``package://PACKAGE/DIRECTORY`` or hub name of a model of the transformers library; or a
-            file of tensors, with the names of that library, of CLIP or of UniCL, whatever stands before them.
+            file of tensors with the names of that library, of CLIP or of UniCL, with any prefix.
         allow_download: Fetch a hub name that is not in the local cache.
 
     Raises:
         FileNotFoundError: Nothing is found at ``weights``.
-        InputError: What is found is no CLIP-type text transformer.
+        InputError: The files are not a CLIP-type text transformer.
     """
     is_address = "://" in weights and not weights.startswith("package://")
     if is_address or not os.path.isfile(PathManager.get_local_path(weights)):
@@ -98,10 +98,10 @@ def load_clip_text(weights: str, allow_download: bool) -> ClipTextWeights:
 
 
 def check_clip_text(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], weights: str) -> None:
-    """Make sure that a file has every tensor of an encoder in its shape; what else it has does not matter.
+    """Check that a file has every tensor of an encoder in its shape; other tensors are ignored.
 
     Raises:
-        InputError: It lacks one, or a shape differs.
+        InputError: A tensor is missing, or its shape differs.
     """
     missing = [name for name in expected if name not in tensors]
     if missing:
@@ -118,12 +118,12 @@ def rename_clip_text(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give the tensors of a text transformer the names of ``CLIPTextEncoder``.
 
     Args:
-        tensors: By the names of CLIP ("transformer.resblocks.0.ln_1.weight"), UniCL ("text.resblocks.0.ln_1.weight") or
-            transformers ("text_model.encoder.layers.0.layer_norm1.weight"), also as a part of a larger model.
+        tensors: Tensors by their names in CLIP ("transformer.resblocks.0.ln_1.weight"), UniCL
+            ("text.resblocks.0.ln_1.weight") or transformers ("text_model.encoder.layers.0.layer_norm1.weight"), also as
+            a part of a larger model.
 
     Returns:
-        The tensors under the first beginning of names that has both token and position embeddings, further ones that
-        stand there included; empty if there is none.
+        All tensors with the first prefix that has both token and position embeddings; empty if there is no such prefix.
     """
     beginning = _find_beginning(tensors, _TOKENS, _POSITIONS)
     if beginning is not None:
@@ -189,7 +189,7 @@ def _read_folder(weights: str, allow_download: bool) -> tuple[dict[str, Tensor],
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"{_WEIGHTS_KEY}: no encoder could be read from {weights!r}: {reason}") from error
-    # The library fills them with random numbers.
+    # The library fills missing tensors with random numbers.
     missing = sorted(info["missing_keys"])
     if missing:
         raise InputError(f"{_WEIGHTS_KEY}: {weights!r} lacks {len(missing)} tensors of its encoder, as {missing[0]!r}")

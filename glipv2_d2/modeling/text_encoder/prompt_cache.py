@@ -1,4 +1,4 @@
-"""Encoded prompts that are asked for again and again: a vocabulary is read once, not once for every image."""
+"""A cache of encoded prompts: a vocabulary is encoded once, not once for every image."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ...structures import LanguageFeatures, TokenBatch, TokenizedPrompt
 
 
 class PromptCache:
-    """Encode prompts at test time, each alone and as long as it is remembered only once.
+    """Encode prompts at test time, each by itself, and keep the results.
 
-    What is remembered belongs to the token ids and to the state of the encoder: after a change of its weights in place
-    (a loaded checkpoint, a moving average), its device or the autocast type, everything is computed anew. Fused
-    optimizers leave no trace that could be seen here: whoever trains calls ``clear``. Results never depend on what was
-    asked before, nor on the other prompts of a call.
+    Results are kept for the token ids and the state of the encoder. If its weights change in place (a loaded
+    checkpoint, a moving average), or its device or the autocast type, everything is computed again. A fused optimizer
+    changes weights unnoticed: code that trains has to call ``clear``. Results never depend on earlier calls or on the
+    other prompts of a call.
 
     Args:
-        max_tokens: Tokens of all prompts kept, the least recently used leave first. Those of BERT-base take 3 KiB each,
-            so the default is 192 MiB, or a vocabulary of some 20,000 names.
+        max_tokens: Number of tokens kept over all prompts; the least recently used prompts are dropped first. A token
+            of BERT-base takes 3 KiB, so the default is 192 MiB, or a vocabulary of about 20,000 names.
     """
 
     def __init__(self, max_tokens: int = 65_536) -> None:
@@ -36,9 +36,9 @@ class PromptCache:
         self._num_tokens = 0
 
     def encode(self, encoder: nn.Module, prompts: Sequence[TokenizedPrompt], device: torch.device) -> LanguageFeatures:
-        """Return what ``encoder`` says of N >= 1 prompts, padded to the longest, T tokens.
+        """Return the output of ``encoder`` for N >= 1 prompts, padded to the longest, T tokens.
 
-        Padding is zero in ``hidden`` and ``embedded``. With gradients enabled nothing is remembered.
+        Padding is zero in ``hidden`` and ``embedded``. With gradients enabled nothing is kept.
         """
         if torch.is_grad_enabled():
             return encoder(TokenBatch.from_prompts(prompts, device))
