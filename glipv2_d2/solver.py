@@ -14,6 +14,7 @@ from fvcore.common.param_scheduler import LinearParamScheduler
 from torch import Tensor, nn
 
 from .errors import InputError
+from .modeling.heads.table import HEADS
 
 GradientClipper = Callable[[Sequence[nn.Parameter]], Tensor]
 
@@ -52,9 +53,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
             "text_encoder.": cfg.SOLVER.TEXT_ENCODER_MULTIPLIER,
             "backbone.bottom_up.": cfg.SOLVER.BACKBONE_MULTIPLIER,
             "prompt_tuner.": cfg.SOLVER.PROMPT_MULTIPLIER,
-            "vqa_head.": cfg.SOLVER.HEAD_MULTIPLIER,
-            "captioning_head.": cfg.SOLVER.HEAD_MULTIPLIER,
-            "phrase_center_head.": cfg.SOLVER.HEAD_MULTIPLIER,
+            **{f"{name}.": cfg.SOLVER.HEAD_MULTIPLIER for name, entry in HEADS.items() if entry.starts_random},
         },
     )
     if not groups:

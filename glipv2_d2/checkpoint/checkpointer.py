@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..modeling.heads.table import HEADS
 from ..modeling.lora import merge_lora
 from ..tensor_files import CheckpointError, read_checkpoint, unwrap_weights, write_checkpoint, write_text
 from .conversion import OWN_WEIGHTS, find_kind
@@ -31,20 +32,22 @@ class LoadPolicy(NamedTuple):
     """What a file of weights has to hold, and whether a training follows.
 
     Attributes:
-        needed_parts: Parts that the file has to fill where the model has them; other parts keep their initial weights,
-            with a warning.
-        is_final: No training follows. Low-rank updates become part of the weights that they belong to, and a checkpoint
-            of the folder is changed as other weights are. Before a training, some weights may be initial ones:
-            positions that train, the class layer for other classes, prompt tables and low-rank updates.
+        is_final: No training follows. The file has to fill the heads that give results, low-rank updates become part of
+            the weights that they belong to, and a checkpoint of the folder is changed as other weights are. Before a
+            training, some weights may be initial ones: heads (with a warning), positions that train, the class layer
+            for other classes, prompt tables and low-rank updates.
     """
 
-    needed_parts: tuple[str, ...]
     is_final: bool
 
+    @property
+    def needed_parts(self) -> set[str]:
+        """Parts that the file has to fill where the model has them."""
+        return {name for name, entry in HEADS.items() if self.is_final and entry.gives_results}
 
-FOR_TRAINING = LoadPolicy((), is_final=False)
-# The results of a head that starts from random weights would be noise.
-FOR_RESULTS = LoadPolicy(("mask_head", "vqa_head", "captioning_head"), is_final=True)
+
+FOR_TRAINING = LoadPolicy(is_final=False)
+FOR_RESULTS = LoadPolicy(is_final=True)
 
 
 class GLIPv2Checkpointer(DetectionCheckpointer):
@@ -232,7 +235,7 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
             )
         # These are computed from the window size; timm does not save them.
         missing = [name for name in missing if not name.endswith("relative_position_index") and name not in untuned]
-        needed = sorted({name.partition(".")[0] for name in missing} & set(self._policy.needed_parts))
+        needed = sorted({name.partition(".")[0] for name in missing} & self._policy.needed_parts)
         # Position weights start random. A file without them may be trained from, not evaluated.
         needed += [
             name

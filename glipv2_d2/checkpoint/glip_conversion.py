@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ..modeling.heads.table import HEADS
 from ..tensor_files import CheckpointError, unwrap_weights
 from .name_rules import ConversionReport, convert_names, translate_name
 
@@ -86,10 +87,11 @@ _IGNORED = (
     (r"rpn\.loss_evaluator\.(?!shallow_).*", "loss without a counterpart"),
     (r"rpn\.(resizer|tunable_linear)\..*", "prompt tuning"),
 )
-# Parts of our model that only some trainings have, with the reason to leave them out of a model without them.
+# Heads that only a training needs, with the reason to leave them out of a model without them.
 OPTIONAL_PARTS = {
-    "mlm_head": "masked language modelling, which the model does not train with",
-    "contrastive_head": "contrastive loss, which the model does not train with",
+    name: f"head of {entry.key}, which the model does not train with"
+    for name, entry in HEADS.items()
+    if not entry.gives_results
 }
 # The official code registers this tensor under two names.
 _TWIN_NAMES = ("rpn.head.mlm_head.bias", "rpn.head.mlm_head.decoder.bias")

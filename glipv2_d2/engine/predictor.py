@@ -227,10 +227,10 @@ class GLIPv2Predictor(DefaultPredictor):
         return {**result, **_ground_caption(decoded, output, original_image.shape[:2])}
 
     def _predict(
-        self, images: Sequence[np.ndarray], prompts: Sequence[list[TokenizedPrompt]], task: str = "detection"
+        self, images: Sequence[np.ndarray], prompts: Sequence[list[TokenizedPrompt]], **asked: Any
     ) -> list[dict[str, Any]]:
         inputs = [
-            {**self._model_input(image), "prompts": chunks, "task": task}
+            {**self._model_input(image), "prompts": chunks, **asked}
             for image, chunks in zip(images, prompts, strict=True)
         ]
         with torch.no_grad():

@@ -23,6 +23,7 @@ from ..data.build import build_test_loader, build_train_loader
 from ..data.stream.state import TrainLoader
 from ..errors import InputError
 from ..evaluation.build import build_evaluator
+from ..modeling.tasks.build import enabled_tasks
 from ..solver import build_gradient_clipper, build_lr_scheduler, build_optimizer
 from .data_hooks import DataStateHook, SkippedImagesHook
 from .ema import EMACheckpointer, EMAHook, ModelEMA, averaged
@@ -172,7 +173,7 @@ def _warn_of_tuning(cfg: CfgNode) -> None:
 
 def _has_idle_parts(cfg: CfgNode) -> bool:
     """Tell whether layers may be without gradients: a loss is switched off, or batches are of different tasks."""
-    if cfg.MODEL.GLIPV2.VQA.ENABLED or cfg.MODEL.GLIPV2.CAPTIONING.ENABLED:
+    if len(enabled_tasks(cfg)) > 1:
         return True
     grounding, box = cfg.MODEL.GLIPV2.GROUNDING, cfg.MODEL.GLIPV2.BOX
     mask_weight = cfg.MODEL.GLIPV2.MASK_HEAD.LOSS_WEIGHT if cfg.MODEL.MASK_ON else 1.0

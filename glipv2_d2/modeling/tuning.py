@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .heads.table import HEADS
 from .lora import LoRASettings, add_lora
 
 
@@ -23,7 +24,7 @@ class _Mode(NamedTuple):
 # What trains in each MODEL.GLIPV2.TUNING.MODE but "full". The linear probe is what the official code calls so:
 # the layers that read the tower, without the factors of the box deltas of each level.
 _MODES = {
-    "mask_head": _Mode(r"mask_head\..*", "mask_head", "MODEL.MASK_ON True"),
+    "mask_head": _Mode(r"mask_head\..*", "mask_head", f"{HEADS['mask_head'].key} True"),
     "linear_probe": _Mode(r"head\.((bbox_pred|centerness|text_projection)\..*|log_scale|bias_lang|bias0)"),
     "prompt": _Mode(r"prompt_tuner\..*", "prompt_tuner", "a PromptTuner"),
     "text_encoder": _Mode(r"text_encoder\..*", "text_encoder", "a text encoder"),

@@ -206,8 +206,11 @@ def test_heads_of_the_pre_training_are_ignored_for_a_model_without_them():
     converted, report = convert_glip_state_dict(official | pretraining_tensors(), expected=expected)
     assert converted.keys() == expected and report.missing == () and report.unknown == ()
     assert report.ignored.keys() >= PRETRAINING_NAMES.keys()
-    assert "rpn.head.* (7): masked language modelling, which the model does not train with" in str(report)
-    assert "rpn.loss_evaluator.* (5): contrastive loss, which the model does not train with" in str(report)
+    assert "rpn.head.* (7): head of MODEL.GLIPV2.MLM.ENABLED, which the model does not train with" in str(report)
+    assert (
+        "rpn.loss_evaluator.* (5): head of MODEL.GLIPV2.CONTRASTIVE.ENABLED, which the model does not train with"
+        in str(report)
+    )
 
 
 def test_a_name_that_a_known_model_lacks_is_used_outside_the_heads_of_the_pre_training():
