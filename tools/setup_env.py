@@ -1,8 +1,8 @@
 """Make the environment of this project from nothing; this is the program behind ``make setup``.
 
-It needs only a Python that can make virtual environments (3.10 to 3.12) and pip's way to a package registry. Each step
-leaves a stamp inside the environment with the inputs it was made from and the files that show that its result is still
-there: a second run does nothing, and a run that was cut off goes on where it stopped.
+It needs only a Python that can make virtual environments (3.10 to 3.12) and pip's way to a package registry. A finished
+run leaves a stamp inside the environment with the inputs it was made from and the files that show that its result is
+still there: a second run does nothing. A run that was cut off passes quickly over the packages that are there.
 
     python3 tools/setup_env.py [--venv .venv] [--python /path/to/python3.11]
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import hashlib
 import os
 import re
 import shutil
@@ -45,7 +44,7 @@ TORCH_FAMILY = re.compile(r"(torch|torchvision|triton|(nvidia|cuda)-.*)$")
 
 # The one complete build of detectron2 in the registry. Its tag says Python 3.10; its Python part runs on all of ours.
 DETECTRON2_REQUIREMENT = "sal-detectron2==0.7.2"
-DETECTRON2_WHEEL = "sal_detectron2-0.7.2-cp310-none-any.whl"
+DETECTRON2_METADATA = "sal_detectron2-0.7.2.dist-info"
 DETECTRON2_SHA256 = "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561"
 DETECTRON2_TAGS = "--only-binary=:all: --python-version 3.10 --implementation cp --abi none --platform any".split()
 
@@ -60,7 +59,7 @@ torchvision.ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.ones(1), 0.5)
 print(torch.__version__)
 """
 CHECK_DETECTRON2 = "import detectron2.modeling, detectron2.engine; print(detectron2.__version__)"
-# It also compiles what it imports, and keeps that even where byte code is not written otherwise: see ``pip`` below.
+# It also compiles what it imports, even where byte code is not written otherwise: see ``pip_install`` below.
 CHECK_ALL = """
 import sys
 sys.dont_write_bytecode = False
@@ -73,7 +72,11 @@ print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, detect
 
 REGISTRY_WAY_OUT = (
     "read the end of the log; if pip could not reach its package registry, repair the network or pip's configuration "
-    "(pip config list), then run make setup again: finished steps are kept"
+    "(pip config list), then run make setup again: what is installed is kept"
+)
+DETECTRON2_WAY_OUT = REGISTRY_WAY_OUT + (
+    "; if its hash is not the expected one, the registry's file has changed: build detectron2 from its source into the "
+    "environment (README, Install), and make setup keeps that one"
 )
 
 
@@ -106,12 +109,11 @@ def check_requested_python(env: Environment, requested: str) -> None:
 # --- the locked packages
 
 
-def pip(env: Environment, action: str, *arguments: object, way_out: str = REGISTRY_WAY_OUT) -> None:
+def pip_install(env: Environment, *arguments: object, way_out: str = REGISTRY_WAY_OUT) -> None:
     """Run the environment's pip."""
-    quiet = ["--quiet", "--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
+    quiet = "--quiet --disable-pip-version-check --no-input --progress-bar off".split()
     # Compiling all 13,000 modules takes longer than installing them; most are never imported.
-    options = [*quiet, "--no-compile"] if action == "install" else quiet
-    env.run([env.python, "-m", "pip", action, *options, *arguments], way_out)
+    env.run([env.python, "-m", "pip", "install", *quiet, "--no-compile", "--no-deps", *arguments], way_out)
 
 
 def read_lock(text: str) -> dict[str, list[str]]:
@@ -125,19 +127,13 @@ def read_lock(text: str) -> dict[str, list[str]]:
         line = line.partition("#")[0].strip()
         if not line:
             continue
-        match = re.match(r"([A-Za-z0-9._-]+)==[A-Za-z0-9.!+]+\s*(;.*)?$", line)
-        if match is None:
+        if not re.match(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+]+\s*(;.*)?$", line):
             found = f"{LOCK_FILE.name}, line {number}: found {line!r}, expected name==version"
             raise SetupError(found, "restore the file from version control")
-        name = normalize_name(match.group(1))
+        name = pin_of(line).partition("==")[0]
         group = "build" if name in BUILD_TOOLS else "torch" if TORCH_FAMILY.match(name) else "rest"
         groups[group].append(line)
     return groups
-
-
-def normalize_name(name: str) -> str:
-    """The canonical form of a package name."""
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def installed_packages(site: Path) -> dict[str, Path]:
@@ -145,8 +141,14 @@ def installed_packages(site: Path) -> dict[str, Path]:
     found = {}
     for folder in site.glob("*.dist-info"):
         name, _, version = folder.name[: -len(".dist-info")].rpartition("-")
-        found[f"{normalize_name(name)}=={version}"] = folder
+        found[pin_of(f"{name}=={version}")] = folder
     return found
+
+
+def pin_of(line: str) -> str:
+    """``name==version`` of a line of the lock, with the canonical form of the name."""
+    name, _, version = line.partition(";")[0].strip().partition("==")
+    return f"{re.sub(r'[-_.]+', '-', name).lower()}=={version}"
 
 
 def install_locked(env: Environment, lines: list[str]) -> Outcome:
@@ -154,15 +156,10 @@ def install_locked(env: Environment, lines: list[str]) -> Outcome:
     remove_half_installed(env.site)
     listing = env.state / "wanted.txt"
     listing.write_text("\n".join(lines) + "\n")
-    pip(env, "install", "--no-deps", "--no-build-isolation", "-r", listing)
+    pip_install(env, "--no-build-isolation", "-r", listing)
     installed = installed_packages(env.site)
-    wanted = set(map(_pin, lines)) & set(installed)  # A line whose marker is false installs nothing.
+    wanted = set(map(pin_of, lines)) & set(installed)  # A line whose marker is false installs nothing.
     return Outcome(f"{len(wanted)} packages", [os.path.relpath(installed[pin], env.path) for pin in wanted])
-
-
-def _pin(line: str) -> str:
-    name, _, version = line.partition(";")[0].strip().partition("==")
-    return f"{normalize_name(name)}=={version}"
 
 
 def remove_half_installed(site: Path) -> None:
@@ -188,7 +185,7 @@ def install_torch(env: Environment, lines: list[str]) -> Outcome:
             if tuple(map(int, version.split(".")[:2])) >= MIN_TORCH:
                 return Outcome(f"kept torch {version}, as {own} may be built against it", [])
     free = shutil.disk_usage(str(env.path)).free / 1e9
-    if free < NEEDED_DISK_GB and not set(map(_pin, lines)) & set(installed_packages(env.site)):
+    if free < NEEDED_DISK_GB and not set(map(pin_of, lines)) & set(installed_packages(env.site)):
         way_out = "make room, or put the environment on another disk: make setup VENV=/path/to/folder"
         raise SetupError(f"{free:.1f} GB free at {env.path}, expected {NEEDED_DISK_GB} GB", way_out)
     return install_locked(env, lines)
@@ -203,55 +200,36 @@ def find_detectron2(env: Environment) -> str:
 
 
 def _registry_metadata(folder: Path) -> list[Path]:
-    return list(folder.glob(DETECTRON2_WHEEL.partition("-")[0] + "-*.dist-info"))
+    return list(folder.glob("sal_detectron2-*.dist-info"))
 
 
 def install_detectron2(env: Environment) -> Outcome:
-    """Keep the detectron2 that is importable, or install the registry's after checking its sha256.
+    """Keep the detectron2 that is importable, or install the registry's, whose sha256 pip checks.
 
     Raises:
-        SetupError: One that the user brought cannot be imported, or the download is not the expected file.
+        SetupError: One that the user brought cannot be imported, or the registry's cannot be had.
     """
+    witness = env.site / "detectron2" / "__init__.py"
+    installed = _registry_metadata(env.site)
+    if witness.exists() and [folder.name for folder in installed] == [DETECTRON2_METADATA]:
+        return Outcome("there already", [os.path.relpath(witness, env.path)])
     found = find_detectron2(env)
-    if found and not _registry_metadata(env.site):
+    if found and not installed:
         way_out = f"repair it, or remove it ({env.python} -m pip uninstall detectron2): make setup then installs one"
         version = env.run([env.python, "-c", CHECK_DETECTRON2], way_out).splitlines()[-1]
         return Outcome(f"kept {version} at {found}", [os.path.relpath(found, env.path)])
-    wheel = env.state / DETECTRON2_WHEEL
-    if not wheel.exists():
-        pip(env, "download", "--no-deps", *DETECTRON2_TAGS, "-d", env.state, DETECTRON2_REQUIREMENT)
-    check_sha256(wheel, DETECTRON2_SHA256)
-    staging = env.state / "staging"
+    wanted, staging = env.state / "detectron2.txt", env.state / "staging"
+    wanted.write_text(f"{DETECTRON2_REQUIREMENT} --hash=sha256:{DETECTRON2_SHA256}\n")
     shutil.rmtree(staging, ignore_errors=True)
-    pip(env, "install", "--no-deps", "--no-index", *DETECTRON2_TAGS, "--target", staging, wheel)
+    pip_install(env, *DETECTRON2_TAGS, "--target", staging, "-r", wanted, way_out=DETECTRON2_WAY_OUT)
     strip_detectron2(staging)
-    for old in [*_registry_metadata(env.site), env.site / "detectron2"]:
+    for old in [*installed, witness.parent]:
         shutil.rmtree(old, ignore_errors=True)
     # Metadata first: once the package itself has moved, the installation is whole.
     for part in [*_registry_metadata(staging), staging / "detectron2"]:
         os.replace(str(part), str(env.site / part.name))
     shutil.rmtree(staging)
-    wheel.unlink()
-    witness = os.path.relpath(env.site / "detectron2" / "__init__.py", env.path)
-    return Outcome(f"{DETECTRON2_REQUIREMENT}, sha256 as expected", [witness])
-
-
-def check_sha256(file: Path, expected: str) -> None:
-    """Refuse and remove a file that is not the expected one.
-
-    Raises:
-        SetupError: Names the file, its sha256 and the expected one, or says that there is no such file.
-    """
-    way_out = (
-        "run make setup again; if it is refused again, the registry's file has changed: build detectron2 from its "
-        "source into the environment (README, Install), and make setup keeps that one"
-    )
-    if not file.exists():
-        raise SetupError(f"{file.name} was not downloaded, expected it in {file.parent}", way_out)
-    found = hashlib.sha256(file.read_bytes()).hexdigest()
-    if found != expected:
-        file.unlink()
-        raise SetupError(f"{file.name} has sha256 {found}, expected {expected}", way_out)
+    return Outcome(f"{DETECTRON2_REQUIREMENT}, sha256 as expected", [os.path.relpath(witness, env.path)])
 
 
 def strip_detectron2(tree: Path) -> None:
@@ -270,7 +248,7 @@ def strip_detectron2(tree: Path) -> None:
 
 def install_project(env: Environment) -> Outcome:
     """Install this checkout in editable form."""
-    pip(env, "install", "--no-deps", "--no-build-isolation", "-e", ROOT, way_out="read the end of the log")
+    pip_install(env, "--no-build-isolation", "-e", ROOT, way_out="read the end of the log")
     folders = [folder for pin, folder in installed_packages(env.site).items() if pin.startswith("glipv2-d2==")]
     return Outcome("editable", [os.path.relpath(folder, env.path) for folder in folders])
 
@@ -284,18 +262,22 @@ def check_imports(env: Environment) -> Outcome:
 def all_steps(requested_python: str) -> list[Step]:
     """The steps in order; the last one checks the others."""
     lock = read_lock(LOCK_FILE.read_text())
-    build, torch, rest = ("\n".join(lock[group]) for group in ("build", "torch", "rest"))
-    version = re.findall(r"__version__.*", (ROOT / "glipv2_d2" / "__init__.py").read_text())
-    project = "\n".join([(ROOT / "setup.py").read_text(), *version, str(ROOT)])
     return [
-        Step("environment", "Python environment", "", lambda env: make_environment(env, requested_python)),
-        Step("build_tools", "pip and build tools", build, lambda env: install_locked(env, lock["build"])),
-        Step("torch", "torch and torchvision", torch, lambda env: install_torch(env, lock["torch"])),
-        Step("packages", "locked packages", rest, lambda env: install_locked(env, lock["rest"])),
-        Step("detectron2", "detectron2", DETECTRON2_SHA256, install_detectron2),
-        Step("project", "glipv2_d2", project, install_project),
-        Step("check", "import check", CHECK_ALL, check_imports),
+        Step("Python environment", lambda env: make_environment(env, requested_python)),
+        Step("pip and build tools", lambda env: install_locked(env, lock["build"])),
+        Step("torch and torchvision", lambda env: install_torch(env, lock["torch"])),
+        Step("locked packages", lambda env: install_locked(env, lock["rest"])),
+        Step("detectron2", install_detectron2),
+        Step("glipv2_d2", install_project),
+        Step("import check", check_imports),
     ]
+
+
+def all_inputs() -> str:
+    """What decides what the steps make: this program, the lock, and what pip reads of this checkout."""
+    files = [Path(__file__), LOCK_FILE, ROOT / "setup.py"]
+    version = re.findall(r"__version__.*", (ROOT / "glipv2_d2" / "__init__.py").read_text())
+    return "\n".join([*(file.read_text() for file in files), *version, str(ROOT)])
 
 
 @contextlib.contextmanager
@@ -324,7 +306,7 @@ def main(arguments: list[str] | None = None) -> int:
                 env.load()
                 if options.python:
                     check_requested_python(env, options.python)
-            ran = run_steps(env, all_steps(options.python))
+            ran = run_steps(env, all_steps(options.python), all_inputs())
     except SetupError as error:
         env.say(f"make setup: {error}")
         log = env.log if error.command else ""
@@ -333,7 +315,7 @@ def main(arguments: list[str] | None = None) -> int:
                 env.say(f"  {name}: {text}")
         return 1
     except KeyboardInterrupt:
-        env.say("make setup: interrupted; run it again to go on, finished steps are kept")
+        env.say("make setup: interrupted; run it again to go on, what is installed is kept")
         return 130
     what = "done" if ran else "nothing changed"
     env.say(f"make setup: {what}, {env.path} with Python {dotted(env.version)} ({time.monotonic() - begin:.1f} s)")

@@ -1,4 +1,4 @@
-"""A virtual environment that is being made: the Python it comes from, the commands run in it, the stamps of its steps.
+"""A virtual environment that is being made: the Python it comes from, the commands run in it, and its stamp.
 
 Used by ``setup_env.py`` beside it, before anything is installed: standard library only, Python 3.7 or newer.
 """
@@ -73,16 +73,14 @@ class Outcome(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One step: it runs again when ``inputs`` change or when a witness of its last outcome is gone."""
+    """One step; it is quick where its result is there already."""
 
-    name: str
     title: str
-    inputs: str
     run: Callable[[Environment], Outcome]
 
 
 class Environment:
-    """The virtual environment that is being made, its stamps and its log.
+    """The virtual environment that is being made, its stamp and its log.
 
     Args:
         path: Absolute path of the environment's folder, there or not.
@@ -94,6 +92,7 @@ class Environment:
         self.python = path / "bin" / "python"
         self.state = path / ".glipv2_setup"
         self.log = self.state / "setup.log"
+        self._stamp = self.state / "done"
         self.site = path
         self.version = (0, 0, 0)
         self.has_pip = False
@@ -116,24 +115,19 @@ class Environment:
             raise SetupError(f"{self.python} is Python {dotted(version)}, expected {supported_range()}", way_out)
         self.version, self.site = tuple(version), Path(site)
 
-    def is_done(self, step: Step) -> bool:
-        """True if the step ran with these inputs and its result is still there."""
+    def is_done(self, inputs: str) -> bool:
+        """True if the environment was made whole from these inputs and every file that shows it is still there."""
         try:
-            stamp = json.loads((self.state / step.name).read_text())
-            return stamp["key"] == self._key(step) and all((self.path / file).exists() for file in stamp["witnesses"])
+            stamp = json.loads(self._stamp.read_text())
+            return stamp["key"] == self._key(inputs) and all((self.path / file).exists() for file in stamp["witnesses"])
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
-    def mark_done(self, step: Step, witnesses: Iterable[str]) -> None:
-        """Write the stamp of a step, whole or not at all."""
-        partial = self.state / f"{step.name}.partial"
-        partial.write_text(json.dumps({"key": self._key(step), "witnesses": sorted(witnesses)}))
-        os.replace(str(partial), str(self.state / step.name))
-
-    def forget(self, step: Step) -> None:
-        """Remove the stamp of a step, so that it runs again."""
-        with contextlib.suppress(FileNotFoundError):
-            (self.state / step.name).unlink()
+    def mark_done(self, inputs: str, witnesses: Iterable[str]) -> None:
+        """Write the stamp, whole or not at all."""
+        partial = self._stamp.with_suffix(".partial")
+        partial.write_text(json.dumps({"key": self._key(inputs), "witnesses": sorted(witnesses)}))
+        os.replace(str(partial), str(self._stamp))
 
     def run(self, command: Iterable[object], way_out: str) -> str:
         """Run a command with its output in the log, showing the time that passes; return what it printed.
@@ -160,10 +154,12 @@ class Environment:
             raise SetupError(f"exit status {process.returncode}{tail}", way_out, shown)
         return output
 
-    def start_log(self) -> None:
-        """Empty the log: it holds the latest run that did something."""
+    def start(self) -> None:
+        """Remove the stamp and empty the log: it holds the latest run that did something."""
         self.state.mkdir(parents=True, exist_ok=True)
         self.log.write_text("")
+        with contextlib.suppress(FileNotFoundError):
+            self._stamp.unlink()
 
     def begin(self, label: str) -> None:
         """Announce a step."""
@@ -179,8 +175,8 @@ class Environment:
         self._stream.write(("\r\033[K" if self._stream.isatty() else "") + text + end)
         self._stream.flush()
 
-    def _key(self, step: Step) -> str:
-        return hashlib.sha256("\n".join([step.inputs, str(self.version), str(self.path)]).encode()).hexdigest()
+    def _key(self, inputs: str) -> str:
+        return hashlib.sha256("\n".join([inputs, str(self.version), str(self.path)]).encode()).hexdigest()
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._started
@@ -203,30 +199,30 @@ class Environment:
                 process.wait()
 
 
-def run_steps(env: Environment, steps: list[Step]) -> int:
-    """Run the steps that are not done yet, the last one whenever another ran; return how many ran.
+def run_steps(env: Environment, steps: list[Step], inputs: str) -> bool:
+    """Run all steps, unless the environment is whole already; return whether they ran.
+
+    Args:
+        inputs: Everything that decides what the steps make.
 
     Raises:
-        SetupError: A step failed. The message names the step; earlier steps keep their stamps.
+        SetupError: A step failed. The message names the step.
     """
-    ran = 0
+    if env.is_done(inputs):
+        return False
+    env.start()
+    witnesses = []
     for number, step in enumerate(steps, 1):
-        if env.is_done(step):
-            continue
-        ran += 1
-        if ran == 1:
-            env.start_log()
         env.begin(f"[{number}/{len(steps)}] {step.title}")
-        for outdated in (step, steps[-1]):
-            env.forget(outdated)
         try:
             outcome = step.run(env)
         except SetupError as error:
-            place = f"step {number} of {len(steps)} ({step.title}) failed: {error}"
-            raise SetupError(place, error.way_out, error.command) from error
-        env.mark_done(step, outcome.witnesses)
+            where = f"step {number} of {len(steps)} ({step.title}) failed: {error}"
+            raise SetupError(where, error.way_out, error.command) from error
+        witnesses += outcome.witnesses
         env.end(outcome.message)
-    return ran
+    env.mark_done(inputs, witnesses)
+    return True
 
 
 def candidate_interpreters() -> Iterator[str]:
