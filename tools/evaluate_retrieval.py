@@ -22,8 +22,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from glipv2_d2 import GLIPv2Trainer
-from glipv2_d2.checkpoint.checkpointer import FOR_RESULTS, GLIPv2Checkpointer
-from glipv2_d2.checkpoint.weight_changes import WeightChanges
+from glipv2_d2.checkpoint.checkpointer import load_for_results
 from glipv2_d2.data import DetectionDatasetMapper
 from glipv2_d2.engine.command_line import build_config, one_line_errors
 from glipv2_d2.errors import InputError
@@ -52,7 +51,7 @@ def annotated_samples(mapper: DetectionDatasetMapper, dataset_dicts: list[dict])
 def evaluate(cfg: CfgNode, dataset: str) -> dict[str, RetrievalResult]:
     """Load the model of a config, and rank the names of a detection data set in every space of the model."""
     model = GLIPv2Trainer.build_model(cfg).eval()
-    GLIPv2Checkpointer(model, policy=FOR_RESULTS, changes=WeightChanges.from_config(cfg)).load(cfg.MODEL.WEIGHTS)
+    load_for_results(model, cfg)
     mapper = DetectionDatasetMapper(cfg, is_train=False, dataset_names=(dataset,))
     dataset_dicts = DatasetCatalog.get(dataset)
     results = {}

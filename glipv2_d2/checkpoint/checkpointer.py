@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import timm
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import Tensor, nn
 
@@ -48,6 +49,17 @@ class LoadPolicy(NamedTuple):
 
 FOR_TRAINING = LoadPolicy(is_final=False)
 FOR_RESULTS = LoadPolicy(is_final=True)
+
+
+def load_for_results(model: nn.Module, cfg: CfgNode) -> None:
+    """Load ``MODEL.WEIGHTS`` into a model that is not trained any more, changed as the config says.
+
+    Raises:
+        CheckpointError, FileNotFoundError: See ``GLIPv2Checkpointer.load``.
+        InputError: See ``WeightChanges``.
+    """
+    changes = WeightChanges.from_config(cfg)
+    GLIPv2Checkpointer(model, policy=FOR_RESULTS, changes=changes).load(cfg.MODEL.WEIGHTS)
 
 
 class GLIPv2Checkpointer(DetectionCheckpointer):

@@ -42,7 +42,7 @@ class ConversionReport:
 
 
 def translate_name(name: str, pairs: Mapping[str, str]) -> str | None:
-    """Replace the longest dotted beginning of ``name`` that is in ``pairs``, and keep the rest; None if there is none."""
+    """Replace the longest dotted beginning of ``name`` that is in ``pairs``, keep the rest; None if there is none."""
     beginning = name
     while beginning:
         if beginning in pairs:

@@ -46,8 +46,8 @@ def convert_swin_state_dict(
     """
     if expected is not None and f"{BOTTOM_UP}.patch_embed.proj.weight" not in expected:
         raise CheckpointError(
-            f"{source}: expected weights of the model's backbone (MODEL.BACKBONE.NAME), found a Swin Transformer, which "
-            "is another"
+            f"{source}: expected weights of the model's backbone (MODEL.BACKBONE.NAME), found those of another, a Swin "
+            "Transformer"
         )
     pairs = {"patch_embed": f"{BOTTOM_UP}.patch_embed", "layers": f"{BOTTOM_UP}.layers"}
     if not any(name.startswith("layers.0.downsample.") for name in state_dict):

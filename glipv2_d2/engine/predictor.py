@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,23 +14,21 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances
 
-from ..checkpoint.checkpointer import FOR_RESULTS, GLIPv2Checkpointer
+from ..checkpoint.checkpointer import load_for_results
 from ..checkpoint.pretrained_folder import find_pretrained_config, save_pretrained
-from ..checkpoint.weight_changes import WeightChanges
 from ..data.transforms import ResizeShortestEdgeLegacy
 from ..errors import InputError
-from ..modeling.phrase_results import phrase_boxes, referred_mask, tokens_of_span
+from ..modeling.phrase_results import referred_mask
 from ..prompts.answers import AnswerVocabulary
 from ..prompts.builder import prompt_from_caption
-from ..prompts.decoding import DecodedText
-from ..prompts.noun_phrases import noun_phrases, without_determiner
+from ..prompts.noun_phrases import noun_phrases
 from ..prompts.phrase_search import find_phrase
 from ..prompts.questions import question_to_answer
 from ..prompts.tokenizer import PromptTokenizer
 from ..prompts.vocabulary import build_default_prompts
 from ..structures import CharSpan, TokenizedPrompt
+from .caption_results import ground_caption
 from .command_line import build_config
 
 # A list of names, or a caption; None: the names of DATASETS.TEST[0].
@@ -39,9 +36,6 @@ NamesOrCaption = Sequence[str] | str | None
 
 # Number of answers that are returned.
 _BEST_ANSWERS = 5
-
-# A word of a written caption, without the marks around it.
-_WORD = re.compile(r"\d+(?:\.\d+)+|[^\W_]+(?:['’-][^\W_]+)*")
 
 
 class GLIPv2Predictor(DefaultPredictor):
@@ -62,9 +56,7 @@ class GLIPv2Predictor(DefaultPredictor):
         # Code written for DefaultPredictor reads it.
         self.cfg = cfg
         self.model = build_model(cfg).eval()
-        GLIPv2Checkpointer(self.model, policy=FOR_RESULTS, changes=WeightChanges.from_config(cfg)).load(
-            cfg.MODEL.WEIGHTS
-        )
+        load_for_results(self.model, cfg)
         if cfg.DATASETS.TEST:
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
         self.aug = ResizeShortestEdgeLegacy(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")
@@ -155,7 +147,7 @@ class GLIPv2Predictor(DefaultPredictor):
         Raises:
             TypeError, InputError: The model has no mask head, or the image or the phrase is not as above.
         """
-        if self.model.mask_head is None:
+        if not self.cfg.MODEL.MASK_ON:
             raise InputError("refer: expected a model with a mask head (MODEL.MASK_ON True), found none")
         if not isinstance(phrase, str) or not phrase.strip():
             raise InputError(f"phrase: expected a string that is not blank, found {phrase!r:.100}")
@@ -216,7 +208,7 @@ class GLIPv2Predictor(DefaultPredictor):
         Raises:
             TypeError, InputError: The model has no captioning head, or the image is not as above.
         """
-        if self.model.captioning_head is None:
+        if not self.cfg.MODEL.GLIPV2.CAPTIONING.ENABLED:
             raise InputError(
                 "caption: expected a model that writes captions (MODEL.GLIPV2.CAPTIONING.ENABLED True), found another"
             )
@@ -224,7 +216,7 @@ class GLIPv2Predictor(DefaultPredictor):
             output = self.model([{**self._model_input(original_image), "task": "captioning"}])[0]
         decoded = self.tokenizer.decode(output["caption_ids"].tolist())
         result = {"caption": decoded.text, "score": output["caption_score"]}
-        return {**result, **_ground_caption(decoded, output, original_image.shape[:2])}
+        return {**result, **ground_caption(decoded, output, original_image.shape[:2])}
 
     def _predict(
         self, images: Sequence[np.ndarray], prompts: Sequence[list[TokenizedPrompt]], **asked: Any
@@ -292,36 +284,3 @@ def check_image(image: np.ndarray) -> None:
 
 def _phrases_by_id(prompts: Sequence[TokenizedPrompt]) -> list[str]:
     return [phrase for prompt in prompts for phrase in prompt.phrases]
-
-
-def _ground_caption(decoded: DecodedText, output: dict[str, Any], image_size: tuple[int, int]) -> dict[str, Any]:
-    """Return the entries of ``caption`` for the noun phrases and words of a text; empty if there are no boxes."""
-    is_grounded = "token_boxes" in output
-    found = noun_phrases(decoded.text) if is_grounded else []
-    # Boxes of articles are not learned: training grounds names without an article.
-    named = [[without_determiner(decoded.text, span) for span in spans] for _, spans in found]
-    ranked = [_ranked_boxes(decoded, output, spans) for spans in named]
-    boxed = [row for row, (_, scores) in enumerate(ranked) if len(scores)]
-    instances = Instances(image_size)
-    instances.pred_boxes = Boxes(torch.cat([torch.zeros(0, 4), *(ranked[row][0][:1] for row in boxed)]))
-    instances.scores = torch.cat([torch.zeros(0), *(ranked[row][1][:1] for row in boxed)])
-    instances.pred_classes = torch.tensor(boxed, dtype=torch.int64)
-    words = []
-    for match in _WORD.finditer(decoded.text) if is_grounded else ():
-        boxes, scores = _ranked_boxes(decoded, output, [match.span()])
-        best = {"box": boxes[0].tolist(), "score": scores[0].item()} if len(scores) else {"box": None, "score": 0.0}
-        words.append({"word": match.group(), "span": match.span(), **best})
-    return {
-        "instances": instances,
-        "phrases": [phrase for phrase, _ in found],
-        "phrase_spans": [list(spans) for _, spans in found],
-        "words": words,
-    }
-
-
-def _ranked_boxes(
-    decoded: DecodedText, output: dict[str, Any], spans: Sequence[CharSpan]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the boxes (K, 4) of some ranges of a caption and their scores (K,), the best first."""
-    rows = sorted({row for span in spans for row in tokens_of_span(decoded.token_spans, span)})
-    return phrase_boxes(output["token_boxes"][rows].float().cpu(), output["token_scores"][rows].float().cpu())
