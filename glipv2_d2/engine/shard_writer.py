@@ -53,7 +53,7 @@ class TarShardWriter:
             record: In plain types.
             key: Without a dot in its last part, at which readers cut the name of a member.
             image: An encoded image, kept byte by byte.
-            image_suffix: Of the image's format, without a dot.
+            image_suffix: Suffix of the image's format, without a dot.
         """
         self._add(f"{key}.{image_suffix}", image)
         self._add(f"{key}.json", _to_json(record))

@@ -23,11 +23,11 @@ def clamp_activations(tensor: Tensor) -> Tensor:
 
 
 def padding_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Give what is added to attention scores so that padding gets no weight.
+    """Return the bias that is added to attention scores so that padding gets no weight.
 
     Args:
-        mask: Any shape, bool, True at what gets weight: real tokens, or tokens that may be seen.
-        dtype: Of the scores; half types are answered in float32, in which the softmax runs.
+        mask: Any shape, bool, True for weight: at real tokens, or at tokens that may be seen.
+        dtype: Type of the scores; for half types the bias is float32, the type of the softmax.
 
     Returns:
         The same shape, 0 where ``mask`` is True and ``PADDING_SCORE`` elsewhere.

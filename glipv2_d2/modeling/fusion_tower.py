@@ -216,12 +216,12 @@ class FusionTower(nn.Module):
         """Fuse the next token of B texts as the causal ``forward`` does, without running those before it again.
 
         Args:
-            positions: Of ``read_images``, for N images; the B / N texts of an image stand side by side.
-            hidden: (B, 1, D), of the text encoder.
-            past: For each block what its text layer remembers of the tokens before; None before the first.
+            positions: Output of ``read_images`` for N images; the B / N texts of an image are adjacent.
+            hidden: (B, 1, D), output of the text encoder.
+            past: For each block the keys and values of its text layer for the tokens before; None before the first.
 
         Returns:
-            (B, 1, D), and what to remember for the next token.
+            (B, 1, D), and the keys and values for the next token.
         """
         known = []
         for block, visual, past_of_block in zip(self.blocks, positions, past or [None] * len(self.blocks)):

@@ -34,8 +34,8 @@ class LowRankUpdate(nn.Module):
     """The product of two thin matrices, which is zero before training.
 
     Args:
-        weight: What is updated, (out, ...); type and device are those of the update.
-        rank: Of the product.
+        weight: The weight to update, (out, ...); the update has its type and device.
+        rank: Rank of the product.
         alpha: The product is multiplied by alpha / rank.
     """
 

@@ -37,7 +37,7 @@ class Tuning(NamedTuple):
     """What of a model trains.
 
     Attributes:
-        mode: Of ``TUNING_MODES``.
+        mode: One of ``TUNING_MODES``.
         fixed_parts: Parts that have to stay in eval mode; with "full" none, whatever other keys of the config freeze.
         trained_parts: Names of the parts that hold parameters that train; with "full" of all.
         settings: What a file of tuned weights has to agree with, beside the mode.

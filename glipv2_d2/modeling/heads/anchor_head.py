@@ -245,10 +245,10 @@ class AnchorHead(TrainingHead):
         image_sizes: list[tuple[int, int]],
         prompts: list[TokenizedPrompt],
     ) -> list[Instances]:
-        """Choose the detections of each image, alone: neighbours in the batch change nothing.
+        """Choose the detections of each image, independently of the others in the batch.
 
         Args:
-            predictions: Of ``forward``. What is NaN is never detected.
+            predictions: Output of ``forward``; NaN is never detected.
             anchors: L sets of anchors.
             image_sizes: N pairs of height and width without padding, pixels.
             prompts: N prompts.

@@ -17,7 +17,7 @@ from .anchor_head import AnchorHead, initialize_predictors, prior_bias
 class ClassHead(AnchorHead):
     """Classify every anchor among fixed classes, and regress its box and centerness.
 
-    To the rest of ``AnchorHead`` a class is a phrase of one token: its logits stand where those of tokens stand, and
+    For ``AnchorHead`` a class is a phrase of one token: the logits of classes take the place of those of tokens, and
     ``class_prompt`` is a prompt that no encoder reads.
 
     Args:
@@ -25,7 +25,7 @@ class ClassHead(AnchorHead):
         num_classes: K, at least 1.
         prior_prob: Probability that an untrained anchor gives to a class, in (0, 1).
         class_loss_weight: Factor of ``loss_class``.
-        options: Of ``AnchorHead``.
+        options: Other arguments of ``AnchorHead``.
 
     Raises:
         InputError: ``num_classes`` or ``prior_prob`` is out of range, or what ``DetectionSelector`` refuses.

@@ -30,7 +30,7 @@ class GroundingHead(AnchorHead):
         log_scale: Initial log of the temperature.
         no_object_token: See ``AnchorHead``.
         grounding_loss_weight: Factor of ``loss_grounding``.
-        options: Of ``AnchorHead``.
+        options: Other arguments of ``AnchorHead``.
 
     Raises:
         ValueError: ``prior_prob`` is out of range, or what ``DetectionSelector`` refuses.

@@ -146,7 +146,7 @@ class HourglassMaskHead(TrainingHead):
 
         Args:
             pooled: (K, C, S, S).
-            words, bias: Of ``project_phrases``.
+            words, bias: Output of ``project_phrases``.
 
         Returns:
             (K, 2S, 2S) logits.

@@ -28,12 +28,12 @@ def select_proposals(
     """Select boxes as at test time, but more of them, and only of phrases that have a mask in the image.
 
     Args:
-        predictions: Of the grounding head, for N images.
+        predictions: Output of the grounding head for N images.
         anchors: L sets of anchors.
         image_sizes: N pairs of height and width without padding, pixels.
         prompts: N prompts.
         instances: N images with ``gt_classes``, rows of the prompt's ``phrase_token_map``, and ``gt_has_mask``.
-        selector: As used at test time; its threshold and numbers of boxes do not matter here.
+        selector: The selector of test time; its threshold and numbers of boxes are not used here.
 
     Returns:
         N sets of boxes, half-open, in the frame of the anchors, best first. An image without masks has none.

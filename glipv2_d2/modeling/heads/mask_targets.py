@@ -54,9 +54,9 @@ def crop_masks(masks: PolygonMasks | BitMasks, regions: MatchedRegions, resoluti
     """Cut the masks of regions to their frames.
 
     Args:
-        masks: Of the M annotated boxes of an image, in the frame of the boxes.
-        regions: Of that image.
-        resolution: Pixels along a side of what is returned.
+        masks: Masks of the M annotated boxes of an image, in the frame of the boxes.
+        regions: Regions of the same image.
+        resolution: Pixels along a side of the result.
 
     Returns:
         (K, resolution, resolution) float, 0 or 1, on the device of the regions.

@@ -62,14 +62,14 @@ class CaptionDecoder:
         return DecoderState(self.tower.read_images(features))
 
     def step(self, input_ids: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
-        """Add a token to each of B texts, where the first of all has to be the start token.
+        """Add a token to each of B texts; the first token has to be the start token.
 
         Args:
             input_ids: (B,) int64 on the device of the model, B a multiple of the number of images.
-            state: Of ``prepare`` or of the step before; it is not changed.
+            state: Output of ``prepare`` or of the step before; it is not changed.
 
         Returns:
-            The logits (B, V) of the token after it, and the state that knows it.
+            The logits (B, V) of the next token, and the state that includes the added token.
 
         Raises:
             ValueError: The text encoder has no position for another token.

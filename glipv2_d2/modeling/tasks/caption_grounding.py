@@ -40,11 +40,11 @@ def ground_tokens(
 ) -> TokenBoxes:
     """Choose the boxes of each token of one image.
 
-    A box is rated by its alignment with the token alone, as the dot product has it; those that overlap a better one of
-    the token are left out.
+    The score of a box is its alignment with the token, without the centerness. A box that overlaps a better one of the
+    same token is left out.
 
     Args:
-        predictions: Of one image: its tensors lack the first dimension, N.
+        predictions: Predictions for one image, whose tensors lack the first dimension, N.
         anchors: L sets of anchors.
         image_size: Height and width of the image without padding, pixels.
         box2box_transform: Decodes boxes relative to anchors.

@@ -50,8 +50,9 @@ class DetectionPool:
         """Take the detections of a pass.
 
         Args:
-            detected: Of each pair, with ``pred_boxes`` in the frame of the features, ``scores`` and ``phrase_ids``.
-            features: Of the pass.
+            detected: The detections of each pair, with ``pred_boxes`` in the frame of the features, ``scores`` and
+                ``phrase_ids``.
+            features: The features of the pass.
         """
         if self._mask_head is not None and not self._max_detections:
             masks = self._mask_head.inference(features.levels, features.text, detected, features.pairs.prompts)
