@@ -1,4 +1,4 @@
-"""Greedy and beam search: tables by hand, and brute force over all texts of a tiny vocabulary."""
+"""Beam search, and greedy search as its narrowest case: tables by hand, and brute force over all texts of a tiny vocabulary."""
 
 import itertools
 import math
@@ -6,13 +6,7 @@ import math
 import pytest
 import torch
 
-from glipv2_d2.modeling.tasks.text_generation import (
-    GenerationRules,
-    allowed_log_probs,
-    beam_search,
-    generate,
-    greedy_search,
-)
+from glipv2_d2.modeling.tasks.text_generation import GenerationRules, allowed_log_probs, generate
 
 END, START = 0, 9
 
@@ -36,9 +30,9 @@ def table_step(token_ids, state):
     return torch.stack(logits), TableState(state.tables, texts)
 
 
-def search_with(search, tables, **settings):
+def search_with(tables, **settings):
     rules = GenerationRules(**{"start_id": START, "end_id": END, "no_repeat_ngram": 0, **settings})
-    found = search(table_step, TableState(tables, [()] * len(tables)), len(tables), rules)
+    found = generate(table_step, TableState(tables, [()] * len(tables)), len(tables), rules)
     return [(tuple(text.token_ids.tolist()), text.score) for text in found]
 
 
@@ -71,11 +65,11 @@ GARDEN_PATH = log_table({(): (0.0, 0.6, 0.4), (1,): (0.3, 0.35, 0.35), (2,): (0.
 
 
 def test_greedy_search_takes_the_likeliest_token_and_beam_search_the_likeliest_text():
-    greedy = search_with(generate, [GARDEN_PATH], beam_size=1, length_penalty=0.0)[0]
+    greedy = search_with([GARDEN_PATH], beam_size=1, length_penalty=0.0)[0]
     # After token 1 tokens 1 and 2 are level and better than the end.
     assert greedy[0] in ((1, 1), (1, 2))
     assert greedy[1] == pytest.approx(math.log(0.6 * 0.35))
-    beam = search_with(generate, [GARDEN_PATH], beam_size=2, length_penalty=0.0)[0]
+    beam = search_with([GARDEN_PATH], beam_size=2, length_penalty=0.0)[0]
     assert beam[0] == (2,)
     assert beam[1] == pytest.approx(math.log(0.4 * 0.9))
 
@@ -96,23 +90,19 @@ TWO_LENGTHS = log_table(
     ],
 )
 def test_length_penalty_divides_by_tokens_and_end(penalty, expected, score):
-    assert search_with(beam_search, [TWO_LENGTHS], beam_size=3, length_penalty=penalty) == [
-        (expected, pytest.approx(score))
-    ]
+    assert search_with([TWO_LENGTHS], beam_size=3, length_penalty=penalty) == [(expected, pytest.approx(score))]
 
 
-@pytest.mark.parametrize("search", [greedy_search, beam_search])
-def test_text_of_the_largest_length_ends_there_and_pays_for_its_end(search):
+def test_text_of_the_largest_length_ends_there_and_pays_for_its_end():
     endless = log_table({(): (0.1, 0.9, 0.0), (1,): (0.1, 0.9, 0.0), (1, 1): (0.1, 0.9, 0.0)})
-    found = search_with(search, [endless], beam_size=1, max_length=2, length_penalty=0.0)
+    found = search_with([endless], beam_size=1, max_length=2, length_penalty=0.0)
     assert found == [((1, 1), pytest.approx(math.log(0.9 * 0.9 * 0.1)))]
 
 
 @pytest.mark.parametrize(("least", "expected"), [(0, ()), (1, (1,)), (2, (1, 2))])
-@pytest.mark.parametrize("search", [greedy_search, beam_search])
-def test_no_text_ends_below_the_smallest_length(search, least, expected):
+def test_no_text_ends_below_the_smallest_length(least, expected):
     short = log_table({(): (0.8, 0.2, 0.0), (1,): (0.7, 0.1, 0.2), (1, 2): (1.0, 0.0, 0.0)})
-    assert search_with(search, [short], beam_size=1, min_length=least)[0][0] == expected
+    assert search_with([short], beam_size=1, min_length=least)[0][0] == expected
 
 
 def probable(row):
@@ -202,7 +192,7 @@ def all_texts(table, vocab_size, rules):
 def test_a_beam_as_wide_as_all_texts_finds_the_best_of_all(settings):
     tables = [random_table(seed) for seed in range(6)]
     settings = {"max_length": 4, **settings}
-    found = search_with(beam_search, tables, beam_size=130, **settings)
+    found = search_with(tables, beam_size=130, **settings)
     rules = GenerationRules(**{"start_id": START, "end_id": END, "no_repeat_ngram": 0, **settings})
     for table, (text, score) in zip(tables, found):
         ratings = all_texts(table, 4, rules)
@@ -236,7 +226,7 @@ def slow_beam(table, vocab_size, rules):
 def test_beam_search_equals_the_slow_one_and_stops_early_without_loss(beam_size, penalty):
     tables = [random_table(seed, vocab_size=6, sharpness=2.0) for seed in range(8)]
     settings = {"beam_size": beam_size, "length_penalty": penalty, "max_length": 7, "banned_ids": (3,)}
-    found = search_with(beam_search, tables, **settings)
+    found = search_with(tables, **settings)
     rules = GenerationRules(**{"start_id": START, "end_id": END, "no_repeat_ngram": 0, **settings})
     for table, (text, score) in zip(tables, found):
         expected, expected_score = slow_beam(table, 6, rules)
@@ -244,21 +234,48 @@ def test_beam_search_equals_the_slow_one_and_stops_early_without_loss(beam_size,
         assert score == pytest.approx(expected_score, rel=1e-5)
 
 
+def slow_greedy(table, rules):
+    """The likeliest token at every step, the first of several."""
+    text, total = (), 0.0
+    while True:
+        texts = torch.tensor([text], dtype=torch.int64).reshape(1, -1)
+        rated = allowed_log_probs(table(text)[None], texts, rules)[0].tolist()
+        token = rated.index(max(rated))
+        total += rated[token]
+        if token == END:
+            return text, total / (len(text) + 1) ** rules.length_penalty
+        text = (*text, token)
+
+
 @pytest.mark.parametrize("settings", [{}, {"no_repeat_ngram": 2}, {"min_length": 3, "length_penalty": 0.0}])
-def test_a_beam_of_one_is_greedy_search(settings):
-    tables = [random_table(seed, vocab_size=7) for seed in range(20)]
-    greedy = search_with(greedy_search, tables, beam_size=1, max_length=9, **settings)
-    beam = search_with(beam_search, tables, beam_size=1, max_length=9, **settings)
-    assert [text for text, _ in beam] == [text for text, _ in greedy]
-    assert [score for _, score in beam] == pytest.approx([score for _, score in greedy])
-    assert len({len(text) for text, _ in greedy}) > 2
+@pytest.mark.parametrize("ties", [False, True])
+def test_a_beam_of_one_is_greedy_search(settings, ties):
+    tables = [random_table(seed, vocab_size=90 if ties else 7) for seed in range(20)]
+    if ties:
+        tables = [lambda text, table=table: table(text).round() for table in tables]
+    settings = {"beam_size": 1, "max_length": 9, **settings}
+    rules = GenerationRules(**{"start_id": START, "end_id": END, "no_repeat_ngram": 0, **settings})
+    expected = [slow_greedy(table, rules) for table in tables]
+    found = search_with(tables, **settings)
+    assert [text for text, _ in found] == [text for text, _ in expected]
+    assert [score for _, score in found] == pytest.approx([score for _, score in expected])
+    assert len({len(text) for text, _ in expected}) > (1 if ties else 2)
+
+
+def test_a_beam_of_one_ranks_tokens_before_their_total_is_rounded():
+    # Nine tokens of probability exp(-30), since token 3 is banned; then two that differ by less than the total can tell.
+    rare, near = torch.tensor([-60.0, 0.0, -9.0, 30.0]), torch.tensor([-60.0, 0.0, 1e-6, 0.0])
+    assert (
+        search_with([lambda text: rare if len(text) < 9 else near], beam_size=1, max_length=12, banned_ids=(3,))[0][0]
+        == (1,) * 9 + (2,) * 3
+    )
 
 
 @pytest.mark.parametrize("beam_size", [1, 4])
 def test_an_image_gets_the_text_it_gets_alone(beam_size):
     tables = [random_table(seed, vocab_size=6) for seed in range(7)]
-    together = search_with(generate, tables, beam_size=beam_size, max_length=8)
-    apart = [search_with(generate, [table], beam_size=beam_size, max_length=8)[0] for table in tables]
+    together = search_with(tables, beam_size=beam_size, max_length=8)
+    apart = [search_with([table], beam_size=beam_size, max_length=8)[0] for table in tables]
     assert together == apart
 
 
@@ -294,7 +311,7 @@ def test_texts_that_cannot_win_any_more_end_the_search(beam_size):
 
 def test_a_beam_wider_than_the_vocabulary_leaves_places_empty():
     table = log_table({(): (0.0, 0.6, 0.4), (1,): (1.0, 0.0, 0.0), (2,): (1.0, 0.0, 0.0)})
-    assert search_with(beam_search, [table], beam_size=10) == [((1,), pytest.approx(math.log(0.6) / 2))]
+    assert search_with([table], beam_size=10) == [((1,), pytest.approx(math.log(0.6) / 2))]
 
 
 # --- wrong input ------------------------------------------------------------------------------------------------------
@@ -303,7 +320,7 @@ def test_a_beam_wider_than_the_vocabulary_leaves_places_empty():
 @pytest.mark.parametrize("beam_size", [1, 2])
 def test_logits_without_numbers_are_an_error(beam_size):
     with pytest.raises(ValueError, match="expected finite logits"):
-        search_with(generate, [lambda text: torch.full((3,), math.nan)], beam_size=beam_size, max_length=3)
+        search_with([lambda text: torch.full((3,), math.nan)], beam_size=beam_size, max_length=3)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Greedy and beam search for the likeliest text under a model that rates one next token after the other."""
+"""Beam search for the likeliest text under a model that rates one next token after the other."""
 
 from __future__ import annotations
 
@@ -84,61 +84,26 @@ class GeneratedText(NamedTuple):
 def generate(
     step: StepFunction, state: State, num_images: int, rules: GenerationRules, device: torch.device | str = "cpu"
 ) -> list[GeneratedText]:
-    """Write one text for each of N images, all at a time.
+    """Write one text for each of N images, all at a time, by beam search.
 
-    The result for an image does not depend on the others.
+    The candidates of a step are all continuations of the texts of an image. Of the likeliest ``beam_size`` those that
+    end leave the beam, which is narrower by one from then on; a beam of one is greedy search. An image is done when its
+    beam is empty, or when no text in it can still be rated above the best that has ended. The result for an image does
+    not depend on the others.
 
     Args:
         step: Rates the next token. It is called with N texts first and with N * ``beam_size`` later, at most
             ``max_length`` + 1 times.
-        state: Of N texts without any token.
+        state: State of N texts without any token.
         num_images: N >= 1.
         rules: How to search.
-        device: Of the logits.
+        device: Device of the logits.
 
     Returns:
         N texts, the best that was found for each image.
 
     Raises:
         ValueError: Logits that are not finite leave no text; or an id in the rules is no column of the logits.
-    """
-    search = greedy_search if rules.beam_size == 1 else beam_search
-    return search(step, state, num_images, rules, device)
-
-
-def greedy_search(
-    step: StepFunction, state: State, num_images: int, rules: GenerationRules, device: torch.device | str = "cpu"
-) -> list[GeneratedText]:
-    """Take the likeliest token at every step; arguments and result as in ``generate``."""
-    token_ids = torch.full((num_images,), rules.start_id, device=device)
-    texts = token_ids.new_zeros(num_images, 0)  # (N, t)
-    totals = torch.zeros(num_images, device=device)
-    lengths = torch.full_like(token_ids, -1)  # -1: not ended
-    for length in range(rules.max_length + 1):
-        logits, state = step(token_ids, state)
-        log_probs = allowed_log_probs(logits, texts, rules)
-        best, token_ids = log_probs.max(-1)
-        running = lengths < 0
-        totals = totals + best * running
-        lengths = lengths.masked_fill(running & (token_ids == rules.end_id), length)
-        if (lengths >= 0).all():
-            break
-        texts = torch.cat([texts, token_ids[:, None]], dim=1)
-    _check_found(totals)
-    ratings = totals / (lengths + 1) ** rules.length_penalty
-    return [
-        GeneratedText(text[:length], rating) for text, length, rating in zip(texts, lengths.tolist(), ratings.tolist())
-    ]
-
-
-def beam_search(
-    step: StepFunction, state: State, num_images: int, rules: GenerationRules, device: torch.device | str = "cpu"
-) -> list[GeneratedText]:
-    """Keep the likeliest ``beam_size`` texts at every step; arguments and result as in ``generate``.
-
-    The candidates of a step are all continuations of the texts of an image. Of the likeliest ``beam_size`` those that
-    end leave the beam, which has one place less from then on; a beam of one is greedy search. An image is done when no
-    place is left, or when no text in its beam can still be rated above the best that has ended.
     """
     beam = _Beam.begin(num_images, rules, device)
     for length in range(rules.max_length + 1):
@@ -147,10 +112,12 @@ def beam_search(
         if beam.is_done(length, rules):
             break
         state = state.select(rows)
-    _check_found(beam.best_ratings)
+    if not beam.best_ratings.isfinite().all():
+        raise ValueError("text generation: expected finite logits, found some that leave no text")
+    lengths, ratings = beam.best_lengths.tolist(), beam.best_ratings.tolist()
     return [
         GeneratedText(text[:length], rating)
-        for text, length, rating in zip(beam.best_texts, beam.best_lengths.tolist(), beam.best_ratings.tolist())
+        for text, length, rating in zip(beam.best_texts, lengths, ratings, strict=True)
     ]
 
 
@@ -199,26 +166,21 @@ def _repeating_tokens(texts: Tensor, size: int, vocab_size: int) -> Tensor:
     return repeating[:, :vocab_size]
 
 
-def _check_found(ratings: Tensor) -> None:
-    if not ratings.isfinite().all():
-        raise InputError("text generation: expected finite logits, found some that leave no text")
-
-
 class _Beam(NamedTuple):
-    """The state of a beam search for N images with K places each; a place may be empty.
+    """The state of a beam search for N images with K texts each; a text may be missing.
 
     Attributes:
         texts: (N * K, t), (N, 0) before the first token; those of an image side by side.
-        totals: (N, K) log probabilities, minus infinity at empty places; (N, 1) before the first token.
-        places: (N,) number of places left.
-        best_texts: (N, max_length), of the best text that has ended.
+        totals: (N, K) log probabilities, minus infinity where a text is missing; (N, 1) before the first token.
+        widths: (N,) number of texts that may still be in the beam.
+        best_texts: (N, max_length), the best text that has ended.
         best_lengths: (N,).
         best_ratings: (N,), minus infinity if none has ended.
     """
 
     texts: Tensor
     totals: Tensor
-    places: Tensor
+    widths: Tensor
     best_texts: Tensor
     best_lengths: Tensor
     best_ratings: Tensor
@@ -230,7 +192,7 @@ class _Beam(NamedTuple):
         return cls(
             texts=lengths.new_zeros(num_images, 0),
             totals=totals,
-            places=torch.full_like(lengths, rules.beam_size),
+            widths=torch.full_like(lengths, rules.beam_size),
             best_texts=lengths.new_zeros(num_images, rules.max_length),
             best_lengths=lengths,
             best_ratings=totals.new_full((num_images,), _IMPOSSIBLE),
@@ -246,12 +208,17 @@ class _Beam(NamedTuple):
         num_images, width = self.totals.shape
         vocab_size = log_probs.shape[1]
         candidates = self.totals[..., None] + log_probs.unflatten(0, (num_images, width))  # (N, K, V)
-        # A vocabulary smaller than the beam leaves places empty.
+        # A vocabulary smaller than the beam leaves it narrower.
         lacking = max(0, rules.beam_size - width * vocab_size)
         candidates = F.pad(candidates.flatten(1), (0, lacking), value=_IMPOSSIBLE)
-        totals, columns = candidates.topk(rules.beam_size)  # (N, K)
+        if rules.beam_size == 1:
+            # The first of the likeliest next tokens, before the total rounds their differences away.
+            columns = log_probs.argmax(1, keepdim=True)
+        else:
+            columns = candidates.topk(rules.beam_size).indices  # (N, K)
+        totals = candidates.gather(1, columns)
         order = torch.arange(rules.beam_size, device=totals.device)
-        valid = (order < self.places[:, None]) & (totals > _IMPOSSIBLE)
+        valid = (order < self.widths[:, None]) & (totals > _IMPOSSIBLE)
         token_ids = columns % vocab_size
         first_rows = torch.arange(num_images, device=totals.device)[:, None] * width
         rows = (first_rows + (columns // vocab_size).clamp(max=width - 1)).flatten()  # (N * K,)
@@ -259,14 +226,14 @@ class _Beam(NamedTuple):
         beam = self._keep_best(totals.masked_fill(~ended, _IMPOSSIBLE), rows, length, rules)
         texts = torch.cat([self.texts[rows], token_ids.flatten()[:, None]], dim=1)
         totals = totals.masked_fill(~valid | ended, _IMPOSSIBLE)
-        return beam._replace(texts=texts, totals=totals, places=self.places - ended.sum(1)), rows
+        return beam._replace(texts=texts, totals=totals, widths=self.widths - ended.sum(1)), rows
 
     def _keep_best(self, totals: Tensor, rows: Tensor, length: int, rules: GenerationRules) -> _Beam:
         """Remember the best text that has ended, given totals that are minus infinity where none has."""
-        ratings, places = (totals / (length + 1) ** rules.length_penalty).max(1)  # (N,)
+        ratings, ranks = (totals / (length + 1) ** rules.length_penalty).max(1)  # (N,)
         better = ratings > self.best_ratings
         ended = self.texts[rows].unflatten(0, totals.shape)  # (N, K, t)
-        ended = ended[torch.arange(len(ended), device=ended.device), places]  # (N, t)
+        ended = ended[torch.arange(len(ended), device=ended.device), ranks]  # (N, t)
         best_texts = self.best_texts.clone()
         best_texts[:, :length] = ended.where(better[:, None], best_texts[:, :length])
         return self._replace(
