@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from glipv2_d2 import GLIPv2Trainer
-from glipv2_d2.checkpoint.checkpointer import FOR_RESULTS, GLIPv2Checkpointer
+from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
 from glipv2_d2.checkpoint.weight_changes import WeightChanges
 from glipv2_d2.engine.command_line import build_config, one_line_errors, parse_train_arguments
 from glipv2_d2.engine.launch import launch_run
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any] | None:
             check_test_data(cfg)
             model = GLIPv2Trainer.build_model(cfg)
             checkpointer = GLIPv2Checkpointer(
-                model, cfg.OUTPUT_DIR, policy=FOR_RESULTS, changes=WeightChanges.from_config(cfg)
+                model, cfg.OUTPUT_DIR, for_results=True, changes=WeightChanges.from_config(cfg)
             )
             checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=arguments.resume)
             results = GLIPv2Trainer.test(cfg, model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm
 from detectron2.checkpoint import DetectionCheckpointer
@@ -29,28 +29,6 @@ _TIMM_PREFIX = "timm://"
 _TUNED_NAMES = {"prompt": re.compile(r"prompt_tuner\..*"), "lora": re.compile(r".*\.lora\.(up|down|scale)")}
 
 
-class LoadPolicy(NamedTuple):
-    """What a file of weights has to hold, and whether a training follows.
-
-    Attributes:
-        is_final: No training follows. The file has to fill the heads that give results, low-rank updates become part of
-            the weights that they belong to, and a checkpoint of the folder is changed as other weights are. Before a
-            training, some weights may be initial ones: heads (with a warning), positions that train, the class layer
-            for other classes, prompt tables and low-rank updates.
-    """
-
-    is_final: bool
-
-    @property
-    def needed_parts(self) -> set[str]:
-        """Parts that the file has to fill where the model has them."""
-        return {name for name, entry in HEADS.items() if self.is_final and entry.gives_results}
-
-
-FOR_TRAINING = LoadPolicy(is_final=False)
-FOR_RESULTS = LoadPolicy(is_final=True)
-
-
 def load_for_results(model: nn.Module, cfg: CfgNode) -> None:
     """Load ``MODEL.WEIGHTS`` into a model that is not trained any more, changed as the config says.
 
@@ -59,7 +37,7 @@ def load_for_results(model: nn.Module, cfg: CfgNode) -> None:
         InputError: See ``WeightChanges``.
     """
     changes = WeightChanges.from_config(cfg)
-    GLIPv2Checkpointer(model, policy=FOR_RESULTS, changes=changes).load(cfg.MODEL.WEIGHTS)
+    GLIPv2Checkpointer(model, for_results=True, changes=changes).load(cfg.MODEL.WEIGHTS)
 
 
 class GLIPv2Checkpointer(DetectionCheckpointer):
@@ -73,8 +51,11 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
     Args:
         model: The model.
         save_dir: Folder of its checkpoints.
-        policy: What a file has to hold; ``FOR_RESULTS`` where no training follows.
-        changes: What becomes of loaded weights; a checkpoint that a training goes on from is never changed.
+        for_results: No training follows. A file has to fill the heads that give results, low-rank updates become part
+            of the weights that they belong to, and a checkpoint of the folder is changed as other weights are. Before a
+            training, some weights may be initial ones: heads (with a warning), positions that train, the class layer
+            for other classes, prompt tables and low-rank updates.
+        changes: What becomes of loaded weights; a checkpoint that a training is resumed from is never changed.
         options: See ``DetectionCheckpointer``.
     """
 
@@ -83,12 +64,12 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
         model: nn.Module,
         save_dir: str = "",
         *,
-        policy: LoadPolicy = FOR_TRAINING,
+        for_results: bool = False,
         changes: WeightChanges | None = None,
         **options: Any,
     ) -> None:
         super().__init__(model, save_dir, **options)
-        self._policy = policy
+        self._for_results = for_results
         self._changes = changes or WeightChanges()
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
@@ -103,7 +84,7 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
 
         Raises:
             CheckpointError: The file is unreadable or refused, is not for this model (no name fits, shapes differ, or
-                its tower has another form), or lacks weights that the policy needs.
+                its tower has another form), or lacks weights that results need.
             FileNotFoundError: There is no such file.
         """
         rest = self._load(path, checkpointables)
@@ -149,7 +130,7 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
             tensors, _ = self._convert(self._read(base, mmap=True)[1], base)
             check_fit(tensors, self.model.state_dict(), base)
             interpolate_weights(self.model, tensors, changes.interpolation, base)
-        if self._policy.is_final:
+        if self._for_results:
             merge_lora(self.model)
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -203,7 +184,7 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
         if not found:
             return self.load(path, checkpointables=[])
         rest = self._load(found)
-        if self._policy.is_final:
+        if self._for_results:
             self._finish()
         return rest
 
@@ -217,9 +198,9 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
         return tensors, False
 
     def _fill_model(self, tensors: dict[str, Tensor], source: str) -> None:
-        """Copy tensors into the model if they are what the policy asks for; log names that did not meet."""
+        """Copy tensors into the model if they are enough; log names that did not meet."""
         expected = self.model.state_dict()
-        if not self._policy.is_final:
+        if not self._for_results:
             tensors = without_other_classes(tensors, expected)
         check_fit(tensors, expected, source)
         check_update_scales(tensors, expected, source)
@@ -237,22 +218,24 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
             self.logger.warning("%s: the model has no place for %s", source, summarize_names(unexpected))
 
     def _check_missing(self, missing: list[str], source: str) -> list[str]:
-        """Return the names among those that a file lacks that are worth a warning; raise if the policy needs one."""
+        """Return the names among those that a file lacks that are worth a warning; raise if one is needed."""
         # Prompt tables and low-rank updates start from zero.
         untuned = [name for name in missing if any(pattern.fullmatch(name) for pattern in _TUNED_NAMES.values())]
-        if untuned and self._policy.is_final and not self._changes.tuned_weights:
+        if untuned and self._for_results and not self._changes.tuned_weights:
             raise CheckpointError(
                 f"{source}: expected weights for {summarize_names(untuned)} (MODEL.GLIPV2.TUNING.MODE), found none; "
                 "MODEL.GLIPV2.TUNING.WEIGHTS names a file that has them"
             )
         # These are computed from the window size; timm does not save them.
         missing = [name for name in missing if not name.endswith("relative_position_index") and name not in untuned]
-        needed = sorted({name.partition(".")[0] for name in missing} & self._policy.needed_parts)
+        # The results of a head with random weights would be noise.
+        heads = {name for name, entry in HEADS.items() if self._for_results and entry.gives_results}
+        needed = sorted({name.partition(".")[0] for name in missing} & heads)
         # Position weights start random. A file without them may be trained from, not evaluated.
         needed += [
             name
             for name in missing
-            if is_position_weight(name) and (self._policy.is_final or not self.model.get_parameter(name).requires_grad)
+            if is_position_weight(name) and (self._for_results or not self.model.get_parameter(name).requires_grad)
         ]
         if needed:
             raise CheckpointError(

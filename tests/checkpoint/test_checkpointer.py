@@ -10,7 +10,7 @@ from detectron2.utils import comm
 from timm import create_model as create_timm_model
 from torch import nn
 
-from glipv2_d2.checkpoint.checkpointer import FOR_RESULTS, GLIPv2Checkpointer
+from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
 from glipv2_d2.checkpoint.glip_conversion import revert_to_glip_state_dict
 from glipv2_d2.tensor_files import CheckpointError, read_tensors, write_tensors
 
@@ -169,7 +169,7 @@ def test_weights_with_positions_need_a_model_with_positions(tmp_path, messages):
     GLIPv2Checkpointer(models[True]).load(files[False])
     assert "position_proj" in warnings_of(messages)[0]
     with pytest.raises(CheckpointError, match="expected weights for .*position_proj.weight, which the config switches"):
-        GLIPv2Checkpointer(models[True], policy=FOR_RESULTS).load(files[False])
+        GLIPv2Checkpointer(models[True], for_results=True).load(files[False])
     # Nor can a training that fixes them go on from them.
     weight.requires_grad_(False)
     with pytest.raises(CheckpointError, match="expected weights for .*position_proj.weight, which the config switches"):

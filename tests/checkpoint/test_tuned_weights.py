@@ -6,7 +6,7 @@ from conftest import make_tiny_cfg
 from detectron2.modeling import build_model
 from safetensors import safe_open
 
-from glipv2_d2.checkpoint.checkpointer import FOR_RESULTS, GLIPv2Checkpointer
+from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
 from glipv2_d2.checkpoint.tuned_weights import base_hash, load_tuned, save_tuned
 from glipv2_d2.checkpoint.weight_changes import WeightChanges
 from glipv2_d2.tensor_files import CheckpointError, read_tensors, write_tensors
@@ -186,7 +186,7 @@ def test_low_rank_updates_are_merged_for_inference_and_kept_for_training(tmp_pat
     training, merged = build("lora", seed=1), build("lora", seed=2)
     GLIPv2Checkpointer(training, changes=changes).load(base)
     assert_same(model, training)
-    GLIPv2Checkpointer(merged, policy=FOR_RESULTS, changes=changes).load(base)
+    GLIPv2Checkpointer(merged, for_results=True, changes=changes).load(base)
     plain = build("full")
     assert set(merged.state_dict()) == set(plain.state_dict())
     changed = model.get_submodule("fusion_tower.blocks.0.dyconv.convs.0.conv")
@@ -199,7 +199,7 @@ def test_a_resumed_evaluation_merges_too(tmp_path):
     fill_tuned(model)
     GLIPv2Checkpointer(model, str(tmp_path)).save("model_final", iteration=0)
     merged = build("lora", seed=1)
-    GLIPv2Checkpointer(merged, str(tmp_path), policy=FOR_RESULTS).resume_or_load("", resume=True)
+    GLIPv2Checkpointer(merged, str(tmp_path), for_results=True).resume_or_load("", resume=True)
     name = "fusion_tower.blocks.0.dyconv.convs.1.conv"
     assert torch.equal(merged.get_submodule(name).weight, model.get_submodule(name).weight)
     assert not any(".lora." in one for one in merged.state_dict())

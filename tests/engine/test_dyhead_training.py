@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from glipv2_d2 import GLIPv2Trainer
-from glipv2_d2.checkpoint.checkpointer import FOR_RESULTS, GLIPv2Checkpointer
+from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
@@ -33,7 +33,7 @@ def test_model_without_text_trains_is_evaluated_and_loads_again_by_the_same_mean
     results = trainer._last_eval_results
     assert "AP50" in results["bbox"]
     model = GLIPv2Trainer.build_model(dyhead_cfg)
-    GLIPv2Checkpointer(model, policy=FOR_RESULTS).load(str(tmp_path / "output" / "model_final.pth"))
+    GLIPv2Checkpointer(model, for_results=True).load(str(tmp_path / "output" / "model_final.pth"))
     again = GLIPv2Trainer.test(dyhead_cfg, model)
     assert again["bbox"] == pytest.approx(results["bbox"], nan_ok=True)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glipv2_d2 import GLIPv2Predictor, GLIPv2Trainer
-from glipv2_d2.checkpoint.checkpointer import FOR_RESULTS, GLIPv2Checkpointer
+from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
 from glipv2_d2.checkpoint.weight_changes import WeightChanges
 from glipv2_d2.tensor_files import CheckpointError, read_tensors
 
@@ -107,9 +107,7 @@ def test_a_checkpoint_that_is_evaluated_is_interpolated_too(tuning_cfg):
     base, tuned = (load(path)["model"] for path in files)
     model = GLIPv2Trainer.build_model(tuning_cfg)
     changes = WeightChanges(interpolate_with=tuning_cfg.MODEL.WEIGHTS, interpolation=0.5)
-    GLIPv2Checkpointer(model, tuning_cfg.OUTPUT_DIR, policy=FOR_RESULTS, changes=changes).resume_or_load(
-        "", resume=True
-    )
+    GLIPv2Checkpointer(model, tuning_cfg.OUTPUT_DIR, for_results=True, changes=changes).resume_or_load("", resume=True)
     name = "fusion_tower.blocks.0.fusion.attention.visual_proj.weight"
     assert not torch.equal(base[name], tuned[name])
     torch.testing.assert_close(model.state_dict()[name], (base[name] + tuned[name]) / 2)
@@ -133,4 +131,4 @@ def test_a_tuned_prompt_that_changes_from_step_to_step_is_warned_of(tuning_cfg, 
     tuning_cfg.MODEL.GLIPV2.TUNING.MODE = "prompt"
     with caplog.at_level("WARNING", "glipv2_d2"):
         GLIPv2Trainer(tuning_cfg)
-    assert any("a row for each place" in message for message in caplog.messages) == is_warned
+    assert any("a row for each token" in message for message in caplog.messages) == is_warned

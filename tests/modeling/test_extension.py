@@ -1,4 +1,4 @@
-"""A new head and a new task are one class and one row each: they are built, train, answer, and everyone knows of them."""
+"""A new head and a new task are one class and one row each: they are built, train, answer; everyone knows of them."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from detectron2.modeling import build_model
 from prompt_samples import make_prompt
 from torch import nn
 
-from glipv2_d2.checkpoint.checkpointer import FOR_RESULTS, FOR_TRAINING, GLIPv2Checkpointer
+from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
 from glipv2_d2.engine.trainer import _has_idle_parts
 from glipv2_d2.modeling.batch import TrainingHead
 from glipv2_d2.modeling.heads.table import HEADS, HeadEntry
@@ -99,9 +99,9 @@ def test_everyone_else_knows_a_new_head_from_its_row(shade_cfg, tmp_path):
     weights = {name: value for name, value in model.state_dict().items() if not name.startswith("shade_head")}
     path = str(tmp_path / "detector.pth")
     torch.save({"model": weights}, path)
-    GLIPv2Checkpointer(model, policy=FOR_TRAINING).load(path, checkpointables=[])
+    GLIPv2Checkpointer(model).load(path, checkpointables=[])
     with pytest.raises(CheckpointError, match="expected weights for shade_head"):
-        GLIPv2Checkpointer(model, policy=FOR_RESULTS).load(path)
+        GLIPv2Checkpointer(model, for_results=True).load(path)
 
 
 def test_a_model_without_the_head_has_neither(shade_cfg):

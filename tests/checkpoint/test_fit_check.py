@@ -4,7 +4,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from glipv2_d2.checkpoint.checkpointer import FOR_RESULTS, GLIPv2Checkpointer
+from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
 from glipv2_d2.tensor_files import CheckpointError
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -46,7 +46,7 @@ def test_model_of_as_many_classes_takes_their_weights_too(tiny_cfg, five_classes
 def test_evaluation_never_starts_classes_at_random(tiny_cfg, five_classes):
     _, file = five_classes
     with pytest.raises(CheckpointError, match=r"head\.cls_logits\.\w+: expected shape \(3.*found \(5"):
-        GLIPv2Checkpointer(build(tiny_cfg, 3), policy=FOR_RESULTS).load(file)
+        GLIPv2Checkpointer(build(tiny_cfg, 3), for_results=True).load(file)
 
 
 def test_class_layer_of_another_width_is_refused(tiny_cfg, five_classes):
