@@ -312,8 +312,14 @@ def test_no_input_at_all_is_named(tool, fixed_teacher, inputs):
         (["--captions", "/missing.jsonl"], "captions: there is no file /missing.jsonl"),
         (["--weights", "/missing.pth"], "--weights: expected the weights of a teacher, found no file /missing.pth"),
         (["--image-root", "/missing"], "--image-root: expected the images of the input in /missing, found none of"),
-        (["--captions", "TAR", "--shard-size", "5"], "--shard-size: expected none, since each tar shard becomes one shard"),
-        (["--captions", "TAR", "--format", "jsonl"], "--format: expected shards, since images in tar shards have no file"),
+        (
+            ["--captions", "TAR", "--shard-size", "5"],
+            "--shard-size: expected none, since each tar shard becomes one shard",
+        ),
+        (
+            ["--captions", "TAR", "--format", "jsonl"],
+            "--format: expected shards, since images in tar shards have no file",
+        ),
         (["SEED"], "KEY VALUE"),
     ],
 )

@@ -1,7 +1,4 @@
-import importlib.util
-import io
 import json
-import tarfile
 from pathlib import Path
 
 import cv2
@@ -18,46 +15,71 @@ from glipv2_d2.data import (
     register_shards,
     register_vqa_json,
 )
-
-TOOL = Path(__file__).parents[2] / "tools" / "visualize_data.py"
-
-
-@pytest.fixture
-def tool():
-    spec = importlib.util.spec_from_file_location("visualize_data", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from glipv2_d2.engine.shard_writer import open_shard
 
 
 @pytest.fixture
-def dataset(tmp_path):
-    """Two grey images of 64 x 48, one with a cat."""
+def tool(load_tool):
+    return load_tool("visualize_data")
+
+
+@pytest.fixture
+def register(tmp_path):
+    """Write a json file beside two grey images of 64 x 48, and register it as a dataset for the length of a test."""
+    names = []
     for image_id in (1, 2):
         cv2.imwrite(str(tmp_path / f"{image_id}.png"), np.full((48, 64, 3), 90, np.uint8))
-    images = [{"id": i, "file_name": f"{i}.png", "width": 64, "height": 48} for i in (1, 2)]
-    box = {"id": 5, "image_id": 1, "category_id": 3, "bbox": [10, 10, 30, 20], "area": 600, "iscrowd": 0}
-    content = {"images": images, "annotations": [box], "categories": [{"id": 3, "name": "cat"}]}
-    (tmp_path / "boxes.json").write_text(json.dumps(content))
-    name = f"{tmp_path.name}_drawn"
-    register_coco_grounding(name, tmp_path / "boxes.json", tmp_path)
-    yield name
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
+
+    def add(function, content, *folders, **options):
+        names.append(f"{tmp_path.name}_{len(names)}")
+        if not isinstance(content, Path):
+            file, content = tmp_path / f"{names[-1]}.json", json.dumps(content)
+            file.write_text(content)
+            content, folders = file, (tmp_path,)
+        function(names[-1], str(content), *folders, **options)
+        return names[-1]
+
+    yield add
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
 
 
 @pytest.fixture
-def captions(tmp_path):
-    """A grey image of 64 x 48 with a caption that holds a cat, with a score."""
-    cv2.imwrite(str(tmp_path / "3.png"), np.full((48, 64, 3), 90, np.uint8))
-    region = {"bbox": [10, 10, 40, 30], "phrase": "a cat", "score": 0.875}
-    line = {"filename": "3.png", "width": 64, "height": 48, "grounding": {"caption": "a cat here", "regions": [region]}}
-    (tmp_path / "captions.jsonl").write_text(json.dumps(line))
-    name = f"{tmp_path.name}_captions"
-    register_odvg(name, tmp_path / "captions.jsonl", tmp_path, task="pseudo_grounding")
-    yield name
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
+def dataset(register):
+    """Two images, one with a cat."""
+    images = [{"id": i, "file_name": f"{i}.png", "width": 64, "height": 48} for i in (1, 2)]
+    box = {"id": 5, "image_id": 1, "category_id": 3, "bbox": [10, 10, 30, 20], "area": 600, "iscrowd": 0}
+    categories = [{"id": 3, "name": "cat"}]
+    return register(register_coco_grounding, {"images": images, "annotations": [box], "categories": categories})
+
+
+REGION = {"bbox": [10, 10, 40, 30], "phrase": "a cat", "score": 0.875}
+CAPTION = {"width": 64, "height": 48, "grounding": {"caption": "a cat here", "regions": [REGION]}}
+
+
+@pytest.fixture
+def captions(register):
+    """An image with a caption that holds a cat, with a score."""
+    return register(register_odvg, {"filename": "1.png", **CAPTION}, task="pseudo_grounding")
+
+
+@pytest.fixture
+def drawn(tool, monkeypatch):
+    """What is drawn: labels with their colours, and texts in strips of nine pixels."""
+    noted, overlay = [], tool.Visualizer.overlay_instances
+
+    def note(self, **kwargs):
+        noted.append(list(zip(kwargs["labels"], kwargs["assigned_colors"], strict=True)))
+        return overlay(self, **kwargs)
+
+    def strip(text, width):
+        noted.append(text)
+        return np.zeros((9, width, 3), np.uint8)
+
+    monkeypatch.setattr(tool.Visualizer, "overlay_instances", note)
+    monkeypatch.setattr(tool, "text_strip", strip)
+    return noted
 
 
 def run(tool, dataset, folder, source, *more) -> list[np.ndarray]:
@@ -65,6 +87,10 @@ def run(tool, dataset, folder, source, *more) -> list[np.ndarray]:
     keys += ["INPUT.MIN_SIZE_TRAIN", "(96,)", "SOLVER.IMS_PER_BATCH", "2"]
     tool.main(["--source", source, "--output-dir", str(folder), *more, *keys])
     return [cv2.imread(str(path)) for path in sorted(folder.iterdir())]
+
+
+def labels_of(pairs) -> list[str]:
+    return [label for label, _ in pairs]
 
 
 def is_drawn_on(drawing: np.ndarray) -> bool:
@@ -91,23 +117,14 @@ def test_training_samples_are_drawn_with_their_prompt(tool, dataset, tmp_path):
 def test_boxes_are_drawn_where_the_model_sees_them(tool, dataset, tmp_path):
     drawings = run(tool, dataset, tmp_path / "out", "dataloader", "--num", "2")
     names = [path.name for path in sorted((tmp_path / "out").iterdir())]
-    drawn = {name.split("_")[1]: drawing[:590] for name, drawing in zip(names, drawings)}
-    assert is_drawn_on(drawn["1.jpg"]) and not is_drawn_on(drawn["2.jpg"])
+    by_name = {name.split("_")[1]: drawing[:590] for name, drawing in zip(names, drawings, strict=True)}
+    assert is_drawn_on(by_name["1.jpg"]) and not is_drawn_on(by_name["2.jpg"])
 
 
-def test_stored_captions_are_drawn_with_phrases_and_scores(tool, captions, tmp_path, monkeypatch):
-    texts = []
-    monkeypatch.setattr(tool, "text_strip", lambda text, width: texts.append(text) or np.zeros((9, width, 3), np.uint8))
-    overlay = tool.Visualizer.overlay_instances
-
-    def note_labels(self, **kwargs):
-        texts.append(kwargs["labels"])
-        return overlay(self, **kwargs)
-
-    monkeypatch.setattr(tool.Visualizer, "overlay_instances", note_labels)
+def test_stored_captions_are_drawn_with_phrases_and_scores(tool, captions, drawn, tmp_path):
     (drawing,) = run(tool, captions, tmp_path / "out", "annotation")
     assert drawing.shape == (609, 800, 3) and is_drawn_on(drawing[:600])
-    assert texts == [["a cat 0.88"], "a cat here"]
+    assert labels_of(drawn[0]) == ["a cat 0.88"] and drawn[1] == "a cat here"
 
 
 def test_training_samples_of_captions_are_drawn_with_their_phrases(tool, captions, tmp_path):
@@ -154,56 +171,31 @@ def test_masks_are_drawn_if_the_model_has_them(tool, dataset, tmp_path, source, 
 
 
 @pytest.mark.parametrize("source", ["annotation", "dataloader"])
-def test_boxes_of_one_name_have_one_color_of_their_own(tool, dataset, tmp_path, monkeypatch, source):
+def test_boxes_of_one_name_have_one_color_of_their_own(tool, dataset, drawn, tmp_path, source):
     add_masks(dataset, HALF_BOX, HALF_BOX, HALF_BOX)
     file = Path(MetadataCatalog.get(dataset).json_file)
     content = json.loads(file.read_text())
     content["categories"].append({"id": 4, "name": "dog"})
-    for item, category in zip(content["annotations"], (3, 4, 3)):
+    for item, category in zip(content["annotations"], (3, 4, 3), strict=True):
         item |= {"category_id": category, "bbox": [10, 10, 30, 20 if category == 3 else 21]}
     file.write_text(json.dumps(content))
-    drawn, overlay = [], tool.Visualizer.overlay_instances
-
-    def note_colors(self, **kwargs):
-        drawn.append(dict(zip(kwargs["labels"], kwargs["assigned_colors"])))
-        assert [drawn[-1][label] for label in kwargs["labels"]] == kwargs["assigned_colors"]
-        return overlay(self, **kwargs)
-
-    monkeypatch.setattr(tool.Visualizer, "overlay_instances", note_colors)
     draw_first(tool, dataset, tmp_path / "out", source, [])
-    (colors,) = drawn
+    colors = dict(drawn[0])
+    assert all(colors[label] == color for label, color in drawn[0])
     assert colors.keys() == {"cat", "dog"} and colors["cat"] != colors["dog"]
 
 
 NAMED = ("cat", "mat")
 
 
-def test_stored_questions_are_drawn_with_what_they_name_and_the_answer(tool, tmp_path, monkeypatch):
-    cv2.imwrite(str(tmp_path / "1.png"), np.full((48, 64, 3), 90, np.uint8))
+def test_stored_questions_are_drawn_with_what_they_name_and_the_answer(tool, register, drawn, tmp_path):
     questions = [{"question_id": 1, "question": "Is the cat grey?", "answer": "mat"}]
     image = {"id": 1, "file_name": "1.png", "height": 48, "width": 64, "questions": questions}
     boxes = [{"id": i, "image_id": 1, "bbox": [10, 10, 30, 20], "phrase": phrase} for i, phrase in enumerate(NAMED)]
-    (tmp_path / "questions.json").write_text(json.dumps({"images": [image], "annotations": boxes}))
-    name = f"{tmp_path.name}_questions"
-    register_vqa_json(name, tmp_path / "questions.json", tmp_path)
-    texts, overlay = [], tool.Visualizer.overlay_instances
-    monkeypatch.setattr(tool, "text_strip", lambda text, width: texts.append(text) or np.zeros((9, width, 3), np.uint8))
-
-    def note_labels(self, **kwargs):
-        texts.append(kwargs["labels"])
-        return overlay(self, **kwargs)
-
-    monkeypatch.setattr(tool.Visualizer, "overlay_instances", note_labels)
-    try:
-        (drawing,) = run(tool, name, tmp_path / "out", "annotation")
-    finally:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-    assert (
-        texts == [["cat", "[answer]"], "Is the cat grey?"]
-        and drawing.shape == (609, 800, 3)
-        and is_drawn_on(drawing[:600])
-    )
+    name = register(register_vqa_json, {"images": [image], "annotations": boxes})
+    (drawing,) = run(tool, name, tmp_path / "out", "annotation")
+    assert labels_of(drawn[0]) == ["cat", "[answer]"] and drawn[1] == "Is the cat grey?"
+    assert drawing.shape == (609, 800, 3) and is_drawn_on(drawing[:600])
 
 
 def draw_first(tool, dataset, folder, source, keys) -> np.ndarray:
@@ -216,41 +208,23 @@ def draw_first(tool, dataset, folder, source, keys) -> np.ndarray:
 
 
 @pytest.mark.parametrize("source", ["annotation", "dataloader"])
-def test_masks_of_captions_are_drawn(tool, tmp_path, source):
-    cv2.imwrite(str(tmp_path / "1.png"), np.full((48, 64, 3), 90, np.uint8))
+def test_masks_of_captions_are_drawn(tool, register, tmp_path, source):
     image = {"id": 1, "file_name": "1.png", "height": 48, "width": 64, "caption": "a cat"}
     item = {"image_id": 1, "bbox": [10, 10, 30, 20], "tokens_positive": [[2, 5]]}
     boxes = [{**item, "segmentation": HALF_BOX}, item]
-    (tmp_path / "captions.json").write_text(json.dumps({"images": [image], "annotations": boxes}))
-    name = f"{tmp_path.name}_masks"
-    register_grounding_json(name, tmp_path / "captions.json", tmp_path)
+    name = register(register_grounding_json, {"images": [image], "annotations": boxes})
     keys = ["MODEL.MASK_ON", "True", "INPUT.RANDOM_FLIP", "none"]
-    try:
-        assert is_filled(draw_first(tool, name, tmp_path / "out", source, keys))
-    finally:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    assert is_filled(draw_first(tool, name, tmp_path / "out", source, keys))
 
 
-def test_images_in_shards_are_drawn(tool, tmp_path):
-    encoded = cv2.imencode(".png", np.full((48, 64, 3), 90, np.uint8))[1].tobytes()
-    region = {"bbox": [10, 10, 40, 30], "phrase": "a cat", "score": 0.875}
-    line = {"width": 64, "height": 48, "grounding": {"caption": "a cat here", "regions": [region]}}
-    with tarfile.open(tmp_path / "0.tar", "w") as tar:
-        for name, content in (("s1.png", encoded), ("s1.json", json.dumps(line).encode())):
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    dataset = f"{tmp_path.name}_shards"
-    register_shards(dataset, str(tmp_path / "0.tar"), num_samples=1)
-    try:
-        (stored,) = run(tool, dataset, tmp_path / "stored", "annotation", "--num", "3")
-        drawn = run(tool, dataset, tmp_path / "drawn", "dataloader", "--num", "2")
-    finally:
-        DatasetCatalog.remove(dataset)
-        MetadataCatalog.remove(dataset)
+def test_images_in_shards_are_drawn(tool, register, tmp_path):
+    with open_shard(tmp_path / "0.tar") as writer:
+        writer.write(CAPTION, "s1", (tmp_path / "1.png").read_bytes(), "png")
+    dataset = register(register_shards, tmp_path / "0.tar", num_samples=1)
+    (stored,) = run(tool, dataset, tmp_path / "stored", "annotation", "--num", "3")
+    drawings = run(tool, dataset, tmp_path / "drawn", "dataloader", "--num", "2")
     assert stored.shape[1] == 800 and is_drawn_on(stored[:590])
-    assert len(drawn) == 2 and all(is_drawn_on(drawing[:590]) for drawing in drawn)
+    assert len(drawings) == 2 and all(is_drawn_on(drawing[:590]) for drawing in drawings)
 
 
 @pytest.mark.parametrize(
