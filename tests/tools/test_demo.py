@@ -20,6 +20,18 @@ def demo(load_tool):
 
 
 @pytest.fixture
+def run(demo, config, tmp_path):
+    """Run the program on an image, or on what ``source`` names; return the content of its JSON file."""
+
+    def main(*words, source=None):
+        source = ["--input", str(write_images(tmp_path / "images", "a.png"))] if source is None else source
+        demo.main(["--config-file", config, "--output", str(tmp_path / "out"), *source, *words])
+        return json.loads((tmp_path / "out" / "predictions.json").read_text())
+
+    return main
+
+
+@pytest.fixture
 def fixed_predictor(demo, monkeypatch):
     """Replace the detector by one that finds the same two boxes everywhere; return what it was asked."""
     asked = []
@@ -55,16 +67,11 @@ def write_video(path):
     return str(path)
 
 
-def read_predictions(folder):
-    return json.loads((folder / "predictions.json").read_text())
-
-
-def test_folder_of_images_becomes_drawings_and_one_json(demo, config, fixed_predictor, tmp_path):
+def test_folder_of_images_becomes_drawings_and_one_json(run, fixed_predictor, tmp_path):
     images = write_images(tmp_path / "images", "b.png", "a.jpg")
     (images / "notes.txt").write_text("no image")
     output = tmp_path / "out"
-    demo.main(["--config-file", config, "--input", str(images), "--output", str(output), "--prompt", "a dog and a cat"])
-    content = read_predictions(output)
+    content = run("--prompt", "a dog and a cat", source=["--input", str(images)])
     assert content["prompt"] == "a dog and a cat"
     assert [Path(record["file_name"]).name for record in content["predictions"]] == ["a.jpg", "b.png"]
     assert content["predictions"][0]["detections"] == [
@@ -76,48 +83,39 @@ def test_folder_of_images_becomes_drawings_and_one_json(demo, config, fixed_pred
     assert sorted(file.name for file in output.iterdir()) == ["a.png", "b.png", "predictions.json"]
 
 
-def test_threshold_decides_what_is_kept(demo, config, fixed_predictor, tmp_path):
-    images = write_images(tmp_path / "images", "a.png")
-    arguments = ["--config-file", config, "--input", str(images), "--output", str(tmp_path), "--confidence-threshold"]
+def test_threshold_decides_what_is_kept(run, fixed_predictor):
     for threshold, count in (("0.3", 2), ("0.8", 0)):
-        demo.main([*arguments, threshold])
-        assert len(read_predictions(tmp_path)["predictions"][0]["detections"]) == count
+        assert len(run("--confidence-threshold", threshold)["predictions"][0]["detections"]) == count
 
 
 @pytest.mark.parametrize(
     "words, prompt", [(["--vocabulary", "dog, traffic light"], ["dog", "traffic light"]), ([], None)]
 )
-def test_vocabulary_is_a_list_of_names_and_no_prompt_is_none(demo, config, fixed_predictor, tmp_path, words, prompt):
-    images = write_images(tmp_path / "images", "a.png")
-    demo.main(["--config-file", config, "--input", str(images), "--output", str(tmp_path), *words])
+def test_vocabulary_is_a_list_of_names_and_no_prompt_is_none(run, fixed_predictor, words, prompt):
+    run(*words)
     assert fixed_predictor[0][1] == prompt
 
 
-def test_globs_and_repeated_names_keep_one_drawing_each(demo, config, fixed_predictor, tmp_path):
+def test_globs_and_repeated_names_keep_one_drawing_each(run, fixed_predictor, tmp_path):
     one, two = write_images(tmp_path / "one", "a.png"), write_images(tmp_path / "two", "a.png")
-    output = tmp_path / "out"
-    inputs = [str(tmp_path / "*" / "a.png"), str(one / "a.png")]
-    demo.main(["--config-file", config, "--input", *inputs, "--output", str(output)])
-    records = read_predictions(output)["predictions"]
+    records = run(source=["--input", str(tmp_path / "*" / "a.png"), str(one / "a.png")])["predictions"]
     assert [record["file_name"] for record in records] == [str(one / "a.png"), str(two / "a.png")]
     assert len({record["drawing"] for record in records}) == 2
-    assert all((output / record["drawing"]).is_file() for record in records)
+    assert all((tmp_path / "out" / record["drawing"]).is_file() for record in records)
 
 
-def test_unreadable_image_is_left_out_and_named(demo, config, fixed_predictor, tmp_path, capsys):
+def test_unreadable_image_is_left_out_and_named(run, fixed_predictor, tmp_path, capsys):
     images = write_images(tmp_path / "images", "a.png", "b.png")
     (images / "a.png").write_bytes((images / "a.png").read_bytes()[:50])
-    demo.main(["--config-file", config, "--input", str(images), "--output", str(tmp_path / "out")])
-    assert [Path(record["file_name"]).name for record in read_predictions(tmp_path / "out")["predictions"]] == ["b.png"]
+    records = run(source=["--input", str(images)])["predictions"]
+    assert [Path(record["file_name"]).name for record in records] == ["b.png"]
     assert "a.png" in "".join(capsys.readouterr())
 
 
-def test_video_becomes_a_video(demo, config, fixed_predictor, tmp_path):
-    source = write_video(tmp_path / "in.mp4")
-    output = tmp_path / "out"
-    demo.main(["--config-file", config, "--video-input", source, "--output", str(output), "--prompt", "a dog"])
-    assert [record["frame"] for record in read_predictions(output)["predictions"]] == [0, 1, 2]
-    video = cv2.VideoCapture(str(output / "in.mp4"))
+def test_video_becomes_a_video(run, fixed_predictor, tmp_path):
+    records = run("--prompt", "a dog", source=["--video-input", write_video(tmp_path / "in.mp4")])["predictions"]
+    assert [record["frame"] for record in records] == [0, 1, 2]
+    video = cv2.VideoCapture(str(tmp_path / "out" / "in.mp4"))
     assert video.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and video.get(cv2.CAP_PROP_FPS) == 10.0
     assert video.get(cv2.CAP_PROP_FRAME_WIDTH) == 800
 
@@ -129,28 +127,23 @@ def test_video_becomes_a_video(demo, config, fixed_predictor, tmp_path):
         (["--video-input", "/missing.mp4"], "/missing.mp4"),
         (["--video-input", __file__], "no frame"),
         (["--input", __file__], "readable images"),
-        (["--input", "IMAGES", "--opts", "SEED"], "KEY VALUE"),
+        (["--input", __file__, "--opts", "SEED"], "KEY VALUE"),
     ],
 )
-def test_wrong_input_ends_in_one_line_without_a_result(demo, config, fixed_predictor, tmp_path, words, message):
-    images = str(write_images(tmp_path / "images", "a.png"))
-    words = [images if word == "IMAGES" else word for word in words]
-    output = tmp_path / "out"
+def test_wrong_input_ends_in_one_line_without_a_result(run, fixed_predictor, tmp_path, words, message):
     with pytest.raises(SystemExit) as exit_info:
-        demo.main(["--config-file", config, "--output", str(output), *words])
+        run(source=words)
     assert message in exit_info.value.code and "\n" not in exit_info.value.code
-    assert not (output / "predictions.json").exists()
+    assert not (tmp_path / "out" / "predictions.json").exists()
 
 
-def test_real_model_answers_the_command_line(demo, config, tmp_path):
-    images = write_images(tmp_path / "images", "a.png")
-    arguments = ["--config-file", config, "--input", str(images), "--output", str(tmp_path / "out")]
-    arguments += ["--vocabulary", "dog,cat", "--confidence-threshold", "0"]
-    demo.main([*arguments, "--opts", "MODEL.GLIPV2.TEST.SCORE_THRESH", "0.001", "TEST.DETECTIONS_PER_IMAGE", "5"])
-    detections = read_predictions(tmp_path / "out")["predictions"][0]["detections"]
+def test_real_model_answers_the_command_line(run):
+    options = ["--opts", "MODEL.GLIPV2.TEST.SCORE_THRESH", "0.001", "TEST.DETECTIONS_PER_IMAGE", "5"]
+    content = run("--vocabulary", "dog,cat", "--confidence-threshold", "0", *options)
+    detections = content["predictions"][0]["detections"]
     assert detections and {detection["phrase"] for detection in detections} <= {"dog", "cat"}
     with pytest.raises(SystemExit, match=r"names\[1\]"):
-        demo.main([*arguments, "--vocabulary", "dog,,cat"])
+        run("--vocabulary", "dog,,cat")
 
 
 @pytest.fixture
@@ -192,10 +185,8 @@ def decode(segmentation):
     return mask_utils.decode({**segmentation, "counts": segmentation["counts"].encode("ascii")})
 
 
-def test_masks_are_drawn_and_written_as_run_lengths(demo, config, masking_predictor, tmp_path):
-    images = write_images(tmp_path / "images", "a.png")
-    demo.main(["--config-file", config, "--input", str(images), "--output", str(tmp_path / "out")])
-    (detection,) = read_predictions(tmp_path / "out")["predictions"][0]["detections"]
+def test_masks_are_drawn_and_written_as_run_lengths(run, masking_predictor, tmp_path):
+    (detection,) = run()["predictions"][0]["detections"]
     assert sorted(detection) == ["box", "phrase", "score", "segmentation"] and detection["phrase"] == "a dog"
     assert detection["segmentation"]["size"] == [20, 30]
     expected = mask_utils.decode(mask_utils.frPyObjects(RUN_LENGTHS, 20, 30))
@@ -207,12 +198,9 @@ def test_masks_are_drawn_and_written_as_run_lengths(demo, config, masking_predic
     assert inside == [round(0.45 * color + 55) for color in reversed(phrase_color(1))]
 
 
-def test_referring_gives_one_mask_for_every_image(demo, config, masking_predictor, tmp_path):
+def test_referring_gives_one_mask_for_every_image(run, masking_predictor, tmp_path):
     images = write_images(tmp_path / "images", "a.png", "b.png")
-    output = tmp_path / "out"
-    arguments = ["--config-file", config, "--input", str(images), "--output", str(output), "--task", "refer"]
-    demo.main([*arguments, "--prompt", "the dog, on the left"])
-    content = read_predictions(output)
+    content = run("--task", "refer", "--prompt", "the dog, on the left", source=["--input", str(images)])
     assert content["prompt"] == "the dog, on the left"
     assert masking_predictor.phrases == ["the dog, on the left"] * 2
     assert [record["drawing"] for record in content["predictions"]] == ["a.png", "b.png"]
@@ -220,43 +208,32 @@ def test_referring_gives_one_mask_for_every_image(demo, config, masking_predicto
     for record in content["predictions"]:
         assert sorted(record) == ["drawing", "file_name", "segmentation"]
         assert (decode(record["segmentation"]) == expected).all()
-        image = cv2.imread(str(output / record["drawing"]))[:, :, ::-1]
+        image = cv2.imread(str(tmp_path / "out" / record["drawing"]))[:, :, ::-1]
         assert image[400, 450].tolist() == [round(0.45 * color + 55) for color in phrase_color(0)]
         assert image.shape[0] > 533 and (image[533:] == phrase_color(0)).all(axis=2).any()
 
 
 @pytest.mark.parametrize(
-    "words, threshold",
+    "task, words, threshold",
     [
-        ([], 0.5),
-        (["--confidence-threshold", "0.25"], 0.25),
-        (["--confidence-threshold", "1"], 1.0),
-        (["--opts", "MODEL.GLIPV2.TEST.REFERRING_THRESH", "0.125"], 0.125),
+        ("refer", [], 0.5),
+        ("refer", ["--confidence-threshold", "0.25"], 0.25),
+        ("refer", ["--confidence-threshold", "1"], 1.0),
+        ("refer", ["--opts", "MODEL.GLIPV2.TEST.REFERRING_THRESH", "0.125"], 0.125),
+        ("detect", ["--confidence-threshold", "0.25"], 0.5),
     ],
 )
-def test_threshold_of_referring_is_that_of_the_model(demo, config, masking_predictor, tmp_path, words, threshold):
-    images = write_images(tmp_path / "images", "a.png")
-    arguments = ["--config-file", config, "--input", str(images), "--output", str(tmp_path / "out"), "--task", "refer"]
-    demo.main([*arguments, "--prompt", "a dog", *words])
+def test_threshold_of_referring_alone_is_that_of_the_model(run, masking_predictor, task, words, threshold):
+    run("--task", task, "--prompt", "a dog", *words)
     assert masking_predictor.configs[0].MODEL.GLIPV2.TEST.REFERRING_THRESH == threshold
 
 
-def test_threshold_of_detecting_leaves_the_config(demo, config, masking_predictor, tmp_path):
-    images = write_images(tmp_path / "images", "a.png")
-    arguments = ["--config-file", config, "--input", str(images), "--output", str(tmp_path / "out")]
-    demo.main([*arguments, "--confidence-threshold", "0.25"])
-    assert masking_predictor.configs[0].MODEL.GLIPV2.TEST.REFERRING_THRESH == 0.5
-
-
-def test_video_is_segmented_frame_by_frame(demo, config, masking_predictor, tmp_path):
-    source = write_video(tmp_path / "in.mp4")
-    output = tmp_path / "out"
-    arguments = ["--config-file", config, "--video-input", source, "--output", str(output), "--task", "refer"]
-    demo.main([*arguments, "--prompt", "a dog"])
-    records = read_predictions(output)["predictions"]
+def test_video_is_segmented_frame_by_frame(run, masking_predictor, tmp_path):
+    source = ["--video-input", write_video(tmp_path / "in.mp4")]
+    records = run("--task", "refer", "--prompt", "a dog", source=source)["predictions"]
     assert [record["frame"] for record in records] == [0, 1, 2]
     assert all(decode(record["segmentation"]).sum() == 168 for record in records)
-    assert cv2.VideoCapture(str(output / "in.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3
+    assert cv2.VideoCapture(str(tmp_path / "out" / "in.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3
 
 
 @pytest.mark.parametrize(
@@ -272,30 +249,21 @@ def test_video_is_segmented_frame_by_frame(demo, config, masking_predictor, tmp_
         (["--prompt", "a dog", "--confidence-threshold", "nan"], "REFERRING_THRESH"),
     ],
 )
-def test_wrong_referring_ends_in_one_line_before_a_model_is_built(
-    demo, config, masking_predictor, tmp_path, words, message
-):
-    images = write_images(tmp_path / "images", "a.png")
-    arguments = ["--config-file", config, "--input", str(images), "--output", str(tmp_path / "out"), "--task", "refer"]
+def test_wrong_referring_ends_in_one_line_before_a_model_is_built(run, masking_predictor, tmp_path, words, message):
     with pytest.raises(SystemExit) as exit_info:
-        demo.main([*arguments, *words])
+        run("--task", "refer", *words)
     assert message in exit_info.value.code and "\n" not in exit_info.value.code
     assert not masking_predictor.configs and not (tmp_path / "out").exists()
 
 
-def test_real_model_with_a_mask_head_answers_both_tasks(demo, config, tmp_path):
-    images = write_images(tmp_path / "images", "a.png")
-    output = tmp_path / "out"
-    arguments = ["--config-file", config, "--input", str(images), "--output", str(output), "--prompt", "a dog"]
+def test_real_model_with_a_mask_head_answers_both_tasks(run):
     options = ["MODEL.MASK_ON", "True", "MODEL.GLIPV2.MASK_HEAD.CONV_DIM", "16", "TEST.DETECTIONS_PER_IMAGE", "5"]
     options = ["--confidence-threshold", "0", "--opts", *options, "MODEL.GLIPV2.TEST.SCORE_THRESH", "0.001"]
     torch.manual_seed(0)
-    demo.main([*arguments, *options])
-    detections = read_predictions(output)["predictions"][0]["detections"]
+    detections = run("--prompt", "a dog", *options)["predictions"][0]["detections"]
     masks = [decode(detection["segmentation"]) for detection in detections]
     assert masks and all(mask.shape == (20, 30) for mask in masks)
     torch.manual_seed(0)
-    demo.main([*arguments, "--task", "refer", *options])
     # "a dog" is one noun phrase, so that both tasks ask the model the same.
-    union = decode(read_predictions(output)["predictions"][0]["segmentation"])
+    union = decode(run("--prompt", "a dog", "--task", "refer", *options)["predictions"][0]["segmentation"])
     assert (union == np.any(masks, axis=0)).all()
