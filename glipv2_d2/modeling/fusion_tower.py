@@ -1,4 +1,4 @@
-"""The fusion tower: image and text read each other, block after block, before the head looks at either."""
+"""The fusion tower: image and text read each other, block after block, before the heads."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ LANGUAGE_LAYERS: dict[str, type[nn.Module]] = {"post_norm": LanguageLayer, "pre_
 
 
 class TowerBlock(nn.Module):
-    """One round of the tower: fusion, a text layer, an image layer; without fusion the image layer alone.
+    """A block of the tower: fusion, a text layer, an image layer; without fusion only the image layer.
 
     Args:
         dyconv: Image layer.
         fusion: Bi-directional attention, or None.
-        language_layer: Transformer layer over the tokens, or None. It goes with ``fusion``: text that has not seen
-            the image is already contextual.
+        language_layer: Transformer layer over the tokens; None without ``fusion``, because text that has not read the
+            image is already contextual.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class FusionTower(nn.Module):
     Args:
         in_channels: Channels of the pyramid, C.
         language_dim: Width of a token, D.
-        num_blocks: Rounds, at least 1.
+        num_blocks: Number of blocks, at least 1.
         channels: Channels between and after the blocks.
         num_groups: Groups of the GroupNorm in DyConv; divides ``channels``.
         deformable, deform_form, dynamic_relu: See ``DyConv``.
@@ -78,8 +78,8 @@ class FusionTower(nn.Module):
             (``PreNormLayer``, beside CLIP-type ones).
         use_checkpoint: Recompute the activations of each block in the backward pass.
 
-    Source: GLIP, Sec. 3.2 and ``VLDyHead``; GLIPv2, App. B.1; in the official head too the text layers are of
-    the encoder's kind.
+    Source: GLIP, Sec. 3.2 and ``VLDyHead``; GLIPv2, App. B.1. In the official head, too, the text layers are of the
+    encoder's kind.
     """
 
     def __init__(
@@ -160,14 +160,15 @@ class FusionTower(nn.Module):
         Args:
             features: The levels.
             language: The prompts.
-            reading: Who reads whom.
-            with_levels: The levels are needed, not only the tokens, which the last image layer does not change.
-            rows: Where the image does not read the text there may be M prompts: (M,) int64, the image of each. Then
-                each image passes the tower once for all its prompts.
+            reading: How image and text read each other.
+            with_levels: Return the levels. Otherwise the last image layer, which does not change the tokens, is
+                skipped.
+            rows: (M,) int64, only if the image does not read the text: for each of M prompts its image. An image then
+                passes the tower once for all its prompts.
 
         Returns:
-            L levels (N or M, channels, Hl, Wl), none if they are not needed, and the language features with ``hidden``
-            replaced by the fused tokens.
+            L levels (N or M, channels, Hl, Wl), an empty list without ``with_levels``, and the language features, whose
+            ``hidden`` are the fused tokens.
         """
         hidden = language.hidden
         if not (with_levels or self.fuses_text):
@@ -186,19 +187,19 @@ class FusionTower(nn.Module):
         return features if rows is None else [level[rows] for level in features], language
 
     def mix_levels(self, features: list[Tensor]) -> list[Tensor]:
-        """Run the levels of N images alone, for a tower built without fusion: they are the same for every prompt."""
+        """Run the levels of N images in a tower without fusion, where they are the same for all prompts."""
         for block in self.blocks:
             features = block.dyconv(features)
         return features
 
     def read_images(self, features: list[Tensor]) -> list[Tensor]:
-        """Run the levels of N images alone, as they are in a causal ``forward``, for tokens that come one by one.
+        """Run the levels of N images as a causal ``forward`` does, for tokens that follow one by one.
 
         Returns:
-            For each block what its tokens read, (N, S, C) with all positions in one sequence.
+            For each block the positions that tokens read, (N, S, C), all levels in one sequence.
 
         Raises:
-            InputError: The tower was built without fusion: its tokens read nothing.
+            InputError: The tower has no fusion, so its tokens cannot read the image.
         """
         if not self.fuses_text:
             raise InputError("MODEL.GLIPV2.FUSION.ENABLED: expected True to write captions, found False")
@@ -225,8 +226,8 @@ class FusionTower(nn.Module):
         """
         known = []
         for block, visual, past_of_block in zip(self.blocks, positions, past or [None] * len(self.blocks)):
-            # Tokens of one image do not meet in the fusion: its texts are read as one. The folded form needs no more of
-            # the positions than they are; the plain one would project them again for every token.
+            # Tokens do not affect each other in the fusion, so all texts of an image are read as one text. The folded
+            # form reads the positions directly; the plain one would project them again for every token.
             texts = hidden.unflatten(0, (len(visual), -1)).squeeze(2)  # (N, B / N, D)
             hidden = block.fusion.read_image(visual, texts, form="folded").flatten(0, 1).unsqueeze(1)
             hidden, known_of_block = block.language_layer.step(hidden, past_of_block)

@@ -17,12 +17,12 @@ _LAYERS = (nn.Linear, nn.Conv2d)
 
 
 class LoRASettings(NamedTuple):
-    """What low-rank updates are made of.
+    """Settings of low-rank updates.
 
     Attributes:
         rank: Largest rank of an update.
         alpha: An update is multiplied by alpha / rank.
-        parts: Parts of the model whose layers get one, of ``LORA_PARTS``.
+        parts: Parts of the model whose layers get an update, from ``LORA_PARTS``.
     """
 
     rank: int = 8
@@ -43,9 +43,9 @@ class LowRankUpdate(nn.Module):
         super().__init__()
         self.down = nn.Parameter(weight.new_empty(rank, weight[0].numel()))
         self.up = nn.Parameter(weight.new_zeros(len(weight), rank))
-        # In the state of the model: with another factor the two matrices are another update.
+        # Part of the state of the model, because the two matrices with another factor are another update.
         self.register_buffer("scale", weight.new_tensor(alpha / rank))
-        # The spread of a linear layer of torch.
+        # As torch initializes a linear layer.
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -54,10 +54,10 @@ class LowRankUpdate(nn.Module):
 
 
 class _UpdatedLayer:
-    """What a layer with an update has before its own class: the weight that it computes with.
+    """A base class, put before the class of a layer, whose ``weight`` includes the update.
 
-    The parameter keeps its name, so that files of weights fit with and without updates, and code that reads ``weight``
-    itself, as the folded fusion and the deformable convolutions do, sees the update too.
+    The parameter keeps its name, so that weight files fit with and without updates. Code that reads ``weight`` itself,
+    such as the folded fusion and the deformable convolutions, sees the update too.
     """
 
     @property
@@ -73,8 +73,8 @@ def _updated_class(layer_class: type[nn.Module]) -> type[nn.Module]:
 def add_lora(model: nn.Module, settings: LoRASettings) -> list[str]:
     """Give the linear and convolution layers of some parts of a model a low-rank update, ``lora``.
 
-    A layer is left as it is where its weight is frozen, or no larger than the update would be. Weights that are no
-    layer's own ``weight``, such as those of all three projections in the attention of CLIP-type layers, get none.
+    A layer stays as it is if its weight is frozen, or not larger than the update would be. Parameters that are not the
+    ``weight`` of a layer, such as the joint projections in the attention of CLIP-type layers, get no update.
 
     Args:
         model: Its direct children are its parts.
@@ -86,8 +86,8 @@ def add_lora(model: nn.Module, settings: LoRASettings) -> list[str]:
     Raises:
         InputError: A setting is out of range, a part does not exist, or no layer of a part is left.
 
-    Source: LoRA (Hu et al. 2021, arXiv 2106.09685); convolutions by their weight as a matrix with one row per channel
-    that they make.
+    Source: LoRA (Hu et al. 2021, arXiv 2106.09685); the weight of a convolution is read as a matrix with one row
+    per output channel.
     """
     if settings.rank < 1:
         raise InputError(f"MODEL.GLIPV2.TUNING.LORA.RANK: expected at least 1, found {settings.rank}")

@@ -1,4 +1,4 @@
-"""Which anchors learn which box."""
+"""Choose the anchors that learn each box."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class ATSSMatcher:
     3. A candidate is positive if its IoU reaches the threshold and its centre lies more than 0.01 pixel inside the box.
     4. An anchor that is positive for several boxes goes to the one with the highest IoU, the first of equal ones.
 
-    A box may get no anchor, as one too small to hold a centre. Anchors at equal distance are chosen by ``torch.topk``.
+    A box may get no anchor, for example if it is too small to hold a centre. ``torch.topk`` chooses among anchors at
+    equal distance.
 
     Args:
         topk: Candidates per level and box, at least 1.

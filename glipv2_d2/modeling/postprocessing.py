@@ -14,7 +14,7 @@ from .box_regression import scale_boxes_legacy
 
 
 def original_size(inputs: Mapping[str, Any], image_size: tuple[int, int]) -> tuple[int, int]:
-    """Return height and width of the original image, those of the network's input where a model input has none."""
+    """Return height and width of the original image; those of the network's input if the model input lacks them."""
     height, width = (inputs.get(key) or side for key, side in zip(("height", "width"), image_size, strict=True))
     return height, width
 

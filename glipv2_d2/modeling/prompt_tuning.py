@@ -1,4 +1,4 @@
-"""Prompt tuning: a table of numbers, one row for each place in a prompt, that is added to the text before fusion."""
+"""Prompt tuning: a table with a row for each token of a prompt, which is added to the text before fusion."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ PROMPT_ROWS = 1000
 
 
 class PromptTuner(nn.Module):
-    """Add a row of a table to each token, by its place in the prompt and the same for all images.
+    """Add a row of a table to each token, by its index in the prompt, the same row for all images.
 
-    It is made for one task with one prompt: its names in a fixed order, in training as at test time. The table starts
-    at zero, which changes nothing. Since image and text are fused after it, it moves what the model sees, not only
-    what it compares with. Rows past the end of the prompts it is trained with stay zero.
+    A table is made for one task with one prompt, whose names have the same order in training and at test time. It
+    starts at zero, which changes nothing. Image and text are fused after it, so it changes the image features too. Rows
+    past the end of the training prompts stay zero.
 
     Args:
         language_dim: D of the text.
@@ -34,7 +34,7 @@ class PromptTuner(nn.Module):
         self.embeddings = nn.Parameter(torch.zeros(max_tokens, language_dim))
 
     def forward(self, language: LanguageFeatures) -> LanguageFeatures:
-        """Add the first T rows to ``hidden`` and, but for the padding, to ``embedded`` of N prompts.
+        """Add the first T rows to ``hidden`` of N prompts, and to ``embedded`` except in the padding.
 
         Raises:
             InputError: T passes the number of rows.
@@ -50,7 +50,7 @@ class PromptTuner(nn.Module):
 
 
 def build_prompt_tuner(cfg: CfgNode, language_dim: int) -> PromptTuner | None:
-    """Build the table for text of width ``language_dim`` where it is what trains, and otherwise return None."""
+    """Build the table for text of width ``language_dim`` if the tuning mode needs it, and otherwise return None."""
     if cfg.MODEL.GLIPV2.TUNING.MODE != "prompt":
         return None
     return PromptTuner(language_dim, max(PROMPT_ROWS, cfg.MODEL.TEXT_ENCODER.MAX_TOKENS))

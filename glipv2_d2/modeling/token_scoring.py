@@ -14,13 +14,13 @@ def token_to_phrase_scores(token_scores: Tensor, phrase_token_map: Tensor, aggre
     """Score each phrase by the tokens that spell it.
 
     Args:
-        token_scores: (..., T) probabilities in [0, 1]. Computed in single precision also under autocast.
+        token_scores: (..., T) probabilities in [0, 1]. The computation is in single precision, even under autocast.
         phrase_token_map: (P, T) bool.
         aggregation: "mean" of the probabilities, their "max", or "power", their geometric mean. The mean is one matrix
             product, so a NaN at any of the T tokens reaches all P scores.
 
     Returns:
-        (..., P) in [0, 1]. A phrase without tokens scores 0: no threshold lets it pass.
+        (..., P) in [0, 1]. A phrase without tokens scores 0 and passes no threshold.
 
     Raises:
         InputError: Unknown aggregation.

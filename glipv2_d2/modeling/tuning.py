@@ -1,4 +1,4 @@
-"""What of a model trains, and what is fixed."""
+"""Choose the parameters that train, and fix the others."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .lora import LoRASettings, add_lora
 
 
 class _Mode(NamedTuple):
-    """What trains: the names of the parameters, a part that trains as a whole, and the key that a model needs it by."""
+    """A tuning mode: a pattern of parameter names, a part that trains as a whole, the config key that creates it."""
 
     pattern: str
     whole_part: str | None = None
     key: str = ""
 
 
-# What trains in each MODEL.GLIPV2.TUNING.MODE but "full". The linear probe is what the official code calls so:
+# For each MODEL.GLIPV2.TUNING.MODE but "full" the parameters that train. The linear probe is that of the official code:
 # the layers that read the tower, without the factors of the box deltas of each level.
 _MODES = {
     "mask_head": _Mode(r"mask_head\..*", "mask_head", f"{HEADS['mask_head'].key} True"),
@@ -34,13 +34,13 @@ TUNING_MODES = ("full", *_MODES)
 
 
 class Tuning(NamedTuple):
-    """What of a model trains.
+    """The result of applying a tuning mode to a model.
 
     Attributes:
         mode: One of ``TUNING_MODES``.
-        fixed_parts: Parts that have to stay in eval mode; with "full" none, whatever other keys of the config freeze.
-        trained_parts: Names of the parts that hold parameters that train; with "full" of all.
-        settings: What a file of tuned weights has to agree with, beside the mode.
+        fixed_parts: Parts that have to stay in eval mode; none with "full", even if other config keys freeze some.
+        trained_parts: Names of the parts with parameters that train; all parts with "full".
+        settings: Settings that a file of tuned weights has to agree with, in addition to the mode.
     """
 
     mode: str
@@ -49,12 +49,12 @@ class Tuning(NamedTuple):
     settings: dict[str, str]
 
     def trains(self, *parts: str) -> bool:
-        """Say whether any of the parts trains."""
+        """Tell whether any of the parts trains."""
         return not self.trained_parts.isdisjoint(parts)
 
 
 class TuningSettings(NamedTuple):
-    """What is to train.
+    """Settings of the tuning.
 
     Attributes:
         mode: One of ``TUNING_MODES``.

@@ -1,1 +1,1 @@
-"""The prediction heads behind the fusion tower."""
+"""The heads that read the output of the fusion tower."""

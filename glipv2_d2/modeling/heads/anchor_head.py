@@ -1,4 +1,4 @@
-"""What the heads of dense detectors share: boxes and centerness of every anchor, targets, losses and detections."""
+"""The base of the detection heads: boxes and centerness of every anchor, targets, losses and detections."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class LevelScale(nn.Module):
 
 
 class AnchorHead(TrainingHead):
-    """Place and rate every anchor; a subclass adds what names it.
+    """Predict a box and a centerness for every anchor; a subclass adds the naming of anchors.
 
-    A head is shared by all levels, but for one scale of the box deltas per level. There is one anchor per position.
+    All levels share the head, except for one scale of the box deltas per level. There is one anchor per position.
 
     Args:
         channels: C of the levels.
@@ -55,21 +55,21 @@ class AnchorHead(TrainingHead):
         box2box_transform: Encodes boxes relative to anchors.
         matcher: Labels the anchors.
         level_scale: Initial factor of the box deltas.
-        no_object_token: Index of a token that unmatched anchors have as their target, None for no such token. It
-            matters only for a prompt that is longer than this index.
+        no_object_token: Index of a token that is the target of unmatched anchors; None for no such token. It has an
+            effect only in prompts longer than this index.
         focal_alpha: See ``token_focal_loss``.
         focal_gamma: See ``token_focal_loss``.
-        naming_loss_weight: Factor of the loss of what names the anchors, ``naming_loss``.
+        naming_loss_weight: Factor of the loss of the naming, whose key is ``naming_loss``.
         box_reg_loss_weight: Factor of ``loss_box_reg``.
         centerness_loss_weight: Factor of ``loss_centerness``.
-        test_score_thresh: This and the following: see ``DetectionSelector``.
+        test_score_thresh: See ``DetectionSelector``, also for the following.
         test_topk_candidates: Pairs of anchor and phrase, per level.
         test_nms_thresh: IoU.
         test_score_aggregation: "mean", "max" or "power".
         test_detections_per_image: Detections per prompt, 0 for all.
 
     Raises:
-        InputError: What ``DetectionSelector`` refuses.
+        InputError: A value that ``DetectionSelector`` refuses.
 
     Source: ATSS (arXiv 1912.02424); ``VLDyHead`` and ``ATSSLossComputation`` of the official code.
     """
@@ -154,7 +154,7 @@ class AnchorHead(TrainingHead):
         prompts: list[TokenizedPrompt],
         num_tokens: int,
     ) -> AnchorTargets:
-        """Label the anchors of a batch, once.
+        """Label the anchors of a batch.
 
         Args:
             anchors: L sets of anchors, the same for all images.

@@ -24,8 +24,8 @@ class CaptioningHead(WordDecoder):
         loss_weight: Factor of ``loss_caption``.
         label_smoothing: Share of the target that is spread evenly over the vocabulary, in [0, 1).
 
-    Source: GLIPv2, App. D.2, which does not name the layers; here those of the head for masked words. ``forward`` is
-    that of ``WordDecoder``; captions are written by ``CaptionDecoder``.
+    Source: GLIPv2, App. D.2, which does not describe the layers; here they are those of ``MLMHead``. ``CaptionDecoder``
+    writes captions with this head.
     """
 
     @configurable
@@ -53,9 +53,9 @@ class CaptioningHead(WordDecoder):
     def losses(self, fused: Fused, batch: TrainBatch) -> dict[str, Tensor]:
         """Compute the weighted cross-entropy of each token after the first, predicted from the one before it.
 
-        The first token is the start of the text, the last its end; padding is neither read nor predicted. The loss is
-        in single precision and the mean over the tokens of all ranks, once gradients are averaged over them; captions
-        of one token each have a loss of 0 that still reaches the parameters.
+        The first token is the start of the text, the last one its end. Padding is neither read nor predicted. The loss
+        is in single precision and the mean over the tokens of all ranks, once gradients are averaged over them;
+        captions of one token each have a loss of 0 that still reaches the parameters.
 
         Args:
             fused: Its ``hidden``, (M, T, D), is read: the text must be causal.
@@ -65,7 +65,7 @@ class CaptioningHead(WordDecoder):
             The scalar ``loss_caption``.
 
         Raises:
-            InputError: A token has no id below V.
+            InputError: A token id is not below V.
         """
         text = torch.cat([fused.hidden[row, : len(prompt) - 1] for row, prompt in enumerate(batch.prompts)])
         labels = torch.cat([prompt.input_ids[1:] for prompt in batch.prompts])

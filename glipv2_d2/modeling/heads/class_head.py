@@ -28,7 +28,7 @@ class ClassHead(AnchorHead):
         options: Other arguments of ``AnchorHead``.
 
     Raises:
-        InputError: ``num_classes`` or ``prior_prob`` is out of range, or what ``DetectionSelector`` refuses.
+        InputError: ``num_classes`` or ``prior_prob`` is out of range, or ``DetectionSelector`` refuses a value.
 
     Source: DyHead (arXiv 2106.08322) in its one-stage form, with the sigmoid focal loss of RetinaNet (arXiv
     1708.02002); ``cls_logits`` of the official ``VLDyHead``.
@@ -46,7 +46,7 @@ class ClassHead(AnchorHead):
         class_loss_weight: float = 1.0,
         **options: Any,
     ):
-        # Of a single token every aggregation is the same; this one needs no matrix product.
+        # All aggregations agree on a single token; this one needs no matrix product.
         super().__init__(
             channels=channels, naming_loss_weight=class_loss_weight, test_score_aggregation="max", **options
         )
@@ -79,6 +79,6 @@ class ClassHead(AnchorHead):
         return TokenizedPrompt(classes, token_map, classes, tuple(map(str, range(self.num_classes))))
 
     def forward(self, features: list[Tensor], text: Tensor | None = None) -> GroundingPredictions:
-        """Predict for all anchors of L levels (N, C, Hl, Wl), whatever the text; a class stands for a token."""
+        """Predict for all anchors of L levels (N, C, Hl, Wl); the text is ignored, and each class counts as a token."""
         class_logits = [self.cls_logits(feature).flatten(2).transpose(1, 2) for feature in features]  # (N, Hl*Wl, K)
         return GroundingPredictions(class_logits, *self._place(features))

@@ -1,4 +1,4 @@
-"""The head that compares regions and words of different images before fusion: projections and their loss."""
+"""The head that compares regions and words of different images before fusion, and its loss."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from .region_word_packing import PackedLabels, pack_region_labels, pack_word_lab
 class ContrastiveHead(TrainingHead):
     """Pull regions towards the words that name them, in their own image and in all others of the batch.
 
-    It is used in training only. Image features before fusion at positive anchors, and the encoder's text, are projected
-    into one space and compared there as cosines divided by a learned temperature. Fused features would know
-    their partner already.
+    It is used in training only. Image features before fusion, at positive anchors, and the encoder's text are projected
+    into one space and compared there by cosines divided by a learned temperature. Features after fusion would already
+    contain their partner.
 
     Args:
         channels: C of the levels.
@@ -31,7 +31,7 @@ class ContrastiveHead(TrainingHead):
         embed_dim: E, width of the common space.
         log_scale: Initial log of the temperature.
         max_regions_per_image: Positive anchors of an image that take part, chosen at random where it has more.
-        max_tokens: Most tokens of a prompt.
+        max_tokens: The most tokens in a prompt.
         loss_weight: Factor of ``loss_contrastive``.
         form: See ``contrastive_loss``.
 
@@ -39,7 +39,7 @@ class ContrastiveHead(TrainingHead):
         InputError: ``max_regions_per_image`` is below 1, or the form is unknown.
 
     Source: GLIPv2 (arXiv 2206.05836), Sec. 3.2; width and number of regions of the official code's shallow contrastive
-    loss. That compares fused text, and leaves out the anchors of the first box of each image: not repeated.
+    loss. Departures: that loss compares fused text and leaves out the anchors of the first box of each image.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("backbone", "text_encoder")
@@ -105,7 +105,7 @@ class ContrastiveHead(TrainingHead):
         """Compute the weighted loss of a batch, over the images of all ranks, in single precision.
 
         Regions are positive anchors, words all real tokens. The number of images N must be the same on all ranks, and
-        every rank must call this; its images may have no boxes.
+        every rank must call this, even if none of its images has a box.
 
         Args:
             fused: Its ``features`` and ``language``, before fusion, and its ``targets`` are read.
@@ -126,7 +126,7 @@ class ContrastiveHead(TrainingHead):
         return {"loss_contrastive": loss * self.loss_weight}
 
     def _choose_anchors(self, matched_idxs: Tensor) -> Tensor:
-        """Return (N, R) bool: positive anchors, of each image at most the allowed number, at random."""
+        """Return (N, R) bool: positive anchors; in an image with too many, a random choice of them."""
         positive = matched_idxs >= 0
         if positive.shape[1] <= self.max_regions_per_image:
             return positive
@@ -142,7 +142,7 @@ class ContrastiveHead(TrainingHead):
         word_labels: PackedLabels,
         num_images: int,
     ) -> tuple[SharedVectors, SharedVectors]:
-        """Gather regions and words of all ranks, together in one collective, and part them again."""
+        """Gather regions and words of all ranks in one collective operation, and separate them again."""
         images = torch.cat((region_labels.images, word_labels.images)) * comm.get_world_size() + comm.get_rank()
         categories = torch.cat((region_labels.categories, word_labels.categories))
         is_word = torch.cat((torch.zeros_like(region_labels.images), torch.ones_like(word_labels.images)))

@@ -1,4 +1,4 @@
-"""Which pairs of an anchor and a phrase become detections."""
+"""Choose the pairs of an anchor and a phrase that become detections."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from ..token_scoring import SCORE_AGGREGATIONS, token_to_phrase_scores
 class DetectionSelector:
     """Select the detections of one image.
 
-    1. The candidates of a level are the pairs whose phrase score passes the threshold. The best of them by phrase score
-       times centerness go on.
-    2. Their boxes are decoded and clipped. The final score is the square root of that product.
+    1. The candidates of a level are the pairs whose phrase score passes the threshold. The best ``topk_candidates`` by
+       phrase score times centerness are kept.
+    2. Their boxes are decoded and clipped. The final score is the square root of this product.
     3. Non-maximum suppression for each phrase, over all levels.
-    4. The best detections stay, with all that tie with the last of them.
+    4. The best detections are kept, with all that tie with the last of them.
 
     Args:
         box2box_transform: Decodes boxes relative to anchors.
         score_thresh: A phrase score must exceed it; in [0, 1].
-        topk_candidates: Best pairs of each level that go on.
+        topk_candidates: Number of pairs kept of each level.
         nms_thresh: A box that overlaps a better one of its phrase by more than this IoU is suppressed.
         score_aggregation: See ``token_to_phrase_scores``.
         detections_per_image: Detections to keep; 0 keeps all.
@@ -64,7 +64,7 @@ class DetectionSelector:
         image_size: tuple[int, int],
         prompt: TokenizedPrompt,
     ) -> Instances:
-        """Select from the predictions of one image: its tensors lack the first dimension, N.
+        """Select from the predictions for one image, whose tensors lack the first dimension, N.
 
         Args:
             predictions: An anchor with a centerness that is NaN, or with box deltas that are not finite, is never
@@ -96,7 +96,7 @@ class DetectionSelector:
     def _candidates(self, predictions: GroundingPredictions, prompt: TokenizedPrompt) -> tuple[Tensor, Tensor, Tensor]:
         """Return anchor, phrase and final score of the best pairs of each level."""
         token_map = prompt.phrase_token_map.to(predictions.token_logits[0].device)
-        # Only the tokens of phrases: what the network says about the others, or about padding, must not matter.
+        # Only tokens of phrases are used: predictions for other tokens or for padding must not have an effect.
         used = token_map.any(dim=0).nonzero().squeeze(1)
         anchors, phrases, scores = [], [], []
         offset = 0

@@ -1,4 +1,4 @@
-"""The head that names, places and rates every anchor with the tokens of a prompt."""
+"""The head that aligns every anchor with the tokens of a prompt and predicts its box and centerness."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class GroundingHead(AnchorHead):
         options: Other arguments of ``AnchorHead``.
 
     Raises:
-        ValueError: ``prior_prob`` is out of range, or what ``DetectionSelector`` refuses.
+        ValueError: ``prior_prob`` is out of range, or ``DetectionSelector`` refuses a value.
 
     Source: GLIP (arXiv 2112.03857), Sec. 3.1; ``VLDyHead`` of the official code. Its unused classification branch is
     left out.
@@ -95,7 +95,7 @@ class GroundingHead(AnchorHead):
         return GroundingPredictions(token_logits, *self._place(features))
 
     def _project_text(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what regions are multiplied with, (N, C, T), and the bias of each token, (N, T)."""
+        """Return the projected tokens, (N, C, T), and the bias of each token, (N, T)."""
         # The guard against a zero norm, 1e-12, does not exist in half precision; padding may well be all zero.
         embedding = F.normalize(text.float(), dim=-1, eps=1e-12).to(self.bias_lang.dtype)
         token_features = self.text_projection(embedding / 2) / self.log_scale.exp()

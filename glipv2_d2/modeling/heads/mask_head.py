@@ -1,4 +1,4 @@
-"""The head that draws the mask of a box from the words that name it."""
+"""The head that predicts the mask of a box from the words that name it."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class HourglassMaskHead(TrainingHead):
 
     ROIAlign, hourglasses with a ReLU behind each, a transposed convolution to twice the resolution with a ReLU, and a
     dot product of each pixel with the tokens: that of the grounding head, with weights of its own and no constant bias.
-    The logit of a phrase is the mean over those of its tokens. As that is linear in the tokens, they are averaged
-    first, and each box gets the one map of its phrase, not one for every token.
+    The logit of a phrase is the mean of the logits of its tokens. The mean is linear, so the tokens are averaged first,
+    and a box needs one map instead of one for every token.
 
-    Activations are not kept for the backward pass but computed again, slice after slice of the boxes: otherwise they
-    would be far larger than the maps.
+    Activations would be far larger than the maps. They are not kept for the backward pass but computed again, one slice
+    of boxes after the other.
 
     Args:
         channels: C of the levels.
@@ -49,21 +49,21 @@ class HourglassMaskHead(TrainingHead):
         strides: L strides of the levels.
         hourglass_depth: Halvings of the resolution inside an hourglass.
         num_hourglasses: Hourglasses in a row, at least 1.
-        conv_dim: Channels inside the head; where they are not C, a 1x1 convolution comes first.
+        conv_dim: Channels inside the head; if they are not C, a 1x1 convolution comes first.
         num_groups: Groups of the GroupNorm in the hourglasses, 0 for none.
         pooler_resolution: S, cells along a side of what is pooled.
         pooler_sampling_ratio: See ``RegionPooler``.
         log_scale: Initial log of the temperature.
-        max_proposals: Matched proposals of an image that train, beside its annotated boxes.
+        max_proposals: The most matched proposals of an image that train, in addition to its annotated boxes.
         reads: Levels that regions are pooled from, one of ``MASK_FEATURES``.
         threshold: Probability from which on a pixel belongs to a mask.
         loss_weight: Factor of ``loss_mask``.
 
     Raises:
-        InputError: No hourglass, or what the layers refuse.
+        InputError: There is no hourglass, or a layer refuses a value.
 
     Source: GLIPv2, Sec. 3.1 and App. B.2; ``HourglassFPNFeatureExtractor`` and ``VLMaskRCNNC4Predictor`` of the
-    official code. There all token maps are made first, each of them clamped, and C has to be ``conv_dim``.
+    official code. That code makes and clamps all token maps first, and C has to be ``conv_dim`` there.
     """
 
     reads_boxes: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""The features that masks are predicted from: those under their boxes."""
+"""Pool the features under boxes, from which masks are predicted."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def mask_frames(boxes: Tensor) -> Tensor:
         (..., 4) XYXY from edge to edge: a frame ends one pixel before its box, but is at least one pixel wide and high.
         A new tensor.
 
-    Source: the official code reads the coordinates of the first and the last pixel of a box as edges when it pools and
-    when it cuts targets; not so when it pastes, where the last pixel belongs to the box.
+    Source: when the official code pools features and cuts targets, it reads the coordinates of the first and the last
+    pixel of a box as edges. When it pastes masks, it does not: there the last pixel belongs to the box.
     """
     first, last = boxes[..., :2], boxes[..., 2:] - 1
     return torch.cat((first, torch.maximum(last, first + 1)), dim=-1)
 
 
 class RegionPooler(nn.Module):
-    """Sample the features under boxes at a fixed resolution, each from the level that its size asks for.
+    """Sample the features under boxes at a fixed resolution, each from the level for its size.
 
     Args:
         strides: L strides of the levels, powers of 2, each twice the one before.
@@ -43,11 +43,11 @@ class RegionPooler(nn.Module):
         sampling_ratio: Samples along a side of a cell; 0: as many as it has feature pixels, rounded up.
 
     Raises:
-        InputError: Other strides.
+        InputError: The strides are not as above.
 
     Source: Mask R-CNN (arXiv 1703.06870) and its first ROIAlign, whose samples lie half a feature pixel right of and
     below those of the "aligned" one, as in the official code. detectron2's ``ROIPooler`` reads size and position from
-    one set of boxes; in half-open coordinates they are of two.
+    one set of boxes; half-open coordinates need two.
     """
 
     def __init__(self, *, strides: list[int], resolution: int, sampling_ratio: int = 0):

@@ -1,4 +1,4 @@
-"""Which boxes train the mask head, and what their masks should be."""
+"""Choose the boxes that train the mask head, and cut their target masks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class MatchedRegions(NamedTuple):
 
     Attributes:
         boxes: (K, 4) XYXY, half-open, proposals first, then annotated boxes.
-        matched_idxs: (K,) int64, the annotated box whose mask it is.
+        matched_idxs: (K,) int64, index of the annotated box whose mask each box learns.
     """
 
     boxes: Tensor
@@ -30,13 +30,13 @@ class MatchedRegions(NamedTuple):
 
 @torch.no_grad()
 def match_proposals(proposals: Boxes, instances: Instances, usable: Tensor, max_proposals: int) -> MatchedRegions:
-    """Choose the boxes of one image that train, and the mask of each.
+    """Choose the boxes of one image that train the mask head, and the mask of each.
 
     Args:
         proposals: Predicted boxes, best first; there may be none.
-        instances: With ``gt_boxes``, M boxes in the same frame; there may be none.
-        usable: (M,) bool, the boxes that have a mask and a phrase. A proposal that fits another one best is left out.
-        max_proposals: Proposals to keep at most, the first that match.
+        instances: Has ``gt_boxes``, M >= 0 boxes in the same frame.
+        usable: (M,) bool, the boxes that have a mask and a phrase. A proposal that fits another box best is left out.
+        max_proposals: The most proposals to keep; the first that match are kept.
 
     Source: the official mask head, without a limit; ``gt_boxes`` are added to the proposals there too.
     """

@@ -1,4 +1,4 @@
-"""The head that reads from a phrase where its box is, and its loss."""
+"""The head that predicts the centre of a phrase's box from its tokens, and its loss."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _SMOOTH_L1_BETA = 0.2
 class PhraseCenterHead(TrainingHead):
     """Find the centre of a phrase's box in the fused text, by a linear layer on the normalized mean of its tokens.
 
-    A detector asks of its text what things are, not where. Questions and captions compare things by their places ("to
-    the left of"), which the tokens have to know for that. The head serves training alone. It learns little where the
-    text cannot tell one place from another, see ``positions`` of ``BiAttentionBlock``.
+    The text of a detector learns what things are, not where they are. Questions and captions compare positions ("to the
+    left of"), so the tokens have to know them. The head is used in training only. It learns little unless the text can
+    tell positions apart, see ``positions`` of ``BiAttentionBlock``.
 
     Args:
         language_dim: D of the text.
         loss_weight: Factor of ``loss_phrase_center``.
 
-    Source: not of the paper.
+    Source: none; it is not from the paper.
     """
 
-    # Over a fixed detector too: what this head learns is then all that the loss does. Not where it is fixed itself.
+    # The trunk need not train, but this head has to: a fixed head would only pull the text towards itself.
     needs: ClassVar[tuple[str, ...]] = ()
     reads_boxes: ClassVar[bool] = True
 
@@ -51,15 +51,14 @@ class PhraseCenterHead(TrainingHead):
         return {"language_dim": shapes.language_dim, "loss_weight": cfg.MODEL.GLIPV2.PHRASE_CENTER.LOSS_WEIGHT}
 
     def forward(self, text: Tensor) -> Tensor:
-        """Give the centres (..., 2) of phrases, ``relative_coordinates``, from the means (..., D) of their tokens."""
+        """Return the centres (..., 2) of phrases, as ``relative_coordinates``, from their mean tokens (..., D)."""
         return self.center(self.norm(text))
 
     def losses(self, fused: Fused, batch: TrainBatch) -> dict[str, Tensor]:
         """Compute the weighted smooth L1 distance of the centres, in single precision.
 
-        A phrase counts if it has a token and exactly one box. The loss is the mean over the phrases of all ranks and
-        both coordinates, once gradients are averaged over the ranks; without a phrase it is 0 and still reaches the
-        parameters.
+        Phrases with a token and exactly one box count. Once gradients are averaged over the ranks, the loss is the mean
+        over the phrases of all ranks and both coordinates. Without a phrase it is 0 and still reaches the parameters.
 
         Args:
             fused: Its ``hidden``, (M, T, D), is read.

@@ -1,4 +1,4 @@
-"""Regions and words of a batch, packed without padding, with what the annotations say about them."""
+"""Pack regions and words of a batch without padding, with their labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class PackedLabels(NamedTuple):
     Attributes:
         images: (n,) int64, index of the image in the batch.
         categories: (n,) int64, see ``LabelledVectors``.
-        phrases: (2, m) int64, pairs of a region, or word, and a phrase; the phrases of all images are numbered through.
+        phrases: (2, m) int64, pairs of a region, or word, and a phrase, numbered across all images.
     """
 
     images: Tensor
@@ -27,7 +27,7 @@ class PackedLabels(NamedTuple):
 
 
 def take_regions(features: list[Tensor], matched_idxs: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Take the features at chosen anchors, level by level: joining the levels would copy all of them.
+    """Take the features at chosen anchors, level by level, because joining the levels would copy all of them.
 
     Args:
         features: L levels (N, C, Hl, Wl), one anchor per position.
@@ -55,7 +55,7 @@ def pack_region_labels(
     Args:
         images: (n,) int64.
         boxes: (n,) int64, index among the boxes of the image.
-        instances: N images with ``gt_classes`` and ``gt_category_ids``, each may be without boxes.
+        instances: N images with ``gt_classes`` and ``gt_category_ids``; an image may have no boxes.
         prompts: N prompts.
     """
     first_box = list(accumulate((len(image) for image in instances), initial=0))

@@ -1,4 +1,4 @@
-"""The heads that only some models have, one row each: what everything outside the heads knows of them."""
+"""The table of optional heads, one row each, which all code outside the heads reads."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class HeadEntry(NamedTuple):
     Attributes:
         key: The config key that switches it on.
         head: Its class, built from the config and the shapes of the trunk.
-        starts_random: A plain detector brings no weights for it: ``SOLVER.HEAD_MULTIPLIER`` is its learning rate's.
-        gives_results: Its output is a result: without weights in the file it may be trained, but not evaluated.
+        starts_random: A plain detector has no weights for it, and ``SOLVER.HEAD_MULTIPLIER`` scales its learning rate.
+        gives_results: Its output is a result. If a file lacks its weights, the model can be trained but not evaluated.
     """
 
     key: str

@@ -20,18 +20,19 @@ from ..batch import Fused, TrainBatch, TrainingHead, TrunkShapes
 class VQAHead(TrainingHead):
     """Rate every answer of a list for a question that has seen the image.
 
-    Attention pooling turns the tokens into one vector: a linear layer rates each token, a softmax over the real tokens
-    gives the weights of their sum. Two layers with a GELU after each and a last linear layer make A logits of it.
+    Attention pooling turns the tokens into one vector: a linear layer rates each token, and a softmax over the real
+    tokens gives the weights of their sum. Two layers, each with a GELU, and a last linear layer turn it into A logits.
 
-    Text of a detector is of its own size, which few questions cannot change: with ``norm`` both layers are normalized
-    before their GELU. A short training needs it.
+    Text features of a detector have their own scale, which a short training on questions cannot change. With ``norm``
+    both layers are normalized before their GELU.
 
     Args:
         language_dim: D of the text.
         num_answers: A.
         hidden_size: Width of the two layers; 0: twice D.
         norm: "" (the paper) or "LN", a LayerNorm between each of the two layers and its GELU.
-        frequencies: Share of the questions that has each answer, in (0, 1], as first guess; None: all alike.
+        frequencies: For each answer its share of the questions, in (0, 1], which sets the initial biases; None: all are
+            equal.
         loss_weight: Factor of ``loss_vqa``.
 
     Source: GLIPv2, App. D.2, which leaves the width open.
@@ -60,8 +61,8 @@ class VQAHead(TrainingHead):
             layers += [nn.Linear(width, hidden_size), *([nn.LayerNorm(hidden_size)] if norm else []), nn.GELU()]
         self.layers = nn.Sequential(*layers)
         self.classifier = nn.Linear(hidden_size, num_answers)
-        # From even odds the first updates would do nothing but lower all answers, which takes out of the text what it
-        # holds of the image.
+        # With a bias of 0, the first updates would only lower the scores of all answers, and the text would lose what
+        # it holds of the image.
         guess = torch.tensor(frequencies or [1 / num_answers] * num_answers)
         guess = guess.clamp(max=0.5 if num_answers == 1 else 0.99)
         self.classifier.bias.data.copy_(guess.logit())
@@ -81,7 +82,7 @@ class VQAHead(TrainingHead):
         }
 
     def forward(self, text: Tensor, mask: Tensor) -> Tensor:
-        """Give the logits (N, A) of N questions.
+        """Return the logits (N, A) of N questions.
 
         Args:
             text: (N, T, D), the tower's text.
@@ -122,5 +123,5 @@ class VQAHead(TrainingHead):
         return {"loss_vqa": total / count * self.loss_weight}
 
     def inference(self, text: Tensor, mask: Tensor) -> Tensor:
-        """Give the probability of each answer, (N, A) float32; they are independent and need not sum to 1."""
+        """Return the probability of each answer, (N, A) float32; probabilities are independent of each other."""
         return self(text, mask).float().sigmoid()

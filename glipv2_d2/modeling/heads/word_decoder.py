@@ -1,4 +1,4 @@
-"""What the heads that rate words share: the two layers, and the mean cross-entropy over the tokens of all ranks."""
+"""The base of the heads that rate words: two layers, and the mean cross-entropy over the tokens of all ranks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ _INITIAL_STD = 0.02
 class WordDecoder(TrainingHead):
     """Rate every entry of the vocabulary for a token.
 
-    Two layers: dense, GELU and LayerNorm, then a decoder with weights of its own, not those of the word embeddings.
+    The first layer is dense with GELU and LayerNorm. The second, the decoder, does not share the weights of the word
+    embeddings.
 
     Args:
         language_dim: D of the text.
@@ -36,26 +37,26 @@ class WordDecoder(TrainingHead):
             nn.init.zeros_(layer.bias)
 
     def forward(self, text: Tensor) -> Tensor:
-        """Give the logits (..., V) of tokens whose features are ``text``, (..., D)."""
+        """Return the logits (..., V) of tokens with the features ``text``, (..., D)."""
         return self.decoder(self.norm(F.gelu(self.dense(text))))
 
     def mean_cross_entropy(self, text: Tensor, labels: Tensor, name: str, label_smoothing: float = 0.0) -> Tensor:
-        """Compute the cross-entropy of tokens in single precision, as their mean over all ranks.
+        """Compute the cross-entropy of tokens in single precision, as the mean over the tokens of all ranks.
 
-        It is the mean once gradients are averaged over the ranks. No token at all gives a loss of 0 that still reaches
-        the parameters.
+        It is the mean once gradients are averaged over the ranks. Without tokens it is 0 and still reaches the
+        parameters.
 
         Args:
             text: (n, D).
-            labels: (n,) int64, the ids that the tokens should be rated best for, on any device.
-            name: What the labels are, for messages.
+            labels: (n,) int64, the right ids, on any device.
+            name: Name of the labels, for messages.
             label_smoothing: Share of the target that is spread evenly over the vocabulary.
 
         Returns:
             A scalar.
 
         Raises:
-            InputError: A label is no id below V.
+            InputError: A label is not an id below V.
         """
         vocab_size = self.decoder.out_features
         if ((labels < 0) | (labels >= vocab_size)).any():
