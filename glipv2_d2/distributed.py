@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other: means, and rows of different number. Identities in a single process."""
+"""Communication between the processes of a run: means, and rows whose number differs. Identities in one process."""
 
 from __future__ import annotations
 

@@ -1,25 +1,26 @@
-"""The contract between the rooms of the package: what data, prompts and model hand to each other.
+"""The contract between data, prompts and model: the values that they hand to each other.
 
 Shape letters, the same in every module: N images, C visual channels, D language width, L levels, Hl x Wl a level,
-R anchors over all levels, M boxes of one image, P phrases, T tokens, K detections.
+R anchors over all levels, M boxes of one image (or pairs of an image and a prompt), P phrases, T tokens, K detections,
+A answers.
 
 A **dataset dict** is detectron2's, with optional additions:
 
-* ``dataset_name``: where it comes from; the ``task`` in its metadata, "detection", "grounding", "pseudo_grounding",
+* ``dataset_name``: the registered dataset; the ``task`` in its metadata, "detection", "grounding", "pseudo_grounding",
   "vqa" or "captioning", chooses the mapper;
 * ``caption`` (str) and, per annotation, ``tokens_positive`` (half-open character ranges of the caption) and, for pseudo
   boxes, ``score`` in [0, 1];
 * ``negative_captions`` (list of str): captions of other images, drawn by the loader, for pseudo-box data;
-* per annotation ``segmentation``: a list of polygons, each a flat list of x, y in pixels of the original image, or a
+* for each annotation ``segmentation``: a list of polygons, each a flat list of x, y in pixels of the original image, or a
   run-length code ``{"size": [height, width], "counts": ...}`` of COCO. A box without one trains no mask;
 * ``never_negative_ids`` (list of int): contiguous ids of categories that are never negatives of the image, since not
   all of their objects have a box;
 * ``question`` (str), ``question_id``, ``answers`` (list of str, or of dicts with ``answer``; absent in a test set) and
   ``answer_type`` (str), for questions; the boxes of a grounded one have ``tokens_positive``, ranges of the question,
   or ``answer_box`` True: the box is of the answer;
-* ``captions`` (list of str): references of a caption to be written; where there are none, ``caption`` is the one;
-* ``image_bytes`` (bytes): the encoded image, where it is no file of its own; ``file_name`` then only names it. Or
-  ``tsv_offset`` (int): ``file_name`` is a TSV file, and the image stands in base64 in the line that begins there.
+* ``captions`` (list of str): references of a caption to be written; without it, ``caption`` is the only reference;
+* ``image_bytes`` (bytes): the encoded image, if it is not a file; ``file_name`` is then only a name. Or ``tsv_offset``
+  (int): ``file_name`` is a TSV file, and the line at this offset holds the image in base64.
 
 A **model input** is a dict with
 
@@ -27,11 +28,11 @@ A **model input** is a dict with
 * ``height``, ``width``, ``image_id``, ``file_name``: of the original image, pixels;
 * ``prompts``: list of ``TokenizedPrompt``: in training one, or the Q questions about the image; at test time one per
   chunk of names. At test time it may be absent: the model then answers with its default vocabulary;
-* ``task``: what is asked for, "detection" if it is absent, "vqa" or "captioning". All inputs of a batch in training
-  have one task. A question is its one prompt; a caption to be written has none at test time;
-* of questions, in training ``answer_scores`` (Q, A) in [0, 1] and ``question_ids`` (list of Q), at test time
+* ``task``: "detection" (also if it is absent), "vqa" or "captioning". All inputs of a training batch have one task. At
+  test time a question is the only prompt of its input, and a caption to be written has none;
+* for questions, in training ``answer_scores`` (Q, A) in [0, 1] and ``question_ids`` (list of Q), at test time
   ``question_id``;
-* ``instances`` (training; plain questions and captions come without): ``gt_boxes`` XYXY in pixels of the resized
+* ``instances`` (training; not for plain questions and captions): ``gt_boxes`` XYXY in pixels of the resized
   image, ``gt_classes`` (M,) row of the box in the ``phrase_token_map`` of its prompt, ``gt_category_ids`` (M,) id
   across images, -1 if none, and beside several prompts ``gt_prompts`` (M,), the index of the prompt of the box. With
   ``MODEL.MASK_ON`` also ``gt_masks`` (``PolygonMasks`` or ``BitMasks`` of the resized image, within a pixel of the
@@ -39,15 +40,16 @@ A **model input** is a dict with
 
 A **model output** is, in training, a dict of weighted scalar losses ``loss_grounding``, ``loss_box_reg``,
 ``loss_centerness``, ``loss_contrastive``, ``loss_mlm``, ``loss_phrase_center``, ``loss_mask``, ``loss_vqa``,
-``loss_caption``, those that the config switches on and that the batch has targets for (of ``DyHead``: ``loss_class``
-instead of ``loss_grounding``); at test time a list of dicts with
+``loss_caption``: those that the config switches on and that the batch has targets for (``DyHead`` has ``loss_class``
+instead of ``loss_grounding``). At test time it is a list of dicts with
 
-* ``instances`` (but not of captions): ``Instances`` with ``pred_boxes`` (XYXY, pixels of the original image),
-  ``scores`` in [0, 1], ``pred_classes``, the ``category_ids`` of the phrases, and of a model with a mask head
+* ``instances`` (not for captions): ``Instances`` with ``pred_boxes`` (XYXY, pixels of the original image),
+  ``scores`` in [0, 1], ``pred_classes``, the ``category_ids`` of the phrases, and for a model with a mask head
   ``pred_masks`` (K, H, W) bool, in the resolution of the original image;
-* ``answer_scores`` (A,) in [0, 1], of a question;
-* ``caption_ids`` (T,) without start and end, and ``caption_score``, of a caption; of a grounded one ``token_boxes``
-  (T, k, 4), pixels of the original image, and ``token_scores`` (T, k), 0 where a token has fewer than k boxes.
+* ``answer_scores`` (A,) in [0, 1], for a question;
+* ``caption_ids`` (T,) without start and end, and ``caption_score``, for a caption; for a grounded caption also
+  ``token_boxes`` (T, k, 4), pixels of the original image, and ``token_scores`` (T, k), 0 where a token has fewer than k
+  boxes.
 """
 
 from __future__ import annotations
@@ -74,7 +76,7 @@ class Prompt:
         phrases: P strings, as the user wrote them.
         phrase_spans: For each phrase its half-open character ranges of ``caption``; a phrase may have several.
         category_ids: For each phrase the id that a detection of it gets: contiguous ids of ``thing_classes`` for
-            a vocabulary, the phrase's own index for a free caption. In training an id is the same in all images, and -1
+            a vocabulary, the phrase's own index for a free caption. In training, ids are the same in all images, and -1
             for the phrases of a sentence.
 
     Raises:
@@ -109,8 +111,8 @@ class TokenizedPrompt:
             test time it gives the phrase its score. An all-False row belongs to a phrase that was cut off.
         category_ids: (P,) int64, see ``Prompt``.
         phrases: P strings.
-        mlm_labels: (T,) int64, the id that masked language modelling should restore at a token, -100 where it asks
-            nothing; None if the prompt was not masked.
+        mlm_labels: (T,) int64, the id that masked language modelling has to restore at a token, -100 elsewhere; None if
+            the prompt was not masked.
     """
 
     input_ids: Tensor
@@ -123,7 +125,7 @@ class TokenizedPrompt:
         return len(self.input_ids)
 
     def __reduce__(self) -> tuple:
-        # As arrays: each tensor that a data worker sends takes a file descriptor, and a vocabulary has thousands.
+        # Arrays, because each tensor that a data worker sends takes a file descriptor, and a vocabulary has thousands.
         tensors = (self.input_ids, self.phrase_token_map, self.category_ids, self.mlm_labels)
         arrays = [None if tensor is None else tensor.numpy(force=True) for tensor in tensors]
         return _prompt_from_arrays, (arrays, self.phrases)
@@ -162,7 +164,7 @@ class TokenBatch(NamedTuple):
 
 
 class LanguageFeatures(NamedTuple):
-    """What the text encoder says about N prompts.
+    """Features of the tokens of N prompts.
 
     Attributes:
         hidden: (N, T, D), replaced by the fused features as they pass through the fusion tower.

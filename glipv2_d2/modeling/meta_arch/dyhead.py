@@ -22,16 +22,16 @@ from ..tuning import TuningSettings
 
 @META_ARCH_REGISTRY.register()
 class DyHead(Trunk):
-    """Detect objects of fixed classes: a trunk without text, which was never pre-trained on any.
+    """Detect objects of fixed classes with a trunk without text.
 
-    Backbone, tower, matching, losses of boxes and choice of detections are those of ``GLIPv2`` without fusion, and so
-    are the names of their parameters. It takes the same inputs (see ``structures``) and reads nothing of the prompts
-    but the number of their names: they have to be all K of its classes. What it learns is the ``gt_category_ids``.
+    Backbone, tower, matching, box losses and choice of detections are those of ``GLIPv2`` without fusion, and so are
+    the names of their parameters. It takes the same inputs (see ``structures``). Of the prompts it reads only the
+    number of names, which has to be K, the number of its classes. It learns the ``gt_category_ids``.
 
     Source: DyHead (arXiv 2106.08322); the baseline of GLIPv2, Tables 3 and 12.
     """
 
-    # The head has chosen the best detections of the only prompt.
+    # No limit here, because the head has already chosen the best detections of the only prompt.
     _detection = Detection(max_detections=0)
 
     @classmethod
@@ -63,8 +63,8 @@ class DyHead(Trunk):
         At test time images run one by one: the network does not mask padding.
 
         Raises:
-            InputError: An input asks for something else than detection, has a box of another category than the K
-                classes, or prompts with another number of names.
+            InputError: An input has another task, a box of a category outside the K classes, or another number of
+                names.
         """
         name = self._detection.name
         asked = sorted({one.get("task", name) for one in batched_inputs})
@@ -83,7 +83,7 @@ class DyHead(Trunk):
         return batch._replace(instances=[self._with_classes(instances) for instances in batch.instances or ()])
 
     def prompts_of(self, inputs: Mapping[str, Any]) -> list[TokenizedPrompt]:
-        """Return the classes as one prompt, whose names the prompts of the input have to be."""
+        """Return the classes as one prompt; the prompts of the input have to name exactly these classes."""
         prompts = inputs.get("prompts") or [self.head.class_prompt()]
         num_names = sum(len(prompt.phrases) for prompt in prompts)
         if num_names != self.head.num_classes:

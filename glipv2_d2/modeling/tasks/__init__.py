@@ -1,1 +1,1 @@
-"""What a model input may ask for: for each task the heads it trains, how text and image are read, and its answers."""
+"""The tasks of the model: the heads that each one trains, how it reads text and image, and how it answers."""

@@ -1,4 +1,4 @@
-"""What all tasks have in common."""
+"""The base class of tasks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Task(ABC):
     """Something that a model input may ask for. It names heads of the model and holds no weights.
 
     Args:
-        reading: Who reads whom in the tower.
+        reading: How image and text read each other in the tower.
     """
 
     # The ``task`` of a model input.

@@ -32,7 +32,7 @@ def choose_task(inputs: Sequence[Mapping[str, Any]], tasks: Mapping[str, Task]) 
     """Return the task that a batch of N >= 1 model inputs asks for, out of those of a model.
 
     Raises:
-        InputError: The inputs ask for different or unknown things, or for what the model has no head for.
+        InputError: The inputs ask for different or unknown tasks, or the model lacks the head of their task.
     """
     asked = sorted({one.get("task", Detection.name) for one in inputs})
     if len(asked) > 1 or asked[0] not in TASKS:

@@ -1,4 +1,4 @@
-"""Captions word by word: what depends on the image alone is computed once, and no step runs earlier words again."""
+"""Decode captions word by word: the image is computed once, and no step computes earlier words again."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..heads.captioning_head import CaptioningHead
 
 
 class DecoderState(NamedTuple):
-    """What a decoder knows of N images and of the B texts about them, the B / N texts of an image side by side.
+    """State of a decoder for N images and B texts about them; the B / N texts of an image are adjacent.
 
     Attributes:
-        positions: For each block of the tower what its tokens read of the images, (N, S, C).
-        encoder: For each layer of the text encoder what it remembers of the tokens so far; None before the first.
-        tower: The same of the text layers in the tower.
+        positions: For each block of the tower the image positions that tokens read, (N, S, C).
+        encoder: For each layer of the text encoder the keys and values of the tokens so far; None before the first.
+        tower: The same for the text layers in the tower.
     """
 
     positions: list[Tensor]
@@ -25,9 +25,9 @@ class DecoderState(NamedTuple):
     tower: list[KeyValues] | None = None
 
     def select(self, rows: Tensor) -> DecoderState:
-        """Go on with the texts ``rows``, an int64 tensor of any multiple of N; a text may be taken several times.
+        """Continue with the texts ``rows``, int64, a multiple of N; a text may be selected several times.
 
-        Each must come from the image that its place belongs to: place i to image i // (len(rows) / N).
+        The text at index i of ``rows`` must be about image i // (len(rows) / N).
         """
         encoder, tower = (past and [layer.select(rows) for layer in past] for past in (self.encoder, self.tower))
         return DecoderState(self.positions, encoder, tower)
@@ -36,13 +36,13 @@ class DecoderState(NamedTuple):
 class CaptionDecoder:
     """Rate the next token of captions with the causal model, as a causal pass over the whole text would.
 
-    The image does not depend on the text, so that its levels pass the tower once. Of each token only keys and values
-    are kept, in all text layers. It holds no weights of its own; its parts should be in eval mode, and the caller
-    decides on gradients.
+    The image does not depend on the text, so its levels pass the tower once. For each token only keys and values are
+    kept, in all text layers. The decoder has no weights. Its parts should be in eval mode, and the caller decides on
+    gradients.
 
     Args:
-        text_encoder: Has ``step(input_ids, past)``, as the encoders of the package.
-        tower: With fusion.
+        text_encoder: Has ``step(input_ids, past)``, like the encoders of the package.
+        tower: A tower with fusion.
         head: Rates the next token.
 
     Source: GLIPv2, App. D.2: uni-directional text, and no attention from the image to the text.
@@ -54,7 +54,7 @@ class CaptionDecoder:
         self.head = head
 
     def prepare(self, features: list[Tensor]) -> DecoderState:
-        """Read the L levels (N, C, Hl, Wl) of N images, before the tower; one text per image begins, still empty.
+        """Read the L levels (N, C, Hl, Wl) of N images before the tower, and begin one empty text for each image.
 
         Raises:
             ValueError: The tower was built without fusion.

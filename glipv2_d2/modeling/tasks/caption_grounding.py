@@ -1,4 +1,4 @@
-"""Where the words of a text are in the image: for each token the boxes that it is aligned with best."""
+"""Find the words of a text in the image: for each token the boxes that it is aligned with best."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchvision.ops import batched_nms
 from ...structures import GroundingPredictions, TokenizedPrompt
 from ..box_regression import clip_boxes_legacy
 
-# Boxes that are kept for a token, and the best anchors they are chosen from.
+# Number of boxes kept for a token, and number of best anchors that they are chosen from.
 BOXES_PER_TOKEN = 10
 _ANCHORS_PER_TOKEN = 100
 
@@ -23,7 +23,7 @@ class TokenBoxes(NamedTuple):
 
     Attributes:
         boxes: (T, k, 4) XYXY; 0 where a token has fewer than k boxes.
-        scores: (T, k) in [0, 1], 0 there too.
+        scores: (T, k) in [0, 1], 0 for missing boxes.
     """
 
     boxes: Tensor
@@ -72,7 +72,7 @@ def ground_tokens(
 
 
 def caption_prompt(token_ids: Tensor, start_id: int, end_id: int) -> TokenizedPrompt:
-    """Return the (T,) tokens of a caption as a prompt, between start and end, without phrases."""
+    """Return the (T,) tokens of a caption, between start and end, as a prompt without phrases."""
     ids = [start_id, *token_ids.tolist(), end_id]
     return TokenizedPrompt(
         torch.tensor(ids), torch.zeros(0, len(ids), dtype=torch.bool), torch.zeros(0, dtype=torch.int64), ()

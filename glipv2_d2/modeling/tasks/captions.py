@@ -1,4 +1,4 @@
-"""Captions: a text about the image, written word by word, and where its words are in the image."""
+"""The captioning task: write a text about the image word by word, and find its words in the image."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Captions(Task):
     """Write captions.
 
     Args:
-        rules: How a caption is searched.
+        rules: Rules of the search.
         grounded: Find the words of a caption in the image.
     """
 
@@ -56,7 +56,7 @@ class Captions(Task):
         rules = GenerationRules(
             start_id=tokenizer.start_id,
             end_id=tokenizer.end_id,
-            # An encoder may have room for more ids than the tokenizer has words.
+            # An encoder may have more ids than the tokenizer.
             banned_ids=(*special, *tokenizer.reserved_ids, *range(tokenizer.vocab_size, shapes.vocab_size)),
             beam_size=config.BEAM_SIZE,
             max_length=config.MAX_LENGTH,
@@ -67,7 +67,7 @@ class Captions(Task):
         return cls(rules, config.GROUNDED)
 
     def inference(self, model: Trunk, inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Write a caption for each of N images of one padded size, and find its words if that is asked for."""
+        """Write a caption for each of N images of one padded size, and find its words if ``grounded`` is True."""
         images = model.preprocess_image(inputs)
         features = model.visual_features(images)
         decoder = CaptionDecoder(model.text_encoder, model.fusion_tower, model.captioning_head)
@@ -93,7 +93,7 @@ class Captions(Task):
         anchors = model.anchor_generator(features)
         for row, (output, text, one) in enumerate(zip(outputs, texts, inputs, strict=True)):
             own = GroundingPredictions(*([level[row] for level in levels] for levels in predictions))
-            # Without the start of the text and what follows its last word.
+            # Without the start token and the tokens after the last word.
             own = own._replace(token_logits=[level[:, 1 : 1 + len(text.token_ids)] for level in own.token_logits])
             size, head = images.image_sizes[row], model.head
             found = ground_tokens(own, anchors, size, head.box2box_transform, head.selector.nms_thresh)

@@ -1,4 +1,4 @@
-"""Detection: boxes, and where the model draws them masks, for all phrases of all prompts of an image."""
+"""The detection task: boxes, and masks if the model has a mask head, for all phrases of all prompts of an image."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .prompt_passes import plan_passes
 
 
 class Detection(Task):
-    """Detect what prompts name.
+    """Detect the phrases of prompts.
 
     Args:
-        reading: Who reads whom in the tower.
+        reading: How image and text read each other in the tower.
         max_detections: Most detections per image over all its prompts, 0 for all; ties at the cut stay.
         prompts_per_pass: Most prompts, over all images, that run through the tower together at test time.
     """
@@ -41,7 +41,7 @@ class Detection(Task):
 
     @classmethod
     def reading_of(cls, cfg: CfgNode) -> Reading:
-        """Return who reads whom in the tower."""
+        """Return how image and text read each other in the tower."""
         return BOTH_WAYS
 
     def inference(self, model: Trunk, inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -70,4 +70,4 @@ class Detection(Task):
         return outputs
 
     def answer(self, model: Trunk, pairs: Pairs, fused: Fused, outputs: list[dict[str, Any]]) -> None:
-        """Add to the outputs of the images what a subclass reads from the fused features of a pass."""
+        """Add other results of a pass to the outputs of the images; a hook for subclasses."""

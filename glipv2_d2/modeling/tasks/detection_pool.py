@@ -1,4 +1,4 @@
-"""The detections of an image over all its prompts: the best are kept and get their masks."""
+"""Keep the best detections of an image over all its prompts, and predict their masks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..heads.mask_head import HourglassMaskHead
 
 
 class PassFeatures(NamedTuple):
-    """What the mask head reads of the pairs of a pass.
+    """The features of a pass that the mask head reads.
 
     Attributes:
         pairs: The pass.
@@ -28,16 +28,16 @@ class PassFeatures(NamedTuple):
 
 
 class DetectionPool:
-    """Collects the detections of N images, pass by pass, and keeps the best; it lives as long as one call of the model.
+    """Collect the detections of N images, pass by pass, and keep the best; each call of the model has its own pool.
 
-    What is kept does not depend on how the prompts were cut into passes. Detections that cannot be among the best any
-    more leave at once, and with the last of a pass the features that its masks would have needed.
+    The result does not depend on how the prompts are cut into passes. Detections that can no longer be among the best
+    are dropped at once. When the last detection of a pass is dropped, the features for its masks are dropped too.
 
     Args:
         num_images: N.
         max_detections: Detections of an image to keep, over all its prompts; those that tie with the last of them stay
             too. 0 keeps all.
-        mask_head: Predicts the masks of what is kept; None for a model without masks.
+        mask_head: Predicts the masks of the detections that are kept; None for a model without masks.
     """
 
     def __init__(self, num_images: int, max_detections: int, mask_head: HourglassMaskHead | None = None) -> None:
@@ -68,9 +68,9 @@ class DetectionPool:
                 self._features = [kept for kept in (*self._features, features) if self._is_needed(kept.pairs)]
 
     def merge(self) -> list[Instances]:
-        """Return the detections of each image, best first; of a model with masks with ``mask_probabilities``.
+        """Return the detections of each image, best first, with ``mask_probabilities`` if the model has masks.
 
-        Those that tie are in the order of the prompts. Of an image whose prompts were never added it fails.
+        Ties are in the order of the prompts. It fails for an image whose prompts were never added.
         """
         merged = []
         for instances_of_image in self._found:

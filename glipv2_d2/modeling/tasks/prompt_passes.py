@@ -1,4 +1,4 @@
-"""Which images and prompts run through the model together: a vocabulary of any size in passes of bounded memory."""
+"""Plan which images and prompts run through the model together: passes of bounded memory for any vocabulary."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ..batch import Pairs
 def plan_passes(prompts: Sequence[Sequence[TokenizedPrompt]], max_pairs: int) -> list[Pairs]:
     """Cut a batch of images with their prompts into passes.
 
-    Prompts of about the same length run together, since all of a pass are padded to its longest.
+    Prompts of similar length run together, because all prompts of a pass are padded to the longest.
 
     Args:
         prompts: For each of N images its prompts, at least one.
-        max_pairs: Most pairs of a pass: the memory of the tower and of the heads grows with them.
+        max_pairs: The most pairs in a pass; the memory of tower and heads grows with it.
 
     Returns:
-        Passes that hold every pair once; the longest prompts come first.
+        Passes that together hold every pair once, the longest prompts first.
 
     Raises:
         InputError: ``max_pairs`` is below 1.
@@ -29,16 +29,16 @@ def plan_passes(prompts: Sequence[Sequence[TokenizedPrompt]], max_pairs: int) ->
     if max_pairs < 1:
         raise InputError(f"MODEL.GLIPV2.TEST.PROMPTS_PER_PASS: expected at least 1, found {max_pairs}")
     pairs = [(row, rank) for row, of_image in enumerate(prompts) for rank in range(len(of_image))]
-    # Pairs with the same prompt list stay side by side in the order of the images: then ``select`` need not copy.
+    # Pairs with the same prompt list stay adjacent in the order of the images, so that ``select`` need not copy.
     pairs.sort(key=lambda pair: (-len(prompts[pair[0]][pair[1]]), pair[1], pair[0]))
     return [Pairs.choose(prompts, pairs[begin : begin + max_pairs]) for begin in range(0, len(pairs), max_pairs)]
 
 
 def rows_by_padded_size(batched_inputs: Sequence[dict[str, Any]], divisor: int) -> list[list[int]]:
-    """Group model inputs that may run together: of one task, padded to one size, a multiple of ``divisor`` pixels.
+    """Group model inputs that may run together: one task, and one size after padding to a multiple of ``divisor``.
 
     Returns:
-        For each group the indices of its inputs; a divisor of 0 asks for no padding.
+        For each group the indices of its inputs. A divisor of 0 means no padding.
     """
     divisor = max(divisor, 1)
     groups: dict[tuple, list[int]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Questions: the answer comes from a list, beside the boxes of what the question names."""
+"""The task of answering questions: an answer from a list, and boxes of what the question names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Questions(Detection):
 
     @classmethod
     def reading_of(cls, cfg: CfgNode) -> Reading:
-        """Return who reads whom in the tower."""
+        """Return how image and text read each other in the tower."""
         return Reading(image_reads=cfg.MODEL.GLIPV2.VQA.IMAGE_READS_QUESTION)
 
     def answer(self, model: Trunk, pairs: Pairs, fused: Fused, outputs: list[dict[str, Any]]) -> None:
