@@ -11,8 +11,8 @@ A **dataset dict** is detectron2's, with optional additions:
 * ``caption`` (str) and, per annotation, ``tokens_positive`` (half-open character ranges of the caption) and, for pseudo
   boxes, ``score`` in [0, 1];
 * ``negative_captions`` (list of str): captions of other images, drawn by the loader, for pseudo-box data;
-* for each annotation ``segmentation``: a list of polygons, each a flat list of x, y in pixels of the original image, or a
-  run-length code ``{"size": [height, width], "counts": ...}`` of COCO. A box without one trains no mask;
+* for each annotation ``segmentation``: a list of polygons, each a flat list of x, y in pixels of the original image, or
+  a run-length code ``{"size": [height, width], "counts": ...}`` of COCO. A box without one trains no mask;
 * ``never_negative_ids`` (list of int): contiguous ids of categories that are never negatives of the image, since not
   all of their objects have a box;
 * ``question`` (str), ``question_id``, ``answers`` (list of str, or of dicts with ``answer``; absent in a test set) and
