@@ -1,4 +1,4 @@
-"""What trunk and heads hand to each other: shapes, image-prompt pairs, a training batch, and its fused features."""
+"""Values between trunk and heads: shapes, image-prompt pairs, a training batch, and its fused features."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ TRUNK_PARTS = ("backbone", "text_encoder", "prompt_tuner", "fusion_tower")
 
 
 class TrunkShapes(NamedTuple):
-    """What the trunk gives to the heads, known before anything runs.
+    """Sizes of the trunk's output, known before anything runs.
 
     Attributes:
         levels: Channels and stride of the L levels of the pyramid.
         tower_channels: C of the levels that leave the tower.
         language_dim: D of the text, 0 for a trunk without text.
-        vocab_size: Number of token ids that the text encoder knows, 0 likewise.
+        vocab_size: Number of token ids that the text encoder knows, 0 for a trunk without text.
     """
 
     levels: list[ShapeSpec]
@@ -61,7 +61,7 @@ class Pairs(NamedTuple):
         return cls(rows, ranks, [prompts[row][rank] for row, rank in pairs])
 
     def select(self, levels: list[Tensor]) -> list[Tensor]:
-        """Give each pair the levels of its image: L tensors (N, C, Hl, Wl) to L tensors (M, C, Hl, Wl)."""
+        """Select for each pair the levels of its image: L tensors (N, C, Hl, Wl) to L tensors (M, C, Hl, Wl)."""
         num_images = len(levels[0])
         if self.rows == list(range(num_images)):
             return levels
@@ -74,7 +74,7 @@ class TrainBatch(NamedTuple):
     """N images with M >= N prompts in training, all of one task, on the device of the model.
 
     Attributes:
-        task: What is asked for.
+        task: Name of the task.
         images: The N images, normalized and padded.
         pairs: The M pairs of an image and a prompt.
         tokens: (M, T), the prompts as token ids.
@@ -106,8 +106,8 @@ class TrainBatch(NamedTuple):
         """Read N model inputs.
 
         Args:
-            inputs: What ``structures`` calls so.
-            task: What all of them ask for.
+            inputs: Model inputs, see ``structures``.
+            task: The task of all of them.
             images: Their images.
             prompts: For each input its prompts.
             needs_boxes: Every input must have ``instances``; otherwise all of them or none.
@@ -152,7 +152,7 @@ def _boxes_of_prompt(instances: Instances, rank: int, num_prompts: int) -> Insta
 
 
 class AnchorTargets(NamedTuple):
-    """What the anchors of N images should predict.
+    """Targets of the anchors of N images.
 
     Attributes:
         matched_idxs: (N, R) int64, index of the matched box of the image, -1 for a negative.
@@ -166,7 +166,7 @@ class AnchorTargets(NamedTuple):
 
 
 class Detector(Protocol):
-    """What fused features need of the head that predicts boxes; see ``AnchorHead``."""
+    """The methods of the head that predicts boxes which ``Fused`` calls; see ``AnchorHead``."""
 
     def __call__(self, features: list[Tensor], text: Tensor) -> GroundingPredictions: ...
 
@@ -195,7 +195,7 @@ class Fused:
         features: L levels (M, C, Hl, Wl) before fusion; (N, C, Hl, Wl) where the image does not read the text.
         language: The prompts before fusion.
         levels: L levels (M, C', Hl, Wl) after fusion; [] where nobody needs them.
-        text: (M, T, D), what the detector reads: fused tokens, or those of the encoder for a tower without fusion.
+        text: (M, T, D), the input of the detector: fused tokens, or those of the encoder for a tower without fusion.
         hidden: (M, T, D), the text as it leaves the tower.
         detector: Predicts boxes.
         make_anchors: Maps levels to L sets of anchors.
@@ -222,7 +222,7 @@ class Fused:
 
     @functools.cached_property
     def predictions(self) -> GroundingPredictions:
-        """What the detector predicts for every anchor."""
+        """Predictions of the detector for every anchor."""
         return self._detector(self.levels, self.text)
 
     @functools.cached_property
@@ -238,7 +238,7 @@ class Fused:
         return self._targets
 
     def proposals(self, batch: TrainBatch) -> list[Boxes]:
-        """Choose the M sets of predicted boxes that train the mask head, best first."""
+        """Choose M sets of predicted boxes that train the mask head, best first."""
         return self._detector.proposals(
             self.predictions, self.anchors, batch.images.image_sizes, batch.prompts, boxes_of(batch)
         )
@@ -264,7 +264,7 @@ class TrainingHead(nn.Module, ABC):
     reads_boxes: ClassVar[bool] = False
 
     def wants(self, batch: TrainBatch) -> bool:
-        """Say whether the batch holds what the loss is computed from."""
+        """Tell whether the batch has the inputs of the loss."""
         return batch.instances is not None or not self.reads_boxes
 
     @abstractmethod

@@ -34,12 +34,12 @@ class Trunk(DenseDetector):
         backbone: Returns the named levels.
         text_encoder: Maps a ``TokenBatch`` to ``LanguageFeatures``; None for a detector of fixed classes.
         tower: Fuses levels and tokens.
-        head: Names, places and rates anchors.
+        head: Predicts names, boxes and centerness of anchors.
         heads: Further heads, by their names in ``HEADS``; the attribute of one that is missing is None.
         anchor_generator: One anchor per location and level.
-        prompt_tuner: Added to what the text encoder says of a prompt; None for a model without.
+        prompt_tuner: Adds its table to the encoded text; None for a model without prompt tuning.
         head_in_features: Levels that the tower reads, fine to coarse.
-        tuning: What trains; None: all that is not frozen.
+        tuning: Settings of what trains; None: everything that is not frozen.
         default_prompts: Called when an input at test time has no ``prompts``; None makes that an error.
         pixel_mean, pixel_std: One number per channel, in ``INPUT.FORMAT`` order.
     """
@@ -76,7 +76,7 @@ class Trunk(DenseDetector):
     def build_trunk(
         cfg: CfgNode, head_class: type[AnchorHead], with_text: bool = True
     ) -> tuple[dict[str, Any], TrunkShapes]:
-        """Build what every model has, in the order that random initial weights follow.
+        """Build the parts that every model has, in the order that random initial weights follow.
 
         Args:
             cfg: The config.
@@ -87,7 +87,7 @@ class Trunk(DenseDetector):
             Arguments of the constructor, and what further heads are built from.
 
         Raises:
-            InputError: The backbone lacks a level of ``MODEL.GLIPV2.IN_FEATURES``, or what the parts refuse.
+            InputError: The backbone lacks a level of ``MODEL.GLIPV2.IN_FEATURES``, or a part refuses a value.
         """
         backbone = build_backbone(cfg)
         text_encoder = build_text_encoder(cfg) if with_text else None
@@ -139,7 +139,7 @@ class Trunk(DenseDetector):
             return self.text_encoder(tokens, causal=reading.causal)
 
     def read_prompts(self, prompts: Sequence[TokenizedPrompt]) -> LanguageFeatures:
-        """Encode M >= 1 prompts at test time; what was encoded before is remembered, see ``PromptCache``."""
+        """Encode M >= 1 prompts at test time, with the cache of ``PromptCache``."""
         if self.text_encoder is None:
             return self.read(TokenBatch.from_prompts(prompts, self.device))
         return self._prompt_cache.encode(self.text_encoder, prompts, self.device)
@@ -160,7 +160,7 @@ class Trunk(DenseDetector):
             features: L levels (M, C, Hl, Wl), or with ``rows`` those of N images.
             language: Output of ``read``.
             reading, with_levels, rows: See ``FusionTower.forward``.
-            levels: The levels that leave the tower, where they are known without the text.
+            levels: Output levels of the tower, if they are known without the text.
         """
         tuned = language if self.prompt_tuner is None else self.prompt_tuner(language)
         mixed, tuned = self.fusion_tower(
@@ -171,7 +171,7 @@ class Trunk(DenseDetector):
         return Fused(features, language, levels, text, tuned.hidden, self.head, self.anchor_generator)
 
     def train_batch(self, inputs: Sequence[Mapping[str, Any]], task: str, needs_boxes: bool) -> TrainBatch:
-        """Put N model inputs of one task together; see ``TrainBatch.from_inputs``.
+        """Combine N model inputs of one task; see ``TrainBatch.from_inputs``.
 
         Raises:
             InputError: An input has no prompt, or lacks boxes.
@@ -184,7 +184,7 @@ class Trunk(DenseDetector):
         return TrainBatch.from_inputs(inputs, task, images, [one["prompts"] for one in inputs], needs_boxes)
 
     def fuse_batch(self, batch: TrainBatch, reading: Reading) -> Fused:
-        """Run backbone, text encoder and tower; levels are left out of a batch without boxes, which needs none."""
+        """Run backbone, text encoder and tower; a batch without boxes needs no levels and gets none."""
         features, rows = self.visual_features(batch.images), None
         if reading.image_reads:
             features = batch.pairs.select(features)
@@ -195,10 +195,10 @@ class Trunk(DenseDetector):
         return self.fuse(features, language, reading, with_levels=batch.instances is not None, rows=rows)
 
     def prompts_of(self, inputs: Mapping[str, Any]) -> list[TokenizedPrompt]:
-        """Return the prompts of a model input at test time, or those that the model falls back on.
+        """Return the prompts of a model input at test time, or the default prompts.
 
         Raises:
-            InputError: There is none.
+            InputError: There are no prompts.
         """
         prompts = inputs.get("prompts")
         if prompts is None and self._default_prompts is not None:

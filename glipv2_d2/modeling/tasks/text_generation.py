@@ -16,10 +16,10 @@ _IMPOSSIBLE = float("-inf")
 
 
 class TextState(Protocol):
-    """What a step function remembers of B texts."""
+    """State that a step function keeps of B texts."""
 
     def select(self, rows: Tensor) -> TextState:
-        """Go on with the texts ``rows``; a text may be taken several times."""
+        """Continue with the texts ``rows``; a text may be selected several times."""
 
 
 State = TypeVar("State", bound=TextState)
@@ -30,18 +30,18 @@ StepFunction = Callable[[Tensor, State], tuple[Tensor, State]]
 
 @dataclass(frozen=True)
 class GenerationRules:
-    """How a text is searched, and which texts are allowed.
+    """Rules of the search, and which texts are allowed.
 
     Attributes:
-        start_id: Token every text begins with. It is no part of the result and counts nowhere.
-        end_id: Token that ends a text. Neither in the result nor in the lengths below.
-        banned_ids: Tokens that no text may hold, special ones as a rule.
+        start_id: Token that every text begins with. It is not part of the result or of the lengths below.
+        end_id: Token that ends a text. It is not part of the result or of the lengths below.
+        banned_ids: Tokens that no text may hold, usually the special ones.
         beam_size: Texts kept at a time; 1 is greedy search.
-        max_length: Most tokens of a text; one that has so many ends.
-        min_length: Fewest tokens of a text. It yields where the other rules leave no token.
+        max_length: The most tokens in a text; a text of this length ends.
+        min_length: The fewest tokens in a text. It gives way if the other rules allow no token.
         length_penalty: A text is rated by its log probability, end included, divided by the number of its tokens, end
             included, to this power. 0 favours short texts, 1 compares the means per token.
-        no_repeat_ngram: A sequence of so many tokens comes at most once in a text; 0: no limit.
+        no_repeat_ngram: A sequence of this many tokens occurs at most once in a text; 0: no limit.
 
     Raises:
         ValueError: A number is out of its range.
@@ -84,12 +84,12 @@ class GeneratedText(NamedTuple):
 def generate(
     step: StepFunction, state: State, num_images: int, rules: GenerationRules, device: torch.device | str = "cpu"
 ) -> list[GeneratedText]:
-    """Write one text for each of N images, all at a time, by beam search.
+    """Write one text for each of N images, all at once, by beam search.
 
-    The candidates of a step are all continuations of the texts of an image. Of the likeliest ``beam_size`` those that
-    end leave the beam, which is narrower by one from then on; a beam of one is greedy search. An image is done when its
-    beam is empty, or when no text in it can still be rated above the best that has ended. The result for an image does
-    not depend on the others.
+    The candidates of a step are all continuations of the texts of an image, and the likeliest ``beam_size`` are kept. A
+    text that ends leaves the beam, which has one text less from then on; a beam of one is greedy search. An image is
+    done when its beam is empty, or when no text in it can still be rated above the best that has ended. The result for
+    an image does not depend on the others.
 
     Args:
         step: Rates the next token. It is called with N texts first and with N * ``beam_size`` later, at most
@@ -100,10 +100,10 @@ def generate(
         device: Device of the logits.
 
     Returns:
-        N texts, the best that was found for each image.
+        N texts, the best one found for each image.
 
     Raises:
-        ValueError: Logits that are not finite leave no text; or an id in the rules is no column of the logits.
+        ValueError: The logits are not finite and leave no text, or an id in the rules is not a column of the logits.
     """
     beam = _Beam.begin(num_images, rules, device)
     for length in range(rules.max_length + 1):
@@ -122,21 +122,21 @@ def generate(
 
 
 def allowed_log_probs(logits: Tensor, texts: Tensor, rules: GenerationRules) -> Tensor:
-    """Give the log probabilities of the next tokens, minus infinity where the rules forbid one.
+    """Return the log probabilities of the next tokens, minus infinity where the rules forbid one.
 
-    What is forbidden takes its probability with it: the rest is not enlarged.
+    The probabilities of allowed tokens stay as they are; they are not scaled up to a sum of 1.
 
     Args:
         logits: (B, V).
         texts: (B, t) int64, the tokens so far, without the start.
-        rules: With ``max_length`` tokens only the end is allowed, whatever the other rules say, and also where they
-            forbid everything.
+        rules: The rules. If a text has ``max_length`` tokens, or if the rules forbid every token, only the end is
+            allowed.
 
     Returns:
         (B, V) float32.
 
     Raises:
-        ValueError: An id in the rules is no column of the logits.
+        ValueError: An id in the rules is not a column of the logits.
     """
     length, vocab_size = texts.shape[1], logits.shape[1]
     unknown = [index for index in (rules.end_id, *rules.banned_ids) if not 0 <= index < vocab_size]
@@ -229,7 +229,7 @@ class _Beam(NamedTuple):
         return beam._replace(texts=texts, totals=totals, widths=self.widths - ended.sum(1)), rows
 
     def _keep_best(self, totals: Tensor, rows: Tensor, length: int, rules: GenerationRules) -> _Beam:
-        """Remember the best text that has ended, given totals that are minus infinity where none has."""
+        """Keep the best text that has ended; the totals are minus infinity where none has."""
         ratings, ranks = (totals / (length + 1) ** rules.length_penalty).max(1)  # (N,)
         better = ratings > self.best_ratings
         ended = self.texts[rows].unflatten(0, totals.shape)  # (N, K, t)
