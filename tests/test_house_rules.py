@@ -368,7 +368,9 @@ def read_chains(tree: ast.AST) -> set[tuple[str, ...]]:
 
 
 def config_readers() -> list[Path]:
-    return [file for file in [*PACKAGE_FILES, ROOT / "train_net.py"] if file != PACKAGE / "config.py"]
+    # What only names keys does not read them.
+    tables = (PACKAGE / "config.py", PACKAGE / "detectron2_keys.py")
+    return [file for file in [*PACKAGE_FILES, ROOT / "train_net.py"] if file not in tables]
 
 
 def declared_keys() -> set[tuple[str, ...]]:

@@ -12,6 +12,7 @@ PACKAGE = "glipv2_d2"
 FLOORS = {
     "errors": 0,
     "config": 0,
+    "detectron2_keys": 0,
     "structures": 0,
     "distributed": 0,
     "paths": 0,

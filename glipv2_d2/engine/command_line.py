@@ -18,6 +18,7 @@ from yaml import YAMLError
 
 from ..checkpoint.pretrained_folder import is_pretrained_config, merge_pretrained_config
 from ..config import add_glipv2_config
+from ..detectron2_keys import check_config
 from ..errors import InputError
 
 # What detectron2 and yacs raise for keys and values that do not fit, and for YAML that is not a table of them.
@@ -51,8 +52,8 @@ def build_config(config_file: str, opts: Sequence[str]) -> CfgNode:
     """Build the frozen config of a command line: defaults, then the file, then KEY VALUE pairs.
 
     Raises:
-        InputError: A key that does not exist or has no value, a value of the wrong type, or a GPU that is not there; or
-            the file is the config of a pretrained folder that is damaged.
+        InputError: A key that does not exist or has no value, a value of the wrong type, a key of detectron2 is changed
+            that nothing reads, or a GPU is not there; or the file is the config of a damaged pretrained folder.
         FileNotFoundError: There is no such file, or the pretrained folder around it lacks one.
     """
     if config_file and not PathManager.isfile(config_file):
@@ -72,6 +73,7 @@ def build_config(config_file: str, opts: Sequence[str]) -> CfgNode:
         raise
     except _CONFIG_ERRORS as error:
         raise InputError(f"config {config_file} {' '.join(opts)}: {describe(error)}") from error
+    check_config(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"MODEL.DEVICE: found {cfg.MODEL.DEVICE!r} on a machine without a usable GPU, expected 'cpu'")
     cfg.freeze()

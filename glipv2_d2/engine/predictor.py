@@ -18,6 +18,7 @@ from detectron2.modeling import build_model
 from ..checkpoint.checkpointer import load_for_results
 from ..checkpoint.pretrained_folder import find_pretrained_config, save_pretrained
 from ..data.transforms import ResizeShortestEdgeLegacy
+from ..detectron2_keys import check_config
 from ..errors import InputError
 from ..modeling.phrase_results import referred_mask
 from ..prompts.answers import AnswerVocabulary
@@ -45,12 +46,14 @@ class GLIPv2Predictor(DefaultPredictor):
         cfg: Config with ``MODEL.WEIGHTS``; it is not changed.
 
     Raises:
-        InputError, OSError: The config does not fit together, or a file that it names cannot be read.
+        InputError, OSError: The config does not fit together or changes a key that nothing reads, or a file that it
+            names cannot be read.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
         # The constructor of DefaultPredictor is left out: it reads weights and resizes images by other rules than GLIP.
         cfg = cfg.clone()
+        check_config(cfg)
         if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
             raise InputError(f"INPUT.FORMAT: expected 'RGB' or 'BGR', found {cfg.INPUT.FORMAT!r}")
         # Code written for DefaultPredictor reads it.

@@ -21,6 +21,7 @@ from ..checkpoint.checkpointer import GLIPv2Checkpointer
 from ..checkpoint.weight_changes import WeightChanges
 from ..data.build import build_test_loader, build_train_loader
 from ..data.stream.state import TrainLoader
+from ..detectron2_keys import check_config
 from ..errors import InputError
 from ..evaluation.build import build_evaluator
 from ..modeling.tasks.build import enabled_tasks
@@ -41,7 +42,7 @@ class GLIPv2Trainer(DefaultTrainer):
     ``SOLVER.EMA_DECAY``, evaluations use the moving average of the weights, and it is the "model" of checkpoints.
 
     Raises:
-        InputError: A solver key has a value that is not allowed.
+        InputError: A solver key has a value that is not allowed, or a key is changed that nothing reads.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -51,6 +52,7 @@ class GLIPv2Trainer(DefaultTrainer):
             setup_logger()
         if cfg.SOLVER.CHECKPOINT_PERIOD < 1:
             raise InputError(f"SOLVER.CHECKPOINT_PERIOD: expected at least 1, found {cfg.SOLVER.CHECKPOINT_PERIOD}")
+        check_config(cfg)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         # DefaultTrainer's methods read it.
         self.cfg = cfg

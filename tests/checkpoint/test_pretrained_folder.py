@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny_cfg
+from conftest import load_config, make_tiny_cfg
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from transformers import BertConfig, BertModel, BertTokenizerFast
@@ -92,9 +92,7 @@ def test_a_folder_gives_the_same_model_wherever_it_lies(saved, folder, monkeypat
 
 
 def test_nothing_in_the_config_leads_out_of_the_folder(folder):
-    cfg = build_config("", ["MODEL.DEVICE", "cpu"])
-    cfg.defrost()
-    cfg.merge_from_file(str(folder / "config.yaml"))
+    cfg = load_config(folder / "config.yaml")
     texts = [value for value in values_of(cfg) if isinstance(value, str)]
     assert [text for text in texts if os.path.isabs(text) or "://" in text] == []
     assert cfg.MODEL.WEIGHTS == "./model.safetensors" and cfg.MODEL.GLIPV2.VQA.ANSWERS == ""

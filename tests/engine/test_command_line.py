@@ -32,7 +32,7 @@ def test_flags_of_detectron2_are_there():
 
 
 def test_config_is_defaults_then_file_then_pairs(tmp_path):
-    (tmp_path / "a.yaml").write_text("SEED: 4\nSOLVER: {EMA_DECAY: 0.5}\nMODEL: {DEVICE: cpu}\n")
+    (tmp_path / "a.yaml").write_text("SEED: 4\nSOLVER: {EMA_DECAY: 0.5}\nMODEL: {META_ARCHITECTURE: GLIPv2, DEVICE: cpu}\n")
     cfg = build_config(str(tmp_path / "a.yaml"), ["SEED", "5"])
     assert (cfg.SEED, cfg.SOLVER.EMA_DECAY, cfg.SOLVER.ACCUMULATION_STEPS) == (5, 0.5, 1)
     assert cfg.is_frozen()
@@ -50,7 +50,7 @@ def test_config_is_defaults_then_file_then_pairs(tmp_path):
 def test_wrong_config_keys_end_in_one_line(opts, message, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit) as exit_info, one_line_errors():
-        build_config("", ["MODEL.DEVICE", "cpu", *opts])
+        build_config("", ["MODEL.META_ARCHITECTURE", "GLIPv2", "MODEL.DEVICE", "cpu", *opts])
     assert message in exit_info.value.code and "\n" not in exit_info.value.code
 
 
