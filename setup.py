@@ -4,7 +4,6 @@ detectron2 is needed too, but has no upstream release in the package registry: `
 README tells how to build it from its source.
 """
 
-import re
 import shutil
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -34,8 +33,8 @@ class BuildWithConfigs(build_py):
 
 def read_version() -> str:
     """The version, without importing the package."""
-    source = (ROOT / "glipv2_d2" / "__init__.py").read_text(encoding="utf-8")
-    return re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE).group(1)
+    lines = (ROOT / "glipv2_d2" / "__init__.py").read_text(encoding="utf-8").splitlines()
+    return next(line.split('"')[1] for line in lines if line.startswith("__version__ = "))
 
 
 def opencv_requirement() -> str:
@@ -59,7 +58,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["glipv2_d2", "glipv2_d2.*"]),
-    package_data={"glipv2_d2": ["prompts/*.txt"]},
+    package_data={"glipv2_d2": ["py.typed", "prompts/*.txt"]},
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
         "torch>=2.6",

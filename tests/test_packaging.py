@@ -1,14 +1,17 @@
 """What setup.py declares and builds, and that the lock keeps to it."""
 
 import ast
-import re
+import email
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import glipv2_d2
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -60,15 +63,27 @@ def test_everything_the_package_imports_is_declared():
     assert {canonicalize_name(distributions.get(name, name)) for name in outside} - declared == set()
 
 
-def test_version_is_the_packages():
-    source = (ROOT / "glipv2_d2" / "__init__.py").read_text()
-    assert run_setup("--version").strip() == re.search(r'__version__ = "(.*)"', source).group(1)
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    # Outside the checkout, where a later build would find what is left of this one.
+    run_setup("build", "--build-base", folder / "build", "bdist_wheel", "--dist-dir", folder)
+    (file,) = folder.glob("*.whl")
+    with zipfile.ZipFile(file) as opened:
+        yield opened
 
 
-def test_built_package_holds_vocabulary_configs_and_every_module(tmp_path):
-    run_setup("build", "--build-base", tmp_path, "--build-lib", tmp_path / "lib")
-    built = {str(path.relative_to(tmp_path / "lib")) for path in (tmp_path / "lib").rglob("*") if path.is_file()}
+def test_wheel_holds_vocabulary_configs_and_every_module_and_nothing_else(wheel):
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "glipv2_d2").rglob("*.py")}
-    configs = {f"glipv2_d2/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
-    assert modules | configs | {"glipv2_d2/prompts/bert_uncased_vocab.txt"} <= built
-    assert not [name for name in built if name.startswith(("tests", "tools", "datasets"))]
+    configs = {f"glipv2_d2/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*") if path.is_file()}
+    data = {"glipv2_d2/prompts/bert_uncased_vocab.txt", "glipv2_d2/py.typed"}
+    assert {name for name in wheel.namelist() if ".dist-info/" not in name} == modules | configs | data
+
+
+def test_wheel_says_its_version_licence_and_extras(wheel):
+    (metadata,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    fields = email.message_from_bytes(wheel.read(metadata))
+    assert fields["Version"] == glipv2_d2.__version__
+    assert fields["Requires-Python"] == ">=3.10" and fields["License"] == "Apache-2.0"
+    assert {*fields.get_all("Provides-Extra")} == {"spacy", "captions", "test", "dev"}
+    assert any(name.endswith("LICENSE") for name in wheel.namelist())
