@@ -1,4 +1,4 @@
-"""What every command line of the package shares: its arguments, its config, and errors that fit on one line."""
+"""The command lines of the package: their arguments, their config, and errors in one line."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from ..checkpoint.pretrained_folder import is_pretrained_config, merge_pretraine
 from ..config import add_glipv2_config
 from ..detectron2_keys import check_config
 from ..errors import InputError
+from .config_values import check_model_values
 
-# What detectron2 and yacs raise for keys and values that do not fit, and for YAML that is not a table of them.
+# detectron2 and yacs raise these for keys and values that do not fit, and for YAML that is not a config.
 _CONFIG_ERRORS = (AssertionError, AttributeError, KeyError, RecursionError, TypeError, ValueError, YAMLError)
 
-# Files that cannot be read or written, and disks that are full, are the user's to mend.
+# Errors of files and disks that a user can mend.
 _FILE_ERRORS = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 _FILE_TROUBLES = (
     errno.EDQUOT,
@@ -52,8 +53,9 @@ def build_config(config_file: str, opts: Sequence[str]) -> CfgNode:
     """Build the frozen config of a command line: defaults, then the file, then KEY VALUE pairs.
 
     Raises:
-        InputError: A key that does not exist or has no value, a value of the wrong type, a key of detectron2 is changed
-            that nothing reads, or a GPU is not there; or the file is the config of a damaged pretrained folder.
+        InputError: A key does not exist or has no value; a value is of the wrong type or not allowed; a key of detectron2
+            is changed that nothing reads; there is no GPU; the file is not a config; or it is the config of a pretrained
+            folder that is damaged.
         FileNotFoundError: There is no such file, or the pretrained folder around it lacks one.
     """
     if config_file and not PathManager.isfile(config_file):
@@ -74,8 +76,9 @@ def build_config(config_file: str, opts: Sequence[str]) -> CfgNode:
     except _CONFIG_ERRORS as error:
         raise InputError(f"config {config_file} {' '.join(opts)}: {describe(error)}") from error
     check_config(cfg)
+    check_model_values(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"MODEL.DEVICE: found {cfg.MODEL.DEVICE!r} on a machine without a usable GPU, expected 'cpu'")
+        raise InputError(f"MODEL.DEVICE: expected 'cpu' on a machine without a usable GPU, found {cfg.MODEL.DEVICE!r}")
     cfg.freeze()
     return cfg
 

@@ -26,6 +26,7 @@ from ..errors import InputError
 from ..evaluation.build import build_evaluator
 from ..modeling.tasks.build import enabled_tasks
 from ..solver import build_gradient_clipper, build_lr_scheduler, build_optimizer
+from .config_values import check_solver_values
 from .data_hooks import DataStateHook, SkippedImagesHook
 from .ema import EMACheckpointer, EMAHook, ModelEMA, averaged
 from .plateau import EarlyStopHook, TrainingEnded, build_plateau_hook
@@ -50,9 +51,8 @@ class GLIPv2Trainer(DefaultTrainer):
         super(DefaultTrainer, self).__init__()
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
-        if cfg.SOLVER.CHECKPOINT_PERIOD < 1:
-            raise InputError(f"SOLVER.CHECKPOINT_PERIOD: expected at least 1, found {cfg.SOLVER.CHECKPOINT_PERIOD}")
         check_config(cfg)
+        check_solver_values(cfg)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         # DefaultTrainer's methods read it.
         self.cfg = cfg

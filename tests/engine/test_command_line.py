@@ -6,6 +6,7 @@ import torch
 from torch._utils import ExceptionWrapper
 
 from glipv2_d2.engine.command_line import build_config, describe, one_line_errors, parse_train_arguments
+from glipv2_d2.engine.config_values import check_solver_values
 from glipv2_d2.engine.train_loop import NonfiniteLossError
 from glipv2_d2.errors import InputError
 
@@ -44,7 +45,12 @@ def test_config_is_defaults_then_file_then_pairs(tmp_path):
         (["SEED"], "KEY VALUE"),
         (["SEEDS", "1"], "SEEDS"),
         (["SOLVER.MAX_ITER", "many"], "MAX_ITER"),
-        (["MODEL.DEVICE", "cuda"], "MODEL.DEVICE"),
+        (["MODEL.DEVICE", "cuda"], "MODEL.DEVICE: expected 'cpu'"),
+        (["MODEL.DEVICE", "gpu"], "MODEL.DEVICE: expected"),
+        (["MODEL.META_ARCHITECTURE", "GLIP"], "MODEL.META_ARCHITECTURE: expected one of"),
+        (["MODEL.FPN.NORM", "XN"], "MODEL.FPN.NORM: expected"),
+        (["MODEL.SWIN.DEPTHS", "[2, 'two']"], "MODEL.SWIN.DEPTHS: expected numbers of at least 1"),
+        (["MODEL.TEXT_ENCODER.DROPOUT", "-.5"], "MODEL.TEXT_ENCODER.DROPOUT: expected at least 0"),
     ],
 )
 def test_wrong_config_keys_end_in_one_line(opts, message, monkeypatch):
@@ -55,7 +61,33 @@ def test_wrong_config_keys_end_in_one_line(opts, message, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "content", [None, "SEED: [1\n", "SEEDS: 1\n", "OUTPUT_DIR: !!python/object/apply:os.getcwd []\n"]
+    ("key", "value"),
+    [
+        ("SOLVER.LR_SCHEDULER_NAME", "Cosine"),
+        ("SOLVER.MAX_ITER", 0),
+        ("SOLVER.STEPS", (3, 2)),
+        ("SOLVER.BASE_LR", -0.1),
+        ("SOLVER.CHECKPOINT_PERIOD", 0),
+    ],
+)
+def test_wrong_values_of_a_training_name_their_key(tiny_cfg, key, value):
+    tiny_cfg.merge_from_list([key, value])
+    with pytest.raises(InputError, match=f"{key}: expected"):
+        check_solver_values(tiny_cfg)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "- SEED\n",
+        "MODEL: 5\n",
+        "_BASE_: wrong.yaml\n",
+        None,
+        "SEED: [1\n",
+        "SEEDS: 1\n",
+        "OUTPUT_DIR: !!python/object/apply:os.getcwd []\n",
+    ],
 )
 def test_wrong_config_file_ends_in_one_line(content, tmp_path):
     path = tmp_path / "wrong.yaml"

@@ -77,15 +77,19 @@ def build_fpn(cfg: CfgNode, bottom_up: Backbone) -> GroundingFPN:
     ``MODEL.GLIPV2.IN_FEATURES`` names them.
 
     Raises:
-        InputError: It names only one of P6 and P7.
+        InputError: It names only one of P6 and P7, or ``MODEL.FPN.IN_FEATURES`` names an unknown feature.
     """
     out_channels = cfg.MODEL.FPN.OUT_CHANNELS
     needs_top = {"p6", "p7"} & set(cfg.MODEL.GLIPV2.IN_FEATURES)
     if len(needs_top) == 1:
         raise InputError(f"MODEL.GLIPV2.IN_FEATURES: expected both or none of 'p6' and 'p7', found only {needs_top}")
+    known = list(bottom_up.output_shape())
+    in_features = list(cfg.MODEL.FPN.IN_FEATURES) or known
+    if not set(in_features) <= set(known):
+        raise InputError(f"MODEL.FPN.IN_FEATURES: expected some of the backbone's {known}, found {in_features}")
     return GroundingFPN(
         bottom_up=bottom_up,
-        in_features=list(cfg.MODEL.FPN.IN_FEATURES) or list(bottom_up.output_shape()),
+        in_features=in_features,
         out_channels=out_channels,
         norm=cfg.MODEL.FPN.NORM,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
