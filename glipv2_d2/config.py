@@ -22,7 +22,7 @@ def add_glipv2_config(cfg: CN) -> None:
 
 def _add_backbone(cfg: CN) -> None:
     # detectron2's MODEL.BACKBONE.FREEZE_AT freezes the first stages of every backbone: 0 none, 1 the stem (of Swin the
-    # patch embedding), 2 the first stage too, and so on. A timm model counts feature maps: 1 freezes all up to the first.
+    # patch embedding), 2 the first stage too, and so on. A timm model counts feature maps: 1 freezes the first.
 
     # Probability of DropBlock on the merged maps of P3 and P4 during training; 0 switches it off.
     cfg.MODEL.FPN.DROP_BLOCK_PROB = 0.3
