@@ -92,7 +92,7 @@ class Prompt:
         sizes = (len(self.phrases), len(self.phrase_spans), len(self.category_ids))
         if len(set(sizes)) != 1:
             raise InputError(f"Prompt: phrases, phrase_spans and category_ids must be equally many, found {sizes}")
-        for phrase, spans in zip(self.phrases, self.phrase_spans):
+        for phrase, spans in zip(self.phrases, self.phrase_spans, strict=True):
             for begin, end in spans:
                 if not 0 <= begin < end <= len(self.caption):
                     raise InputError(
@@ -126,15 +126,14 @@ class TokenizedPrompt:
 
     def __reduce__(self) -> tuple:
         # Arrays, because each tensor that a data worker sends takes a file descriptor, and a vocabulary has thousands.
-        tensors = (self.input_ids, self.phrase_token_map, self.category_ids, self.mlm_labels)
-        arrays = [None if tensor is None else tensor.numpy(force=True) for tensor in tensors]
-        return _prompt_from_arrays, (arrays, self.phrases)
+        tensors = [self.input_ids, self.phrase_token_map, self.category_ids]
+        tensors += [] if self.mlm_labels is None else [self.mlm_labels]
+        return _prompt_from_arrays, ([tensor.numpy(force=True) for tensor in tensors], self.phrases)
 
 
-def _prompt_from_arrays(arrays: Sequence[np.ndarray | None], phrases: tuple[str, ...]) -> TokenizedPrompt:
-    tensors = [None if array is None else torch.from_numpy(array) for array in arrays]
-    input_ids, phrase_token_map, category_ids, mlm_labels = tensors
-    return TokenizedPrompt(input_ids, phrase_token_map, category_ids, phrases, mlm_labels)
+def _prompt_from_arrays(arrays: Sequence[np.ndarray], phrases: tuple[str, ...]) -> TokenizedPrompt:
+    input_ids, phrase_token_map, category_ids, *mlm_labels = map(torch.from_numpy, arrays)
+    return TokenizedPrompt(input_ids, phrase_token_map, category_ids, phrases, *mlm_labels)
 
 
 class TokenBatch(NamedTuple):

@@ -173,4 +173,4 @@ def logsumexp_backward(
                     num_warps=NUM_WARPS,
                 )
         gradients.append(own_grads)
-    return tuple(gradients)
+    return gradients[0], gradients[1]

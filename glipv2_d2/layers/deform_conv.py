@@ -127,7 +127,7 @@ def deform_conv_gather(
     if torch.is_grad_enabled() or positions >= num_images * out_h * out_w:
         output = convolve(index, corner_weight)
     else:
-        pieces = zip(index.split(positions * taps), corner_weight.split(positions * taps))
+        pieces = zip(index.split(positions * taps), corner_weight.split(positions * taps), strict=True)
         output = torch.cat([convolve(*piece) for piece in pieces])
     return output.view(num_images, out_h, out_w, out_channels).permute(0, 3, 1, 2)
 
@@ -233,7 +233,7 @@ def _tap_grid(offset: Tensor, kernel: tuple[int, int], stride: int, padding: int
         torch.arange(length, dtype=offset.dtype, device=offset.device).unsqueeze(1) * stride
         + torch.arange(taps, dtype=offset.dtype, device=offset.device)
         - padding
-        for length, taps in zip(offset.shape[1:3], kernel)
+        for length, taps in zip(offset.shape[1:3], kernel, strict=True)
     ]
     shape = (*offset.shape[1:3], *kernel)
     row = lines[0][:, None, :, None].expand(shape)
@@ -247,7 +247,7 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
 
 def _check_shapes(x: Tensor, offset: Tensor, modulation: Tensor, weight: Tensor, stride: int, padding: int) -> None:
     kernel = weight.shape[-2:]
-    out = tuple((length + 2 * padding - taps) // stride + 1 for length, taps in zip(x.shape[-2:], kernel))
+    out = tuple((length + 2 * padding - taps) // stride + 1 for length, taps in zip(x.shape[-2:], kernel, strict=True))
     taps = kernel[0] * kernel[1]
     for name, tensor, channels in (("offset", offset, 2 * taps), ("modulation", modulation, taps)):
         expected = (len(x), channels, *out)

@@ -57,7 +57,7 @@ class ConvUnit(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int, num_groups: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
-        nn.init.zeros_(self.conv.bias)
+        nn.init.zeros_(self.conv.get_parameter("bias"))
         self.norm = nn.GroupNorm(num_groups, out_channels)
 
     def forward(self, x: Tensor, offset: Tensor | None, modulation: Tensor | None, form: str) -> Tensor:
@@ -71,8 +71,8 @@ class ConvUnit(nn.Module):
         """
         if offset is None or modulation is None:
             return self.norm(self.conv(x))
-        stride, padding = self.conv.stride[0], self.conv.padding[0]
-        x = modulated_deform_conv2d(x, offset, modulation, self.conv.weight, self.conv.bias, stride, padding, form)
+        weight, bias, stride = self.conv.weight, self.conv.bias, self.conv.stride[0]
+        x = modulated_deform_conv2d(x, offset, modulation, weight, bias, stride, 1, form)
         return self.norm(x)
 
 
@@ -115,7 +115,7 @@ class DyConv(nn.Module):
         self.offset = nn.Conv2d(in_channels, NUM_OFFSETS + NUM_MODULATIONS, 3, padding=1) if deformable else None
         self.level_attention = nn.Conv2d(out_channels, 1, 1)
         nn.init.normal_(self.level_attention.weight, std=0.01)
-        nn.init.zeros_(self.level_attention.bias)
+        nn.init.zeros_(self.level_attention.get_parameter("bias"))
         self.relu = DynamicReLU(out_channels) if dynamic_relu else nn.ReLU()
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
@@ -147,8 +147,9 @@ class DyConv(nn.Module):
         if index < len(features) - 1:
             coarser = features[index + 1]
             if offset is not None and modulation is not None:
-                offset = reinterpret_flat(offset, coarser.shape[-2:])
-                modulation = reinterpret_flat(modulation, coarser.shape[-2:])
+                height, width = coarser.shape[-2:]
+                offset = reinterpret_flat(offset, (height, width))
+                modulation = reinterpret_flat(modulation, (height, width))
             up = self.convs[0](coarser, offset, modulation, self.deform_form)
             branches.append(F.interpolate(up, size=level.shape[-2:], mode="bilinear", align_corners=True))
         mixed = branches[0] * self._importance(branches[0], len(branches))

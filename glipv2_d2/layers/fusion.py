@@ -86,8 +86,8 @@ class BiMultiHeadAttention(nn.Module):
         self.visual_out_proj = nn.Linear(embed_dim, visual_dim)
         self.language_out_proj = nn.Linear(embed_dim, language_dim)
         for projection in self.children():
-            nn.init.xavier_uniform_(projection.weight)
-            nn.init.zeros_(projection.bias)
+            nn.init.xavier_uniform_(projection.get_parameter("weight"))
+            nn.init.zeros_(projection.get_parameter("bias"))
 
     def forward(self, visual: Tensor, language: Tensor, mask: Tensor, form: str = "auto") -> tuple[Tensor, Tensor]:
         """Compute the updates of both sides, without the residuals.
@@ -300,4 +300,4 @@ def split_levels(visual: Tensor, features: list[Tensor]) -> list[Tensor]:
     """Cut positions (N, S, C) into maps as large as the L maps ``features``, channels last in memory."""
     sizes = [level.shape[-2:] for level in features]
     pieces = visual.split([height * width for height, width in sizes], dim=1)
-    return [piece.transpose(1, 2).unflatten(2, tuple(size)) for piece, size in zip(pieces, sizes)]
+    return [piece.transpose(1, 2).unflatten(2, tuple(size)) for piece, size in zip(pieces, sizes, strict=True)]

@@ -40,7 +40,7 @@ class Residual(nn.Module):
             )
         sizes = ((channels, inner), (inner, inner), (inner, channels))
         self.conv1, self.conv2, self.conv3 = (
-            _make_conv(*size, dilation, num_groups) for size, dilation in zip(sizes, _DILATIONS)
+            _make_conv(*size, dilation, num_groups) for size, dilation in zip(sizes, _DILATIONS, strict=True)
         )
 
     def forward(self, x: Tensor) -> Tensor:

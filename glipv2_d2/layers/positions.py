@@ -30,7 +30,7 @@ def cell_coordinates(features: Sequence[Tensor]) -> Tensor:
 
     Source: the coordinate channels of CoordConv (Liu et al. 2018).
     """
-    area = tuple(features[0].shape[-2:])
+    rows, columns = features[0].shape[-2:]
     coordinates, stride, longer = [], 1, 0
     for level in features:
         height, width = level.shape[-2:]
@@ -40,5 +40,5 @@ def cell_coordinates(features: Sequence[Tensor]) -> Tensor:
         longer = max(height, width)
         y, x = (torch.arange(size, device=level.device) + 0.5 for size in (height, width))
         centres = torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1).flatten(0, 1)
-        coordinates.append(relative_coordinates(centres * stride, area))
+        coordinates.append(relative_coordinates(centres * stride, (rows, columns)))
     return torch.cat(coordinates).to(features[0].dtype)

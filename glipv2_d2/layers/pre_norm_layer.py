@@ -42,15 +42,11 @@ class PreNormLayer(nn.Module):
             )
         self.attn = SelfAttention(hidden_size, num_heads)
         self.ln_1 = nn.LayerNorm(hidden_size, eps=_NORM_EPS)
-        layers = {
-            "c_fc": nn.Linear(hidden_size, intermediate_size),
-            "gelu": QuickGELU(),
-            "c_proj": nn.Linear(intermediate_size, hidden_size),
-        }
-        self.mlp = nn.Sequential(OrderedDict(layers))
+        wide, narrow = nn.Linear(hidden_size, intermediate_size), nn.Linear(intermediate_size, hidden_size)
+        self.mlp = nn.Sequential(OrderedDict(c_fc=wide, gelu=QuickGELU(), c_proj=narrow))
         self.ln_2 = nn.LayerNorm(hidden_size, eps=_NORM_EPS)
         self.drop_path = DropPath(drop_path)
-        for linear in (self.attn.out_proj, self.mlp.c_fc, self.mlp.c_proj):
+        for linear in (self.attn.out_proj, wide, narrow):
             nn.init.trunc_normal_(linear.weight, std=_INIT_STD)
             nn.init.zeros_(linear.bias)
 

@@ -16,9 +16,13 @@ from ..layers.language_layer import LanguageLayer
 from ..layers.pre_norm_layer import PreNormLayer
 from ..layers.reading import BOTH_WAYS, KeyValues, Reading
 from ..structures import LanguageFeatures
+from .text_encoder.build import TextEncoder
 
 # Kinds of text layers: each is called with width, heads, inner width and dropout.
-LANGUAGE_LAYERS: dict[str, type[nn.Module]] = {"post_norm": LanguageLayer, "pre_norm": PreNormLayer}
+LANGUAGE_LAYERS: dict[str, type[LanguageLayer | PreNormLayer]] = {
+    "post_norm": LanguageLayer,
+    "pre_norm": PreNormLayer,
+}
 
 
 class TowerBlock(nn.Module):
@@ -32,7 +36,10 @@ class TowerBlock(nn.Module):
     """
 
     def __init__(
-        self, dyconv: DyConv, fusion: BiAttentionBlock | None = None, language_layer: nn.Module | None = None
+        self,
+        dyconv: DyConv,
+        fusion: BiAttentionBlock | None = None,
+        language_layer: LanguageLayer | PreNormLayer | None = None,
     ) -> None:
         super().__init__()
         self.fusion = fusion
@@ -57,6 +64,22 @@ class TowerBlock(nn.Module):
         if self.language_layer is not None:
             hidden = self.language_layer(hidden, mask, reading.causal)
         return self.dyconv(features) if with_levels else features, hidden
+
+    @property
+    def text_layers(self) -> tuple[BiAttentionBlock, LanguageLayer | PreNormLayer]:
+        """What reads and changes the text, in a tower with fusion."""
+        if self.fusion is None or self.language_layer is None:
+            raise InputError("MODEL.GLIPV2.FUSION.ENABLED: expected True to write captions, found False")
+        return self.fusion, self.language_layer
+
+    def step(self, visual: Tensor, hidden: Tensor, past: KeyValues | None) -> tuple[Tensor, KeyValues]:
+        """Fuse the next token (B, 1, D) of B texts with the positions (N, S, C) of N images."""
+        fusion, language_layer = self.text_layers
+        # Tokens of one image do not meet in the fusion: its texts are read as one. The folded form needs no more of
+        # the positions than they are; the plain one would project them again for every token.
+        texts = hidden.unflatten(0, (len(visual), -1)).squeeze(2)  # (N, B / N, D)
+        hidden = fusion.read_image(visual, texts, form="folded").flatten(0, 1).unsqueeze(1)
+        return language_layer.step(hidden, past)
 
 
 class FusionTower(nn.Module):
@@ -186,9 +209,14 @@ class FusionTower(nn.Module):
             return [], language
         return features if rows is None else [level[rows] for level in features], language
 
+    @property
+    def rounds(self) -> list[TowerBlock]:
+        """The blocks."""
+        return [block for block in self.blocks if isinstance(block, TowerBlock)]
+
     def mix_levels(self, features: list[Tensor]) -> list[Tensor]:
         """Run the levels of N images in a tower without fusion, where they are the same for all prompts."""
-        for block in self.blocks:
+        for block in self.rounds:
             features = block.dyconv(features)
         return features
 
@@ -201,12 +229,11 @@ class FusionTower(nn.Module):
         Raises:
             InputError: The tower has no fusion, so its tokens cannot read the image.
         """
-        if not self.fuses_text:
-            raise InputError("MODEL.GLIPV2.FUSION.ENABLED: expected True to write captions, found False")
         positions = []
-        for block in self.blocks:
-            visual = block.fusion.normalize_image(features)
-            positions.append(block.fusion.place(visual, features))
+        for block in self.rounds:
+            fusion, _ = block.text_layers
+            visual = fusion.normalize_image(features)
+            positions.append(fusion.place(visual, features))
             if len(positions) < len(self.blocks):
                 features = block.dyconv(split_levels(visual, features))
         return positions
@@ -225,17 +252,13 @@ class FusionTower(nn.Module):
             (B, 1, D), and the keys and values for the next token.
         """
         known = []
-        for block, visual, past_of_block in zip(self.blocks, positions, past or [None] * len(self.blocks)):
-            # Tokens do not affect each other in the fusion, so all texts of an image are read as one text. The folded
-            # form reads the positions directly; the plain one would project them again for every token.
-            texts = hidden.unflatten(0, (len(visual), -1)).squeeze(2)  # (N, B / N, D)
-            hidden = block.fusion.read_image(visual, texts, form="folded").flatten(0, 1).unsqueeze(1)
-            hidden, known_of_block = block.language_layer.step(hidden, past_of_block)
+        for number, (block, visual) in enumerate(zip(self.rounds, positions, strict=True)):
+            hidden, known_of_block = block.step(visual, hidden, None if past is None else past[number])
             known.append(known_of_block)
         return hidden, known
 
 
-def build_tower(cfg: CfgNode, channels: int, text_encoder: nn.Module | None = None) -> FusionTower:
+def build_tower(cfg: CfgNode, channels: int, text_encoder: TextEncoder | None = None) -> FusionTower:
     """Build the tower for levels of ``channels`` channels and the text of an encoder, if there is one.
 
     Raises:

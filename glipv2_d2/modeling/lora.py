@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,7 @@ class LowRankUpdate(nn.Module):
         self.down = nn.Parameter(weight.new_empty(rank, weight[0].numel()))
         self.up = nn.Parameter(weight.new_zeros(len(weight), rank))
         # Part of the state of the model, because the two matrices with another factor are another update.
+        self.scale: Tensor
         self.register_buffer("scale", weight.new_tensor(alpha / rank))
         # As torch initializes a linear layer.
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
@@ -53,7 +54,7 @@ class LowRankUpdate(nn.Module):
         return weight + (self.up @ self.down).view_as(weight) * self.scale
 
 
-class _UpdatedLayer:
+class _UpdatedLayer(nn.Module):
     """A base class, put before the class of a layer, whose ``weight`` includes the update.
 
     The parameter keeps its name, so that weight files fit with and without updates. Code that reads ``weight`` itself,
@@ -62,7 +63,7 @@ class _UpdatedLayer:
 
     @property
     def weight(self) -> Tensor:
-        return self.lora(self._parameters["weight"])
+        return self.get_submodule("lora")(self._parameters["weight"])
 
 
 @functools.cache
@@ -100,7 +101,7 @@ def add_lora(model: nn.Module, settings: LoRASettings) -> list[str]:
         )
     updated = []
     for part in dict.fromkeys(settings.parts):
-        layers = [
+        layers: list[tuple[str, Any]] = [
             (name, layer)
             for name, layer in model.get_submodule(part).named_modules(prefix=part)
             if isinstance(layer, _LAYERS) and _is_worth_it(layer.weight, settings.rank)
@@ -112,7 +113,7 @@ def add_lora(model: nn.Module, settings: LoRASettings) -> list[str]:
             )
         for name, layer in layers:
             update = LowRankUpdate(layer.weight.detach(), settings.rank, settings.alpha)
-            layer.__class__ = _updated_class(type(layer))
+            layer.__class__ = _updated_class(layer.__class__)
             layer.lora = update
             updated.append(name)
     return updated
@@ -123,7 +124,7 @@ def merge_lora(model: nn.Module) -> None:
     """Add all updates to the weights they belong to and remove them: the same model at the speed of one without."""
     for layer in list(model.modules()):
         if isinstance(layer, _UpdatedLayer):
-            layer._parameters["weight"].copy_(layer.weight)
+            dict(layer.named_parameters(recurse=False))["weight"].copy_(layer.weight)
             del layer.lora
             layer.__class__ = type(layer).__bases__[1]
 

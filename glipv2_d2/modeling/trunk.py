@@ -74,7 +74,7 @@ class Trunk(DenseDetector):
 
     @staticmethod
     def build_trunk(
-        cfg: CfgNode, head_class: type[AnchorHead], with_text: bool = True
+        cfg: CfgNode, head_class: Callable[[CfgNode, TrunkShapes], AnchorHead], with_text: bool = True
     ) -> tuple[dict[str, Any], TrunkShapes]:
         """Build the parts that every model has, in the order that random initial weights follow.
 

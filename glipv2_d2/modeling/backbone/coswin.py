@@ -44,7 +44,7 @@ class ConvDownsampling(ConvEmbedding):
     def __init__(self, channels: int) -> None:
         super().__init__(channels, 2 * channels, kernel_size=3, stride=2, padding=1)
 
-    def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:
+    def forward(self, tokens: Tensor, height: int, width: int) -> Tensor:  # type: ignore[override]  # as Swin calls it
         """Map (N, height * width, C) to (N, ceil(height / 2) * ceil(width / 2), 2C), row by row."""
         image = tokens.transpose(1, 2).unflatten(2, (height, width))
         return super().forward(image).flatten(2).transpose(1, 2)

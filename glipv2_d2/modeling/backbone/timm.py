@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import timm
 import torch
 from detectron2.config import CfgNode
@@ -59,17 +61,19 @@ class TimmBackbone(Backbone):
         if weights:
             load_timm_weights(self.body, name, weights)
         self._freeze(freeze_at)
-        strides = self.body.feature_info.reduction()
+        info: Any = self.body.feature_info
+        strides = info.reduction()
         if any(stride != strides[0] * 2**i for i, stride in enumerate(strides)):
             raise InputError(f"MODEL.TIMM.OUT_INDICES: expected strides that double, found {strides} of {name}")
-        channels = self.body.feature_info.channels()
+        channels = info.channels()
         self._out_features = [f"c{stride.bit_length() - 1}" for stride in strides]
-        self._out_feature_strides = dict(zip(self._out_features, strides))
-        self._out_feature_channels = dict(zip(self._out_features, channels))
+        self._out_feature_strides = dict(zip(self._out_features, strides, strict=True))
+        self._out_feature_channels = dict(zip(self._out_features, channels, strict=True))
         self.train(self.training)
 
     def _freeze(self, freeze_at: int) -> None:
-        features = self.body.feature_info.info
+        feature_info: Any = self.body.feature_info
+        features = feature_info.info
         if not 0 <= freeze_at <= len(features):
             raise InputError(f"MODEL.BACKBONE.FREEZE_AT: expected 0 to {len(features)} features, found {freeze_at}")
         if freeze_at > 0:
@@ -101,7 +105,7 @@ class TimmBackbone(Backbone):
         maps = self.body(images)
         if self._channels_last_maps:
             maps = [feature.permute(0, 3, 1, 2) for feature in maps]
-        return dict(zip(self._out_features, maps))
+        return dict(zip(self._out_features, maps, strict=True))
 
 
 def _flat(name: str) -> str:
@@ -128,7 +132,7 @@ def load_timm_weights(body: nn.Module, name: str, path: str) -> None:
                 f"MODEL.TIMM.WEIGHTS: {path} has {len(source)} tensors that fit timm's {name} "
                 f"({len(expected)} tensors) neither by name nor by order and shape"
             )
-        source = dict(zip(expected, source.values()))
+        source = dict(zip(expected, source.values(), strict=True))
     # A features_only model may flatten nested names of the full model: stages.0 becomes stages_0.
     names = {_flat(key): key for key in body.state_dict()}
     source = {names.get(_flat(key), key): value for key, value in source.items()}

@@ -268,7 +268,7 @@ def initialize_predictors(*convs: nn.Conv2d) -> None:
     """Start layers with small weights and no bias, as dense detectors do."""
     for conv in convs:
         nn.init.normal_(conv.weight, std=0.01)
-        nn.init.zeros_(conv.bias)
+        nn.init.zeros_(conv.get_parameter("bias"))
 
 
 def prior_bias(prob: float) -> float:

@@ -54,7 +54,7 @@ class ClassHead(AnchorHead):
             raise InputError(f"MODEL.GLIPV2.CLASS_HEAD.NUM_CLASSES: expected at least 1, found {num_classes}")
         self.cls_logits = nn.Conv2d(channels, num_classes, kernel_size=1)
         initialize_predictors(self.cls_logits, self.bbox_pred, self.centerness)
-        nn.init.constant_(self.cls_logits.bias, prior_bias(prior_prob))
+        nn.init.constant_(self.cls_logits.get_parameter("bias"), prior_bias(prior_prob))
 
     @classmethod
     def from_config(cls, cfg: CfgNode, shapes: TrunkShapes) -> dict[str, Any]:

@@ -159,4 +159,4 @@ class ContrastiveHead(TrainingHead):
         ):
             everywhere = join(gathered.vectors[member], *gathered.labels[member, :2].unbind(1))
             shared.append(SharedVectors(join(vectors, *local_labels[:, :2].unbind(1)), everywhere, start))
-        return tuple(shared)
+        return shared[0], shared[1]

@@ -154,7 +154,7 @@ class HourglassMaskHead(TrainingHead):
         size = max(_MIN_SLICE, math.ceil(len(pooled) / _SLICES))
         if len(pooled) <= size or not torch.is_grad_enabled():
             return self._draw_slice(pooled, words, bias)
-        slices = zip(pooled.split(size), words.split(size), bias.split(size))
+        slices = zip(pooled.split(size), words.split(size), bias.split(size), strict=True)
         return torch.cat(
             [checkpoint(self._draw_slice, *part, use_reentrant=False, preserve_rng_state=False) for part in slices]
         )
@@ -249,7 +249,7 @@ class HourglassMaskHead(TrainingHead):
         for i, (image, prompt) in enumerate(zip(instances, prompts, strict=True)):
             levels = [level[i : i + 1] for level in features]
             token_maps = prompt.phrase_token_map.to(text.device)[image.phrase_ids]
-            parts = zip(image.pred_boxes.tensor.split(_TEST_SLICE), token_maps.split(_TEST_SLICE))
+            parts = zip(image.pred_boxes.tensor.split(_TEST_SLICE), token_maps.split(_TEST_SLICE), strict=True)
             logits = [self(levels, [boxes], text[i : i + 1], [token_map]) for boxes, token_map in parts]
             masks.append(torch.cat(logits).float().sigmoid())
         return masks

@@ -63,13 +63,11 @@ class MLMHead(WordDecoder):
 
 def _tokens_to_restore(prompts: list[TokenizedPrompt]) -> tuple[Tensor, Tensor, Tensor]:
     """Return, for each token to restore, its prompt, its index in it and its label."""
-    rows, columns, labels = [], [], []
+    empty = torch.zeros(0, dtype=torch.int64)
+    parts = [(empty, empty, empty)]
     for row, prompt in enumerate(prompts):
         if prompt.mlm_labels is not None:
-            places = (prompt.mlm_labels != IGNORED_LABEL).nonzero().squeeze(1)
-            rows.append(torch.full_like(places, row))
-            columns.append(places)
-            labels.append(prompt.mlm_labels[places])
-    empty = torch.zeros(0, dtype=torch.int64)
-    rows, columns, labels = (torch.cat([empty, *parts]) for parts in (rows, columns, labels))
+            chosen = (prompt.mlm_labels != IGNORED_LABEL).nonzero().squeeze(1)
+            parts.append((torch.full_like(chosen, row), chosen, prompt.mlm_labels[chosen]))
+    rows, columns, labels = map(torch.cat, zip(*parts, strict=True))
     return rows, columns, labels

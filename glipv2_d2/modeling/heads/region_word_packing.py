@@ -43,7 +43,7 @@ def take_regions(features: list[Tensor], matched_idxs: Tensor, chosen: Tensor) -
         image, position = mask.nonzero(as_tuple=True)
         visual = level.flatten(2).transpose(1, 2)[image, position]  # (n of the level, C)
         taken.append((visual, image, matched[image, position]))
-    visual, images, boxes = (torch.cat(parts) for parts in zip(*taken))
+    visual, images, boxes = (torch.cat(parts) for parts in zip(*taken, strict=True))
     return visual, images, boxes
 
 
@@ -60,7 +60,7 @@ def pack_region_labels(
     """
     first_box = list(accumulate((len(image) for image in instances), initial=0))
     first_phrase = accumulate((len(prompt.phrases) for prompt in prompts), initial=0)
-    phrases = torch.cat([image.gt_classes + first for image, first in zip(instances, first_phrase)])
+    phrases = torch.cat([image.gt_classes + first for image, first in zip(instances, first_phrase, strict=False)])
     categories = torch.cat([image.gt_category_ids for image in instances])
     box = torch.tensor(first_box, device=images.device)[images] + boxes
     regions = torch.arange(len(images), device=images.device)

@@ -81,7 +81,9 @@ class _MaskedLogSumExp(torch.autograd.Function):
             from ...kernels.contrastive import logsumexp_backward
         else:
             logsumexp_backward = _chunked_backward
-        return *logsumexp_backward(*ctx.saved_tensors, grad.contiguous()), None, None, None
+        rows, columns, row_groups, column_groups, result = ctx.saved_tensors
+        gradients = logsumexp_backward(rows, columns, row_groups, column_groups, result, grad.contiguous())
+        return *gradients, None, None, None
 
 
 def _chunks(num_rows: int, num_columns: int) -> Iterator[slice]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...layers.reading import KeyValues
 from ..fusion_tower import FusionTower
 from ..heads.captioning_head import CaptioningHead
+from ..text_encoder.build import TextEncoder
 
 
 class DecoderState(NamedTuple):
@@ -48,7 +49,7 @@ class CaptionDecoder:
     Source: GLIPv2, App. D.2: uni-directional text, and no attention from the image to the text.
     """
 
-    def __init__(self, text_encoder: nn.Module, tower: FusionTower, head: CaptioningHead) -> None:
+    def __init__(self, text_encoder: TextEncoder, tower: FusionTower, head: CaptioningHead) -> None:
         self.text_encoder = text_encoder
         self.tower = tower
         self.head = head

@@ -46,7 +46,7 @@ class DetectionPool:
         self._max_detections = max_detections
         self._mask_head = mask_head
 
-    def add(self, detected: Sequence[Instances], features: PassFeatures) -> None:
+    def add(self, detected: list[Instances], features: PassFeatures) -> None:
         """Take the detections of a pass.
 
         Args:
@@ -56,9 +56,9 @@ class DetectionPool:
         """
         if self._mask_head is not None and not self._max_detections:
             masks = self._mask_head.inference(features.levels, features.text, detected, features.pairs.prompts)
-            for instances, masks_of_pair in zip(detected, masks):
+            for instances, masks_of_pair in zip(detected, masks, strict=True):
                 instances.mask_probabilities = masks_of_pair
-        for row, rank, instances in zip(features.pairs.rows, features.pairs.ranks, detected):
+        for row, rank, instances in zip(features.pairs.rows, features.pairs.ranks, detected, strict=True):
             instances.ranks = torch.full_like(instances.phrase_ids, rank)
             self._found[row].append(instances)
         if self._max_detections:
@@ -107,6 +107,7 @@ def _set_masks(mask_head: HourglassMaskHead, features: Sequence[PassFeatures], d
             (detections[row].ranks == rank).nonzero().squeeze(1)
             for row, rank in zip(pairs.rows, pairs.ranks, strict=True)
         ]
-        instances = [detections[row][index] for row, index in zip(pairs.rows, own)]
-        for row, index, masks in zip(pairs.rows, own, mask_head.inference(levels, text, instances, pairs.prompts)):
+        instances = [detections[row][index] for row, index in zip(pairs.rows, own, strict=True)]
+        probabilities = mask_head.inference(levels, text, instances, pairs.prompts)
+        for row, index, masks in zip(pairs.rows, own, probabilities, strict=True):
             detections[row].mask_probabilities[index] = masks.to(detections[row].mask_probabilities)

@@ -43,6 +43,6 @@ def rows_by_padded_size(batched_inputs: Sequence[dict[str, Any]], divisor: int) 
     divisor = max(divisor, 1)
     groups: dict[tuple, list[int]] = defaultdict(list)
     for row, inputs in enumerate(batched_inputs):
-        size = inputs["image"].shape[-2:]
-        groups[(inputs.get("task", "detection"), *(-(-side // divisor) for side in size))].append(row)
+        height, width = inputs["image"].shape[-2:]
+        groups[inputs.get("task", "detection"), -(-height // divisor), -(-width // divisor)].append(row)
     return list(groups.values())

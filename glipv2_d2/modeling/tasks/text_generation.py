@@ -15,14 +15,16 @@ from ...errors import InputError
 _IMPOSSIBLE = float("-inf")
 
 
+State = TypeVar("State", bound="TextState")
+
+
 class TextState(Protocol):
     """State that a step function keeps of B texts."""
 
-    def select(self, rows: Tensor) -> TextState:
+    def select(self: State, rows: Tensor) -> State:
         """Continue with the texts ``rows``; a text may be selected several times."""
 
 
-State = TypeVar("State", bound=TextState)
 # Maps the last token of each of B texts, (B,) int64, and the state before it to the logits (B, V) of the next token and
 # the state after it. The texts of one image stand side by side.
 StepFunction = Callable[[Tensor, State], tuple[Tensor, State]]

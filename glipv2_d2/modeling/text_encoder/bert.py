@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel, PreTrainedModel
 
 from ...errors import InputError
@@ -15,7 +16,7 @@ from ...layers.reading import KeyValues, next_position
 from ...prompts.pretrained import resolve_pretrained
 from ...structures import LanguageFeatures, TokenBatch
 from .bert_causal import causal_pass, causal_step
-from .build import TEXT_ENCODER_REGISTRY, read_encoder_arguments
+from .build import TEXT_ENCODER_REGISTRY, TextEncoder, read_encoder_arguments
 from .distinct import encode_distinct
 
 _WEIGHTS_KEY = "MODEL.TEXT_ENCODER.WEIGHTS"
@@ -32,7 +33,7 @@ _BERT_CONFIG = (
 
 
 @TEXT_ENCODER_REGISTRY.register()
-class BertTextEncoder(nn.Module):
+class BertTextEncoder(TextEncoder):
     """Encode prompts with a BERT-type transformer.
 
     ``hidden`` is the output of its last layer, ``embedded`` the same with zeros in the padding. ``bert`` is the
@@ -138,18 +139,7 @@ class BertTextEncoder(nn.Module):
         return LanguageFeatures(hidden, embedded, tokens.mask)
 
     def step(self, input_ids: Tensor, past: list[KeyValues] | None) -> tuple[Tensor, list[KeyValues]]:
-        """Encode the next token of B texts as the causal ``forward`` does, without running those before it again.
-
-        Args:
-            input_ids: (B,) int64.
-            past: For each layer the keys and values of the tokens before; None before the first token.
-
-        Returns:
-            (B, 1, D), and the keys and values for the next token.
-
-        Raises:
-            InputError: The encoder has no position for another token.
-        """
+        """See ``TextEncoder``."""
         return causal_step(self.bert, input_ids, next_position(past, self.max_positions), past)
 
     def _encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
@@ -163,7 +153,7 @@ class BertTextEncoder(nn.Module):
 
 def _load_pretrained(weights: str, dropout: float, allow_download: bool) -> PreTrainedModel:
     directory = resolve_pretrained(weights, _WEIGHTS_KEY, allow_download)
-    safely = {"local_files_only": True, "trust_remote_code": False}
+    safely: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(directory, **safely)
         lacking = [name for name in _BERT_CONFIG if not hasattr(config, name)]

@@ -6,17 +6,19 @@ names of the parts of a layer are those of the weights and do not change, so thi
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import BertModel, PreTrainedModel
+from transformers import BertModel
 
 from ...errors import InputError
 from ...layers.reading import KeyValues, visible_tokens
 
 
-def causal_pass(bert: PreTrainedModel, input_ids: Tensor, mask: Tensor, use_checkpoint: bool) -> Tensor:
+def causal_pass(bert: Any, input_ids: Tensor, mask: Tensor, use_checkpoint: bool) -> Tensor:
     """Encode N texts whose tokens see only tokens up to themselves.
 
     Args:
@@ -45,7 +47,7 @@ def causal_pass(bert: PreTrainedModel, input_ids: Tensor, mask: Tensor, use_chec
 
 
 def causal_step(
-    bert: PreTrainedModel, input_ids: Tensor, position: int, past: list[KeyValues] | None
+    bert: Any, input_ids: Tensor, position: int, past: list[KeyValues] | None
 ) -> tuple[Tensor, list[KeyValues]]:
     """Encode the next token of B texts as ``causal_pass`` does, without running those before it again.
 
@@ -64,16 +66,15 @@ def causal_step(
     _check_type(bert)
     positions = torch.full((1, 1), position, device=input_ids.device)
     hidden = bert.embeddings(input_ids=input_ids[:, None], position_ids=positions)
-    layers = bert.encoder.layer
-    known = []
-    for layer, past_of_layer in zip(layers, past or [None] * len(layers)):
+    known: list[KeyValues] = []
+    for number, layer in enumerate(bert.encoder.layer):
         query, keys, values = _project(layer, hidden)
-        known.append(KeyValues.extend(past_of_layer, keys, values))
+        known.append(KeyValues.extend(None if past is None else past[number], keys, values))
         hidden = _finish(layer, hidden, F.scaled_dot_product_attention(query, *known[-1]))
     return hidden, known
 
 
-def _run_layer(layer: nn.Module, hidden: Tensor, visible: Tensor) -> Tensor:
+def _run_layer(layer: Any, hidden: Tensor, visible: Tensor) -> Tensor:
     query, keys, values = _project(layer, hidden)
     dropout = layer.attention.self.dropout
     attended = F.scaled_dot_product_attention(
@@ -82,7 +83,7 @@ def _run_layer(layer: nn.Module, hidden: Tensor, visible: Tensor) -> Tensor:
     return _finish(layer, hidden, attended)
 
 
-def _project(layer: nn.Module, hidden: Tensor) -> list[Tensor]:
+def _project(layer: Any, hidden: Tensor) -> list[Tensor]:
     attention = layer.attention.self
     return [
         projection(hidden).unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)  # (N, heads, T, d)
@@ -90,12 +91,12 @@ def _project(layer: nn.Module, hidden: Tensor) -> list[Tensor]:
     ]
 
 
-def _finish(layer: nn.Module, hidden: Tensor, attended: Tensor) -> Tensor:
+def _finish(layer: Any, hidden: Tensor, attended: Tensor) -> Tensor:
     hidden = layer.attention.output(attended.transpose(1, 2).flatten(2), hidden)
     return layer.output(layer.intermediate(hidden), hidden)
 
 
-def _check_type(bert: PreTrainedModel) -> None:
+def _check_type(bert: Any) -> None:
     positions = getattr(bert.config, "position_embedding_type", "absolute")
     if not isinstance(bert, BertModel) or positions != "absolute":
         raise InputError(

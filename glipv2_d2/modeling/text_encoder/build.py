@@ -2,19 +2,56 @@
 
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
-from torch import nn
+from torch import Tensor, nn
 
 from ...errors import InputError
+from ...layers.reading import KeyValues
 from ...prompts.tokenizer import PromptTokenizer
+from ...structures import LanguageFeatures, TokenBatch
 
 TEXT_ENCODER_REGISTRY = Registry("TEXT_ENCODER")
 TEXT_ENCODER_REGISTRY.__doc__ = """
-Text encoders. An entry is called with a config and returns a module whose ``forward(tokens: TokenBatch)`` returns
-``LanguageFeatures``. The module has the attributes ``vocab_size`` and ``max_positions``, the limits of its prompts, and
-``hidden_size``, ``num_heads``, ``intermediate_size`` and ``dropout``, the sizes of the text layers in the tower. It may
-have ``language_layer_type``, the kind of these layers, see ``FusionTower``. An encoder that can write captions also
-accepts ``forward(tokens, causal=True)`` and has ``step(input_ids, past)``, like the encoders of the package.
+Text encoders. An entry is called with a config and returns a module with the attributes and methods of ``TextEncoder``.
 """
+
+
+class TextEncoder(nn.Module):
+    """What a text encoder has.
+
+    Attributes:
+        vocab_size, max_positions: Limits of its prompts.
+        hidden_size, num_heads, intermediate_size, dropout: Sizes of the text layers in the tower.
+        language_layer_type: Kind of these layers, see ``FusionTower``; may be missing.
+    """
+
+    vocab_size: int
+    max_positions: int
+    hidden_size: int
+    num_heads: int
+    intermediate_size: int
+    dropout: float
+    language_layer_type: str = "post_norm"
+
+    def forward(self, tokens: TokenBatch, causal: bool = False) -> LanguageFeatures:
+        """Encode N prompts of T tokens; with ``causal``, which captions need, a token sees those up to itself only."""
+        raise TypeError(f"{type(self).__name__}: expected a method forward, found none")
+
+    def step(self, input_ids: Tensor, past: list[KeyValues] | None) -> tuple[Tensor, list[KeyValues]]:
+        """Encode the next token of B texts as the causal ``forward`` does, without running those before it again.
+
+        Args:
+            input_ids: (B,) int64.
+            past: For each layer the keys and values of the tokens before; None before the first token.
+
+        Returns:
+            (B, 1, D), and the keys and values for the next token.
+
+        Raises:
+            InputError: The encoder has no position for another token, or cannot write captions.
+        """
+        raise InputError(
+            f"MODEL.TEXT_ENCODER.NAME: expected an encoder that writes captions, found {type(self).__name__}"
+        )
 
 
 def read_encoder_arguments(cfg: CfgNode) -> dict[str, object]:
@@ -35,7 +72,7 @@ def read_encoder_arguments(cfg: CfgNode) -> dict[str, object]:
     }
 
 
-def build_text_encoder(cfg: CfgNode) -> nn.Module:
+def build_text_encoder(cfg: CfgNode) -> TextEncoder:
     """Build the text encoder named by ``MODEL.TEXT_ENCODER.NAME``.
 
     Raises:

@@ -12,13 +12,13 @@ from torch.utils.checkpoint import checkpoint
 from ...layers.pre_norm_layer import PreNormLayer
 from ...layers.reading import KeyValues, next_position
 from ...structures import LanguageFeatures, TokenBatch
-from .build import TEXT_ENCODER_REGISTRY, read_encoder_arguments
+from .build import TEXT_ENCODER_REGISTRY, TextEncoder, read_encoder_arguments
 from .clip_weights import check_clip_text, load_clip_text, resize_positions
 from .distinct import encode_distinct
 
 
 @TEXT_ENCODER_REGISTRY.register()
-class CLIPTextEncoder(nn.Module):
+class CLIPTextEncoder(TextEncoder):
     """Encode prompts with a CLIP-type transformer.
 
     The sum of token and position embeddings passes pre-norm layers and a last norm. Tokens see each other in both
@@ -122,23 +122,13 @@ class CLIPTextEncoder(nn.Module):
         return LanguageFeatures(hidden, embedded, tokens.mask)
 
     def step(self, input_ids: Tensor, past: list[KeyValues] | None) -> tuple[Tensor, list[KeyValues]]:
-        """Encode the next token of B texts as the causal ``forward`` does, without running those before it again.
-
-        Args:
-            input_ids: (B,) int64.
-            past: For each layer the keys and values of the tokens before; None before the first token.
-
-        Returns:
-            (B, 1, D), and the keys and values for the next token.
-
-        Raises:
-            ValueError: The encoder has no position for another token.
-        """
+        """See ``TextEncoder``."""
         position = next_position(past, self.max_positions)
         hidden = (self.token_embedding(input_ids) + self.positional_embedding[position]).unsqueeze(1)  # (B, 1, D)
         known = []
-        for layer, past_of_layer in zip(self.resblocks, past or [None] * len(self.resblocks)):
-            hidden, known_of_layer = layer.step(hidden, past_of_layer)
+        for number, layer in enumerate(self.resblocks):
+            assert isinstance(layer, PreNormLayer)
+            hidden, known_of_layer = layer.step(hidden, None if past is None else past[number])
             known.append(known_of_layer)
         return self.ln_final(hidden), known
 

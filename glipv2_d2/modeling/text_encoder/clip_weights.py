@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pickle import UnpicklingError
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -163,16 +163,16 @@ def _from_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if part in _RENAMED_IN_LAYER:
             renamed[f"resblocks.{layer}.{_RENAMED_IN_LAYER[part]}.{kind}"] = tensor
         elif part == "self_attn.q_proj":
-            joined = [tensors.get(f"encoder.layers.{layer}.self_attn.{one}_proj.{kind}") for one in "qkv"]
-            if all(one is not None for one in joined):
-                renamed[f"resblocks.{layer}.attn.in_proj_{kind}"] = torch.cat(joined)
+            names = [f"encoder.layers.{layer}.self_attn.{one}_proj.{kind}" for one in "qkv"]
+            if all(one in tensors for one in names):
+                renamed[f"resblocks.{layer}.attn.in_proj_{kind}"] = torch.cat([tensors[one] for one in names])
     return renamed
 
 
 def _read_folder(weights: str, allow_download: bool) -> tuple[dict[str, Tensor], int]:
     """Return the tensors of a text model of transformers, by its names, and its number of heads."""
     directory = resolve_pretrained(weights, _WEIGHTS_KEY, allow_download)
-    safely = {"local_files_only": True, "trust_remote_code": False}
+    safely: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         config = AutoConfig.from_pretrained(directory, **safely)
         # A whole CLIP, or its text model alone.
@@ -181,7 +181,7 @@ def _read_folder(weights: str, allow_download: bool) -> tuple[dict[str, Tensor],
             raise InputError(f"a {config.model_type}, expected a CLIP-type encoder")
         if config.hidden_act != "quick_gelu":
             raise InputError(f"hidden_act {config.hidden_act!r}, expected 'quick_gelu'")
-        model, info = CLIPTextModel.from_pretrained(
+        loaded: Any = CLIPTextModel.from_pretrained(
             directory, config=config, weights_only=True, output_loading_info=True, **safely
         )
     except UnpicklingError as error:
@@ -189,6 +189,7 @@ def _read_folder(weights: str, allow_download: bool) -> tuple[dict[str, Tensor],
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"{_WEIGHTS_KEY}: no encoder could be read from {weights!r}: {reason}") from error
+    model, info = loaded
     # The library fills missing tensors with random numbers.
     missing = sorted(info["missing_keys"])
     if missing:
