@@ -60,7 +60,9 @@ def flags(program: Path) -> set[str]:
     if program.name == "train_net.py":
         return {"--" + name.replace("_", "-") for name in vars(parse_train_arguments([]))}
     tree = ast.parse(program.read_text(encoding="utf-8"))
-    imported = [node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+    imported = [
+        node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module
+    ]
     files = [program, *(file for name in imported for file in program.parent.glob(f"{name}.py"))]
     files += [file for name in imported for file in program.parent.glob(f"{name}/*.py")]
     nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
@@ -124,6 +126,12 @@ def test_links_lead_somewhere(page):
             headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
             wrong += [] if anchor in map(slug, headings) else [link]
     assert wrong == []
+
+
+def test_the_model_zoo_has_every_config():
+    zoo = (ROOT / "docs" / "MODEL_ZOO.md").read_text(encoding="utf-8")
+    names = [config.relative_to(ROOT / "configs").as_posix() for config in CONFIGS if "/" in named(config)[8:]]
+    assert [name for name in names if f"`{name}`" not in zoo] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
