@@ -1,4 +1,4 @@
-"""Communication between the processes of a run: means, and rows whose number differs. Identities in one process."""
+"""Communication between the processes of a run: means, and rows whose number differs from rank to rank."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch.autograd.function import once_differentiable
 
 
 def reduce_mean(tensor: Tensor) -> Tensor:
-    """Average a tensor over all ranks, without a gradient.
+    """Average a tensor over all ranks, without a gradient; in a single process the tensor stays as it is.
 
-    Loss normalizers use it: with the mean of the counts as divisor and gradients averaged over the ranks, as
-    ``DistributedDataParallel`` does, the update equals that of one process that sees the whole batch.
+    Loss normalizers use it. With the mean of the counts as divisor, and gradients averaged over the ranks as
+    ``DistributedDataParallel`` does, the update equals that of one process with the whole batch.
 
     Args:
-        tensor: Any shape, floating point, on the device of the process group's backend. Every rank must call this, also
-            one whose batch holds nothing to count: it contributes a zero, not an absence.
+        tensor: Any shape, floating point, on the device of the process group's backend. Every rank must call this. A
+            rank whose batch has nothing to count contributes a zero.
 
     Returns:
         A new tensor of the same shape and dtype, equal on all ranks.
@@ -46,16 +46,16 @@ class GatheredRows(NamedTuple):
 
 
 def gather_with_grad(vectors: Tensor, labels: Tensor, capacity: int) -> GatheredRows:
-    """Collect the rows of all ranks, in one collective; gradients flow back to the rank a row came from.
+    """Collect the rows of all ranks in one collective operation, with gradients back to the rank of each row.
 
-    The gradient of a row is the sum of what all ranks send back, one collective again. Every rank must call this and
-    run the backward pass through ``vectors``, also a rank without rows.
+    The gradient of a row is the sum of the gradients of all ranks, in one more collective operation. Every rank must
+    call this and run the backward pass through ``vectors``, even a rank without rows.
 
     Args:
         vectors: (n, d) float32; n may differ between the ranks and may be 0.
         labels: (n, k) int64 in the range of int32, carried along without a gradient.
-        capacity: Most rows of a rank, equal on all ranks: that many travel, so that no rank has to ask for the
-            numbers of the others first.
+        capacity: The most rows of a rank, equal on all ranks. Every rank sends this many, so that no rank has to ask
+            the others for their numbers first.
 
     Raises:
         ValueError: There are more rows than the capacity, or the vectors are not float32.
@@ -67,7 +67,7 @@ def gather_with_grad(vectors: Tensor, labels: Tensor, capacity: int) -> Gathered
     world_size = comm.get_world_size()
     if world_size == 1:
         return GatheredRows(vectors, labels, 0)
-    # All in the bits of one integer tensor, whose first row tells the number of rows that count.
+    # One integer tensor holds the bits of everything; its first row holds the number of rows that count.
     rows = torch.cat((vectors.detach().contiguous().view(torch.int32), labels.to(torch.int32)), dim=1)
     parcel = rows.new_zeros(1 + capacity, rows.shape[1])
     parcel[0, 0] = len(rows)

@@ -66,11 +66,11 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRMultiplier:
-    """Build detectron2's scheduler; with ``SOLVER.AUTO_STEP`` a warm-up to a rate that only its hook changes."""
+    """Build detectron2's scheduler. With ``SOLVER.AUTO_STEP`` it only warms up, and a hook changes the rate later."""
     if not cfg.SOLVER.AUTO_STEP.ENABLED:
         return build_fixed_lr_scheduler(cfg, optimizer)
     warmup_share = min(cfg.SOLVER.WARMUP_ITERS / cfg.SOLVER.MAX_ITER, 1.0)
-    # fvcore's constant one has no value at the very end of a run.
+    # fvcore's constant scheduler has no value at the very end of a run.
     multiplier = WarmupParamScheduler(
         LinearParamScheduler(1.0, 1.0), cfg.SOLVER.WARMUP_FACTOR, warmup_share, cfg.SOLVER.WARMUP_METHOD
     )
@@ -90,13 +90,13 @@ def parameter_groups(
     """Group the trainable parameters by learning rate and weight decay.
 
     Args:
-        base_lr: Learning rate of what no other rule changes.
-        weight_decay: Likewise.
-        weight_decay_norm: Decay of the weights of normalization layers; None: as everything else.
-        weight_decay_bias: Decay of every parameter with "bias" anywhere in its name, which takes in the position
-            tables of Swin and the token biases of the head; None: as everything else.
-        bias_lr_factor: Factor on the learning rate of those same parameters.
-        prefix_lr_factors: Factor on the learning rate of the parameters whose name begins so.
+        base_lr: Learning rate of parameters that no other rule changes.
+        weight_decay: Weight decay of parameters that no other rule changes.
+        weight_decay_norm: Decay of the weights of normalization layers; None: ``weight_decay``.
+        weight_decay_bias: Decay of every parameter with "bias" anywhere in its name, including the position tables of
+            Swin and the token biases of the head; None: ``weight_decay``.
+        bias_lr_factor: Factor on the learning rate of the same parameters.
+        prefix_lr_factors: For a beginning of names, the factor on the learning rate of these parameters.
 
     Returns:
         Groups as ``torch.optim`` takes them, ordered by their first parameter.
@@ -129,8 +129,8 @@ def parameter_groups(
 def build_gradient_clipper(cfg: CfgNode) -> GradientClipper:
     """Build the function that is called with all parameters between the backward pass and the update.
 
-    It returns the norm over all gradients before clipping. It clips only where ``SOLVER.CLIP_GRADIENTS`` says
-    "full_model".
+    It returns the norm over all gradients before clipping. It clips only with the type "full_model" of
+    ``SOLVER.CLIP_GRADIENTS``.
     """
     clip = cfg.SOLVER.CLIP_GRADIENTS
     if clip.ENABLED and clip.CLIP_TYPE == FULL_MODEL:
