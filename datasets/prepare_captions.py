@@ -9,13 +9,12 @@ A line is ``{"filename": "train2014/COCO_train2014_000000000009.jpg", "caption":
 import argparse
 import json
 import os
-import reprlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from whole_files import write_atomically
+from checked_files import check, write_atomically
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lines = "".join(json.dumps(caption, ensure_ascii=False) + "\n" for caption in captions)
         write_atomically(options.output, lines.encode())
     except (OSError, ValueError, RecursionError) as error:
-        sys.exit(f"error: {options.file}: {' '.join(str(error).split())}; expected a json file of Karpathy's splits")
+        reason = " ".join(str(error).split())
+        sys.exit(f"error: {options.file}: expected a json file of Karpathy's splits, found another ({reason})")
     print(f"{options.output}: {len(captions)} captions")
 
 
@@ -43,17 +43,17 @@ def list_captions(content: Any, source: str, splits: Sequence[str]) -> list[dict
         ValueError: The content is not that of Karpathy's file, or has no caption of these splits.
     """
     images = content.get("images") if isinstance(content, dict) else None
-    _check(isinstance(images, list), "images", images, "a list")
+    check(isinstance(images, list), "images", images, "a list")
     captions = []
     for index, image in enumerate(images):
-        _check(isinstance(image, dict), f"images[{index}]", image, "an object")
+        check(isinstance(image, dict), f"images[{index}]", image, "an object")
         if image.get("split") not in splits:
             continue
         path = "/".join(filter(None, [_text(image, "filepath", index, default=""), _text(image, "filename", index)]))
         sentences = image.get("sentences")
-        _check(isinstance(sentences, list), f"images[{index}].sentences", sentences, "a list")
+        check(isinstance(sentences, list), f"images[{index}].sentences", sentences, "a list")
         for sentence in sentences:
-            _check(isinstance(sentence, dict), f"images[{index}].sentences", sentence, "objects with raw")
+            check(isinstance(sentence, dict), f"images[{index}].sentences", sentence, "objects with raw")
             captions.append({"filename": path, "caption": _text(sentence, "raw", index).strip()})
     if not captions:
         raise ValueError(f"{source}: found no caption of the splits {', '.join(splits)}")
@@ -62,13 +62,8 @@ def list_captions(content: Any, source: str, splits: Sequence[str]) -> list[dict
 
 def _text(entry: dict, field: str, index: int, default: Any = None) -> str:
     value = entry.get(field, default)
-    _check(isinstance(value, str), f"images[{index}]: {field}", value, "a string")
+    check(isinstance(value, str), f"images[{index}]: {field}", value, "a string")
     return value
-
-
-def _check(valid: bool, where: str, found: Any, expected: str) -> None:
-    if not valid:
-        raise ValueError(f"{where} is {reprlib.repr(found)}, expected {expected}")
 
 
 if __name__ == "__main__":

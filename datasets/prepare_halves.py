@@ -12,15 +12,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from whole_files import write_atomically, write_json
+from checked_files import write_atomically, write_json
 
 SPLIT = "train"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write both files; an existing one is replaced."""
+    """Write both files over existing ones."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="of the data set")
+    parser.add_argument("folder", type=Path, help="folder of the data set")
     annotations = parser.parse_args(arguments).folder / "annotations"
     try:
         content = json.loads((annotations / f"{SPLIT}.json").read_text("utf-8"))
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lines = "".join(json.dumps(caption, ensure_ascii=False) + "\n" for caption in captions)
         write_atomically(annotations / "other_half_captions.jsonl", lines.encode())
     except (OSError, ValueError, KeyError) as error:
-        sys.exit(f"error: {annotations / SPLIT}.json: {error!r}; expected COCO json whose images have a caption")
+        sys.exit(f"error: {annotations / SPLIT}.json: expected COCO json whose images have a caption, found {error!r}")
     print(f"{annotations}: {len(half['images'])} images with boxes, {len(captions)} captions")
 
 

@@ -1,4 +1,4 @@
-"""Lay out PhraseCut: its annotations, and links to those of Visual Genome's images that they speak of.
+"""Lay out PhraseCut: its annotations, and links to the images of Visual Genome that they are about.
 
     python datasets/prepare_phrasecut.py --annotations VGPhraseCut_v0 --images VG_100K VG_100K_2
 
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from whole_files import write_atomically
+from checked_files import write_atomically
 
 SPLITS = ("train", "miniv", "val", "test")
 SIZES = "image_data_split.json"
@@ -21,7 +21,7 @@ _MOST_NAMED = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Put the files in place, and say what each split has and which images are missing."""
+    """Lay out the files, and report what each split has and which images are missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
     parser.add_argument("--annotations", type=Path, required=True, help="folder of the release")
@@ -40,14 +40,14 @@ def prepare(annotations: Path, image_folders: Sequence[Path], output: Path, copy
 
     Raises:
         OSError: A folder or file is missing or cannot be written.
-        ValueError: There is no split, a file is no list of tasks, or not one of its images is there.
+        ValueError: No split is there, a file is not a list of tasks, or none of its images is there.
     """
     names = [f"refer_{split}.json" for split in SPLITS if (annotations / f"refer_{split}.json").is_file()]
     if not names:
-        raise ValueError(f"{annotations}: found no split, expected refer_train.json, refer_val.json or refer_test.json")
+        raise ValueError(f"{annotations}: expected refer_train.json, refer_val.json or refer_test.json, found none")
     for folder in image_folders:
         if not folder.is_dir():
-            raise ValueError(f"{folder}: not a folder, expected one of images of Visual Genome")
+            raise ValueError(f"{folder}: expected a folder of images of Visual Genome, found none")
     images_of = {name: _image_ids(annotations / name) for name in names}
     (output / "images").mkdir(parents=True, exist_ok=True)
     for name in [*names, SIZES]:
@@ -57,7 +57,7 @@ def prepare(annotations: Path, image_folders: Sequence[Path], output: Path, copy
     wanted = sorted({image_id for ids in images_of.values() for image_id in ids})
     missing = {image_id for image_id in wanted if not _place(image_id, image_folders, output / "images", copy)}
     if len(missing) == len(wanted):
-        raise ValueError(f"{image_folders[0]}: found none of the {len(wanted)} images, expected {wanted[0]}.jpg")
+        raise ValueError(f"{image_folders[0]}: expected {wanted[0]}.jpg, found none of the {len(wanted)} images")
     for name, ids in images_of.items():
         lacking = sorted(missing.intersection(ids))
         some = ", ".join(f"{image_id}.jpg" for image_id in lacking[:_MOST_NAMED])
@@ -70,11 +70,11 @@ def _image_ids(file: Path) -> list[int]:
     try:
         tasks = json.loads(file.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: {error}; expected json") from error
+        raise ValueError(f"{file}: expected json, found none ({error})") from error
     ids = [task.get("image_id") for task in tasks if isinstance(task, dict)] if isinstance(tasks, list) else []
     ids = [image_id for image_id in ids if type(image_id) is int]
     if not ids:
-        raise ValueError(f"{file}: found no task with an image_id, expected a list of them")
+        raise ValueError(f"{file}: expected a list of tasks with an image_id, found none")
     return ids
 
 

@@ -10,14 +10,13 @@ import argparse
 import copyreg
 import os
 import pickle
-import reprlib
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from whole_files import write_json
+from checked_files import check, write_json
 
 # What is kept of an object and of each of its sentences. "raw" is the sentence before it was cleaned.
 _REF_FIELDS = {"ref_id": int, "ann_id": int, "image_id": int, "category_id": int, "split": str}
@@ -67,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = parser.parse_args(arguments).folder
     files = sorted(folder.glob("*/refs(*).p"))
     if not files:
-        sys.exit(f"error: {folder}: found no */refs(NAME).p, expected those of refcoco, refcoco+ or refcocog")
+        sys.exit(f"error: {folder}: expected */refs(NAME).p of refcoco, refcoco+ or refcocog, found none")
     for file in files:
         try:
             refs = convert_refs(read_plain_pickle(file), str(file))
@@ -91,31 +90,26 @@ def convert_refs(refs: Any, source: str) -> list[dict]:
     Raises:
         ValueError: An object, or one of its sentences, lacks a field or has one of another type.
     """
-    _check(isinstance(refs, list), source, refs, "a list of objects")
+    check(isinstance(refs, list), source, refs, "a list of objects")
     converted = []
     for index, ref in enumerate(refs):
         where = f"{source}: [{index}]"
         record = _fields(ref, _REF_FIELDS, where)
         sentences = ref.get("sentences")
-        _check(isinstance(sentences, list), f"{where}.sentences", sentences, "a list of sentences")
+        check(isinstance(sentences, list), f"{where}.sentences", sentences, "a list of sentences")
         record["sentences"] = [
-            _fields(sentence, _SENTENCE_FIELDS, f"{where}.sentences[{place}]")
-            for place, sentence in enumerate(sentences)
+            _fields(sentence, _SENTENCE_FIELDS, f"{where}.sentences[{number}]")
+            for number, sentence in enumerate(sentences)
         ]
         converted.append(record)
     return converted
 
 
 def _fields(entry: Any, fields: dict[str, type], where: str) -> dict[str, Any]:
-    _check(isinstance(entry, dict), where, entry, "a dict")
+    check(isinstance(entry, dict), where, entry, "a dict")
     for field, kind in fields.items():
-        _check(type(entry.get(field)) is kind, f"{where}.{field}", entry.get(field), f"a value of type {kind.__name__}")
+        check(type(entry.get(field)) is kind, f"{where}.{field}", entry.get(field), f"a value of type {kind.__name__}")
     return {field: entry[field] for field in fields}
-
-
-def _check(valid: bool, where: str, found: Any, expected: str) -> None:
-    if not valid:
-        raise ValueError(f"{where} is {reprlib.repr(found)}, expected {expected}")
 
 
 if __name__ == "__main__":

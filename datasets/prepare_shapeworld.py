@@ -109,7 +109,7 @@ def draw_shapes(max_side: int) -> list[CutOut]:
     cut_outs = []
     for colour, texture, shape in itertools.product(COLOURS, TEXTURES, SHAPES):
         name = f"{colour} {texture} {shape}"
-        # The second kind keeps "what colour is the striped star?" for pictures that have one such star.
+        # The second kind keeps "what colour is the striped star?" for images that have one such star.
         kinds = frozenset({name, f"{texture} {shape}"})
         category = Category(name, shape, plural_of(shape), article_of(name), plural_of(name), kinds, colour)
         pixels = np.dstack([_two_tones(patterns[texture], COLOURS[colour]), outlines[shape]])

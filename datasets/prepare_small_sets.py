@@ -22,6 +22,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from checked_files import write_atomically, write_json
 from prepare_shapeworld import SOURCE_VERSION, draw_backgrounds, draw_shapes
 from prepare_stampworld import load_source
 from scenes.composer import Scene, SceneRules, compose_scene
@@ -30,7 +31,6 @@ from scenes.dataset import JPEG_QUALITY, SceneSource, Split, plan_splits
 from scenes.debian_packages import PackageError
 from scenes.folder import SPLIT_SEEDS, DatasetParameters, plain, sole_writer
 from tqdm import tqdm
-from whole_files import write_atomically, write_json
 
 FOLDERS = {"train": "train", "val": "valid", "test": "test"}
 ANNOTATIONS = "annotations_without_background.json"
@@ -100,8 +100,8 @@ def share_names(world: Sequence[Split], num_sets: int) -> dict[str, dict[str, Sp
     the world's train, the others those of its validation.
 
     Args:
-        world: Of ``plan_splits``; the first is train, the last has the novel names.
-        num_sets: Beside "all".
+        world: Output of ``plan_splits``; the first is train, the last has the novel names.
+        num_sets: Sets besides "all".
     """
     train, novel = world[0], world[-1]
     groups = {name: cut_outs[0].category.group for name, cut_outs in novel.cut_outs.items()}

@@ -6,7 +6,7 @@ Usage::
     python datasets/prepare_stampworld.py
     python datasets/prepare_stampworld.py --num-names 24 --num-novel 8 --num-train 1500 --num-val 60
 
-The pictures are composites of real photographs, not real scenes. They are made from two Debian packages, which the
+The images are composites of real photographs, not real scenes. They are made from two Debian packages, which the
 system's package client fetches (about 200 MB, once) into a cache; nothing is installed.
 """
 
@@ -24,7 +24,7 @@ from scenes.debian_packages import PackageError, fetch_packages, package_version
 from scenes.options import add_dataset_options, parameters_from
 from scenes.stamps import load_attributions, load_backgrounds, load_photographs, load_stamps
 
-# Larger than any picture that the demo's model sees.
+# Larger than any image that the demo's model sees.
 REAL_MAX_SIDE = 800
 
 
@@ -36,8 +36,8 @@ def load_source(cache: Path, curation: Curation, size: int, max_side: int) -> Sc
         max_side: Longest side of an object in a scene, in pixels.
 
     Raises:
-        PackageError: A package can not be had.
-        ValueError: A package does not hold what it should.
+        PackageError: A package cannot be fetched.
+        ValueError: A folder or an image of a package is missing or broken.
     """
     folders = fetch_packages([STAMPS_PACKAGE, PHOTOS_PACKAGE], cache)
     versions = {name: package_version(folder) for name, folder in folders.items()}
@@ -48,7 +48,7 @@ def load_source(cache: Path, curation: Curation, size: int, max_side: int) -> Sc
     resources = folders[PHOTOS_PACKAGE] / "usr/share/gcompris-qt/rcc"
     for folder in (stamps, resources):
         if not folder.is_dir():
-            raise ValueError(f"{folder}: no such folder in the package")
+            raise ValueError(f"{folder}: expected this folder in the package, found none")
     cut_outs = load_stamps(stamps, curation, max_side)
     backgrounds = load_backgrounds(resources, curation, size)
     photographs = load_photographs(resources, curation, REAL_MAX_SIDE)

@@ -1,26 +1,24 @@
-"""Make what training on visual questions needs beside the annotations: a list of answers, and VQAv2's dev split.
+"""Make the list of answers that training on visual questions needs besides the annotations, and VQAv2's dev split.
 
     python datasets/prepare_vqa.py                           # VQAv2, in $DETECTRON2_DATASETS/vqav2
     python datasets/prepare_vqa.py --annotations my.jsonl --output my_answers.json --min-occurrences 2
 
 An answer is in the list if it is the most common one of at least nine questions, in the normal form in which answers
-are compared. The most frequent comes first, and each has its number of questions, which training starts
-from. Of VQAv2 the answers are those of train2014 and val2014, and the dev split is 2,000 images of val2014, drawn by a
-seed.
+are compared. The most frequent comes first, and each has its number of questions, from which training starts. The
+answers of VQAv2 come from train2014 and val2014, and its dev split has 2,000 images of val2014, drawn by a seed.
 """
 
 import argparse
 import json
 import os
 import random
-import reprlib
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from whole_files import write_json
+from checked_files import check, write_json
 
 from glipv2_d2.prompts.answers import normal_form
 
@@ -41,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the dev split; default: %(default)s")
     options = parser.parse_args(arguments)
     if options.min_occurrences < 1:
-        parser.error(f"--min-occurrences is {options.min_occurrences}, expected at least 1")
+        parser.error(f"--min-occurrences: expected at least 1, found {options.min_occurrences}")
     if options.annotations and not options.output:
         parser.error("--annotations needs --output")
     files = options.annotations or [options.folder / ANNOTATIONS.format(split) for split in ("train", "val")]
@@ -74,8 +72,8 @@ def read_json(file: Path) -> dict:
     try:
         content = json.loads(file.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: {' '.join(str(error).split())}; expected a json file") from error
-    _check(isinstance(content, dict), str(file), content, "an object")
+        raise ValueError(f"{file}: expected a json file, found another ({' '.join(str(error).split())})") from error
+    check(isinstance(content, dict), str(file), content, "an object")
     return content
 
 
@@ -84,7 +82,7 @@ def read_json_lines(file: Path) -> list[tuple[int, Any]]:
 
     Raises:
         OSError: It cannot be read.
-        ValueError: A line is no json.
+        ValueError: A line is not json.
     """
     lines = []
     with file.open("rb") as opened:
@@ -94,7 +92,8 @@ def read_json_lines(file: Path) -> list[tuple[int, Any]]:
             try:
                 lines.append((number, json.loads(line)))
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"{file}: line {number}: {' '.join(str(error).split())}; expected json") from error
+                reason = " ".join(str(error).split())
+                raise ValueError(f"{file}: line {number}: expected json, found none ({reason})") from error
     return lines
 
 
@@ -110,15 +109,15 @@ def count_answers(contents: dict[str, dict | list[tuple[int, Any]]]) -> Counter[
         Counts; under "" those of the questions whose answer is blank.
 
     Raises:
-        ValueError: A question has no such answer, or there is none.
+        ValueError: A question has no answer, or there are no questions.
     """
     counts: Counter[str] = Counter()
     for source, content in contents.items():
         for where, answer in _answers(content, source):
-            _check(isinstance(answer, str), where, answer, "a string")
+            check(isinstance(answer, str), where, answer, "a string")
             counts[normal_form(answer)] += 1
     if not counts.keys() - {""}:
-        raise ValueError(f"{', '.join(contents)}: found no answer, expected questions with answers")
+        raise ValueError(f"{', '.join(contents)}: expected questions with answers, found none")
     return counts
 
 
@@ -126,13 +125,13 @@ def frequent_answers(counts: Counter[str], min_occurrences: int) -> list[str]:
     """Return the answers of at least so many questions, the most frequent first, equally frequent ones by alphabet.
 
     Raises:
-        ValueError: There is none.
+        ValueError: No answer is that frequent.
     """
     answers = sorted(counts, key=lambda answer: (-counts[answer], answer))
     kept = [answer for answer in answers if counts[answer] >= min_occurrences]
     if not kept:
-        most = counts[answers[0]]
-        raise ValueError(f"--min-occurrences is {min_occurrences}, expected at most {most}, what an answer has")
+        most = f"at most {counts[answers[0]]}, the questions of one answer"
+        raise ValueError(f"--min-occurrences: expected {most}, found {min_occurrences}")
     return kept
 
 
@@ -145,51 +144,46 @@ def draw_images(content: dict, source: str, seed: int) -> list[int]:
     image_ids = set()
     for index, item in enumerate(content["annotations"]):
         image_id = item.get("image_id")
-        _check(type(image_id) is int, f"{source}: annotations[{index}].image_id", image_id, "an integer")
+        check(type(image_id) is int, f"{source}: annotations[{index}].image_id", image_id, "an integer")
         image_ids.add(image_id)
     if len(image_ids) < NUM_DEV_IMAGES:
-        raise ValueError(f"{source}: found {len(image_ids)} images, expected at least {NUM_DEV_IMAGES}")
+        raise ValueError(f"{source}: expected at least {NUM_DEV_IMAGES} images, found {len(image_ids)}")
     return sorted(random.Random(seed).sample(sorted(image_ids), NUM_DEV_IMAGES))
 
 
 def _answers(content: dict | list[tuple[int, Any]], source: str) -> Iterator[tuple[str, Any]]:
-    """Yield the place and the most common answer of each question."""
+    """Yield where each question stands, and its most common answer."""
     if isinstance(content, list):
         for number, question in content:
             yield _most_common(question, f"{source}: line {number}", ": ")
         return
     kind = "images" if "images" in content else "annotations"
     entries = content.get(kind)
-    _check(isinstance(entries, list), f"{source}: {kind}", entries, "a list")
+    check(isinstance(entries, list), f"{source}: {kind}", entries, "a list")
     for index, entry in enumerate(entries):
         where = f"{source}: {kind}[{index}]"
-        _check(isinstance(entry, dict), where, entry, "an object")
+        check(isinstance(entry, dict), where, entry, "an object")
         if kind == "annotations":
             yield f"{where}.multiple_choice_answer", entry.get("multiple_choice_answer")
             continue
         questions = entry.get("questions", [])
-        _check(isinstance(questions, list), f"{where}.questions", questions, "a list")
-        for place, question in enumerate(questions):
-            yield _most_common(question, f"{where}.questions[{place}]", ".")
+        check(isinstance(questions, list), f"{where}.questions", questions, "a list")
+        for number, question in enumerate(questions):
+            yield _most_common(question, f"{where}.questions[{number}]", ".")
 
 
 def _most_common(question: Any, where: str, separator: str) -> tuple[str, Any]:
     """Return where the answer of a question stands, with ``separator`` before its field, and the answer."""
-    _check(isinstance(question, dict), where, question, "an object")
+    check(isinstance(question, dict), where, question, "an object")
     if "answer" in question:
         return f"{where}{separator}answer", question["answer"]
     answers, where = question.get("answers"), f"{where}{separator}answers"
-    _check(isinstance(answers, list) and bool(answers), where, answers, "a list of answers")
+    check(isinstance(answers, list) and bool(answers), where, answers, "a list of answers")
     texts = [answer.get("answer") if isinstance(answer, dict) else answer for answer in answers]
     for text in texts:
-        _check(isinstance(text, str), where, text, "a string")
+        check(isinstance(text, str), where, text, "a string")
     most, _ = Counter(map(normal_form, texts)).most_common(1)[0]
     return where, most
-
-
-def _check(valid: bool, where: str, found: Any, expected: str) -> None:
-    if not valid:
-        raise ValueError(f"{where} is {reprlib.repr(found)}, expected {expected}")
 
 
 if __name__ == "__main__":

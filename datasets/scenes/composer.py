@@ -52,10 +52,10 @@ class CutOut:
     """An object on a transparent ground.
 
     Attributes:
-        identity: Where it comes from; unique in a data set, and what splits are made by.
+        identity: Its source, unique in a data set.
         category: Its name and grammar.
         pixels: (h, w, 4) uint8, blue, green, red multiplied by alpha, then alpha; trimmed to what is solid.
-        longest_side: Of the original, in pixels, before it was shrunk to the largest size ever pasted.
+        longest_side: Longest side of the original in pixels, before it was shrunk to the largest size ever pasted.
     """
 
     identity: str
@@ -66,7 +66,7 @@ class CutOut:
 
 @dataclass(frozen=True)
 class Background:
-    """A picture to paste on. ``setting`` ends a caption: "on a photo of a castle"."""
+    """An image to paste on. ``setting`` ends a caption: "on a photo of a castle"."""
 
     identity: str
     setting: str
@@ -92,7 +92,7 @@ class PlacedObject:
     """An object in a scene.
 
     Attributes:
-        cut_out: What was pasted.
+        cut_out: The cut-out that was pasted.
         mask: (size, size) bool, the pixels where it is seen.
         box: x, y, width, height in pixels, the exact extent of ``mask``; all 0 if nothing is seen.
         visible: The share of its pixels that is seen, 0..1.
@@ -106,10 +106,10 @@ class PlacedObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture, its background, and what it shows.
+    """An image, its background, and the objects in it.
 
-    ``labelled`` are the objects with a box; ``hidden`` are pasted too, but so far covered that nobody has to find
-    them, and nothing may be said that they could make false.
+    The ``labelled`` objects have a box. The ``hidden`` ones are pasted too, but covered so far that nobody has to find
+    them, and no caption or answer may be wrong because of them.
     """
 
     image: np.ndarray = field(repr=False)
@@ -119,19 +119,19 @@ class Scene:
 
 
 def make_cut_out(identity: str, category: Category, bgra: np.ndarray, max_side: int) -> CutOut:
-    """Trim, soften and shrink a picture with alpha so that pasting it is quick.
+    """Trim, soften and shrink an image with alpha so that pasting it is quick.
 
     Args:
         bgra: (h, w, 4) uint8, colours not multiplied by alpha.
         max_side: The largest longest side that a scene will ask for, in pixels.
 
     Raises:
-        ValueError: Nothing in the picture is solid.
+        ValueError: No pixel of the image is solid.
     """
     alpha = _without_specks(bgra[:, :, 3])
     rows, columns = _extent(alpha >= SOLID_ALPHA)
     if rows is None:
-        raise ValueError(f"{identity}: every pixel is transparent, an object was expected")
+        raise ValueError(f"{identity}: expected an object, found only transparent pixels")
     alpha = alpha[rows, columns]
     longest_side = max(alpha.shape)
 
@@ -272,7 +272,7 @@ def _look(owner: np.ndarray, index: int, cut_out: CutOut, solid: int) -> PlacedO
 
 
 def _extent(mask: np.ndarray) -> tuple[slice, slice] | tuple[None, None]:
-    """Rows and columns that hold all True pixels; None, None if there is none."""
+    """Rows and columns that hold all True pixels; None, None if no pixel is True."""
     rows = np.flatnonzero(mask.any(axis=1))
     columns = np.flatnonzero(mask.any(axis=0))
     if rows.size == 0:
@@ -291,7 +291,7 @@ def _without_specks(alpha: np.ndarray) -> np.ndarray:
 
 def _soft_edged(premultiplied: np.ndarray) -> np.ndarray:
     """Blur the outline by a pixel, and nothing inside: many cut-outs have hard, stepped edges."""
-    # Beyond the picture nothing is solid: its border may be outline too.
+    # Nothing is solid beyond the image: its border may be outline too.
     edges = {"borderType": cv2.BORDER_CONSTANT}
     opaque = (premultiplied[:, :, 3] >= 250).astype(np.uint8)
     inside = cv2.erode(opaque, np.ones((3, 3), np.uint8), borderValue=0, **edges)

@@ -1,4 +1,4 @@
-"""StampWorld's tables: what was decided by looking at every stamp and every photograph of the two packages.
+"""StampWorld's tables: decisions made by looking at every stamp and every photograph of the two packages.
 
 Stamps are named by their path below the folder of stamps, photographs by the GCompris activity and their path in its
 resources. Made for the versions in :data:`CURATED_VERSIONS`; of later ones, files that are gone are passed over.
@@ -238,7 +238,7 @@ CURATION = Curation(
     #   explore_monuments/india/mysorePalace.webp: an animal statue, people
     #   explore_monuments/usa/cabrillo.webp: too narrow for a square crop
     #   explore_monuments/usa/castleClinton.webp: black and white, a crowd of people
-    #   explore_monuments/usa/georgeWashingtonBirthplace.webp: the frame of a slide is in the picture
+    #   explore_monuments/usa/georgeWashingtonBirthplace.webp: the frame of a slide is in the image
     #   explore_monuments/wonders/colosseum.webp: cars
     #   clickgame/sea6.webp: an animal
     backgrounds={

@@ -1,4 +1,4 @@
-"""Writes the splits of a data set of composed scenes: pictures and COCO json.
+"""Writes the splits of a data set of composed scenes: images and COCO json.
 
 Layout, below the output folder::
 
@@ -22,9 +22,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from checked_files import write_atomically, write_json
 from pycocotools import mask as rle
 from tqdm import tqdm
-from whole_files import write_atomically, write_json
 
 from .composer import Background, Category, CutOut, Scene, compose_scene
 from .folder import PARTIAL, SPLIT_SEEDS, DatasetParameters, finish, is_finished, plain, sole_writer, start
@@ -38,7 +38,7 @@ JPEG_QUALITY = 90
 
 @dataclass(frozen=True)
 class Photograph:
-    """A photograph of one named thing, each name once: a (h, w, 3) uint8 BGR picture and where it comes from."""
+    """A photograph of one named thing, each name once: a (h, w, 3) uint8 BGR image and where it comes from."""
 
     identity: str
     name: str
@@ -47,9 +47,9 @@ class Photograph:
 
 @dataclass(frozen=True)
 class SceneSource:
-    """What scenes are made of, and what the json files and ``LICENSES.md`` say of it.
+    """The material of scenes, and what the json files and ``LICENSES.md`` say about it.
 
-    ``photographs`` are copied to the folder ``real``, for predictions on pictures that are no composites.
+    ``photographs`` are copied to the folder ``real``, for predictions on images that are not composites.
     """
 
     cut_outs: Sequence[CutOut]
@@ -71,7 +71,7 @@ class Split:
 
     @cached_property
     def categories(self) -> list[Category]:
-        """Sorted by name; the id of a category is its place here plus one."""
+        """Sorted by name; the id of a category is its index here plus one."""
         return [self.cut_outs[name][0].category for name in sorted(self.cut_outs)]
 
 
@@ -92,11 +92,11 @@ def plan_splits(source: SceneSource, parameters: DatasetParameters) -> list[Spli
         num_names = max(1, len(by_name) - num_novel)
     if num_names + num_novel > len(by_name):
         raise ValueError(
-            f"num_names {num_names} and num_novel {num_novel} need {num_names + num_novel} names, "
-            f"{parameters.name} has {len(by_name)}"
+            f"num_names and num_novel: expected at most {len(by_name)} together, the names of {parameters.name}, "
+            f"found {num_names} and {num_novel}"
         )
     if len(source.backgrounds) < 2:
-        raise ValueError(f"{parameters.name} has {len(source.backgrounds)} backgrounds, at least 2 were expected")
+        raise ValueError(f"{parameters.name}: expected at least 2 backgrounds, found {len(source.backgrounds)}")
 
     rng = np.random.default_rng([parameters.seed, len(SPLIT_SEEDS)])
     names = sorted(by_name)
@@ -126,7 +126,7 @@ def write_dataset(output: Path, source: SceneSource, parameters: DatasetParamete
         OSError: Another run is writing there, or a file cannot be written.
     """
     if workers < 1:
-        raise ValueError(f"workers is {workers}, at least 1 was expected")
+        raise ValueError(f"workers: expected at least 1, found {workers}")
     splits = plan_splits(source, parameters)
     with sole_writer(output):
         start(output, parameters)
@@ -146,11 +146,11 @@ def write_dataset(output: Path, source: SceneSource, parameters: DatasetParamete
         names = {split.name: [category.name for category in split.categories] for split in splits}
         backgrounds = {split.name: sorted(one.identity for one in split.backgrounds) for split in splits}
         finish(output, parameters, num_images, {"names": names, "backgrounds": backgrounds})
-    print(f"{output}: " + ", ".join(f"{name} {count} pictures" for name, count in num_images.items()))
+    print(f"{output}: " + ", ".join(f"{name} {count} images" for name, count in num_images.items()))
 
 
 def found_finished(output: Path, parameters: DatasetParameters) -> bool:
-    """Whether nothing is to be done; if so, says it."""
+    """True, and a line that says so, if the data set is there already."""
     finished = is_finished(output, parameters)
     if finished:
         print(f"{output}: there already, with these parameters")
@@ -199,9 +199,9 @@ class _Job:
         """Draw the scenes of a chunk, unless they are all there; returns how many it has."""
         split, first = self.splits[chunk[0]], chunk[1]
         indices = range(first, min(first + CHUNK_SIZE, split.num_images + 1))
-        pictures = {index: self.output / split.name / f"{index:06d}.jpg" for index in indices}
-        if not self.records_file(chunk).is_file() or not all(path.is_file() for path in pictures.values()):
-            records = [self._write_scene(split, index, path) for index, path in pictures.items()]
+        images = {index: self.output / split.name / f"{index:06d}.jpg" for index in indices}
+        if not self.records_file(chunk).is_file() or not all(path.is_file() for path in images.values()):
+            records = [self._write_scene(split, index, path) for index, path in images.items()]
             write_json(self.records_file(chunk), {"records": records})
         return len(indices)
 
@@ -251,14 +251,14 @@ def _work(job: _Job, chunks: Sequence[tuple[str, int]], sender: Connection) -> N
 
 
 def _received(receiver: Connection, running: dict[Connection, BaseProcess]) -> Iterator[int]:
-    """The next message of a worker; forgets a worker that is done, and raises what went wrong in it."""
+    """The next message of a worker; forgets a worker that is done, and raises an error that it sent."""
     try:
         message = receiver.recv()
     except EOFError:
         process = running.pop(receiver)
         process.join()
         if process.exitcode:
-            raise OSError(f"a worker process ended with status {process.exitcode}, 0 was expected") from None
+            raise OSError(f"a worker process: expected exit status 0, found {process.exitcode}") from None
         return
     if isinstance(message, Exception):
         raise message

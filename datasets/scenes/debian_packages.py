@@ -38,7 +38,7 @@ def fetch_packages(names: Sequence[str], cache: Path) -> dict[str, Path]:
     for name in (name for name, folder in folders.items() if not folder.is_dir()):
         for program in ("apt-get", "dpkg-deb"):
             if shutil.which(program) is None:
-                raise PackageError(f"fetching {name}: the program {program} is not on this system")
+                raise PackageError(f"fetching {name}: expected the program {program}, found none on this system")
         cache.mkdir(parents=True, exist_ok=True)
         _unpack(_download(name, cache), folders[name])
     return folders

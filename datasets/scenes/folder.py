@@ -1,4 +1,4 @@
-"""The folder of a data set: what it was made with, whether it is whole, and how files get into it in one piece."""
+"""The folder of a data set: the parameters it was made with, and whether it is whole."""
 
 import fcntl
 import json
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from whole_files import write_json
+from checked_files import write_json
 
 from .composer import SceneRules
 
@@ -25,7 +25,7 @@ PARTIAL = ".partial"
 
 @dataclass(frozen=True)
 class DatasetParameters:
-    """Everything that decides what the files hold. The number of worker processes is no part of it.
+    """Everything that decides what the files hold. The number of worker processes does not.
 
     Attributes:
         name: "stampworld" or "shapeworld".
@@ -34,7 +34,7 @@ class DatasetParameters:
         num_novel: Names in val_novel.
         num_train: Scenes in train.
         num_val: Scenes in each of the val splits.
-        seed: Of everything that is drawn.
+        seed: Seed of all random choices.
         rules: How a scene is laid out.
 
     Raises:
@@ -63,9 +63,9 @@ class DatasetParameters:
         }
         for key, (value, least) in limits.items():
             if value is not None and value < least:
-                raise ValueError(f"{key} is {value}, at least {least} was expected")
+                raise ValueError(f"{key}: expected at least {least}, found {value}")
         if high < low:
-            raise ValueError(f"objects is {low} {high}, the smaller number was expected first")
+            raise ValueError(f"objects: expected the smaller number first, found {low} {high}")
 
 
 def is_finished(output: Path, parameters: DatasetParameters) -> bool:
@@ -91,7 +91,8 @@ def sole_writer(output: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise OSError(f"{output}: another run is writing there; wait for its end, or name another folder") from None
+            found = "found another run that writes there; wait for its end, or name another folder"
+            raise OSError(f"{output}: {found}") from None
         yield
     finally:
         os.close(lock)
@@ -101,11 +102,11 @@ def start(output: Path, parameters: DatasetParameters) -> None:
     """Make a folder ready: go on with an unfinished run of the same parameters, or clear an older data set.
 
     Raises:
-        ValueError: The folder holds other things and no manifest: they are not ours to delete.
+        ValueError: The folder holds files and no manifest: they are not ours to delete.
     """
     manifest = _read_manifest(output)
     if manifest is None and any(output.iterdir()):
-        raise ValueError(f"{output}: not empty, and no {MANIFEST} of a data set in it; name an empty folder")
+        raise ValueError(f"{output}: expected an empty folder or a {MANIFEST}, found other files; name an empty folder")
     if manifest is not None and manifest["parameters"] != plain(parameters):
         changes = _changes(manifest["parameters"], plain(parameters))
         print(f"{output} was made with other parameters ({changes}): it is built again")
@@ -121,8 +122,8 @@ def finish(output: Path, parameters: DatasetParameters, num_images: dict[str, in
     """Declare the data set whole: from now on :func:`is_finished` finds it.
 
     Args:
-        num_images: Pictures in each folder. Each has an annotation file of its name.
-        content: What else a reader of the manifest may want to know.
+        num_images: Images in each folder. Each folder has an annotation file of its name.
+        content: Further entries of the manifest.
     """
     files = [f"annotations/{name}.json" for name in num_images] + ["LICENSES.md"]
     manifest = {"finished": True, "parameters": plain(parameters), "num_images": num_images, "files": files}
@@ -143,7 +144,7 @@ def _changes(old: dict, new: dict) -> str:
 
 
 def _read_manifest(output: Path) -> dict | None:
-    """The manifest of a folder; None if it has none that a run could go by."""
+    """The manifest of a folder; None if there is none, or one that cannot be read."""
     try:
         manifest = json.loads((output / MANIFEST).read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -153,7 +154,7 @@ def _read_manifest(output: Path) -> dict | None:
 
 
 def _clear(output: Path) -> None:
-    """Delete what a data set consists of, and nothing else."""
+    """Delete the files of a data set, and no others."""
     for folder in (*SPLIT_SEEDS, "real"):
         for pattern in ("*.jpg", "*.jpg.tmp*"):
             for path in (output / folder).glob(pattern):

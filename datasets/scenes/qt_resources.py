@@ -29,13 +29,13 @@ class QtResourceFile:
         self.path = Path(path)
         self._bytes = self.path.read_bytes()
         if self._bytes[:4] != b"qres":
-            raise ValueError(f"{self.path}: a Qt resource file starts with b'qres', found {self._bytes[:4]!r}")
+            raise ValueError(f"{self.path}: expected b'qres' at its start, found {self._bytes[:4]!r}")
         self._files: dict[str, tuple[int, int]] = {}
         try:
             self._version, self._tree, self._data, self._names = struct.unpack_from(">4I", self._bytes, 4)
             self._walk()
         except (struct.error, UnicodeDecodeError) as error:
-            raise ValueError(f"{self.path}: broken Qt resource file, a complete one was expected ({error})") from error
+            raise ValueError(f"{self.path}: expected a whole resource file, found a broken one ({error})") from error
 
     def names(self) -> list[str]:
         """Paths of all files inside, sorted, without a leading slash."""
@@ -49,21 +49,21 @@ class QtResourceFile:
             ValueError: It is cut short, does not unpack, or is packed with zstd, which needs a library.
         """
         if name not in self._files:
-            raise KeyError(f"{self.path}: no file {name!r} inside")
+            raise KeyError(f"{self.path}: expected a file {name!r} inside, found none")
         flags, offset = self._files[name]
         start = self._data + offset
         length = int.from_bytes(self._bytes[start : start + 4], "big")
         content = self._bytes[start + 4 : start + 4 + length]
         if start + 4 > len(self._bytes) or len(content) != length:
-            raise ValueError(f"{self.path}: {name} is cut short, {length} bytes were expected")
+            raise ValueError(f"{self.path}: {name}: expected {length} bytes, found {len(content)}")
         if flags & _ZSTD:
-            raise ValueError(f"{self.path}: {name} is packed with zstd, plain or zlib was expected")
+            raise ValueError(f"{self.path}: {name}: expected plain or zlib content, found zstd")
         if not flags & _ZLIB:
             return content
         try:
             return zlib.decompress(content[4:])
         except zlib.error as error:
-            raise ValueError(f"{self.path}: {name} does not unpack ({error})") from error
+            raise ValueError(f"{self.path}: {name}: expected zlib content, found other ({error})") from error
 
     def _walk(self) -> None:
         """Follow the tree from its root, each node once: a broken file may name a node twice, or its own parent."""
@@ -81,10 +81,10 @@ class QtResourceFile:
             count, first = struct.unpack_from(">2I", self._bytes, at + 6)
             num_nodes = (len(self._bytes) - self._tree) // node_size
             if first + count > num_nodes:
-                raise ValueError(f"{self.path}: node {first + count - 1} is named, there is room for {num_nodes}")
+                raise ValueError(f"{self.path}: expected at most {num_nodes} nodes, found node {first + count - 1}")
             for child in range(first, first + count):
                 if child in seen:
-                    raise ValueError(f"{self.path}: node {child} is named twice, a tree was expected")
+                    raise ValueError(f"{self.path}: expected a tree, found node {child} twice")
                 seen.add(child)
                 pending.append((child, path))
 
@@ -93,5 +93,5 @@ class QtResourceFile:
         (length,) = struct.unpack_from(">H", self._bytes, at)
         raw = self._bytes[at + 6 : at + 6 + 2 * length]
         if len(raw) != 2 * length:
-            raise ValueError(f"{self.path}: a name of {length} letters is cut short")
+            raise ValueError(f"{self.path}: expected a name of {length} letters, found one that is cut short")
         return raw.decode("utf-16-be")

@@ -1,4 +1,4 @@
-"""Reads the stamps of Tux Paint and the photographs of GCompris: what StampWorld's scenes are made of."""
+"""Reads the stamps of Tux Paint and the photographs of GCompris: the material of StampWorld's scenes."""
 
 import re
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def load_stamps(stamps: Path, curation: Curation, max_side: int) -> list[CutOut]
         max_side: Longest side, in pixels, that a scene will ask for.
 
     Raises:
-        ValueError: A stamp is no picture, or holds nothing.
+        ValueError: A stamp cannot be read, or has no solid pixel.
     """
     cut_outs = []
     for path in sorted(stamps.rglob("*.png")):
@@ -134,10 +134,10 @@ def _is_candidate(identity: str, path: Path, curation: Curation) -> bool:
 
 
 def _read_bgra(path: Path) -> np.ndarray | None:
-    """A picture with alpha as (h, w, 4) uint8; None for one that has no alpha or is grey."""
+    """An image with alpha as (h, w, 4) uint8; None for one without alpha or in grey."""
     pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
     if pixels is None:
-        raise ValueError(f"{path}: not a readable picture, a PNG was expected")
+        raise ValueError(f"{path}: expected a PNG image, found a file that cannot be read as one")
     if pixels.ndim != 3 or pixels.shape[2] != 4 or pixels.dtype != np.uint8 or pixels[:, :, 3].min() == 255:
         return None
     return pixels
@@ -156,7 +156,7 @@ def _resource_files(resources: Path, table: dict[str, dict[str, str]]) -> Iterat
 def _decode(content: bytes, identity: str) -> np.ndarray:
     pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     if pixels is None:
-        raise ValueError(f"{identity}: not a readable picture, a photograph was expected")
+        raise ValueError(f"{identity}: expected a photograph, found a file that cannot be read as one")
     return pixels
 
 

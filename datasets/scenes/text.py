@@ -106,9 +106,9 @@ def describe(rng: np.random.Generator, mentions: Sequence[Mention], setting: str
     order = [int(index) for index in rng.permutation(len(mentions))]
     plain = rng.random() < 1 / 3
     parts: list[str | int] = []  # text, or the index of a mention
-    for place, index in enumerate(order):
-        if place:
-            parts.append(_joint(mentions, order, place, plain, size))
+    for rank, index in enumerate(order):
+        if rank:
+            parts.append(_joint(mentions, order, rank, plain, size))
         parts.append(index)
     parts.append(f"{', ' if len(order) > 2 else ' '}{setting}")
 
@@ -125,14 +125,14 @@ def describe(rng: np.random.Generator, mentions: Sequence[Mention], setting: str
     return Caption(text, tuple(spans[index] for index in range(len(mentions))))
 
 
-def _joint(mentions: Sequence[Mention], order: list[int], place: int, plain: bool, size: int) -> str:
-    """The words between the object at ``place`` of the sentence and the one before it."""
-    last = place == len(order) - 1
+def _joint(mentions: Sequence[Mention], order: list[int], rank: int, plain: bool, size: int) -> str:
+    """The words between the ``rank``-th object of the sentence and the one before it."""
+    last = rank == len(order) - 1
     if plain:
         return " and " if last else ", "
-    if place % 2:
-        return f" {relation(mentions[order[place - 1]], mentions[order[place]], size)} "
-    return ", and " if place >= len(order) - 2 else ", "
+    if rank % 2:
+        return f" {relation(mentions[order[rank - 1]], mentions[order[rank]], size)} "
+    return ", and " if rank >= len(order) - 2 else ", "
 
 
 def _another(determiner: str) -> str:
@@ -156,12 +156,12 @@ def ask(
 ) -> list[dict[str, str]]:
     """Questions about a scene, each with its type, its words and its answer.
 
-    Nothing is asked that a hidden object, or an object with two possible names, could make false.
+    No question has an answer that a hidden object, or an object with two possible names, could make false.
 
     Args:
         mentions: The labelled objects.
         hidden: Categories of the objects that are pasted but nearly covered.
-        vocabulary: All categories of the split, for what is not there.
+        vocabulary: All categories of the split, for questions about objects that are absent.
     """
     present = [mention.category for mention in mentions]
     clear = [

@@ -102,6 +102,8 @@ def test_without_a_package_client_the_program_names_the_step_and_the_way_out(tmp
     with pytest.raises(SystemExit) as stop:
         prepare_stampworld.main(arguments)
     message = stop.value.code
-    assert message.startswith("error: fetching tuxpaint-stamps-default: the program apt-get is not on this system")
+    assert message.startswith(
+        "error: fetching tuxpaint-stamps-default: expected the program apt-get, found none on this system"
+    )
     assert "datasets/prepare_shapeworld.py" in message and "\n" not in message
     assert not (tmp_path / "world").exists()

@@ -35,12 +35,18 @@ def test_images_may_have_no_folder():
 
 BAD = {
     "no json": ("{", "Expecting"),
-    "list": ("[]", "images is None, expected a list"),
-    "image": ('{"images": [7]}', r"images\[0\] is 7, expected an object"),
-    "name": ('{"images": [{"split": "train"}]}', r"images\[0\]: filename is None, expected a string"),
-    "sentences": ('{"images": [{"split": "train", "filename": "a"}]}', r"sentences is None, expected a list"),
-    "sentence": ('{"images": [{"split": "train", "filename": "a", "sentences": [1]}]}', "is 1, expected objects"),
-    "raw": ('{"images": [{"split": "train", "filename": "a", "sentences": [{}]}]}', "raw is None, expected a string"),
+    "list": ("[]", "images: expected a list.*found None"),
+    "image": ('{"images": [7]}', r"images\[0\]: expected an object.*found 7"),
+    "name": ('{"images": [{"split": "train"}]}', r"images\[0\]: filename: expected a string.*found None"),
+    "sentences": ('{"images": [{"split": "train", "filename": "a"}]}', r"sentences: expected a list.*found None"),
+    "sentence": (
+        '{"images": [{"split": "train", "filename": "a", "sentences": [1]}]}',
+        "expected objects with raw",
+    ),
+    "raw": (
+        '{"images": [{"split": "train", "filename": "a", "sentences": [{}]}]}',
+        "raw: expected a string",
+    ),
     "none": ('{"images": []}', "found no caption of the splits train, restval"),
 }
 

@@ -92,12 +92,21 @@ def remove_splits(release):
 
 
 FAILURES = {
-    "no split": (remove_splits, "found no split, expected refer_train.json"),
-    "no json": (lambda release: change(release, "refer_val.json", "{"), "refer_val.json: .*; expected json"),
-    "no list": (lambda release: change(release, "refer_val.json", "{}"), "found no task with an image_id"),
-    "no task": (lambda release: change(release, "refer_val.json", "[3]"), "found no task with an image_id"),
+    "no split": (remove_splits, "expected refer_train.json, .*found none"),
+    "no json": (lambda release: change(release, "refer_val.json", "{"), "refer_val.json: expected json, found none"),
+    "no list": (
+        lambda release: change(release, "refer_val.json", "{}"),
+        "expected a list of tasks with an image_id",
+    ),
+    "no task": (
+        lambda release: change(release, "refer_val.json", "[3]"),
+        "expected a list of tasks with an image_id",
+    ),
     "no sizes": (lambda release: (release / "VGPhraseCut_v0" / "image_data_split.json").unlink(), "image_data_split"),
-    "no folder": (lambda release: (release / "VG_100K").rename(release / "other"), "VG_100K: not a folder"),
+    "no folder": (
+        lambda release: (release / "VG_100K").rename(release / "other"),
+        "VG_100K: expected a folder",
+    ),
     "no image": (lambda release: [path.unlink() for path in release.glob("VG*/*.jpg")], "found none of the 3 images"),
 }
 

@@ -223,5 +223,5 @@ def test_only_the_outline_of_a_cut_out_is_softened():
 
 
 def test_an_empty_picture_is_refused_by_name():
-    with pytest.raises(ValueError, match="crow.png: every pixel is transparent"):
+    with pytest.raises(ValueError, match="crow.png: expected an object, found only transparent pixels"):
         trim_cut_out("crow.png", ANIMAL, np.zeros((9, 9, 4), np.uint8), max_side=50)

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import prepare_shapeworld
 import pytest
+from checked_files import write_atomically
 from prepare_shapeworld import COLOURS, SHAPES, TEXTURES, draw_backgrounds, draw_shapes
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
@@ -16,7 +17,6 @@ from scenes import dataset as scene_dataset
 from scenes.composer import Background, SceneRules
 from scenes.dataset import SceneSource, plan_splits
 from scenes.folder import DatasetParameters, sole_writer
-from whole_files import write_atomically
 
 TINY = {"num_train": 7, "num_val": 3, "size": 64, "num_names": 30, "num_novel": 5}
 SPLITS = ("train", "val", "val_24", "val_novel")
@@ -196,9 +196,9 @@ def test_a_fifth_of_the_backgrounds_is_for_validation():
 
 def test_too_few_names_or_backgrounds_are_an_error():
     source = SceneSource(draw_shapes(20), draw_backgrounds(64, 0), "", "", "")
-    with pytest.raises(ValueError, match="num_names 250 and num_novel 7 need 257 names, shapeworld has 256"):
+    with pytest.raises(ValueError, match="expected at most 256 together, the names of shapeworld, found 250 and 7"):
         plan_splits(source, parameters(num_names=250, num_novel=7))
-    with pytest.raises(ValueError, match="has 1 backgrounds, at least 2"):
+    with pytest.raises(ValueError, match="expected at least 2 backgrounds, found 1"):
         plan_splits(SceneSource(source.cut_outs, source.backgrounds[:1], "", "", ""), parameters())
 
 
@@ -267,7 +267,7 @@ def test_a_file_that_is_gone_is_made_again(tmp_path, gone):
 def test_a_manifest_that_can_not_be_read_is_none(tmp_path, manifest):
     world = build(tmp_path / "world")
     (world / "manifest.json").write_text(manifest)
-    with pytest.raises(ValueError, match="no manifest.json of a data set in it"):
+    with pytest.raises(ValueError, match="expected an empty folder or a manifest.json, found other files"):
         build(world)
 
 
@@ -294,13 +294,13 @@ def test_other_parameters_build_again_in_the_same_folder_and_say_so(tmp_path, ca
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "000001.jpg").write_bytes(b"mine")
-    with pytest.raises(ValueError, match="not empty, and no manifest.json"):
+    with pytest.raises(ValueError, match="expected an empty folder or a manifest.json"):
         build(tmp_path)
     assert contents(tmp_path) == {"train/000001.jpg": b"mine"}
 
 
 def test_two_runs_do_not_write_into_one_folder(tmp_path):
-    with sole_writer(tmp_path), pytest.raises(OSError, match="another run is writing there"):
+    with sole_writer(tmp_path), pytest.raises(OSError, match="another run that writes there"):
         build(tmp_path)
     assert contents(build(tmp_path))
 
@@ -316,7 +316,7 @@ def test_what_goes_wrong_in_a_worker_is_raised(tmp_path, monkeypatch):
 
 def test_a_worker_that_dies_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(scene_dataset, "compose_scene", lambda *args: os._exit(3))
-    with pytest.raises(OSError, match="a worker process ended with status 3"):
+    with pytest.raises(OSError, match="a worker process: expected exit status 0, found 3"):
         build(tmp_path / "world", workers=2)
 
 
@@ -326,15 +326,15 @@ def test_a_worker_that_dies_is_reported(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_train": 0}, "num_train is 0, at least 1"),
-        ({"num_val": 0}, "num_val is 0, at least 1"),
-        ({"num_names": 0}, "num_names is 0, at least 1"),
-        ({"num_novel": 0}, "num_novel is 0, at least 1"),
-        ({"size": 32}, "size is 32, at least 64"),
-        ({"seed": -1}, "seed is -1, at least 0"),
-        ({"objects": (0, 2)}, "objects is 0, at least 1"),
-        ({"objects": (4, 2)}, "objects is 4 2, the smaller"),
-        ({"workers": 0}, "workers is 0, at least 1"),
+        ({"num_train": 0}, "num_train: expected at least 1, found 0"),
+        ({"num_val": 0}, "num_val: expected at least 1, found 0"),
+        ({"num_names": 0}, "num_names: expected at least 1, found 0"),
+        ({"num_novel": 0}, "num_novel: expected at least 1, found 0"),
+        ({"size": 32}, "size: expected at least 64, found 32"),
+        ({"seed": -1}, "seed: expected at least 0, found -1"),
+        ({"objects": (0, 2)}, "objects: expected at least 1, found 0"),
+        ({"objects": (4, 2)}, "objects: expected the smaller number first, found 4 2"),
+        ({"workers": 0}, "workers: expected at least 1, found 0"),
     ],
 )
 def test_a_number_out_of_range_is_named_and_nothing_is_written(tmp_path, changes, message):
@@ -357,7 +357,7 @@ def test_the_program_reads_its_options(tmp_path, monkeypatch, capsys):
 
 
 def test_the_program_ends_with_one_line_for_an_error(tmp_path):
-    with pytest.raises(SystemExit, match="^error: num_train is 0, at least 1 was expected$"):
+    with pytest.raises(SystemExit, match="^error: num_train: expected at least 1, found 0$"):
         prepare_shapeworld.main(["--output", str(tmp_path), "--num-train", "0"])
 
 

@@ -73,7 +73,7 @@ def test_stamps_are_shrunk_to_the_size_asked_for(stamps):
 
 def test_a_stamp_that_is_no_picture_is_named(stamps):
     (stamps / "animals" / "crow.png").write_bytes(b"not a picture")
-    with pytest.raises(ValueError, match="animals/crow.png: not a readable picture"):
+    with pytest.raises(ValueError, match="animals/crow.png: expected a PNG image"):
         load_stamps(stamps, SMALL, max_side=60)
 
 
@@ -151,7 +151,7 @@ def test_photographs_are_shrunk_to_the_side_asked_for(resources):
 
 def test_an_unreadable_photograph_is_named(resources, make_rcc):
     (resources / "sea.rcc").write_bytes(make_rcc({"gcompris/src/activities/sea/resource/two.webp": b"no picture"}))
-    with pytest.raises(ValueError, match="sea/two.webp: not a readable picture"):
+    with pytest.raises(ValueError, match="sea/two.webp: expected a photograph"):
         load_backgrounds(resources, SMALL, size=96)
 
 
@@ -245,6 +245,6 @@ def test_another_version_of_a_package_is_pointed_out(tmp_path, cache, monkeypatc
 
 def test_a_package_without_its_folder_is_an_error_of_one_line(tmp_path, cache, monkeypatch):
     (cache / PHOTOS_PACKAGE / "usr/share/gcompris-qt/rcc").rename(tmp_path / "moved")
-    with pytest.raises(SystemExit, match="^error: .*gcompris-qt/rcc: no such folder in the package$"):
+    with pytest.raises(SystemExit, match="^error: .*gcompris-qt/rcc: expected this folder in the package, found none$"):
         run(tmp_path, cache, monkeypatch)
     assert not (tmp_path / "world").exists()

@@ -1,8 +1,16 @@
-"""Writes files so that they are there whole or not at all, however a run ends."""
+"""Checks what stands in files, and writes files so that they are there whole or not at all."""
 
 import json
 import os
+import reprlib
 from pathlib import Path
+from typing import Any
+
+
+def check(valid: bool, where: str, found: Any, expected: str) -> None:
+    """Raise a ValueError that names what stands at a position of a file, unless it is valid."""
+    if not valid:
+        raise ValueError(f"{where}: expected {expected}, found {reprlib.repr(found)}")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
