@@ -32,7 +32,7 @@ setup:
 	        exec "$$launcher" tools/setup_env.py --venv "$(VENV)" --python "$(PYTHON)"; \
 	    fi; \
 	done; \
-	echo "make setup: no Python found, expected Python 3.10 to 3.12; way out: install one" \
+	echo "make setup: expected Python 3.10 to 3.12, found none; way out: install one" \
 	    "(Debian and Ubuntu: apt-get install python3 python3-venv)" >&2; \
 	exit 1
 

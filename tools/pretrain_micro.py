@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Pre-train the small model with all its losses on all three kinds of data, and measure what they bring.
+"""Pre-train the small model with all its losses on all three kinds of data, and measure the gain.
 
     python tools/pretrain_micro.py                        # more than an hour on two cores
     python tools/pretrain_micro.py --seeds 0 --max-iter 200
@@ -7,11 +7,11 @@
 1. StampWorld is drawn and halved: one half keeps its boxes, the other only its captions.
 2. A teacher is trained on the first half; it labels the captions of the other half (tools/generate_pseudo_boxes.py).
 3. Students are trained on both, one for as many updates and one for half as many again, so that it has seen as much of
-   the first half: are they better than the teacher, who saw one half alone?
+   the first half: are they better than the teacher, which saw one half alone?
 4. For each seed the whole pre-training (configs/pretrain/glipv2_micro.yaml) runs with and without the inter-image
    contrast: does region-to-word retrieval across images get better?
 5. The whole pre-training runs twice as long: does the loss of masked language modelling fall below the entropy of
-   the masked words, which is what knowing their frequencies alone would reach?
+   the masked words, the loss of a model that knows only their frequencies?
 
 Every step is a command that is printed before it runs; a step whose result is there already is left out.
 """
@@ -38,11 +38,11 @@ PRETRAIN_CONFIG = "configs/pretrain/glipv2_micro.yaml"
 HALF = ("stampworld_half", "stampworld_half_grounding")
 BOTH = (*HALF, "stampworld_pseudo")
 TEST = ("stampworld_val", "stampworld_val_novel")
-# Of a box that the teacher draws; the detectors of both halves are told of it, the pre-training config has it.
+# Lowest score of a pseudo box. Detectors get it as an option; the pre-training config has it.
 MIN_SCORE = "0.4"
 # A moving average over about a tenth of the run.
 EMA_DECAY = "0.98"
-# Updates of the last run and of the student who has more of them, in those of the others.
+# Updates of the last run, and of the longer student, relative to the other runs.
 LONG, LONGER_STUDENT = 2.0, 1.5
 # Batches that the frequencies of masked words are counted over.
 NUM_COUNTED_BATCHES = 400

@@ -95,14 +95,14 @@ def make_environment(env: Environment, requested: str) -> Outcome:
 
 
 def check_requested_python(env: Environment, requested: str) -> None:
-    """Refuse to answer a wish for one Python with an environment of another.
+    """Refuse an environment of another Python than the requested one.
 
     Raises:
         SetupError: The requested Python is unusable or differs from that of the environment.
     """
     wanted = find_interpreter(requested, []).version
     if tuple(wanted[:2]) != env.version[:2]:
-        found = f"{env.path} has Python {dotted(env.version)}, but Python {dotted(wanted)} is asked for ({requested})"
+        found = f"{env.path}: expected Python {dotted(wanted)} ({requested}), found Python {dotted(env.version)}"
         raise SetupError(found, f"remove the environment (rm -rf {env.path}) and run make setup again")
 
 
@@ -128,7 +128,7 @@ def read_lock(text: str) -> dict[str, list[str]]:
         if not line:
             continue
         if not re.match(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+]+\s*(;.*)?$", line):
-            found = f"{LOCK_FILE.name}, line {number}: found {line!r}, expected name==version"
+            found = f"{LOCK_FILE.name}, line {number}: expected name==version, found {line!r}"
             raise SetupError(found, "restore the file from version control")
         name = pin_of(line).partition("==")[0]
         group = "build" if name in BUILD_TOOLS else "torch" if TORCH_FAMILY.match(name) else "rest"
@@ -163,7 +163,7 @@ def install_locked(env: Environment, lines: list[str]) -> Outcome:
 
 
 def remove_half_installed(site: Path) -> None:
-    """Remove the metadata of packages whose installation was killed: pip would believe them.
+    """Remove the metadata of packages whose installation was killed: pip would take them for installed.
 
     Installers write the file INSTALLER after the package's own files.
     """
@@ -187,7 +187,7 @@ def install_torch(env: Environment, lines: list[str]) -> Outcome:
     free = shutil.disk_usage(str(env.path)).free / 1e9
     if free < NEEDED_DISK_GB and not set(map(pin_of, lines)) & set(installed_packages(env.site)):
         way_out = "make room, or put the environment on another disk: make setup VENV=/path/to/folder"
-        raise SetupError(f"{free:.1f} GB free at {env.path}, expected {NEEDED_DISK_GB} GB", way_out)
+        raise SetupError(f"{env.path}: expected {NEEDED_DISK_GB} GB of free disk, found {free:.1f} GB", way_out)
     return install_locked(env, lines)
 
 
@@ -233,7 +233,7 @@ def install_detectron2(env: Environment) -> Outcome:
 
 
 def strip_detectron2(tree: Path) -> None:
-    """Drop what must not reach site-packages: the stray top-level ``tools`` and the binary for another torch."""
+    """Drop the stray top-level ``tools`` and the binary for another torch: they must not reach site-packages."""
     shutil.rmtree(tree / "tools", ignore_errors=True)
     for binary in (tree / "detectron2").glob("_C*.so"):
         binary.unlink()
@@ -254,7 +254,7 @@ def install_project(env: Environment) -> Outcome:
 
 
 def check_imports(env: Environment) -> Outcome:
-    """Import what everything stands on and run one compiled operator."""
+    """Import the packages that everything is built on, and run one compiled operator."""
     way_out = f"remove the environment (rm -rf {env.path}) and run make setup again"
     return Outcome(env.run([env.python, "-c", CHECK_ALL], way_out).splitlines()[-1], [])
 

@@ -43,11 +43,11 @@ print(json.dumps([list(sys.version_info[:3]), sysconfig.get_path("purelib"), has
 
 
 class SetupError(Exception):
-    """Something that the user has to know or do.
+    """A state that the user has to mend.
 
     Args:
-        message: What was found and what was expected.
-        way_out: What to do about it.
+        message: The expected and the found state.
+        way_out: The repair.
         command: The command that failed; empty if no command did.
     """
 
@@ -66,7 +66,7 @@ class Interpreter(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a step says when it is done, and the files (relative to the environment) that its result consists of."""
+    """The message of a finished step, and the files (relative to the environment) that show its result."""
 
     message: str
     witnesses: list[str]
@@ -109,10 +109,12 @@ class Environment:
         way_out = f"remove the environment (rm -rf {self.path}) and run make setup again"
         answer = ask([str(self.python), "-c", PROBE_ENVIRONMENT])
         if answer is None:
-            raise SetupError(f"{self.python} does not start, expected the Python of an environment", way_out)
+            raise SetupError(
+                f"{self.python}: expected the Python of an environment, found one that does not start", way_out
+            )
         version, site, self.has_pip = json.loads(answer)
         if not is_supported(version):
-            raise SetupError(f"{self.python} is Python {dotted(version)}, expected {supported_range()}", way_out)
+            raise SetupError(f"{self.python}: expected {supported_range()}, found Python {dotted(version)}", way_out)
         self.version, self.site = tuple(version), Path(site)
 
     def is_done(self, inputs: str) -> bool:
@@ -167,7 +169,7 @@ class Environment:
         self.say(f"{label} ...", end="" if self._stream.isatty() else "\n")
 
     def end(self, message: str) -> None:
-        """Close the announced step with what came of it and the time it took."""
+        """Close the announced step with its outcome and its time."""
         self.say(f"{self._label}: {message} ({self._elapsed():.1f} s)")
 
     def say(self, text: str, end: str = "\n") -> None:
@@ -265,7 +267,7 @@ def find_interpreter(requested: str, candidates: Iterable[str]) -> Interpreter:
             spare.append(interpreter)
     if spare:
         return spare[0]
-    found = f"no usable Python ({'; '.join(reasons) or 'none on PATH'}), expected {supported_range()}"
+    found = f"expected {supported_range()}, found no usable one ({'; '.join(reasons) or 'none on PATH'})"
     raise SetupError(
         found,
         f"install one of {supported_range()} with its venv module (Debian and Ubuntu: apt-get install python3 "
@@ -289,7 +291,7 @@ def dotted(version: Iterable[int]) -> str:
 
 
 def ask(command: list[str]) -> str | None:
-    """What a short command prints; None if it cannot be started or fails."""
+    """The output of a short command; None if it cannot be started or fails."""
     try:
         answer = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError):

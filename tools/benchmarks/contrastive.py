@@ -1,4 +1,4 @@
-"""What memory and time the contrastive loss needs, forward and backward, in each of its forms.
+"""Measure memory and time of the contrastive loss, forward and backward, in each of its forms.
 
     python tools/benchmark.py contrastive
     python tools/benchmark.py contrastive --regions 32768 --words 16384 --dim 256 --form chunked --form dense

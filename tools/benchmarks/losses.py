@@ -1,4 +1,4 @@
-"""What each loss of pre-training adds to a training step.
+"""Measure the time that each loss of pre-training adds to a training step.
 
     python tools/benchmark.py losses --config-file configs/pretrain/glipv2_micro.yaml
 

@@ -1,4 +1,4 @@
-"""What memory and time training the mask head needs: one map for each box, against the maps of all tokens.
+"""Measure memory and time of training the mask head: one map for each box, against the maps of all tokens.
 
     python tools/benchmark.py masks
     python tools/benchmark.py masks --boxes 400 --tokens 256 --dim 256
@@ -8,9 +8,9 @@ head    MiB, the most that is held at a time in a forward and backward pass from
 maps    MiB, of the same from the features of the pixels to the loss: what the forward pass keeps for the backward pass.
 s       of the fastest of the timed passes of the head.
 
-"one map" is the head as it trains. "all tokens" computes what the official code computes, the map of every token for
-every box, of which the loss then reads the mean over the tokens of the box's phrase; it keeps all activations. Memory
-is what torch's allocator gave out, on the CPU by torch's profiler.
+"one map" is the head as it trains. "all tokens" computes the map of every token for every box, as the official code
+does; the loss then reads the mean over the tokens of the box's phrase. It keeps all activations. Memory is counted as
+torch's allocator gives it out, on the CPU by torch's profiler.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STRIDES = [8, 16, 32, 64, 128]
 
 
 class Batch(NamedTuple):
-    """What the boxes of an image train on.
+    """The training data of the boxes of an image.
 
     Attributes:
         pooled: (K, C, S, S).
@@ -87,7 +87,7 @@ def make_head(dim: int, device: str) -> HourglassMaskHead:
 
 
 def one_map(head: HourglassMaskHead, batch: Batch, pixels: Tensor | None = None) -> Tensor:
-    """Compute one map for each box, (K, 2S, 2S) logits, from what was pooled or else from the pixels."""
+    """Compute one map for each box, (K, 2S, 2S) logits, from the pooled features or from the pixels."""
     words = head.project_phrases(batch.text, [batch.token_map])
     return head.draw(batch.pooled, *words) if pixels is None else head.align(pixels, *words)
 

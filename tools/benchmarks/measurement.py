@@ -1,4 +1,4 @@
-"""What the subcommands share: passes cut into segments of one module each, their time, memory and arithmetic."""
+"""Passes cut into segments of one module each: their time, memory and arithmetic; and other parts that tools share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
 
-# What a segment can belong to, in order of the pass.
+# The modules that a segment can belong to, in order of the pass.
 MODULES = (
     *("backbone", "text encoder", "fusion", "language layer", "dyconv", "head"),
     *("losses", "post-processing", "other"),
@@ -40,7 +40,7 @@ RunPass = Callable[[Callable[[], Any]], Cuts]
 
 
 class Memory(NamedTuple):
-    """Bytes held at a cut, and the most that were held since the cut before."""
+    """Bytes held at a cut, and the peak since the cut before."""
 
     held: int
     most: int
@@ -80,7 +80,7 @@ class PassCutter:
     """Runs passes of a GLIPv2 and cuts them into segments, each of one module and direction.
 
     The calls of interest are wrapped on the model for good. A call begins a forward segment and ends it; its inputs and
-    outputs are marked on the way, so that the backward pass is cut at the same places in reverse. The backward segment
+    outputs are marked on the way, so that the backward pass is cut at the same points in reverse. The backward segment
     of a module lasts from the gradients of its outputs to those of its inputs; of a module whose inputs need none, to
     the next module.
 
@@ -273,8 +273,8 @@ def summarize_memory(cuts: list[tuple[Segment, Memory]]) -> tuple[dict[Segment, 
     """Summarize the memory of a pass, in bytes.
 
     Returns:
-        For each segment the most it held at a time above what was held when it began; for each segment what it left
-        behind, over all its calls; and the most that was held in the pass above what was held before it.
+        For each segment, its peak above the level at its begin; for each segment, the bytes that all its calls together
+        left behind; and the peak of the pass above the level before it.
     """
     most: dict[Segment, int] = {}
     kept: dict[Segment, int] = {}

@@ -1,4 +1,4 @@
-"""Where the time, the memory and the arithmetic of a model go, module by module.
+"""Measure the time, the memory and the arithmetic of a model, module by module.
 
     python tools/benchmark.py model --config-file CONFIG --size 800 1333 --num-names 80
     python tools/benchmark.py model --config-file CONFIG --size 192 192 --batch 4 --train --prompt "person. bus"

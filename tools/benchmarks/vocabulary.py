@@ -1,4 +1,4 @@
-"""What a large vocabulary costs: one run over all its chunks against one full run for each of them.
+"""Measure the cost of a large vocabulary: one run over all its chunks against one full run for each of them.
 
     python tools/benchmark.py vocabulary --config-file configs/glip/glip_swin_t_c.yaml --size 320 320
     python tools/benchmark.py vocabulary --config-file configs/demo/glipv2_micro.yaml --size 192 192 --repeat 5
@@ -8,8 +8,8 @@ The same model, image of noise and chunks run in four ways, in turn, round after
 next image   all chunks in one call; the vocabulary is known from the image before.
 first image  all chunks in one call; the vocabulary is read in it.
 separate     a call for each chunk, with the backbone, and the chunk is read in it.
-official     the same with the plain form of the fusion and prompts filled up to MODEL.TEXT_ENCODER.MAX_TOKENS: what the
-             official evaluation computes for each chunk.
+official     the same with the plain form of the fusion and prompts filled up to MODEL.TEXT_ENCODER.MAX_TOKENS, as
+             the official evaluation computes each chunk.
 
 The time of a way is that of its fastest round, in single precision. On a machine that others use as well, --clock cpu
 counts the processor time of this process instead, summed over its threads. Detections are kept as the official
@@ -64,7 +64,7 @@ def make_names(count: int) -> list[str]:
 
 
 def fill_up(prompt: TokenizedPrompt, length: int) -> TokenizedPrompt:
-    """Give a prompt further tokens that belong to no phrase; they cost what padding costs that is not left out."""
+    """Give a prompt further tokens that belong to no phrase; they cost as much as padding that is not left out."""
     missing = length - len(prompt)
     return dataclasses.replace(
         prompt,
