@@ -22,7 +22,7 @@ def register_path_handlers() -> None:
 class PackagePathHandler(PathHandler):
     """Find ``package://PACKAGE/relative/path`` in the folder of an installed package, without importing it.
 
-    What it finds is read-only. ``PACKAGE`` is the name that one would import.
+    The files are read-only. ``PACKAGE`` is the import name of the package.
     """
 
     def _get_supported_prefixes(self) -> list[str]:
@@ -40,11 +40,13 @@ class PackagePathHandler(PathHandler):
         for folder in folders:
             if os.path.exists(local_path := os.path.join(folder, relative)):
                 return local_path
-        raise FileNotFoundError(f"{path}: the installed package has no {relative!r}, looked in {', '.join(folders)}")
+        raise FileNotFoundError(
+            f"{path}: expected {relative!r} in the installed package, found none in {', '.join(folders)}"
+        )
 
     def _open(self, path: str, mode: str = "r", buffering: int = -1, **kwargs: Any) -> IO[Any]:
         if set(mode) & set("wax+"):
-            raise InputError(f"{path}: files of a package are only read, found mode {mode!r}")
+            raise InputError(f"{path}: expected a mode that only reads, as for all files of packages, found {mode!r}")
         return open(self._get_local_path(path), mode, buffering=buffering, **kwargs)
 
     def _exists(self, path: str, **kwargs: Any) -> bool:
@@ -75,6 +77,7 @@ def _locate(path: str) -> tuple[list[str], str]:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(
-            f"{path}: the package {package!r} is not installed; pip install {package.replace('_', '-')}"
+            f"{path}: expected the package {package!r} to be installed, found none; pip install "
+            f"{package.replace('_', '-')}"
         )
     return list(spec.submodule_search_locations), relative

@@ -1,7 +1,7 @@
 """Files of tensors: read without running code, written whole or not at all.
 
-Two formats are read: safetensors, and files of ``torch.save`` that hold nothing but tensors, numbers, text, lists and
-dicts. Everything a pickle could do beyond that is refused.
+Two formats are read: safetensors, and files of ``torch.save`` that hold only tensors, numbers, text, lists and dicts.
+Everything else that a pickle could do is refused.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import os
 import pickle
 import re
+import struct
 import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
@@ -32,11 +33,16 @@ _HASHED_AT_ONCE = 1 << 20
 _PICKLE_SUFFIXES = (".pkl", ".pickle")
 _NEW_COPY = "copy or download the file again"
 _SAFE_COPY = "where you trust the file, save its tensors alone as safetensors"
-# Where checkpoints keep the weights: of detectron2 and GLIP, and of OpenMMLab and others.
+# Damaged files make torch, pickle and zipfile raise any of these.
+_DAMAGE = (
+    *(AssertionError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError),
+    *(struct.error, zipfile.BadZipFile),
+)
+# Keys of the weights in checkpoints: of detectron2 and GLIP, and of OpenMMLab and others.
 _WEIGHTS_KEYS = ("model", "state_dict")
 
-# Types that torch reads back with weights_only. A subclass is pickled as its own type, so the
-# comparison is exact: numpy.float64 is a float, and would make a checkpoint that cannot be loaded.
+# Types that torch reads back with weights_only. A subclass is pickled as its own type, so types are compared exactly:
+# numpy.float64 is a subclass of float, and would make a checkpoint that cannot be loaded.
 _SCALARS = (type(None), bool, int, float, str, torch.dtype, torch.Size)
 _TENSORS = (Tensor, nn.Parameter)
 _MAPPINGS = (dict, OrderedDict, Counter)
@@ -57,7 +63,7 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
         The tensors by name, without the prefix "module." if all names have it, and the metadata of a safetensors file.
 
     Raises:
-        CheckpointError: The file is damaged, holds more than tensors and plain values, or is no dict of tensors.
+        CheckpointError: The file is damaged, holds more than tensors and plain values, or is not a dict of tensors.
         FileNotFoundError: There is no such file.
     """
     content, metadata = read_checkpoint(path, mmap=True)
@@ -80,11 +86,11 @@ def read_checkpoint(path: str | os.PathLike, *, mmap: bool = False) -> tuple[dic
     path = str(path)
     local_path = PathManager.get_local_path(path)
     if not os.path.isfile(local_path):
-        raise FileNotFoundError(f"{path}: there is no such file")
+        raise FileNotFoundError(f"{path}: expected a checkpoint, found no such file")
     with open(local_path, "rb") as file:
         head = file.read(9)
     if not head:
-        raise CheckpointError(f"{path}: the file is empty; {_NEW_COPY}")
+        raise CheckpointError(f"{path}: expected a checkpoint, found an empty file; {_NEW_COPY}")
     if path.endswith(_PICKLE_SUFFIXES):
         raise CheckpointError(f"{path}: expected a .safetensors or .pth file, found a pickle; {_SAFE_COPY}")
     # A safetensors header is JSON after eight bytes with its length.
@@ -136,7 +142,7 @@ def write_tensors(
     Tensors that share memory are written once each.
 
     Raises:
-        CheckpointError: A value is no dense tensor.
+        CheckpointError: A value is not a dense tensor.
     """
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
@@ -198,7 +204,7 @@ def is_whole(path: str | os.PathLike) -> bool:
         with zipfile.ZipFile(path) as archive:
             has_content = any(name.endswith("data.pkl") for name in archive.namelist())
             return has_content and archive.testzip() is None
-    except (OSError, EOFError, zipfile.BadZipFile, safetensors.SafetensorError):
+    except (OSError, safetensors.SafetensorError, *_DAMAGE):
         return False
 
 
@@ -207,34 +213,38 @@ def _read_safetensors(local_path: str, path: str) -> tuple[dict[str, Tensor], di
         with safetensors.safe_open(local_path, framework="pt", device="cpu") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path}: no whole safetensors file ({_first_line(error)}); {_NEW_COPY}") from error
+        found = _first_line(error)
+        raise CheckpointError(
+            f"{path}: expected a whole safetensors file, found damage ({found}); {_NEW_COPY}"
+        ) from error
 
 
 def _read_torch(local_path: str, path: str, *, is_zip: bool, mmap: bool) -> Any:
-    if is_zip and not zipfile.is_zipfile(local_path):
-        raise CheckpointError(f"{path}: the file is cut off, the directory at its end is missing; {_NEW_COPY}")
-    if is_zip and _is_torchscript(local_path):
-        raise CheckpointError(f"{path}: refused, it is a TorchScript archive, which holds code; {_SAFE_COPY}")
     try:
-        return torch.load(local_path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
+        if is_zip and not zipfile.is_zipfile(local_path):
+            raise CheckpointError(
+                f"{path}: expected a whole zip file, found one cut off before its directory; {_NEW_COPY}"
+            )
+        members = zipfile.ZipFile(local_path).infolist() if is_zip else []
+        if any(member.filename.endswith("/constants.pkl") for member in members):
+            raise CheckpointError(
+                f"{path}: expected tensors, found a TorchScript archive, which holds code; {_SAFE_COPY}"
+            )
+        # torch would map compressed members as if they were numbers.
+        mmap = mmap and is_zip and all(member.compress_type == zipfile.ZIP_STORED for member in members)
+        return torch.load(local_path, map_location="cpu", weights_only=True, mmap=mmap)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         if named is None:
             raise CheckpointError(f"{path}: expected a .safetensors or .pth file, found something else") from error
         raise CheckpointError(
-            f"{path}: refused, it holds more than tensors and plain values ({named[1]}), which could run code; "
-            f"{_SAFE_COPY}"
+            f"{path}: expected only tensors and plain values, found {named[1]}, which could run code; {_SAFE_COPY}"
         ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, IndexError) as error:
-        raise CheckpointError(f"{path}: not readable as a checkpoint ({_first_line(error)}); {_NEW_COPY}") from error
-
-
-def _is_torchscript(local_path: str) -> bool:
-    try:
-        with zipfile.ZipFile(local_path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except zipfile.BadZipFile:
-        return False
+    except _DAMAGE as error:
+        found = _first_line(error)
+        raise CheckpointError(f"{path}: expected a checkpoint, found damage ({found}); {_NEW_COPY}") from error
 
 
 @contextmanager
@@ -242,8 +252,8 @@ def _atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a path to write to; the file then takes the place of ``path`` in one step, or is removed on an error."""
     path = Path(path)
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-    # What a killed process left behind; a file has one writer.
+        raise FileNotFoundError(f"{path}: expected the folder {path.parent}, found none")
+    # Left behind by killed processes; a file has only one writer.
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         leftover.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -271,11 +281,11 @@ def _plain(value: Any, place: str) -> Any:
     if type(value) in _SCALARS or type(value) in _TENSORS:
         return value
     if type(value) in _MAPPINGS:
-        for key, item in value.items():
+        for key in value:
             if type(key) not in (str, int, float, bool):
                 raise CheckpointError(f"{place}: expected text or numbers as keys, found {type(key).__name__}")
         plain = {key: _plain(item, f"{place}.{key}") for key, item in value.items()}
-        # A state dict of torch has attributes that a new one would lack.
+        # The value itself is kept if it is plain: a state dict of torch has attributes that a new dict would lack.
         return value if all(plain[key] is value[key] for key in plain) else type(value)(plain)
     if type(value) in (list, tuple):
         return type(value)(_plain(item, f"{place}[{index}]") for index, item in enumerate(value))

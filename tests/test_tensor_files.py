@@ -1,4 +1,5 @@
 import collections
+import contextlib
 import hashlib
 import os
 import pickle
@@ -221,6 +222,24 @@ def test_one_wrong_bit_in_a_tensor_of_a_torch_file_is_noticed(whole_files):
     place = content.index(torch.full((5, 7), 3.0).numpy().tobytes())
     (folder / "bit.pth").write_bytes(content[:place] + b"\x01" + content[place + 1 :])
     assert not is_whole(folder / "bit.pth")
+
+
+def test_a_directory_with_a_wrong_byte_is_damage_in_one_line(whole_files):
+    folder, (_, content) = whole_files
+    path, start = folder / "directory.pth", content.rindex(b"PK\x01\x02")
+    for place in range(start, len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 0xFF]) + content[place + 1 :])
+        is_whole(path)
+        with contextlib.suppress(CheckpointError):
+            read_tensors(path)
+
+
+def test_a_compressed_file_holds_the_same_tensors(whole_files):
+    folder, _ = whole_files
+    with zipfile.ZipFile(folder / "b.pth") as stored, zipfile.ZipFile(folder / "c.pth", "w") as compressed:
+        for name in stored.namelist():
+            compressed.writestr(name, stored.read(name), zipfile.ZIP_DEFLATED)
+    assert_same(read_tensors(folder / "c.pth")[0], read_tensors(folder / "b.pth")[0])
 
 
 def test_a_zip_file_of_something_else_is_no_whole_checkpoint(tmp_path):

@@ -53,9 +53,9 @@ def build_config(config_file: str, opts: Sequence[str]) -> CfgNode:
     """Build the frozen config of a command line: defaults, then the file, then KEY VALUE pairs.
 
     Raises:
-        InputError: A key does not exist or has no value; a value is of the wrong type or not allowed; a key of detectron2
-            is changed that nothing reads; there is no GPU; the file is not a config; or it is the config of a pretrained
-            folder that is damaged.
+        InputError: A key does not exist or has no value; a value is of the wrong type or not allowed; a changed key of
+            detectron2 has no effect here; there is no GPU; the file is not a config; or it is the config of a damaged
+            pretrained folder.
         FileNotFoundError: There is no such file, or the pretrained folder around it lacks one.
     """
     if config_file and not PathManager.isfile(config_file):

@@ -33,7 +33,8 @@ def test_flags_of_detectron2_are_there():
 
 
 def test_config_is_defaults_then_file_then_pairs(tmp_path):
-    (tmp_path / "a.yaml").write_text("SEED: 4\nSOLVER: {EMA_DECAY: 0.5}\nMODEL: {META_ARCHITECTURE: GLIPv2, DEVICE: cpu}\n")
+    text = "SEED: 4\nSOLVER: {EMA_DECAY: 0.5}\nMODEL: {META_ARCHITECTURE: GLIPv2, DEVICE: cpu}\n"
+    (tmp_path / "a.yaml").write_text(text)
     cfg = build_config(str(tmp_path / "a.yaml"), ["SEED", "5"])
     assert (cfg.SEED, cfg.SOLVER.EMA_DECAY, cfg.SOLVER.ACCUMULATION_STEPS) == (5, 0.5, 1)
     assert cfg.is_frozen()
