@@ -115,37 +115,22 @@ def test_predictions_are_written_by_image_id(tmp_path):
     assert mask_utils.area(second["segmentation"]) == 1600
 
 
-def test_evaluator_starts_anew(caplog):
-    evaluator = ReferringEvaluator("said", [pair(1, LEFT), pair(2, LEFT)], "phrasecut")
-    process(evaluator, {1: [(1, 0.9, RIGHT)]})
-    assert process(evaluator, {2: [(1, 0.9, LEFT)]})["referring"]["mIoU"] == pytest.approx(100.0)
-    with caplog.at_level(logging.WARNING):
-        assert process(evaluator, {}) == {}
-    assert "nothing was processed" in caplog.text
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"protocol": "flickr"}, "dataset 'said': expected the protocol 'phrasecut' or 'refcoco', found 'flickr'"),
         ({"protocol": "phrasecut", "with_masks": False}, "dataset 'said': .*expected MODEL.MASK_ON"),
-        (
-            {"pairs": [pair(1, LEFT), pair(1, TOP)]},
-            "expected one image_id for each phrase and image, found 1 different ones in 2 dicts",
-        ),
     ],
 )
 def test_what_cannot_be_measured_is_an_error(options, message):
     with pytest.raises(ValueError, match=message):
-        ReferringEvaluator("said", **{"dataset_dicts": options.pop("pairs", []), "protocol": "phrasecut", **options})
+        ReferringEvaluator("said", [], **options)
 
 
 def test_predictions_that_cannot_be_measured_are_an_error():
     evaluator = ReferringEvaluator("said", [pair(1, LEFT)], "phrasecut")
     with pytest.raises(ValueError, match="image 1: expected pred_masks, .* found instances without them"):
         process(evaluator, {1: [(1, 0.9, LEFT)]}, with_masks=False)
-    with pytest.raises(ValueError, match="image_id 7: expected a sample of the dataset 'said'"):
-        process(evaluator, {7: [(1, 0.9, LEFT)]})
     instances = make_instances([(1, 0.9, LEFT)], with_masks=False)
     instances.pred_masks = torch.zeros(1, HEIGHT, 5, dtype=torch.bool)
     with pytest.raises(ValueError, match="expected pred_masks of torch.bool and shape"):
