@@ -1,44 +1,15 @@
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from parity_weights import load_tiny, official_state_dict
-from slow_layers import language_layer as slow_language_layer
-from torch import Tensor
+from text_layer_cases import assert_equals_slow, make_layer, make_mask
 
 from glipv2_d2.layers.language_layer import LanguageLayer, padding_bias
 
 
-def make_layer(dropout=0.0, spread=1.5, dtype=torch.float64) -> LanguageLayer:
-    """Width 6 in 3 heads, with every parameter random."""
-    torch.manual_seed(0)
-    layer = LanguageLayer(6, 3, 10, dropout).to(dtype)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.normal_(std=spread / (parameter.shape[1] if parameter.ndim > 1 else 1) ** 0.5)
-    return layer
-
-
-def make_mask(lengths: list[int], size: int) -> Tensor:
-    return torch.arange(size) < torch.tensor(lengths)[:, None]
-
-
-def assert_equals_slow(layer: LanguageLayer, hidden: Tensor, mask: Tensor) -> None:
-    actual = layer(hidden, mask)
-    weights = {name: value.detach().numpy() for name, value in layer.named_parameters()}
-    for prompt in range(len(hidden)):
-        expected = slow_language_layer(hidden[prompt].numpy(), mask[prompt].numpy(), weights, 3)
-        np.testing.assert_allclose(actual[prompt].detach().numpy(), expected, rtol=1e-10, atol=1e-10)
-
-
-def test_layer_equals_the_slow_formulation():
-    hidden = torch.randn(2, 5, 6, dtype=torch.float64)
-    assert_equals_slow(make_layer(), hidden, make_mask([5, 3], 5))
-
-
 def test_norms_use_the_small_epsilon_of_bert():
     # Variances near 1e-10: an epsilon of 1e-5 would swallow them, 1e-12 does not.
-    layer = make_layer(spread=1e-5)
+    layer = make_layer(LanguageLayer, spread=1e-5)
     assert_equals_slow(layer, torch.randn(2, 5, 6, dtype=torch.float64) * 1e-5, make_mask([5, 3], 5))
 
 
@@ -46,7 +17,7 @@ def test_norms_use_the_small_epsilon_of_bert():
 @pytest.mark.parametrize("factor", [1e6, -1e6])
 def test_activations_are_clamped(name, factor):
     # One parameter is so large that what follows it passes 50,000, in both formulations.
-    layer = make_layer()
+    layer = make_layer(LanguageLayer)
     with torch.no_grad():
         layer.get_parameter(name).mul_(factor)
         layer.output.weight.mul_(1e-3)
@@ -54,54 +25,15 @@ def test_activations_are_clamped(name, factor):
     assert_equals_slow(layer, torch.randn(2, 5, 6, dtype=torch.float64), make_mask([5, 3], 5))
 
 
-def test_real_tokens_do_not_see_the_padding():
-    layer = make_layer()
-    hidden, mask = torch.randn(2, 5, 6, dtype=torch.float64), make_mask([3, 3], 5)
-    padded = layer(hidden, mask)
-    cut = layer(hidden[:, :3], mask[:, :3])
-    torch.testing.assert_close(padded[:, :3], cut, rtol=0, atol=1e-12)
-    hidden[:, 3:] = 50.0
-    torch.testing.assert_close(layer(hidden, mask)[:, :3], cut, rtol=0, atol=1e-12)
-
-
 @pytest.mark.parametrize("causal", [False, True])
 def test_prompt_without_real_tokens_stays_finite(causal):
-    assert make_layer(dtype=torch.float32)(torch.randn(1, 4, 6), make_mask([0], 4), causal).isfinite().all()
-
-
-def test_causal_token_is_updated_as_the_last_of_the_text_up_to_it():
-    layer, hidden = make_layer(), torch.randn(2, 5, 6, dtype=torch.float64)
-    mask = torch.tensor([[True] * 5, [True, False, True, True, False]])
-    actual = layer(hidden, mask, causal=True)
-    weights = {name: value.detach().numpy() for name, value in layer.named_parameters()}
-    for prompt in range(2):
-        for token in mask[prompt].nonzero().flatten().tolist():
-            prefix, visible = hidden[prompt, : token + 1].numpy(), mask[prompt, : token + 1].numpy()
-            expected = slow_language_layer(prefix, visible, weights, 3)[-1]
-            np.testing.assert_allclose(actual[prompt, token].detach().numpy(), expected, rtol=1e-10, atol=1e-10)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_token_changes_none_before_it_exactly(dtype):
-    layer, hidden = make_layer(dtype=dtype), torch.randn(1, 5, 6).to(dtype)
-    before = layer(hidden, make_mask([5], 5), causal=True)
-    hidden[0, 3] += torch.randn(6).to(dtype)
-    after = layer(hidden, make_mask([5], 5), causal=True)
-    assert torch.equal(after[:, :3], before[:, :3])
-    assert (after - before)[:, 3:].abs().amax(-1).min() > 1e-3
-
-
-def test_steps_equal_the_causal_layer():
-    layer, hidden, past = make_layer(), torch.randn(2, 5, 6, dtype=torch.float64), None
-    expected = layer(hidden, make_mask([5, 5], 5), causal=True)
-    for token in range(5):
-        updated, past = layer.step(hidden[:, token : token + 1], past)
-        torch.testing.assert_close(updated[:, 0], expected[:, token], rtol=0, atol=1e-12)
-        assert past.keys.shape == past.values.shape == (2, 3, token + 1, 2)
+    assert (
+        make_layer(LanguageLayer, dtype=torch.float32)(torch.randn(1, 4, 6), make_mask([0], 4), causal).isfinite().all()
+    )
 
 
 def test_dropout_acts_on_weights_and_on_both_residual_branches(monkeypatch):
-    layer = make_layer(dropout=0.3)
+    layer = make_layer(LanguageLayer, drop=0.3)
     hidden, mask = torch.randn(1, 4, 6, dtype=torch.float64), make_mask([4], 4)
     calls = []
 
@@ -120,22 +52,10 @@ def test_dropout_acts_on_weights_and_on_both_residual_branches(monkeypatch):
 
 
 def test_with_all_dropped_only_the_norms_are_left():
-    layer = make_layer(dropout=1.0)
+    layer = make_layer(LanguageLayer, drop=1.0)
     hidden, mask = torch.randn(1, 4, 6, dtype=torch.float64), make_mask([4], 4)
     assert torch.equal(layer(hidden, mask), layer.output_norm(layer.attention_norm(hidden)))
     assert (layer.eval()(hidden, mask) - layer.output_norm(layer.attention_norm(hidden))).abs().max() > 0.01
-
-
-def test_half_precision_stays_finite_and_close():
-    layer = make_layer(dtype=torch.float32)
-    hidden, mask = torch.randn(2, 5, 6), make_mask([5, 3], 5)
-    expected = layer(hidden, mask)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        actual = layer(hidden, mask)
-    torch.testing.assert_close(actual.float(), expected, rtol=0.05, atol=0.15)
-    actual = layer.half()(hidden.half(), mask)
-    assert actual.dtype == torch.float16
-    torch.testing.assert_close(actual.float(), expected, rtol=0.01, atol=0.02)
 
 
 def test_padding_bias_is_zero_at_real_tokens_and_single_precision_at_least():
@@ -152,7 +72,7 @@ def test_padding_bias_is_zero_at_real_tokens_and_single_precision_at_least():
 
 
 def test_every_parameter_but_the_key_bias_gets_a_gradient():
-    layer = make_layer()
+    layer = make_layer(LanguageLayer)
     (layer(torch.randn(2, 5, 6, dtype=torch.float64), make_mask([5, 3], 5)) ** 3).sum().backward()
     for name, parameter in layer.named_parameters():
         # The same number added to all scores of a row changes no weight.

@@ -1,41 +1,13 @@
-import numpy as np
 import pytest
 import torch
-from slow_clip import pre_norm_layer as slow_pre_norm_layer
-from torch import Tensor
+from text_layer_cases import assert_equals_slow, make_layer, make_mask
 
 from glipv2_d2.layers.pre_norm_layer import PreNormLayer, QuickGELU
 
 
-def make_layer(drop_path=0.0, spread=1.5, dtype=torch.float64) -> PreNormLayer:
-    """Width 6 in 3 heads, with every parameter random."""
-    torch.manual_seed(0)
-    layer = PreNormLayer(6, 3, 10, drop_path).to(dtype)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.normal_(std=spread / (parameter.shape[1] if parameter.ndim > 1 else 1) ** 0.5)
-    return layer
-
-
-def make_mask(lengths: list[int], size: int) -> Tensor:
-    return torch.arange(size) < torch.tensor(lengths)[:, None]
-
-
-def assert_equals_slow(layer: PreNormLayer, hidden: Tensor, mask: Tensor) -> None:
-    actual = layer(hidden, mask)
-    weights = {name: value.detach().numpy() for name, value in layer.named_parameters()}
-    for prompt in range(len(hidden)):
-        expected = slow_pre_norm_layer(hidden[prompt].numpy(), mask[prompt].numpy(), weights, 3)
-        np.testing.assert_allclose(actual[prompt].detach().numpy(), expected, rtol=1e-10, atol=1e-10)
-
-
-def test_layer_equals_the_slow_formulation():
-    assert_equals_slow(make_layer(), torch.randn(2, 5, 6, dtype=torch.float64), make_mask([5, 3], 5))
-
-
 def test_both_norms_use_the_small_epsilon():
     # Variances near 1e-10: an epsilon of 1e-5 would swallow them, 1e-12 does not.
-    layer = make_layer()
+    layer = make_layer(PreNormLayer)
     assert_equals_slow(layer, torch.randn(2, 5, 6, dtype=torch.float64) * 1e-5, make_mask([5, 3], 5))
     with torch.no_grad():
         layer.attn.out_proj.weight.mul_(1e-5)
@@ -50,61 +22,22 @@ def test_quick_gelu_by_hand():
 
 
 def test_a_token_sees_those_after_it():
-    layer = make_layer()
+    layer = make_layer(PreNormLayer)
     hidden, mask = torch.randn(1, 4, 6, dtype=torch.float64), make_mask([4], 4)
     before = layer(hidden, mask)[0, 0]
     hidden[0, 3] += torch.randn(6, dtype=torch.float64)
     assert (layer(hidden, mask)[0, 0] - before).abs().max() > 1e-3
 
 
-def test_causal_token_is_updated_as_the_last_of_the_text_up_to_it():
-    layer, hidden = make_layer(), torch.randn(2, 5, 6, dtype=torch.float64)
-    mask = torch.tensor([[True] * 5, [True, False, True, True, False]])
-    actual = layer(hidden, mask, causal=True)
-    weights = {name: value.detach().numpy() for name, value in layer.named_parameters()}
-    for prompt in range(2):
-        for token in mask[prompt].nonzero().flatten().tolist():
-            prefix, visible = hidden[prompt, : token + 1].numpy(), mask[prompt, : token + 1].numpy()
-            expected = slow_pre_norm_layer(prefix, visible, weights, 3)[-1]
-            np.testing.assert_allclose(actual[prompt, token].detach().numpy(), expected, rtol=1e-10, atol=1e-10)
-
-
-def test_token_changes_none_before_it_exactly():
-    layer, hidden = make_layer(dtype=torch.float32), torch.randn(1, 5, 6)
-    before = layer(hidden, make_mask([5], 5), causal=True)
-    hidden[0, 3] += torch.randn(6)
-    after = layer(hidden, make_mask([5], 5), causal=True)
-    assert torch.equal(after[:, :3], before[:, :3])
-    assert (after - before)[:, 3:].abs().amax(-1).min() > 1e-3
-
-
 def test_causal_prompt_that_begins_with_padding_stays_finite():
-    layer, hidden = make_layer(dtype=torch.float32), torch.randn(1, 4, 6, requires_grad=True)
+    layer, hidden = make_layer(PreNormLayer, dtype=torch.float32), torch.randn(1, 4, 6, requires_grad=True)
     updated = layer(hidden, torch.tensor([[False, False, True, True]]), causal=True)
     updated.sum().backward()
     assert updated.isfinite().all() and hidden.grad.isfinite().all()
 
 
-def test_steps_equal_the_causal_layer():
-    layer, hidden, past = make_layer(), torch.randn(2, 5, 6, dtype=torch.float64), None
-    expected = layer(hidden, make_mask([5, 5], 5), causal=True)
-    for token in range(5):
-        updated, past = layer.step(hidden[:, token : token + 1], past)
-        torch.testing.assert_close(updated[:, 0], expected[:, token], rtol=0, atol=1e-12)
-        assert past.keys.shape == past.values.shape == (2, 3, token + 1, 2)
-
-
-def test_real_tokens_do_not_see_the_padding():
-    layer = make_layer()
-    hidden, mask = torch.randn(2, 5, 6, dtype=torch.float64), make_mask([3, 3], 5)
-    cut = layer(hidden[:, :3], mask[:, :3])
-    torch.testing.assert_close(layer(hidden, mask)[:, :3], cut, rtol=0, atol=1e-12)
-    hidden[:, 3:] = 50.0
-    torch.testing.assert_close(layer(hidden, mask)[:, :3], cut, rtol=0, atol=1e-12)
-
-
 def test_prompt_without_real_tokens_sees_its_padding_and_changes_no_other():
-    layer = make_layer(dtype=torch.float32)
+    layer = make_layer(PreNormLayer, dtype=torch.float32)
     hidden = torch.randn(2, 4, 6, requires_grad=True)
     both = layer(hidden, make_mask([0, 3], 4))
     torch.testing.assert_close(both[:1], layer(hidden[:1], make_mask([4], 4)))
@@ -114,14 +47,14 @@ def test_prompt_without_real_tokens_sees_its_padding_and_changes_no_other():
 
 
 def test_a_dropped_path_leaves_the_prompt_as_it_was():
-    layer = make_layer(drop_path=1.0)
+    layer = make_layer(PreNormLayer, drop=1.0)
     hidden, mask = torch.randn(2, 4, 6, dtype=torch.float64), make_mask([4, 4], 4)
     assert torch.equal(layer(hidden, mask), hidden)
     assert (layer.eval()(hidden, mask) - hidden).abs().min(-1).values.max() > 0.01
 
 
 def test_paths_are_dropped_prompt_by_prompt_in_both_branches_and_keep_their_mean():
-    layer = make_layer(drop_path=0.5)
+    layer = make_layer(PreNormLayer, drop=0.5)
     hidden = torch.randn(1, 3, 6, dtype=torch.float64).repeat(400, 1, 1)
     mask = make_mask([3], 3).repeat(400, 1)
     with torch.no_grad():
@@ -135,18 +68,6 @@ def test_paths_are_dropped_prompt_by_prompt_in_both_branches_and_keep_their_mean
     assert sum(outcomes) == 400 and all(70 < count < 130 for count in outcomes)
 
 
-def test_half_precision_stays_finite_and_close():
-    layer = make_layer(dtype=torch.float32)
-    hidden, mask = torch.randn(2, 5, 6), make_mask([5, 3], 5)
-    expected = layer(hidden, mask)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        actual = layer(hidden, mask)
-    torch.testing.assert_close(actual.float(), expected, rtol=0.05, atol=0.15)
-    actual = layer.half()(hidden.half(), mask)
-    assert actual.dtype == torch.float16
-    torch.testing.assert_close(actual.float(), expected, rtol=0.01, atol=0.02)
-
-
 def test_norms_of_half_precision_are_computed_in_single():
     # Squares of 300 and of 1e-4 are outside the range of half precision; the norm of either is the same.
     norm = PreNormLayer(4, 1, 8, 0.0).half().ln_1
@@ -156,7 +77,7 @@ def test_norms_of_half_precision_are_computed_in_single():
 
 
 def test_every_parameter_but_the_key_bias_gets_a_gradient():
-    layer = make_layer()
+    layer = make_layer(PreNormLayer)
     (layer(torch.randn(2, 5, 6, dtype=torch.float64), make_mask([5, 3], 5)) ** 3).sum().backward()
     for name, parameter in layer.named_parameters():
         if name == "attn.in_proj_bias":
