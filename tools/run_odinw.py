@@ -141,11 +141,12 @@ def schedule(arguments: argparse.Namespace, cell: Cell) -> list[str]:
     options = [*data_options(cell), *mode_options(arguments, cell)]
     cfg = build_config(str(ROOT / arguments.config_file), [*options, "MODEL.DEVICE", "cpu"])
     filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
-    images = load_training_dicts(cfg.DATASETS.TRAIN, filter_empty, few_shot=few_shot_settings(cfg))
+    few_shot = few_shot_settings(cfg)
+    num_images = sum(len(load_training_dicts(name, filter_empty, few_shot=few_shot)) for name in cfg.DATASETS.TRAIN)
     period, max_iter = arguments.eval_period, arguments.max_iter
     if period is None:
         copies = 1 if cell.shots == ALL_DATA else COPIES.get(int(cell.shots), 1)
-        period = math.ceil(len(images) * copies / cfg.SOLVER.IMS_PER_BATCH)
+        period = math.ceil(num_images * copies / cfg.SOLVER.IMS_PER_BATCH)
         max_iter = EPOCHS * period
     # The official runner keeps the long warm-up of pre-training, which is longer than a short run.
     warmup = min(cfg.SOLVER.WARMUP_ITERS, max_iter // 10)

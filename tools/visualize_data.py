@@ -30,7 +30,7 @@ from torch import Tensor
 from glipv2_d2.colored_text import draw_words, phrase_color, split_words
 from glipv2_d2.data import build_train_loader
 from glipv2_d2.data.image_reading import read_image
-from glipv2_d2.data.loading import load_training_dicts
+from glipv2_d2.data.loading import load_training_dicts, training_names
 from glipv2_d2.engine.command_line import build_config, one_line_errors
 from glipv2_d2.errors import InputError
 from glipv2_d2.prompts.questions import ANSWER_PHRASE
@@ -53,8 +53,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def annotation_drawings(cfg: CfgNode) -> Iterator[tuple[str, np.ndarray]]:
     """Yield a name and a drawing, (H, W, 3) uint8 RGB, of each stored image."""
-    for record in load_training_dicts(cfg.DATASETS.TRAIN, filter_empty=False, with_masks=cfg.MODEL.MASK_ON):
-        yield Path(record["file_name"]).stem, draw_record(record, read_image(record, "RGB"))
+    for name in training_names(cfg):
+        for record in load_training_dicts(name, filter_empty=False, with_masks=cfg.MODEL.MASK_ON):
+            yield Path(record["file_name"]).stem, draw_record(record, read_image(record, "RGB"))
 
 
 def loader_drawings(cfg: CfgNode) -> Iterator[tuple[str, np.ndarray]]:

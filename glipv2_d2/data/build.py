@@ -1,4 +1,4 @@
-"""Loaders: a training stream that can be taken up at any batch, and detectron2's test loader with prompts."""
+"""Loaders: a training stream that resumes at any batch, and detectron2's test loader with prompts."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ from torch.utils.data import DataLoader
 
 from ..errors import InputError
 from ..structures import TokenizedPrompt
-from .dataset_mappers.build import SENTENCE_MAPPERS, build_train_mapper, dataset_task
+from .dataset_mappers.build import build_train_mapper, mapper_of
 from .dataset_mappers.detection import DetectionDatasetMapper
-from .loading import load_dataset
+from .datasets.mask_checks import leave_out_masks
+from .loading import LoadedDataset
 from .stream.order import TrainingBatchSampler
 from .stream.samples import StoredSamples, StreamedSamples, TrainingSamples
-from .stream.shards import ShardSet, ShardStream
-from .stream.state import StreamState, TrainLoader, resume_state
+from .stream.shards import ShardStream
+from .stream.state import NotedConfig, StreamState, TrainLoader, resume_state
 from .stream.training_sets import TrainingSets, load_training_sets
 
 
@@ -35,8 +36,8 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0, saved: Mapping[str, An
     and workers too. The shares of the datasets are those of DATASETS.TRAIN_RATIOS, or else of their sizes.
 
     A batch of all ranks together holds one kind of samples: boxes alone, questions, or captions to write, the last two
-    with boxes or without. None of the first kind holds only images without boxes. A sample may report, under keys that
-    are absent otherwise, what was left out on the way to it:
+    with boxes or without. A batch of boxes alone never holds only images without boxes. A sample may report, under keys
+    that are absent otherwise, what was left out on the way to it:
 
     * ``skipped_files``: a line for each image that could not be read, in whose place this sample stands;
     * ``damaged_shards``: a line for each shard that ended early;
@@ -49,28 +50,34 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0, saved: Mapping[str, An
         saved: State of the loader of the run that is resumed, see ``StreamState``.
 
     Raises:
-        InputError: A key of the config has a value that cannot be, or annotations break their format.
+        InputError: A key of the config has a value that is not allowed, or annotations break their format.
         FileNotFoundError: Annotations, images or shards of a dataset are not there.
     """
-    world_size = comm.get_world_size()
-    if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % world_size:
+    noted = NotedConfig(cfg)
+    world_size = noted.note("number of processes", comm.get_world_size())
+    batch_size = noted.SOLVER.IMS_PER_BATCH
+    if batch_size < 1 or batch_size % world_size:
         raise InputError(
-            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}, expected a positive multiple of the {world_size} "
-            f"processes"
+            f"SOLVER.IMS_PER_BATCH: expected a positive multiple of the {world_size} processes, found {batch_size}"
         )
-    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
-        raise InputError(f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN!r}, expected 'TrainingSampler'")
-    if cfg.DATALOADER.SHUFFLE_BUFFER < 1:
-        raise InputError(f"DATALOADER.SHUFFLE_BUFFER is {cfg.DATALOADER.SHUFFLE_BUFFER}, expected at least 1")
-    sets = load_training_sets(cfg)
-    start_batch = start_iter * cfg.SOLVER.ACCUMULATION_STEPS
-    state = resume_state(saved, _seed(cfg, saved), _layout(cfg, sets), start_batch)
-    groups, shard_group = sets.groups(cfg.DATALOADER.ASPECT_RATIO_GROUPING)
-    samples = _training_samples(cfg, sets, groups, state)
+    loader = cfg.DATALOADER
+    if loader.SAMPLER_TRAIN != "TrainingSampler":
+        raise InputError(f"DATALOADER.SAMPLER_TRAIN: expected 'TrainingSampler', found {loader.SAMPLER_TRAIN!r}")
+    if loader.SHUFFLE_BUFFER < 1:
+        raise InputError(f"DATALOADER.SHUFFLE_BUFFER: expected at least 1, found {loader.SHUFFLE_BUFFER}")
+    sets = load_training_sets(noted)
+    # The number of processes that make samples for a rank.
+    num_slots = max(1, loader.NUM_WORKERS)
+    if sets.shards:
+        noted.note("DATALOADER.NUM_WORKERS", num_slots)
+    start_batch = start_iter * noted.SOLVER.ACCUMULATION_STEPS
+    groups, shard_group = sets.groups(noted.DATALOADER.ASPECT_RATIO_GROUPING)
+    state = resume_state(saved, _seed(cfg, saved), noted.layout, start_batch)
+    samples = _training_samples(cfg, sets, groups, state, num_slots)
     sampler = TrainingBatchSampler(
         sets.draws(state.seed),
         groups,
-        cfg.SOLVER.IMS_PER_BATCH // world_size,
+        batch_size // world_size,
         seed=state.seed,
         is_empty=samples.stored.is_empty,
         shard_group=shard_group,
@@ -79,43 +86,35 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0, saved: Mapping[str, An
         rank=comm.get_rank(),
         world_size=world_size,
         start_batch=start_batch,
-        num_slots=_num_slots(cfg),
+        num_slots=num_slots,
         first_shard_batch=state.first_shard_batch,
     )
-    loader = DataLoader(
+    data = DataLoader(
         samples,
         batch_sampler=sampler,
-        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        num_workers=loader.NUM_WORKERS,
         collate_fn=trivial_batch_collator,
         worker_init_fn=_use_one_thread,
         # Its own generator: starting the workers must not move the random state of the training.
         generator=torch.Generator().manual_seed(state.seed),
     )
-    return TrainLoader(loader, state)
+    return TrainLoader(data, state)
 
 
-def build_test_loader(cfg: CfgNode, dataset_name: str) -> SharedPromptLoader | DataLoader:
+def build_test_loader(cfg: CfgNode, dataset: LoadedDataset) -> SharedPromptLoader | DataLoader:
     """Build the loader of a test dataset: each dataset dict once over all ranks, alone in its batch.
 
-    All images of a detection dataset share the prompts that hold every name. A sentence with boxes is its own prompt, and so
-    is a question; where captions are to be written there is no prompt, and an image comes once, however many it has.
-
-    Raises:
-        InputError: The dataset is not registered, or its annotations break the format.
-        FileNotFoundError: Annotations or images of the dataset are not there.
+    All images of a detection dataset share the prompts that hold every name. A sentence with boxes is its own prompt,
+    and so is a question; for captions to be written there is no prompt, and an image comes once, however many it has.
     """
-    dataset_dicts = load_dataset(dataset_name)
+    mapper_class = mapper_of(dataset.name)
+    mapper = mapper_class(**mapper_class.from_config(cfg, is_train=False, dataset_names=[dataset.name]))
+    dicts = leave_out_masks(mapper.test_dicts(dataset.dicts))
     num_workers = cfg.DATALOADER.NUM_WORKERS
-    task = dataset_task(dataset_name)
-    if task == "captioning":
-        # The evaluator knows the captions of all.
-        dataset_dicts = list({one["file_name"]: one for one in reversed(dataset_dicts)}.values())[::-1]
-    if task != "detection":
-        own_prompts = SENTENCE_MAPPERS[task](cfg, is_train=False)
-        return build_detection_test_loader(dataset_dicts, mapper=own_prompts, num_workers=num_workers)
-    mapper = DetectionDatasetMapper(cfg, is_train=False, dataset_names=(dataset_name,))
-    loader = build_detection_test_loader(dataset_dicts, mapper=mapper.test_image, num_workers=num_workers)
-    return SharedPromptLoader(loader, mapper.test_prompts({}))
+    if isinstance(mapper, DetectionDatasetMapper):
+        loader = build_detection_test_loader(dicts, mapper=mapper.test_image, num_workers=num_workers)
+        return SharedPromptLoader(loader, mapper.test_prompts({}))
+    return build_detection_test_loader(dicts, mapper=mapper, num_workers=num_workers)
 
 
 class SharedPromptLoader:
@@ -136,37 +135,28 @@ class SharedPromptLoader:
             yield [{**sample, "prompts": self.prompts} for sample in batch]
 
 
-def _training_samples(cfg: CfgNode, sets: TrainingSets, groups: np.ndarray, state: StreamState) -> TrainingSamples:
+def _training_samples(
+    cfg: CfgNode, sets: TrainingSets, groups: np.ndarray, state: StreamState, num_slots: int
+) -> TrainingSamples:
     """Put samples of both kinds together, and make sure that there is something in the shards."""
-    num_negatives = cfg.INPUT.PROMPT.NUM_NEGATIVE_CAPTIONS
     stored = StoredSamples(
         sets.dicts,
         groups,
-        pseudo_datasets={
-            name for name, task in zip(cfg.DATASETS.TRAIN, sets.tasks, strict=True) if task == "pseudo_grounding"
-        },
-        num_negative_captions=num_negatives,
+        pseudo_datasets={name for name in cfg.DATASETS.TRAIN if mapper_of(name).has_pseudo_boxes},
+        num_negative_captions=cfg.INPUT.PROMPT.NUM_NEGATIVE_CAPTIONS,
         needs_boxes=sets.kinds == 0,
     )
-    shard_sets = {}
-    for dataset, urls in sets.shards.items():
-        is_pseudo = sets.tasks[dataset] == "pseudo_grounding"
-        shard_sets[dataset] = ShardSet(
-            cfg.DATASETS.TRAIN[dataset],
-            tuple(urls),
-            min_score=cfg.INPUT.PROMPT.MIN_PSEUDO_SCORE if is_pseudo else 0.0,
-            num_negative_captions=num_negatives if is_pseudo else 0,
-            dataset=dataset,
-            seed=state.seed,
-            buffer_size=cfg.DATALOADER.SHUFFLE_BUFFER,
-            first_epoch=state.first_epoch,
-        )
-        ShardStream(shard_sets[dataset], slot=0, num_slots=1).check()
+    shard_sets = {
+        dataset: shards._replace(seed=state.seed, first_epoch=state.first_epoch)
+        for dataset, shards in sets.shards.items()
+    }
+    for shards in shard_sets.values():
+        ShardStream(shards, slot=0, num_slots=1).check()
     streamed = StreamedSamples(
         shard_sets,
         rank=comm.get_rank(),
         world_size=comm.get_world_size(),
-        num_slots=_num_slots(cfg),
+        num_slots=num_slots,
         positions=state.positions,
     )
     return TrainingSamples(stored, streamed, build_train_mapper(cfg), state.seed)
@@ -176,38 +166,6 @@ def _seed(cfg: CfgNode, saved: Mapping[str, Any] | None) -> int:
     if cfg.SEED >= 0:
         return cfg.SEED
     return comm.shared_random_seed() if saved is None else saved["seed"]
-
-
-def _num_slots(cfg: CfgNode) -> int:
-    """Return the number of processes that make samples for a rank."""
-    return max(1, cfg.DATALOADER.NUM_WORKERS)
-
-
-def _layout(cfg: CfgNode, sets: TrainingSets) -> dict[str, Any]:
-    """List all that the order of the samples depends on beside the seed, under the names that a user knows."""
-    layout = {
-        "DATASETS.TRAIN": list(cfg.DATASETS.TRAIN),
-        "DATASETS.TRAIN_RATIOS": sets.ratios,
-        "number of stored images": len(sets.dicts),
-        "SOLVER.IMS_PER_BATCH": cfg.SOLVER.IMS_PER_BATCH,
-        "SOLVER.ACCUMULATION_STEPS": cfg.SOLVER.ACCUMULATION_STEPS,
-        "DATALOADER.ASPECT_RATIO_GROUPING": cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-        "number of processes": comm.get_world_size(),
-    }
-    if cfg.DATASETS.FEW_SHOT.SHOTS:
-        layout["DATASETS.FEW_SHOT.SHOTS"] = cfg.DATASETS.FEW_SHOT.SHOTS
-        layout["DATASETS.FEW_SHOT.SEED"] = cfg.DATASETS.FEW_SHOT.SEED
-    for task, part in (("vqa", "VQA"), ("captioning", "CAPTIONING")):
-        if task in sets.tasks:
-            layout[f"MODEL.GLIPV2.{part}.GROUNDED"] = cfg.MODEL.GLIPV2[part].GROUNDED
-    if "vqa" in sets.tasks:
-        layout["INPUT.QUESTIONS_PER_IMAGE"] = cfg.INPUT.QUESTIONS_PER_IMAGE
-    if sets.shards:
-        layout["number of shards"] = [len(urls) for urls in sets.shards.values()]
-        layout["DATALOADER.NUM_WORKERS"] = _num_slots(cfg)
-        layout["DATALOADER.SHUFFLE_BUFFER"] = cfg.DATALOADER.SHUFFLE_BUFFER
-        layout["INPUT.PROMPT.MIN_PSEUDO_SCORE"] = cfg.INPUT.PROMPT.MIN_PSEUDO_SCORE
-    return layout
 
 
 def _use_one_thread(worker_id: int) -> None:

@@ -74,12 +74,14 @@ def decode_image(content: bytes, image_format: str, height: int | None = None, w
             such image.
     """
     with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-        known = height is not None and width is not None
-        # First, since a PNG is decoded to find its orientation.
-        if known and image.height * image.width != height * width:
-            raise ValueError(f"{image.height} x {image.width} pixels, and {height} x {width} in its annotation")
-        found = _upright_size(image, limit=None if known else _MAX_PIXELS)
-        for side, expected, number in zip(("height", "width"), (height, width), found):
+        limit: int | None = _MAX_PIXELS
+        if height is not None and width is not None:
+            # First, since a PNG is decoded to find its orientation.
+            if image.height * image.width != height * width:
+                raise ValueError(f"{image.height} x {image.width} pixels, and {height} x {width} in its annotation")
+            limit = None
+        found = _upright_size(image, limit)
+        for side, expected, number in zip(("height", "width"), (height, width), found, strict=True):
             if expected is not None and number != expected:
                 raise ValueError(f"{side} is {number}, and {expected} in its annotation")
         return detection_utils.convert_PIL_to_numpy(ImageOps.exif_transpose(image), image_format)

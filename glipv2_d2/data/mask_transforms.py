@@ -42,7 +42,7 @@ def transform_masks(
             if mask is not None:
                 bitmaps[row] = torch.from_numpy(_bitmap(mask, transforms, image_size))
         return BitMasks(bitmaps), bitmaps.flatten(1).any(dim=1)
-    polygons = [[] if mask is None else _moved_polygons(mask, transforms) for mask in segmentations]
+    polygons = [_moved_polygons(mask, transforms) if isinstance(mask, list) else [] for mask in segmentations]
     return PolygonMasks(polygons), torch.tensor([mask is not None for mask in segmentations], dtype=torch.bool)
 
 

@@ -44,7 +44,7 @@ class ResizeShortestEdgeLegacy(T.Augmentation):
         short_edge_length: int | Sequence[int],
         max_size: int = sys.maxsize,
         sample_style: str = "range",
-        interp: int = Image.BILINEAR,
+        interp: int = Image.Resampling.BILINEAR,
     ):
         """
         Args:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, hooks
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.solver.lr_scheduler import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -20,6 +20,7 @@ from torch import nn
 from ..checkpoint.checkpointer import GLIPv2Checkpointer
 from ..checkpoint.weight_changes import WeightChanges
 from ..data.build import build_test_loader, build_train_loader
+from ..data.loading import LoadedDataset, load_test_dataset
 from ..data.stream.state import TrainLoader
 from ..detectron2_keys import check_config
 from ..errors import InputError
@@ -135,12 +136,41 @@ class GLIPv2Trainer(DefaultTrainer):
         return build_train_loader(cfg, start_iter, saved)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict[str, Any]]]:
-        return build_test_loader(cfg, dataset_name)
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: Sequence[DatasetEvaluator] | None = None
+    ) -> dict[str, Any]:
+        """Evaluate a model on all DATASETS.TEST; each is read once, for its loader and its evaluator.
+
+        Args:
+            cfg: The config.
+            model: A model with its weights.
+            evaluators: One for each dataset; by default those of ``build_evaluator``.
+
+        Returns:
+            The results of a single dataset, or those of several by their names.
+        """
+        results: dict[str, Any] = {}
+        for index, name in enumerate(cfg.DATASETS.TEST):
+            dataset = load_test_dataset(cfg, name)
+            loader = cls.build_test_loader(cfg, dataset)
+            evaluator = cls.build_evaluator(cfg, dataset) if evaluators is None else evaluators[index]
+            # The next one is read without this one in memory.
+            del dataset
+            results[name] = inference_on_dataset(model, loader, evaluator)
+            if comm.is_main_process():
+                logging.getLogger(__name__).info("results for %s in csv format:", name)
+                print_csv_format(results[name])
+        return results[cfg.DATASETS.TEST[0]] if len(results) == 1 else results
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
-        return build_evaluator(cfg, dataset_name, output_folder)
+    def build_test_loader(cls, cfg: CfgNode, dataset: LoadedDataset) -> Iterable[list[dict[str, Any]]]:
+        return build_test_loader(cfg, dataset)
+
+    @classmethod
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset: LoadedDataset, output_folder: str | None = None
+    ) -> DatasetEvaluator:
+        return build_evaluator(cfg, dataset, output_folder)
 
 
 def amp_dtype(cfg: CfgNode) -> torch.dtype | None:

@@ -8,8 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 
-from ..data.datasets.registration import check_dataset_files
-from ..data.loading import check_is_registered, load_dataset
+from ..data.loading import LoadedDataset, check_is_available
 from ..errors import InputError
 from ..prompts.answers import AnswerVocabulary
 from ..prompts.tokenizer import PromptTokenizer
@@ -21,51 +20,50 @@ from .referring import ReferringEvaluator
 from .vqa import VQAEvaluator
 
 
-def build_coco_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+def build_coco_evaluator(cfg: CfgNode, dataset: LoadedDataset, output_folder: str) -> DatasetEvaluator:
     """Build the evaluator of COCO's AP of boxes and, if the model has masks, of masks."""
-    return COCOInstanceEvaluator(dataset_name, _tasks(cfg), output_folder)
+    return COCOInstanceEvaluator(dataset.name, _tasks(cfg), output_folder)
 
 
-def build_lvis_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+def build_lvis_evaluator(cfg: CfgNode, dataset: LoadedDataset, output_folder: str) -> DatasetEvaluator:
     """Build the evaluator of LVIS's AP of boxes and, if the model has masks, of masks, by ``TEST.LVIS_PROTOCOLS``."""
     # Not before it is needed: the import of lvis configures the root logger, and imports OpenCV and matplotlib.
     from .lvis_evaluator import LVISEvaluator
 
-    return LVISEvaluator(dataset_name, _tasks(cfg), cfg.TEST.LVIS_PROTOCOLS, output_folder=output_folder)
+    return LVISEvaluator(dataset.name, _tasks(cfg), cfg.TEST.LVIS_PROTOCOLS, output_folder=output_folder)
 
 
-def build_referring_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+def build_referring_evaluator(cfg: CfgNode, dataset: LoadedDataset, output_folder: str) -> DatasetEvaluator:
     """Build the evaluator of phrases that refer to something in their image."""
-    with_masks = cfg.MODEL.MASK_ON
     return ReferringEvaluator(
-        dataset_name,
-        load_dataset(dataset_name, with_masks=with_masks),
-        MetadataCatalog.get(dataset_name).evaluator_type,
+        dataset.name,
+        dataset.dicts,
+        MetadataCatalog.get(dataset.name).evaluator_type,
         score_thresh=cfg.MODEL.GLIPV2.TEST.REFERRING_THRESH,
-        with_masks=with_masks,
+        with_masks=cfg.MODEL.MASK_ON,
         output_folder=output_folder,
     )
 
 
-def build_flickr30k_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+def build_flickr30k_evaluator(cfg: CfgNode, dataset: LoadedDataset, output_folder: str) -> DatasetEvaluator:
     """Build the evaluator of the phrases of captions."""
-    return Flickr30kEvaluator(dataset_name, load_dataset(dataset_name), output_folder=output_folder)
+    return Flickr30kEvaluator(dataset.name, dataset.dicts, output_folder=output_folder)
 
 
-def build_vqa_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+def build_vqa_evaluator(cfg: CfgNode, dataset: LoadedDataset, output_folder: str) -> DatasetEvaluator:
     """Build the evaluator of answers to questions, with the answers of ``MODEL.GLIPV2.VQA.ANSWERS``."""
     answers = AnswerVocabulary.from_config(cfg).answers
-    return VQAEvaluator(dataset_name, load_dataset(dataset_name), answers, output_folder=output_folder)
+    return VQAEvaluator(dataset.name, dataset.dicts, answers, output_folder=output_folder)
 
 
-def build_captioning_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str) -> DatasetEvaluator:
+def build_captioning_evaluator(cfg: CfgNode, dataset: LoadedDataset, output_folder: str) -> DatasetEvaluator:
     """Build the evaluator of captions and, if the data has boxes and the model writes some, of their words' boxes."""
-    metadata = MetadataCatalog.get(dataset_name)
+    metadata = MetadataCatalog.get(dataset.name)
     is_grounded = metadata.evaluator_type == "grounded_captioning" and cfg.MODEL.GLIPV2.CAPTIONING.GROUNDED
     evaluator = GroundedCaptioningEvaluator if is_grounded else CaptioningEvaluator
     return evaluator(
-        dataset_name,
-        load_dataset(dataset_name),
+        dataset.name,
+        dataset.dicts,
         PromptTokenizer.from_config(cfg).decode,
         thing_classes=metadata.get("thing_classes"),
         output_folder=output_folder,
@@ -84,23 +82,25 @@ EVALUATORS = {
 }
 
 
-def build_evaluator(cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
-    """Build the evaluator of a registered dataset.
+def build_evaluator(cfg: CfgNode, dataset: LoadedDataset, output_folder: str | None = None) -> DatasetEvaluator:
+    """Build the evaluator of a dataset.
 
     Args:
+        cfg: The config.
+        dataset: A dataset that ``load_test_dataset`` has read.
         output_folder: Where predictions are written; None: a folder per dataset in ``OUTPUT_DIR/inference``.
 
     Raises:
         InputError: The metadata of the dataset name no known ``evaluator_type``.
     """
-    evaluator_type = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    evaluator_type = MetadataCatalog.get(dataset.name).get("evaluator_type")
     if evaluator_type not in EVALUATORS:
         raise InputError(
-            f"dataset {dataset_name!r}: expected an evaluator_type among {sorted(EVALUATORS)} in its metadata, "
+            f"dataset {dataset.name!r}: expected an evaluator_type among {sorted(EVALUATORS)} in its metadata, "
             f"found {evaluator_type!r}"
         )
-    folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name) if output_folder is None else output_folder
-    return EVALUATORS[evaluator_type](cfg, dataset_name, folder)
+    folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset.name) if output_folder is None else output_folder
+    return EVALUATORS[evaluator_type](cfg, dataset, folder)
 
 
 def check_test_data(cfg: CfgNode) -> None:
@@ -111,8 +111,7 @@ def check_test_data(cfg: CfgNode) -> None:
         FileNotFoundError: Annotations or images of one are not there.
     """
     for name in cfg.DATASETS.TEST:
-        check_is_registered(name)
-        check_dataset_files(name)
+        check_is_available(name)
 
 
 def _tasks(cfg: CfgNode) -> tuple[str, ...]:

@@ -11,9 +11,9 @@ from detectron2.utils import comm
 from PIL import Image
 
 from glipv2_d2.data import build_test_loader, build_train_loader, register_captioning, register_vqa_json
-from glipv2_d2.data.dataset_mappers.base import UnreadableImageError
 from glipv2_d2.data.datasets.grounding_json import register_grounding_json
-from glipv2_d2.data.loading import load_training_dicts
+from glipv2_d2.data.image_reading import UnreadableImageError
+from glipv2_d2.data.loading import LoadedDataset, load_test_dataset, load_training_dicts
 from glipv2_d2.data.stream.order import StreamEntry
 from glipv2_d2.data.stream.samples import DROPPED_COUNTS, StoredSamples, StreamedSamples, TrainingSamples
 
@@ -213,7 +213,7 @@ def test_test_loader_gives_each_image_once_with_shared_prompts(data_cfg, mixed_d
     data_cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE = 2
     for num_workers in (0, 1):
         data_cfg.DATALOADER.NUM_WORKERS = num_workers
-        loader = build_test_loader(data_cfg, mixed_dataset)
+        loader = build_test_loader(data_cfg, load_test_dataset(data_cfg, mixed_dataset))
         batches = list(loader)
         assert len(batches) == len(loader) == 9 and all(len(batch) == 1 for batch in batches)
         assert [batch[0]["image_id"] for batch in batches] == list(range(100, 109))
@@ -252,7 +252,7 @@ def caption_json(tmp_path, new_name):
 def test_captions_are_tested_each_with_its_own_prompt(data_cfg, caption_json, task, num_workers):
     data_cfg.DATALOADER.NUM_WORKERS = num_workers
     data_cfg.MODEL.MASK_ON = True
-    loader = build_test_loader(data_cfg, caption_json(task))
+    loader = build_test_loader(data_cfg, load_test_dataset(data_cfg, caption_json(task)))
     batches = list(loader)
     assert len(batches) == len(loader) == 2 and all(len(batch) == 1 for batch in batches)
     samples = [batch[0] for batch in batches]
@@ -268,7 +268,7 @@ def test_captions_are_tested_each_with_its_own_prompt(data_cfg, caption_json, ta
 def test_an_unreadable_image_stops_a_test(data_cfg, mixed_dataset):
     (broken,) = break_images(mixed_dataset, 104)
     with pytest.raises(UnreadableImageError, match=broken):
-        list(build_test_loader(data_cfg, mixed_dataset))
+        list(build_test_loader(data_cfg, load_test_dataset(data_cfg, mixed_dataset)))
 
 
 def test_the_loader_of_detectron2_works_without_prompts(data_cfg, mixed_dataset):
@@ -280,10 +280,10 @@ def test_the_loader_of_detectron2_works_without_prompts(data_cfg, mixed_dataset)
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("SOLVER.IMS_PER_BATCH", 0, "SOLVER.IMS_PER_BATCH is 0, expected a positive multiple of the 1"),
+        ("SOLVER.IMS_PER_BATCH", 0, "SOLVER.IMS_PER_BATCH: expected a positive multiple of the 1 processes, found 0"),
         ("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler", "expected 'TrainingSampler'"),
-        ("DATALOADER.SHUFFLE_BUFFER", 0, "DATALOADER.SHUFFLE_BUFFER is 0, expected at least 1"),
-        ("DATASETS.TRAIN", (), "DATASETS.TRAIN is empty"),
+        ("DATALOADER.SHUFFLE_BUFFER", 0, "DATALOADER.SHUFFLE_BUFFER: expected at least 1, found 0"),
+        ("DATASETS.TRAIN", (), "DATASETS.TRAIN: expected at least one dataset, found none"),
         ("DATASETS.TRAIN", ("stampworld_trian",), "'stampworld_trian' is not registered.*stampworld_train"),
         ("DATASETS.TRAIN", ("qqqq",), "'qqqq' is not registered, expected for example a name given to register"),
     ],
@@ -296,7 +296,7 @@ def test_config_values_that_cannot_be_are_named(train_cfg, key, value, message):
 
 def test_batches_that_ranks_cannot_share_are_named(train_cfg, monkeypatch):
     monkeypatch.setattr(comm, "get_world_size", lambda: 3)
-    with pytest.raises(ValueError, match="is 2, expected a positive multiple of the 3 processes"):
+    with pytest.raises(ValueError, match="expected a positive multiple of the 3 processes, found 2"):
         build_train_loader(train_cfg)
 
 
@@ -307,7 +307,7 @@ def foreign_dataset():
     def make(dataset_dicts, **metadata):
         DatasetCatalog.register("foreign", lambda: dataset_dicts)
         MetadataCatalog.get("foreign").set(**metadata)
-        return ["foreign"]
+        return "foreign"
 
     yield make
     DatasetCatalog.remove("foreign")
@@ -321,10 +321,10 @@ BAD_BOX = {"bbox": [1, 2, -3, 4], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 
 @pytest.mark.parametrize(
     ("dataset_dicts", "metadata", "message"),
     [
-        ([], {"thing_classes": ["cat"]}, "'foreign': found 0 images"),
-        ([{**RECORD, "annotations": []}], {}, "'foreign': found 1 images and thing_classes None"),
+        ([], {"thing_classes": ["cat"]}, "'foreign': expected at least one image and one name, found 0 images"),
+        ([{**RECORD, "annotations": []}], {}, "'foreign': expected .* found 1 images and thing_classes None"),
         ([RECORD], {"thing_classes": ["cat"]}, "without 'annotations'"),
-        ([{**RECORD, "annotations": []}], {"thing_classes": ["cat"]}, "no image with boxes"),
+        ([{**RECORD, "annotations": []}], {"thing_classes": ["cat"]}, "image with boxes, found none"),
         ([{**RECORD, "annotations": [BAD_BOX]}], {"thing_classes": ["cat"]}, "a.png: bbox is .*sides >= 0"),
     ],
 )
@@ -341,7 +341,7 @@ def test_missing_files_are_named_before_anything_is_loaded(data_cfg, monkeypatch
             with pytest.raises(FileNotFoundError, match=f"{name}.*DETECTRON2_DATASETS"):
                 build_train_loader(data_cfg)
             with pytest.raises(FileNotFoundError, match=f"{name}.*DETECTRON2_DATASETS"):
-                build_test_loader(data_cfg, name)
+                build_test_loader(data_cfg, load_test_dataset(data_cfg, name))
 
 
 # --- questions and captions to write
@@ -443,7 +443,7 @@ def test_batches_count_images_where_several_questions_of_each_train_together(und
 
 def test_no_question_for_an_image_is_an_error(understanding_cfg):
     understanding_cfg.INPUT.QUESTIONS_PER_IMAGE = 0
-    with pytest.raises(ValueError, match="QUESTIONS_PER_IMAGE is 0"):
+    with pytest.raises(ValueError, match="QUESTIONS_PER_IMAGE: expected at least 1, found 0"):
         build_train_loader(understanding_cfg)
 
 
@@ -477,21 +477,20 @@ def test_the_layout_of_a_stream_names_what_is_grounded(understanding_cfg, mixed_
 def test_questions_and_captions_are_tested_each_alone(understanding_cfg):
     vqa, grounded, plain = understanding_cfg.DATASETS.TRAIN[1:]
     understanding_cfg.MODEL.MASK_ON = True
-    batches = list(build_test_loader(understanding_cfg, vqa))
+    batches = list(build_test_loader(understanding_cfg, load_test_dataset(understanding_cfg, vqa)))
     assert [batch[0]["question_id"] for batch in batches] == list(range(8)) and all(len(b) == 1 for b in batches)
     assert batches[0][0]["prompts"][0].phrases == ("a dog", "[answer]")
     for name in (grounded, plain):
-        batches = list(build_test_loader(understanding_cfg, name))
+        batches = list(build_test_loader(understanding_cfg, load_test_dataset(understanding_cfg, name)))
         assert [batch[0]["image_id"] for batch in batches] == list(range(4))
         assert all(batch[0]["task"] == "captioning" and "prompts" not in batch[0] for batch in batches)
 
 
-def test_an_image_with_several_captions_is_tested_once(understanding_cfg, caption_json, monkeypatch):
+def test_an_image_with_several_captions_is_tested_once(understanding_cfg, caption_json):
     name = caption_json("captioning")
     dicts = DatasetCatalog.get(name)
     several = [one | {"image_id": one["image_id"] + 10 * place} for one in dicts for place in range(3)]
-    monkeypatch.setattr("glipv2_d2.data.build.load_dataset", lambda name: several)
-    batches = list(build_test_loader(understanding_cfg, name))
+    batches = list(build_test_loader(understanding_cfg, LoadedDataset(name, several)))
     assert [batch[0]["image_id"] for batch in batches] == [one["image_id"] for one in dicts]
 
 

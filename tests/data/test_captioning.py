@@ -86,8 +86,8 @@ def test_captions_of_coco_meet_their_images(load, tmp_path):
 def test_a_test_set_has_images_alone_and_cannot_train(load, new_name):
     (record,) = load({"images": [coco_image(1)]})
     assert "captions" not in record
-    with pytest.raises(ValueError, match="has images without 'captions', expected a dataset to train on"):
-        load_training_dicts([new_name], filter_empty=True)
+    with pytest.raises(ValueError, match="expected a dataset to train on, found images without 'captions'"):
+        load_training_dicts(new_name, filter_empty=True)
 
 
 def test_images_without_a_caption_are_left_out_counted_and_named(load, caplog):
@@ -195,7 +195,7 @@ def test_grounded_captions_of_mdetr_stay_without_a_box(tmp_path, new_name):
     boxes = [{"image_id": 1, "bbox": [4, 6, 20, 10], "tokens_positive": [[2, 5]]}]
     (tmp_path / "a.json").write_text(json.dumps({"images": images, "annotations": boxes}))
     register_grounding_json(new_name, tmp_path / "a.json", tmp_path, task="captioning")
-    first, second = load_training_dicts([new_name], filter_empty=True, min_score=0.9)
+    first, second = load_training_dicts(new_name, filter_empty=True, min_score=0.9)
     assert [item["tokens_positive"] for item in first["annotations"]] == [((2, 5),)]
     assert second["caption"] == "a dog" and second["annotations"] == []
     assert MetadataCatalog.get(new_name).evaluator_type == "grounded_captioning"
@@ -209,7 +209,7 @@ def test_captions_with_pseudo_boxes_stay_without_a_box(tmp_path, new_name):
     ]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
     register_odvg(new_name, tmp_path / "a.jsonl", tmp_path, task="captioning")
-    first, second = load_training_dicts([new_name], filter_empty=True, min_score=0.9)
+    first, second = load_training_dicts(new_name, filter_empty=True, min_score=0.9)
     assert [item["score"] for item in first["annotations"]] == [0.25] and second["annotations"] == []
     assert MetadataCatalog.get(new_name).evaluator_type == "grounded_captioning"
 

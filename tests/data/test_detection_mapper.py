@@ -9,8 +9,8 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from glipv2_d2.data.dataset_mappers.base import UnreadableImageError
 from glipv2_d2.data.dataset_mappers.detection import DetectionDatasetMapper
+from glipv2_d2.data.image_reading import UnreadableImageError
 from glipv2_d2.prompts.tokenizer import PromptTokenizer
 
 LONG_NAME = "very " * 60 + "long dog"

@@ -10,9 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glipv2_d2.data.build import build_train_loader
+from glipv2_d2.data.dataset_mappers.grounding import GroundingDatasetMapper
 from glipv2_d2.data.datasets.annotation_checks import AnnotationError
 from glipv2_d2.data.datasets.few_shot import FewShot, few_shot_dicts
 from glipv2_d2.data.loading import load_training_dicts
+from glipv2_d2.data.stream.state import NotedConfig
 from glipv2_d2.data.stream.training_sets import load_training_sets
 
 NAMES = ("red dog", "cat", "fish")
@@ -104,7 +106,7 @@ def six_images(make_dataset):
 
 
 def load_ids(name, *few_shot, filter_empty=False):
-    return [item["image_id"] for item in load_training_dicts([name], filter_empty, few_shot=FewShot(*few_shot))]
+    return [item["image_id"] for item in load_training_dicts(name, filter_empty, few_shot=FewShot(*few_shot))]
 
 
 def test_training_data_is_what_is_taken_of_it(six_images):
@@ -141,30 +143,39 @@ def test_config_takes_shots_of_every_training_dataset(data_cfg, six_images, make
     other = make_dataset([SIZE] * 4, [[[row, *BOX]] for row in (0, 1, 2, 0)])
     data_cfg.merge_from_list(["DATASETS.TRAIN", (six_images, other), "DATASETS.FEW_SHOT.SHOTS", 1])
     data_cfg.merge_from_list(["DATASETS.FEW_SHOT.SEED", 0])
-    assert [item["image_id"] for item in load_training_sets(data_cfg).dicts] == [101, 103, 105, 100, 101, 102]
+    assert [item["image_id"] for item in load_training_sets(NotedConfig(data_cfg)).dicts] == [
+        101,
+        103,
+        105,
+        100,
+        101,
+        102,
+    ]
     state = build_train_loader(data_cfg).state
     assert (state.layout["DATASETS.FEW_SHOT.SHOTS"], state.layout["DATASETS.FEW_SHOT.SEED"]) == (1, 0)
     data_cfg.merge_from_list(["DATASETS.FEW_SHOT.SHOTS", 2])
     with pytest.raises(ValueError, match=f"{other}.* has 1 images of 'cat'"):
-        load_training_sets(data_cfg)
+        load_training_sets(NotedConfig(data_cfg))
     data_cfg.merge_from_list(["DATASETS.FEW_SHOT.ALLOW_FEWER", True])
-    assert len(load_training_sets(data_cfg).dicts) == 10
+    assert len(load_training_sets(NotedConfig(data_cfg)).dicts) == 10
 
 
 @pytest.mark.parametrize(("key", "value"), [("SHOTS", -1), ("SEED", -2)])
 def test_negative_numbers_are_named(data_cfg, six_images, key, value):
     data_cfg.merge_from_list(["DATASETS.TRAIN", (six_images,), f"DATASETS.FEW_SHOT.{key}", value])
     with pytest.raises(ValueError, match=rf"DATASETS.FEW_SHOT.{key}: expected at least 0, found {value}"):
-        load_training_sets(data_cfg)
+        load_training_sets(NotedConfig(data_cfg))
 
 
 def test_other_kinds_of_data_have_no_shots(data_cfg, monkeypatch, six_images):
-    monkeypatch.setattr("glipv2_d2.data.loading.dataset_task", lambda _: "grounding")
+    monkeypatch.setattr("glipv2_d2.data.loading.mapper_of", lambda _: GroundingDatasetMapper)
     records = [{**item, "caption": "a", "annotations": []} for item in DatasetCatalog.get(six_images)]
     monkeypatch.setattr("glipv2_d2.data.loading.load_dataset", lambda *_: records)
-    with pytest.raises(ValueError, match=rf"SHOTS is 1 and '{six_images}' is grounding data, expected detection data"):
+    with pytest.raises(
+        ValueError, match=rf"SHOTS: expected 0 or detection data, found 1 and '{six_images}', grounding data"
+    ):
         load_ids(six_images, 1)
     monkeypatch.setattr("glipv2_d2.data.stream.training_sets.shard_urls_of", lambda _: ["a.tar"])
     data_cfg.merge_from_list(["DATASETS.TRAIN", (six_images,), "DATASETS.FEW_SHOT.SHOTS", 1])
-    with pytest.raises(ValueError, match="SHOTS is 1 and .* a stream, expected files"):
-        load_training_sets(data_cfg)
+    with pytest.raises(ValueError, match="SHOTS: expected 0 or files, found 1 and .* a stream"):
+        load_training_sets(NotedConfig(data_cfg))

@@ -297,8 +297,8 @@ def test_a_grounding_dataset_trains_boxes_whose_masks_cannot_be_used(load, new_n
     polygon = [[4, 6, 24, 6, 24, 16]]
     load([image(1)], [box(1, segmentation=polygon), box(1, segmentation=7)])
     with caplog.at_level(logging.WARNING, "glipv2_d2"):
-        (record,) = load_training_dicts([new_name], filter_empty=True, with_masks=True)
+        (record,) = load_training_dicts(new_name, filter_empty=True, with_masks=True)
     assert [item.get("segmentation") for item in record["annotations"]] == [polygon, None]
     assert "left out 1 masks (" in caplog.text and "1.jpg: box 1: segmentation is 7, expected" in caplog.text
-    (record,) = load_training_dicts([new_name], filter_empty=True)
+    (record,) = load_training_dicts(new_name, filter_empty=True)
     assert not any("segmentation" in item for item in record["annotations"])

@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from tar_shards import cut_tar, png, write_shards, write_tar
 
 from glipv2_d2.data import build_train_loader, register_shards
-from glipv2_d2.data.dataset_mappers.base import UnreadableImageError
+from glipv2_d2.data.image_reading import UnreadableImageError
 from glipv2_d2.data.loading import load_training_dicts
 
 CAPTIONS = [f"a dog beside tree {number}" for number in range(8)]
@@ -119,7 +119,7 @@ def test_the_size_of_shards_must_be_known_without_ratios(mixed_cfg):
     mixed_cfg.DATASETS.TRAIN_RATIOS = ()
     MetadataCatalog.get("shards").__dict__["num_samples"] = None
     with pytest.raises(
-        ValueError, match="TRAIN_RATIOS is empty, .* shards of 'shards' .*expected ratios, or num_sampl"
+        ValueError, match="TRAIN_RATIOS: expected ratios, or num_samples .* shards of 'shards' is not known"
     ):
         build_train_loader(mixed_cfg)
 
@@ -249,11 +249,13 @@ def test_captions_whose_boxes_are_all_uncertain_are_left_out(register, tmp_path,
     dicts.append({**caption_dict(5, tmp_path), "annotations": []})
     name = register("uncertain", dicts, "pseudo_grounding")
     with caplog.at_level(logging.INFO):
-        kept = load_training_dicts([name], filter_empty=False, min_score=0.5)
+        kept = load_training_dicts(name, filter_empty=False, min_score=0.5)
     assert [item["image_id"] for item in kept] == [0, 2, 3]
     assert any("left out 3 of 6 images: no box with a score of at least 0.5" in text for text in caplog.messages)
-    with pytest.raises(ValueError, match="'gone' of DATASETS.TRAIN: found no image with boxes"):
-        load_training_dicts([register("gone", dicts[1:2], "pseudo_grounding")], filter_empty=False, min_score=0.5)
+    with pytest.raises(
+        ValueError, match="'gone' of DATASETS.TRAIN: expected at least one image with boxes, found none"
+    ):
+        load_training_dicts(register("gone", dicts[1:2], "pseudo_grounding"), filter_empty=False, min_score=0.5)
 
 
 # --- what is left out

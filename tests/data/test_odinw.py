@@ -9,6 +9,7 @@ from PIL import Image
 from glipv2_d2.data import DetectionDatasetMapper, build_test_loader
 from glipv2_d2.data.datasets.odinw import ODINW_13, ODINW_SETS, OdinwSet, dataset_of_set, load_odinw, register_odinw
 from glipv2_d2.data.datasets.value_checks import AnnotationError
+from glipv2_d2.data.loading import load_test_dataset
 from glipv2_d2.prompts.tokenizer import PromptTokenizer
 
 NAMES = [dataset_of_set(key, split) for key in ODINW_SETS for split in ("train", "val", "test")]
@@ -96,7 +97,7 @@ def test_another_word_for_a_name_keeps_its_category(sets_in, tmp_path, data_cfg)
     assert metadata.thing_classes == ["CoW", "chanterelle"]
     assert metadata.thing_dataset_id_to_contiguous_id == {10: 0, 20: 1}
     assert [item["category_id"] for item in record["annotations"]] == [0, 1]
-    ((sample,),) = build_test_loader(data_cfg, name)
+    ((sample,),) = build_test_loader(data_cfg, load_test_dataset(data_cfg, name))
     (prompt,) = sample["prompts"]
     assert prompt.phrases == ("flat mushroom", "yellow mushroom")
     assert prompt.category_ids.tolist() == [0, 1]

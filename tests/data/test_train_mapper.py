@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from glipv2_d2.data import register_grounding_json
-from glipv2_d2.data.dataset_mappers.build import build_train_mapper, dataset_task
+from glipv2_d2.data.dataset_mappers.build import build_train_mapper, mapper_of
 from glipv2_d2.data.dataset_mappers.detection import DetectionDatasetMapper
 from glipv2_d2.data.dataset_mappers.grounding import GroundingDatasetMapper
 from glipv2_d2.data.dataset_mappers.pseudo_grounding import PseudoGroundingDatasetMapper
@@ -74,18 +74,18 @@ def test_detection_datasets_share_their_category_ids(mixed_cfg, names, make_data
 @pytest.mark.parametrize("found", [None, "elsewhere"])
 def test_samples_of_other_datasets_are_named(mixed_cfg, names, found):
     record = {**record_of(names[0]), "dataset_name": found}
-    with pytest.raises(ValueError, match=f"100.png: dataset_name is {found!r}, expected one of"):
+    with pytest.raises(ValueError, match=f"100.png: dataset_name: expected one of .*, found {found!r}"):
         build_train_mapper(mixed_cfg)(record)
 
 
 def test_tasks_come_from_the_metadata(names, new_name):
-    assert [dataset_task(name) for name in names] == list(TASKS)
-    assert dataset_task("coco_2017_train") == "detection"
+    assert [mapper_of(name).task for name in names] == list(TASKS)
+    assert mapper_of("coco_2017_train") is DetectionDatasetMapper
     MetadataCatalog.get(new_name).set(task="poetry")
-    with pytest.raises(ValueError, match="task in its metadata is 'poetry', expected one of"):
-        dataset_task(new_name)
+    with pytest.raises(ValueError, match="task in its metadata: expected one of .*, found 'poetry'"):
+        mapper_of(new_name)
     with pytest.raises(ValueError, match="dataset 'none_such' is not registered"):
-        dataset_task("none_such")
+        mapper_of("none_such")
     assert "none_such" not in MetadataCatalog.list()
 
 

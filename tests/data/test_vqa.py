@@ -296,7 +296,7 @@ def test_pseudo_boxes_meet_their_questions(load, new_name):
         {"bbox": (5, 5, 9, 9), "bbox_mode": XYXY, "tokens_positive": ((8, 12),)},
     ]
     assert second["annotations"] == []
-    assert [record["question_id"] for record in load_training_dicts([new_name], True)] == [42000, 73000]
+    assert [record["question_id"] for record in load_training_dicts(new_name, True)] == [42000, 73000]
 
 
 BAD_LINES = {
@@ -533,5 +533,5 @@ def test_dicts_of_any_reader_are_checked(record, message):
 
 def test_questions_without_answers_cannot_train(load, new_name):
     load(annotations=None)
-    with pytest.raises(ValueError, match="has images without 'answers', expected a dataset to train on"):
-        load_training_dicts([new_name], filter_empty=True)
+    with pytest.raises(ValueError, match="expected a dataset to train on, found images without 'answers'"):
+        load_training_dicts(new_name, filter_empty=True)

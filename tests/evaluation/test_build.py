@@ -8,6 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from glipv2_d2 import add_glipv2_config, register_coco_grounding
+from glipv2_d2.data.loading import LoadedDataset, load_test_dataset
 from glipv2_d2.evaluation import build_evaluator
 from glipv2_d2.evaluation.build import check_test_data
 
@@ -47,7 +48,7 @@ def evaluate(evaluator, predicted_classes):
 
 @pytest.mark.parametrize("predicted_classes, expected", [((0, 1), 100.0), ((1, 0), 0.0)])
 def test_coco_dataset_is_scored_by_box_ap(dataset, tmp_path, predicted_classes, expected):
-    evaluator = build_evaluator(get_cfg(), dataset, str(tmp_path / "out"))
+    evaluator = build_evaluator(get_cfg(), LoadedDataset(dataset, []), str(tmp_path / "out"))
     assert evaluate(evaluator, predicted_classes) == pytest.approx(expected)
     assert (tmp_path / "out" / "coco_instances_results.json").is_file()
 
@@ -55,7 +56,7 @@ def test_coco_dataset_is_scored_by_box_ap(dataset, tmp_path, predicted_classes, 
 def test_predictions_go_to_a_folder_per_dataset(dataset, tmp_path):
     cfg = get_cfg()
     cfg.OUTPUT_DIR = str(tmp_path)
-    evaluate(build_evaluator(cfg, dataset), (0, 1))
+    evaluate(build_evaluator(cfg, LoadedDataset(dataset, [])), (0, 1))
     assert (tmp_path / "inference" / "evaluated" / "coco_instances_results.json").is_file()
 
 
@@ -64,7 +65,7 @@ def test_unknown_evaluator_type_names_the_dataset(dataset):
     del metadata.evaluator_type
     metadata.evaluator_type = "sem_seg"
     with pytest.raises(ValueError, match="'evaluated'.*'sem_seg'"):
-        build_evaluator(get_cfg(), dataset)
+        build_evaluator(get_cfg(), LoadedDataset(dataset, []))
 
 
 def test_data_that_are_not_there_are_found_before_the_first_image(dataset, tmp_path):
@@ -91,7 +92,7 @@ def test_masks_of_coco_are_scored_if_the_model_has_them(tmp_path, mask_on, tasks
     content = make_content([make_annotation(1, 1, BOX, iscrowd=0)])
     with dataset_of(content, tmp_path / "annotations.json") as name:
         MetadataCatalog.get(name).evaluator_type = "coco"
-        evaluator = build_evaluator(masked_cfg(mask_on), name, str(tmp_path))
+        evaluator = build_evaluator(masked_cfg(mask_on), LoadedDataset(name, []), str(tmp_path))
         results = process(evaluator, {1: [(1, 0.9, BOX)]}, with_masks=mask_on)
     assert list(results) == tasks and all(results[task]["AP"] == pytest.approx(100.0) for task in tasks)
 
@@ -107,7 +108,9 @@ def test_lvis_is_scored_by_the_protocols_of_the_config(tmp_path, mask_on, protoc
     with dataset_of(make_content([make_annotation(1, 1, BOX)]), tmp_path / "annotations.json") as name:
         MetadataCatalog.get(name).evaluator_type = "lvis"
         cfg = masked_cfg(mask_on, "TEST.LVIS_PROTOCOLS", protocols)
-        results = process(build_evaluator(cfg, name, str(tmp_path)), {1: [(1, 0.9, BOX)]}, with_masks=mask_on)
+        results = process(
+            build_evaluator(cfg, LoadedDataset(name, []), str(tmp_path)), {1: [(1, 0.9, BOX)]}, with_masks=mask_on
+        )
     assert list(results) == expected and all(results[task]["AP"] == pytest.approx(100.0) for task in expected)
     assert (tmp_path / "lvis_instances_results.json").is_file()
 
@@ -131,7 +134,7 @@ def test_phrases_are_scored_against_the_masks_of_their_dataset(phrases, tmp_path
     cfg = masked_cfg(True, "MODEL.GLIPV2.TEST.REFERRING_THRESH", 0.95)
     # The second one is far off, but only the first is sure.
     detections = {1: [(1, 0.96, BOX), (1, 0.94, [60, 60, 30, 30])]}
-    scores = process(build_evaluator(cfg, phrases, str(tmp_path)), detections)["referring"]
+    scores = process(build_evaluator(cfg, load_test_dataset(cfg, phrases), str(tmp_path)), detections)["referring"]
     assert scores["mIoU"] == pytest.approx(100.0)
     assert ("Pr@0.9" in scores) == (phrases == "phrasecut") and ("acc@0.5" in scores) == (phrases == "refcoco")
     assert (tmp_path / "referring_results.json").is_file()
@@ -140,9 +143,11 @@ def test_phrases_are_scored_against_the_masks_of_their_dataset(phrases, tmp_path
 def test_phrases_of_a_model_without_masks(phrases, tmp_path):
     if phrases == "phrasecut":
         with pytest.raises(ValueError, match="'phrasecut'.*expected MODEL.MASK_ON"):
-            build_evaluator(masked_cfg(False), phrases, str(tmp_path))
+            build_evaluator(masked_cfg(False), load_test_dataset(masked_cfg(False), phrases), str(tmp_path))
     else:
         results = process(
-            build_evaluator(masked_cfg(False), phrases, str(tmp_path)), {1: [(1, 0.9, BOX)]}, with_masks=False
+            build_evaluator(masked_cfg(False), load_test_dataset(masked_cfg(False), phrases), str(tmp_path)),
+            {1: [(1, 0.9, BOX)]},
+            with_masks=False,
         )
         assert results == {"referring": {"acc@0.5": 100.0}}

@@ -8,6 +8,7 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
 from glipv2_d2.data.datasets.flickr30k import register_flickr30k
+from glipv2_d2.data.loading import load_test_dataset
 from glipv2_d2.evaluation import build_evaluator
 from glipv2_d2.evaluation.flickr30k import Flickr30kEvaluator, first_hit, merged_box, phrases_of
 
@@ -142,7 +143,7 @@ def test_the_files_of_the_release_are_evaluated_by_the_type_of_their_dataset(tmp
     Image.new("RGB", (100, 100)).save(tmp_path / "images/7.jpg")
     register_flickr30k("entities", tmp_path, "val", tmp_path / "images")
     try:
-        evaluator = build_evaluator(get_cfg(), "entities", str(tmp_path / "out"))
+        evaluator = build_evaluator(get_cfg(), load_test_dataset(get_cfg(), "entities"), str(tmp_path / "out"))
         evaluator.reset()
         evaluator.process([{"image_id": "7_0"}], [detections((0, 0.5, LEFT))])
         assert evaluator.evaluate()["any_box"]["R@1"] == 100.0

@@ -5,37 +5,31 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, BoxMode, Instances
 from fvcore.transforms.transform import HFlipTransform
 
 from ...errors import InputError
 from ...prompts.masking import mask_tokens
 from ...prompts.tokenizer import PromptTokenizer
 from ...structures import TokenizedPrompt
-from ..image_reading import UnreadableImageError, read_image
-from ..mask_transforms import Segmentation, transform_masks
+from ..image_reading import read_image
+from ..mask_transforms import transform_masks
 from ..transforms import build_augmentations
-
-__all__ = ["BOX_TASKS", "TASKS", "DroppedText", "PromptDatasetMapper", "PromptedBoxes", "UnreadableImageError"]
-
-# Kinds of data whose boxes alone are learnt, and all kinds, as a dataset's metadata names them.
-BOX_TASKS = ("detection", "grounding", "pseudo_grounding")
-TASKS = (*BOX_TASKS, "vqa", "captioning")
 
 
 class DroppedText(NamedTuple):
     """What the token limit of a prompt has cut off.
 
     Attributes:
-        tokens: Of the caption.
-        phrases: That have a box, but no token any more.
-        boxes: Of these phrases.
+        tokens: Tokens of the caption.
+        phrases: Phrases that have a box, but no token any more.
+        boxes: Boxes of these phrases.
     """
 
     tokens: int = 0
@@ -47,20 +41,30 @@ class PromptedBoxes(NamedTuple):
     """The prompt of a training sample and the boxes that its phrases name.
 
     Attributes:
-        prompt: What the model reads.
-        boxes: (M, 4) float, XYXY in pixels of the original image; M may be 0.
+        prompt: What the model reads; its ``category_ids`` are ids across images, -1 for none.
+        annotations: The M boxes that stay, as the dataset has them; M may be 0.
         rows: (M,) int64, row of each box in ``prompt.phrase_token_map``.
-        category_ids: (M,) int64, id of each box across images, -1 if none.
-        segmentations: M masks in the frame of the original image, None for a box without one.
         dropped: What did not fit into the prompt.
     """
 
     prompt: TokenizedPrompt
-    boxes: np.ndarray
+    annotations: list[dict]
     rows: np.ndarray
-    category_ids: np.ndarray
-    segmentations: list[Segmentation]
     dropped: DroppedText = DroppedText()
+
+    @classmethod
+    def with_tokens(
+        cls, prompt: TokenizedPrompt, annotations: list[dict], rows: np.ndarray, num_lost_tokens: int
+    ) -> PromptedBoxes:
+        """Keep those of M boxes whose phrase has a token, and count the others."""
+        has_tokens = prompt.phrase_token_map.any(dim=1).numpy()
+        kept = has_tokens[rows]
+        return cls(
+            prompt,
+            [item for item, keep in zip(annotations, kept.tolist(), strict=True) if keep],
+            rows[kept],
+            DroppedText(num_lost_tokens, phrases=int((~has_tokens).sum()), boxes=int((~kept).sum())),
+        )
 
 
 @contextlib.contextmanager
@@ -81,6 +85,19 @@ class PromptDatasetMapper(ABC):
     the process that makes it. A dict without one draws it from ``np.random``.
     """
 
+    # The task in the metadata of the datasets whose samples it makes.
+    task: ClassVar[str]
+    # Fields of a dataset dict, one of which is there in every image that is trained on.
+    targets: ClassVar[tuple[str, ...]] = ("annotations",)
+    # Nothing is learned but boxes. Otherwise this node of MODEL.GLIPV2 says whether boxes are learned too.
+    learns_boxes_alone: ClassVar[bool] = True
+    config_node: ClassVar[str] = ""
+    # The dataset has names, the same for all images.
+    has_category_names: ClassVar[bool] = False
+    # A teacher has predicted the boxes, and captions of other images make the prompt longer.
+    has_pseudo_boxes: ClassVar[bool] = False
+
+    @configurable
     def __init__(
         self,
         *,
@@ -97,11 +114,11 @@ class PromptDatasetMapper(ABC):
         Args:
             is_train: Add ``instances``, and make a prompt for each sample.
             augmentations: Applied in this order.
-            image_format: As INPUT.FORMAT, "BGR" or "RGB".
-            tokenizer: Of the model's text encoder.
+            image_format: "BGR" or "RGB", as in INPUT.FORMAT.
+            tokenizer: Tokenizer of the model's text encoder.
             flip_words: Swap "left" and "right" in the caption of an image that is mirrored in training.
             mask_prob: Probability that a token of a training prompt is masked; None: no masked language modelling.
-            mask_only_positives: Of the masked tokens only those of phrases with a box are to be restored.
+            mask_only_positives: Only masked tokens of phrases with a box are to be restored.
             with_masks: Add ``gt_masks`` and ``gt_has_mask`` to ``instances``, from annotations as ``keep_usable_masks``
                 leaves them.
 
@@ -119,37 +136,56 @@ class PromptDatasetMapper(ABC):
         if mask_prob is not None:
             _ = tokenizer.mask_id  # An error here is one line before the first step, not one of a worker.
 
-    @staticmethod
-    def shared_options(cfg: CfgNode, is_train: bool, task: str, tokenizer: PromptTokenizer | None = None) -> dict:
-        """Read what the mappers of all tasks take from the config.
+    @classmethod
+    def from_config(
+        cls,
+        cfg: CfgNode,
+        is_train: bool = True,
+        tokenizer: PromptTokenizer | None = None,
+        dataset_names: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        """Read the config.
 
         Args:
             cfg: The config.
             is_train: For training.
-            task: Kind of data, one of ``TASKS``.
             tokenizer: One that is there already; otherwise one is built.
+            dataset_names: Where the samples come from; by default all of DATASETS.TRAIN or DATASETS.TEST.
         """
         mlm = cfg.MODEL.GLIPV2.MLM
-        is_masked = is_train and mlm.ENABLED and task in BOX_TASKS
         return {
             "is_train": is_train,
             "augmentations": build_augmentations(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
             "tokenizer": tokenizer or PromptTokenizer.from_config(cfg),
             "flip_words": cfg.INPUT.PROMPT.FLIP_WORDS,
-            "mask_prob": mlm.MASK_PROB if is_masked else None,
-            # Officially too: in a list of names most are there by chance, but of a sentence every word can be restored.
-            "mask_only_positives": mlm.ONLY_POSITIVES and task == "detection",
-            "with_masks": is_train and cfg.MODEL.MASK_ON and task in BOX_TASKS,
+            "mask_prob": mlm.MASK_PROB if is_train and mlm.ENABLED and cls.learns_boxes_alone else None,
+            "mask_only_positives": False,
+            "with_masks": is_train and cfg.MODEL.MASK_ON and cls.learns_boxes_alone,
+            **cls.own_options(cfg, dataset_names or (cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST)),
         }
+
+    @classmethod
+    def own_options(cls, cfg: CfgNode, dataset_names: Sequence[str]) -> dict[str, Any]:
+        """Read the arguments that only this mapper has."""
+        return {}
 
     @abstractmethod
     def training_target(self, dataset_dict: dict, rng: np.random.Generator) -> PromptedBoxes:
         """Choose the prompt of a training sample and the boxes that stay; all randomness comes from ``rng``."""
 
-    @abstractmethod
+    @classmethod
+    def test_dicts(cls, dataset_dicts: list[dict]) -> list[dict]:
+        """Return those dicts of a dataset that are tested; by default all."""
+        return dataset_dicts
+
+    def test_sample(self, dataset_dict: dict) -> dict:
+        """Make a model input for a test."""
+        return {**self.test_image(dataset_dict), "prompts": self.test_prompts(dataset_dict)}
+
     def test_prompts(self, dataset_dict: dict) -> list[TokenizedPrompt]:
-        """Return the prompts that an image is tested with, one per chunk of names."""
+        """Return the prompts that an image is tested with, one per chunk of names; by default none."""
+        return []
 
     def mirrored(self, dataset_dict: dict) -> dict:
         """Return a dataset dict whose text speaks of the mirrored image.
@@ -159,10 +195,10 @@ class PromptDatasetMapper(ABC):
         return dataset_dict
 
     def completed(self, sample: dict, dataset_dict: dict) -> dict:
-        """Return a model input with what only this kind of data has.
+        """Return a training sample with what only this kind of data has.
 
         Args:
-            sample: Complete but for that.
+            sample: The finished sample, without the keys of the task.
             dataset_dict: It speaks of the image as it is in the sample, mirrored or not.
         """
         return sample
@@ -177,8 +213,7 @@ class PromptDatasetMapper(ABC):
             UnreadableImageError: The image cannot be read, or its size differs from the ``height`` and ``width`` given.
         """
         if not self.is_train:
-            sample = {**self.test_image(dataset_dict), "prompts": self.test_prompts(dataset_dict)}
-            return self.completed(sample, dataset_dict)
+            return self.test_sample(dataset_dict)
         seed = dataset_dict.get("sample_seed")
         if seed is None:
             seed = int(np.random.randint(2**31))
@@ -202,7 +237,7 @@ class PromptDatasetMapper(ABC):
         return self.completed(sample, dataset_dict)
 
     def test_image(self, dataset_dict: dict) -> dict:
-        """Make a model input without its prompts, for a loader that adds those that all images share."""
+        """Make a model input without prompts, for a loader that adds those that all images share."""
         return self._read(dataset_dict)[0]
 
     def _read(self, dataset_dict: dict) -> tuple[dict, T.TransformList]:
@@ -216,18 +251,21 @@ class PromptDatasetMapper(ABC):
         return sample, transforms
 
     def _instances(self, target: PromptedBoxes, transforms: T.TransformList, image_size: Sequence[int]) -> Instances:
-        boxes = Boxes(torch.from_numpy(transforms.apply_box(target.boxes.reshape(-1, 4)).astype(np.float32)))
+        source = [BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS) for item in target.annotations]
+        moved = transforms.apply_box(np.array(source, dtype=np.float64).reshape(-1, 4))
+        boxes = Boxes(torch.from_numpy(moved.astype(np.float32)))
         instances = Instances(tuple(image_size))
         boxes.clip(instances.image_size)
         instances.gt_boxes = boxes
         instances.gt_classes = torch.from_numpy(target.rows)
-        instances.gt_category_ids = torch.from_numpy(target.category_ids)
+        instances.gt_category_ids = target.prompt.category_ids[instances.gt_classes]
         # A crop or a strong reduction can leave nothing of a box.
         is_left = boxes.nonempty()
         instances = instances[is_left]
         if self.with_masks:
-            # Of the boxes that are left only: a mask can be as large as the image.
-            segmentations = [mask for mask, keep in zip(target.segmentations, is_left.tolist()) if keep]
+            # Only for the boxes that are left: a mask can be as large as the image.
+            left = [item for item, keep in zip(target.annotations, is_left.tolist(), strict=True) if keep]
+            segmentations = [item.get("segmentation") for item in left]
             masks, has_mask = transform_masks(segmentations, transforms, instances.image_size)
             instances.gt_masks = masks
             instances.gt_has_mask = has_mask

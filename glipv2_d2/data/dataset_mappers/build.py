@@ -1,4 +1,4 @@
-"""The mapper of a training run: each dataset's samples go to the mapper of its kind of data."""
+"""Which mapper makes the samples of which dataset: the table of the kinds of data."""
 
 from __future__ import annotations
 
@@ -9,19 +9,23 @@ from detectron2.data import MetadataCatalog
 
 from ...errors import InputError
 from ...prompts.tokenizer import PromptTokenizer
-from .base import TASKS, PromptDatasetMapper
+from .base import PromptDatasetMapper
 from .captioning import CaptioningDatasetMapper
 from .detection import DetectionDatasetMapper
 from .grounding import GroundingDatasetMapper
 from .pseudo_grounding import PseudoGroundingDatasetMapper
 from .vqa import VQADatasetMapper
 
-# Of the kinds of data whose text is a sentence.
-SENTENCE_MAPPERS: dict[str, type[PromptDatasetMapper]] = {
-    "grounding": GroundingDatasetMapper,
-    "pseudo_grounding": PseudoGroundingDatasetMapper,
-    "vqa": VQADatasetMapper,
-    "captioning": CaptioningDatasetMapper,
+# By the task in the metadata of a dataset. The order is part of the order of training samples, see ``TrainingSets``.
+MAPPERS: dict[str, type[PromptDatasetMapper]] = {
+    mapper.task: mapper
+    for mapper in (
+        DetectionDatasetMapper,
+        GroundingDatasetMapper,
+        PseudoGroundingDatasetMapper,
+        VQADatasetMapper,
+        CaptioningDatasetMapper,
+    )
 }
 
 
@@ -39,30 +43,30 @@ class TrainingMapper:
         """Make a model input; see ``PromptDatasetMapper``.
 
         Raises:
-            InputError: The ``dataset_name`` in the dict is none of the training datasets.
+            ValueError: The ``dataset_name`` in the dict is not one of the training datasets.
             UnreadableImageError: The image cannot be read.
         """
-        mapper = self.mapper_of_dataset.get(dataset_dict.get("dataset_name"))
-        if mapper is None:
-            raise InputError(
-                f"{dataset_dict.get('file_name')}: dataset_name is {dataset_dict.get('dataset_name')!r}, "
-                f"expected one of {list(self.mapper_of_dataset)}"
+        name = dataset_dict.get("dataset_name", "")
+        if name not in self.mapper_of_dataset:
+            raise ValueError(
+                f"{dataset_dict.get('file_name')}: dataset_name: expected one of {list(self.mapper_of_dataset)}, "
+                f"found {name!r}"
             )
-        return mapper(dataset_dict)
+        return self.mapper_of_dataset[name](dataset_dict)
 
 
-def dataset_task(name: str) -> str:
-    """Return the kind of data of a dataset: the ``task`` in its metadata, "detection" if that names none.
+def mapper_of(name: str) -> type[PromptDatasetMapper]:
+    """Return the mapper of a dataset, by the ``task`` in its metadata; of detection data if that names none.
 
     Raises:
-        InputError: No dataset of this name is registered, or its task is not one of ``TASKS``.
+        InputError: No dataset of this name is registered, or the task is not one of ``MAPPERS``.
     """
     if name not in MetadataCatalog.list():
         raise InputError(f"dataset {name!r} is not registered")
-    task = MetadataCatalog.get(name).get("task", "detection")
-    if task not in TASKS:
-        raise InputError(f"dataset {name!r}: task in its metadata is {task!r}, expected one of {list(TASKS)}")
-    return task
+    task = MetadataCatalog.get(name).get("task", DetectionDatasetMapper.task)
+    if task not in MAPPERS:
+        raise InputError(f"dataset {name!r}: task in its metadata: expected one of {list(MAPPERS)}, found {task!r}")
+    return MAPPERS[task]
 
 
 def build_train_mapper(cfg: CfgNode) -> TrainingMapper:
@@ -76,12 +80,10 @@ def build_train_mapper(cfg: CfgNode) -> TrainingMapper:
         FileNotFoundError: There are questions, but no list of answers.
     """
     tokenizer = PromptTokenizer.from_config(cfg)
-    tasks = {name: dataset_task(name) for name in cfg.DATASETS.TRAIN}
-    mappers: dict[str, PromptDatasetMapper] = {}
-    if "detection" in tasks.values():
-        names = [name for name, task in tasks.items() if task == "detection"]
-        mappers["detection"] = DetectionDatasetMapper(cfg, dataset_names=names, tokenizer=tokenizer)
-    for task, mapper_class in SENTENCE_MAPPERS.items():
-        if task in tasks.values():
-            mappers[task] = mapper_class(cfg, tokenizer=tokenizer)
+    tasks = {name: mapper_of(name).task for name in cfg.DATASETS.TRAIN}
+    mappers = {}
+    for task, mapper in MAPPERS.items():
+        names = [name for name in tasks if tasks[name] == task]
+        if names:
+            mappers[task] = mapper(**mapper.from_config(cfg, tokenizer=tokenizer, dataset_names=names))
     return TrainingMapper({name: mappers[task] for name, task in tasks.items()})

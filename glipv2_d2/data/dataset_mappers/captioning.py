@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from detectron2.config import CfgNode, configurable
 
 from ...prompts.flip_words import swap_left_right
 from ...prompts.questions import without_special_tokens
-from ...prompts.tokenizer import PromptTokenizer
 from .base import PromptedBoxes, boxes_to_train_on
 from .grounding import GroundingDatasetMapper
 
@@ -22,32 +24,39 @@ class CaptioningDatasetMapper(GroundingDatasetMapper):
     Source: GLIPv2, App. D.2.
     """
 
+    task = "captioning"
+    targets = ("captions", "caption")
+    learns_boxes_alone = False
+    config_node = "CAPTIONING"
+
     @configurable
     def __init__(self, *, grounded: bool, min_score: float = 0.0, **options):
         """
         Args:
             grounded: See MODEL.GLIPV2.CAPTIONING.GROUNDED.
             min_score: See INPUT.PROMPT.MIN_PSEUDO_SCORE.
-            options: Of ``PromptDatasetMapper``.
+            options: Arguments of ``PromptDatasetMapper``.
         """
         super().__init__(**options)
         self.grounded = grounded
         self.min_score = min_score
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool = True, tokenizer: PromptTokenizer | None = None) -> dict:
-        """Read the config; ``tokenizer`` is one that is there already."""
+    def own_options(cls, cfg: CfgNode, dataset_names: Sequence[str]) -> dict[str, Any]:
+        """Read what of a caption is learned."""
         return {
-            **cls.shared_options(cfg, is_train, "captioning", tokenizer),
             "grounded": cfg.MODEL.GLIPV2.CAPTIONING.GROUNDED,
             "min_score": cfg.INPUT.PROMPT.MIN_PSEUDO_SCORE,
         }
 
-    def __call__(self, dataset_dict: dict) -> dict:
-        """Make a model input; see ``PromptDatasetMapper``. At test time it has no prompt."""
-        if self.is_train:
-            return super().__call__(dataset_dict)
-        return {**self.test_image(dataset_dict), "task": "captioning"}
+    @classmethod
+    def test_dicts(cls, dataset_dicts: list[dict]) -> list[dict]:
+        """Return each image once, however many captions it has: the evaluator knows all of them."""
+        return list({one["file_name"]: one for one in reversed(dataset_dicts)}.values())[::-1]
+
+    def test_sample(self, dataset_dict: dict) -> dict:
+        """Make a model input without a prompt."""
+        return {**self.test_image(dataset_dict), "task": self.task}
 
     def training_target(self, dataset_dict: dict, rng: np.random.Generator) -> PromptedBoxes:
         """Choose the caption, and keep the boxes with a sufficient score; crowd regions are never targets."""
@@ -66,7 +75,7 @@ class CaptioningDatasetMapper(GroundingDatasetMapper):
 
     def completed(self, sample: dict, dataset_dict: dict) -> dict:
         """Return a sample with ``task``, and without ``instances`` if it is a plain one."""
-        sample = {**sample, "task": "captioning"}
+        sample = {**sample, "task": self.task}
         if not self._is_grounded(dataset_dict):
             del sample["instances"]
         return sample

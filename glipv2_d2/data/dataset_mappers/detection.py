@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
-from detectron2.structures import BoxMode
 
 from ...errors import InputError
 from ...prompts.builder import sample_training_names
 from ...prompts.name_texts import PromptTexts, name_texts, prompt_from_texts, text_namesakes, tokenize_texts
-from ...prompts.tokenizer import PromptTokenizer
 from ...prompts.vocabulary import dataset_names as names_of_dataset
 from ...structures import TokenizedPrompt
 from .base import DroppedText, PromptDatasetMapper, PromptedBoxes, boxes_to_train_on, check_probability
@@ -29,6 +28,9 @@ class DetectionDatasetMapper(PromptDatasetMapper):
 
     Source: GLIP's conversion of detection data to grounding data.
     """
+
+    task = "detection"
+    has_category_names = True
 
     @configurable
     def __init__(
@@ -54,7 +56,7 @@ class DetectionDatasetMapper(PromptDatasetMapper):
             chunk_size: Names in a prompt at test time; 0: as many as fit.
             negative_sampling: See INPUT.PROMPT.NEGATIVE_SAMPLING.
             prompt_texts: For some datasets what prompts say for some of their names; all others stand for themselves.
-            options: Of ``PromptDatasetMapper``.
+            options: Arguments of ``PromptDatasetMapper``.
 
         Raises:
             InputError: A vocabulary is empty or holds a name that no prompt can hold, a text is given to a name that is
@@ -83,34 +85,21 @@ class DetectionDatasetMapper(PromptDatasetMapper):
             self.chunks[dataset] = tokenize_texts(self.tokenizer, texts, separator=separator, chunk_size=chunk_size)
 
     @classmethod
-    def from_config(
-        cls,
-        cfg: CfgNode,
-        is_train: bool = True,
-        dataset_names: Sequence[str] = (),
-        tokenizer: PromptTokenizer | None = None,
-    ) -> dict:
-        """Read the config.
-
-        Args:
-            cfg: The config.
-            is_train: For training.
-            dataset_names: Where the samples come from; by default all of DATASETS.TRAIN or DATASETS.TEST.
-            tokenizer: One that is there already.
-        """
-        datasets = dataset_names or (cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST)
+    def own_options(cls, cfg: CfgNode, dataset_names: Sequence[str]) -> dict[str, Any]:
+        """Read the names of the datasets, and what prompts are made of them."""
         # Names first: with them the metadata of a dataset is complete.
-        vocabularies = {dataset: names_of_dataset(dataset) for dataset in datasets}
+        vocabularies = {name: names_of_dataset(name) for name in dataset_names}
         return {
-            **cls.shared_options(cfg, is_train, "detection", tokenizer),
             "vocabularies": vocabularies,
-            "prompt_texts": {name: MetadataCatalog.get(name).get("prompt_texts", {}) for name in datasets},
+            "prompt_texts": {name: MetadataCatalog.get(name).get("prompt_texts", {}) for name in dataset_names},
             "separator": cfg.INPUT.PROMPT.SEPARATOR,
             "num_negatives": cfg.INPUT.PROMPT.NUM_NEGATIVES,
             "full_negatives_prob": cfg.INPUT.PROMPT.FULL_NEGATIVES_PROB,
             "negative_sampling": cfg.INPUT.PROMPT.NEGATIVE_SAMPLING,
             "shuffle": cfg.INPUT.PROMPT.SHUFFLE,
             "chunk_size": cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE,
+            # Officially too: most names of a list are there by chance, but every word of a sentence can be restored.
+            "mask_only_positives": cfg.MODEL.GLIPV2.MLM.ONLY_POSITIVES,
         }
 
     def test_prompts(self, dataset_dict: dict) -> list[TokenizedPrompt]:
@@ -146,14 +135,11 @@ class DetectionDatasetMapper(PromptDatasetMapper):
         has_tokens = prompt.phrase_token_map.any(dim=1).tolist()
         row_of_name = {name_id: row for row, name_id in enumerate(name_ids) if has_tokens[row]}
         kept = [item for item in annotations if item["category_id"] in row_of_name]
-        boxes = [BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS) for item in kept]
         num_lost_names = len(positives - set(row_of_name))
         return PromptedBoxes(
             prompt,
-            boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4),
+            kept,
             rows=np.array([row_of_name[item["category_id"]] for item in kept], dtype=np.int64),
-            category_ids=np.array([shared_ids[item["category_id"]] for item in kept], dtype=np.int64),
-            segmentations=[item.get("segmentation") for item in kept],
             dropped=DroppedText(phrases=num_lost_names, boxes=len(annotations) - len(kept)),
         )
 

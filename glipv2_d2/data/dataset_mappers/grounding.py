@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from detectron2.config import CfgNode, configurable
-from detectron2.structures import BoxMode
 
 from ...prompts.builder import prompt_from_caption
 from ...prompts.flip_words import swap_left_right
 from ...prompts.tokenizer import PromptTokenizer
 from ...structures import CharSpan, TokenizedPrompt
-from .base import DroppedText, PromptDatasetMapper, PromptedBoxes, boxes_to_train_on
+from .base import PromptDatasetMapper, PromptedBoxes, boxes_to_train_on
 
 
 class GroundingDatasetMapper(PromptDatasetMapper):
@@ -22,18 +20,7 @@ class GroundingDatasetMapper(PromptDatasetMapper):
     Source: the official GLIP code for data in MDETR's format.
     """
 
-    @configurable
-    def __init__(self, **options):
-        """
-        Args:
-            options: Of ``PromptDatasetMapper``.
-        """
-        super().__init__(**options)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool = True, tokenizer: PromptTokenizer | None = None) -> dict:
-        """Read the config; ``tokenizer`` is one that is there already."""
-        return cls.shared_options(cfg, is_train, "grounding", tokenizer)
+    task = "grounding"
 
     def training_target(self, dataset_dict: dict, rng: np.random.Generator) -> PromptedBoxes:
         """Make the caption a prompt whose phrases are those of the boxes; crowd regions are never targets."""
@@ -44,30 +31,15 @@ class GroundingDatasetMapper(PromptDatasetMapper):
         return mirror_text(dataset_dict, "caption")
 
     def test_prompts(self, dataset_dict: dict) -> list[TokenizedPrompt]:
-        """Return the caption as one prompt; the category id of a phrase is its place among the phrases."""
+        """Return the caption as one prompt; the category id of a phrase is its row."""
         phrases, _ = _distinct_phrases(dataset_dict.get("annotations", ()))
         return [self.tokenizer(prompt_from_caption(dataset_dict["caption"], phrases))]
 
     def ground(self, caption: str, annotations: list[dict]) -> PromptedBoxes:
         """Make a caption a prompt, and the (M,) annotations the boxes of its phrases."""
         phrases, rows = _distinct_phrases(annotations)
-        source = prompt_from_caption(caption, phrases, category_ids=[-1] * len(phrases))
-        prompt = self.tokenizer(source)
-        has_tokens = prompt.phrase_token_map.any(dim=1).numpy()
-        boxes = [BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS) for item in annotations]
-        kept = has_tokens[rows]
-        return PromptedBoxes(
-            prompt,
-            boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4)[kept],
-            rows=rows[kept],
-            category_ids=np.full(kept.sum(), -1, dtype=np.int64),
-            segmentations=[item.get("segmentation") for item, keep in zip(annotations, kept.tolist()) if keep],
-            dropped=DroppedText(
-                tokens=num_tokens_cut_off(source.caption, prompt, self.tokenizer),
-                phrases=int((~has_tokens).sum()),
-                boxes=int((~kept).sum()),
-            ),
-        )
+        prompt = self.tokenizer(prompt_from_caption(caption, phrases, category_ids=[-1] * len(phrases)))
+        return PromptedBoxes.with_tokens(prompt, annotations, rows, num_tokens_cut_off(caption, prompt, self.tokenizer))
 
 
 def mirror_text(dataset_dict: dict, field: str) -> dict:
@@ -77,13 +49,14 @@ def mirror_text(dataset_dict: dict, field: str) -> dict:
     mirrored = {**dataset_dict, field: text}
     if annotations:
         mirrored["annotations"] = [
-            {**item, "tokens_positive": ranges} if ranges else item for item, ranges in zip(annotations, spans)
+            {**item, "tokens_positive": ranges} if ranges else item
+            for item, ranges in zip(annotations, spans, strict=True)
         ]
     return mirrored
 
 
 def num_tokens_cut_off(text: str, prompt: TokenizedPrompt, tokenizer: PromptTokenizer, num_added: int = 0) -> int:
-    """Count the tokens of a text that did not fit into its prompt, beside ``num_added`` other ones."""
+    """Count the tokens of a text that did not fit into its prompt, together with ``num_added`` other ones."""
     if len(prompt) < tokenizer.max_tokens:
         return 0
     return tokenizer.count_tokens(text) + num_added - tokenizer.max_content_tokens

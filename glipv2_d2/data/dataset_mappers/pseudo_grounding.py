@@ -1,13 +1,15 @@
-"""Caption data: captions whose boxes a teacher has predicted, with captions of other images as negatives."""
+"""Pseudo-box data: captions whose boxes a teacher has predicted, with captions of other images as negatives."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode, configurable
 
 from ...errors import InputError
 from ...prompts.caption_packing import pack_captions
-from ...prompts.tokenizer import PromptTokenizer
 from .base import PromptedBoxes, boxes_to_train_on, check_probability
 from .grounding import GroundingDatasetMapper
 
@@ -21,6 +23,9 @@ class PseudoGroundingDatasetMapper(GroundingDatasetMapper):
     Source: the official GLIP code for captions with pseudo boxes.
     """
 
+    task = "pseudo_grounding"
+    has_pseudo_boxes = True
+
     @configurable
     def __init__(
         self, *, min_score: float, num_negatives: int, no_negatives_prob: float, full_negatives_prob: float, **options
@@ -31,7 +36,7 @@ class PseudoGroundingDatasetMapper(GroundingDatasetMapper):
             num_negatives: See INPUT.PROMPT.NUM_NEGATIVE_CAPTIONS.
             no_negatives_prob: See INPUT.PROMPT.NO_NEGATIVE_CAPTIONS_PROB.
             full_negatives_prob: See INPUT.PROMPT.FULL_NEGATIVE_CAPTIONS_PROB.
-            options: Of ``PromptDatasetMapper``.
+            options: Arguments of ``PromptDatasetMapper``.
 
         Raises:
             InputError: A number or a probability is out of range.
@@ -47,11 +52,10 @@ class PseudoGroundingDatasetMapper(GroundingDatasetMapper):
         self.full_negatives_prob = full_negatives_prob
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool = True, tokenizer: PromptTokenizer | None = None) -> dict:
-        """Read the config; ``tokenizer`` is one that is there already."""
+    def own_options(cls, cfg: CfgNode, dataset_names: Sequence[str]) -> dict[str, Any]:
+        """Read the numbers of INPUT.PROMPT."""
         prompt = cfg.INPUT.PROMPT
         return {
-            **cls.shared_options(cfg, is_train, "pseudo_grounding", tokenizer),
             "min_score": prompt.MIN_PSEUDO_SCORE,
             "num_negatives": prompt.NUM_NEGATIVE_CAPTIONS,
             "no_negatives_prob": prompt.NO_NEGATIVE_CAPTIONS_PROB,
@@ -71,4 +75,6 @@ class PseudoGroundingDatasetMapper(GroundingDatasetMapper):
             full_prob=self.full_negatives_prob,
             rng=rng,
         )
-        return self.ground(caption, [{**item, "tokens_positive": own} for item, own in zip(annotations, spans)])
+        return self.ground(
+            caption, [{**item, "tokens_positive": own} for item, own in zip(annotations, spans, strict=True)]
+        )

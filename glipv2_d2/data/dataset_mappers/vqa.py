@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
-from detectron2.structures import BoxMode, Instances
+from detectron2.structures import Instances
 
 from ...prompts.answers import AnswerVocabulary
 from ...prompts.flip_words import swap_left_right
-from ...prompts.questions import AskedQuestion, question_prompt, question_to_answer, without_special_tokens
-from ...prompts.tokenizer import PromptTokenizer
-from ...structures import CharSpan, TokenizedPrompt
-from .base import DroppedText, PromptDatasetMapper, PromptedBoxes, boxes_to_train_on
+from ...prompts.questions import question_prompt, question_to_answer, without_special_tokens
+from ...structures import CharSpan
+from .base import PromptDatasetMapper, PromptedBoxes, boxes_to_train_on
 from .grounding import mirror_text, num_tokens_cut_off
 
 
@@ -38,6 +39,11 @@ class VQADatasetMapper(PromptDatasetMapper):
     Source: GLIPv2, App. D.2.
     """
 
+    task = "vqa"
+    targets = ("answers",)
+    learns_boxes_alone = False
+    config_node = "VQA"
+
     @configurable
     def __init__(
         self,
@@ -54,7 +60,7 @@ class VQADatasetMapper(PromptDatasetMapper):
             grounded: See MODEL.GLIPV2.VQA.GROUNDED.
             min_score: See INPUT.PROMPT.MIN_PSEUDO_SCORE.
             questions_per_image: Most questions that are chosen of an image.
-            options: Of ``PromptDatasetMapper``.
+            options: Arguments of ``PromptDatasetMapper``.
 
         Raises:
             ValueError: Questions are to be grounded, but the tokenizer has no mask token.
@@ -68,10 +74,9 @@ class VQADatasetMapper(PromptDatasetMapper):
             _ = self.tokenizer.mask_id  # An error here is one line before the first step, not one of a worker.
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool = True, tokenizer: PromptTokenizer | None = None) -> dict:
-        """Read the config; ``tokenizer`` is one that is there already."""
+    def own_options(cls, cfg: CfgNode, dataset_names: Sequence[str]) -> dict[str, Any]:
+        """Read the list of answers, and what of a question is learned."""
         return {
-            **cls.shared_options(cfg, is_train, "vqa", tokenizer),
             "answers": AnswerVocabulary.from_config(cfg),
             "grounded": cfg.MODEL.GLIPV2.VQA.GROUNDED,
             "min_score": cfg.INPUT.PROMPT.MIN_PSEUDO_SCORE,
@@ -94,9 +99,14 @@ class VQADatasetMapper(PromptDatasetMapper):
             dropped.update(samples[-1].pop("dropped", {}))
         return {**_with_all_questions(samples), **({"dropped": dict(dropped)} if dropped else {})}
 
-    def test_prompts(self, dataset_dict: dict) -> list[TokenizedPrompt]:
-        """Return the question as one prompt."""
-        return [self._asked(dataset_dict).prompt]
+    def test_sample(self, dataset_dict: dict) -> dict:
+        """Make a model input whose one prompt is the question."""
+        asked = question_to_answer(dataset_dict["question"], self.tokenizer, grounded=self.grounded)
+        sample = {**self.test_image(dataset_dict), "task": self.task, "question_id": dataset_dict["question_id"]}
+        sample["prompts"] = [asked.prompt]
+        counts = {"tokens": asked.num_lost_tokens, "phrases": len(asked.lost_phrases)}
+        dropped = {key: number for key, number in counts.items() if number}
+        return {**sample, "dropped": dropped} if dropped else sample
 
     def training_target(self, dataset_dict: dict, rng: np.random.Generator) -> PromptedBoxes:
         """Make the question a prompt whose phrases are those of the boxes; crowd regions are never targets."""
@@ -113,23 +123,9 @@ class VQADatasetMapper(PromptDatasetMapper):
         )
         # Phrases of a sentence belong to no category.
         prompt.category_ids.fill_(-1)
-        has_tokens = prompt.phrase_token_map.any(dim=1).numpy()
-        kept = has_tokens[rows]
-        boxes = [BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS) for item in annotations]
-        return PromptedBoxes(
-            prompt,
-            boxes=np.array(boxes, dtype=np.float64).reshape(-1, 4)[kept],
-            rows=rows[kept],
-            category_ids=np.full(kept.sum(), -1, dtype=np.int64),
-            segmentations=[None] * int(kept.sum()),
-            dropped=DroppedText(
-                tokens=num_tokens_cut_off(
-                    without_special_tokens(question), prompt, self.tokenizer, num_added=int(self.grounded)
-                ),
-                phrases=int((~has_tokens).sum()),
-                boxes=int((~kept).sum()),
-            ),
-        )
+        text = without_special_tokens(question)
+        num_lost = num_tokens_cut_off(text, prompt, self.tokenizer, num_added=int(self.grounded))
+        return PromptedBoxes.with_tokens(prompt, annotations, rows, num_lost)
 
     def mirrored(self, dataset_dict: dict) -> dict:
         """Return a dataset dict with "left" and "right" swapped in its question and in the answers."""
@@ -137,24 +133,14 @@ class VQADatasetMapper(PromptDatasetMapper):
         return {**mirror_text(dataset_dict, "question"), "answers": answers}
 
     def completed(self, sample: dict, dataset_dict: dict) -> dict:
-        """Return a sample with ``task``, the id of the question and, in training, the scores of the answers."""
-        sample = {**sample, "task": "vqa"}
-        if not self.is_train:
-            sample["question_id"] = dataset_dict["question_id"]
-            asked = self._asked(dataset_dict)
-            counts = {"tokens": asked.num_lost_tokens, "phrases": len(asked.lost_phrases)}
-            dropped = {key: number for key, number in counts.items() if number}
-            return {**sample, "dropped": dropped} if dropped else sample
-        sample["question_ids"] = [dataset_dict["question_id"]]
+        """Return a sample with ``task``, ``question_ids`` and the scores of the answers."""
+        sample = {**sample, "task": self.task, "question_ids": [dataset_dict["question_id"]]}
         sample["answer_scores"] = self.answers.soft_scores(answer_texts(dataset_dict)).unsqueeze(0)
         if not sample["answer_scores"].any():
             sample["dropped"] = {**sample.get("dropped", {}), "questions_without_answers": 1}
         if not self.grounded or "annotations" not in dataset_dict:
             del sample["instances"]
         return sample
-
-    def _asked(self, dataset_dict: dict) -> AskedQuestion:
-        return question_to_answer(dataset_dict["question"], self.tokenizer, grounded=self.grounded)
 
 
 def _with_all_questions(samples: list[dict]) -> dict:

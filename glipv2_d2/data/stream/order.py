@@ -247,7 +247,7 @@ class TrainingBatchSampler(Sampler[list[StreamEntry | ShardEntry]]):
         own_part = self.rank % self.num_parts
         parts = range(self.num_parts) if self.is_empty.any() else (own_part,)
         nothing = np.empty((0, self.part_size, 2), dtype=np.int64)
-        full = dict.fromkeys(parts, nothing)
+        full: dict[int, np.ndarray] = dict.fromkeys(parts, nothing)
         waiting: dict[int, dict[int, np.ndarray]] = {part: {} for part in parts}
         num_draws = 0
         for drawn in self.draw():

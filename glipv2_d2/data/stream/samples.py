@@ -60,8 +60,10 @@ class TrainingSamples(Dataset):
             UnreadableImageError: Too many images in a row could not be read.
         """
         seed = sample_seed(self.seed, entry.position)
-        is_streamed = isinstance(entry, ShardEntry)
-        candidates = self.streamed.candidates(entry, seed) if is_streamed else self.stored.candidates(entry, seed)
+        if isinstance(entry, ShardEntry):
+            candidates = self.streamed.candidates(entry, seed)
+        else:
+            candidates = self.stored.candidates(entry, seed)
         dropped: Counter[str] = Counter()
         skipped: list[str] = []
         sample = None
@@ -80,7 +82,7 @@ class TrainingSamples(Dataset):
                 break
         if sample is None:
             raise UnreadableImageError(f"{len(skipped)} images in a row could not be read; the last: {skipped[-1]}")
-        notes = self.streamed.notes(entry) if is_streamed else {}
+        notes = self.streamed.notes(entry) if isinstance(entry, ShardEntry) else {}
         dropped.update(notes.pop("dropped", {}))
         notes.update(dropped={key: count for key, count in dropped.items() if count}, skipped_files=skipped)
         return {**sample, **{key: value for key, value in notes.items() if value}}

@@ -29,8 +29,8 @@ class ShardSet(NamedTuple):
         min_score: Boxes with a lower score do not count.
         num_negative_captions: Captions of other images that a sample gets.
         dataset: Index in DATASETS.TRAIN.
-        seed: Seed of the training stream.
         buffer_size: Samples that are held in memory and shuffled among each other.
+        seed: Seed of the training stream.
         first_epoch: Epoch in which the streams begin.
     """
 
@@ -39,8 +39,8 @@ class ShardSet(NamedTuple):
     min_score: float
     num_negative_captions: int
     dataset: int
-    seed: int
     buffer_size: int
+    seed: int = 0
     first_epoch: int = 0
 
     def share(self, epoch: int, slot: int, num_slots: int) -> tuple[list[str], int, int]:

@@ -5,9 +5,47 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+from detectron2.config import CfgNode
 from torch.utils.data import DataLoader
+
+Value = TypeVar("Value")
+
+
+class NotedConfig:
+    """A config that notes which of its keys are read, with their values.
+
+    What decides the order of the training samples is given one instead of a config. So the layout of a stream cannot
+    lack a key that its order depends on, unless somebody writes ``aside`` where it is read.
+
+    Attributes:
+        layout: By config key, all that was read, in plain types; and what was noted under a name of its own.
+        aside: The config itself, for keys that decide what a sample holds, but not which sample it is.
+    """
+
+    def __init__(self, node: CfgNode, prefix: str = "", layout: dict[str, Any] | None = None):
+        """
+        Args:
+            node: The config, or a part of it.
+            prefix: Name of the part, with a dot at its end.
+            layout: Notes of the whole config.
+        """
+        self.aside = node
+        self._prefix = prefix
+        self.layout: dict[str, Any] = {} if layout is None else layout
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a part of the config, or the value of a key, which is noted."""
+        value = getattr(self.aside, name)
+        if isinstance(value, CfgNode):
+            return NotedConfig(value, f"{self._prefix}{name}.", self.layout)
+        return self.note(self._prefix + name, value)
+
+    def note(self, name: str, value: Value) -> Value:
+        """Note something else that the order depends on, or another value for a key that was read; return it."""
+        self.layout[name] = list(value) if isinstance(value, tuple) else value
+        return value
 
 
 @dataclass
@@ -15,8 +53,8 @@ class StreamState:
     """What the order of training samples depends on, in plain types.
 
     Attributes:
-        seed: Of the stream, not negative; drawn where SEED is -1.
-        layout: By config key, all else that the stream depends on.
+        seed: Seed of the stream, not negative; drawn where SEED is -1.
+        layout: All else that the stream depends on, see ``NotedConfig``.
         first_shard_batch: Batch of each rank from which on samples of shards are counted.
         first_epoch: Epoch in which the shards begin there.
         positions: For each stream of shards where its present block begins, see ``StreamedSamples.notes``. Without them
@@ -41,9 +79,9 @@ def resume_state(saved: Mapping[str, Any] | None, seed: int, layout: dict[str, A
     has changed: stored samples follow the new stream from ``start_batch`` on, shards begin with their next epoch.
 
     Args:
-        saved: Of the checkpoint, as ``as_dict`` made it; None if there is none.
-        seed: Of this run.
-        layout: Of this run, in plain types.
+        saved: State in the checkpoint, made by ``as_dict``; None if there is none.
+        seed: Seed of this run.
+        layout: Layout of this run, in plain types.
         start_batch: First batch of each rank.
     """
     if saved is None:
@@ -64,7 +102,7 @@ class TrainLoader:
     """The infinite loader of a training run; it keeps ``state`` up to the batch that was taken last.
 
     Attributes:
-        state: To be saved with a checkpoint.
+        state: State to be saved with a checkpoint.
     """
 
     def __init__(self, loader: DataLoader, state: StreamState):

@@ -8,41 +8,40 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ...errors import InputError
-from ..dataset_mappers.base import BOX_TASKS
-from ..dataset_mappers.build import dataset_task
-from ..dataset_mappers.vqa import questions_by_image
+from ..dataset_mappers.base import PromptDatasetMapper
+from ..dataset_mappers.build import MAPPERS, mapper_of
+from ..dataset_mappers.vqa import VQADatasetMapper, questions_by_image
 from ..datasets.few_shot import few_shot_settings
 from ..datasets.tar_shards import shard_urls_of
-from ..loading import check_is_registered, load_training_dicts
+from ..loading import check_is_available, load_training_dicts, training_names
 from .order import draw_by_ratio, draw_by_size, shard_draw
+from .shards import ShardSet
+from .state import NotedConfig
 
-# Kinds of samples that train more than boxes, by task and whether they train boxes too. A batch holds one of them.
-_KINDS = (("vqa", False), ("vqa", True), ("captioning", False), ("captioning", True))
+# Tasks whose samples train more than boxes. A batch holds one of them, with boxes or without, or boxes alone.
+_OWN_BATCHES = [task for task, mapper in MAPPERS.items() if not mapper.learns_boxes_alone]
 
 
 class TrainingSets(NamedTuple):
     """The training datasets.
 
     Attributes:
-        tasks: Kind of data of each dataset, in the order of DATASETS.TRAIN.
-        dicts: Dataset dicts of those that are no streams, one dataset after the other.
-        shards: Addresses of the shards of the streams, by the place of their dataset.
+        dicts: Dataset dicts of those that are not streamed, one dataset after the other.
+        shards: Those that are streamed, by their index in DATASETS.TRAIN; without seed and first epoch.
         members: For each dataset what a draw from it can be: indices of ``dicts``, or its ``shard_draw``.
         ratios: Share of each dataset, up to a common factor; empty: by the number of members.
-        kinds: (M,) of the M dicts, what their samples train: boxes alone (0), or a row of ``_KINDS`` plus one. Empty:
-            boxes alone.
+        kinds: (M,) for the M dicts, what their samples train: 0, boxes alone; else 1 + 2 * the index of the task among
+            those that train more, + 1 with boxes.
     """
 
-    tasks: list[str]
     dicts: list[dict]
-    shards: dict[int, list[str]]
+    shards: dict[int, ShardSet]
     members: list[np.ndarray]
     ratios: list[float]
-    kinds: np.ndarray = np.empty(0, dtype=np.int64)
+    kinds: np.ndarray
 
     def draws(self, seed: int) -> Callable[[], Iterator[np.ndarray]]:
         """Return a function that begins the infinite sequence of draws of a seed."""
@@ -51,7 +50,7 @@ class TrainingSets(NamedTuple):
         return functools.partial(draw_by_size, self.members, seed)
 
     def groups(self, by_aspect_ratio: bool) -> tuple[np.ndarray, int]:
-        """Return the groups that share no batch: (M,) of the M dicts, and that of all streamed samples.
+        """Return the groups that share no batch: (M,) for the M dicts, and the one of all streamed samples.
 
         Dicts of two kinds are always apart.
 
@@ -61,51 +60,80 @@ class TrainingSets(NamedTuple):
         """
         is_wide = [by_aspect_ratio and item.get("width", 0) > item.get("height", 0) for item in self.dicts]
         groups = np.array(is_wide, dtype=np.int64)
-        kinds = self.kinds if len(self.kinds) else np.zeros_like(groups)
-        of_boxes = groups[kinds == 0]
-        return 2 * kinds + groups, int(of_boxes.mean() >= 0.5) if len(of_boxes) else 0
+        of_boxes = groups[self.kinds == 0]
+        return 2 * self.kinds + groups, int(of_boxes.mean() >= 0.5) if len(of_boxes) else 0
 
 
-def load_training_sets(cfg: CfgNode) -> TrainingSets:
-    """Load the datasets of DATASETS.TRAIN; of shards nothing is read.
+def load_training_sets(cfg: NotedConfig) -> TrainingSets:
+    """Load the datasets of DATASETS.TRAIN; nothing of a shard is read.
 
     Raises:
         InputError: A dataset is not registered, its annotations break their format, nothing of it can be trained on, or
             DATASETS.TRAIN_RATIOS does not fit.
         FileNotFoundError: Annotations, images or shards of a dataset are not there.
     """
-    names, ratios = cfg.DATASETS.TRAIN, list(cfg.DATASETS.TRAIN_RATIOS)
-    if not names:
-        raise InputError("DATASETS.TRAIN is empty, expected at least one dataset")
+    names, ratios = list(training_names(cfg)), list(cfg.DATASETS.TRAIN_RATIOS)
     check_ratios(ratios, len(names))
-    if cfg.INPUT.QUESTIONS_PER_IMAGE < 1:
-        raise InputError(f"INPUT.QUESTIONS_PER_IMAGE is {cfg.INPUT.QUESTIONS_PER_IMAGE}, expected at least 1")
-    few_shot = few_shot_settings(cfg)
+    if cfg.aside.INPUT.QUESTIONS_PER_IMAGE < 1:
+        raise InputError(f"INPUT.QUESTIONS_PER_IMAGE: expected at least 1, found {cfg.aside.INPUT.QUESTIONS_PER_IMAGE}")
     dicts: list[dict] = []
-    shards: dict[int, list[str]] = {}
+    kinds: list[int] = []
+    shards: dict[int, ShardSet] = {}
     members: list[np.ndarray] = []
     for dataset, name in enumerate(names):
-        check_is_registered(name)
+        check_is_available(name)
+        mapper = mapper_of(name)
         urls = shard_urls_of(name)
         if urls is None:
-            own = load_training_dicts(
-                [name],
-                cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
-                cfg.INPUT.PROMPT.MIN_PSEUDO_SCORE,
-                with_masks=cfg.MODEL.MASK_ON,
-                few_shot=few_shot,
-            )
-            if dataset_task(name) == "vqa" and cfg.INPUT.QUESTIONS_PER_IMAGE != 1:
-                own = questions_by_image(own)
+            own = _load_dicts(cfg, name, mapper)
             members.append(len(dicts) + np.arange(len(own)))
             dicts += own
+            kinds += _kinds(cfg, mapper, own)
         else:
-            if few_shot.shots:
-                raise InputError(f"DATASETS.FEW_SHOT.SHOTS is {few_shot.shots} and {name!r} a stream, expected files")
-            shards[dataset] = urls
+            shards[dataset] = _shard_set(cfg, dataset, name, mapper, urls)
             members.append(np.full(1 if ratios else _num_samples(name), shard_draw(dataset)))
-    kinds = np.array([_kind(cfg, item) for item in dicts], dtype=np.int64)
-    return TrainingSets([dataset_task(name) for name in names], dicts, shards, members, ratios, kinds)
+    cfg.note("number of stored images", len(dicts))
+    if shards:
+        cfg.note("number of shards", [len(one.urls) for one in shards.values()])
+    return TrainingSets(dicts, shards, members, ratios, np.array(kinds, dtype=np.int64))
+
+
+def _load_dicts(cfg: NotedConfig, name: str, mapper: type[PromptDatasetMapper]) -> list[dict]:
+    """Load one dataset that is not streamed; questions about one image together where several are asked for."""
+    dicts = load_training_dicts(
+        name,
+        filter_empty=mapper.learns_boxes_alone and cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        min_score=cfg.INPUT.PROMPT.MIN_PSEUDO_SCORE if mapper.has_pseudo_boxes else 0.0,
+        with_masks=cfg.aside.MODEL.MASK_ON,
+        few_shot=few_shot_settings(cfg if cfg.aside.DATASETS.FEW_SHOT.SHOTS else cfg.aside),
+    )
+    if mapper is VQADatasetMapper and cfg.INPUT.QUESTIONS_PER_IMAGE != 1:
+        return questions_by_image(dicts)
+    return dicts
+
+
+def _kinds(cfg: NotedConfig, mapper: type[PromptDatasetMapper], dicts: list[dict]) -> list[int]:
+    if mapper.learns_boxes_alone:
+        return [0] * len(dicts)
+    is_grounded = getattr(cfg.MODEL.GLIPV2, mapper.config_node).GROUNDED
+    first = 1 + 2 * _OWN_BATCHES.index(mapper.task)
+    return [first + int(is_grounded and "annotations" in item) for item in dicts]
+
+
+def _shard_set(
+    cfg: NotedConfig, dataset: int, name: str, mapper: type[PromptDatasetMapper], urls: list[str]
+) -> ShardSet:
+    shots = cfg.aside.DATASETS.FEW_SHOT.SHOTS
+    if shots:
+        raise InputError(f"DATASETS.FEW_SHOT.SHOTS: expected 0 or files, found {shots} and {name!r}, a stream")
+    return ShardSet(
+        name,
+        tuple(urls),
+        min_score=cfg.INPUT.PROMPT.MIN_PSEUDO_SCORE if mapper.has_pseudo_boxes else 0.0,
+        num_negative_captions=cfg.aside.INPUT.PROMPT.NUM_NEGATIVE_CAPTIONS if mapper.has_pseudo_boxes else 0,
+        dataset=dataset,
+        buffer_size=cfg.DATALOADER.SHUFFLE_BUFFER,
+    )
 
 
 def check_ratios(ratios: Sequence[float], num_datasets: int) -> None:
@@ -124,19 +152,11 @@ def check_ratios(ratios: Sequence[float], num_datasets: int) -> None:
             raise InputError(f"DATASETS.TRAIN_RATIOS: expected finite numbers above 0, found {ratio!r}")
 
 
-def _kind(cfg: CfgNode, dataset_dict: dict) -> int:
-    task = dataset_task(dataset_dict["dataset_name"])
-    if task in BOX_TASKS:
-        return 0
-    part = cfg.MODEL.GLIPV2.VQA if task == "vqa" else cfg.MODEL.GLIPV2.CAPTIONING
-    return 1 + _KINDS.index((task, part.GROUNDED and "annotations" in dataset_dict))
-
-
 def _num_samples(name: str) -> int:
     number = MetadataCatalog.get(name).num_samples
     if number is None:
         raise InputError(
-            f"DATASETS.TRAIN_RATIOS is empty, and the number of samples in the shards of {name!r} is not known: "
-            f"expected ratios, or num_samples at register_shards"
+            f"DATASETS.TRAIN_RATIOS: expected ratios, or num_samples at register_shards, found neither: the number of "
+            f"samples in the shards of {name!r} is not known"
         )
     return number

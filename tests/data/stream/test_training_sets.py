@@ -39,13 +39,13 @@ def test_ratios_that_cannot_be_are_named(ratios, message):
 )
 def test_streamed_images_go_with_the_larger_group(widths, by_aspect_ratio, expected):
     dicts = [{"width": width, "height": 48} for width in widths]
-    groups, shard_group = TrainingSets([], dicts, {}, [], []).groups(by_aspect_ratio)
+    groups, shard_group = TrainingSets(dicts, {}, [], [], np.zeros(len(dicts), dtype=int)).groups(by_aspect_ratio)
     assert (groups.tolist(), shard_group) == expected
 
 
 def test_images_of_unknown_size_count_as_upright():
     dicts = [{"width": 64, "height": 48}, {}, {"width": 48, "height": 64}]
-    sets = TrainingSets([], dicts, {}, [], [], np.array([0, 3, 3]))
+    sets = TrainingSets(dicts, {}, [], [], np.array([0, 3, 3]))
     groups, shard_group = sets.groups(True)
     assert groups.tolist() == [1, 6, 6] and shard_group == 1
     assert sets._replace(kinds=np.array([1, 3, 3])).groups(True) == (pytest.approx([3, 6, 6]), 0)
