@@ -154,7 +154,7 @@ def write_tensors(
         storage = tensor.untyped_storage().data_ptr()
         unshared[name] = tensor.clone(memory_format=torch.contiguous_format) if storage in seen else tensor.contiguous()
         seen.add(storage)
-    with _atomic_path(path) as temporary:
+    with atomic_path(path) as temporary:
         safetensors.torch.save_file(unshared, temporary, metadata=dict(metadata or {}))
 
 
@@ -165,13 +165,13 @@ def write_checkpoint(path: str | os.PathLike, content: Mapping[str, Any]) -> Non
         CheckpointError: A value is of a type that could not be read back without running code.
     """
     content = {key: _plain(value, f"{path}: {key}") for key, value in content.items()}
-    with _atomic_path(path) as temporary:
+    with atomic_path(path) as temporary:
         torch.save(content, temporary)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a short text file, whole or not at all."""
-    with _atomic_path(path) as temporary:
+    with atomic_path(path) as temporary:
         temporary.write_text(text)
 
 
@@ -248,12 +248,17 @@ def _read_torch(local_path: str, path: str, *, is_zip: bool, mmap: bool) -> Any:
 
 
 @contextmanager
-def _atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a path to write to; the file then takes the place of ``path`` in one step, or is removed on an error."""
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a path to write to; its file replaces ``path`` in one step at the end, or is removed after an error.
+
+    A file has one writer at a time: temporary files of killed writers are removed.
+
+    Raises:
+        FileNotFoundError: There is no folder to write to.
+    """
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path}: expected the folder {path.parent}, found none")
-    # Left behind by killed processes; a file has only one writer.
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
         leftover.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

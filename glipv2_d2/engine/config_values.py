@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,38 +13,19 @@ from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY
 
 from ..errors import InputError
 
-# Lower limits of numbers, and of each number of a list.
+# Numbers, and lists of numbers, by their lower limit.
 _MODEL_LIMITS = {
-    "INPUT.MAX_SIZE_TEST": 0,
-    "INPUT.MAX_SIZE_TRAIN": 1,
-    "INPUT.MIN_SIZE_TEST": 0,
-    "INPUT.MIN_SIZE_TRAIN": 1,
-    "MODEL.ANCHOR_GENERATOR.OFFSET": 0,
-    "MODEL.FPN.OUT_CHANNELS": 1,
-    "MODEL.GLIPV2.FUSION.NUM_HEADS": 1,
-    "MODEL.GLIPV2.TOWER.CHANNELS": 1,
-    "MODEL.SWIN.DEPTHS": 1,
-    "MODEL.SWIN.EMBED_DIM": 1,
-    "MODEL.SWIN.NUM_HEADS": 1,
-    "MODEL.SWIN.OUT_INDICES": 0,
-    "MODEL.SWIN.WINDOW_SIZE": 1,
-    "MODEL.TEXT_ENCODER.DROPOUT": 0,
-    "MODEL.TEXT_ENCODER.HIDDEN_SIZE": 1,
-    "MODEL.TEXT_ENCODER.INTERMEDIATE_SIZE": 1,
-    "MODEL.TEXT_ENCODER.MAX_POSITIONS": 1,
-    "MODEL.TEXT_ENCODER.NUM_HEADS": 1,
-    "MODEL.TEXT_ENCODER.VOCAB_SIZE": 1,
+    0: "INPUT.MAX_SIZE_TEST INPUT.MIN_SIZE_TEST MODEL.ANCHOR_GENERATOR.OFFSET MODEL.SWIN.OUT_INDICES "
+    "MODEL.TEXT_ENCODER.DROPOUT",
+    1: "INPUT.MAX_SIZE_TRAIN INPUT.MIN_SIZE_TRAIN MODEL.FPN.OUT_CHANNELS MODEL.GLIPV2.FUSION.NUM_HEADS "
+    "MODEL.GLIPV2.TOWER.CHANNELS MODEL.SWIN.DEPTHS MODEL.SWIN.EMBED_DIM MODEL.SWIN.NUM_HEADS MODEL.SWIN.WINDOW_SIZE "
+    "MODEL.TEXT_ENCODER.HIDDEN_SIZE MODEL.TEXT_ENCODER.INTERMEDIATE_SIZE MODEL.TEXT_ENCODER.MAX_POSITIONS "
+    "MODEL.TEXT_ENCODER.NUM_HEADS MODEL.TEXT_ENCODER.VOCAB_SIZE",
 }
 _SOLVER_LIMITS = {
-    "SOLVER.BASE_LR": 0,
-    "SOLVER.CHECKPOINT_PERIOD": 1,
-    "SOLVER.MAX_CHECKPOINTS": 0,
-    "SOLVER.MAX_ITER": 1,
-    "SOLVER.REFERENCE_WORLD_SIZE": 0,
-    "SOLVER.STEPS": 1,
-    "SOLVER.WEIGHT_DECAY": 0,
+    0: "SOLVER.BASE_LR SOLVER.MAX_CHECKPOINTS SOLVER.REFERENCE_WORLD_SIZE SOLVER.WEIGHT_DECAY",
+    1: "SOLVER.CHECKPOINT_PERIOD SOLVER.MAX_ITER SOLVER.STEPS",
 }
-_SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
 
 
 def check_model_values(cfg: CfgNode) -> None:
@@ -59,13 +40,13 @@ def check_model_values(cfg: CfgNode) -> None:
     _check_choice(cfg, "MODEL.ANCHOR_GENERATOR.NAME", (name for name, _ in ANCHOR_GENERATOR_REGISTRY))
     _check_choice(cfg, "MODEL.FPN.FUSE_TYPE", ("sum", "avg"))
     try:
-        torch.device(cfg.MODEL.DEVICE)
-    except RuntimeError:
-        raise InputError(f"MODEL.DEVICE: expected 'cpu', 'cuda' or 'cuda:NUMBER', found {cfg.MODEL.DEVICE!r}") from None
-    try:
         get_norm(cfg.MODEL.FPN.NORM, 1)
     except (KeyError, ValueError):
         raise InputError(f"MODEL.FPN.NORM: expected a norm of detectron2, found {cfg.MODEL.FPN.NORM!r}") from None
+    try:
+        torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError:
+        raise InputError(f"MODEL.DEVICE: expected 'cpu', 'cuda' or 'cuda:NUMBER', found {cfg.MODEL.DEVICE!r}") from None
 
 
 def check_solver_values(cfg: CfgNode) -> None:
@@ -75,15 +56,17 @@ def check_solver_values(cfg: CfgNode) -> None:
         InputError: A name is unknown, a number is too low, or the steps do not ascend.
     """
     _check_limits(cfg, _SOLVER_LIMITS)
-    _check_choice(cfg, "SOLVER.LR_SCHEDULER_NAME", _SCHEDULERS)
+    _check_choice(
+        cfg, "SOLVER.LR_SCHEDULER_NAME", ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")
+    )
     _check_choice(cfg, "SOLVER.WARMUP_METHOD", ("linear", "constant"))
     steps = list(cfg.SOLVER.STEPS)
     if steps != sorted(set(steps)):
         raise InputError(f"SOLVER.STEPS: expected ascending numbers of iterations, found {steps}")
 
 
-def _check_limits(cfg: CfgNode, limits: Mapping[str, int]) -> None:
-    for key, least in limits.items():
+def _check_limits(cfg: CfgNode, limits: dict[int, str]) -> None:
+    for least, key in ((least, key) for least, keys in limits.items() for key in keys.split()):
         value = _value(cfg, key)
         numbers = value if isinstance(value, (list, tuple)) else [value]
         # NaN is not above any limit.

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,10 +128,11 @@ CAPTIONS = PseudoBoxTask(
 )
 
 
+@dataclass
 class PseudoBoxLabeller:
     """Turns the samples of a shard into records.
 
-    Args:
+    Attributes:
         teacher: Finds the phrases.
         teacher_id: Name of the teacher in every record.
         task: How samples are read and written.
@@ -139,22 +141,13 @@ class PseudoBoxLabeller:
         num_threads: Threads that read images ahead; 0: none.
     """
 
-    def __init__(
-        self,
-        teacher: PseudoBoxTeacher,
-        teacher_id: str,
-        task: PseudoBoxTask = CAPTIONS,
-        *,
-        image_root: str,
-        batch_size: int,
-        num_threads: int,
-    ) -> None:
-        self.teacher = teacher
-        self.teacher_id = teacher_id
-        self.task = task
-        self.image_root = image_root
-        self.batch_size = batch_size
-        self.num_threads = num_threads
+    teacher: PseudoBoxTeacher
+    teacher_id: str
+    task: PseudoBoxTask = CAPTIONS
+    _: KW_ONLY
+    image_root: str
+    batch_size: int
+    num_threads: int
 
     def label_shard(
         self,

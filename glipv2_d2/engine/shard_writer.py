@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import io
 import json
 import os
@@ -13,23 +12,24 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import InputError
+from ..tensor_files import atomic_path
 
 # Suffix of a shard of each format.
 SHARD_SUFFIXES = {"jsonl": ".jsonl", "shards": ".tar"}
 
 
 class JsonlShardWriter:
-    """Writes one record a line; the images stay files of their own.
+    """Writes one record a line; images stay files of their own.
 
     Args:
-        file: Open for writing bytes.
+        file: File that is open for writing bytes.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
 
     def write(self, record: Mapping[str, Any], key: str, image: bytes, image_suffix: str) -> None:
-        """Write a record; key and image are what a tar shard would need."""
+        """Write a record; only a tar shard needs key and image."""
         self._file.write(_to_json(record) + b"\n")
 
     def close(self) -> None:
@@ -40,7 +40,7 @@ class TarShardWriter:
     """Writes ``KEY.jpg`` (or png, webp) and ``KEY.json`` for each record; the same records give the same bytes.
 
     Args:
-        file: Open for writing bytes.
+        file: File that is open for writing bytes.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -50,9 +50,9 @@ class TarShardWriter:
         """Write a record and its image.
 
         Args:
-            record: In plain types.
-            key: Without a dot in its last part, at which readers cut the name of a member.
-            image: An encoded image, kept byte by byte.
+            record: Record in plain types.
+            key: Name of the two members, without a dot in its last part, at which readers cut it.
+            image: Encoded image, kept byte by byte.
             image_suffix: Suffix of the image's format, without a dot.
         """
         self._add(f"{key}.{image_suffix}", image)
@@ -73,8 +73,7 @@ def open_shard(path: str | os.PathLike) -> Iterator[JsonlShardWriter | TarShardW
     """Open a shard for writing; it takes its name, in one step, when the block ends, and not at all after an error.
 
     Args:
-        path: Ends in .jsonl or .tar. A file of that name is replaced. It has one writer at a time: what one that was
-            killed has left behind is removed.
+        path: Path that ends in .jsonl or .tar; see ``atomic_path``.
 
     Raises:
         FileNotFoundError: There is no folder to write to.
@@ -83,21 +82,10 @@ def open_shard(path: str | os.PathLike) -> Iterator[JsonlShardWriter | TarShardW
     path = Path(path)
     if path.suffix not in SHARD_SUFFIXES.values():
         raise InputError(f"{path}: expected a name that ends in {' or '.join(SHARD_SUFFIXES.values())}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: there is no folder {path.parent}")
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        leftover.unlink(missing_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(unfinished, "wb") as file:
-            writer = TarShardWriter(file) if path.suffix == ".tar" else JsonlShardWriter(file)
-            yield writer
-            writer.close()
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with atomic_path(path) as unfinished, open(unfinished, "wb") as file:
+        writer = TarShardWriter(file) if path.suffix == ".tar" else JsonlShardWriter(file)
+        yield writer
+        writer.close()
 
 
 def _to_json(record: Mapping[str, Any]) -> bytes:
