@@ -19,7 +19,7 @@ def release(tmp_path):
     for name, images in (("VG_100K", (1, 8)), ("VG_100K_2", (2,))):
         (tmp_path / name).mkdir()
         for image in images:
-            (tmp_path / name / f"{image}.jpg").write_bytes(b"picture %d" % image)
+            (tmp_path / name / f"{image}.jpg").write_bytes(b"image %d" % image)
     return tmp_path
 
 
@@ -37,7 +37,7 @@ def test_the_images_that_are_needed_are_put_beside_the_annotations(release, caps
     run(release, *options)
     images = release / "phrasecut" / "images"
     assert sorted(path.name for path in images.iterdir()) == ["1.jpg", "2.jpg"]
-    assert (images / "2.jpg").read_bytes() == b"picture 2"
+    assert (images / "2.jpg").read_bytes() == b"image 2"
     assert (images / "2.jpg").is_symlink() == (not options)
     assert sorted(path.name for path in (release / "phrasecut").iterdir()) == [
         *("image_data_split.json", "images", "refer_train.json", "refer_val.json")
@@ -53,7 +53,7 @@ def test_a_second_run_adds_what_is_new_and_keeps_what_is_there(release, capsys):
     (images / "1.jpg").write_bytes(b"mine")
     (images / "2.jpg").symlink_to(release / "gone.jpg")
     run(release)
-    assert (images / "1.jpg").read_bytes() == b"mine" and (images / "2.jpg").read_bytes() == b"picture 2"
+    assert (images / "1.jpg").read_bytes() == b"mine" and (images / "2.jpg").read_bytes() == b"image 2"
     (release / "VG_100K" / "3.jpg").write_bytes(b"late")
     run(release)
     assert (images / "3.jpg").read_bytes() == b"late" and "missing" not in capsys.readouterr().out.splitlines()[-1]
@@ -72,7 +72,7 @@ def test_annotations_that_changed_are_written_anew_and_those_in_place_stay(relea
 def test_a_link_is_absolute(release, monkeypatch):
     monkeypatch.chdir(release)
     main(["--annotations", "VGPhraseCut_v0", "--images", "VG_100K", "--output", "phrasecut"])
-    assert (release / "phrasecut" / "images" / "1.jpg").read_bytes() == b"picture 1"
+    assert (release / "phrasecut" / "images" / "1.jpg").read_bytes() == b"image 1"
 
 
 def test_several_missing_images_are_counted_and_the_first_named(release, capsys):

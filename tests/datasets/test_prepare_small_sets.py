@@ -73,8 +73,8 @@ def test_the_test_of_all_names_is_val_novel_of_the_world(sets, tmp_path):
 
 
 def test_splits_show_different_scenes(sets):
-    pictures = [cv2.imread(str(sets / "a" / split / "000001.jpg")) for split in SIZES]
-    assert all((one != other).mean() > 0.3 for one, other in zip(pictures, pictures[1:]))
+    images = [cv2.imread(str(sets / "a" / split / "000001.jpg")) for split in SIZES]
+    assert all((one != other).mean() > 0.3 for one, other in zip(images, images[1:]))
 
 
 def test_what_is_written_can_be_read_and_its_builtin_name_is_known(sets, tmp_path):

@@ -45,7 +45,7 @@ def test_no_pixel_belongs_to_two_objects(make_cut_out):
         assert sum(one.mask.astype(int) for one in (*scene.labelled, *scene.hidden)).max() == 1
 
 
-def test_an_object_covered_by_a_later_one_has_no_box_and_stays_in_the_picture(make_cut_out):
+def test_an_object_covered_by_a_later_one_has_no_box_and_stays_in_the_image(make_cut_out):
     # Both fill the image, so the second leaves nothing of the first.
     rules = SceneRules(size=64, min_objects=2, max_objects=2, min_side=1.0, max_side=1.0, repeat_probability=0)
     for scene in scenes([make_cut_out("crow", (64, 64)), make_cut_out("saw", (64, 64))], rules, 5):
@@ -103,7 +103,7 @@ def test_the_longest_side_is_within_the_rules_and_the_shape_is_kept(make_cut_out
     assert 32 <= min(longest) < 45 and 100 < max(longest) <= 110
 
 
-def test_a_small_picture_is_enlarged_to_twice_its_size_at_most(make_cut_out):
+def test_a_small_image_is_enlarged_to_twice_its_size_at_most(make_cut_out):
     sides = [
         scene.labelled[0].box[2]
         for scene in scenes([make_cut_out("crow", (30, 30))], SceneRules(size=200, min_objects=1, max_objects=1), 40)
@@ -187,9 +187,9 @@ def test_an_object_too_faint_to_have_a_mask_is_left_out(make_cut_out):
 
 
 def test_a_cut_out_is_trimmed_to_what_is_solid():
-    picture = np.zeros((50, 60, 4), np.uint8)
-    picture[10:30, 20:50] = (10, 20, 30, 255)
-    cut_out = trim_cut_out("crow.png", ANIMAL, picture, max_side=100)
+    image = np.zeros((50, 60, 4), np.uint8)
+    image[10:30, 20:50] = (10, 20, 30, 255)
+    cut_out = trim_cut_out("crow.png", ANIMAL, image, max_side=100)
     assert cut_out.pixels.shape == (20, 30, 4) and cut_out.longest_side == 30
     assert cut_out.pixels[10, 15].tolist() == [10, 20, 30, 255]
 
@@ -200,28 +200,28 @@ def test_a_cut_out_is_shrunk_to_the_largest_side_ever_asked_for():
 
 
 def test_stray_pixels_do_not_widen_a_cut_out():
-    picture = np.zeros((80, 80, 4), np.uint8)
-    picture[10:50, 10:50] = 255
-    picture[78, 78] = 255
-    assert trim_cut_out("crow.png", ANIMAL, picture, max_side=100).pixels.shape == (40, 40, 4)
+    image = np.zeros((80, 80, 4), np.uint8)
+    image[10:50, 10:50] = 255
+    image[78, 78] = 255
+    assert trim_cut_out("crow.png", ANIMAL, image, max_side=100).pixels.shape == (40, 40, 4)
 
 
 def test_a_second_part_of_an_object_is_kept():
-    picture = np.zeros((80, 80, 4), np.uint8)
-    picture[10:50, 10:50] = 255
-    picture[70:76, 70:76] = 255  # 36 of 1636 pixels
-    assert trim_cut_out("crow.png", ANIMAL, picture, max_side=100).pixels.shape == (66, 66, 4)
+    image = np.zeros((80, 80, 4), np.uint8)
+    image[10:50, 10:50] = 255
+    image[70:76, 70:76] = 255  # 36 of 1636 pixels
+    assert trim_cut_out("crow.png", ANIMAL, image, max_side=100).pixels.shape == (66, 66, 4)
 
 
 def test_only_the_outline_of_a_cut_out_is_softened():
-    picture = np.zeros((40, 40, 4), np.uint8)
-    picture[5:35, 5:35] = 255
-    picture[20, 20, :3] = 0  # a fine mark inside
-    pixels = trim_cut_out("crow.png", ANIMAL, picture, max_side=100).pixels
+    image = np.zeros((40, 40, 4), np.uint8)
+    image[5:35, 5:35] = 255
+    image[20, 20, :3] = 0  # a fine mark inside
+    pixels = trim_cut_out("crow.png", ANIMAL, image, max_side=100).pixels
     assert 64 <= pixels[0, 15, 3] < 255
     assert pixels[15, 15].tolist() == [0, 0, 0, 255] and pixels[15, 16].tolist() == [255] * 4
 
 
-def test_an_empty_picture_is_refused_by_name():
+def test_an_empty_image_is_refused_by_name():
     with pytest.raises(ValueError, match="crow.png: expected an object, found only transparent pixels"):
         trim_cut_out("crow.png", ANIMAL, np.zeros((9, 9, 4), np.uint8), max_side=50)

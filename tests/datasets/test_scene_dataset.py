@@ -134,7 +134,7 @@ def second_look(question: str, objects: list[tuple[str, float, float]]) -> str:
     return colour
 
 
-def test_hidden_objects_are_in_the_picture_but_not_in_the_json(world, make_cut_out):
+def test_hidden_objects_are_in_the_image_but_not_in_the_json(world, make_cut_out):
     # Two names that always fill the whole image: of each pair only the later one is seen.
     cut_outs = [make_cut_out(name, (64, 64)) for name in ("crow", "saw", "owl")]
     grounds = [Background(f"g{index}", "on a photo of a wall", np.zeros((64, 64, 3), np.uint8)) for index in range(5)]
@@ -212,7 +212,7 @@ def test_workers_do_not_change_a_bit(tmp_path, monkeypatch):
     assert cv2.getNumThreads() == threads
 
 
-def test_another_seed_gives_other_pictures(tmp_path):
+def test_another_seed_gives_other_images(tmp_path):
     first = (build(tmp_path / "a") / "train" / "000001.jpg").read_bytes()
     assert first != (build(tmp_path / "b", seed=1) / "train" / "000001.jpg").read_bytes()
 

@@ -211,7 +211,7 @@ def test_what_can_not_be_counted_is_not_counted():
     assert counts(Category("rock", "object", "", "a", "rocks", frozenset({"rock"}))) == {"How many rocks are there?"}
 
 
-def test_no_is_only_said_of_what_nothing_in_the_picture_may_be_called():
+def test_no_is_only_said_of_what_nothing_in_the_image_may_be_called():
     vocabulary = [CROW, LION, category("drake", also=("duck",)), category("duck")]
     drake = at(vocabulary[2], 50, 50)
     said = {question for question, answer in asked([drake], hidden=[LION], vocabulary=vocabulary) if answer == "no"}
@@ -241,5 +241,5 @@ def test_a_colour_is_asked_for_only_of_the_one_thing_that_may_be_meant():
     assert not any("colour" in question for question, _ in asked([at(red, 20, 20)], hidden=[grey]))
 
 
-def test_a_picture_of_nothing_gets_a_no_and_nothing_else():
+def test_an_image_of_nothing_gets_a_no_and_nothing_else():
     assert asked([], vocabulary=[CROW]) == {("Is there a crow in the picture?", "no")}

@@ -19,7 +19,7 @@ SMALL = dataclasses.replace(
 
 
 def photo(height=120, width=100, colours=True, seed=0):
-    """A picture with alpha: noise has thousands of colours, one grey has one."""
+    """An image with alpha: noise has thousands of colours, one grey has one."""
     pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 4)).astype(np.uint8)
     if not colours:
         pixels[:] = 128
@@ -71,8 +71,8 @@ def test_stamps_are_shrunk_to_the_size_asked_for(stamps):
     assert max(sides["food/apple.png"]) == 60
 
 
-def test_a_stamp_that_is_no_picture_is_named(stamps):
-    (stamps / "animals" / "crow.png").write_bytes(b"not a picture")
+def test_a_stamp_that_is_no_image_is_named(stamps):
+    (stamps / "animals" / "crow.png").write_bytes(b"not an image")
     with pytest.raises(ValueError, match="animals/crow.png: expected a PNG image"):
         load_stamps(stamps, SMALL, max_side=60)
 
@@ -150,7 +150,7 @@ def test_photographs_are_shrunk_to_the_side_asked_for(resources):
 
 
 def test_an_unreadable_photograph_is_named(resources, make_rcc):
-    (resources / "sea.rcc").write_bytes(make_rcc({"gcompris/src/activities/sea/resource/two.webp": b"no picture"}))
+    (resources / "sea.rcc").write_bytes(make_rcc({"gcompris/src/activities/sea/resource/two.webp": b"no image"}))
     with pytest.raises(ValueError, match="sea/two.webp: expected a photograph"):
         load_backgrounds(resources, SMALL, size=96)
 
