@@ -71,7 +71,7 @@ def test_a_wrong_name_or_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"a\.json: expected a name that ends in \.jsonl or \.tar"):
         with open_shard(tmp_path / "a.json"):
             pass
-    with pytest.raises(FileNotFoundError, match="there is no folder .*none"):
+    with pytest.raises(FileNotFoundError, match="expected the folder .*none, found none"):
         with open_shard(tmp_path / "none" / "a.tar"):
             pass
 

@@ -418,7 +418,7 @@ def test_truncated_weights_file_is_refused(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     assert_refused(ValueError, tmp_path, "no encoder could be read from")
-    assert_refused(ValueError, path, "no whole safetensors file")
+    assert_refused(ValueError, path, "expected a whole safetensors file")
 
 
 @pytest.mark.parametrize(
