@@ -7,6 +7,8 @@ import pytest
 import torch
 from conftest import ASSETS
 from parity_weights import tensor_for
+from text_encoder_cases import Payload, count_encoded_rows, some_tokens
+from text_encoder_cases import small_bert as small_encoder
 from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
 
 from glipv2_d2.modeling.text_encoder import TEXT_ENCODER_REGISTRY, BertTextEncoder, build_text_encoder
@@ -16,31 +18,6 @@ from glipv2_d2.structures import TokenBatch
 
 TINY = ASSETS / "parity" / "tiny"
 OFFICIAL_PREFIX = "language_backbone.body.model."
-SIZES = {"vocab_size": 60, "hidden_size": 12, "num_layers": 2, "num_heads": 3, "intermediate_size": 20}
-
-
-def small_encoder(**changes):
-    torch.manual_seed(0)
-    return BertTextEncoder(**{**SIZES, "max_positions": 16, "dropout": 0.0, **changes})
-
-
-def some_tokens(*lengths, seed=0):
-    """Prompts of these lengths with random ids, padded to the longest."""
-    ids = torch.zeros(len(lengths), max(lengths), dtype=torch.int64)
-    mask = torch.zeros_like(ids, dtype=torch.bool)
-    generator = torch.Generator().manual_seed(seed)
-    for row, length in enumerate(lengths):
-        ids[row, :length] = torch.randint(1, 60, (length,), generator=generator)
-        mask[row, :length] = True
-    return TokenBatch(ids, mask)
-
-
-def count_encoded_rows(encoder):
-    rows = []
-    encoder.bert.register_forward_pre_hook(
-        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
-    )
-    return rows
 
 
 def bert_folder(folder, **changes):
@@ -95,43 +72,7 @@ def test_both_attention_kernels_give_the_same_features():
     torch.testing.assert_close(fused.embedded, plain.embedded, rtol=1e-5, atol=1e-6)
 
 
-def test_padding_is_zero_in_embedded_and_the_mask_is_passed_on():
-    encoder = small_encoder().eval()
-    tokens = some_tokens(2, 5)
-    language = encoder(tokens)
-    assert language.mask is tokens.mask
-    assert language.hidden.shape == language.embedded.shape == (2, 5, 12)
-    assert (language.embedded[0, 2:] == 0).all() and (language.hidden[0, 2:] != 0).all()
-    assert torch.equal(language.embedded[tokens.mask], language.hidden[tokens.mask])
-
-
-def test_prompt_has_the_same_features_alone_and_beside_a_longer_one():
-    encoder = small_encoder().eval()
-    both = some_tokens(4, 9)
-    alone = encoder(TokenBatch(both.input_ids[:1, :4], both.mask[:1, :4]))
-    torch.testing.assert_close(encoder(both).hidden[:1, :4], alone.hidden, rtol=1e-5, atol=1e-6)
-
-
 # --- equal prompts ----------------------------------------------------------------------------------------------------
-
-
-def test_equal_prompts_are_encoded_once_in_eval_mode():
-    encoder = small_encoder().eval()
-    tokens = some_tokens(4, 7, 5)
-    order = [2, 0, 2, 1, 0]
-    repeated = TokenBatch(tokens.input_ids[order], tokens.mask[order])
-    each = torch.cat([encoder(TokenBatch(ids[None], mask[None])).hidden for ids, mask in zip(*tokens)])
-    rows = count_encoded_rows(encoder)
-    language = encoder(repeated)
-    assert rows == [3]
-    torch.testing.assert_close(language.hidden, each[order], rtol=1e-5, atol=1e-6)
-
-
-def test_prompts_that_differ_in_the_mask_alone_are_different():
-    # The second has a real token with the id that also fills the padding.
-    tokens = TokenBatch(torch.tensor([[5, 6, 0], [5, 6, 0]]), torch.tensor([[True, True, False], [True, True, True]]))
-    hidden = small_encoder().eval()(tokens).hidden
-    assert (hidden[0, :2] - hidden[1, :2]).abs().max() > 1e-3
 
 
 def test_equal_prompts_have_their_own_dropout_in_training():
@@ -143,17 +84,6 @@ def test_equal_prompts_have_their_own_dropout_in_training():
     assert not torch.equal(hidden[0], hidden[1])
 
 
-def test_gradients_of_equal_prompts_add_up():
-    encoder = small_encoder().eval()
-    tokens = some_tokens(6)
-    parameter = encoder.bert.embeddings.word_embeddings.weight
-    gradients = []
-    for copies in (1, 3):
-        hidden = encoder(TokenBatch(tokens.input_ids.repeat(copies, 1), tokens.mask.repeat(copies, 1))).hidden
-        gradients.append(torch.autograd.grad(hidden.pow(3).sum(), parameter)[0])
-    torch.testing.assert_close(gradients[1], 3 * gradients[0], rtol=1e-4, atol=1e-5)
-
-
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
@@ -161,24 +91,6 @@ def test_gradients_reach_every_parameter_that_a_prompt_uses():
     encoder = small_encoder().train()
     encoder(some_tokens(6)).hidden.pow(3).sum().backward()
     assert all(parameter.grad is not None for parameter in encoder.parameters())
-
-
-def test_frozen_encoder_stays_in_eval_mode_without_gradients():
-    encoder = small_encoder(dropout=0.5, freeze=True)
-    assert not encoder.training and not encoder.bert.training
-    encoder.train()
-    assert not encoder.training and not encoder.bert.training
-    assert not any(parameter.requires_grad for parameter in encoder.parameters())
-    tokens = some_tokens(6)
-    language = encoder(tokens)
-    assert not language.hidden.requires_grad and language.hidden.grad_fn is None
-    assert torch.equal(encoder(tokens).hidden, language.hidden)
-
-
-def test_encoder_that_is_not_frozen_follows_the_mode():
-    encoder = small_encoder()
-    assert encoder.training and encoder.bert.training
-    assert not encoder.eval().bert.training
 
 
 def test_checkpointing_recomputes_and_changes_no_gradient():
@@ -230,16 +142,6 @@ def test_weights_stored_in_half_precision_are_used_in_single(tmp_path):
     bert_folder(tmp_path).half().save_pretrained(tmp_path)
     encoder = BertTextEncoder(weights=str(tmp_path))
     assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
-
-
-class Payload:
-    """Unpickled, it would leave a file behind."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return open, (str(self.path), "w")
 
 
 def test_code_in_a_weights_file_is_not_run(tmp_path):
