@@ -16,6 +16,7 @@ from detectron2.solver import build_lr_scheduler
 from glipv2_d2 import convert_glip_state_dict
 from glipv2_d2.checkpoint.model_shapes import build_meta_model
 from glipv2_d2.data.datasets.odinw import ODINW_13, ODINW_SETS, dataset_of_set
+from glipv2_d2.detectron2_keys import check_config
 from glipv2_d2.layers.pre_norm_layer import PreNormLayer
 from glipv2_d2.modeling.backbone.coswin import CoSwin
 from glipv2_d2.modeling.backbone.swin import FreezableSwin
@@ -30,6 +31,10 @@ DETECTION_AND_GROUNDING = {
 }
 CAPTIONS = {"cc_pseudo", "sbu_pseudo"}
 T, B, H = "swin_t", "swin_b", "coswin_h"
+# Updates of each stage (App. D.1).
+PRETRAINING = {T: 330_000, f"{T}_stage2": 300_000, B: 1_000_000, f"{B}_stage2": 500_000, H: 1_000_000}
+# Images or phrases of an epoch, with the epochs of GLIPv2-T and B in batches of 32 (App. D.2).
+MASK_TUNING = {"coco_mask": (118_287, 24, 5), "lvis": (100_170, 24, 5), "phrasecut": (310_816, 12, 3)}
 
 
 def in_folders(*folders):
@@ -59,8 +64,9 @@ def leaves(tree, place=()):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_config_has_known_keys_only_and_stands_on_the_base(name):
+def test_every_config_has_known_keys_only_that_are_read_and_stands_on_the_base(name):
     cfg = load_config(name)
+    check_config(cfg)
     assert cfg.MODEL.META_ARCHITECTURE == ("DyHead" if name.startswith("dyhead/") else "GLIPv2")
     files = chain(CONFIGS / name)
     assert files[-1] == CONFIGS / "Base-GLIPv2.yaml" and len(files) <= 3
@@ -148,13 +154,6 @@ def test_the_base_is_the_official_recipe():
     assert cfg.TEST.DETECTIONS_PER_IMAGE == 100 and cfg.SEED >= 0
 
 
-def test_a_pretraining_runs_with_the_numbers_of_paper_and_official_code():
-    cfg = load_config("pretrain/glipv2_swin_t.yaml")
-    assert cfg.MODEL.GLIPV2.MLM.MASK_PROB == 0.15  # GLIPv2, Sec. 3.2
-    assert cfg.MODEL.GLIPV2.CONTRASTIVE.LOG_SCALE == -2.66  # a temperature of 0.07
-    assert (cfg.INPUT.PROMPT.NUM_NEGATIVES, cfg.INPUT.PROMPT.NO_NEGATIVE_CAPTIONS_PROB) == (85, 0.4)
-
-
 def test_prompt_tuning_has_the_official_rate_and_decay():
     solver = load_config("prompt_tuning/coco_swin_t.yaml").SOLVER
     assert (solver.BASE_LR, solver.WEIGHT_DECAY) == (0.05, 0.25)
@@ -164,11 +163,7 @@ def test_prompt_tuning_has_the_official_rate_and_decay():
     ("name", "length"),
     [
         ("Base-GLIPv2.yaml", 40_000),
-        ("pretrain/glipv2_swin_t.yaml", 330_000),
-        ("pretrain/glipv2_swin_t_stage2.yaml", 300_000),
-        ("pretrain/glipv2_swin_b.yaml", 1_000_000),
-        ("pretrain/glipv2_swin_b_stage2.yaml", 500_000),
-        ("pretrain/glipv2_coswin_h.yaml", 1_000_000),
+        *((f"pretrain/glipv2_{name}.yaml", length) for name, length in PRETRAINING.items()),
         ("glip/glip_swin_l.yaml", 1_000_000),
         # 24 epochs of COCO, 24 of LVIS, 8 of PhraseCut in batches of 64.
         ("pretrain/glipv2_swin_t_mask_stage2.yaml", (24 * 118_287 + 24 * 100_170 + 8 * 310_816) // 64),
@@ -176,13 +171,8 @@ def test_prompt_tuning_has_the_official_rate_and_decay():
         ("pretrain/glipv2_coswin_h_mask_stage2.yaml", 120_773),
         ("dyhead/dyhead_swin_t.yaml", 24 * 118_287 // 64),
         ("dyhead/dyhead_swin_b.yaml", 24 * 118_287 // 64),
-        # Epochs of App. D.2 in batches of 32.
-        ("finetune/coco_mask_swin_t.yaml", 24 * 118_287 // 32),
-        ("finetune/coco_mask_swin_b.yaml", 5 * 118_287 // 32),
-        ("finetune/lvis_swin_t.yaml", 24 * 100_170 // 32),
-        ("finetune/lvis_swin_b.yaml", 5 * 100_170 // 32),
-        ("finetune/phrasecut_swin_t.yaml", 12 * 310_816 // 32),
-        ("finetune/phrasecut_swin_b.yaml", 3 * 310_816 // 32),
+        *((f"finetune/{name}_swin_t.yaml", size * epochs // 32) for name, (size, epochs, _) in MASK_TUNING.items()),
+        *((f"finetune/{name}_swin_b.yaml", size * epochs // 32) for name, (size, _, epochs) in MASK_TUNING.items()),
         ("finetune/vqa_swin_t.yaml", 100_000),
         ("finetune/caption_swin_b.yaml", 70_800),
         ("finetune/caption_coswin_h.yaml", 70_800),
@@ -210,23 +200,17 @@ def test_anchors_are_the_official_ones_with_the_far_edges_moved_by_one_pixel():
     assert anchors[4].tensor[0].tolist() == [-448, -448, 576, 576]
 
 
-@pytest.mark.parametrize(
-    ("model", "masked", "length", "rate"),
-    # Table 4, row 6: all losses in the first stage, no masked language modelling in the second.
-    [
-        (T, True, 330_000, 0.1),
-        (f"{T}_stage2", False, 300_000, 0.1),
-        (B, True, 1_000_000, 1.0),
-        (f"{B}_stage2", False, 500_000, 1.0),
-        (H, True, 1_000_000, 1.0),
-    ],
-)
-def test_schedule_losses_and_data_of_a_pretraining_are_those_of_the_paper(model, masked, length, rate):
+@pytest.mark.parametrize("model", PRETRAINING)
+def test_losses_and_data_of_a_pretraining_are_those_of_the_paper(model):
     cfg = load_config(f"pretrain/glipv2_{model}.yaml")
     solver, heads = cfg.SOLVER, cfg.MODEL.GLIPV2
-    assert (solver.MAX_ITER, solver.GAMMA, solver.IMS_PER_BATCH, solver.BASE_LR) == (length, 0.1, 64, 1e-4)
-    assert solver.TEXT_ENCODER_MULTIPLIER == rate and cfg.MODEL.TEXT_ENCODER.MAX_TOKENS == 256
+    # Table 4, row 6: all losses in the first stage, no masked language modelling in the second.
+    masked = not model.endswith("stage2")
     assert heads.CONTRASTIVE.ENABLED and heads.MLM.ENABLED is masked
+    assert (heads.MLM.MASK_PROB, heads.CONTRASTIVE.LOG_SCALE) == (0.15, -2.66)  # Sec. 3.2; a temperature of 0.07
+    assert (solver.IMS_PER_BATCH, solver.BASE_LR, cfg.MODEL.TEXT_ENCODER.MAX_TOKENS) == (64, 1e-4, 256)
+    assert solver.TEXT_ENCODER_MULTIPLIER == (0.1 if model.startswith(T) else 1.0)
+    assert (cfg.INPUT.PROMPT.NUM_NEGATIVES, cfg.INPUT.PROMPT.NO_NEGATIVE_CAPTIONS_PROB) == (85, 0.4)
     if not model.startswith(T):
         assert set(cfg.DATASETS.TRAIN) == DETECTION_AND_GROUNDING | (CAPTIONS if masked else set())
         assert len(set(cfg.DATASETS.TRAIN)) == len(cfg.DATASETS.TRAIN)
