@@ -22,12 +22,7 @@ GradientClipper = Callable[[Sequence[nn.Parameter]], Tensor]
 FULL_MODEL = "full_model"
 _CLIP_TYPES = (FULL_MODEL, "norm", "value")
 
-_NORM_MODULES = (
-    nn.modules.batchnorm._NormBase,
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.LocalResponseNorm,
-)
+_NORM_MODULES = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

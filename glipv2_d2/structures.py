@@ -188,3 +188,7 @@ class GroundingPredictions(NamedTuple):
     token_logits: list[Tensor]
     box_deltas: list[Tensor]
     centerness_logits: list[Tensor]
+
+    def of_image(self, row: int) -> GroundingPredictions:
+        """Return the predictions for one image: its tensors lack the first dimension."""
+        return GroundingPredictions(*([level[row] for level in levels] for levels in self))

@@ -66,12 +66,7 @@ class BiMultiHeadAttention(nn.Module):
     """
 
     def __init__(
-        self,
-        visual_dim: int,
-        language_dim: int,
-        embed_dim: int = 2048,
-        num_heads: int = 8,
-        dropout: float = 0.1,
+        self, visual_dim: int, language_dim: int, embed_dim: int = 2048, num_heads: int = 8, dropout: float = 0.1
     ) -> None:
         super().__init__()
         if embed_dim % num_heads:
@@ -247,12 +242,7 @@ class BiAttentionBlock(nn.Module):
         self.gamma_language = nn.Parameter(torch.full((language_dim,), float(layer_scale)))
 
     def forward(
-        self,
-        features: list[Tensor],
-        hidden: Tensor,
-        mask: Tensor,
-        image_reads: bool = True,
-        rows: Tensor | None = None,
+        self, features: list[Tensor], hidden: Tensor, mask: Tensor, image_reads: bool = True, rows: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
         """Fuse L levels and the tokens.
 

@@ -171,21 +171,10 @@ class Detector(Protocol):
     def __call__(self, features: list[Tensor], text: Tensor) -> GroundingPredictions: ...
 
     def label_anchors(
-        self,
-        anchors: list[Boxes],
-        instances: list[Instances],
-        prompts: list[TokenizedPrompt],
-        num_tokens: int,
+        self, anchors: list[Boxes], instances: list[Instances], prompts: list[TokenizedPrompt], num_tokens: int
     ) -> AnchorTargets: ...
 
-    def proposals(
-        self,
-        predictions: GroundingPredictions,
-        anchors: list[Boxes],
-        image_sizes: list[tuple[int, int]],
-        prompts: list[TokenizedPrompt],
-        instances: list[Instances],
-    ) -> list[Boxes]: ...
+    def proposals(self, fused: Fused, batch: TrainBatch) -> list[Boxes]: ...
 
 
 class Fused:
@@ -239,9 +228,7 @@ class Fused:
 
     def proposals(self, batch: TrainBatch) -> list[Boxes]:
         """Choose M sets of predicted boxes that train the mask head, best first."""
-        return self._detector.proposals(
-            self.predictions, self.anchors, batch.images.image_sizes, batch.prompts, boxes_of(batch)
-        )
+        return self._detector.proposals(self, batch)
 
 
 def boxes_of(batch: TrainBatch) -> list[Instances]:

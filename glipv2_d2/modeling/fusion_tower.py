@@ -19,10 +19,7 @@ from ..structures import LanguageFeatures
 from .text_encoder.build import TextEncoder
 
 # Kinds of text layers: each is called with width, heads, inner width and dropout.
-LANGUAGE_LAYERS: dict[str, type[LanguageLayer | PreNormLayer]] = {
-    "post_norm": LanguageLayer,
-    "pre_norm": PreNormLayer,
-}
+LANGUAGE_LAYERS: dict[str, type[LanguageLayer | PreNormLayer]] = {"post_norm": LanguageLayer, "pre_norm": PreNormLayer}
 
 
 class TowerBlock(nn.Module):

@@ -16,7 +16,7 @@ from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, CLIPTextC
 from glipv2_d2.layers.language_layer import LanguageLayer
 from glipv2_d2.layers.pre_norm_layer import PreNormLayer
 from glipv2_d2.modeling.fusion_tower import FusionTower
-from glipv2_d2.modeling.text_encoder import CLIPTextEncoder, build_text_encoder, clip_weights
+from glipv2_d2.modeling.text_encoder import CLIPTextEncoder, build, build_text_encoder
 from glipv2_d2.modeling.text_encoder.clip_weights import resize_positions
 from glipv2_d2.structures import TokenBatch
 
@@ -398,7 +398,7 @@ def test_hub_names_are_fetched_only_where_that_is_allowed(monkeypatch):
         asked.append((path, key, allow_download))
         raise FileNotFoundError
 
-    monkeypatch.setattr(clip_weights, "resolve_pretrained", refuse)
+    monkeypatch.setattr(build, "resolve_pretrained", refuse)
     for allow_download in (False, True):
         with pytest.raises(FileNotFoundError):
             CLIPTextEncoder(weights="somebody/clip", allow_download=allow_download)

@@ -23,18 +23,12 @@ SENTENCE = Image([None, 0, None], [-1], [0])
 
 # One line for each region, one sign for each word: + belongs to it, - does not, . takes no part. Images are set apart.
 PROPAGATION = {
-    "a class in another detection prompt is positive": (
-        [PERSON_DOG, DOG_PERSON],
-        ["+-- --+", "--+ +--"],
-    ),
+    "a class in another detection prompt is positive": ([PERSON_DOG, DOG_PERSON], ["+-- --+", "--+ +--"]),
     "a sentence gets no labels and a region of unknown class spares the names": (
         [PERSON_DOG, SENTENCE],
         ["+-- ---", ".-. -+-"],
     ),
-    "the same phrase in two sentences is negative": (
-        [SENTENCE, SENTENCE],
-        ["-+- ---", "--- -+-"],
-    ),
+    "the same phrase in two sentences is negative": ([SENTENCE, SENTENCE], ["-+- ---", "--- -+-"]),
     "a class that the other prompt does not name is negative": (
         [PERSON_DOG, Image([0, None, 1], [DOG, CAT], [1])],
         ["+-- ---", "--- --+"],

@@ -1,6 +1,7 @@
 """The boxes that the detector proposes for the training of masks."""
 
 import torch
+from batch_samples import make_batch, make_fused
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
 from head_samples import make_head, make_prompt, small_batch
@@ -98,7 +99,7 @@ def test_grounding_head_proposes_with_its_own_selection():
     instances = make_instances([0])
     instances.gt_boxes = Boxes(torch.tensor([[4.0, 4.0, 40.0, 40.0]]))
     predictions, anchors, _, _ = small_batch(head, [instances], [prompt])
-    arguments = (predictions, anchors, [(64, 64)], [prompt], [instances])
-    (boxes,) = head.proposals(*arguments)
+    (boxes,) = head.proposals(make_fused(predictions=predictions, anchors=anchors), make_batch([prompt], [instances]))
     assert len(boxes) > 1 and not boxes.tensor.requires_grad
-    assert_close(boxes.tensor, select_proposals(*arguments, head.selector)[0].tensor)
+    (expected,) = select_proposals(predictions, anchors, [(64, 64)], [prompt], [instances], head.selector)
+    assert_close(boxes.tensor, expected.tensor)

@@ -29,11 +29,7 @@ def whole_matrix(rows, columns, row_groups, column_groups):
 
 def test_a_pair_of_two_groups_is_ignored():
     groups = torch.tensor([-1, 0, 1])
-    assert ignored_pairs(groups, groups).tolist() == [
-        [False, False, False],
-        [False, False, True],
-        [False, True, False],
-    ]
+    assert ignored_pairs(groups, groups).tolist() == [[False, False, False], [False, False, True], [False, True, False]]
 
 
 def test_value_by_hand():

@@ -108,11 +108,7 @@ def slow_loss(head, hidden, prompts):
 
 @pytest.mark.parametrize(
     "labels",
-    [
-        [[NO_LABEL, 3, NO_LABEL, 8], [0, NO_LABEL]],
-        [None, [NO_LABEL, 5, 5]],
-        [[NO_LABEL] * 4, [1], None],
-    ],
+    [[[NO_LABEL, 3, NO_LABEL, 8], [0, NO_LABEL]], [None, [NO_LABEL, 5, 5]], [[NO_LABEL] * 4, [1], None]],
     ids=["both", "one not masked", "one without labels"],
 )
 def test_loss_is_the_mean_over_the_labelled_tokens(labels):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...distributed import reduce_mean
 from ...errors import InputError
 from ...structures import GroundingPredictions, TokenizedPrompt
-from ..batch import AnchorTargets, Fused, TrainBatch, TrainingHead, TrunkShapes
+from ..batch import AnchorTargets, Fused, TrainBatch, TrainingHead, TrunkShapes, boxes_of
 from ..losses.box_losses import centerness_targets, giou_loss_legacy
 from ..losses.token_focal_loss import token_focal_loss
 from ..matcher import ATSSMatcher
@@ -148,11 +148,7 @@ class AnchorHead(TrainingHead):
         return deltas, centerness_logits
 
     def label_anchors(
-        self,
-        anchors: list[Boxes],
-        instances: list[Instances],
-        prompts: list[TokenizedPrompt],
-        num_tokens: int,
+        self, anchors: list[Boxes], instances: list[Instances], prompts: list[TokenizedPrompt], num_tokens: int
     ) -> AnchorTargets:
         """Label the anchors of a batch.
 
@@ -227,16 +223,10 @@ class AnchorHead(TrainingHead):
         ]
         return torch.stack(per_level).sum()
 
-    def proposals(
-        self,
-        predictions: GroundingPredictions,
-        anchors: list[Boxes],
-        image_sizes: list[tuple[int, int]],
-        prompts: list[TokenizedPrompt],
-        instances: list[Instances],
-    ) -> list[Boxes]:
+    def proposals(self, fused: Fused, batch: TrainBatch) -> list[Boxes]:
         """Choose the boxes that train the mask head, see ``select_proposals``."""
-        return select_proposals(predictions, anchors, image_sizes, prompts, instances, self.selector)
+        sizes, instances = batch.images.image_sizes, boxes_of(batch)
+        return select_proposals(fused.predictions, fused.anchors, sizes, batch.prompts, instances, self.selector)
 
     def inference(
         self,
@@ -259,8 +249,7 @@ class AnchorHead(TrainingHead):
         """
         results = []
         for i, (image_size, prompt) in enumerate(zip(image_sizes, prompts, strict=True)):
-            image = GroundingPredictions(*([level[i] for level in levels] for levels in predictions))
-            results.append(self.selector(image, anchors, image_size, prompt))
+            results.append(self.selector(predictions.of_image(i), anchors, image_size, prompt))
         return results
 
 

@@ -135,12 +135,7 @@ class ContrastiveHead(TrainingHead):
         return torch.zeros_like(positive).scatter(1, best.indices, best.values >= 0)
 
     def _share(
-        self,
-        regions: Tensor,
-        words: Tensor,
-        region_labels: PackedLabels,
-        word_labels: PackedLabels,
-        num_images: int,
+        self, regions: Tensor, words: Tensor, region_labels: PackedLabels, word_labels: PackedLabels, num_images: int
     ) -> tuple[SharedVectors, SharedVectors]:
         """Gather regions and words of all ranks in one collective operation, and separate them again."""
         images = torch.cat((region_labels.images, word_labels.images)) * comm.get_world_size() + comm.get_rank()

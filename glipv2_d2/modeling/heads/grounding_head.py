@@ -54,10 +54,7 @@ class GroundingHead(AnchorHead):
         **options: Any,
     ):
         super().__init__(
-            channels=channels,
-            no_object_token=no_object_token,
-            naming_loss_weight=grounding_loss_weight,
-            **options,
+            channels=channels, no_object_token=no_object_token, naming_loss_weight=grounding_loss_weight, **options
         )
         self.text_projection = nn.Linear(language_dim, channels)
         self.log_scale = nn.Parameter(torch.tensor([log_scale]))

@@ -227,11 +227,7 @@ class HourglassMaskHead(TrainingHead):
 
     @torch.no_grad()
     def inference(
-        self,
-        features: list[Tensor],
-        text: Tensor,
-        instances: list[Instances],
-        prompts: list[TokenizedPrompt],
+        self, features: list[Tensor], text: Tensor, instances: list[Instances], prompts: list[TokenizedPrompt]
     ) -> list[Tensor]:
         """Predict the masks of the detections of N images.
 

@@ -53,6 +53,5 @@ def select_proposals(
             prompt.category_ids[phrases],
             tuple(prompt.phrases[phrase] for phrase in phrases.tolist()),
         )
-        predictions_per_image = GroundingPredictions(*([level[i] for level in levels] for levels in predictions))
-        proposals.append(selector(predictions_per_image, anchors, image_size, prompt).pred_boxes)
+        proposals.append(selector(predictions.of_image(i), anchors, image_size, prompt).pred_boxes)
     return proposals

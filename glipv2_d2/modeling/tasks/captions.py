@@ -12,7 +12,7 @@ from torch import Tensor
 from ...errors import InputError
 from ...layers.reading import CAUSAL
 from ...prompts.tokenizer import PromptTokenizer
-from ...structures import GroundingPredictions, TokenBatch
+from ...structures import TokenBatch
 from ..batch import TrunkShapes
 from ..postprocessing import original_size, rescale_boxes
 from ..trunk import Trunk
@@ -92,7 +92,7 @@ class Captions(Task):
         predictions = model.fuse(features, language, self.reading).predictions
         anchors = model.anchor_generator(features)
         for row, (output, text, one) in enumerate(zip(outputs, texts, inputs, strict=True)):
-            own = GroundingPredictions(*([level[row] for level in levels] for levels in predictions))
+            own = predictions.of_image(row)
             # Without the start token and the tokens after the last word.
             own = own._replace(token_logits=[level[:, 1 : 1 + len(text.token_ids)] for level in own.token_logits])
             size, head = images.image_sizes[row], model.head

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, configurable
-from safetensors import SafetensorError
+from detectron2.config import configurable
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, BertConfig, BertModel, PreTrainedModel
+from transformers import AutoModel, BertConfig, BertModel, PreTrainedModel
 
 from ...errors import InputError
 from ...layers.reading import KeyValues, next_position
-from ...prompts.pretrained import resolve_pretrained
-from ...structures import LanguageFeatures, TokenBatch
 from .bert_causal import causal_pass, causal_step
-from .build import TEXT_ENCODER_REGISTRY, TextEncoder, read_encoder_arguments
-from .distinct import encode_distinct
+from .build import TEXT_ENCODER_REGISTRY, TextEncoder, read_library_model
 
-_WEIGHTS_KEY = "MODEL.TEXT_ENCODER.WEIGHTS"
 # Fields that the config of a pretrained encoder must have: the text layers of the tower have the same sizes.
 _BERT_CONFIG = (
     "vocab_size",
@@ -36,10 +30,7 @@ _BERT_CONFIG = (
 class BertTextEncoder(TextEncoder):
     """Encode prompts with a BERT-type transformer.
 
-    ``hidden`` is the output of its last layer, ``embedded`` the same with zeros in the padding. ``bert`` is the
-    transformer of the transformers library, without a pooler.
-
-    Equal prompts of a batch are encoded once if no dropout is active, which gives the same result.
+    ``bert`` is the transformer of the transformers library, without a pooler.
 
     Source: the language encoder of the official GLIP code with one averaged layer, as in all released models.
     """
@@ -116,61 +107,31 @@ class BertTextEncoder(TextEncoder):
             enable({"use_reentrant": False})
         self.train()
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
-        return read_encoder_arguments(cfg)
-
-    def train(self, mode: bool = True) -> BertTextEncoder:
-        """Set the mode as usual; a frozen encoder stays in eval mode."""
-        return super().train(mode and not self.freeze)
-
-    def forward(self, tokens: TokenBatch, causal: bool = False) -> LanguageFeatures:
-        """Encode N prompts of T tokens; with ``causal`` a token sees only tokens up to itself.
-
-        Raises:
-            InputError: ``causal`` is True and the pretrained encoder is not a plain BERT; see ``bert_causal``.
-        """
-        encode = self._encode_causal if causal else self._encode
-        if self.training:
-            hidden = encode(tokens.input_ids, tokens.mask)
-        else:
-            hidden = encode_distinct(encode, tokens)
-        embedded = hidden.masked_fill(~tokens.mask.unsqueeze(-1), 0.0)
-        return LanguageFeatures(hidden, embedded, tokens.mask)
+    @property
+    def is_random(self) -> bool:
+        """A BERT in training mode has dropout in every layer."""
+        return self.training
 
     def step(self, input_ids: Tensor, past: list[KeyValues] | None) -> tuple[Tensor, list[KeyValues]]:
         """See ``TextEncoder``."""
         return causal_step(self.bert, input_ids, next_position(past, self.max_positions), past)
 
-    def _encode(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+    def encode(self, input_ids: Tensor, mask: Tensor, causal: bool) -> Tensor:
+        """See ``TextEncoder``; only a plain BERT can be causal, see ``bert_causal``."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
+            if causal:
+                return causal_pass(self.bert, input_ids, mask, self.use_checkpoint and self.training)
             return self.bert(input_ids=input_ids, attention_mask=mask.long()).last_hidden_state
-
-    def _encode_causal(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
-            return causal_pass(self.bert, input_ids, mask, self.use_checkpoint and self.training)
 
 
 def _load_pretrained(weights: str, dropout: float, allow_download: bool) -> PreTrainedModel:
-    directory = resolve_pretrained(weights, _WEIGHTS_KEY, allow_download)
-    safely: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        config = AutoConfig.from_pretrained(directory, **safely)
+    def check(config: Any) -> Any:
         lacking = [name for name in _BERT_CONFIG if not hasattr(config, name)]
         if lacking:
             raise InputError(f"a {config.model_type} without {lacking[0]} in its config, expected a BERT-type encoder")
-        config.hidden_dropout_prob = dropout
-        config.attention_probs_dropout_prob = dropout
-        bert, info = AutoModel.from_pretrained(
-            directory, config=config, weights_only=True, output_loading_info=True, **safely
-        )
-    except UnpicklingError as error:
-        raise InputError(f"{_WEIGHTS_KEY}: {weights!r} has a damaged file or one with more than tensors") from error
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{_WEIGHTS_KEY}: no encoder could be read from {weights!r}: {reason}") from error
+        config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
+        return config
+
+    bert, _ = read_library_model(AutoModel, weights, allow_download, check)
     bert.pooler = None
-    missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
-    if missing:
-        raise InputError(f"{_WEIGHTS_KEY}: {weights!r} lacks {len(missing)} tensors of its encoder, as {missing[0]!r}")
     return bert.float()

@@ -1,27 +1,42 @@
-"""The registry of text encoders: users of the package may add their own."""
+"""What text encoders share, and their registry: users of the package may add their own."""
 
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
+from safetensors import SafetensorError
 from torch import Tensor, nn
+from transformers import AutoConfig
 
 from ...errors import InputError
 from ...layers.reading import KeyValues
+from ...prompts.pretrained import resolve_pretrained
 from ...prompts.tokenizer import PromptTokenizer
 from ...structures import LanguageFeatures, TokenBatch
 
+_WEIGHTS_KEY = "MODEL.TEXT_ENCODER.WEIGHTS"
 TEXT_ENCODER_REGISTRY = Registry("TEXT_ENCODER")
 TEXT_ENCODER_REGISTRY.__doc__ = """
-Text encoders. An entry is called with a config and returns a module with the attributes and methods of ``TextEncoder``.
+Text encoders. An entry is called with a config and returns a ``TextEncoder``.
 """
 
 
-class TextEncoder(nn.Module):
-    """What a text encoder has.
+class TextEncoder(nn.Module, ABC):
+    """Encode prompts: ``hidden`` is the output of the last layer, ``embedded`` the same with zeros in the padding.
+
+    Equal prompts of a batch are encoded once where that gives the same result.
 
     Attributes:
         vocab_size, max_positions: Limits of its prompts.
         hidden_size, num_heads, intermediate_size, dropout: Sizes of the text layers in the tower.
-        language_layer_type: Kind of these layers, see ``FusionTower``; may be missing.
+        language_layer_type: Kind of these layers, see ``FusionTower``.
+        freeze: It stays in eval mode, without gradients.
     """
 
     vocab_size: int
@@ -31,11 +46,55 @@ class TextEncoder(nn.Module):
     intermediate_size: int
     dropout: float
     language_layer_type: str = "post_norm"
+    freeze: bool = False
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
+        """Read the arguments that the encoders of the package share."""
+        encoder = cfg.MODEL.TEXT_ENCODER
+        return {
+            "weights": encoder.WEIGHTS,
+            "vocab_size": encoder.VOCAB_SIZE,
+            "hidden_size": encoder.HIDDEN_SIZE,
+            "num_layers": encoder.NUM_LAYERS,
+            "num_heads": encoder.NUM_HEADS,
+            "intermediate_size": encoder.INTERMEDIATE_SIZE,
+            "max_positions": encoder.MAX_POSITIONS,
+            "dropout": encoder.DROPOUT,
+            "allow_download": encoder.ALLOW_DOWNLOAD,
+            "freeze": encoder.FREEZE,
+            "use_checkpoint": encoder.USE_CHECKPOINT,
+        }
+
+    @property
+    def is_random(self) -> bool:
+        """Two runs of one prompt differ."""
+        return self.training and self.dropout > 0
+
+    def train(self, mode: bool = True) -> TextEncoder:
+        """Set the mode as usual; a frozen encoder stays in eval mode."""
+        return super().train(mode and not self.freeze)
 
     def forward(self, tokens: TokenBatch, causal: bool = False) -> LanguageFeatures:
-        """Encode N prompts of T tokens; with ``causal``, which captions need, a token sees those up to itself only."""
-        raise TypeError(f"{type(self).__name__}: expected a method forward, found none")
+        """Encode N prompts of T tokens; with ``causal``, for captions, a token sees only tokens up to itself."""
+        ids, mask = tokens
+        if self.is_random:
+            hidden = self.encode(ids, mask, causal)
+        else:
+            # The mask is part of the key, because a real token may have the id that fills the padding.
+            distinct, prompt_row = torch.stack([ids, mask.long()], dim=1).unique(dim=0, return_inverse=True)
+            hidden = self.encode(distinct[:, 0], distinct[:, 1].bool(), causal)[prompt_row]
+        return LanguageFeatures(hidden, hidden.masked_fill(~mask.unsqueeze(-1), 0.0), mask)
 
+    @abstractmethod
+    def encode(self, input_ids: Tensor, mask: Tensor, causal: bool) -> Tensor:
+        """Map token ids (N, T) and their mask (N, T) bool to features (N, T, D), each prompt by itself.
+
+        Raises:
+            InputError: ``causal`` is True, and the encoder cannot write captions.
+        """
+
+    @abstractmethod
     def step(self, input_ids: Tensor, past: list[KeyValues] | None) -> tuple[Tensor, list[KeyValues]]:
         """Encode the next token of B texts as the causal ``forward`` does, without running those before it again.
 
@@ -49,27 +108,43 @@ class TextEncoder(nn.Module):
         Raises:
             InputError: The encoder has no position for another token, or cannot write captions.
         """
-        raise InputError(
-            f"MODEL.TEXT_ENCODER.NAME: expected an encoder that writes captions, found {type(self).__name__}"
+
+
+def read_library_model(
+    model_class: Any, weights: str, allow_download: bool, check_config: Callable[[Any], Any]
+) -> tuple[Any, Any]:
+    """Read a text model of the transformers library; no code of its folder runs.
+
+    Args:
+        model_class: Class of the library that reads the model.
+        weights: Directory, ``package://PACKAGE/DIRECTORY`` or hub name.
+        allow_download: Fetch a hub name that is not in the local cache.
+        check_config: Returns the part of the folder's config that is of the text, or raises ``InputError``.
+
+    Returns:
+        The model and this config.
+
+    Raises:
+        FileNotFoundError: Nothing is found at ``weights``.
+        InputError: The files are damaged or not such a model, or lack tensors.
+    """
+    directory = resolve_pretrained(weights, _WEIGHTS_KEY, allow_download)
+    safely: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    try:
+        config = check_config(AutoConfig.from_pretrained(directory, **safely))
+        model, info = model_class.from_pretrained(
+            directory, config=config, weights_only=True, output_loading_info=True, **safely
         )
-
-
-def read_encoder_arguments(cfg: CfgNode) -> dict[str, object]:
-    """Read the arguments that the encoders of the package share."""
-    encoder = cfg.MODEL.TEXT_ENCODER
-    return {
-        "weights": encoder.WEIGHTS,
-        "vocab_size": encoder.VOCAB_SIZE,
-        "hidden_size": encoder.HIDDEN_SIZE,
-        "num_layers": encoder.NUM_LAYERS,
-        "num_heads": encoder.NUM_HEADS,
-        "intermediate_size": encoder.INTERMEDIATE_SIZE,
-        "max_positions": encoder.MAX_POSITIONS,
-        "dropout": encoder.DROPOUT,
-        "allow_download": encoder.ALLOW_DOWNLOAD,
-        "freeze": encoder.FREEZE,
-        "use_checkpoint": encoder.USE_CHECKPOINT,
-    }
+    except UnpicklingError as error:
+        raise InputError(f"{_WEIGHTS_KEY}: {weights!r} has a damaged file or one with more than tensors") from error
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"{_WEIGHTS_KEY}: no encoder could be read from {weights!r}: {reason}") from error
+    # The library fills missing tensors with random numbers. Nothing here reads the pooler.
+    missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
+    if missing:
+        raise InputError(f"{_WEIGHTS_KEY}: {weights!r} lacks {len(missing)} tensors of its encoder, as {missing[0]!r}")
+    return model, config
 
 
 def build_text_encoder(cfg: CfgNode) -> TextEncoder:

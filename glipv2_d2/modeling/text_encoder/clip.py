@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import configurable
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ...layers.pre_norm_layer import PreNormLayer
 from ...layers.reading import KeyValues, next_position
-from ...structures import LanguageFeatures, TokenBatch
-from .build import TEXT_ENCODER_REGISTRY, TextEncoder, read_encoder_arguments
+from .build import TEXT_ENCODER_REGISTRY, TextEncoder
 from .clip_weights import check_clip_text, load_clip_text, resize_positions
-from .distinct import encode_distinct
 
 
 @TEXT_ENCODER_REGISTRY.register()
@@ -22,10 +18,8 @@ class CLIPTextEncoder(TextEncoder):
     """Encode prompts with a CLIP-type transformer.
 
     The sum of token and position embeddings passes pre-norm layers and a last norm. Tokens see each other in both
-    directions unless ``causal`` is True. ``hidden`` is the result, ``embedded`` the same with zeros in the padding. The
-    text layers of the fusion tower are of the same kind (``language_layer_type``).
-
-    Equal prompts of a batch are encoded once if no branch can be dropped, which gives the same result.
+    directions unless ``causal`` is True. The text layers of the fusion tower are of the same kind
+    (``language_layer_type``).
 
     Source: the CLIP-type encoder of the official code; GLIPv2, App. D.1 and E. The official ``embedded`` keeps its
     padding, which does not affect any result.
@@ -103,24 +97,6 @@ class CLIPTextEncoder(TextEncoder):
             self.requires_grad_(False)
         self.train()
 
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, object]:
-        return read_encoder_arguments(cfg)
-
-    def train(self, mode: bool = True) -> CLIPTextEncoder:
-        """Set the mode as usual; a frozen encoder stays in eval mode."""
-        return super().train(mode and not self.freeze)
-
-    def forward(self, tokens: TokenBatch, causal: bool = False) -> LanguageFeatures:
-        """Encode N prompts of T tokens; with ``causal`` a token sees only tokens up to itself."""
-        encode = functools.partial(self._encode, causal=causal)
-        if self.training and self.dropout > 0:
-            hidden = encode(tokens.input_ids, tokens.mask)
-        else:
-            hidden = encode_distinct(encode, tokens)
-        embedded = hidden.masked_fill(~tokens.mask.unsqueeze(-1), 0.0)
-        return LanguageFeatures(hidden, embedded, tokens.mask)
-
     def step(self, input_ids: Tensor, past: list[KeyValues] | None) -> tuple[Tensor, list[KeyValues]]:
         """See ``TextEncoder``."""
         position = next_position(past, self.max_positions)
@@ -132,7 +108,8 @@ class CLIPTextEncoder(TextEncoder):
             known.append(known_of_layer)
         return self.ln_final(hidden), known
 
-    def _encode(self, input_ids: Tensor, mask: Tensor, causal: bool) -> Tensor:
+    def encode(self, input_ids: Tensor, mask: Tensor, causal: bool) -> Tensor:
+        """See ``TextEncoder``."""
         hidden = self.token_embedding(input_ids) + self.positional_embedding[: input_ids.shape[1]]  # (N, T, D)
         for layer in self.resblocks:
             if self.use_checkpoint and self.training:

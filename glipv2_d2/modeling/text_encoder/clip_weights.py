@@ -5,19 +5,17 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from detectron2.utils.file_io import PathManager
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from ...errors import InputError
-from ...prompts.pretrained import resolve_pretrained
 from ...tensor_files import CheckpointError, read_tensors
+from .build import read_library_model
 
 _WEIGHTS_KEY = "MODEL.TEXT_ENCODER.WEIGHTS"
 _TOKENS = "token_embedding.weight"
@@ -171,27 +169,15 @@ def _from_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _read_folder(weights: str, allow_download: bool) -> tuple[dict[str, Tensor], int]:
     """Return the tensors of a text model of transformers, by its names, and its number of heads."""
-    directory = resolve_pretrained(weights, _WEIGHTS_KEY, allow_download)
-    safely: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        config = AutoConfig.from_pretrained(directory, **safely)
+
+    def check(config: Any) -> Any:
         # A whole CLIP, or its text model alone.
         config = getattr(config, "text_config", config)
         if not isinstance(config, CLIPTextConfig):
             raise InputError(f"a {config.model_type}, expected a CLIP-type encoder")
         if config.hidden_act != "quick_gelu":
             raise InputError(f"hidden_act {config.hidden_act!r}, expected 'quick_gelu'")
-        loaded: Any = CLIPTextModel.from_pretrained(
-            directory, config=config, weights_only=True, output_loading_info=True, **safely
-        )
-    except UnpicklingError as error:
-        raise InputError(f"{_WEIGHTS_KEY}: {weights!r} has a damaged file or one with more than tensors") from error
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{_WEIGHTS_KEY}: no encoder could be read from {weights!r}: {reason}") from error
-    model, info = loaded
-    # The library fills missing tensors with random numbers.
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise InputError(f"{_WEIGHTS_KEY}: {weights!r} lacks {len(missing)} tensors of its encoder, as {missing[0]!r}")
+        return config
+
+    model, config = read_library_model(CLIPTextModel, weights, allow_download, check)
     return model.state_dict(), config.num_attention_heads
