@@ -2,12 +2,10 @@
 
 import pytest
 import torch
-from conftest import ASSETS
-from detectron2.config import get_cfg
+from conftest import ASSETS, load_config
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
-from glipv2_d2 import add_glipv2_config
 from glipv2_d2.structures import TokenizedPrompt
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -18,9 +16,7 @@ WIDTHS = {"pretrain/glipv2_swin_b.yaml": 16, "pretrain/glipv2_coswin_h.yaml": 44
 
 
 def build_narrow(name):
-    cfg = get_cfg()
-    add_glipv2_config(cfg)
-    cfg.merge_from_file(str(CONFIGS / name))
+    cfg = load_config(name)
     cfg.merge_from_list(
         [
             *("MODEL.DEVICE", "cpu", "MODEL.SWIN.EMBED_DIM", WIDTHS[name], "MODEL.SWIN.DEPTHS", [1, 1, 2, 1]),

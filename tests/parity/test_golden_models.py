@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ASSETS
-from detectron2.config import get_cfg
+from conftest import ASSETS, load_config
 from detectron2.modeling import build_model
 
-from glipv2_d2 import add_glipv2_config, convert_glip_state_dict
+from glipv2_d2 import convert_glip_state_dict
 from glipv2_d2.structures import TokenBatch, TokenizedPrompt
 
 GOLDEN = Path(os.environ.get("GLIPV2_PARITY_DIR", ASSETS.parents[2] / "shared")) / "reference" / "golden"
@@ -57,9 +56,7 @@ def weight_by_rule(key, shape):
 
 
 def build(letter):
-    cfg = get_cfg()
-    add_glipv2_config(cfg)
-    cfg.merge_from_file(str(ASSETS.parents[1] / "configs" / "glip" / f"{CONFIGS[letter]}.yaml"))
+    cfg = load_config(f"glip/{CONFIGS[letter]}.yaml")
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
     model = build_model(cfg).eval()
     state_dict = {}

@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 from batch_samples import text_case
-from conftest import ASSETS
-from detectron2.config import get_cfg
+from conftest import ASSETS, load_config
 from detectron2.modeling import build_model
 from parity_weights import TINY_FOLDER, TINY_SALT, official_state_dict, tensor_for
 from torch.testing import assert_close
 
-from glipv2_d2 import PromptTokenizer, add_glipv2_config, convert_glip_state_dict
+from glipv2_d2 import PromptTokenizer, convert_glip_state_dict
 from glipv2_d2.checkpoint.glip_conversion import revert_to_glip_state_dict
 from glipv2_d2.modeling.heads.mlm_head import MLMHead
 from glipv2_d2.prompts.builder import prompt_from_caption
@@ -111,9 +110,7 @@ def test_loss_and_gradients_are_the_official_ones(name, head):
 
 
 def tiny_cfg():
-    cfg = get_cfg()
-    add_glipv2_config(cfg)
-    cfg.merge_from_file(str(ASSETS.parents[1] / "configs" / "glip" / "glip_swin_t_c.yaml"))
+    cfg = load_config("glip/glip_swin_t_c.yaml")
     cfg.merge_from_list(
         [
             *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.SWIN.DROP_PATH_RATE", 0.0),

@@ -10,13 +10,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import ASSETS
-from detectron2.config import get_cfg
+from conftest import ASSETS, load_config
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from parity_weights import official_state_dict, tensor_for
 
-from glipv2_d2 import PromptTokenizer, add_glipv2_config, convert_glip_state_dict
+from glipv2_d2 import PromptTokenizer, convert_glip_state_dict
 from glipv2_d2.checkpoint.glip_conversion import revert_to_glip_state_dict
 from glipv2_d2.data.transforms import ResizeShortestEdgeLegacy
 from glipv2_d2.prompts.builder import prompt_from_caption, prompt_from_names
@@ -32,9 +31,7 @@ def load(name):
 
 
 def parity_cfg():
-    cfg = get_cfg()
-    add_glipv2_config(cfg)
-    cfg.merge_from_file(str(ASSETS.parents[1] / "configs" / "glip" / "glip_swin_t_c.yaml"))
+    cfg = load_config("glip/glip_swin_t_c.yaml")
     cfg.merge_from_list(
         [
             *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.SWIN.DROP_PATH_RATE", 0.0),
