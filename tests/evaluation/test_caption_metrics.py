@@ -11,11 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glipv2_d2.evaluation.caption_metrics.bleu import bleu_scores
-from glipv2_d2.evaluation.caption_metrics.cider import cider_scores
-from glipv2_d2.evaluation.caption_metrics.ngrams import count_ngrams
-from glipv2_d2.evaluation.caption_metrics.rouge_l import common_subsequence_length, rouge_l_scores
 from glipv2_d2.evaluation.caption_metrics.tokenization import tokenize_caption
+from glipv2_d2.evaluation.caption_metrics.word_metrics import (
+    bleu_scores,
+    cider_scores,
+    common_subsequence_length,
+    count_ngrams,
+    rouge_l_scores,
+)
 
 METRICS = (bleu_scores, rouge_l_scores, cider_scores)
 

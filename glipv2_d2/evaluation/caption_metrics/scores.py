@@ -9,11 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ...errors import InputError
-from .bleu import bleu_scores
-from .cider import cider_scores
 from .java_metrics import JavaMetricsError, score_with_java
-from .rouge_l import rouge_l_scores
 from .tokenization import tokenize_caption
+from .word_metrics import bleu_scores, cider_scores, rouge_l_scores
 
 IMPLEMENTATIONS = ("auto", "pycocoevalcap", "python")
 
