@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .errors import InputError
-from .prompts.phrase_search import find_phrase
+from .prompts.noun_phrases import find_phrase
 from .structures import CharSpan
 
 Color = tuple[int, int, int]

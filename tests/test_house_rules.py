@@ -23,6 +23,11 @@ MAX_FILE_LINES = 450
 # A longer file says in its docstring why it is one.
 LONG_FILE_REASON = "Longer than 450 lines:"
 MAX_FUNCTION_LINES = 70
+# Imports from the package in one file.
+MAX_IMPORTS = 15
+# A task is one row of a table: what depends on more than two tasks by name belongs into the table.
+TASKS = {"detection", "grounding", "pseudo_grounding", "vqa", "captioning"}
+MAX_TASK_NAMES = 2
 # Joined here so that this file does not contain them.
 UNFINISHED = re.compile("|".join([r"\bTO" + r"DO\b", r"\bFIX" + r"ME\b", r"\bXX" + r"X\b", r"\bHA" + r"CK\b"]))
 UNFINISHED_WORDS = re.compile(r"NotImplemented(Error)?\b|\b(placeholder|stub|stubbed|simplified)s?\b", re.IGNORECASE)
@@ -246,6 +251,30 @@ def test_files_are_short_enough_to_read():
     sizes = {file: len(file.read_text(encoding="utf-8").splitlines()) for file in PACKAGE_FILES + PROGRAM_FILES}
     too_long = [file for file, size in sizes.items() if size > MAX_FILE_LINES]
     assert [relative(file) for file in too_long if LONG_FILE_REASON not in (ast.get_docstring(parse(file)) or "")] == []
+
+
+def package_imports(tree: ast.AST) -> int:
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return sum(node.level > 0 or (node.module or "").startswith("glipv2_d2") for node in nodes)
+
+
+def test_no_file_needs_half_of_the_package():
+    # A front door imports what the package shows.
+    files = [file for file in PACKAGE_FILES if file.name != "__init__.py"]
+    assert [relative(file) for file in files if package_imports(parse(file)) > MAX_IMPORTS] == []
+    assert package_imports(ast.parse("import re\nfrom re import sub\nfrom .a import b\nfrom glipv2_d2.c import d")) == 2
+
+
+def task_names(tree: ast.AST) -> set[str]:
+    return TASKS & {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and type(node.value) is str}
+
+
+def test_no_file_but_the_tables_names_many_tasks():
+    # The fields that each task needs, and a format whose records have a key "detection" or "grounding".
+    tables = {PACKAGE / "data" / "datasets" / name for name in ("sentence_checks.py", "odvg.py")}
+    many = [file for file in PACKAGE_FILES if len(task_names(parse(file))) > MAX_TASK_NAMES]
+    assert [relative(file) for file in many if file not in tables] == []
+    assert task_names(ast.parse("if task in ('vqa', 'song'):\n    f('detection')")) == {"vqa", "detection"}
 
 
 def test_there_is_no_drawer():

@@ -23,8 +23,7 @@ from ..errors import InputError
 from ..modeling.phrase_results import referred_mask
 from ..prompts.answers import AnswerVocabulary
 from ..prompts.builder import prompt_from_caption
-from ..prompts.noun_phrases import noun_phrases
-from ..prompts.phrase_search import find_phrase
+from ..prompts.noun_phrases import find_phrase, noun_phrases
 from ..prompts.questions import question_to_answer
 from ..prompts.tokenizer import PromptTokenizer
 from ..prompts.vocabulary import build_default_prompts

@@ -8,7 +8,7 @@ from typing import Any
 from detectron2.structures import BoxMode
 
 from ...errors import InputError
-from ...prompts.phrase_search import find_phrase
+from ...prompts.noun_phrases import find_phrase
 from ...structures import CharSpan
 from .value_checks import is_integer, is_number, is_text, show, stays_inside
 

@@ -1,6 +1,6 @@
 import pytest
 
-from glipv2_d2.prompts.phrase_search import find_phrase
+from glipv2_d2.prompts.noun_phrases import find_phrase
 
 
 def test_phrase_is_found_wherever_it_stands_in_any_case():
