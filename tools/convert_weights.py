@@ -88,10 +88,10 @@ def check_places(
     """
     check_fit(tensors, expected, source)
     if is_whole and report.missing:
-        raise CheckpointError(f"{source}: lacks weights for {summarize_names(report.missing)}")
+        raise CheckpointError(f"{source}: expected weights for {summarize_names(report.missing)}, found none")
     surplus = [name for name in tensors if name not in expected]
     if surplus:
-        raise CheckpointError(f"{source}: the model has no place for {summarize_names(surplus)}")
+        raise CheckpointError(f"{source}: expected parameters of the model alone, found {summarize_names(surplus)} too")
 
 
 def save_folder(tensors: Mapping[str, Tensor], cfg: CfgNode, args: argparse.Namespace) -> None:

@@ -111,7 +111,7 @@ def check_arguments(arguments: argparse.Namespace, texts: Texts) -> None:
 
 def make_settings(arguments: argparse.Namespace, cfg: CfgNode, texts: Texts, noun_phrases: str) -> dict[str, Any]:
     """Collect what decides on the content of the shards, so that a folder is not continued with something else."""
-    # Neither the place of the weights nor the device changes what the model says.
+    # Neither the path of the weights nor the device changes the predictions.
     cfg = cfg.clone()
     cfg.merge_from_list(["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"])
     parts = "".join(part.dump() for part in (cfg.MODEL, cfg.INPUT, cfg.TEST))

@@ -51,8 +51,8 @@ def measurable_tasks(
 ) -> tuple[str, ...]:
     """Check annotated masks, and leave the task "segm" out, with a warning, if no annotation has a mask.
 
-    Annotations are changed in place: a mask that is missing or cannot be used is replaced by an empty mask, which is
-    never found. One warning counts these and names the first few.
+    The annotations themselves are changed: an empty mask, which is never found, replaces a mask that is missing or
+    cannot be used. One warning counts these and names the first few.
 
     Args:
         dataset_name: Name of the dataset, for messages.

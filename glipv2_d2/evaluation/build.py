@@ -27,14 +27,14 @@ def build_coco_evaluator(cfg: CfgNode, dataset: LoadedDataset, output_folder: st
 
 def build_lvis_evaluator(cfg: CfgNode, dataset: LoadedDataset, output_folder: str) -> DatasetEvaluator:
     """Build the evaluator of LVIS's AP of boxes and, if the model has masks, of masks, by ``TEST.LVIS_PROTOCOLS``."""
-    # Not before it is needed: the import of lvis configures the root logger, and imports OpenCV and matplotlib.
+    # Imported late: lvis configures the root logger, and imports OpenCV and matplotlib.
     from .lvis_evaluator import LVISEvaluator
 
     return LVISEvaluator(dataset.name, _tasks(cfg), cfg.TEST.LVIS_PROTOCOLS, output_folder=output_folder)
 
 
 def build_referring_evaluator(cfg: CfgNode, dataset: LoadedDataset, output_folder: str) -> DatasetEvaluator:
-    """Build the evaluator of phrases that refer to something in their image."""
+    """Build the evaluator of referring phrases."""
     return ReferringEvaluator(
         dataset.name,
         dataset.dicts,
@@ -57,7 +57,7 @@ def build_vqa_evaluator(cfg: CfgNode, dataset: LoadedDataset, output_folder: str
 
 
 def build_captioning_evaluator(cfg: CfgNode, dataset: LoadedDataset, output_folder: str) -> DatasetEvaluator:
-    """Build the evaluator of captions and, if the data has boxes and the model writes some, of their words' boxes."""
+    """Build the evaluator of captions and, if both data and model have boxes, of the boxes of their words."""
     metadata = MetadataCatalog.get(dataset.name)
     is_grounded = metadata.evaluator_type == "grounded_captioning" and cfg.MODEL.GLIPV2.CAPTIONING.GROUNDED
     evaluator = GroundedCaptioningEvaluator if is_grounded else CaptioningEvaluator
@@ -88,10 +88,10 @@ def build_evaluator(cfg: CfgNode, dataset: LoadedDataset, output_folder: str | N
     Args:
         cfg: The config.
         dataset: A dataset that ``load_test_dataset`` has read.
-        output_folder: Where predictions are written; None: a folder per dataset in ``OUTPUT_DIR/inference``.
+        output_folder: Folder of the predictions; None: a folder per dataset in ``OUTPUT_DIR/inference``.
 
     Raises:
-        InputError: The metadata of the dataset name no known ``evaluator_type``.
+        InputError: The ``evaluator_type`` of the dataset is missing or unknown.
     """
     evaluator_type = MetadataCatalog.get(dataset.name).get("evaluator_type")
     if evaluator_type not in EVALUATORS:

@@ -62,7 +62,7 @@ class CaptioningEvaluator(SampleEvaluator[int, CaptionedImage, CaptionResult]):
 
     Args:
         dataset_name: Name of the dataset, for messages.
-        dataset_dicts: As the contract describes them, with ``captions`` or ``caption``. Dicts with the same
+        dataset_dicts: Dicts of the contract, with ``captions`` or ``caption``. Dicts with the same
             ``image_id`` or the same file are of one image, which gets the references and annotations of all of them.
         decode: Turns token ids into text.
         thing_classes: Names of categories, if annotations have a ``category_id``.

@@ -53,7 +53,7 @@ class ReferringEvaluator(SampleEvaluator[int, dict[str, Any], ReferringResult]):
 
     Args:
         dataset_name: Name of the dataset, for messages.
-        dataset_dicts: One for each phrase and image, as the contract describes them, with an ``image_id`` of its own.
+        dataset_dicts: One dict of the contract for each phrase and image, with an ``image_id`` of its own.
             Masks must be checked, as ``load_dataset`` does ``with_masks``.
         protocol: "phrasecut" or "refcoco".
         score_thresh: Lowest score of a detection that belongs to the mask, in [0, 1]; protocol "phrasecut" only.

@@ -40,7 +40,7 @@ class VQAResult(NamedTuple):
     Attributes:
         answer: Entry of the vocabulary.
         score: Score of the answer, in [0, 1].
-        dropped: What the token limit has cut off: numbers other than 0, by their names in ``DroppedText``.
+        dropped: Numbers other than 0 of what the token limit has cut off, by their names in ``DroppedText``.
     """
 
     answer: str
@@ -62,7 +62,7 @@ class VQAEvaluator(SampleEvaluator[QuestionId, dict[str, Any], VQAResult]):
 
     Args:
         dataset_name: Name of the dataset, for messages.
-        dataset_dicts: One for each question, as the contract describes them.
+        dataset_dicts: One dict of the contract for each question.
         answers: The vocabulary: A answers, in the order of the model's ``answer_scores``.
         distributed: Collect the results of all processes; the first of them judges.
         output_folder: Folder of the two files; None: they are not written.

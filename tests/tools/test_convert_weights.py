@@ -125,7 +125,7 @@ def test_a_folder_needs_a_config_and_a_whole_detector(tmp_path, main, weights, c
     arguments = [str(tmp_path / "swin.pth"), str(tmp_path / "folder")]
     assert_fails_with_one_line(main, arguments, "folder", ".safetensors", "--config-file")
     arguments += ["--config-file", config]
-    assert_fails_with_one_line(main, arguments, "lacks weights", "text_encoder.bert")
+    assert_fails_with_one_line(main, arguments, "expected weights for", "text_encoder.bert")
     assert not (tmp_path / "folder").exists()
 
 
@@ -140,8 +140,8 @@ def test_the_moving_average_is_converted_on_request(tmp_path, main, weights):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda w: {n: t for n, t in w.items() if n != "head.bias0"}, ["lacks weights for head.bias0"]),
-        (lambda w: w | {"text_encoder.bert.novel.weight": torch.ones(1)}, ["no place for text_encoder.bert.novel"]),
+        (lambda w: {n: t for n, t in w.items() if n != "head.bias0"}, ["expected weights for head.bias0, found none"]),
+        (lambda w: w | {"text_encoder.bert.novel.weight": torch.ones(1)}, ["found text_encoder.bert.novel"]),
         (lambda w: w | {"head.bias_lang": torch.ones(7)}, ["head.bias_lang: expected shape (48,), found (7,)"]),
         (
             lambda w: {n: t for n, t in w.items() if ".fusion." not in n and ".language_layer." not in n},

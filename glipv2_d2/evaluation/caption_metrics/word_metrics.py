@@ -60,7 +60,7 @@ def bleu_scores(candidates: Sequence[Sequence[str]], references: Sequence[Sequen
         references: For each image the words of its references.
 
     Raises:
-        ValueError: As ``check_pairs``.
+        InputError: See ``check_pairs``.
 
     Source: Papineni et al., 2002; ``Bleu(4)`` of pycocoevalcap, option "closest", whose first result this equals.
     """
@@ -112,7 +112,7 @@ def cider_scores(candidates: Sequence[Sequence[str]], references: Sequence[Seque
         references: For each image the words of its references; over these the frequencies of documents are counted.
 
     Raises:
-        ValueError: As ``check_pairs``.
+        InputError: See ``check_pairs``.
 
     Source: Vedantam et al., 2015; ``Cider`` of pycocoevalcap, which computes CIDEr-D and measures length in pairs of
     words.
@@ -169,7 +169,7 @@ def rouge_l_scores(candidates: Sequence[Sequence[str]], references: Sequence[Seq
         references: For each image the words of its references.
 
     Raises:
-        ValueError: As ``check_pairs``.
+        InputError: See ``check_pairs``.
 
     Source: Lin, 2004, with beta = 1.2; ``Rouge`` of pycocoevalcap, which gives 1 where caption and a reference are both
     without words.
