@@ -28,7 +28,7 @@ def slow_assignment(anchors_per_level, boxes, topk):
     levels = [level.tensor.double().numpy() - [0, 0, 1, 1] for level in anchors_per_level]
     anchors = np.concatenate(levels)
     boxes = boxes.tensor.double().numpy() - [0, 0, 1, 1]
-    claims = [dict() for _ in anchors]
+    claims: list[dict] = [{} for _ in anchors]
     for number, (x1, y1, x2, y2) in enumerate(boxes):
         candidates, offset = [], 0
         for level in levels:

@@ -1,4 +1,4 @@
-"""Beam search, and greedy search as its narrowest case: tables by hand, and brute force over all texts of a tiny vocabulary."""
+"""Beam search, of which greedy search is the narrowest: tables by hand, and brute force over a tiny vocabulary."""
 
 import itertools
 import math
@@ -263,7 +263,7 @@ def test_a_beam_of_one_is_greedy_search(settings, ties):
 
 
 def test_a_beam_of_one_ranks_tokens_before_their_total_is_rounded():
-    # Nine tokens of probability exp(-30), since token 3 is banned; then two that differ by less than the total can tell.
+    # Nine tokens of probability exp(-30), since token 3 is banned; then two that differ by less than the total shows.
     rare, near = torch.tensor([-60.0, 0.0, -9.0, 30.0]), torch.tensor([-60.0, 0.0, 1e-6, 0.0])
     assert (
         search_with([lambda text: rare if len(text) < 9 else near], beam_size=1, max_length=12, banned_ids=(3,))[0][0]

@@ -112,7 +112,7 @@ def test_a_fixed_tower_is_computed_again_instead_of_remembered(tuning_cfg):
     for use_checkpoint in (False, True):
         tuning_cfg.MODEL.GLIPV2.TOWER.USE_CHECKPOINT = use_checkpoint
         model = build(tuning_cfg, **{"TUNING.MODE": "prompt"}).train()
-        model.fusion_tower.blocks[0].register_forward_pre_hook(lambda *_: calls.append(use_checkpoint))
+        model.fusion_tower.blocks[0].register_forward_pre_hook(lambda *_, used=use_checkpoint: calls.append(used))
         sum(model([make_input(PROMPT, BOXES)]).values()).backward()
         gradients.append(model.prompt_tuner.embeddings.grad)
     assert calls == [False, True, True]

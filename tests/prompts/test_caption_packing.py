@@ -23,7 +23,10 @@ def word_counter(max_tokens):
     )
 
 
-def pack(caption, spans, negatives, tokenizer=word_counter(1000), seed=0, num_negatives=20, no_prob=0.0, full_prob=1.0):
+WORDS = word_counter(1000)
+
+
+def pack(caption, spans, negatives, tokenizer=WORDS, seed=0, num_negatives=20, no_prob=0.0, full_prob=1.0):
     return pack_captions(
         caption,
         spans,

@@ -335,7 +335,7 @@ def test_tokenizer_without_mask_token_is_refused_with_its_key(tmp_path):
     with pytest.raises(
         ValueError, match="MODEL.TEXT_ENCODER.TOKENIZER: '.*' has no mask token, expected one"
     ) as caught:
-        tokenizer.mask_id
+        _ = tokenizer.mask_id
     assert "\n" not in str(caught.value)
 
 
@@ -349,7 +349,7 @@ def test_vocabulary_of_clip_masks_with_the_rare_token_of_the_official_code(tmp_p
     assert tokenizer.vocab_size == 49408
     if mask_id is None:
         with pytest.raises(ValueError, match="has no mask token"):
-            tokenizer.mask_id
+            _ = tokenizer.mask_id
     else:
         assert tokenizer.mask_id == mask_id
 
