@@ -39,6 +39,14 @@ def make_tiny_cfg() -> CfgNode:
     return cfg
 
 
+def assert_one_line(caught: pytest.ExceptionInfo, *words: object) -> None:
+    """The message of an error is one line that holds these words."""
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert str(word) in message
+
+
 @pytest.fixture
 def tiny_cfg() -> CfgNode:
     return make_tiny_cfg()

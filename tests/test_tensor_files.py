@@ -7,6 +7,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from conftest import assert_one_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -40,13 +41,6 @@ def assert_same(actual, expected):
     assert actual.keys() == expected.keys()
     for name, tensor in expected.items():
         assert actual[name].dtype == tensor.dtype and torch.equal(actual[name], tensor)
-
-
-def assert_one_line(caught, *words):
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert str(word) in message
 
 
 @pytest.mark.parametrize(

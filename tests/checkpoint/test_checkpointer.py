@@ -3,7 +3,7 @@ import logging
 import pytest
 import timm
 import torch
-from conftest import make_tiny_cfg
+from conftest import assert_one_line, make_tiny_cfg
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
 from detectron2.utils import comm
@@ -71,13 +71,6 @@ def assert_holds(model, weights, only=""):
     for name, tensor in model.state_dict().items():
         if name.startswith(only):
             assert torch.equal(tensor, weights[name]), name
-
-
-def assert_one_line(caught, *words):
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert str(word) in message
 
 
 def official_checkpoint(weights):
