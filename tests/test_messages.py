@@ -8,8 +8,9 @@ follow, "+ MESSAGE" raised, or "* TEXT" somewhere in the package, such as a kind
 from __future__ import annotations
 
 import ast
-import difflib
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,6 +102,18 @@ def test_messages_are_found_in_code(tmp_path):
     assert {"KEY: expected {}, found {}", "b", "c {}", "found "} >= set(raised_messages(tmp_path))
 
 
+def most_alike(message: str, others: list[str]) -> str:
+    """Return the one that shares most of its words with a message; words that are rare among the others count more."""
+    words = {other: set(re.findall(r"\w+", other)) for other in others}
+    counts = Counter(word for own in words.values() for word in own)
+    wanted = set(re.findall(r"\w+", message))
+
+    def weight(some: set[str]) -> float:
+        return sum(1 / counts.get(word, 1) for word in some)
+
+    return max(others, key=lambda other: weight(wanted & words[other]) / (weight(wanted | words[other]) or 1))
+
+
 def update(before: list[str]) -> None:
     """Write the list for these messages, with the successors that it has, or those most like them."""
     known = read_list() if LIST.exists() else {}
@@ -117,8 +130,7 @@ def update(before: list[str]) -> None:
             elif after in raised:
                 lines.append(f"+ {after}")
             else:
-                near = difflib.get_close_matches(after.removeprefix("* "), raised, n=1, cutoff=0.0)
-                lines.append(f"+ {near[0]}")
+                lines.append(f"+ {most_alike(after.removeprefix('* '), raised)}")
     LIST.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
