@@ -247,7 +247,9 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
         """Return ImageNet weights of timm under the names of the model's bottom-up network."""
         name = address.removeprefix(_TIMM_PREFIX)
         if not timm.is_model(name):
-            raise CheckpointError(f"{address}: timm has no model {name!r}; timm.list_models() lists its names")
+            raise CheckpointError(
+                f"{address}: expected a model of timm, found {name!r}; timm.list_models() lists their names"
+            )
         bottom_up = getattr(getattr(self.model, "backbone", None), "bottom_up", None)
         body = getattr(bottom_up, "body", None)
         if body is None and not hasattr(bottom_up, "patch_embed"):
@@ -262,7 +264,7 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
         except (OSError, RuntimeError, ValueError) as error:
             reason = str(error).strip().split("\n")[0]
             raise CheckpointError(
-                f"{address}: tried to fetch the pretrained weights of {name} through timm, found {reason!r}; without "
+                f"{address}: expected the pretrained weights of {name} from timm's hub, found {reason!r}; without "
                 "network, put the file on the disk and name it in MODEL.TIMM.WEIGHTS or MODEL.WEIGHTS"
             ) from error
         return fetched if body is None else {f"{BOTTOM_UP}.body.{key}": value for key, value in fetched.items()}

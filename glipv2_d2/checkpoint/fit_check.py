@@ -62,7 +62,9 @@ def check_fit(tensors: Mapping[str, Tensor], model_tensors: Mapping[str, Tensor]
             )
     positions = [name for name in tensors if is_position_weight(name) and name not in model_tensors]
     if positions and expected_layout.num_blocks:
-        raise CheckpointError(f"{source}: {positions[0]}: expected a model with MODEL.GLIPV2.FUSION.POSITIONS True")
+        raise CheckpointError(
+            f"{source}: {positions[0]}: expected a model with MODEL.GLIPV2.FUSION.POSITIONS True, found one without"
+        )
     different = [name for name in common if tensors[name].shape != model_tensors[name].shape]
     if different:
         name = different[0]

@@ -74,7 +74,8 @@ def build_config(config_file: str, opts: Sequence[str]) -> CfgNode:
     except InputError:
         raise
     except _CONFIG_ERRORS as error:
-        raise InputError(f"config {config_file} {' '.join(opts)}: {describe(error)}") from error
+        where = f"config {config_file} {' '.join(opts)}"
+        raise InputError(f"{where}: expected its keys with values of their types, found {describe(error)}") from error
     check_config(cfg)
     check_model_values(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():

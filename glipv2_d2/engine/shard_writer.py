@@ -81,7 +81,9 @@ def open_shard(path: str | os.PathLike) -> Iterator[JsonlShardWriter | TarShardW
     """
     path = Path(path)
     if path.suffix not in SHARD_SUFFIXES.values():
-        raise InputError(f"{path}: expected a name that ends in {' or '.join(SHARD_SUFFIXES.values())}")
+        raise InputError(
+            f"{path}: expected a name that ends in {' or '.join(SHARD_SUFFIXES.values())}, found {path.name!r}"
+        )
     with atomic_path(path) as unfinished, open(unfinished, "wb") as file:
         writer = TarShardWriter(file) if path.suffix == ".tar" else JsonlShardWriter(file)
         yield writer

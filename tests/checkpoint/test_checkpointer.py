@@ -367,7 +367,7 @@ def test_a_timm_address_without_network_says_what_was_tried(model, monkeypatch):
 
 def test_timm_addresses_that_cannot_work_are_refused_before_any_download(model, hub):
     for target, address, words in [
-        (model, "timm://no_such_model", "timm has no model 'no_such_model'"),
+        (model, "timm://no_such_model", "expected a model of timm, found 'no_such_model'"),
         (model_around(None), "timm://resnet10t", "timm or Swin backbone"),
         (nn.Linear(1, 1), "timm://resnet10t", "timm or Swin backbone"),
     ]:
