@@ -24,9 +24,9 @@ wouldn't've y'all y'all'd've y'all'll you'd you'd've you'll you're you've
 """.split()
 
 _APOSTROPHES = {
-    word[:place] + word[place + 1 :]: word
+    word[:position] + word[position + 1 :]: word
     for word in _CONTRACTIONS
-    for place, character in enumerate(word)
+    for position, character in enumerate(word)
     if character == "'"
 }
 

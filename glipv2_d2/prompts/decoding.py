@@ -82,7 +82,7 @@ def _write(words: list[list[tuple[int, str]]], num_tokens: int, is_bytes: bool) 
     spans: list[CharSpan | None] = [None] * num_tokens
     text, previous, num_quotes = "", "", 0
     decoder = ByteLevel()
-    for place, pieces in enumerate(words):
+    for position, pieces in enumerate(words):
         spelled = [piece for _, piece in pieces]
         if is_bytes:
             # A character may begin in one piece and end in the next, so each prefix is decoded as a whole.
@@ -90,7 +90,7 @@ def _write(words: list[list[tuple[int, str]]], num_tokens: int, is_bytes: bool) 
         else:
             prefixes = ["".join(spelled[: count + 1]) for count in range(len(spelled))]
         word = prefixes[-1]
-        following = "".join(piece for _, piece in words[place + 1]) if place + 1 < len(words) else ""
+        following = "".join(piece for _, piece in words[position + 1]) if position + 1 < len(words) else ""
         if text and _has_space(text, previous, word, following, num_quotes):
             text += " "
         begin = end = len(text)

@@ -1,4 +1,4 @@
-"""The caption of a mirrored image: "left" and "right" change places."""
+"""Exchange "left" and "right" in the caption of a mirrored image."""
 
 from __future__ import annotations
 

@@ -74,15 +74,15 @@ class RegionPooler(nn.Module):
         regions = convert_boxes_to_pooler_format([Boxes(mask_frames(image)) for image in boxes])  # (sum K, 5)
         pooled = features[0].new_zeros(len(regions), features[0].shape[1], self.resolution, self.resolution)
         levels = self.assign_levels(boxes)
-        for place, (feature, align) in enumerate(zip(features, self.aligns, strict=True)):
-            rows = (levels == place).nonzero().squeeze(1)
+        for index, (feature, align) in enumerate(zip(features, self.aligns, strict=True)):
+            rows = (levels == index).nonzero().squeeze(1)
             # In single precision: ROIAlign brings the boxes to the type of the features, and half a pixel is lost
             # above 1024 in half precision.
             pooled[rows] = align(feature.float(), regions[rows]).to(pooled.dtype)
         return pooled
 
     def assign_levels(self, boxes: list[Tensor]) -> Tensor:
-        """Return the place of the level of each box, (sum of K,) int64 in [0, L)."""
+        """Return the index of the level of each box, (sum of K,) int64 in [0, L)."""
         return assign_boxes_to_levels(
             [Boxes(image) for image in boxes], self.min_level, self.max_level, _CANONICAL_SIZE, _CANONICAL_LEVEL
         )
