@@ -302,6 +302,9 @@ def _add_data(cfg: CN) -> None:
     # Weight of each dataset of DATASETS.TRAIN, in its order: training images are drawn in proportion to these numbers.
     # Empty: in proportion to the sizes of the datasets.
     cfg.DATASETS.TRAIN_RATIOS = ()
+    # Faulty annotations and images of a file are left out and listed in OUTPUT_DIR/data_report.json. More than this
+    # share of them, and more than ten, end the run; 0: any fault does.
+    cfg.DATASETS.MAX_FAULTY_SHARE = 0.02
     # Few-shot training: this many images of each category are taken from the training data, which must be detection
     # data only; 0: all images.
     cfg.DATASETS.FEW_SHOT = CN()

@@ -19,6 +19,7 @@ from ..structures import TokenizedPrompt
 from .dataset_mappers.build import build_train_mapper, mapper_of
 from .dataset_mappers.detection import DetectionDatasetMapper
 from .datasets.mask_checks import leave_out_masks
+from .datasets.skip_report import DataReport
 from .loading import LoadedDataset
 from .stream.order import TrainingBatchSampler
 from .stream.samples import StoredSamples, StreamedSamples, TrainingSamples
@@ -65,7 +66,8 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0, saved: Mapping[str, An
         raise InputError(f"DATALOADER.SAMPLER_TRAIN: expected 'TrainingSampler', found {loader.SAMPLER_TRAIN!r}")
     if loader.SHUFFLE_BUFFER < 1:
         raise InputError(f"DATALOADER.SHUFFLE_BUFFER: expected at least 1, found {loader.SHUFFLE_BUFFER}")
-    sets = load_training_sets(noted)
+    with DataReport.from_config(cfg):
+        sets = load_training_sets(noted)
     # The number of processes that make samples for a rank.
     num_slots = max(1, loader.NUM_WORKERS)
     if sets.shards:

@@ -14,10 +14,11 @@ from detectron2.data.build import filter_images_with_only_crowd_annotations
 from ..errors import InputError
 from .dataset_mappers.base import boxes_to_train_on
 from .dataset_mappers.build import mapper_of
-from .datasets.annotation_checks import check_dataset_dicts
+from .datasets.dict_checks import check_dataset_dicts
 from .datasets.few_shot import FewShot, take_few_shots
 from .datasets.mask_checks import keep_usable_masks, leave_out_masks
-from .datasets.registration import check_dataset_files
+from .datasets.registration import check_dataset_files, is_read_here, with_existing_images
+from .datasets.skip_report import DataReport
 
 
 class LoadedDataset(NamedTuple):
@@ -36,7 +37,8 @@ def load_test_dataset(cfg: CfgNode, name: str) -> LoadedDataset:
     """Read a dataset that is tested on; see ``load_dataset`` for the errors."""
     # Evaluators of AP read the masks of detection data from the file itself.
     with_masks = cfg.MODEL.MASK_ON and not mapper_of(name).has_category_names
-    return LoadedDataset(name, load_dataset(name, with_masks))
+    with DataReport.from_config(cfg):
+        return LoadedDataset(name, load_dataset(name, with_masks))
 
 
 def training_names(cfg: CfgNode) -> Sequence[str]:
@@ -115,7 +117,9 @@ def load_dataset(name: str, with_masks: bool = False) -> list[dict]:
     if not dataset_dicts or (mapper.has_category_names and not names):
         found = f"{len(dataset_dicts)} images and thing_classes {names}"
         raise InputError(f"dataset {name!r}: expected at least one image and one name, found {found}")
-    check_dataset_dicts(name, dataset_dicts, len(names or ()), task=mapper.task)
+    if not is_read_here(name):
+        check_dataset_dicts(name, dataset_dicts, len(names or ()), task=mapper.task)
+    dataset_dicts = with_existing_images(name, dataset_dicts)
     if with_masks and mapper.learns_boxes_alone:
         return keep_usable_masks(name, dataset_dicts)
     return leave_out_masks(dataset_dicts)

@@ -14,10 +14,9 @@ from detectron2.utils.file_io import PathManager
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
-from ..data.datasets.grounding_records import EntryError
 from ..data.datasets.mask_checks import read_segmentation
 from ..data.datasets.skip_report import SkipReport, with_progress
-from ..data.datasets.value_checks import AnnotationError, show
+from ..data.datasets.value_checks import AnnotationError, EntryError, OmittedEntry, show
 from ..errors import InputError
 
 
@@ -79,7 +78,7 @@ def measurable_tasks(
         )
         return others
     sizes = {image["id"]: (image["height"], image["width"]) for image in images}
-    report = SkipReport(f"dataset {dataset_name!r}, evaluation")
+    report = SkipReport(f"evaluation of dataset {dataset_name!r}", dataset_name)
     for number, annotation in enumerate(with_progress(annotations, f"{dataset_name}: masks")):
         size = sizes.get(annotation["image_id"])
         if size is None:
@@ -87,7 +86,9 @@ def measurable_tasks(
         try:
             annotation["segmentation"] = read_segmentation(annotation.get("segmentation"), *size)
         except EntryError as error:
-            report.skip("masks, which count as not found", f"annotations[{number}]", str(error))
+            # Loading has limited faulty masks; here those are counted too that an annotation does not have.
+            omitted = OmittedEntry(str(error), "masks that count as not found")
+            report.skip("annotations", f"annotations[{number}]", omitted)
             height, width = size
             annotation["segmentation"] = {"size": [height, width], "counts": [height * width]}
     report.close(annotations, "masks")

@@ -1,17 +1,22 @@
-"""detectron2's evaluator of COCO, but zero for a model that finds nothing, and errors that name what is missing."""
+"""detectron2's evaluator of COCO, but zero for a model that finds nothing, on the annotations that the loader uses."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import logging
 from collections.abc import Sequence
 from typing import Any
 
-from detectron2.evaluation import COCOEvaluator
+import torch
+from detectron2.data import Metadata, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, coco_evaluation
+from detectron2.utils.file_io import PathManager
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from .ap_inputs import check_fields, checked_masks, measurable_tasks
+from ..data.datasets.coco import load_detection_truth
+from .ap_inputs import checked_masks, measurable_tasks
 
 
 class COCOInstanceEvaluator(COCOEvaluator):
@@ -20,13 +25,14 @@ class COCOInstanceEvaluator(COCOEvaluator):
     A metric is 0 if nothing was found, even without any detection, and NaN if there is nothing to find.
 
     Args:
-        dataset_name: Registered dataset whose metadata has ``json_file`` in COCO's format. Annotations are numbered
-            anew, from 1, because the evaluation takes a match with annotation 0 for no match.
+        dataset_name: Registered dataset whose metadata has ``json_file`` in COCO's format; otherwise its dicts are
+            converted. Annotations are numbered anew, from 1, because the evaluation takes a match with annotation 0 for
+            no match.
         tasks: "bbox", "segm" or both; ``measurable_tasks`` may leave "segm" out.
         output_folder: Folder that detections are written to.
 
     Raises:
-        AnnotationError: An annotation lacks what COCO's evaluation needs.
+        AnnotationError: The file cannot be used.
 
     Source: ``COCOEvaluator`` of detectron2, which reports NaN if there is no detection at all.
     """
@@ -34,15 +40,33 @@ class COCOInstanceEvaluator(COCOEvaluator):
     _tasks: tuple[str, ...]
 
     def __init__(self, dataset_name: str, tasks: Sequence[str], output_folder: str | None = None) -> None:
-        super().__init__(dataset_name, tasks=tuple(tasks), output_dir=output_folder)
-        content = self._coco_api.dataset
-        annotations = content.get("annotations", [])
-        check_fields(self._metadata.json_file, "annotations", annotations, ("area", "iscrowd"), "COCO")
-        self._tasks = measurable_tasks(dataset_name, self._tasks, annotations, content["images"])
+        metadata = MetadataCatalog.get(dataset_name)
+        if metadata.get("json_file") is None:
+            super().__init__(dataset_name, tasks=tuple(tasks), output_dir=output_folder)
+            truth = self._coco_api.dataset
+        else:
+            truth = load_detection_truth(PathManager.get_local_path(metadata.json_file), metadata.get("image_root"))
+            self._set_up(metadata, output_folder)
+            self._coco_api = COCO()
+            self._coco_api.dataset = truth
+            self._do_evaluation = "annotations" in truth
+        annotations = truth.get("annotations", [])
+        self._tasks = measurable_tasks(dataset_name, tasks, annotations, truth["images"])
         for number, annotation in enumerate(annotations, 1):
             annotation["id"] = number
         with contextlib.redirect_stdout(io.StringIO()):
             self._coco_api.createIndex()
+
+    def _set_up(self, metadata: Metadata, output_folder: str | None) -> None:
+        """Do as the constructor of ``COCOEvaluator``, which would read the file as it is, with every fault."""
+        self._logger = logging.getLogger(__name__)
+        self._distributed = True
+        self._output_dir = output_folder
+        self._use_fast_impl = coco_evaluation.COCOeval_opt is not COCOeval
+        self._max_dets_per_image = [1, 10, 100]
+        self._cpu_device = torch.device("cpu")
+        self._metadata = metadata
+        self._kpt_oks_sigmas = ()
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Keep the detections of some images; of masks, the run lengths.

@@ -16,41 +16,44 @@ import numpy as np
 from lvis import LVIS, LVISEval, LVISResults
 from pycocotools import mask as mask_utils
 
+from ..data.datasets.coco import load_detection_truth
 from ..data.datasets.skip_report import with_progress
-from ..data.datasets.value_checks import AnnotationError, read_json_file, show
+from ..data.datasets.value_checks import AnnotationError, show
 from .ap_inputs import check_fields
 
-# Fields that each entry of the annotation file must have.
-_FIELDS = {
-    "images": ("id", "height", "width", "neg_category_ids", "not_exhaustive_category_ids"),
-    "categories": ("id", "frequency"),
-    "annotations": ("image_id", "category_id", "bbox", "area"),
-}
+# Fields that the evaluation needs beside those of COCO's format.
+_FIELDS = {"images": ("neg_category_ids", "not_exhaustive_category_ids"), "categories": ("frequency",)}
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
 
 
 class LVISGroundTruth(LVIS):
-    """The annotations of LVIS; empty for a file without annotations, as of a test set.
+    """The annotations of LVIS that the loader uses; empty for a file without annotations, as of a test set.
 
     Annotations are numbered from 1, because the package takes a match with annotation 0 for no match.
 
+    Args:
+        json_file: In LVIS's format.
+        image_root: Images whose file is not there are left out; None: they are not looked up.
+
     Raises:
         FileNotFoundError: There is no such file.
-        AnnotationError: An entry lacks what the evaluation needs.
+        AnnotationError: The file cannot be used, or an entry lacks a field that the evaluation needs.
     """
 
+    def __init__(self, json_file: str, image_root: str | None = None) -> None:
+        self._image_root = image_root
+        super().__init__(json_file)
+
     def _load_json(self, path: str) -> dict[str, Any]:
-        content = {"annotations": [], **read_json_file(path)}
+        content = {"annotations": [], **load_detection_truth(path, self._image_root, is_lvis=True)}
         for kind, fields in _FIELDS.items():
-            check_fields(path, kind, content.get(kind), fields, "LVIS")
+            check_fields(path, kind, content[kind], fields, "LVIS")
         for number, category in enumerate(content["categories"]):
             if category["frequency"] not in ("r", "c", "f"):
                 found = show(category["frequency"])
                 raise AnnotationError(
                     f"{path}: categories[{number}].frequency: expected 'r', 'c' or 'f', found {found}"
                 )
-        for number, annotation in enumerate(content["annotations"], 1):
-            annotation["id"] = number
         return content
 
     def counted_pairs(self) -> tuple[np.ndarray, np.ndarray]:

@@ -76,7 +76,7 @@ class LVISEvaluator(DatasetEvaluator):
         # The annotations of LVIS take a gigabyte, and only the first process compares with them.
         self._ground_truth: LVISGroundTruth | None = None
         if not distributed or comm.is_main_process():
-            self._ground_truth = LVISGroundTruth(metadata.json_file)
+            self._ground_truth = LVISGroundTruth(metadata.json_file, metadata.get("image_root"))
             content = self._ground_truth.dataset
             self._tasks = measurable_tasks(dataset_name, self._tasks, content["annotations"], content["images"])
         self._parts: list[DetectionRows] = []

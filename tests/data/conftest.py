@@ -93,3 +93,10 @@ def new_name(tmp_path: Path) -> Iterator[str]:
     if name in DatasetCatalog:
         DatasetCatalog.remove(name)
     MetadataCatalog.pop(name, None)
+
+
+@pytest.fixture
+def images_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every image file is taken to be there: for tests that load datasets and look at no image."""
+    for module in ("registration", "coco"):
+        monkeypatch.setattr(f"glipv2_d2.data.datasets.{module}.missing_files", lambda paths: set())

@@ -11,7 +11,7 @@ from detectron2.utils import comm
 from PIL import Image
 
 from glipv2_d2.data import build_test_loader, build_train_loader, register_captioning, register_vqa_json
-from glipv2_d2.data.datasets.grounding_json import register_grounding_json
+from glipv2_d2.data.datasets.formats import register_grounding_json
 from glipv2_d2.data.image_reading import UnreadableImageError
 from glipv2_d2.data.loading import LoadedDataset, load_test_dataset, load_training_dicts
 from glipv2_d2.data.stream.order import StreamEntry

@@ -57,10 +57,10 @@ def test_the_last_line_needs_no_end_and_blank_lines_hold_nothing(tmp_path):
 @pytest.mark.parametrize(
     "line, reason",
     [
-        (b"{", "line that is no JSON object"),
-        (b"[1]", "line that is no JSON object"),
-        (b"[" * 100_000, "line that is no JSON object"),
-        (b"\xff\xfe", "line that is no JSON object"),
+        (b"{", "line that is not a JSON object"),
+        (b"[1]", "line that is not a JSON object"),
+        (b"[" * 100_000, "line that is not a JSON object"),
+        (b"\xff\xfe", "line that is not a JSON object"),
         ({"caption": "a"}, "no filename"),
         ({"filename": "", "caption": "a"}, "no filename"),
         ({"filename": 3, "caption": "a"}, "no filename"),
@@ -70,8 +70,8 @@ def test_the_last_line_needs_no_end_and_blank_lines_hold_nothing(tmp_path):
         ({"filename": "a"}, "no caption"),
         ({"filename": "a", "caption": ["a"]}, "no caption"),
         ({"filename": "a", "caption": "x" * 10_001}, "caption of more than 10000 characters"),
-        ({"filename": "a", "caption": "x\ud800"}, "caption or filename that is no valid text"),
-        ({"filename": "\udfff", "caption": "x"}, "caption or filename that is no valid text"),
+        ({"filename": "a", "caption": "x\ud800"}, "caption or filename that is not valid text"),
+        ({"filename": "\udfff", "caption": "x"}, "caption or filename that is not valid text"),
     ],
 )
 def test_bad_lines_are_skipped_with_a_reason_and_their_number(tmp_path, line, reason):
@@ -135,7 +135,7 @@ def test_shards_in_braces_are_a_piece_each(tmp_path, suffix, mode):
         ([("a.jpg", b"i")], "no caption"),
         ([("a.jpg", b"i"), ("a.json", b"[]")], "no caption"),
         ([("a.jpg", b"i"), ("a.json", b'{"caption": 3}')], "no caption"),
-        ([("a.jpg", b"i"), ("a.txt", b"\xff\xff")], "caption that is no valid text"),
+        ([("a.jpg", b"i"), ("a.txt", b"\xff\xff")], "caption that is not valid text"),
         ([("../a.jpg", b"i"), ("../a.txt", b"x")], "key that leaves the folder"),
         ([("a.jpg", b"i"), ("a.txt", b"x" * 10_001)], "caption of more than 10000 characters"),
     ],

@@ -8,11 +8,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from glipv2_d2.data.dataset_mappers.grounding import GroundingDatasetMapper
-from glipv2_d2.data.datasets.annotation_checks import check_dataset_dicts
-from glipv2_d2.data.datasets.flickr30k import register_flickr30k
-from glipv2_d2.data.datasets.flickr30k_files import read_image_boxes, read_image_ids, read_sentences
+from glipv2_d2.data.datasets.dict_checks import check_dataset_dicts
+from glipv2_d2.data.datasets.flickr30k import load_flickr30k, read_image_boxes, read_image_ids, read_sentences
+from glipv2_d2.data.datasets.formats import register_flickr30k
 from glipv2_d2.data.datasets.value_checks import AnnotationError
 from glipv2_d2.data.loading import load_dataset
+
+pytestmark = pytest.mark.usefixtures("images_exist")
 
 SENTENCES = (
     "[/EN#11/people Two young guys] with [/EN#12/bodyparts/other shaggy hair] look at [/EN#11/people them] .\n"
@@ -70,7 +72,7 @@ def test_every_caption_with_a_box_is_a_dict(load, tmp_path, new_name, caplog):
     assert third["image_id"] == "7_2" and third["caption"] == "A man near a road [ or not ] ."
     assert [item["bbox"] for item in third["annotations"]] == both[1:]
     # The scene has no box, so the second caption has nothing to find.
-    assert "left out 1 captions (image 7, caption 1: no phrase has a box)" in caplog.text
+    assert "left out captions (1 captions without a box); image 7, caption 1: expected a phrase" in caplog.text
     check_dataset_dicts("x", [first, third], task="grounding")
 
 
@@ -89,8 +91,9 @@ def test_boxes_outside_their_image_are_left_out_and_counted(load, caplog):
         (record,) = load(annotation(objects))
     # The last one begins a pixel before its image, as a few of the release do.
     assert [item["bbox"] for item in record["annotations"]] == [(-1.0, 0.0, 64.0, 48.0)] * 2
-    message = "7 boxes (image 7: object '11': box is [65, 1, 70, 9], expected a box inside an image of 64 x 48"
-    assert message in caplog.text
+    for kind in ("2 boxes outside their image", "2 boxes with a negative side", "2 boxes without area", "1 boxes that are not four numbers"):
+        assert kind in caplog.text
+    assert "image 7: object '11': bbox: expected a box inside its image of 64 x 48" in caplog.text
 
 
 def test_a_bracket_inside_a_phrase_does_not_end_it(tmp_path):
@@ -121,9 +124,12 @@ BOMB = '<!ENTITY a "ha">' + "".join(f'<!ENTITY {n} "{f"&{p};" * 9}">' for p, n i
         ("<annotation>", "expected the XML"),
         ("", "expected the XML"),
         ('<?xml version="1.0" encoding="no-such"?><annotation/>', "expected the XML"),
-        ("<annotation/>", "height is '', expected an integer"),
+        ("<annotation/>", "size: expected width and height in pixels, found None x None"),
         (annotation(size="<width>64</width><height>0</height>"), "64 x 0"),
-        (annotation(size="<width>6e3</width><height>9</height>"), "width is '6e3'"),
+        (
+            annotation(size="<width>6x3</width><height>9</height>"),
+            "size: expected width and height in pixels, found None",
+        ),
         ("<annotation>" + " " * 2**20 + "</annotation>", "more than 1048576 bytes"),
     ],
 )
@@ -141,10 +147,25 @@ def test_a_document_type_is_found_in_any_encoding(tmp_path):
         read_image_boxes(str(tmp_path / "a.xml"))
 
 
+def test_an_image_whose_files_are_malformed_is_left_out_whole(load, tmp_path, caplog):
+    load()
+    for folder, name, text in (("Annotations", "8.xml", "<annotation>"), ("Sentences", "8.txt", "A dog .")):
+        (tmp_path / folder / name).write_text(text)
+    (tmp_path / "test.txt").write_text("8\n7\n")
+    with caplog.at_level(logging.WARNING, "glipv2_d2"):
+        records = load_flickr30k(str(tmp_path), "test", str(tmp_path / "images"), "x")
+    assert {record["image_id"][0] for record in records} == {"7"}
+    assert (
+        "images (1 malformed files)" in caplog.text
+        and "image 8: " in caplog.text
+        and "8.xml: expected the XML" in caplog.text
+    )
+
+
 @pytest.mark.parametrize("ids", ["7\nseven\n", "7\n8\n7\n", "../7\n", "٧\n"])
 def test_ids_that_are_no_numbers_or_come_twice_are_an_error(tmp_path, ids):
     (tmp_path / "ids.txt").write_text(ids, encoding="utf-8")
-    with pytest.raises(AnnotationError, match=r"ids.txt: line \d is .*expected the number of another image"):
+    with pytest.raises(AnnotationError, match=r"ids.txt: line \d: expected the number of another image, found"):
         list(read_image_ids(str(tmp_path / "ids.txt")))
 
 
@@ -165,7 +186,10 @@ def test_missing_folders_are_named(tmp_path, new_name, missing):
 
 
 def test_a_split_without_boxes_is_an_error(load):
-    with pytest.raises(AnnotationError, match="captions of the split 'test' with boxes; left out: 3 captions"):
+    with pytest.raises(
+        AnnotationError,
+        match="captions of the split 'test' with boxes, found nothing to use; left out: captions .3 captions without a box",
+    ):
         load(annotation(""))
 
 

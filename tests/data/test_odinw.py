@@ -7,7 +7,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from glipv2_d2.data import DetectionDatasetMapper, build_test_loader
-from glipv2_d2.data.datasets.odinw import ODINW_13, ODINW_SETS, OdinwSet, dataset_of_set, load_odinw, register_odinw
+from glipv2_d2.data.datasets.formats import register_odinw
+from glipv2_d2.data.datasets.odinw import ODINW_13, ODINW_SETS, OdinwSet, dataset_of_set, load_odinw
 from glipv2_d2.data.datasets.value_checks import AnnotationError
 from glipv2_d2.data.loading import load_test_dataset
 from glipv2_d2.prompts.tokenizer import PromptTokenizer
@@ -165,11 +166,11 @@ def test_boxes_may_reach_past_their_image(sets_in, tmp_path):
 @pytest.mark.parametrize(
     ("one", "message"),
     [
-        (OdinwSet("x", names=("a", "b", "c")), r"categories are red dog, cat, expected 3 .* a, b, c"),
-        (OdinwSet("x", contexts=(("cow", "a ", ""),)), r"categories are red dog, cat, expected 'cow' among them"),
+        (OdinwSet("x", names=("a", "b", "c")), "categories: expected .*3 .* a, b, c.*found red dog, cat"),
+        (OdinwSet("x", contexts=(("cow", "a ", ""),)), "categories: expected .*'cow' among them.*found red dog, cat"),
     ],
 )
 def test_a_file_that_the_texts_do_not_fit_is_refused(tmp_path, new_name, one, message):
     write_split(tmp_path, "x", ("red dog", "cat"), "boxes.json")
     with pytest.raises(AnnotationError, match=message):
-        load_odinw(str(tmp_path / "x/boxes.json"), str(tmp_path / "x"), new_name, one)
+        load_odinw(str(tmp_path / "x/boxes.json"), str(tmp_path / "x"), one, new_name)

@@ -2,6 +2,7 @@ import json
 import logging
 import math
 import os
+import re
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -10,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from glipv2_d2.data.datasets import skip_report
-from glipv2_d2.data.datasets.annotation_checks import check_dataset_dicts
-from glipv2_d2.data.datasets.odvg import load_odvg, register_odvg
+from glipv2_d2.data.datasets.dict_checks import check_dataset_dicts
+from glipv2_d2.data.datasets.formats import register_odvg
+from glipv2_d2.data.datasets.odvg import load_odvg
 from glipv2_d2.data.datasets.value_checks import AnnotationError
 
 NAMES = {"4": "cat", "0": "red dog", "7": "fish"}
@@ -93,18 +95,42 @@ def test_a_category_may_be_missing_where_a_file_has_the_names(load):
 @pytest.mark.parametrize(
     ("bad", "options", "message"),
     [
-        (detection(instance(3, "bird")), {"names": NAMES}, "line 2: label 3 with category 'bird' has no name"),
-        (detection(instance(4, "dog")), {"names": NAMES}, "line 2: category of label 4 is 'dog', expected 'cat'"),
-        (detection(instance(4, "dog")), {"task": "detection"}, "line 2: category of label 4 is 'dog', expected 'cat'"),
-        (detection(instance(3, None)), {"task": "detection"}, "line 2: label 3 with category None has no name"),
-        (detection(instance(3, " ")), {"task": "detection"}, "line 2: label 3 with category ' ' has no name"),
-        (detection(instance(3, "cat")), {"task": "detection"}, "the name 'cat' belongs to two labels"),
-        (grounding(region()), {"names": NAMES}, "line 2: holds 'grounding', expected 'detection' in a detection"),
-        (detection(), {"names": {"0": "cat", "4": "cat"}}, "the name 'cat' belongs to two labels"),
-        (detection(), {"names": {"x": "cat"}}, "names.json: found 'x': 'cat', expected a number"),
-        (detection(), {"names": {"0": 5}}, "names.json: found '0': 5, expected a number"),
-        (detection(), {"names": []}, r"names.json: holds \[\], expected an object"),
-        (detection(), {"names": NAMES, "thing_classes": ["dog"]}, "categories are red dog, cat, fish.*thing_classes"),
+        (
+            detection(instance(3, "bird")),
+            {"names": NAMES},
+            "line 2: label: expected a name .*, found label 3 with category 'bird'",
+        ),
+        (detection(instance(4, "dog")), {"names": NAMES}, "line 2: category of label 4: expected 'cat', found 'dog'"),
+        (
+            detection(instance(4, "dog")),
+            {"task": "detection"},
+            "line 2: category of label 4: expected 'cat', found 'dog'",
+        ),
+        (
+            detection(instance(3, None)),
+            {"task": "detection"},
+            "line 2: label: expected a name .*, found label 3 with category None",
+        ),
+        (
+            detection(instance(3, " ")),
+            {"task": "detection"},
+            "line 2: label: expected a name .*, found label 3 with category ' '",
+        ),
+        (detection(instance(3, "cat")), {"task": "detection"}, "label: expected one with the name 'cat', found two"),
+        (
+            grounding(region()),
+            {"names": NAMES},
+            "line 2: expected 'detection' in a detection dataset, found 'grounding'",
+        ),
+        (detection(), {"names": {"0": "cat", "4": "cat"}}, "label: expected one with the name 'cat', found two"),
+        (detection(), {"names": {"x": "cat"}}, r"names\.json: expected a number.*, found 'x': 'cat'"),
+        (detection(), {"names": {"0": 5}}, r"names\.json: expected a number.*, found '0': 5"),
+        (detection(), {"names": []}, r"names.json: expected an object, found \[\]"),
+        (
+            detection(),
+            {"names": NAMES, "thing_classes": ["dog"]},
+            "categories: expected the 1 thing_classes .*, dog..., found red dog, cat, fish",
+        ),
     ],
 )
 def test_what_would_change_the_meaning_of_labels_is_an_error(load, bad, options, message):
@@ -118,34 +144,41 @@ BAD_LINES = {
     "no utf-8": (b'{"filename": "\xff"}', "expected json"),
     "nested": (b"[" * 100_000, "expected json"),
     "long number": (b'{"filename": ' + b"9" * 9999 + b"}", "expected json"),
-    "list": (b"[]", "found [], expected an object"),
-    "no file": (detection(filename=None), "filename is None"),
-    "no size": (detection(width=-1), "width is -1"),
-    "no kind": ({"filename": "a.jpg", "height": 4, "width": 4}, "detection is None"),
+    "list": (b"[]", r"expected an object.*, found \[\]"),
+    "no file": (detection(filename=None), "filename: expected .*found None"),
+    "no size": (detection(width=-1), "width: expected .*found -1"),
+    "no kind": ({"filename": "a.jpg", "height": 4, "width": 4}, "detection: expected .*found None"),
     "no instances": (detection(detection={"boxes": []}), "expected an object with a list of instances"),
-    "number as box": (detection(instance(), 5), "instance is 5"),
-    "no label": (detection(instance(None)), "instance is {"),
-    "boolean as label": (detection(instance(True)), "instance is {"),
-    "nan": (detection(instance(), instance(bbox=(1, 2, math.nan, 4))), "bbox is [1, 2, nan, 4]"),
-    "outside": (detection(instance(), instance(bbox=(70, 2, 80, 4))), "inside an image of 64 x 48"),
 }
 
 
 @pytest.mark.parametrize("bad, reason", BAD_LINES.values(), ids=BAD_LINES)
-def test_a_bad_detection_line_is_left_out_as_a_whole(load, caplog, bad, reason):
+def test_a_bad_line_is_left_out(load, caplog, bad, reason):
     with caplog.at_level(logging.WARNING, "glipv2_d2"):
         records = load(detection(instance()), bad, b"", detection(), names=NAMES)
     assert [record["image_id"] for record in records] == [1, 4]
     assert len(caplog.records) == 1
-    assert "data.jsonl: left out 1 lines (line 2: " in caplog.text and reason in caplog.text
+    assert "data.jsonl: left out lines (1 " in caplog.text and re.search(f"; line 2: .*{reason}", caplog.text)
     assert "\n" not in caplog.messages[0]
 
 
-def test_boxes_of_one_pixel_are_left_out_alone(load, caplog):
+BAD_BOXES = {
+    "number": (5, "malformed entries", "expected an object, found 5"),
+    "no label": (instance(None), "malformed ids", "label: expected an integer, found None"),
+    "boolean as label": (instance(True), "malformed ids", "label: expected an integer, found True"),
+    "nan": (instance(bbox=(1, 2, math.nan, 4)), "boxes that are not four numbers", r"found \[1, 2, nan, 4\]"),
+    "outside": (instance(bbox=(70, 2, 80, 4)), "boxes outside their image", "inside its image of 64 x 48"),
+    "one pixel": (instance(bbox=(4, 4, 5, 9)), "boxes of at most one pixel", "at most 1 pixel of it inside"),
+}
+
+
+@pytest.mark.parametrize("bad, kind, reason", BAD_BOXES.values(), ids=BAD_BOXES)
+def test_a_bad_box_is_left_out_alone(load, caplog, bad, kind, reason):
     with caplog.at_level(logging.WARNING, "glipv2_d2"):
-        (record,) = load(detection(instance(), instance(bbox=(4, 4, 5, 9))), names=NAMES)
-    assert len(record["annotations"]) == 1
-    assert "left out 1 boxes (line 1: bbox is [4, 4, 5, 9]" in caplog.text
+        (record,) = load(detection(instance(), bad, instance()), names=NAMES)
+    assert len(record["annotations"]) == 2
+    (message,) = caplog.messages
+    assert re.search(rf"data.jsonl: left out boxes \(1 {kind}\); line 1: .*{reason}", message) and "\n" not in message
 
 
 def test_grounding_lines_become_dataset_dicts(load, new_name, tmp_path):
@@ -183,8 +216,8 @@ def test_bad_regions_are_left_out_alone_and_sentences_without_any_box_too(load, 
         )
     assert [record["image_id"] for record in records] == [1] and len(records[0]["annotations"]) == 1
     assert len(caplog.records) == 1
-    assert "2 regions (line 1: phrase is 'cat', expected words of the caption" in caplog.text
-    assert "3 lines (line 2: no box for 'a dog and a red dog'; line 3: no box for 'of the'; line 4: " in caplog.text
+    assert "left out boxes (2 phrases that are not in their caption)" in caplog.text
+    assert "lines (2 captions without a box, 1 malformed texts); line 1: phrase: expected words of" in caplog.text
 
 
 def test_long_and_foreign_captions_are_kept_whole(load):
@@ -195,14 +228,16 @@ def test_long_and_foreign_captions_are_kept_whole(load):
 
 
 def test_detection_lines_in_grounding_data_are_an_error(load):
-    message = "line 1: holds 'detection', expected 'grounding' in a pseudo_grounding dataset"
+    message = "line 1: expected 'grounding' in a pseudo_grounding dataset, found 'detection'"
     with pytest.raises(AnnotationError, match=message):
         load(detection(instance()), task="pseudo_grounding")
 
 
 @pytest.mark.parametrize("lines", [[], [b""], [b"no json"], [grounding(region(phrase="cat"))]])
 def test_nothing_left_is_an_error(load, lines):
-    with pytest.raises(AnnotationError, match="data.jsonl: found nothing to use, expected lines of a grounding data"):
+    with pytest.raises(
+        AnnotationError, match=r"data\.jsonl: expected lines of a grounding data.*, found nothing to use"
+    ):
         load(*lines)
 
 
@@ -272,7 +307,7 @@ def test_any_damage_is_left_out_or_a_one_line_error(tmp_path, task, data):
     name = f"{tmp_path.name}_damaged"
     MetadataCatalog.get(name).set(task=task, jsonl_file=str(jsonl_file), image_root=str(tmp_path))
     try:
-        records = load_odvg(str(jsonl_file), str(tmp_path), name)
+        records = load_odvg(str(jsonl_file), str(tmp_path), None, name)
     except AnnotationError as error:
         assert str(jsonl_file) in str(error) and "\n" not in str(error) and len(str(error)) < 1000
     else:

@@ -52,15 +52,15 @@ def test_lines_are_read_in_pieces(tmp_path):
         ({"question": " \n"}, "no question"),
         ({"question": ["a"]}, "no question"),
         ({"question": "x" * 10_001}, "question of more than 10000 characters"),
-        ({"question": "x\ud800"}, "question or filename that is no valid text"),
+        ({"question": "x\ud800"}, "question or filename that is not valid text"),
         ({"answer": None}, "no answer"),
         ({"answer": ""}, "no answer"),
         ({"answer": 3}, "no answer"),
         ({"answer": "x" * 10_001}, "answer of more than 10000 characters"),
-        ({"answer": "\udfff"}, "answer or filename that is no valid text"),
-        ({"question_id": "7"}, "question_id that is no integer"),
-        ({"question_id": True}, "question_id that is no integer"),
-        ("{", "line that is no JSON object"),
+        ({"answer": "\udfff"}, "answer or filename that is not valid text"),
+        ({"question_id": "7a"}, "question_id that is not an integer"),
+        ({"question_id": True}, "question_id that is not an integer"),
+        ("{", "line that is not a JSON object"),
     ],
 )
 def test_bad_lines_are_skipped_with_a_reason_and_their_number(tmp_path, change, reason):
@@ -103,7 +103,15 @@ def test_questions_meet_their_answers_by_id_and_images_have_the_names_of_coco(tm
     questions = open_questions(*files, None, 2)
     assert len(questions) == 2 and questions.num_lines == 3 and questions.files == list(files)
     assert list(questions.read(1)) == [
-        QuestionSample("questions[2]", "000000002", "COCO_train2014_000000000003.jpg", 103, "What is 3?", "dog 3", None)
+        QuestionSample(
+            "questions[2]",
+            "000000002",
+            "COCO_train2014_000000000003.jpg",
+            103,
+            "What is 3?",
+            "dog 3",
+            None,
+        )
     ]
     assert [sample.answer for sample in questions.read(0)] == ["dog 1", "dog 2"]
 
@@ -115,22 +123,24 @@ def test_images_can_be_listed_in_a_file(tmp_path):
     questions = open_questions(*files, images_file, 2)
     sample, skipped = read_all(questions)
     assert sample.file_name == "b/one.png" and questions.files == [*files, images_file]
-    assert skipped == SkippedCaption("questions[1]", "image_id that is not in the images file")
+    assert skipped == SkippedCaption("questions[1]", "unknown image_ids")
 
 
 @pytest.mark.parametrize("subtype", [None, 3, " ", "/../../train", "\ud800"])
 def test_a_split_that_is_no_name_is_refused(tmp_path, subtype):
     files = vqa_files(tmp_path, [question(1)], [annotation(1)], data_subtype=subtype)
-    with pytest.raises(ValueError, match="questions.json: data_subtype is .*, expected the split of the images; or --"):
+    with pytest.raises(
+        ValueError, match="questions.json: data_subtype: expected the split of the images, or an images_file, found"
+    ):
         open_questions(*files, None, 2)
 
 
 @pytest.mark.parametrize(
     "entry, reason",
     [
-        (7, "question that is no object"),
-        (question(1, question_id="101"), "question_id or image_id that is no integer"),
-        (question(1, image_id=None), "question_id or image_id that is no integer"),
+        (7, "malformed entries"),
+        (question(1, question_id="1a"), "malformed ids"),
+        (question(1, image_id=None), "malformed ids"),
         (question(1, question=" "), "no question"),
         (question(4), "no answer"),
         (question(5), "no answer"),
@@ -146,9 +156,9 @@ def test_bad_questions_are_skipped_with_a_reason_and_their_number(tmp_path, entr
 @pytest.mark.parametrize(
     "questions, annotations, message",
     [
-        ([], [annotation(1)], r"questions.json: questions is \[\], expected a list that is not empty"),
-        ({}, [annotation(1)], "questions.json: questions is {}, expected a list"),
-        ([question(1)], None, "annotations.json: annotations is None, expected a list"),
+        ([], [annotation(1)], r"questions.json: questions: expected .*at least one, found \[\]"),
+        ({}, [annotation(1)], r"questions\.json: questions: expected .*a list.*found \{\}"),
+        ([question(1)], None, r"annotations\.json: annotations: expected .*a list.*found None"),
     ],
 )
 def test_files_that_hold_nothing_are_errors(tmp_path, questions, annotations, message):

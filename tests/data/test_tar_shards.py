@@ -9,16 +9,16 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tar_shards import cut_tar, png, record, sample_files, write_shards, write_tar
 
-from glipv2_d2.data.datasets.grounding_records import EntryError
+from glipv2_d2.data.datasets.formats import register_shards
 from glipv2_d2.data.datasets.tar_shards import (
     TarSample,
     expand_shard_urls,
     find_shards,
     read_shard,
     read_shard_sample,
-    register_shards,
     shard_urls_of,
 )
+from glipv2_d2.data.datasets.value_checks import EntryError
 
 FILES = {f"{key}.{suffix}": bytes([65 + i]) * 700 for i, key in enumerate("abcd") for suffix in ("jpg", "json")}
 # A header and two blocks of content for each file.
@@ -238,7 +238,7 @@ def test_the_catalog_gives_all_samples_and_counts_what_it_leaves_out(registered,
         dicts = DatasetCatalog.get(name)
     assert [item["image_id"] for item in dicts] == ["0000", "0001", "0002", "0007"]
     (message,) = caplog.messages
-    assert message.startswith("dataset 'caps': left out 2 records, boxes or ends of shards, such as ")
+    assert message.startswith("shards of dataset 'caps': left out shards (1 malformed shards), records (1 malformed ")
     assert "caps-001.tar: unexpected end of data" in message and "caps-002.tar: 'bad'" in message
 
 
@@ -280,7 +280,7 @@ def test_a_bad_box_is_left_out_with_its_place():
         ({"jpg": b"", "json": b"\xff\xfe\x00"}, "b.tar: 'k': "),
         ({"jpg": b"", "json": b"[" * 100_000}, "b.tar: 'k': "),
         ({"jpg": b"", "json": b"[]"}, "b.tar: 'k': "),
-        ({"jpg": b"", "json": json.dumps({"height": 4, "width": 4}).encode()}, "'k': grounding is None"),
+        ({"jpg": b"", "json": json.dumps({"height": 4, "width": 4}).encode()}, "'k': grounding: expected .*found None"),
     ],
 )
 def test_a_sample_that_cannot_be_used_is_named(files, message):

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from glipv2_d2.data.datasets.question_files import QuestionSample
-from glipv2_d2.data.datasets.vqa_records import read_question_boxes
+from glipv2_d2.data.datasets.questions import read_question_boxes
 from glipv2_d2.engine.pseudo_boxes import PseudoBoxTeacher
 from glipv2_d2.engine.pseudo_questions import question_content, question_regions, read_question
 from glipv2_d2.prompts.phrase_finder import build_phrase_finder

@@ -28,6 +28,8 @@ def dataset(tmp_path):
         ],
     }
     json_file.write_text(json.dumps(content))
+    for image in content["images"]:
+        (tmp_path / image["file_name"]).touch()
     register_coco_grounding("evaluated", json_file, tmp_path)
     DatasetCatalog.get("evaluated")
     yield "evaluated"

@@ -63,16 +63,19 @@ def test_what_is_not_there_is_not_a_number_also_if_nothing_is_found(tmp_path):
     assert results["segm"]["AP"] == results["segm"]["AP-name 1"] == 0.0
 
 
-@pytest.mark.parametrize("field", ["area", "iscrowd"])
-def test_annotations_that_cannot_be_evaluated_are_an_error_before_any_image_is_run(tmp_path, field):
-    complete, lacking = ({**make_annotation(1, 1, box), "iscrowd": 0} for box in (SMALL, MEDIUM))
+@pytest.mark.parametrize("field", ["area", "iscrowd", "id"])
+def test_fields_that_the_evaluation_needs_are_computed_where_they_lack(tmp_path, field):
+    complete, lacking = ({**make_annotation(1, 1, box), "iscrowd": 0, "id": 7} for box in (SMALL, MEDIUM))
     del lacking[field]
-    with dataset_of(make_content([complete, lacking]), tmp_path / "annotations.json") as name:
-        with pytest.raises(
-            AnnotationError,
-            match=rf"annotations.json: annotations\[1\]: expected '{field}', as in COCO's format, found none",
-        ):
-            COCOInstanceEvaluator(name, TASKS)
+    found = {1: [(1, 0.5, MEDIUM), (1, 0.4, SMALL)]}
+    results = evaluate(make_content([complete, lacking]), found, tmp_path)
+    assert [results["bbox"][key] for key in ("AP", "APs", "APm")] == [pytest.approx(100.0)] * 3
+
+
+def test_faulty_annotations_are_not_compared_with(tmp_path):
+    faulty = [make_annotation(1, 1, MEDIUM, bbox=None), make_annotation(1, 9, SMALL), {"id": 3}]
+    results = evaluate(make_content([make_annotation(1, 1, MEDIUM), *faulty]), {1: [(1, 0.5, MEDIUM)]}, tmp_path)
+    assert results["bbox"]["AP"] == pytest.approx(100.0)
 
 
 def test_an_annotation_of_an_unknown_image_is_passed_over(tmp_path):

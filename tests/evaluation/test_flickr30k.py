@@ -7,7 +7,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 from PIL import Image
 
-from glipv2_d2.data.datasets.flickr30k import register_flickr30k
+from glipv2_d2 import add_glipv2_config
+from glipv2_d2.data.datasets.formats import register_flickr30k
 from glipv2_d2.data.loading import load_test_dataset
 from glipv2_d2.evaluation import build_evaluator
 from glipv2_d2.evaluation.flickr30k import Flickr30kEvaluator, first_hit, merged_box, phrases_of
@@ -142,8 +143,10 @@ def test_the_files_of_the_release_are_evaluated_by_the_type_of_their_dataset(tmp
     (tmp_path / "val.txt").write_text("7\n")
     Image.new("RGB", (100, 100)).save(tmp_path / "images/7.jpg")
     register_flickr30k("entities", tmp_path, "val", tmp_path / "images")
+    cfg = get_cfg()
+    add_glipv2_config(cfg)
     try:
-        evaluator = build_evaluator(get_cfg(), load_test_dataset(get_cfg(), "entities"), str(tmp_path / "out"))
+        evaluator = build_evaluator(cfg, load_test_dataset(cfg, "entities"), str(tmp_path / "out"))
         evaluator.reset()
         evaluator.process([{"image_id": "7_0"}], [detections((0, 0.5, LEFT))])
         assert evaluator.evaluate()["any_box"]["R@1"] == 100.0

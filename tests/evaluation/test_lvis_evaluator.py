@@ -249,12 +249,11 @@ def test_unknown_tasks_and_protocols_are_errors(tmp_path, options, message):
         ({"images": "neg_category_ids"}, r"images\[0\]: expected 'neg_category_ids', as in LVIS's format, found none"),
         ({"images": "not_exhaustive_category_ids"}, r"images\[0\]: expected 'not_exhaustive_category_ids'"),
         ({"categories": "frequency"}, r"categories\[0\]: expected 'frequency'"),
-        ({"categories": [7]}, r"categories\[0\]: expected 'id'"),
+        ({"categories": [7]}, r"categories\[0\]: expected an object with an integer as id, found 7"),
         (
-            {"categories": [{"id": 1, "frequency": "x"}]},
+            {"categories": [{"id": 1, "name": "cat", "frequency": "x"}]},
             r"categories\[0\].frequency: expected 'r', 'c' or 'f', found 'x'",
         ),
-        ({"annotations": "area"}, r"annotations\[0\]: expected 'area'"),
     ],
 )
 def test_annotations_of_another_format_are_an_error(tmp_path, change, message):

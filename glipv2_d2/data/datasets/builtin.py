@@ -9,18 +9,20 @@ import os
 
 from detectron2.data.datasets.lvis import get_lvis_instances_meta
 
-from .captioning import register_captioning
-from .coco import register_coco_grounding
-from .flickr30k import register_flickr30k
-from .grounding_json import register_grounding_json
-from .lvis import register_lvis
-from .odinw import register_odinw
-from .odvg import register_odvg
-from .phrasecut import register_phrasecut
-from .refcoco import register_refcoco
-from .referring_json import register_referring_json
-from .vqa import register_vqa
-from .vqa_json import register_vqa_json
+from .formats import (
+    register_captioning,
+    register_coco_grounding,
+    register_flickr30k,
+    register_grounding_json,
+    register_lvis,
+    register_odinw,
+    register_odvg,
+    register_phrasecut,
+    register_refcoco,
+    register_referring_json,
+    register_vqa,
+    register_vqa_json,
+)
 
 # Folder, which is also the first part of the name: splits.
 _WORLDS = {
@@ -99,8 +101,7 @@ def register_builtin_datasets(root: str) -> None:
             json_file = os.path.join(images, "annotations_without_background.json")
             register_coco_grounding(f"small_{key}_{split}", json_file, images)
     for name, (json_file, images) in _DETECTION.items():
-        # Many of these boxes reach past their images.
-        register_coco_grounding(name, os.path.join(root, json_file), os.path.join(root, images), clip_boxes=True)
+        register_coco_grounding(name, os.path.join(root, json_file), os.path.join(root, images))
     for name, (json_file, directories) in _GROUNDING.items():
         if isinstance(directories, str):
             image_root = os.path.join(root, directories)

@@ -13,7 +13,7 @@ from ...errors import InputError
 from .tar_shards import expand_shard_urls, read_shard
 from .value_checks import stays_inside
 
-# Longer texts are no captions, and the text encoder reads the beginning only.
+# Longer texts are not captions, and the text encoder reads the beginning only.
 MAX_CAPTION_LENGTH = 10_000
 # Longer lines are not read into memory.
 _MAX_LINE_BYTES = 1 << 20
@@ -50,20 +50,20 @@ class SkippedCaption(NamedTuple):
 class JsonlCaptions:
     """Lines ``{"filename": ..., "caption": ...}`` in pieces of equal length; other fields are not read.
 
-    Only the places where the pieces begin are kept in memory.
+    Only the positions where the pieces begin are kept in memory.
 
     Args:
-        path: Of the jsonl file.
+        path: The jsonl file.
         piece_size: Lines in a piece.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
         InputError: It is empty.
     """
 
     # Images are files of their own.
     holds_images = False
-    # What a file holds, for a message.
+    # Content of a line, for a message.
     _content = "a filename and a caption"
 
     def __init__(self, path: str, piece_size: int) -> None:
@@ -85,17 +85,17 @@ class JsonlCaptions:
         return len(self._offsets)
 
     def read(self, piece: int) -> Iterator[Any]:
-        """Yield what the lines of a piece hold, each a ``CaptionSample`` or ``SkippedCaption``; blank ones nothing."""
+        """Yield a ``CaptionSample`` or ``SkippedCaption`` for each line of a piece that is not blank."""
         with open(self.files[0], "rb") as file:
             file.seek(self._offsets[piece])
             first = piece * self.piece_size
-            for number, line in zip(range(first, first + self.piece_size), _bounded_lines(file)):
+            for number, line in zip(range(first, first + self.piece_size), _bounded_lines(file), strict=False):
                 if line is None or line.strip():
                     entry = read_line(line, number)
                     yield entry if isinstance(entry, SkippedCaption) else self._make_sample(*entry, number)
 
     def _make_sample(self, name: str, content: dict[str, Any], number: int) -> Any:
-        """Make a sample of what a line holds, or say why there is none."""
+        """Make a sample of the content of a line, or say why there is none."""
         return _check_caption(CaptionSample(name, f"{number:09d}", content["filename"], content.get("caption"), None))
 
 
@@ -105,7 +105,7 @@ class TarCaptions:
     The json is an object with the text ``caption``; the txt goes before it. Nothing is unpacked to the disk.
 
     Args:
-        paths: Of the shards.
+        paths: The shards.
 
     Raises:
         FileNotFoundError: A shard is missing.
@@ -169,14 +169,14 @@ def read_line(line: bytes | None, number: int) -> tuple[str, dict[str, Any]] | S
         number: Counted from 0.
 
     Returns:
-        Its name for messages, and what it holds; or why it cannot be used.
+        Its name for messages and its content; or why it cannot be used.
     """
     name = f"line {number + 1}"
     if line is None:
         return SkippedCaption(name, f"line of more than {_MAX_LINE_BYTES} bytes")
     content = _read_object(line)
     if content is None:
-        return SkippedCaption(name, "line that is no JSON object")
+        return SkippedCaption(name, "line that is not a JSON object")
     file_name = content.get("filename")
     if not isinstance(file_name, str) or not file_name:
         return SkippedCaption(name, "no filename")
@@ -197,18 +197,18 @@ def _read_members(name: str, key: str, files: Mapping[str, bytes]) -> CaptionSam
         try:
             caption = files["txt"].decode("utf-8-sig").strip()
         except UnicodeDecodeError:
-            return SkippedCaption(name, "caption that is no valid text")
+            return SkippedCaption(name, "caption that is not valid text")
     elif "json" in files:
         caption = (_read_object(files["json"]) or {}).get("caption")
     return _check_caption(CaptionSample(name, key, f"{key}.{suffix}", caption, files[suffix]))
 
 
 def _check_caption(sample: CaptionSample) -> CaptionSample | SkippedCaption:
-    reason = what_is_wrong(sample.caption, "caption", sample.file_name)
+    reason = why_unusable(sample.caption, "caption", sample.file_name)
     return sample if reason is None else SkippedCaption(sample.name, reason)
 
 
-def what_is_wrong(text: Any, field: str, file_name: str) -> str | None:
+def why_unusable(text: Any, field: str, file_name: str) -> str | None:
     """Return why a text that belongs to an image cannot be tokenized or written; None if it can."""
     if not isinstance(text, str):
         return f"no {field}"
@@ -216,12 +216,12 @@ def what_is_wrong(text: Any, field: str, file_name: str) -> str | None:
         return f"{field} of more than {MAX_CAPTION_LENGTH} characters"
     # Half of a surrogate pair is legal in json, but cannot be tokenized or written.
     if any("\ud800" <= letter <= "\udfff" for letter in text + file_name):
-        return f"{field} or filename that is no valid text"
+        return f"{field} or filename that is not valid text"
     return None
 
 
 def _read_object(text: bytes) -> dict[str, Any] | None:
-    """Return the JSON object that a text is, None if it is none."""
+    """Return the JSON object in a text, None if there is none."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,130 +1,211 @@
-"""Datasets in COCO's json format: registration, and a reader that checks what it reads."""
+"""Detection data in the json formats of COCO and LVIS."""
 
 from __future__ import annotations
 
-import functools
-import logging
 import os
-from typing import Any
+from collections.abc import Callable
 
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 
-from .annotation_checks import CocoFile
-from .registration import check_dataset_files, register_dataset, set_thing_classes
-
-__all__ = ["check_dataset_files", "load_coco_grounding", "register_coco_grounding"]
-
-
-def register_coco_grounding(
-    name: str,
-    json_file: str | os.PathLike[str],
-    image_root: str | os.PathLike[str],
-    *,
-    clip_boxes: bool = False,
-    **metadata: Any,
-) -> None:
-    """Register a dataset in COCO's json format under a name for DATASETS.TRAIN and DATASETS.TEST.
-
-    No file is read before the dataset is used.
-
-    Args:
-        name: New in the catalog.
-        json_file: The annotations.
-        image_root: Directory that ``file_name`` in the json is relative to.
-        clip_boxes: Cut boxes that reach more than one pixel past their image; otherwise they are an error.
-        metadata: More entries of the dataset's metadata.
-
-    Raises:
-        ValueError: The name is taken.
-    """
-    json_file, image_root = os.fspath(json_file), os.fspath(image_root)
-    load = functools.partial(load_coco_grounding, json_file, image_root, name, clip_boxes=clip_boxes)
-    entries = {"evaluator_type": "coco", "task": "detection", **metadata}
-    register_dataset(name, load, json_file=json_file, image_root=image_root, **entries)
+from .coco_json import CocoImage, CocoJson, Images, image_record
+from .registration import missing_files, set_thing_classes
+from .value_checks import (
+    Box,
+    EntryError,
+    as_integer,
+    as_number,
+    cut_box,
+    is_text,
+    read_corners,
+    read_integer,
+    read_text,
+    show,
+    stays_inside,
+    unknown_id,
+)
 
 
-def load_coco_grounding(json_file: str, image_root: str, name: str, *, clip_boxes: bool = False) -> list[dict]:
-    """Read a registered dataset, and add ``thing_classes`` and the map of category ids to its metadata.
+def load_coco_grounding(json_file: str, image_root: str, name: str) -> list[dict]:
+    """Read a dataset, and add ``thing_classes`` and the map of category ids to its metadata.
 
-    Category ids become contiguous, in the order of the ids in the file. Boxes without area are left out, and boxes that
-    reach up to one pixel past their image are cut (any number of pixels with ``clip_boxes``); one warning counts both.
-    Masks are carried along as they are, for ``keep_usable_masks``; keypoints are not read.
+    Category ids become contiguous, in the order of the ids in the file. Boxes that reach past their image are cut.
+    Masks are carried along as they are, for ``keep_usable_masks``; keypoints are not read. A file without
+    ``annotations``, as of a test set, has images only.
 
     Returns:
         Dataset dicts of detectron2 by ascending image id, with an XYXY box, ``category_id`` and ``iscrowd`` per
         annotation, and ``segmentation`` where the file has one. Images without annotations are among them.
 
     Raises:
-        FileNotFoundError: The file or the image directory does not exist.
-        AnnotationError: The file breaks the format.
+        FileNotFoundError: The file does not exist.
+        AnnotationError: The file cannot be used, or has more faults than DATASETS.MAX_FAULTY_SHARE allows.
     """
-    check_dataset_files(name)
-    content = CocoFile(json_file)
-    records = read_records(content, image_root, name, clip_boxes)
-    num_not_evaluable = content.num_not_evaluable()
-    if num_not_evaluable:
-        logging.getLogger(__name__).warning(
-            "%s: %d annotations lack 'area' or 'iscrowd', which COCO's evaluation needs; training does not",
-            json_file,
-            num_not_evaluable,
-        )
-    return records
+    records = _load_records(json_file, image_root, name)[1]
+    return sorted(records.values(), key=lambda record: record["image_id"])
 
 
-def read_records(content: CocoFile, image_root: str, name: str, clip_boxes: bool) -> list[dict]:
-    """Make dataset dicts of a file, and put its categories into the metadata, as ``load_coco_grounding`` says.
+def load_lvis(json_file: str, image_root: str, name: str) -> list[dict]:
+    """Read a dataset as ``load_coco_grounding`` does.
+
+    The name of a category is the first of its ``synonyms``. The path of an image is the last two parts of its
+    ``coco_url``, or its ``file_name`` where it has none.
+
+    Returns:
+        Dataset dicts as ``load_coco_grounding`` makes them, with the category ids of the file in ``neg_category_ids``
+        and ``not_exhaustive_category_ids``, as detectron2's own reader gives them. Where not all objects of some
+        categories have a box, the contiguous ids of these are ``never_negative_ids``.
 
     Raises:
-        AnnotationError: The file breaks the format.
+        FileNotFoundError: The file does not exist.
+        AnnotationError: As in ``load_coco_grounding``.
+
+    Source: ``load_lvis_json`` of detectron2. Departure: it stops at a polygon of less than three points.
     """
-    names_by_id = content.categories()
-    images = content.images()
-    file_names = content.file_names()
-    crowds = content.crowds()
-    image_rows = content.image_rows()
-    category_ids = content.contiguous_ids()
-    masks = content.masks()
-    whole_boxes, boxes = content.boxes(image_rows, clip_boxes)
-    _set_names(content.json_file, name, names_by_id)
-
-    records: list[dict] = [
-        {
-            "file_name": os.path.join(image_root, file_name),
-            "height": image["height"],
-            "width": image["width"],
-            "image_id": image["id"],
-            "annotations": [],
-        }
-        for image, file_name in zip(images, file_names)
-    ]
-    has_area = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-    entries = zip(has_area.tolist(), image_rows, boxes.tolist(), category_ids, crowds, masks)
-    for keep, row, box, category_id, crowd, mask in entries:
-        if keep:
-            annotation = {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": category_id, "iscrowd": crowd}
-            if mask:
-                annotation["segmentation"] = mask
-            records[row]["annotations"].append(annotation)
-    num_cut = int((whole_boxes != boxes)[has_area].any(axis=1).sum())
-    _report(content.json_file, len(images), len(boxes), num_cut, int((~has_area).sum()))
-    return sorted(records, key=lambda record: record["image_id"])
+    images, records = _load_records(json_file, image_root, name, is_lvis=True)
+    contiguous_ids = MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id
+    for image_id, record in records.items():
+        image = images[image_id]
+        record.update({field: image.entry.get(field, []) for field in _LVIS_FIELDS})
+        incomplete = record["not_exhaustive_category_ids"]
+        never_negative_ids = [contiguous_ids[value] for value in incomplete if value in contiguous_ids]
+        if never_negative_ids:
+            record["never_negative_ids"] = never_negative_ids
+    return sorted(records.values(), key=lambda record: record["image_id"])
 
 
-def _set_names(json_file: str, name: str, names_by_id: dict[int, str]) -> None:
-    """Fill the metadata as detectron2's own reader does."""
-    set_thing_classes(json_file, name, list(names_by_id.values()))
-    metadata = MetadataCatalog.get(name)
-    metadata.thing_dataset_id_to_contiguous_id = {value: index for index, value in enumerate(names_by_id)}
+def load_detection_truth(
+    json_file: str, image_root: str | None = None, *, is_lvis: bool = False
+) -> dict[str, list[dict]]:
+    """Read what an evaluator compares with: the annotations that the loader uses, as they stand in the file.
 
+    Args:
+        json_file: In COCO's or LVIS's format.
+        image_root: Images whose file is not there are left out; None: they are not looked up.
+        is_lvis: The file is in LVIS's format.
 
-def _report(json_file: str, num_images: int, num_boxes: int, num_cut: int, num_empty: int) -> None:
-    logger = logging.getLogger(__name__)
-    logger.info("%s: %d images, %d boxes", json_file, num_images, num_boxes)
-    if num_cut or num_empty:
-        logger.warning(
-            "%s: cut %d boxes that reach past their image, left out %d boxes without area",
-            json_file,
-            num_cut,
-            num_empty,
+    Returns:
+        ``images``, ``categories`` and, unless the file lacks them, ``annotations`` in COCO's format. Annotations have
+        ``id`` from 1 in the order of the file, and ``area`` (of the box, in square pixels) and ``iscrowd`` (0) where
+        the file lacks them.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        AnnotationError: As in ``load_coco_grounding``.
+    """
+    content = CocoJson(json_file)
+    images = content.images(_read_lvis_path if is_lvis else _read_any_path, one_entry_per_file=True)
+    if image_root is not None:
+        paths = {os.path.join(image_root, image.file_name): image.id for image in images.values() if image is not None}
+        images.update(dict.fromkeys(paths[path] for path in missing_files(paths)))
+    names = content.categories("synonyms" if is_lvis else "name")
+    found: list[dict] = []
+
+    def keep(image: CocoImage, item: dict, box: Box, category_id: int, crowd: int) -> None:
+        left, top, width, height = (as_number(one) for one in item["bbox"])
+        area = as_number(item.get("area"))
+        found.append(
+            {
+                **item,
+                "id": len(found) + 1,
+                "image_id": image.id,
+                "category_id": category_id,
+                "bbox": [left, top, width, height],
+                "area": width * height if area is None else area,
+                "iscrowd": crowd,
+            }
         )
+
+    _read_boxes(content, images, names, keep)
+    rows = {as_integer(row["id"]): row for row in content.content["categories"]}
+    truth = {
+        "images": [
+            {**image.entry, "id": image.id, "height": image.size[0], "width": image.size[1]}
+            for image in images.values()
+            if image is not None
+        ],
+        "categories": [{**rows[category_id], "id": category_id, "name": name} for category_id, name in names.items()],
+    }
+    return {**truth, "annotations": found} if "annotations" in content.content else truth
+
+
+_LVIS_FIELDS = ("neg_category_ids", "not_exhaustive_category_ids")
+
+
+def _load_records(
+    json_file: str, image_root: str, name: str, *, is_lvis: bool = False
+) -> tuple[Images, dict[int, dict]]:
+    """Return the images of a file and their dataset dicts, both by image id, and fill the metadata."""
+    content = CocoJson(json_file, name)
+    images = content.images(_read_lvis_path if is_lvis else _read_any_path, one_entry_per_file=True)
+    names = content.categories("synonyms" if is_lvis else "name")
+    rows = {category_id: row for row, category_id in enumerate(names)}
+    records = {image.id: image_record(image, image_root) for image in images.values() if image is not None}
+
+    def add(image: CocoImage, item: dict, box: Box, category_id: int, crowd: int) -> None:
+        annotation = {
+            "bbox": list(box),
+            "bbox_mode": BoxMode.XYXY_ABS,
+            "category_id": rows[category_id],
+            "iscrowd": crowd,
+        }
+        if item.get("segmentation"):
+            annotation["segmentation"] = item["segmentation"]
+        records[image.id]["annotations"].append(annotation)
+
+    _read_boxes(content, images, names, add)
+    content.report.close(records, "images")
+    set_thing_classes(json_file, name, list(names.values()))
+    MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id = rows
+    return images, records
+
+
+def _read_boxes(
+    content: CocoJson, images: Images, names: dict[int, str], use: Callable[[CocoImage, dict, Box, int, int], None]
+) -> None:
+    """Call a function with the image, entry, cut box, category id and crowd flag of each annotation without a fault."""
+
+    def read(image: CocoImage, item: dict) -> None:
+        category_id = read_integer(item, "category_id")
+        if category_id not in names:
+            raise unknown_id("category_id", category_id, "an id that stands in categories")
+        # detectron2 and COCO's evaluation would treat a box to ignore as an ordinary one.
+        flags = [_read_flag(item, field) for field in ("iscrowd", "ignore")]
+        if flags[1]:
+            expected = "0 (a region to leave out is marked by iscrowd)"
+            raise EntryError(f"ignore: expected {expected}, found {show(item['ignore'])}", "boxes to ignore")
+        whole = read_corners(item.get("bbox"), has_sides=True)
+        box = cut_box(whole, *image.size)
+        if box != whole:
+            content.report.change("boxes cut at the border of their image")
+        use(image, item, box, category_id, flags[0])
+
+    content.annotations(images, read)
+
+
+def _read_flag(item: dict, field: str) -> int:
+    value = item.get(field)
+    flag = 0 if value is None else int(value) if value is True or value is False else as_integer(value)
+    if flag not in (0, 1):
+        raise EntryError(f"{field}: expected 0 or 1, found {show(value)}", "malformed flags")
+    return flag
+
+
+def _read_any_path(entry: dict) -> str:
+    """Return ``file_name``, which may leave the image folder, as in detectron2's own reader."""
+    return read_text(entry, "file_name")
+
+
+def _read_lvis_path(entry: dict) -> str:
+    """Return the last two parts of ``coco_url``, as "val2017/000000000139.jpg", and check the lists of categories."""
+    for field in _LVIS_FIELDS:
+        ids = entry.get(field, [])
+        if not isinstance(ids, list) or not all(type(value) is int for value in ids):
+            raise EntryError(f"{field}: expected a list of category ids, found {show(ids)}", "malformed images")
+    url = entry.get("coco_url")
+    if url is None and "file_name" in entry:
+        return _read_any_path(entry)
+    parts = url.split("/")[-2:] if is_text(url) else []
+    if not (len(parts) == 2 and all(parts) and stays_inside("/".join(parts))):
+        raise EntryError(f"coco_url: expected a URL that ends with a folder and a file, found {show(url)}")
+    return "/".join(parts)

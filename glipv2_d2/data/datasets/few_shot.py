@@ -14,8 +14,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from ...errors import InputError
-from .annotation_checks import CocoFile
-from .value_checks import AnnotationError, show
+from .value_checks import AnnotationError, is_text, list_of, read_json_file, show
 
 
 class FewShot(NamedTuple):
@@ -142,9 +141,11 @@ def _prepared_file(json_file: str | None, few_shot: FewShot) -> str:
 
 
 def _listed_dicts(prepared: str, image_root: str, dataset_dicts: Sequence[dict]) -> list[dict]:
-    paths = {os.path.join(image_root, file_name) for file_name in CocoFile(prepared).file_names()}
+    entries = list_of(read_json_file(prepared), "images", prepared)
+    names = [entry.get("file_name") for entry in entries if isinstance(entry, dict)]
+    paths = {os.path.join(image_root, name) for name in names if is_text(name)}
     unknown = paths - {item["file_name"] for item in dataset_dicts}
     if unknown or not paths:
         found = show(min(unknown)) if unknown else "no image"
-        raise AnnotationError(f"{prepared}: found {found}, expected images of the dataset that it lies beside")
+        raise AnnotationError(f"{prepared}: expected images of the dataset that it lies beside, found {found}")
     return [item for item in dataset_dicts if item["file_name"] in paths]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import os
 from typing import NamedTuple
 
 from detectron2.data import MetadataCatalog
 
 from .coco import load_coco_grounding
-from .registration import register_dataset
 from .value_checks import AnnotationError
 
 SPLITS = ("train", "val", "test")
@@ -20,15 +17,15 @@ _ANNOTATIONS = "annotations_without_background.json"
 
 
 class OdinwSet(NamedTuple):
-    """Where a set lies, and what prompts say for its names.
+    """Where a set lies, and how prompts name its categories.
 
     Attributes:
         folder: Below the folder of all sets. In it each split has a folder, ``train``, ``valid``, ``test``, of images
             and their json.
         is_one_folder: The images of all splits lie in ``folder`` itself, and the json of each has its name in front.
         has_test: Otherwise the validation split is tested on.
-        names: What prompts say for the categories, by ascending id; empty: what the json says.
-        contexts: For some names what stands before and after them in a prompt: (name, before, after).
+        names: The texts of the categories in prompts, by ascending id; empty: the names of the json.
+        contexts: For some names the texts before and after them in a prompt: (name, before, after).
     """
 
     folder: str
@@ -48,8 +45,8 @@ class OdinwSet(NamedTuple):
 
 
 # Source: the official code's task files of ODinW-13 (GLIPv2, Table 7) and ODinW-35, from memory: neither they nor the
-# archives were at hand to compare with, but for the penguin of Aquarium. A wrong folder is an error that names it. The
-# official files have texts for more sets than stand here; none was made up.
+# archives were at hand to compare with, except for the penguin of Aquarium. A wrong folder is an error that names it.
+# The official files have texts for more sets than stand here; none was made up.
 ODINW_SETS = {
     "AerialMaritimeDrone_large": OdinwSet("AerialMaritimeDrone/large"),
     "AerialMaritimeDrone_tiled": OdinwSet("AerialMaritimeDrone/tiled"),
@@ -110,56 +107,34 @@ def dataset_of_set(key: str, split: str) -> str:
     return f"odinw_{key}_{split}"
 
 
-def register_odinw(root: str | os.PathLike[str]) -> None:
-    """Register all splits of all sets as detection datasets; no file is read before one is used.
+def load_odinw(json_file: str, image_root: str, odinw_set: OdinwSet, name: str) -> list[dict]:
+    """Read a split.
 
-    Args:
-        root: Folder that holds the folders of the sets.
-
-    Raises:
-        ValueError: A name is taken.
-    """
-    root = os.fspath(root)
-    for key, one in ODINW_SETS.items():
-        for split in SPLITS:
-            name = dataset_of_set(key, split)
-            json_file, image_root = (os.path.join(root, path) for path in one.paths(split))
-            load = functools.partial(load_odinw, json_file, image_root, name, one)
-            entries = {"evaluator_type": "coco", "task": "detection"}
-            register_dataset(name, load, json_file=json_file, image_root=image_root, **entries)
-
-
-def load_odinw(json_file: str, image_root: str, name: str, one: OdinwSet) -> list[dict]:
-    """Read a registered split; boxes that reach past their image are cut.
-
-    ``thing_classes`` in the metadata are the names of the json. Where prompts say something else, ``prompt_texts`` in
-    the metadata tells what: a name of another text is still the same category.
+    ``thing_classes`` in the metadata are the names of the json. Where prompts use another text, ``prompt_texts`` in the
+    metadata holds it: a name with another text is still the same category.
 
     Returns:
         Dataset dicts as ``load_coco_grounding`` makes them.
 
     Raises:
-        FileNotFoundError: The file or the image directory does not exist.
-        AnnotationError: The file breaks the format, has another number of categories than the set has names, or lacks a
+        FileNotFoundError: The file does not exist.
+        AnnotationError: The file cannot be used, has another number of categories than the set has names, or lacks a
             name that has a context.
     """
-    records = load_coco_grounding(json_file, image_root, name, clip_boxes=True)
+    records = load_coco_grounding(json_file, image_root, name)
     metadata = MetadataCatalog.get(name)
     categories = metadata.thing_classes
-    texts = one.names or tuple(categories)
+    texts = odinw_set.names or tuple(categories)
+    found = f"found {', '.join(categories[:6])}"
     if len(texts) != len(categories):
-        raise AnnotationError(
-            f"{json_file}: categories are {', '.join(categories[:6])}, expected {len(texts)} that prompts can call "
-            f"{', '.join(texts)}"
-        )
-    contexts = {text: (before, after) for text, before, after in one.contexts}
+        expected = f"{len(texts)} that prompts can call {', '.join(texts)}"
+        raise AnnotationError(f"{json_file}: categories: expected {expected}, {found}")
+    contexts = {text: (before, after) for text, before, after in odinw_set.contexts}
     missing = [text for text in contexts if text not in texts]
     if missing:
-        raise AnnotationError(
-            f"{json_file}: categories are {', '.join(categories[:6])}, expected {missing[0]!r} among them"
-        )
+        raise AnnotationError(f"{json_file}: categories: expected {missing[0]!r} among them, {found}")
     prompt_texts = {}
-    for category, text in zip(categories, texts):
+    for category, text in zip(categories, texts, strict=True):
         before, after = contexts.get(text, ("", ""))
         if (before, text, after) != ("", category, ""):
             prompt_texts[category] = (before, text, after)

@@ -9,9 +9,17 @@ from typing import Any, NamedTuple
 from detectron2.utils.file_io import PathManager
 
 from ...errors import InputError
-from .caption_files import JsonlCaptions, SkippedCaption, what_is_wrong
-from .coco_images import read_coco_images
-from .value_checks import AnnotationError, is_integer, is_text, read_json_file, show, stays_inside
+from .caption_files import JsonlCaptions, SkippedCaption, why_unusable
+from .questions import image_finder, read_vqa_annotations
+from .value_checks import (
+    AnnotationError,
+    EntryError,
+    as_integer,
+    list_of,
+    read_integer,
+    read_json_file,
+    read_object,
+)
 
 
 class QuestionSample(NamedTuple):
@@ -21,7 +29,7 @@ class QuestionSample(NamedTuple):
         name: Where it was found, for messages.
         key: Unique in its piece.
         file_name: Path of the image below the image folder.
-        question_id: Unique in the file, if the file says so.
+        question_id: Unique in a proper file.
         question: Text that can be tokenized and written, not blank.
         answer: Likewise.
         image: None, since the image is a file of its own.
@@ -45,11 +53,11 @@ class JsonlQuestions(JsonlCaptions):
     _content = "a filename, a question and an answer"
 
     def _make_sample(self, name: str, content: dict[str, Any], number: int) -> QuestionSample | SkippedCaption:
-        question_id = content.get("question_id", number + 1)
-        if not is_integer(question_id):
-            return SkippedCaption(name, "question_id that is no integer")
+        question_id = as_integer(content.get("question_id", number + 1))
+        if question_id is None:
+            return SkippedCaption(name, "question_id that is not an integer")
         texts = content.get("question"), content.get("answer")
-        return _check_texts(QuestionSample(name, f"{number:09d}", content["filename"], question_id, *texts))
+        return _check_texts(name, number, content["filename"], question_id, *texts)
 
 
 class VQAQuestions:
@@ -65,7 +73,7 @@ class VQAQuestions:
 
     Raises:
         FileNotFoundError: A file is missing.
-        AnnotationError: A file is no such json, or holds nothing.
+        AnnotationError: A file cannot be used, or holds nothing.
     """
 
     holds_images = False
@@ -73,20 +81,13 @@ class VQAQuestions:
     def __init__(self, questions_file: str, annotations_file: str, images_file: str | None, piece_size: int) -> None:
         self.piece_size = piece_size
         content = read_json_file(questions_file)
-        self._questions = _read_list(content, "questions", questions_file)
-        annotations = _read_list(read_json_file(annotations_file), "annotations", annotations_file)
-        self._answers = {
-            item["question_id"]: item.get("multiple_choice_answer")
-            for item in annotations
-            if isinstance(item, dict) and is_integer(item.get("question_id"))
-        }
-        self._subtype = content.get("data_subtype")
-        self._images = None if images_file is None else read_coco_images([images_file])
-        if self._images is None and not (is_text(self._subtype) and stays_inside(f"COCO_{self._subtype}_")):
-            raise AnnotationError(
-                f"{questions_file}: data_subtype is {show(self._subtype)}, expected the split of the images; "
-                f"or --images-file"
-            )
+        self._questions = list_of(content, "questions", questions_file)
+        if not self._questions:
+            raise AnnotationError(f"{questions_file}: questions: expected at least one, found []")
+        self._annotations = read_vqa_annotations(annotations_file)
+        if not self._annotations:
+            raise AnnotationError(f"{annotations_file}: annotations: expected answers to questions, found none")
+        self._find_image = image_finder(questions_file, content, images_file)
         files = (questions_file, annotations_file, images_file)
         self.files = [PathManager.get_local_path(file) for file in files if file is not None]
         self.num_lines = len(self._questions)
@@ -102,19 +103,13 @@ class VQAQuestions:
 
     def _read_question(self, entry: Any, number: int) -> QuestionSample | SkippedCaption:
         name = f"questions[{number}]"
-        if not isinstance(entry, dict):
-            return SkippedCaption(name, "question that is no object")
-        question_id, image_id = entry.get("question_id"), entry.get("image_id")
-        if not is_integer(question_id) or not is_integer(image_id):
-            return SkippedCaption(name, "question_id or image_id that is no integer")
-        if self._images is None:
-            file_name = f"COCO_{self._subtype}_{image_id:012d}.jpg"
-        elif image_id in self._images:
-            file_name = self._images[image_id].file_name
-        else:
-            return SkippedCaption(name, "image_id that is not in the images file")
-        texts = entry.get("question"), self._answers.get(question_id)
-        return _check_texts(QuestionSample(name, f"{number:09d}", file_name, question_id, *texts))
+        try:
+            question_id, image_id = read_integer(read_object(entry), "question_id"), read_integer(entry, "image_id")
+            file_name, _ = self._find_image(image_id)
+        except EntryError as error:
+            return SkippedCaption(name, error.kind)
+        answer = self._annotations.get(question_id, {}).get("multiple_choice_answer")
+        return _check_texts(name, number, file_name, question_id, entry.get("question"), answer)
 
 
 def open_questions(
@@ -138,19 +133,13 @@ def open_questions(
     return JsonlQuestions(path, piece_size)
 
 
-def _check_texts(sample: QuestionSample) -> QuestionSample | SkippedCaption:
-    for field in ("question", "answer"):
-        text = getattr(sample, field)
-        reason = what_is_wrong(text, field, sample.file_name)
+def _check_texts(
+    name: str, number: int, file_name: str, question_id: int, question: Any, answer: Any
+) -> QuestionSample | SkippedCaption:
+    for field, text in (("question", question), ("answer", answer)):
+        reason = why_unusable(text, field, file_name)
         if reason is None and not text.strip():
             reason = f"no {field}"
         if reason is not None:
-            return SkippedCaption(sample.name, reason)
-    return sample
-
-
-def _read_list(content: dict[str, Any], field: str, file: str) -> list[Any]:
-    entries = content.get(field)
-    if not isinstance(entries, list) or not entries:
-        raise AnnotationError(f"{file}: {field} is {show(entries)}, expected a list that is not empty")
-    return entries
+            return SkippedCaption(name, reason)
+    return QuestionSample(name, f"{number:09d}", file_name, question_id, question, answer)

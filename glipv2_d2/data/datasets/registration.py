@@ -1,34 +1,45 @@
-"""What all registered datasets have in common: an unused name, a loader that runs late, and files that are there."""
+"""Registered datasets: a new name, a loader that runs late, files that are there, and the names of the categories."""
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from ...errors import InputError
-from .value_checks import AnnotationError, show
+from .skip_report import SkipReport
+from .value_checks import AnnotationError, EntryError, show
 
 # Entries of a dataset's metadata that name a file it is read from.
 _FILE_FIELDS = (
     *("json_file", "jsonl_file", "names_file", "yaml_file", "sizes_file", "instances_file"),
     *("questions_file", "annotations_file", "images_file", "boxes_file", "image_ids_file"),
 )
+# Fewer images of one folder are looked up one by one; of more the folder is listed.
+_FEW_IMAGES = 200
 
 
 def register_dataset(name: str, load: Callable[[], list[dict]], **metadata: Any) -> None:
-    """Register a dataset under a name for DATASETS.TRAIN and DATASETS.TEST; ``load`` runs when it is used.
+    """Register a dataset under a name for DATASETS.TRAIN and DATASETS.TEST.
+
+    ``load`` runs when the dataset is used, after a check of the files that the metadata name.
 
     Raises:
         InputError: The name is taken.
     """
     if name in DatasetCatalog:
-        raise InputError(f"dataset name {name!r} is registered already, expected a new name")
-    DatasetCatalog.register(name, load)
+        raise InputError(f"dataset name {name!r}: expected a new name, found one that is registered already")
+    DatasetCatalog.register(name, functools.partial(_load, name, load))
     MetadataCatalog.get(name).set(**metadata)
+
+
+def is_read_here(name: str) -> bool:
+    """Tell whether a registered dataset has a reader of this package, which checks everything that it returns."""
+    return getattr(DatasetCatalog[name], "func", None) is _load
 
 
 def check_dataset_files(name: str) -> None:
@@ -52,6 +63,47 @@ def check_dataset_files(name: str) -> None:
             )
 
 
+def missing_files(paths: Iterable[str]) -> set[str]:
+    """Return those paths where no file is; of addresses such as "s3://..." none, since they are not looked up."""
+    folders: dict[str, set[str]] = {}
+    for path in paths:
+        if "://" not in path:
+            folder, file_name = os.path.split(path)
+            folders.setdefault(folder, set()).add(file_name)
+    missing: set[str] = set()
+    for folder, names in folders.items():
+        is_listed = len(names) > _FEW_IMAGES and os.path.isdir(folder)
+        unknown = names.difference(os.listdir(folder)) if is_listed else names
+        # A file system may know a file under another spelling than it lists.
+        missing.update(path for path in (os.path.join(folder, one) for one in unknown) if not PathManager.isfile(path))
+    return missing
+
+
+def with_existing_images(name: str, dataset_dicts: Sequence[dict]) -> list[dict]:
+    """Return the dataset dicts whose image file is there; the others are left out and counted, each file once.
+
+    Images inside of other files are not looked up.
+
+    Args:
+        name: The dataset.
+        dataset_dicts: At least one; the dicts stay as they are.
+
+    Raises:
+        AnnotationError: No image is there, or too many are missing.
+    """
+    paths = {
+        record["file_name"] for record in dataset_dicts if "image_bytes" not in record and "tsv_offset" not in record
+    }
+    missing = missing_files(paths)
+    report = SkipReport(f"images of dataset {name!r}", name)
+    report.count("images", len(paths))
+    for path in sorted(missing):
+        report.skip("images", path, EntryError("file_name: expected an image file, found none", "missing files"))
+    kept = [record for record in dataset_dicts if record["file_name"] not in missing]
+    report.close(kept, "image files that exist")
+    return kept
+
+
 def set_thing_classes(source: str, name: str, names: list[str]) -> None:
     """Put the names of a detection dataset into its metadata, in the order of their contiguous ids.
 
@@ -60,12 +112,17 @@ def set_thing_classes(source: str, name: str, names: list[str]) -> None:
     """
     twice = [one for one in names if names.count(one) > 1] if len(set(names)) < len(names) else []
     if twice:
-        raise AnnotationError(f"{source}: the name {show(twice[0])} belongs to two labels, expected one")
+        raise AnnotationError(f"{source}: label: expected one with the name {show(twice[0])}, found two")
     metadata = MetadataCatalog.get(name)
     known = metadata.get("thing_classes", names)
     if list(known) != names:
         raise AnnotationError(
-            f"{source}: categories are {', '.join(names[:6])}..., expected the {len(known)} thing_classes in the "
-            f"metadata of {name!r}: {', '.join(known[:6])}..."
+            f"{source}: categories: expected the {len(known)} thing_classes in the metadata of {name!r}, "
+            f"{', '.join(known[:6])}..., found {', '.join(names[:6])}..."
         )
     metadata.thing_classes = known
+
+
+def _load(name: str, load: Callable[[], list[dict]]) -> list[dict]:
+    check_dataset_files(name)
+    return load()

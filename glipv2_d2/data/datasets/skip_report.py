@@ -1,61 +1,225 @@
-"""What a reader leaves out of a file, counted and named in one warning; and progress while a large file is read."""
+"""What readers leave out of their files: counted, named in a warning, listed in ``data_report.json``, and limited."""
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sized
+from contextvars import ContextVar, Token
+from typing import Any, NamedTuple
 
+from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from tqdm import tqdm
 
-from .value_checks import AnnotationError
+from ...errors import InputError
+from .value_checks import AnnotationError, EntryError, OmittedEntry
+
+REPORT_FILE = "data_report.json"
+# As many faults are never an error: in a small file, one is soon more than the share.
+FEW_FAULTS = 10
+DEFAULT_SHARE = 0.02
 
 _MOST_NAMED = 3
+_MOST_LISTED = 100_000  # of a file; beyond it cases are only counted
 _SILENT_SECONDS = 5
 
 
+class LeftOut(NamedTuple):
+    """One entry that was left out.
+
+    Attributes:
+        unit: What the entry is, in the plural, as "annotations".
+        kind: Kind of fault, as "boxes without area".
+        where: Its location in the file, as "line 7".
+        reason: Field, what was expected, and the value found.
+        is_fault: It counts towards the limit; a rule of the format leaves the others out.
+    """
+
+    unit: str
+    kind: str
+    where: str
+    reason: str
+    is_fault: bool
+
+
 class SkipReport:
-    """Counts what a reader leaves out, kind by kind, and keeps the first few cases of each."""
+    """Counts what a reader leaves out of one file.
 
-    def __init__(self, source: str):
-        """
-        Args:
-            source: The file that is read.
-        """
+    Args:
+        source: The file that is read.
+        dataset: Name of the dataset that it is read for.
+    """
+
+    def __init__(self, source: str, dataset: str = "") -> None:
         self.source = source
-        self.counts: dict[str, int] = {}
-        self._cases: dict[str, list[str]] = {}
+        self.dataset = dataset
+        self.totals: Counter[str] = Counter()
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.faults: Counter[str] = Counter()
+        self.changed: Counter[str] = Counter()
+        self.cases: list[LeftOut] = []
 
-    def skip(self, kind: str, where: str, reason: str) -> None:
-        """Count one case.
+    def count(self, unit: str, number: int = 1) -> None:
+        """Say how many entries of a unit there are in the file, left out or not; the numbers of all calls are added."""
+        self.totals[unit] += number
+
+    def change(self, kind: str) -> None:
+        """Count one entry that is used, but not as it stands in the file."""
+        self.changed[kind] += 1
+
+    def skip(self, unit: str, where: str, error: EntryError) -> None:
+        """Count one entry that is left out.
 
         Args:
-            kind: What is left out, in the plural, as "boxes".
-            where: Its place in the file, as "line 7".
-            reason: Field, value found and what was expected.
+            unit: What it is, in the plural, as "annotations".
+            where: Its location in the file, as "line 7".
+            error: The kind of fault, and what is wrong. An ``OmittedEntry`` does not count towards the limit.
         """
-        self.counts[kind] = self.counts.get(kind, 0) + 1
-        cases = self._cases.setdefault(kind, [])
-        if len(cases) < _MOST_NAMED:
-            cases.append(f"{where}: {reason}")
+        is_fault = not isinstance(error, OmittedEntry)
+        self.counts[unit, error.kind] += 1
+        self.faults[unit] += is_fault
+        if len(self.cases) < _MOST_LISTED:
+            self.cases.append(LeftOut(unit, error.kind, where, str(error), is_fault))
 
     def close(self, records: Sized, expected: str) -> None:
-        """Log how many records there are, and in one warning all that was left out.
+        """Log how many records there are, and in one warning all that was left out; hand both to the ``DataReport``.
 
         Raises:
-            AnnotationError: There is no record.
+            AnnotationError: There is no record, or too many entries have a fault.
         """
-        left_out = "; ".join(
-            f"{count} {kind} ({'; '.join(self._cases[kind])}{'; ...' if count > _MOST_NAMED else ''})"
-            for kind, count in self.counts.items()
-        )
+        report = DataReport.current()
+        report.add(self)
         if not len(records):
-            raise AnnotationError(f"{self.source}: found nothing to use, expected {expected}; left out: {left_out}")
+            found = f"found nothing to use; left out: {self._summary(self.counts)}"
+            raise AnnotationError(f"{self.source}: expected {expected}, {found}")
+        for unit, number in self.faults.items():
+            if number and number > report.limit(self.totals[unit]):
+                faulty = {key for key in self.counts if key[0] == unit}
+                listed = f" {report.path} lists all of them;" if report.path else ""
+                raise AnnotationError(
+                    f"{self.source}: expected at most {report.max_share:.1%} faulty {unit}, found {number} of "
+                    f"{self.totals[unit]}: {self._summary(faulty)};{listed} correct the file, or raise "
+                    f"DATASETS.MAX_FAULTY_SHARE"
+                )
         logger = logging.getLogger(__name__)
-        logger.info("%s: %d records", self.source, len(records))
-        if left_out:
-            logger.warning("%s: left out %s", self.source, left_out)
+        changed = "".join(f"; {number} {kind}" for kind, number in self.changed.items())
+        logger.info("%s: %d records%s", self.source, len(records), changed)
+        if self.counts:
+            logger.warning("%s: left out %s", self.source, self._summary(self.counts))
+
+    def content(self) -> dict[str, Any]:
+        """Return everything that is known, in types of json."""
+        left_out: dict[str, dict[str, int]] = {}
+        for (unit, kind), number in self.counts.items():
+            left_out.setdefault(unit, {})[kind] = number
+        cases = [{key: value for key, value in case._asdict().items() if key != "is_fault"} for case in self.cases]
+        return {
+            "file": self.source,
+            "dataset": self.dataset,
+            "entries": dict(self.totals),
+            "left_out": left_out,
+            "changed": dict(self.changed),
+            "cases": cases,
+        }
+
+    def _summary(self, keys: Iterable[tuple[str, str]]) -> str:
+        """Write counts by unit and kind, and the first cases, one of each kind before a second of any."""
+        keys = set(keys)
+        units: dict[str, list[str]] = {}
+        for (unit, kind), number in self.counts.items():
+            if (unit, kind) in keys:
+                units.setdefault(unit, []).append(f"{number} {kind}")
+        counts = ", ".join(f"{unit} ({', '.join(kinds)})" for unit, kinds in units.items())
+        seen: Counter[tuple[str, str]] = Counter()
+        ranked = []
+        for case in self.cases:
+            key = (case.unit, case.kind)
+            if key in keys and seen[key] < _MOST_NAMED:
+                ranked.append((seen[key], f"{case.where}: {case.reason}"))
+                seen[key] += 1
+        ranked.sort(key=lambda pair: pair[0])
+        return counts + "".join(f"; {text}" for _, text in ranked[:_MOST_NAMED])
+
+
+class DataReport:
+    """Everything that readers leave out while a ``with`` block of this object runs.
+
+    At the end of the block, after an error too, the main process writes ``data_report.json``: one entry for each file
+    and dataset, which replaces the entry of an earlier run in the same folder.
+
+    Args:
+        max_share: Share of the entries of a file that may have a fault, in [0, 1]; up to ``FEW_FAULTS`` of them are
+            allowed anyway, but with 0 none is.
+        folder: Where the report is written; None: it is not.
+
+    Attributes:
+        files: The report of each file, by the file and the name of the dataset.
+    """
+
+    _current: ContextVar[DataReport | None] = ContextVar("data_report", default=None)
+
+    def __init__(self, max_share: float = DEFAULT_SHARE, folder: str | None = None) -> None:
+        self.max_share = max_share
+        self.path = None if folder is None else os.path.join(folder, REPORT_FILE)
+        self.files: dict[tuple[str, str], SkipReport] = {}
+        self._token: Token | None = None
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> DataReport:
+        """Return a report for OUTPUT_DIR with DATASETS.MAX_FAULTY_SHARE.
+
+        Raises:
+            InputError: The share is outside [0, 1].
+        """
+        share = cfg.DATASETS.MAX_FAULTY_SHARE
+        if not 0 <= share <= 1:
+            raise InputError(f"DATASETS.MAX_FAULTY_SHARE: expected a number in [0, 1], found {share}")
+        return cls(share, cfg.OUTPUT_DIR)
+
+    @classmethod
+    def current(cls) -> DataReport:
+        """Return the report of the innermost ``with`` block; outside of any, one that is not written."""
+        return cls._current.get() or cls()
+
+    def __enter__(self) -> DataReport:
+        self._token = self._current.set(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._current.reset(self._token)
+        if self.path is not None and self.files and comm.is_main_process():
+            self.write(self.path)
+
+    def add(self, report: SkipReport) -> None:
+        """Add what was left out of one file."""
+        self.files[report.source, report.dataset] = report
+
+    def limit(self, total: int) -> float:
+        """Return how many of a number of entries may have a fault."""
+        return max(self.max_share * total, FEW_FAULTS) if self.max_share else 0.0
+
+    def write(self, path: str) -> None:
+        """Write the report; entries of other files that are there already stay."""
+        entries = {(entry["file"], entry["dataset"]): entry for entry in _read_entries(path)}
+        entries.update({key: report.content() for key, report in self.files.items()})
+        PathManager.mkdirs(os.path.dirname(path))
+        unfinished = f"{path}.{os.getpid()}.tmp"
+        with PathManager.open(unfinished, "w") as file:
+            json.dump({"files": list(entries.values())}, file, indent=1)
+        os.replace(unfinished, path)
+
+
+def _read_entries(path: str) -> list[dict[str, Any]]:
+    try:
+        with PathManager.open(path, "r", encoding="utf-8") as file:
+            entries = json.load(file)["files"]
+        return [entry for entry in entries if isinstance(entry["file"], str) and isinstance(entry["dataset"], str)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # There is none yet, or it is not one of ours: it is written anew.
 
 
 def with_progress(items: Iterable, description: str) -> Iterable:
@@ -76,5 +240,5 @@ def read_lines(path: str) -> Iterator[tuple[int, bytes]]:
                 bar.update(len(line))
 
 
-def _bar_options() -> dict:
+def _bar_options() -> dict[str, Any]:
     return {"delay": _SILENT_SECONDS, "mininterval": 1, "disable": not comm.is_main_process()}

@@ -1,15 +1,13 @@
-"""Datasets in WebDataset tar shards, an image and its grounding record side by side: registered, found and read.
+"""Datasets in WebDataset tar shards, an image and its grounding record side by side: found and read.
 
 A shard is read once, front to back; nothing in it is unpacked to the disk or executed.
 """
 
 from __future__ import annotations
 
-import functools
 import glob
 import gzip
 import json
-import logging
 import re
 import tarfile
 import zlib
@@ -23,10 +21,10 @@ from webdataset.gopen import gopen
 from webdataset.tariterators import group_by_keys
 
 from ...errors import InputError
-from .grounding_records import EntryError, read_odvg_grounding
-from .registration import register_dataset
+from .grounding_records import read_odvg_grounding
+from .skip_report import SkipReport
+from .value_checks import EntryError, one_line
 
-TASKS_OF_SHARDS = ("pseudo_grounding", "grounding")
 _IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 # Addresses that webdataset opens, by a program such as curl. All others are paths of detectron2's PathManager.
 _REMOTE = re.compile(r"(pipe|https?|sftp|ftps|scp|gs|ais|hf):")
@@ -35,43 +33,6 @@ _COMPRESSED = (".tar.gz", ".tgz")
 _END_OF_ARCHIVE = bytes(tarfile.BLOCKSIZE)
 # Limit for one file in a shard. A header can claim any size, also in few bytes: a sparse or a compressed file.
 _MAX_FILE_BYTES = 2**28
-
-
-def register_shards(
-    name: str,
-    urls: str | Sequence[str],
-    *,
-    task: str = "pseudo_grounding",
-    num_samples: int | None = None,
-    **metadata: Any,
-) -> None:
-    """Register tar shards under a name for DATASETS.TRAIN; training reads them as a stream.
-
-    A sample is ``KEY.jpg`` (or jpeg, png, webp) and ``KEY.json`` with a record of one image in ODVG's grounding format,
-    see ``read_odvg_grounding``; its ``filename`` is not read. All other files are passed over. No file is opened before
-    the dataset is used.
-
-    Args:
-        name: New in the catalog.
-        urls: Paths or addresses of the shards. Braces like ``{000000..000099}`` are expanded, and in paths a ``*`` when
-            the dataset is used. The shards are read in the order of their names.
-        task: "pseudo_grounding" for boxes of a teacher with scores, "grounding" for annotated ones.
-        num_samples: Samples in all shards together, needed only where DATASETS.TRAIN_RATIOS is empty.
-        metadata: More entries of the dataset's metadata.
-
-    Raises:
-        InputError: The name is taken, or an argument has a value that is not allowed.
-    """
-    if task not in TASKS_OF_SHARDS:
-        raise InputError(f"dataset {name!r}: task: expected one of {list(TASKS_OF_SHARDS)}, found {task!r}")
-    if num_samples is not None and (type(num_samples) is not int or num_samples < 1):
-        raise InputError(f"dataset {name!r}: num_samples: expected a positive integer or None, found {num_samples!r}")
-    try:
-        shard_urls = expand_shard_urls(urls)
-    except InputError as error:
-        raise InputError(f"dataset {name!r}: {error}") from error
-    load = functools.partial(load_shards, name)
-    register_dataset(name, load, shard_urls=shard_urls, task=task, num_samples=num_samples, **metadata)
 
 
 def expand_shard_urls(urls: str | Sequence[str]) -> list[str]:
@@ -126,26 +87,34 @@ def find_shards(urls: Iterable[str]) -> list[str]:
     return sorted(found)
 
 
-def load_shards(name: str) -> list[dict]:
-    """Read all samples of registered shards into memory, for tools that show or count a small dataset.
+def load_shards(shard_urls: Sequence[str], num_samples: int | None, name: str) -> list[dict]:
+    """Read all samples of shards into memory, for tools that show or count a small dataset.
+
+    Args:
+        shard_urls: The shards, see ``find_shards``.
+        num_samples: Not used here: a stream needs it.
+        name: The dataset.
 
     Returns:
-        Dataset dicts in the order of the shards, with ``image_bytes``. One warning counts malformed records and damaged
-        shards and names the first few.
+        Dataset dicts in the order of the shards, with ``image_bytes``.
 
     Raises:
         FileNotFoundError: A shard is a file and does not exist.
+        AnnotationError: Nothing is left, or there are too many faults.
     """
-    left_out: list[str] = []
-    urls = shard_urls_of(name) or []
-    dicts = [item for url in urls for _, item in read_shard_dicts(url, lambda kind, lines: left_out.extend(lines))]
-    if left_out:
-        logging.getLogger(__name__).warning(
-            "dataset %r: left out %d records, boxes or ends of shards, such as %s",
-            name,
-            len(left_out),
-            "; ".join(left_out[:3]),
-        )
+    report = SkipReport(f"shards of dataset {name!r}", name)
+
+    def leave_out(kind: str, lines: list[str]) -> None:
+        report.count(kind, len(lines))
+        for line in lines:
+            report.skip(kind, "shards", EntryError(line, f"malformed {kind}"))
+
+    urls = find_shards(shard_urls)
+    dicts = [item for url in urls for _, item in read_shard_dicts(url, leave_out)]
+    report.count("shards", len(urls))
+    report.count("records", len(dicts))
+    report.count("regions", sum(len(item["annotations"]) for item in dicts))
+    report.close(dicts, "records")
     return dicts
 
 
@@ -209,7 +178,7 @@ def read_shard_sample(sample: TarSample, url: str) -> tuple[dict, list[str]]:
     try:
         entries, left_out = read_odvg_grounding(json.loads(sample.files["json"]))
     except (ValueError, RecursionError) as error:
-        raise EntryError(f"{where}: {' '.join(str(error).split())}") from error
+        raise EntryError(f"{where}: {one_line(error)}") from error
     file_name = f"{url}/{sample.key}.{suffix}"
     dataset_dict = {"file_name": file_name, "image_id": sample.key, "image_bytes": sample.files[suffix], **entries}
     return dataset_dict, [f"{where}: {line}" for line in left_out]

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 from typing import Any
 
 import yaml
+from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
 from ..image_reading import image_size, read_tsv_image
-from .grounding_records import (
-    EntryError,
-    TinyBoxError,
-    grounding_annotation,
-    read_box,
-    read_image_size,
-    read_spans,
-    read_text,
-)
-from .registration import check_dataset_files, register_dataset, set_thing_classes
+from .grounding_records import grounding_annotation
+from .registration import set_thing_classes
 from .skip_report import SkipReport, with_progress
 from .tsv_file import TsvFile, read_integers
-from .value_checks import AnnotationError, is_integer, is_text, read_json_file, show
+from .value_checks import (
+    AnnotationError,
+    EntryError,
+    OmittedEntry,
+    is_integer,
+    is_text,
+    one_line,
+    read_box,
+    read_image_size,
+    read_json_file,
+    read_object,
+    read_spans,
+    read_text,
+    show,
+)
 
 # Keys of the yaml file that may name the json of class names; the second is joined as the word is not one of ours.
 _NAMES_KEYS = ("jsondict", "label" + "map")
@@ -32,27 +38,8 @@ _BACKGROUND = "__background__"
 _MAX_DIGITS = 10
 
 
-def register_tsv(name: str, yaml_file: str | os.PathLike[str], *, task: str, **metadata: Any) -> None:
-    """Register a dataset in the official TSV format under a name for DATASETS.TRAIN.
-
-    No file is read before the dataset is used.
-
-    Args:
-        name: New in the catalog.
-        yaml_file: Names the other files, relative to its own directory; see ``load_tsv``.
-        task: "detection" for classes and boxes, "grounding" or "pseudo_grounding" for captions with boxes.
-        metadata: More entries of the dataset's metadata.
-
-    Raises:
-        ValueError: The name is taken.
-    """
-    yaml_file = os.fspath(yaml_file)
-    load = functools.partial(load_tsv, yaml_file, name, task)
-    register_dataset(name, load, task=task, yaml_file=yaml_file, **metadata)
-
-
-def load_tsv(yaml_file: str, name: str, task: str) -> list[dict]:
-    """Read a registered dataset; a detection dataset gets ``thing_classes`` in its metadata.
+def load_tsv(yaml_file: str, name: str) -> list[dict]:
+    """Read a dataset; a detection dataset gets ``thing_classes`` in its metadata.
 
     Keys of the yaml file: ``img``, lines of a key and an image in base64; ``label``, lines of the same key and json;
     ``hw``, lines of the key and the height and width, without which the sizes come from the labels or the images;
@@ -64,8 +51,7 @@ def load_tsv(yaml_file: str, name: str, task: str) -> list[dict]:
     an object. Those of captions are ``{"caption", "bboxes", "scores", "tokens_positive", "img_h", "img_w"}``, with one
     entry per box, or one per phrase that holds several boxes and scores.
 
-    Lines that cannot be used are left out, one warning counts them and names the first few. A detection line with a box
-    that cannot be used is left out as a whole, and so are captions without any box left.
+    Captions without any box left are left out by rule.
 
     Returns:
         Dataset dicts in the order of the lines, each with the ``tsv_offset`` of its image; ``image_id`` is the number
@@ -73,24 +59,26 @@ def load_tsv(yaml_file: str, name: str, task: str) -> list[dict]:
 
     Raises:
         FileNotFoundError: A file does not exist.
-        AnnotationError: The files do not belong together, a class is unknown, or nothing is left.
+        AnnotationError: The files do not belong together, a class is unknown, nothing is left, or there are too many
+            faults.
 
     Source: the official TSV datasets.
     """
-    check_dataset_files(name)
+    task = MetadataCatalog.get(name).task
     paths = _read_yaml(yaml_file)
     files = {key: TsvFile(paths[key]) for key in ("img", "label", "hw") if key in paths}
     try:
         _check_keys(files)
         rows = _read_rows(paths, len(files["label"]))
         class_rows = _read_classes(paths)
-        report = SkipReport(yaml_file)
+        report = SkipReport(yaml_file, name)
+        report.count("lines", len(set(rows)))
         record_of_row: dict[int, dict] = {}
         for row in with_progress(sorted(set(rows)), f"{paths['label']}: labels"):
             try:
                 record_of_row[row] = _read_row(row, files, task, class_rows, report)
             except EntryError as error:
-                report.skip("lines", f"line {row}", str(error))
+                report.skip("lines", f"line {row}", error)
     finally:
         for file in files.values():
             file.close()
@@ -106,14 +94,14 @@ def _read_yaml(yaml_file: str) -> dict[str, str]:
         with PathManager.open(yaml_file, "r", encoding="utf-8") as file:
             content = yaml.safe_load(file)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise AnnotationError(f"{yaml_file}: {' '.join(str(error).split())}; expected a yaml file") from error
+        raise AnnotationError(f"{yaml_file}: expected a yaml file, found {one_line(error)}") from error
     if not isinstance(content, dict):
-        raise AnnotationError(f"{yaml_file}: holds {show(content)}, expected img, label and other keys")
+        raise AnnotationError(f"{yaml_file}: expected img, label and other keys, found {show(content)}")
     folder = os.path.dirname(yaml_file)
     paths = {key: os.path.join(folder, value) for key, value in content.items() if is_text(key) and is_text(value)}
     for key in ("img", "label"):
         if key not in paths:
-            raise AnnotationError(f"{yaml_file}: {key} is {show(content.get(key))}, expected a TSV file")
+            raise AnnotationError(f"{yaml_file}: {key}: expected a TSV file, found {show(content.get(key))}")
     return paths
 
 
@@ -122,12 +110,12 @@ def _check_keys(files: dict[str, TsvFile]) -> None:
     labels = files["label"]
     for file in files.values():
         if len(file) != len(labels):
-            raise AnnotationError(f"{file.path}: has {len(file)} lines, expected {len(labels)} as in {labels.path}")
+            raise AnnotationError(f"{file.path}: expected {len(labels)} lines as in {labels.path}, found {len(file)}")
         for number in labels.probes():
             if file.key(number) != labels.key(number):
                 raise AnnotationError(
-                    f"{file.path}: line {number} has the key {show(file.key(number))}, expected "
-                    f"{show(labels.key(number))} as in {labels.path}"
+                    f"{file.path}: line {number}: expected the key {show(labels.key(number))} as in {labels.path}, "
+                    f"found {show(file.key(number))}"
                 )
 
 
@@ -137,7 +125,7 @@ def _read_rows(paths: dict[str, str], num_rows: int) -> list[int]:
     rows = read_integers(paths["linelist"])
     wrong = rows[(rows < 0) | (rows >= num_rows)]
     if len(wrong):
-        raise AnnotationError(f"{paths['linelist']}: found line {wrong[0]}, expected 0 to {num_rows - 1}")
+        raise AnnotationError(f"{paths['linelist']}: expected lines 0 to {num_rows - 1}, found {wrong[0]}")
     return rows.tolist()
 
 
@@ -149,7 +137,7 @@ def _read_classes(paths: dict[str, str]) -> dict[str, int] | None:
     content = read_json_file(path)
     numbers = content.get("label_to_idx", content)
     if not isinstance(numbers, dict) or not all(is_text(one) and is_integer(numbers[one]) for one in numbers):
-        raise AnnotationError(f"{path}: found {show(numbers)}, expected the number of each class")
+        raise AnnotationError(f"{path}: expected the number of each class, found {show(numbers)}")
     names = sorted((one for one in numbers if one != _BACKGROUND), key=numbers.__getitem__)
     return {one: row for row, one in enumerate(names)}
 
@@ -161,7 +149,7 @@ def _read_row(
     try:
         label = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise EntryError(f"{' '.join(str(error).split())}; expected a key and json") from error
+        raise EntryError(f"expected a key and json, found {one_line(error)}", "lines that are not json") from error
     height, width = _read_size(row, key, files, label)
     record = {
         "file_name": files["img"].path,
@@ -173,15 +161,17 @@ def _read_row(
     if task == "detection":
         where = f"{files['label'].path}: line {row}"
         return {**record, "annotations": _read_objects(label, height, width, class_rows, report, where)}
-    caption = read_text(label if isinstance(label, dict) else {}, "caption")
+    caption = read_text(read_object(label), "caption")
     annotations = []
-    for box, score, spans in _caption_boxes(label):
+    flat = _caption_boxes(label)
+    report.count("boxes", len(flat))
+    for box, score, spans in flat:
         try:
             annotations.append(grounding_annotation(read_box(box, height, width), read_spans(spans, caption), score))
         except EntryError as error:
-            report.skip("boxes", f"line {row}", str(error))
+            report.skip("boxes", f"line {row}", error)
     if not annotations:
-        raise EntryError(f"no box for {show(caption)}")
+        raise OmittedEntry(f"expected a box for {show(caption)}, found none", "captions without a box")
     return {**record, "caption": caption, "annotations": annotations}
 
 
@@ -189,12 +179,14 @@ def _read_size(row: int, key: bytes, files: dict[str, TsvFile], label: Any) -> l
     if "hw" in files:
         size_key, text = files["hw"].row(row)
         if size_key != key:
-            raise AnnotationError(f"{files['hw'].path}: line {row} has the key {show(size_key)}, expected {show(key)}")
+            raise AnnotationError(
+                f"{files['hw'].path}: line {row}: expected the key {show(key)}, found {show(size_key)}"
+            )
         try:
             size = json.loads(text)
         except (ValueError, RecursionError):
             sides = [int(side) for side in text.split() if side.isdigit() and len(side) < _MAX_DIGITS]
-            size = dict(zip(("height", "width"), sides))
+            size = dict(zip(("height", "width"), sides, strict=False))  # Fewer are an error below.
         size = size[0] if isinstance(size, list) and size else size
         return read_image_size(size if isinstance(size, dict) else {})
     if isinstance(label, dict) and "img_h" in label:
@@ -202,7 +194,7 @@ def _read_size(row: int, key: bytes, files: dict[str, TsvFile], label: Any) -> l
     try:
         return list(image_size(read_tsv_image(files["img"].path, int(files["img"].offsets[row]))))
     except ValueError as error:
-        raise EntryError(f"image: {error}, expected one whose size can be read") from error
+        raise EntryError(f"image: expected one whose size can be read, found {error}", "unreadable images") from error
 
 
 def _read_objects(
@@ -211,21 +203,21 @@ def _read_objects(
     """Return the annotations of a detection line; without ``class_rows`` their ``category_id`` is still the name."""
     objects = label.get("objects") if isinstance(label, dict) else label
     if not isinstance(objects, list):
-        raise EntryError(f"label is {show(label)}, expected a list of objects")
+        raise EntryError(f"label: expected a list of objects, found {show(label)}")
+    report.count("boxes", len(objects))
     annotations = []
     for item in objects:
-        if not isinstance(item, dict) or not is_text(item.get("class")):
-            raise EntryError(f"object is {show(item)}, expected one with class and rect")
-        if class_rows is not None and item["class"] not in class_rows:
-            known = f"one of the {len(class_rows)} known"
-            raise AnnotationError(f"{where}: class is {show(item['class'])}, expected {known}")
         try:
+            category = read_text(read_object(item), "class")
+            if class_rows is not None and category not in class_rows:
+                expected = f"one of the {len(class_rows)} known"
+                raise AnnotationError(f"{where}: class: expected {expected}, found {show(category)}")
             box = read_box(item.get("rect"), height, width)
-        except TinyBoxError as error:
-            report.skip("boxes", where, str(error))
+        except EntryError as error:
+            report.skip("boxes", where, error)
             continue
-        category = item["class"] if class_rows is None else class_rows[item["class"]]
-        annotations.append({"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": category})
+        category_id = category if class_rows is None else class_rows[category]
+        annotations.append({"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": category_id})
     return annotations
 
 
@@ -233,19 +225,19 @@ def _caption_boxes(label: dict) -> list[tuple[Any, Any, Any]]:
     """Return box, score and character ranges of each box; where an entry holds several boxes, they share its ranges."""
     boxes, spans = label.get("bboxes"), label.get("tokens_positive")
     if not isinstance(boxes, list) or not isinstance(spans, list) or len(boxes) != len(spans):
-        raise EntryError(f"bboxes is {show(boxes)} and tokens_positive {show(spans)}, expected equally many")
+        raise EntryError(f"bboxes: expected as many as tokens_positive {show(spans)}, found {show(boxes)}")
     scores = label.get("scores", [None] * len(boxes))
     if not isinstance(scores, list) or len(scores) != len(boxes):
-        raise EntryError(f"scores is {show(scores)}, expected {len(boxes)}")
+        raise EntryError(f"scores: expected {len(boxes)}, found {show(scores)}", "malformed scores")
     flat = []
-    for entry, entry_scores, ranges in zip(boxes, scores, spans):
+    for entry, entry_scores, ranges in zip(boxes, scores, spans, strict=True):
         if not (isinstance(entry, list) and entry and isinstance(entry[0], list)):
             flat.append((entry, entry_scores, ranges))
             continue
         entry_scores = entry_scores if isinstance(entry_scores, list) else [entry_scores] * len(entry)
         if len(entry_scores) != len(entry):
-            raise EntryError(f"scores is {show(entry_scores)}, expected {len(entry)}")
-        flat += [(box, score, ranges) for box, score in zip(entry, entry_scores)]
+            raise EntryError(f"scores: expected {len(entry)}, found {show(entry_scores)}", "malformed scores")
+        flat += [(box, score, ranges) for box, score in zip(entry, entry_scores, strict=True)]
     return flat
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from detectron2.utils.file_io import PathManager
 
 from .skip_report import read_lines
-from .value_checks import AnnotationError, show
+from .value_checks import AnnotationError, one_line, show
 
 _NUM_PROBES = 100
 _LONGEST_KEY = 4096  # bytes
@@ -21,7 +21,7 @@ class TsvFile:
     the whole file once. The file stays open until ``close``.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
         AnnotationError: The offsets are not those of its lines.
     """
 
@@ -64,8 +64,8 @@ class TsvFile:
         # An index of another version of the file has offsets inside of lines.
         if not is_proper or not all(self._begins_line(offsets[number]) for number in self.probes()):
             raise AnnotationError(
-                f"{index_file}: found offsets that are no beginnings of lines of {self.path}, expected those of its "
-                f"{size} bytes (without this file they are found anew)"
+                f"{index_file}: expected the beginnings of the lines of {self.path} in its {size} bytes, found other "
+                f"offsets; without this file they are found anew"
             )
 
     def _begins_line(self, offset: int) -> bool:
@@ -79,7 +79,7 @@ def read_integers(path: str) -> np.ndarray:
     """Read a file of integers, one a line, perhaps none: (n,) int64.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
         AnnotationError: It holds something else.
     """
     try:
@@ -89,5 +89,4 @@ def read_integers(path: str) -> np.ndarray:
             file.seek(0)
             return np.loadtxt(file, dtype=np.int64, ndmin=1, comments=None).reshape(-1)
     except (ValueError, OverflowError) as error:
-        reason = " ".join(str(error).split())
-        raise AnnotationError(f"{path}: {show(reason)}; expected an integer on each line") from error
+        raise AnnotationError(f"{path}: expected an integer on each line, found {show(one_line(error))}") from error

@@ -1,0 +1,240 @@
+"""The lenient reader of json in COCO's format under detection, grounding, referring data, questions and captions.
+
+An image or annotation that cannot be used is left out and counted, see ``skip_report``. Anything that would change the
+meaning of the others is an error: categories without a name or with one name twice, two images with one id.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+from .skip_report import SkipReport, with_progress
+from .value_checks import (
+    AnnotationError,
+    EntryError,
+    OmittedEntry,
+    as_integer,
+    is_text,
+    list_of,
+    read_file_name,
+    read_image_size,
+    read_integer,
+    read_json_file,
+    read_object,
+    show,
+    unknown_id,
+)
+
+# Names that exporters give to a first category that no object has.
+_BACKGROUND = ("_background_", "__background__", "__ignore__")
+# Two entries of one id that agree in these are the same image.
+_IDENTITY = ("file_name", "coco_url", "caption", "questions")
+
+
+class CocoImage(NamedTuple):
+    """An image as COCO lists it.
+
+    Attributes:
+        id: Its id in the file.
+        file_name: Its path below the image folder.
+        size: Height and width in pixels.
+        entry: The whole entry, with the fields of other formats.
+    """
+
+    id: int
+    file_name: str
+    size: list[int]
+    entry: dict[str, Any]
+
+
+# By their ids; None for an image that was left out.
+Images = dict[int, CocoImage | None]
+
+
+class CocoJson:
+    """The content of a json file in COCO's format; each method reads one part of it.
+
+    Args:
+        json_file: The file.
+        dataset: Name of the dataset that it is read for.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        AnnotationError: It is not json, or does not hold an object.
+    """
+
+    def __init__(self, json_file: str, dataset: str = "") -> None:
+        self.json_file = json_file
+        self.content: dict[str, Any] = read_json_file(json_file)
+        self.report = SkipReport(json_file, dataset)
+
+    def images(
+        self, path_of: Callable[[dict[str, Any]], str] | None = None, *, one_entry_per_file: bool = False
+    ) -> Images:
+        """Read ``images`` with ``id``, ``file_name``, ``height`` and ``width``, in the order of the file.
+
+        Args:
+            path_of: Reads the path of an image from its entry; None: ``file_name``, which may not leave its folder.
+            one_entry_per_file: A second entry of the same file is a fault.
+
+        Raises:
+            AnnotationError: ``images`` is not a list, or two different images have one id.
+        """
+        entries = list_of(self.content, "images", self.json_file)
+        self.report.count("images", len(entries))
+        images: Images = {}
+        paths: set[str] = set()
+        for index, entry in enumerate(entries):
+            where = f"images[{index}]"
+            try:
+                image_id = read_integer(read_object(entry), "id")
+                where += f" (id {image_id})"
+                known = images.setdefault(image_id, None)
+                if known is not None:
+                    raise self._doubled(where, known, entry)
+                path = read_file_name(entry, "file_name") if path_of is None else path_of(entry)
+                if one_entry_per_file and path in paths:
+                    raise EntryError(f"file_name: expected one entry, found {show(path)} again", "images listed twice")
+                images[image_id] = CocoImage(image_id, path, read_image_size(entry), entry)
+                paths.add(path)
+            except EntryError as error:
+                self.report.skip("images", where, error)
+        return images
+
+    def annotations(self, images: Mapping[int, Any], read: Callable[[Any, dict[str, Any]], None]) -> None:
+        """Call a reader with the image and the entry of each of ``annotations``, which a test set may lack.
+
+        An annotation of an image that is not listed is a fault, one of an image that was left out is left out with it.
+
+        Args:
+            images: What the reader gets, by the ids of the images; None for an image that was left out.
+            read: Raises EntryError for an annotation that cannot be used.
+
+        Raises:
+            AnnotationError: ``annotations`` is not a list.
+        """
+        entries = self.annotation_entries()
+        self.report.count("annotations", len(entries))
+        for index, entry in enumerate(with_progress(entries, f"{self.json_file}: annotations")):
+            entries[index] = None  # The whole file need not stay in memory.
+            try:
+                image_id = read_integer(read_object(entry), "image_id")
+                if image_id not in images:
+                    raise unknown_id("image_id", image_id, "an id that stands in images")
+                image = images[image_id]
+                if image is None:
+                    found = f"image_id: expected an image that is used, found {image_id}"
+                    raise OmittedEntry(found, "annotations of images that are left out")
+                read(image, entry)
+            except EntryError as error:
+                known_id = f" (id {show(entry['id'])})" if isinstance(entry, dict) and "id" in entry else ""
+                self.report.skip("annotations", f"annotations[{index}]{known_id}", error)
+
+    def annotation_entries(self) -> list[Any]:
+        """Return ``annotations``, none if the file is that of a test set.
+
+        Raises:
+            AnnotationError: It is not a list.
+        """
+        return list_of(self.content, "annotations", self.json_file) if "annotations" in self.content else []
+
+    def categories(self, name_field: str = "name") -> dict[int, str]:
+        """Return the names of ``categories`` by their ids, in ascending order of the ids.
+
+        A category that no annotation has is left out if it only stands for the others: the supercategory of all of
+        them, as Roboflow writes it, or a background.
+
+        Args:
+            name_field: Holds the name, or a list that begins with it; ``name`` where it is missing.
+
+        Raises:
+            AnnotationError: There is no category, or one has no id, no name, or those of another.
+        """
+        rows = list_of(self.content, "categories", self.json_file)
+        if not rows:
+            raise AnnotationError(f"{self.json_file}: categories: expected at least one, found []")
+        names: dict[int, str] = {}
+        for index, row in enumerate(rows):
+            category_id = as_integer(row.get("id")) if isinstance(row, dict) else None
+            if category_id is None:
+                self._fail(f"categories[{index}]", "an object with an integer as id", row)
+            where = f"categories[{index}] (id {category_id})"
+            name = row.get(name_field, row.get("name"))
+            if name_field in row and name_field != "name":
+                name = name[0] if isinstance(name, list) and name else None
+            if not is_text(name):
+                self._fail(f"{where}: {name_field}", "a name that is not empty", row.get(name_field))
+            if category_id in names:
+                self._fail(f"{where}: id", "an id that no other category has", category_id)
+            names[category_id] = name
+        for category_id in self._empty_rows(rows, names):
+            self.report.change(f"category {show(names.pop(category_id))} left out, which stands for the others")
+        first_ids = {name: category_id for category_id, name in reversed(names.items())}
+        for category_id, name in names.items():
+            if first_ids[name] != category_id:
+                self._fail(f"categories (id {category_id}): {name_field}", "a name that no other category has", name)
+        return dict(sorted(names.items()))
+
+    def _empty_rows(self, rows: Sequence[dict[str, Any]], names: Mapping[int, str]) -> list[int]:
+        """Return the ids of the categories that only stand for the others."""
+        parents = {as_integer(row["id"]): row.get("supercategory") for row in rows}
+        found = []
+        for category_id, name in names.items():
+            others = [parent for other, parent in parents.items() if other != category_id]
+            is_root = parents[category_id] in (None, "", "none") and all(parent == name for parent in others)
+            if others and (name in _BACKGROUND or is_root):
+                found.append(category_id)
+        if not found:
+            return []
+        items = [item for item in self.annotation_entries() if isinstance(item, dict)]
+        used = {as_integer(item.get("category_id")) for item in items}
+        return [category_id for category_id in found if category_id not in used]
+
+    def _doubled(self, where: str, known: CocoImage, entry: dict[str, Any]) -> EntryError:
+        """Return the error of a second entry of an id.
+
+        Raises:
+            AnnotationError: The entries are of two images; annotations could be of either.
+        """
+        if any(known.entry.get(field) != entry.get(field) for field in _IDENTITY):
+            self._fail(f"{where}: id", "an id that no other image has", known.id)
+        return EntryError(f"id: expected one entry, found {known.id} again", "images listed twice")
+
+    def _fail(self, where: str, expected: str, found: Any) -> NoReturn:
+        raise AnnotationError(f"{self.json_file}: {where}: expected {expected}, found {show(found)}")
+
+
+def image_record(image: CocoImage, image_root: str, image_id: int | str | None = None) -> dict[str, Any]:
+    """Make a dataset dict of an image without annotations.
+
+    Args:
+        image: The image.
+        image_root: The folder of its path.
+        image_id: The id in the dict, if it is another one.
+    """
+    height, width = image.size
+    return {
+        "file_name": os.path.join(image_root, image.file_name),
+        "height": height,
+        "width": width,
+        "image_id": image.id if image_id is None else image_id,
+        "annotations": [],
+    }
+
+
+def read_coco_images(json_files: Sequence[str]) -> Images:
+    """Read the ``images`` of files in COCO's format by their ids: other files name the ids only.
+
+    Raises:
+        FileNotFoundError: A file does not exist.
+        AnnotationError: A file is not of this format.
+    """
+    images: Images = {}
+    for json_file in json_files:
+        content = CocoJson(json_file)
+        found = content.images()
+        content.report.close([image for image in found.values() if image is not None], "images")
+        images.update(found)
+    return images
