@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from glipv2_d2.data.build import build_train_loader
 from glipv2_d2.data.dataset_mappers.grounding import GroundingDatasetMapper
-from glipv2_d2.data.datasets.value_checks import AnnotationError
 from glipv2_d2.data.datasets.few_shot import FewShot, few_shot_dicts
+from glipv2_d2.data.datasets.value_checks import AnnotationError
 from glipv2_d2.data.loading import load_training_dicts
 from glipv2_d2.data.stream.state import NotedConfig
 from glipv2_d2.data.stream.training_sets import load_training_sets

@@ -91,7 +91,12 @@ def test_boxes_outside_their_image_are_left_out_and_counted(load, caplog):
         (record,) = load(annotation(objects))
     # The last one begins a pixel before its image, as a few of the release do.
     assert [item["bbox"] for item in record["annotations"]] == [(-1.0, 0.0, 64.0, 48.0)] * 2
-    for kind in ("2 boxes outside their image", "2 boxes with a negative side", "2 boxes without area", "1 boxes that are not four numbers"):
+    for kind in (
+        "2 boxes outside their image",
+        "2 boxes with a negative side",
+        "2 boxes without area",
+        "1 boxes that are not four numbers",
+    ):
         assert kind in caplog.text
     assert "image 7: object '11': bbox: expected a box inside its image of 64 x 48" in caplog.text
 

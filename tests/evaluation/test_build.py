@@ -118,13 +118,14 @@ def test_lvis_is_scored_by_the_protocols_of_the_config(tmp_path, mask_on, protoc
 
 
 @pytest.fixture(params=["phrasecut", "refcoco"])
-def phrases(request):
+def phrases(request, tmp_path):
     """One phrase for a box, by its evaluator_type."""
     annotation = {
         **{"bbox": BOX, "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0, "iscrowd": 0, "tokens_positive": [[0, 3]]},
         "segmentation": make_annotation(1, 1, BOX)["segmentation"],
     }
-    image = {"file_name": "1.jpg", "height": 104, "width": 120, "image_id": 1, "caption": "cup"}
+    (tmp_path / "1.jpg").touch()
+    image = {"file_name": str(tmp_path / "1.jpg"), "height": 104, "width": 120, "image_id": 1, "caption": "cup"}
     DatasetCatalog.register(request.param, lambda: [{**image, "annotations": [annotation]}])
     MetadataCatalog.get(request.param).set(evaluator_type=request.param, task="grounding")
     yield request.param

@@ -15,7 +15,6 @@ from detection_cases import (
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from glipv2_d2.data.datasets.value_checks import AnnotationError
 from glipv2_d2.evaluation.coco_evaluator import COCOInstanceEvaluator
 
 TASKS = ("bbox", "segm")
