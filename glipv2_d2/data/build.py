@@ -55,8 +55,7 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0, saved: Mapping[str, An
         FileNotFoundError: Annotations, images or shards of a dataset are not there.
     """
     noted = NotedConfig(cfg)
-    world_size = noted.note("number of processes", comm.get_world_size())
-    batch_size = noted.SOLVER.IMS_PER_BATCH
+    world_size, batch_size = noted.note("number of processes", comm.get_world_size()), noted.SOLVER.IMS_PER_BATCH
     if batch_size < 1 or batch_size % world_size:
         raise InputError(
             f"SOLVER.IMS_PER_BATCH: expected a positive multiple of the {world_size} processes, found {batch_size}"
@@ -66,14 +65,12 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0, saved: Mapping[str, An
         raise InputError(f"DATALOADER.SAMPLER_TRAIN: expected 'TrainingSampler', found {loader.SAMPLER_TRAIN!r}")
     if loader.SHUFFLE_BUFFER < 1:
         raise InputError(f"DATALOADER.SHUFFLE_BUFFER: expected at least 1, found {loader.SHUFFLE_BUFFER}")
-    with DataReport.from_config(cfg):
-        sets = load_training_sets(noted)
-    # The number of processes that make samples for a rank.
-    num_slots = max(1, loader.NUM_WORKERS)
+    sets = _load_sets(cfg, noted)
+    num_slots = max(1, loader.NUM_WORKERS)  # processes that make samples for a rank
     if sets.shards:
         noted.note("DATALOADER.NUM_WORKERS", num_slots)
-    start_batch = start_iter * noted.SOLVER.ACCUMULATION_STEPS
     groups, shard_group = sets.groups(noted.DATALOADER.ASPECT_RATIO_GROUPING)
+    start_batch = start_iter * noted.SOLVER.ACCUMULATION_STEPS
     state = resume_state(saved, _seed(cfg, saved), noted.layout, start_batch)
     samples = _training_samples(cfg, sets, groups, state, num_slots)
     sampler = TrainingBatchSampler(
@@ -101,6 +98,11 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0, saved: Mapping[str, An
         generator=torch.Generator().manual_seed(state.seed),
     )
     return TrainLoader(data, state)
+
+
+def _load_sets(cfg: CfgNode, noted: NotedConfig) -> TrainingSets:
+    with DataReport.from_config(cfg):
+        return load_training_sets(noted)
 
 
 def build_test_loader(cfg: CfgNode, dataset: LoadedDataset) -> SharedPromptLoader | DataLoader:

@@ -325,10 +325,10 @@ BAD_BOX = {"bbox": [1, 2, -3, 4], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 
         ([{**RECORD, "annotations": []}], {}, "'foreign': expected .* found 1 images and thing_classes None"),
         ([RECORD], {"thing_classes": ["cat"]}, "without 'annotations'"),
         ([{**RECORD, "annotations": []}], {"thing_classes": ["cat"]}, "image with boxes, found none"),
-        ([{**RECORD, "annotations": [BAD_BOX]}], {"thing_classes": ["cat"]}, "a.png: bbox is .*sides >= 0"),
+        ([{**RECORD, "annotations": [BAD_BOX]}], {"thing_classes": ["cat"]}, "a.png: bbox: expected .*sides >= 0"),
     ],
 )
-def test_datasets_that_cannot_train_are_named(foreign_dataset, dataset_dicts, metadata, message):
+def test_datasets_that_cannot_train_are_named(foreign_dataset, images_exist, dataset_dicts, metadata, message):
     with pytest.raises(ValueError, match=message):
         load_training_dicts(foreign_dataset(dataset_dicts, **metadata), filter_empty=True)
 

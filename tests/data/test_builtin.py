@@ -252,7 +252,7 @@ def write_lvis(root, name, boxes, categories=LVIS_CATEGORIES) -> None:
 
 
 @pytest.mark.parametrize("name", LVIS)
-def test_lvis_passes_through_the_loading_of_datasets(registered_in, tmp_path, name):
+def test_lvis_passes_through_the_loading_of_datasets(registered_in, images_exist, tmp_path, name):
     registered_in(tmp_path)
     write_lvis(tmp_path, name, [{**LVIS_BOX, "segmentation": [[4, 6, 24, 6, 24, 16]]}])
     metadata = MetadataCatalog.get(name)

@@ -135,7 +135,9 @@ def test_a_prepared_split_says_which_images_are_taken(six_images):
 @pytest.mark.parametrize(("files", "found"), [(["102.png", "7.png"], "7.png"), ([], "no image")])
 def test_a_prepared_split_of_other_images_is_named(six_images, files, found):
     write_prepared(six_images, files)
-    with pytest.raises(AnnotationError, match=rf"fewshot_train_shot1_seed3.json: found .*{found}"):
+    with pytest.raises(
+        AnnotationError, match=rf"fewshot_train_shot1_seed3.json: expected images of .*, found .*{found}"
+    ):
         load_ids(six_images, 1, 3)
 
 

@@ -91,12 +91,7 @@ def test_boxes_outside_their_image_are_left_out_and_counted(load, caplog):
         (record,) = load(annotation(objects))
     # The last one begins a pixel before its image, as a few of the release do.
     assert [item["bbox"] for item in record["annotations"]] == [(-1.0, 0.0, 64.0, 48.0)] * 2
-    for kind in (
-        "2 boxes outside their image",
-        "2 boxes with a negative side",
-        "2 boxes without area",
-        "1 boxes that are not four numbers",
-    ):
+    for kind in ("4 boxes outside their image", "2 boxes without area", "1 boxes that are not four numbers"):
         assert kind in caplog.text
     assert "image 7: object '11': bbox: expected a box inside its image of 64 x 48" in caplog.text
 
@@ -160,11 +155,7 @@ def test_an_image_whose_files_are_malformed_is_left_out_whole(load, tmp_path, ca
     with caplog.at_level(logging.WARNING, "glipv2_d2"):
         records = load_flickr30k(str(tmp_path), "test", str(tmp_path / "images"), "x")
     assert {record["image_id"][0] for record in records} == {"7"}
-    assert (
-        "images (1 malformed files)" in caplog.text
-        and "image 8: " in caplog.text
-        and "8.xml: expected the XML" in caplog.text
-    )
+    assert "images (1 malformed files)" in caplog.text and "8.xml: expected the XML" in caplog.text
 
 
 @pytest.mark.parametrize("ids", ["7\nseven\n", "7\n8\n7\n", "../7\n", "٧\n"])
@@ -193,7 +184,7 @@ def test_missing_folders_are_named(tmp_path, new_name, missing):
 def test_a_split_without_boxes_is_an_error(load):
     with pytest.raises(
         AnnotationError,
-        match="captions of the split 'test' with boxes, found nothing to use; left out: captions .3 captions without a box",
+        match="of the split 'test' with boxes, found nothing to use; left out: captions .3 captions without a box",
     ):
         load(annotation(""))
 
