@@ -31,6 +31,14 @@ def run(demo, config, tmp_path):
     return main
 
 
+def make_instances(size, boxes, scores, classes=None):
+    instances = Instances(size)
+    instances.pred_boxes = Boxes(torch.tensor(boxes).reshape(-1, 4))
+    instances.scores = torch.tensor(scores)
+    instances.pred_classes = torch.arange(len(boxes)) if classes is None else torch.tensor(classes)
+    return instances
+
+
 @pytest.fixture
 def fixed_predictor(demo, monkeypatch):
     """Replace the detector by one that finds the same two boxes everywhere; return what it was asked."""
@@ -42,10 +50,8 @@ def fixed_predictor(demo, monkeypatch):
 
         def __call__(self, image, prompt):
             asked.append((image.shape, prompt))
-            instances = Instances(image.shape[:2])
-            instances.pred_boxes = Boxes(torch.tensor([[1.0, 2.0, 11.126, 12.0], [0.0, 0.0, 5.0, 5.0]]))
-            instances.scores = torch.tensor([0.75, 0.4])
-            instances.pred_classes = torch.tensor([1, 0])
+            boxes = [[1.0, 2.0, 11.126, 12.0], [0.0, 0.0, 5.0, 5.0]]
+            instances = make_instances(image.shape[:2], boxes, [0.75, 0.4], [1, 0])
             return {"instances": instances, "phrases": ["a cat", "a dog"]}
 
     monkeypatch.setattr(demo, "GLIPv2Predictor", FixedPredictor)
@@ -157,10 +163,8 @@ def masking_predictor(demo, config, monkeypatch):
             noted.configs.append(cfg)
 
         def __call__(self, image, prompt):
-            instances = Instances(image.shape[:2])
-            instances.pred_boxes = Boxes(torch.tensor([[0.0, 0.0, 5.0, 5.0], [10.0, 4.0, 24.0, 16.0]]))
-            instances.scores = torch.tensor([0.4, 0.75])
-            instances.pred_classes = torch.tensor([0, 1])
+            boxes = [[0.0, 0.0, 5.0, 5.0], [10.0, 4.0, 24.0, 16.0]]
+            instances = make_instances(image.shape[:2], boxes, [0.4, 0.75])
             instances.pred_masks = torch.zeros(2, *image.shape[:2], dtype=torch.bool)
             instances.pred_masks[0, :5, :5] = True
             instances.pred_masks[1, 4:16, 10:24] = True
@@ -267,3 +271,136 @@ def test_real_model_with_a_mask_head_answers_both_tasks(run):
     # "a dog" is one noun phrase, so that both tasks ask the model the same.
     union = decode(run("--prompt", "a dog", "--task", "refer", *options)["predictions"][0]["segmentation"])
     assert (union == np.any(masks, axis=0)).all()
+
+
+# --- answers and captions
+
+
+@pytest.fixture
+def talking_predictor(demo, monkeypatch):
+    """Replace the model by one that says the same of every image; what it grounds can be changed, and it notes what
+    it was asked."""
+
+    class TalkingPredictor:
+        boxes = [[1.0, 2.0, 11.126, 12.0], [0.0, 0.0, 5.0, 5.0]]
+        scores = [0.75, 0.4]
+        asked = []
+
+        def __init__(self, cfg):
+            pass
+
+        def answer(self, image, question):
+            self.asked.append((image.shape, question))
+            instances = make_instances(image.shape[:2], self.boxes, self.scores)
+            answers = [("a cat", 0.61238), ("no", 0.2), ("2", 0.1), ("red", 0.05), ("air", 0.01)]
+            phrases = ["[answer]", "the dog"] if self.boxes else []
+            return {"answer": "a cat", "score": 0.61238, "answers": answers, "instances": instances, "phrases": phrases}
+
+        def caption(self, image):
+            self.asked.append(image.shape)
+            instances = make_instances(image.shape[:2], self.boxes, self.scores)
+            phrases, spans = (["a dog", "a cat"], [[(0, 5)], [(10, 15)]]) if self.boxes else ([], [])
+            output = {"caption": "a dog and a cat", "score": -0.76543, "instances": instances}
+            words = [
+                {"word": "dog", "span": (2, 5), "box": [1.0, 2.0, 11.126, 12.0], "score": 0.76543},
+                {"word": "and", "span": (6, 9), "box": None, "score": 0.0},
+            ]
+            return {**output, "phrases": phrases, "phrase_spans": spans, "words": words if self.boxes else []}
+
+    monkeypatch.setattr(demo, "GLIPv2Predictor", TalkingPredictor)
+    return TalkingPredictor
+
+
+@pytest.fixture
+def run_on_two(run, talking_predictor, tmp_path):
+    """Run the program on two images; return the content of its JSON file and the drawings."""
+
+    def main(*words):
+        content = run(*words, source=["--input", str(write_images(tmp_path / "images", "a.png", "b.png"))])
+        return content, [cv2.imread(str(tmp_path / "out" / name))[:, :, ::-1] for name in ("a.png", "b.png")]
+
+    return main
+
+
+def has_color(area, row):
+    return bool((area == phrase_color(row)).all(axis=2).any())
+
+
+def test_a_question_is_answered_for_every_image(run_on_two, talking_predictor):
+    content, drawings = run_on_two(
+        "--task", "vqa", "--question", "What is the dog chasing?", "--confidence-threshold", "0.3"
+    )
+    assert content["question"] == "What is the dog chasing?"
+    assert [record["drawing"] for record in content["predictions"]] == ["a.png", "b.png"]
+    for record in content["predictions"]:
+        assert record["answer"] == "a cat" and record["score"] == 0.6124
+        assert record["answers"] == [["a cat", 0.6124], ["no", 0.2], ["2", 0.1], ["red", 0.05], ["air", 0.01]]
+        assert record["detections"] == [
+            {"phrase": "[answer]", "score": 0.75, "box": [1.0, 2.0, 11.13, 12.0]},
+            {"phrase": "the dog", "score": 0.4, "box": [0.0, 0.0, 5.0, 5.0]},
+        ]
+    assert talking_predictor.asked[-2:] == [((20, 30, 3), "What is the dog chasing?")] * 2
+    # 20 x 30 pixels are enlarged to 533 x 800; question and answer stand below.
+    for drawing in drawings:
+        assert drawing.shape[1] == 800
+        assert has_color(drawing[533:], 0) and has_color(drawing[533:], 1)
+
+
+def test_a_caption_is_written_for_every_image(run_on_two, talking_predictor):
+    content, drawings = run_on_two("--task", "caption")
+    assert sorted(content) == ["predictions"] and len(content["predictions"]) == 2
+    for record in content["predictions"]:
+        assert record["caption"] == "a dog and a cat" and record["score"] == -0.7654
+        assert record["detections"] == [{"phrase": "a dog", "score": 0.75, "box": [1.0, 2.0, 11.13, 12.0]}]
+        # Of the words also those with a low score.
+        assert record["words"] == [
+            {"word": "dog", "span": [2, 5], "score": 0.7654, "box": [1.0, 2.0, 11.13, 12.0]},
+            {"word": "and", "span": [6, 9], "score": 0.0, "box": None},
+        ]
+    assert talking_predictor.asked[-2:] == [(20, 30, 3)] * 2
+    for drawing in drawings:
+        # The box of the second phrase has too low a score.
+        assert has_color(drawing[533:], 0) and not has_color(drawing[533:], 1)
+
+
+@pytest.mark.parametrize("words", [["--task", "vqa", "--question", "What is it?"], ["--task", "caption"]])
+def test_a_model_without_grounding_gives_text_and_no_boxes(run_on_two, talking_predictor, monkeypatch, words):
+    monkeypatch.setattr(talking_predictor, "boxes", [])
+    monkeypatch.setattr(talking_predictor, "scores", [])
+    content, drawings = run_on_two(*words)
+    assert [record["detections"] for record in content["predictions"]] == [[], []]
+    assert all(record.get("words", []) == [] for record in content["predictions"])
+    assert all((drawing[:500] == drawing[0, 0]).all() and drawing.shape[0] > 533 for drawing in drawings)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (
+            ["--task", "vqa"],
+            "--question: expected a question with --task vqa and none with other tasks, found no question",
+        ),
+        (["--question", "What is it?"], "found --task detect"),
+        (["--task", "caption", "--question", "What is it?"], "found --task caption"),
+        (["--task", "caption", "--prompt", "a dog"], "--prompt, --vocabulary: expected --task detect or refer"),
+        (["--task", "caption", "--vocabulary", "dog"], "--prompt, --vocabulary: expected --task detect"),
+    ],
+)
+def test_flags_that_do_not_fit_together_end_in_one_line(run, talking_predictor, words, message):
+    before = len(talking_predictor.asked)
+    with pytest.raises(SystemExit) as exit_info:
+        run(*words)
+    assert message in exit_info.value.code and "\n" not in exit_info.value.code
+    assert len(talking_predictor.asked) == before
+
+
+def test_answers_and_captions_are_for_images_only(run, talking_predictor):
+    for words in (["--task", "vqa", "--question", "What is it?"], ["--task", "caption"]):
+        with pytest.raises(SystemExit, match="--video-input: expected --task detect or refer, found"):
+            run(*words, source=["--video-input", "in.mp4"])
+
+
+def test_a_question_and_a_prompt_exclude_each_other(run, talking_predictor, capsys):
+    with pytest.raises(SystemExit):
+        run("--task", "vqa", "--question", "What is it?", "--prompt", "a dog")
+    assert "not allowed with argument" in capsys.readouterr().err
