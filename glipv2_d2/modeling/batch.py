@@ -96,12 +96,7 @@ class TrainBatch(NamedTuple):
 
     @classmethod
     def from_inputs(
-        cls,
-        inputs: Sequence[Mapping[str, Any]],
-        task: str,
-        images: ImageList,
-        prompts: Sequence[Sequence[TokenizedPrompt]],
-        needs_boxes: bool,
+        cls, inputs: Sequence[Mapping[str, Any]], task: str, images: ImageList, needs_boxes: bool
     ) -> TrainBatch:
         """Read N model inputs.
 
@@ -109,12 +104,16 @@ class TrainBatch(NamedTuple):
             inputs: Model inputs, see ``structures``.
             task: The task of all of them.
             images: Their images.
-            prompts: For each input its prompts.
             needs_boxes: Every input must have ``instances``; otherwise all of them or none.
 
         Raises:
-            InputError: Boxes are missing.
+            InputError: Prompts or boxes are missing.
         """
+        prompts = [one.get("prompts") or [] for one in inputs]
+        if not all(prompts):
+            raise InputError(
+                "model input: prompts: expected some in training, found none; use the loaders of glipv2_d2"
+            )
         num_with_boxes = sum("instances" in one for one in inputs)
         if num_with_boxes not in ({len(inputs)} if needs_boxes else {0, len(inputs)}):
             raise InputError(
@@ -129,14 +128,8 @@ class TrainBatch(NamedTuple):
                 for row, rank in zip(pairs.rows, pairs.ranks, strict=True)
             ]
         scores = [one["answer_scores"] for one in inputs if "answer_scores" in one]
-        return cls(
-            task,
-            images,
-            pairs,
-            TokenBatch.from_prompts(pairs.prompts, device),
-            instances,
-            torch.cat(scores).to(device) if scores else None,
-        )
+        tokens = TokenBatch.from_prompts(pairs.prompts, device)
+        return cls(task, images, pairs, tokens, instances, torch.cat(scores).to(device) if scores else None)
 
 
 def _boxes_of_prompt(instances: Instances, rank: int, num_prompts: int) -> Instances:

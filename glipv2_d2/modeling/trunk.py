@@ -171,17 +171,8 @@ class Trunk(DenseDetector):
         return Fused(features, language, levels, text, tuned.hidden, self.head, self.anchor_generator)
 
     def train_batch(self, inputs: Sequence[Mapping[str, Any]], task: str, needs_boxes: bool) -> TrainBatch:
-        """Combine N model inputs of one task; see ``TrainBatch.from_inputs``.
-
-        Raises:
-            InputError: An input has no prompt, or lacks boxes.
-        """
-        if not all(one.get("prompts") for one in inputs):
-            raise InputError(
-                "model input: prompts: expected some in training, found none; use glipv2_d2.data's loaders"
-            )
-        images = self.preprocess_image(inputs)
-        return TrainBatch.from_inputs(inputs, task, images, [one["prompts"] for one in inputs], needs_boxes)
+        """Make a batch of N model inputs of one task; see ``TrainBatch.from_inputs`` for arguments and errors."""
+        return TrainBatch.from_inputs(inputs, task, self.preprocess_image(inputs), needs_boxes)
 
     def fuse_batch(self, batch: TrainBatch, reading: Reading) -> Fused:
         """Run backbone, text encoder and tower; a batch without boxes needs no levels and gets none."""

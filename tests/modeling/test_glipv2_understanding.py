@@ -102,6 +102,13 @@ def test_questions_about_one_image_train_as_if_each_had_its_own_and_the_backbone
         torch.testing.assert_close(loss, expected[name], rtol=1e-5, atol=1e-6)
 
 
+def test_boxes_beside_several_questions_say_whose_they_are(cfg):
+    joined = join_questions([make_input("vqa", boxes=[[8, 8, 60, 50]]) for _ in range(2)])
+    joined["instances"].remove("gt_prompts")
+    with pytest.raises(ValueError, match="instances: expected gt_prompts, .* beside 2 prompts, found none"):
+        build(cfg).train()([joined])
+
+
 def test_captions_hold_no_token_that_is_no_text(cfg):
     # Padding, [unused5], [MASK]; the end has to be written.
     assert {0, 6, 103} <= set(build(cfg).tasks["captioning"].rules.banned_ids)
