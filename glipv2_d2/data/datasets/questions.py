@@ -166,7 +166,8 @@ def load_vqa_jsonl(jsonl_file: str, image_root: str, name: str) -> list[dict]:
 
     A line has ``filename``, ``question``, and perhaps ``question_id``, by default the number of the line from 1;
     ``answer`` (one string) or ``answers``; ``height`` and ``width``; ``regions``, see ``read_question_boxes``. The
-    dataset is one with boxes if a line has regions.
+    dataset is one with boxes if a line has regions. Lines of POPE, with ``image``, ``text`` and ``label``, are read too;
+    their ids come several times, so they have the number of the line.
 
     Returns:
         Dataset dicts in the order of the file; ``image_id`` is the ``filename``.
@@ -183,7 +184,7 @@ def load_vqa_jsonl(jsonl_file: str, image_root: str, name: str) -> list[dict]:
         report.count("lines")
         where = f"line {number}"
         try:
-            entry = parse_line(line)
+            entry = _without_pope(parse_line(line))
             question_id = read_integer(entry, "question_id") if "question_id" in entry else number
             file_name = read_file_name(entry, "filename")
             size = read_image_size(entry) if "height" in entry or "width" in entry else None
@@ -200,6 +201,13 @@ def load_vqa_jsonl(jsonl_file: str, image_root: str, name: str) -> list[dict]:
         for record in records.values():
             record.setdefault("annotations", [])
     return list(records.values())
+
+
+def _without_pope(entry: dict[str, Any]) -> dict[str, Any]:
+    """Return a line of POPE under our names, and any other line as it is."""
+    if "question" in entry or not {"image", "text", "label"} <= entry.keys():
+        return entry
+    return {"filename": entry["image"], "question": entry["text"], "answer": entry["label"]}
 
 
 class PhraseMentions:
