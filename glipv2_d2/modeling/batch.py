@@ -112,7 +112,7 @@ class TrainBatch(NamedTuple):
         prompts = [one.get("prompts") or [] for one in inputs]
         if not all(prompts):
             raise InputError(
-                "model input: prompts: expected some in training, found none; use the loaders of glipv2_d2"
+                "model input: prompts: expected some in training, found none; use glipv2_d2.data's loaders"
             )
         num_with_boxes = sum("instances" in one for one in inputs)
         if num_with_boxes not in ({len(inputs)} if needs_boxes else {0, len(inputs)}):
