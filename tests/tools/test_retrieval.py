@@ -3,8 +3,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from detectron2.structures import Boxes
+from evaluate_retrieval import rank_names
 
-from glipv2_d2.evaluation.retrieval import rank_names
 from glipv2_d2.structures import GroundingPredictions, LanguageFeatures, TokenizedPrompt
 
 # Four anchors; the first two belong to box 0, the third to box 1, the last to none.
