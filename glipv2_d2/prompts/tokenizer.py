@@ -123,8 +123,9 @@ class PromptTokenizer:
         Raises:
             InputError: The tokenizer has no mask token, and its vocabulary is not that of CLIP.
         """
-        if self._mask_token is not None:
-            return self._encoder.token_to_id(self._mask_token)
+        mask_id = None if self._mask_token is None else self._encoder.token_to_id(self._mask_token)
+        if mask_id is not None:
+            return mask_id
         if self.vocab_size == _CLIP_VOCAB_SIZE and self._encoder.token_to_id(_CLIP_LAST_TOKEN) == _CLIP_VOCAB_SIZE - 1:
             return _CLIP_MASK_ID
         raise InputError(
@@ -255,7 +256,7 @@ class PromptTokenizer:
                 middle = len(rows) // 2
                 waiting += [rows[middle:], rows[:middle]]
                 continue
-            for row, marked in zip(rows, prompt.phrase_token_map.any(dim=1).tolist()):
+            for row, marked in zip(rows, prompt.phrase_token_map.any(dim=1).tolist(), strict=True):
                 if not marked:
                     raise InputError(
                         f"names[{row}]: no token of the prompt was found for {shorten(names[row])}; "

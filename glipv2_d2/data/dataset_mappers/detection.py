@@ -10,8 +10,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 
 from ...errors import InputError
-from ...prompts.builder import sample_training_names
 from ...prompts.name_texts import PromptTexts, name_texts, prompt_from_texts, text_namesakes, tokenize_texts
+from ...prompts.training_names import sample_training_names
 from ...prompts.vocabulary import dataset_names as names_of_dataset
 from ...structures import TokenizedPrompt
 from .base import DroppedText, PromptDatasetMapper, PromptedBoxes, boxes_to_train_on, check_probability

@@ -1,0 +1,126 @@
+"""The random choice of the names that a training prompt of detection data holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+
+import numpy as np
+
+from ..errors import InputError
+from .builder import SEPARATOR, clean_name
+from .tokenizer import PromptTokenizer
+
+NEGATIVE_SAMPLING = ("drawn", "total")
+
+
+def sample_training_names(
+    names: Sequence[str],
+    positives: Collection[int],
+    tokenizer: PromptTokenizer,
+    *,
+    num_negatives: int,
+    full_negatives_prob: float,
+    shuffle: bool,
+    rng: np.random.Generator,
+    separator: str = SEPARATOR,
+    negative_sampling: str = "drawn",
+    never_negatives: Collection[int] = (),
+) -> list[int]:
+    """Choose the names of a detection dataset that one training prompt holds.
+
+    The names of the image's boxes come first in the budget of tokens, in random order; one that does not fit, and all
+    after it, are left out. Then negatives are added as long as tokens are left:
+
+    * "drawn": names are drawn from all, and those that are positive are dropped again; ``num_negatives`` bounds what is
+      drawn, not what is added;
+    * "total": as many of the absent names as fill the prompt up to ``num_negatives`` names, the positive ones counted.
+      An image with more positives has no negatives.
+
+    Args:
+        names: All names of the dataset.
+        positives: Rows of the names that have a box in the image; none for an image without boxes.
+        tokenizer: Counts the tokens and knows the limit.
+        num_negatives: Names to draw, or names of the prompt; -1 takes all names, without any draw.
+        full_negatives_prob: Probability of ``num_negatives`` names; otherwise a uniform number from 1 to it.
+        shuffle: Random order in the prompt; otherwise the order of ``names``.
+        rng: Source of every random choice.
+        separator: Stands between two names.
+        negative_sampling: "drawn" or "total".
+        never_negatives: Rows of names that stay out of the prompt unless they are positive: what they name may be in
+            the image without a box. They are dropped where positive names are, and change no other draw.
+
+    Returns:
+        Rows of ``names`` in the order of the prompt. The caller drops the boxes of absent rows. It holds a name at
+        least if ``names`` has one that fits, one of ``never_negatives`` where there is no other.
+
+    Raises:
+        InputError: ``num_negatives`` is -1 and the names pass the token limit, or ``negative_sampling`` is unknown.
+
+    Source: "drawn" is the official code, "total" the GLIP paper (arXiv 2112.03857), which speaks of 85 names in all.
+    Four departures from the two converters of detection data in the official code: there is no background name;
+    ``num_negatives`` 0 draws none, where officially it draws one; an image without boxes whose draw leaves no name gets
+    one of the names, since a prompt without a phrase is empty; and officially any name can be a negative.
+    """
+    if negative_sampling not in NEGATIVE_SAMPLING:
+        raise InputError(
+            f"INPUT.PROMPT.NEGATIVE_SAMPLING: expected one of {list(NEGATIVE_SAMPLING)}, found {negative_sampling!r}"
+        )
+
+    def cost(row: int) -> int:
+        return tokenizer.count_tokens(clean_name(names[row]) + separator)
+
+    excluded = set(never_negatives).difference(positives)
+    if num_negatives < 0:
+        # No separator follows the last name.
+        _check_fits(sum(map(cost, range(len(names)))) - tokenizer.count_tokens(separator), len(names), tokenizer)
+        rows = [row for row in range(len(names)) if row not in excluded]
+    else:
+        # Sorted first: the order of a set must not enter the random stream.
+        order = rng.permutation(sorted({int(row) for row in positives})).tolist()
+        kept, budget = _fitting(order, cost, tokenizer.max_content_tokens)
+        count = _draw_count(min(num_negatives, len(names)), full_negatives_prob, rng)
+        num_kept = len(kept) if negative_sampling == "total" else None
+        negatives = _draw_negatives(len(names), excluded.union(positives), count, num_kept, rng)
+        # One token stays free behind the last negative.
+        rows = kept + _fitting(negatives, cost, budget - 1)[0]
+    if not rows:
+        others = [row for row in range(len(names)) if row not in excluded] or range(len(names))
+        rows = [others[rng.integers(len(others))]]
+    if shuffle:
+        return rng.permutation(rows).tolist()
+    return sorted(rows)
+
+
+def _check_fits(num_tokens: int, num_names: int, tokenizer: PromptTokenizer) -> None:
+    if num_tokens > tokenizer.max_content_tokens:
+        raise InputError(
+            f"INPUT.PROMPT.NUM_NEGATIVES: -1 puts all {num_names} names into one prompt, expected at most "
+            f"{tokenizer.max_content_tokens} tokens (MODEL.TEXT_ENCODER.MAX_TOKENS), found {num_tokens}; set a number "
+            f"of negatives"
+        )
+
+
+def _fitting(rows: Iterable[int], cost: Callable[[int], int], budget: int) -> tuple[list[int], int]:
+    """Return the first rows whose costs the budget holds, and what is left of it, below 0 if a row did not fit."""
+    kept: list[int] = []
+    for row in rows:
+        budget -= cost(row)
+        if budget < 0:
+            break
+        kept.append(row)
+    return kept, budget
+
+
+def _draw_count(full: int, full_negatives_prob: float, rng: np.random.Generator) -> int:
+    if full == 0 or rng.random() < full_negatives_prob:
+        return full
+    return int(rng.integers(1, full + 1))
+
+
+def _draw_negatives(
+    num_names: int, excluded: Collection[int], count: int, num_kept: int | None, rng: np.random.Generator
+) -> list[int]:
+    """Draw rows in random order: ``count`` less the excluded ones, or as many as fill ``num_kept`` up to ``count``."""
+    if num_kept is None:
+        return [row for row in rng.choice(num_names, count, replace=False).tolist() if row not in excluded]
+    return [row for row in rng.permutation(num_names).tolist() if row not in excluded][: max(count - num_kept, 0)]
