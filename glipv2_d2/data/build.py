@@ -55,18 +55,13 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0, saved: Mapping[str, An
         FileNotFoundError: Annotations, images or shards of a dataset are not there.
     """
     noted = NotedConfig(cfg)
-    world_size, batch_size = noted.note("number of processes", comm.get_world_size()), noted.SOLVER.IMS_PER_BATCH
-    if batch_size < 1 or batch_size % world_size:
-        raise InputError(
-            f"SOLVER.IMS_PER_BATCH: expected a positive multiple of the {world_size} processes, found {batch_size}"
-        )
-    loader = cfg.DATALOADER
-    if loader.SAMPLER_TRAIN != "TrainingSampler":
-        raise InputError(f"DATALOADER.SAMPLER_TRAIN: expected 'TrainingSampler', found {loader.SAMPLER_TRAIN!r}")
-    if loader.SHUFFLE_BUFFER < 1:
-        raise InputError(f"DATALOADER.SHUFFLE_BUFFER: expected at least 1, found {loader.SHUFFLE_BUFFER}")
-    sets = _load_sets(cfg, noted)
-    num_slots = max(1, loader.NUM_WORKERS)  # processes that make samples for a rank
+    world_size = noted.note("number of processes", comm.get_world_size())
+    batch_size = noted.SOLVER.IMS_PER_BATCH
+    _check_keys(cfg, world_size)
+    with DataReport.from_config(cfg):
+        sets = load_training_sets(noted)
+    # The number of processes that make samples for a rank.
+    num_slots = max(1, cfg.DATALOADER.NUM_WORKERS)
     if sets.shards:
         noted.note("DATALOADER.NUM_WORKERS", num_slots)
     groups, shard_group = sets.groups(noted.DATALOADER.ASPECT_RATIO_GROUPING)
@@ -88,21 +83,7 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0, saved: Mapping[str, An
         num_slots=num_slots,
         first_shard_batch=state.first_shard_batch,
     )
-    data = DataLoader(
-        samples,
-        batch_sampler=sampler,
-        num_workers=loader.NUM_WORKERS,
-        collate_fn=trivial_batch_collator,
-        worker_init_fn=_use_one_thread,
-        # Its own generator: starting the workers must not move the random state of the training.
-        generator=torch.Generator().manual_seed(state.seed),
-    )
-    return TrainLoader(data, state)
-
-
-def _load_sets(cfg: CfgNode, noted: NotedConfig) -> TrainingSets:
-    with DataReport.from_config(cfg):
-        return load_training_sets(noted)
+    return TrainLoader(_data_loader(cfg, samples, sampler, state.seed), state)
 
 
 def build_test_loader(cfg: CfgNode, dataset: LoadedDataset) -> SharedPromptLoader | DataLoader:
@@ -137,6 +118,30 @@ class SharedPromptLoader:
     def __iter__(self) -> Iterator[list[dict]]:
         for batch in self.loader:
             yield [{**sample, "prompts": self.prompts} for sample in batch]
+
+
+def _check_keys(cfg: CfgNode, world_size: int) -> None:
+    batch_size, loader = cfg.SOLVER.IMS_PER_BATCH, cfg.DATALOADER
+    if batch_size < 1 or batch_size % world_size:
+        raise InputError(
+            f"SOLVER.IMS_PER_BATCH: expected a positive multiple of the {world_size} processes, found {batch_size}"
+        )
+    if loader.SAMPLER_TRAIN != "TrainingSampler":
+        raise InputError(f"DATALOADER.SAMPLER_TRAIN: expected 'TrainingSampler', found {loader.SAMPLER_TRAIN!r}")
+    if loader.SHUFFLE_BUFFER < 1:
+        raise InputError(f"DATALOADER.SHUFFLE_BUFFER: expected at least 1, found {loader.SHUFFLE_BUFFER}")
+
+
+def _data_loader(cfg: CfgNode, samples: TrainingSamples, sampler: TrainingBatchSampler, seed: int) -> DataLoader:
+    return DataLoader(
+        samples,
+        batch_sampler=sampler,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=trivial_batch_collator,
+        worker_init_fn=_use_one_thread,
+        # Its own generator: starting the workers must not move the random state of the training.
+        generator=torch.Generator().manual_seed(seed),
+    )
 
 
 def _training_samples(

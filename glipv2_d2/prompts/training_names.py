@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -66,49 +67,55 @@ def sample_training_names(
             f"INPUT.PROMPT.NEGATIVE_SAMPLING: expected one of {list(NEGATIVE_SAMPLING)}, found {negative_sampling!r}"
         )
 
-    def cost(row: int) -> int:
-        return tokenizer.count_tokens(clean_name(names[row]) + separator)
-
     excluded = set(never_negatives).difference(positives)
+    costs = _Costs(names, tokenizer, separator)
     if num_negatives < 0:
-        # No separator follows the last name.
-        _check_fits(sum(map(cost, range(len(names)))) - tokenizer.count_tokens(separator), len(names), tokenizer)
+        costs.check_all_fit()
         rows = [row for row in range(len(names)) if row not in excluded]
     else:
         # Sorted first: the order of a set must not enter the random stream.
         order = rng.permutation(sorted({int(row) for row in positives})).tolist()
-        kept, budget = _fitting(order, cost, tokenizer.max_content_tokens)
+        kept, budget = costs.fitting(order, tokenizer.max_content_tokens)
         count = _draw_count(min(num_negatives, len(names)), full_negatives_prob, rng)
-        num_kept = len(kept) if negative_sampling == "total" else None
-        negatives = _draw_negatives(len(names), excluded.union(positives), count, num_kept, rng)
-        # One token stays free behind the last negative.
-        rows = kept + _fitting(negatives, cost, budget - 1)[0]
+        count -= len(kept) if negative_sampling == "total" else 0
+        negatives = _draw_negatives(len(names), excluded.union(positives), count, negative_sampling, rng)
+        rows = kept + costs.fitting(negatives, budget - 1)[0]  # One token stays free behind the last.
     if not rows:
         others = [row for row in range(len(names)) if row not in excluded] or range(len(names))
         rows = [others[rng.integers(len(others))]]
-    if shuffle:
-        return rng.permutation(rows).tolist()
-    return sorted(rows)
+    return rng.permutation(rows).tolist() if shuffle else sorted(rows)
 
 
-def _check_fits(num_tokens: int, num_names: int, tokenizer: PromptTokenizer) -> None:
-    if num_tokens > tokenizer.max_content_tokens:
-        raise InputError(
-            f"INPUT.PROMPT.NUM_NEGATIVES: -1 puts all {num_names} names into one prompt, expected at most "
-            f"{tokenizer.max_content_tokens} tokens (MODEL.TEXT_ENCODER.MAX_TOKENS), found {num_tokens}; set a number "
-            f"of negatives"
-        )
+class _Costs(NamedTuple):
+    """How many tokens the names of a dataset take in a prompt."""
 
+    names: Sequence[str]
+    tokenizer: PromptTokenizer
+    separator: str
 
-def _fitting(rows: Iterable[int], cost: Callable[[int], int], budget: int) -> tuple[list[int], int]:
-    """Return the first rows whose costs the budget holds, and what is left of it, below 0 if a row did not fit."""
-    kept: list[int] = []
-    for row in rows:
-        budget -= cost(row)
-        if budget < 0:
-            break
-        kept.append(row)
-    return kept, budget
+    def of(self, row: int) -> int:
+        """Count the tokens of a name and the separator behind it."""
+        return self.tokenizer.count_tokens(clean_name(self.names[row]) + self.separator)
+
+    def fitting(self, rows: Iterable[int], budget: int) -> tuple[list[int], int]:
+        """Return the first rows that the budget holds, and what is left of it, below 0 if a row did not fit."""
+        kept: list[int] = []
+        for row in rows:
+            budget -= self.of(row)
+            if budget < 0:
+                break
+            kept.append(row)
+        return kept, budget
+
+    def check_all_fit(self) -> None:
+        """Check that one prompt can hold all names; no separator follows the last."""
+        limit = self.tokenizer.max_content_tokens
+        num_tokens = sum(map(self.of, range(len(self.names)))) - self.tokenizer.count_tokens(self.separator)
+        if num_tokens > limit:
+            raise InputError(
+                f"INPUT.PROMPT.NUM_NEGATIVES: -1 puts all {len(self.names)} names into one prompt, expected at most "
+                f"{limit} tokens (MODEL.TEXT_ENCODER.MAX_TOKENS), found {num_tokens}; set a number of negatives"
+            )
 
 
 def _draw_count(full: int, full_negatives_prob: float, rng: np.random.Generator) -> int:
@@ -118,9 +125,9 @@ def _draw_count(full: int, full_negatives_prob: float, rng: np.random.Generator)
 
 
 def _draw_negatives(
-    num_names: int, excluded: Collection[int], count: int, num_kept: int | None, rng: np.random.Generator
+    num_names: int, excluded: Collection[int], count: int, sampling: str, rng: np.random.Generator
 ) -> list[int]:
-    """Draw rows in random order: ``count`` less the excluded ones, or as many as fill ``num_kept`` up to ``count``."""
-    if num_kept is None:
+    """Draw rows in random order: "drawn" draws ``count`` and drops the excluded ones, "total" draws ``count`` others."""
+    if sampling == "drawn":
         return [row for row in rng.choice(num_names, count, replace=False).tolist() if row not in excluded]
-    return [row for row in rng.permutation(num_names).tolist() if row not in excluded][: max(count - num_kept, 0)]
+    return [row for row in rng.permutation(num_names).tolist() if row not in excluded][: max(count, 0)]

@@ -42,6 +42,10 @@ class NotedConfig:
             return NotedConfig(value, f"{self._prefix}{name}.", self.layout)
         return self.note(self._prefix + name, value)
 
+    def __getitem__(self, name: str) -> Any:
+        """Return the same as an attribute, for a name that is a value itself."""
+        return getattr(self, name)
+
     def note(self, name: str, value: Value) -> Value:
         """Note something else that the order depends on, or another value for a key that was read; return it."""
         self.layout[name] = list(value) if isinstance(value, tuple) else value

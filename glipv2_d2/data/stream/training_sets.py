@@ -115,7 +115,7 @@ def _load_dicts(cfg: NotedConfig, name: str, mapper: type[PromptDatasetMapper]) 
 def _kinds(cfg: NotedConfig, mapper: type[PromptDatasetMapper], dicts: list[dict]) -> list[int]:
     if mapper.learns_boxes_alone:
         return [0] * len(dicts)
-    is_grounded = getattr(cfg.MODEL.GLIPV2, mapper.config_node).GROUNDED
+    is_grounded = cfg.MODEL.GLIPV2[mapper.config_node].GROUNDED
     first = 1 + 2 * _OWN_BATCHES.index(mapper.task)
     return [first + int(is_grounded and "annotations" in item) for item in dicts]
 
