@@ -127,7 +127,7 @@ def _draw_count(full: int, full_negatives_prob: float, rng: np.random.Generator)
 def _draw_negatives(
     num_names: int, excluded: Collection[int], count: int, sampling: str, rng: np.random.Generator
 ) -> list[int]:
-    """Draw rows in random order: "drawn" draws ``count`` and drops the excluded ones, "total" draws ``count`` others."""
+    """Draw rows in random order: "drawn" draws ``count`` and drops the excluded ones, "total" so many others."""
     if sampling == "drawn":
         return [row for row in rng.choice(num_names, count, replace=False).tolist() if row not in excluded]
     return [row for row in rng.permutation(num_names).tolist() if row not in excluded][: max(count, 0)]
