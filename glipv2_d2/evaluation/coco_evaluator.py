@@ -38,6 +38,7 @@ class COCOInstanceEvaluator(COCOEvaluator):
     """
 
     _tasks: tuple[str, ...]
+    _coco_api: COCO
 
     def __init__(self, dataset_name: str, tasks: Sequence[str], output_folder: str | None = None) -> None:
         metadata = MetadataCatalog.get(dataset_name)
