@@ -16,6 +16,8 @@ from glipv2_d2.data.image_reading import UnreadableImageError
 from glipv2_d2.data.loading import LoadedDataset, load_test_dataset, load_training_dicts
 from glipv2_d2.data.stream.order import StreamEntry
 from glipv2_d2.data.stream.samples import DROPPED_COUNTS, StoredSamples, StreamedSamples, TrainingSamples
+from glipv2_d2.engine.trainer import GLIPv2Trainer
+from glipv2_d2.prompts import questions
 
 
 def take(loader, count: int) -> list[list[dict]]:
@@ -506,3 +508,58 @@ def test_masks_are_no_part_of_questions_and_captions(understanding_cfg):
     understanding_cfg.DATASETS.TRAIN_RATIOS = ()
     for sample in itertools.chain.from_iterable(take(build_train_loader(understanding_cfg), 4)):
         assert not sample["instances"].has("gt_masks")
+
+
+# --- the layout of a stream
+
+
+def drawn_ids(cfg) -> list:
+    batches = take(build_train_loader(cfg), 30)
+    return [(sample["image_id"], sample.get("question_ids")) for batch in batches for sample in batch]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("DATALOADER.ASPECT_RATIO_GROUPING", False),
+        ("DATALOADER.FILTER_EMPTY_ANNOTATIONS", False),
+        ("DATASETS.TRAIN_RATIOS", (1, 2, 1, 1)),
+        ("INPUT.QUESTIONS_PER_IMAGE", 2),
+        ("MODEL.GLIPV2.CAPTIONING.GROUNDED", False),
+        ("SOLVER.ACCUMULATION_STEPS", 2),
+        ("SOLVER.IMS_PER_BATCH", 4),
+    ],
+)
+def test_a_key_that_changes_the_order_is_named_when_a_run_goes_on(understanding_cfg, caplog, key, value):
+    before, state = drawn_ids(understanding_cfg), build_train_loader(understanding_cfg).state.as_dict()
+    understanding_cfg.merge_from_list([key, value])
+    # All but the steps change the order from the first batch on; those change where a later iteration begins.
+    assert (drawn_ids(understanding_cfg) == before) == ("STEPS" in key)
+    build_train_loader(understanding_cfg, 3, state)
+    (message,) = [text for text in caplog.messages if "goes on in another order" in text]
+    assert f"{key} was " in message
+
+
+@pytest.mark.parametrize("options", [["INPUT.MIN_SIZE_TRAIN", (64,)], ["MODEL.MASK_ON", True], ["SOLVER.BASE_LR", 1.0]])
+def test_other_keys_change_no_order_and_are_not_named(understanding_cfg, caplog, options):
+    before, state = drawn_ids(understanding_cfg), build_train_loader(understanding_cfg).state.as_dict()
+    understanding_cfg.merge_from_list(options)
+    assert drawn_ids(understanding_cfg) == before
+    assert build_train_loader(understanding_cfg, 3, state).state.as_dict() == state
+    assert not [text for text in caplog.messages if "goes on in another order" in text]
+
+
+# --- read once
+
+
+def test_a_test_reads_a_dataset_once_and_a_question_once(understanding_cfg, monkeypatch):
+    vqa = understanding_cfg.DATASETS.TRAIN[1]
+    load, asked, read = DatasetCatalog.data[vqa], [], []
+    monkeypatch.setitem(DatasetCatalog.data, vqa, lambda: read.append(vqa) or load())
+    original = questions.question_to_ground
+    monkeypatch.setattr(questions, "question_to_ground", lambda *words: asked.append(words[0]) or original(*words))
+    understanding_cfg.DATASETS.TEST = (vqa,)
+    model = torch.nn.Identity()
+    model.forward = lambda inputs: [{"answer_scores": torch.tensor([0.9, 0.1])} for _ in inputs]
+    results = GLIPv2Trainer.test(understanding_cfg, model)
+    assert results["vqa"] and read == [vqa] and len(asked) == 8
