@@ -15,8 +15,8 @@ SEPARATOR = ". "
 def clean_name(name: str) -> str:
     """Turn the name of a category into words.
 
-    What stands between the first "(" and the last ")" goes, an underscore becomes a space, and a pair of spaces becomes
-    one, in a single pass. Nothing is stripped: "bow_(weapon)" gives "bow " with a space at its end.
+    Text between the first "(" and the last ")" is removed, an underscore becomes a space, and a pair of spaces becomes
+    one, in a single pass. Nothing is stripped: "bow_(weapon)" becomes "bow " with a space at its end.
 
     Source: the name cleaning of the official evaluation; the weights have seen its output.
     """
@@ -27,7 +27,7 @@ def clean_name(name: str) -> str:
 
 
 def namesakes(names: Sequence[str]) -> dict[int, list[int]]:
-    """Return for each row of ``names`` that reads like others, once cleaned and in lower case, the rows of these."""
+    """Return, for each row of ``names`` that equals others once cleaned and in lower case, those other rows."""
     rows_of_text: dict[str, list[int]] = {}
     for row, name in enumerate(names):
         rows_of_text.setdefault(" ".join(clean_name(name).lower().split()), []).append(row)
@@ -36,10 +36,10 @@ def namesakes(names: Sequence[str]) -> dict[int, list[int]]:
 
 
 def check_vocabulary(names: Sequence[str]) -> None:
-    """Check a list of names that a user or a dataset brings, before anything is built from it.
+    """Check a list of names of a user or a dataset before it is used.
 
-    Different names may clean to the same text, as "bow_(weapon)" and "bow_(decorative_ribbons)" of LVIS do: each keeps
-    its own place in the prompt.
+    Different names may clean to the same text, such as "bow_(weapon)" and "bow_(decorative_ribbons)" of LVIS. Each of
+    them stays a phrase of the prompt.
 
     Raises:
         TypeError: ``names`` is one string, or a name is no string.
@@ -59,7 +59,7 @@ def prompt_from_names(
 ) -> Prompt:
     """Join cleaned names to a caption; each name is one phrase.
 
-    A name may hold the separator, and the same name may come twice: a phrase is a character range, not a search.
+    A name may contain the separator, and the same name may occur twice, because a phrase is a character range.
 
     Args:
         names: P >= 1 names, in the order of the caption.
@@ -96,7 +96,7 @@ def prompt_from_caption(
     """Make a prompt of a caption whose phrases are known.
 
     Args:
-        caption: Taken as it is.
+        caption: The caption, which is not changed.
         phrase_spans: For each of P >= 0 phrases its half-open character ranges. A phrase without a range has no tokens.
         phrases: P strings; if absent, the text of the ranges, joined by spaces.
         category_ids: Ids that detections get; 0..P-1 if absent.

@@ -1,9 +1,9 @@
 """Phrases of a free caption: those that a user names, and the noun phrases that rules or spaCy's parser find.
 
-The rules are closed word lists and the shape of words, without a tagger or a model. English has few function words, and
-captions use few verbs. What stands between two of them is a phrase: the lists below hold the words that end one, and a
-few shapes (-ing, -ed, -ly, -s before a determiner) tell verbs and adverbs apart from what they look like. An unknown
-word counts as a noun, so that rare objects are never lost.
+The rules use closed word lists and the shape of words, without a tagger or a model. English has few function words, and
+captions use few verbs. The words between two of them are a phrase. The lists below hold the words that end a phrase,
+and a few shapes (-ing, -ed, -ly, -s before a determiner) tell verbs and adverbs from nouns. An unknown word counts as a
+noun, so that rare objects are never lost.
 """
 
 from __future__ import annotations
@@ -164,8 +164,8 @@ def noun_phrases(caption: str) -> list[tuple[str, list[CharSpan]]]:
     """Find the things that a caption names.
 
     A phrase is an optional determiner or number, adjectives, and nouns: "a red fire hydrant". It ends at prepositions,
-    conjunctions, verbs, pronouns and punctuation; possessives stand outside. Adjectives may be joined, as in "a black
-    and white cat". Places in the image ("in the background") and bare amounts ("a lot of") are no phrases.
+    conjunctions, verbs, pronouns and punctuation; possessives are not part of it. Adjectives may be joined, as in "a
+    black and white cat". Places in the image ("in the background") and bare amounts ("a lot of") are not phrases.
 
     Args:
         caption: English text in any case.
@@ -196,7 +196,7 @@ class PhraseFinder(NamedTuple):
     """A way to find noun phrases.
 
     Attributes:
-        name: What it is, with its version; equal names find equal phrases.
+        name: Name and version; finders with equal names find equal phrases.
         find: Maps a caption to phrases with their half-open character ranges, as ``noun_phrases`` does.
     """
 
@@ -236,9 +236,9 @@ def build_phrase_finder(method: str = "auto") -> PhraseFinder:
 
 
 class SpacyPhrases:
-    """Noun chunks of a spaCy pipeline, cut to what ``noun_phrases`` calls a phrase.
+    """Noun chunks of a spaCy pipeline, reduced to phrases as ``noun_phrases`` defines them.
 
-    Pronouns, places in the image and bare amounts are no phrases; a possessive stands outside.
+    Pronouns, places in the image and bare amounts are not phrases; a possessive is not part of a phrase.
 
     Args:
         pipeline: A loaded spaCy pipeline with tagger and parser.
@@ -275,10 +275,10 @@ def _installed_pipeline() -> str | None:
 def names_no_thing(words: Sequence[str], following: str) -> bool:
     """Tell whether words are a place in the image ("the background") or a bare amount ("a lot" before "of").
 
-    Whatever else finds the phrases of a caption leaves out by it what ``noun_phrases`` leaves out.
+    Every finder of phrases uses it, so that all leave out the same phrases.
 
     Args:
-        words: Of a noun phrase, at least one, in lower case.
+        words: The words of a noun phrase, at least one, in lower case.
         following: The word after them in lower case, "" at the end.
     """
     if words[-1] in _AMOUNTS and following == "of":

@@ -1,4 +1,4 @@
-"""The random choice of the names that a training prompt of detection data holds."""
+"""Choose at random the names in a training prompt of detection data."""
 
 from __future__ import annotations
 

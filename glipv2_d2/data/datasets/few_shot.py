@@ -88,16 +88,16 @@ def few_shot_dicts(
 ) -> list[dict]:
     """Choose images until every category has enough of them.
 
-    Images are looked at one by one. One is taken if a category of its boxes is still below the quota; then all its
-    categories count one more, however many boxes they have. So a category may end up with more images than ``shots``.
-    Crowd regions are no boxes here, since they train nothing.
+    Images are looked at one by one. An image is taken if a category of its boxes is still below the quota. Then all its
+    categories count one more, however many boxes they have, so a category may end up with more images than ``shots``.
+    Crowd regions do not count as boxes, because they train nothing.
 
     Args:
-        dataset_dicts: Of detection data.
+        dataset_dicts: Images of detection data.
         shots: The quota, at least 1.
         seed: 0: the order is that of ascending image ids; otherwise those are shuffled.
         names: P names of the categories.
-        source: Of the images, for the messages.
+        source: Origin of the images, for messages.
         allow_fewer: Log categories that have fewer images, instead of an error.
 
     Returns:
