@@ -166,8 +166,8 @@ def load_vqa_jsonl(jsonl_file: str, image_root: str, name: str) -> list[dict]:
 
     A line has ``filename``, ``question``, and perhaps ``question_id``, by default the number of the line from 1;
     ``answer`` (one string) or ``answers``; ``height`` and ``width``; ``regions``, see ``read_question_boxes``. The
-    dataset is one with boxes if a line has regions. Lines of POPE, with ``image``, ``text`` and ``label``, are read too;
-    their ids come several times, so they have the number of the line.
+    dataset is one with boxes if a line has regions. Lines of POPE, with ``image``, ``text`` and ``label``, are read
+    too; their ids come several times, so they have the number of the line.
 
     Returns:
         Dataset dicts in the order of the file; ``image_id`` is the ``filename``.
