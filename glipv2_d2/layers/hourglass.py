@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 
-# Of the three convolutions of a residual unit.
+# Dilations of the three convolutions of a residual unit.
 _DILATIONS = (1, 3, 1)
 
 

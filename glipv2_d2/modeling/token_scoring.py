@@ -51,6 +51,6 @@ def _max_over_tokens(token_scores: Tensor, phrase_token_map: Tensor, counts: Ten
     tokens = phrase_token_map.int().argsort(dim=1, descending=True)  # (P, T)
     scores = token_scores.new_zeros(*token_scores.shape[:-1], len(counts))
     longest = int(counts.max()) if len(counts) else 0
-    for place in range(longest):
-        scores = torch.where(counts > place, scores.maximum(token_scores[..., tokens[:, place]]), scores)
+    for rank in range(longest):
+        scores = torch.where(counts > rank, scores.maximum(token_scores[..., tokens[:, rank]]), scores)
     return scores

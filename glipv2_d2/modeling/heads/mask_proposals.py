@@ -10,7 +10,7 @@ from detectron2.structures import Boxes, Instances
 from ...structures import GroundingPredictions, TokenizedPrompt
 from .detection_selector import DetectionSelector
 
-# Of the official selection in training: every pair is a candidate.
+# The settings of the official selection in training: every pair is a candidate.
 _SCORE_THRESH = 0.0
 _TOPK_CANDIDATES = 3000
 _MAX_PROPOSALS = 1000

@@ -69,8 +69,8 @@ def crop_masks(masks: PolygonMasks | BitMasks, regions: MatchedRegions, resoluti
         return cut.to(frames)
     # As ``BitMasks.crop_and_resize``, which needs a copy of the whole bitmap for each of its regions.
     used, rows = regions.matched_idxs.unique(return_inverse=True)
-    places = torch.cat((rows[:, None], frames), dim=1)
+    rois = torch.cat((rows[:, None], frames), dim=1)
     align = ROIAlign((resolution, resolution), 1.0, 0, aligned=True)
     bitmaps = masks.tensor[used.to(masks.device)]
-    shares = align(bitmaps[:, None].to(frames), places)  # (K, 1, resolution, resolution)
+    shares = align(bitmaps[:, None].to(frames), rois)  # (K, 1, resolution, resolution)
     return (shares[:, 0] >= 0.5).to(frames)

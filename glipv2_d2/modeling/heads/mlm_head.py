@@ -54,7 +54,7 @@ class MLMHead(WordDecoder):
             The scalar ``loss_mlm``.
 
         Raises:
-            ValueError: A label is no id below V.
+            InputError: A label is not an id below V.
         """
         rows, columns, labels = _tokens_to_restore(batch.prompts)
         text = fused.hidden[rows.to(fused.hidden.device), columns.to(fused.hidden.device)]  # (tokens to restore, D)

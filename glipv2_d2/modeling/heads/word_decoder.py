@@ -10,7 +10,7 @@ from ...distributed import reduce_mean
 from ...errors import InputError
 from ..batch import TrainingHead
 
-# Of the weights before training, as in BERT.
+# Spread of the weights before training, as in BERT.
 _INITIAL_STD = 0.02
 
 
