@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
 from glipv2_d2 import add_glipv2_config
@@ -67,3 +68,13 @@ def log_handlers_end_with_their_test():
         logger.handlers[:] = handlers
     # It remembers for which arguments there is a handler.
     setup_logger.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def registered_datasets_end_with_their_test():
+    """Remove the datasets that a test registers: another one may use their names."""
+    before = [(catalog, set(catalog)) for catalog in (DatasetCatalog, MetadataCatalog)]
+    yield
+    for catalog, names in before:
+        for name in set(catalog) - names:
+            catalog.pop(name)

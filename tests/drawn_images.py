@@ -6,6 +6,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from glipv2_d2 import register_coco_grounding
+
 # Colour in BGR, per name.
 COLORS = {"red box": (30, 30, 220), "green box": (40, 200, 40), "blue box": (210, 60, 20)}
 
@@ -40,3 +42,11 @@ def draw_dataset(folder: Path, sizes: tuple[tuple[int, int], ...] = ((96, 64), (
     json_file = folder / "annotations.json"
     json_file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
     return json_file
+
+
+def register_drawn(folder: Path, **options) -> str:
+    """Draw the images into a new folder; return the name of the dataset."""
+    folder.mkdir()
+    name = f"drawn_{folder.parent.name}"
+    register_coco_grounding(name, draw_dataset(folder, **options), folder)
+    return name

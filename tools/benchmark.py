@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             own_facts, results, tables = benchmark.run(arguments)
         facts |= own_facts
         console = Console(highlight=False, width=max(MIN_WIDTH, Console().width))
-        console.print("  ".join(f"{key}: {value}" for key, value in facts.items()), markup=False)
+        console.print("  ".join(f"{key}: {value}" for key, value in facts.items()), markup=False, soft_wrap=True)
         for table in tables:
             console.print(table)
         if arguments.json:

@@ -1,13 +1,13 @@
 """Small datasets on disk: drawn images and a json in COCO's format, registered for the length of a test."""
 
+import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from glipv2_d2 import add_glipv2_config
@@ -36,14 +36,14 @@ def coco_content(sizes: list[tuple[int, int]], boxes: list[list[list]], names: t
 
 
 @pytest.fixture
-def make_dataset(tmp_path: Path) -> Iterator[Callable[..., str]]:
+def make_dataset(tmp_path: Path) -> Callable[..., str]:
     """A function that writes a dataset, registers it under a new name and returns the name."""
-    registered = []
+    numbers = itertools.count()
 
     def make(
         sizes: list[tuple[int, int]], boxes: list[list[list]], names: tuple[str, ...] = NAMES, edit=None, **kwargs
     ) -> str:
-        name = f"{tmp_path.name}_{len(registered)}"
+        name = f"{tmp_path.name}_{next(numbers)}"
         folder = tmp_path / name
         folder.mkdir()
         content = coco_content(sizes, boxes, names)
@@ -54,13 +54,9 @@ def make_dataset(tmp_path: Path) -> Iterator[Callable[..., str]]:
             edit(content)
         (folder / "boxes.json").write_text(json.dumps(content))
         register_coco_grounding(name, folder / "boxes.json", folder, **kwargs)
-        registered.append(name)
         return name
 
-    yield make
-    for name in registered:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return make
 
 
 @pytest.fixture
@@ -86,13 +82,9 @@ def data_cfg() -> CfgNode:
 
 
 @pytest.fixture
-def new_name(tmp_path: Path) -> Iterator[str]:
-    """A name for a dataset, which is taken off the catalog after the test."""
-    name = f"{tmp_path.name}_registered"
-    yield name
-    if name in DatasetCatalog:
-        DatasetCatalog.remove(name)
-    MetadataCatalog.pop(name, None)
+def new_name(tmp_path: Path) -> str:
+    """A name for a dataset."""
+    return f"{tmp_path.name}_registered"
 
 
 @pytest.fixture

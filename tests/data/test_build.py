@@ -311,9 +311,7 @@ def foreign_dataset():
         MetadataCatalog.get("foreign").set(**metadata)
         return "foreign"
 
-    yield make
-    DatasetCatalog.remove("foreign")
-    MetadataCatalog.remove("foreign")
+    return make
 
 
 RECORD = {"file_name": "a.png", "width": 64, "height": 48}
@@ -378,10 +376,7 @@ def understanding_cfg(data_cfg, mixed_dataset, tmp_path):
     data_cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = True
     data_cfg.MODEL.GLIPV2.VQA.ANSWERS = str(tmp_path / "answers.txt")
     data_cfg.MODEL.GLIPV2.VQA.GROUNDED = data_cfg.MODEL.GLIPV2.CAPTIONING.GROUNDED = True
-    yield data_cfg
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return data_cfg
 
 
 def kind_of(sample) -> tuple:

@@ -52,7 +52,6 @@ def caption_dict(number: int, folder: Path, score: float | None = 0.8) -> dict:
 @pytest.fixture
 def register(tmp_path):
     """A function that registers dataset dicts, or shards given by their sizes, for the length of a test."""
-    names = []
 
     def make(name: str, content: list, task: str, **options) -> str:
         if isinstance(content[0], int):
@@ -63,13 +62,9 @@ def register(tmp_path):
         else:
             DatasetCatalog.register(name, lambda: content)
             MetadataCatalog.get(name).set(task=task)
-        names.append(name)
         return name
 
-    yield make
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return make
 
 
 @pytest.fixture

@@ -193,10 +193,7 @@ def registered():
         register_shards("caps", *args, **kwargs)
         return "caps"
 
-    yield register
-    if "caps" in DatasetCatalog:
-        DatasetCatalog.remove("caps")
-        MetadataCatalog.remove("caps")
+    return register
 
 
 def test_registration_expands_and_opens_nothing(registered):

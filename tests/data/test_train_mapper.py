@@ -28,10 +28,7 @@ def names(make_dataset, tmp_path):
     for task in TASKS[1:]:
         registered.append(f"{tmp_path.name}_{task}")
         register_grounding_json(registered[-1], tmp_path / "captions.json", tmp_path, task=task)
-    yield [make_dataset([(64, 48)], [[[0, 4, 6, 20, 10]]]), *registered]
-    for name in registered:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return [make_dataset([(64, 48)], [[[0, 4, 6, 20, 10]]]), *registered]
 
 
 @pytest.fixture

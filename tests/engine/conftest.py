@@ -1,26 +1,13 @@
 """A dataset of four drawn images, and the tiny model set up to train on it."""
 
-import itertools
-
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from drawn_images import draw_dataset
-
-from glipv2_d2 import register_coco_grounding
-
-_NUMBERS = itertools.count()
+from drawn_images import register_drawn
 
 
 @pytest.fixture
 def drawn_dataset(tmp_path):
     """The name of a registered dataset of four images."""
-    folder = tmp_path / "drawn"
-    folder.mkdir()
-    name = f"drawn_{next(_NUMBERS)}"
-    register_coco_grounding(name, draw_dataset(folder), folder)
-    yield name
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
+    return register_drawn(tmp_path / "drawn")
 
 
 @pytest.fixture

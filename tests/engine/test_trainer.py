@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_tiny_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from tar_shards import cut_tar, write_shards
 
@@ -249,9 +249,7 @@ def sharded_cfg(train_cfg, tmp_path):
     cut_tar(tmp_path / "shards" / "caps-001.tar", "0008.png", 10)
     train_cfg.merge_from_list(["DATASETS.TRAIN", (*train_cfg.DATASETS.TRAIN, name), "DATASETS.TRAIN_RATIOS", (1, 2)])
     train_cfg.merge_from_list(["DATALOADER.SHUFFLE_BUFFER", 3])
-    yield train_cfg
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
+    return train_cfg
 
 
 @pytest.mark.parametrize(("num_workers", "half"), [(0, 3), (2, 3), pytest.param(2, 10, marks=pytest.mark.slow)])

@@ -32,9 +32,7 @@ def dataset(tmp_path):
         (tmp_path / image["file_name"]).touch()
     register_coco_grounding("evaluated", json_file, tmp_path)
     DatasetCatalog.get("evaluated")
-    yield "evaluated"
-    DatasetCatalog.remove("evaluated")
-    MetadataCatalog.remove("evaluated")
+    return "evaluated"
 
 
 def evaluate(evaluator, predicted_classes):
@@ -128,9 +126,7 @@ def phrases(request, tmp_path):
     image = {"file_name": str(tmp_path / "1.jpg"), "height": 104, "width": 120, "image_id": 1, "caption": "cup"}
     DatasetCatalog.register(request.param, lambda: [{**image, "annotations": [annotation]}])
     MetadataCatalog.get(request.param).set(evaluator_type=request.param, task="grounding")
-    yield request.param
-    DatasetCatalog.remove(request.param)
-    MetadataCatalog.remove(request.param)
+    return request.param
 
 
 def test_phrases_are_scored_against_the_masks_of_their_dataset(phrases, tmp_path):

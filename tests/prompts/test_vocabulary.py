@@ -8,8 +8,6 @@ from glipv2_d2.prompts.vocabulary import build_default_prompts, dataset_names
 
 @pytest.fixture
 def register():
-    registered = []
-
     def add(name, names=None, names_on_load=None):
         def load():
             if names_on_load is not None:
@@ -19,13 +17,8 @@ def register():
         DatasetCatalog.register(name, load)
         if names is not None:
             MetadataCatalog.get(name).thing_classes = names
-        registered.append(name)
 
-    yield add
-    for name in registered:
-        DatasetCatalog.remove(name)
-        if name in MetadataCatalog.list():
-            MetadataCatalog.remove(name)
+    return add
 
 
 def test_names_come_from_the_metadata(register):

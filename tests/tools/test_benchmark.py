@@ -1,6 +1,5 @@
 """The benchmarks: what each of them runs, the numbers that have to hold on any machine, and bad requests."""
 
-import itertools
 import json
 import os
 
@@ -8,17 +7,13 @@ import benchmark
 import pytest
 import torch
 from benchmarks import contrastive, losses, masks, measurement, vocabulary
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from drawn_images import draw_dataset
+from drawn_images import register_drawn
 from prompt_samples import make_prompt
 from torch.testing import assert_close
 
-from glipv2_d2 import register_coco_grounding
 from glipv2_d2.modeling.losses.contrastive_loss import contrastive_loss
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-
-_NUMBERS = itertools.count()
 
 
 @pytest.fixture
@@ -132,13 +127,9 @@ def test_a_prompt_is_filled_up_with_tokens_of_no_phrase():
 
 
 def test_added_time_is_measured_for_the_losses_that_are_on(run, tmp_path):
-    folder, name = tmp_path / "drawn", f"measured_{next(_NUMBERS)}"
-    folder.mkdir()
-    register_coco_grounding(name, draw_dataset(folder, sizes=((96, 64),)), folder)
+    name = register_drawn(tmp_path / "drawn", sizes=((96, 64),))
     opts = ["DATASETS.TRAIN", f"('{name}',)", "MODEL.GLIPV2.CONTRASTIVE.ENABLED", "True"]
     numbers = run("losses", "--num-batches", "1", "--opts", *opts)
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
     assert set(numbers["results"]) == {"step", "loss_contrastive"} and numbers["results"]["step"] > 0
 
 

@@ -1,6 +1,5 @@
 """The programs that measure pre-training."""
 
-import itertools
 import json
 import math
 from types import SimpleNamespace
@@ -8,24 +7,15 @@ from types import SimpleNamespace
 import pretrain_micro
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from drawn_images import draw_dataset
+from detectron2.data import DatasetCatalog
+from drawn_images import register_drawn
 
-from glipv2_d2 import register_coco_grounding
 from glipv2_d2.data import DetectionDatasetMapper
-
-_NUMBERS = itertools.count()
 
 
 @pytest.fixture
 def dataset(tmp_path):
-    folder = tmp_path / "drawn"
-    folder.mkdir()
-    name = f"measured_{next(_NUMBERS)}"
-    register_coco_grounding(name, draw_dataset(folder, sizes=((96, 64),)), folder)
-    yield name
-    DatasetCatalog.remove(name)
-    MetadataCatalog.remove(name)
+    return register_drawn(tmp_path / "drawn", sizes=((96, 64),))
 
 
 @pytest.fixture

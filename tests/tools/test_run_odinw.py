@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from drawn_images import draw_dataset
 
 from glipv2_d2 import register_coco_grounding
@@ -36,13 +35,9 @@ def small_set(tmp_path):
     content = json.loads(json_file.read_text())
     content["annotations"].append({**content["annotations"][2], "id": 7, "image_id": 3})
     json_file.write_text(json.dumps(content))
-    names = [f"{tmp_path.name}_{split}" for split in ("train", "val", "test")]
-    for name in names:
-        register_coco_grounding(name, json_file, folder)
-    yield tmp_path.name
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    for split in ("train", "val", "test"):
+        register_coco_grounding(f"{tmp_path.name}_{split}", json_file, folder)
+    return tmp_path.name
 
 
 def result(dataset, mode, shots, seed, value, **old):

@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from pycocotools import mask as mask_util
 
 from glipv2_d2.data import (
@@ -39,10 +39,7 @@ def register(tmp_path):
         function(names[-1], str(content), *folders, **options)
         return names[-1]
 
-    yield add
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return add
 
 
 @pytest.fixture
