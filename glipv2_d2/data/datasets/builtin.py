@@ -6,6 +6,7 @@ Nothing is read here: a dataset that was not prepared fails when it is used, wit
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from detectron2.data.datasets.lvis import get_lvis_instances_meta
 
@@ -51,7 +52,7 @@ _MDETR = "mdetr_annotations"
 _MIXED_IMAGES = {"coco": "coco/train2014", "": "gqa/images"}
 
 # Name: json in MDETR's format and image directory, or one for each source of images.
-_GROUNDING = {
+_GROUNDING: dict[str, tuple[str, str | dict[str, str]]] = {
     "flickr30k_train": (f"{_MDETR}/final_flickr_separateGT_train.json", "flickr30k/flickr30k_images/train"),
     "mixed_train": (f"{_MDETR}/final_mixed_train.json", _MIXED_IMAGES),
     "mixed_train_no_coco": (f"{_MDETR}/final_mixed_train_no_coco.json", {"": _MIXED_IMAGES[""]}),
@@ -81,7 +82,7 @@ _LVIS = {
 _DEV_IDS = {"image_ids_file": "dev2k_images.json"}
 # Second part of the name: part of VQAv2, COCO's file with its images, whether its answers are public, and of val2014
 # the images that are chosen or left out. VinVL and GLIPv2 train on train and restval, and try on dev2k.
-_VQA = {
+_VQA: dict[str, tuple[str, str, bool, dict[str, Any]]] = {
     "train": ("train2014", "captions", True, {}),
     "val": ("val2014", "captions", True, {}),
     "restval": ("val2014", "captions", True, {**_DEV_IDS, "leave_out_ids": True}),
@@ -104,7 +105,7 @@ def register_builtin_datasets(root: str) -> None:
         register_coco_grounding(name, os.path.join(root, json_file), os.path.join(root, images))
     for name, (json_file, directories) in _GROUNDING.items():
         if isinstance(directories, str):
-            image_root = os.path.join(root, directories)
+            image_root: str | dict[str, str] = os.path.join(root, directories)
         else:
             image_root = {source: os.path.join(root, directory) for source, directory in directories.items()}
         register_grounding_json(name, os.path.join(root, json_file), image_root)
@@ -132,7 +133,10 @@ def _register_questions(root: str) -> None:
     base = os.path.join(root, "vqav2")
     for name, (part, images, has_answers, ids) in _VQA.items():
         subtype = part.replace("-dev", "")
-        options = {"images_file": os.path.join(root, "coco", "annotations", f"{images}_{subtype}.json"), **ids}
+        options: dict[str, Any] = {
+            "images_file": os.path.join(root, "coco", "annotations", f"{images}_{subtype}.json"),
+            **ids,
+        }
         if "image_ids_file" in options:
             options["image_ids_file"] = os.path.join(base, options["image_ids_file"])
         questions_file = os.path.join(base, f"v2_OpenEnded_mscoco_{part}_questions.json")
@@ -176,7 +180,7 @@ def _register_masks(root: str) -> None:
         register_phrasecut(f"phrasecut_{split}", json_file, sizes_file, os.path.join(base, "images"))
     for name, (folder, refs_file, splits) in _REFCOCO.items():
         base = os.path.join(root, "refcoco", folder)
-        files = [os.path.join(base, refs_file), os.path.join(base, "instances.json"), f"{root}/coco/train2014"]
+        files = (os.path.join(base, refs_file), os.path.join(base, "instances.json"), f"{root}/coco/train2014")
         for split in splits:
             register_refcoco(f"{name}_{split}", *files, split)
 

@@ -96,7 +96,7 @@ class JsonlCaptions:
 
     def _make_sample(self, name: str, content: dict[str, Any], number: int) -> Any:
         """Make a sample of the content of a line, or say why there is none."""
-        return _check_caption(CaptionSample(name, f"{number:09d}", content["filename"], content.get("caption"), None))
+        return _check_caption(name, f"{number:09d}", content["filename"], content.get("caption"), None)
 
 
 class TarCaptions:
@@ -200,12 +200,14 @@ def _read_members(name: str, key: str, files: Mapping[str, bytes]) -> CaptionSam
             return SkippedCaption(name, "caption that is not valid text")
     elif "json" in files:
         caption = (_read_object(files["json"]) or {}).get("caption")
-    return _check_caption(CaptionSample(name, key, f"{key}.{suffix}", caption, files[suffix]))
+    return _check_caption(name, key, f"{key}.{suffix}", caption, files[suffix])
 
 
-def _check_caption(sample: CaptionSample) -> CaptionSample | SkippedCaption:
-    reason = why_unusable(sample.caption, "caption", sample.file_name)
-    return sample if reason is None else SkippedCaption(sample.name, reason)
+def _check_caption(
+    name: str, key: str, file_name: str, caption: Any, image: bytes | None
+) -> CaptionSample | SkippedCaption:
+    reason = why_unusable(caption, "caption", file_name)
+    return CaptionSample(name, key, file_name, caption, image) if reason is None else SkippedCaption(name, reason)
 
 
 def why_unusable(text: Any, field: str, file_name: str) -> str | None:

@@ -18,6 +18,7 @@ from .value_checks import (
     cut_box,
     is_text,
     read_corners,
+    read_four_numbers,
     read_integer,
     read_text,
     show,
@@ -66,7 +67,8 @@ def load_lvis(json_file: str, image_root: str, name: str) -> list[dict]:
     contiguous_ids = MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id
     for image_id, record in records.items():
         image = images[image_id]
-        record.update({field: image.entry.get(field, []) for field in _LVIS_FIELDS})
+        entry = {} if image is None else image.entry
+        record.update({field: entry.get(field, []) for field in _LVIS_FIELDS})
         incomplete = record["not_exhaustive_category_ids"]
         never_negative_ids = [contiguous_ids[value] for value in incomplete if value in contiguous_ids]
         if never_negative_ids:
@@ -102,7 +104,7 @@ def load_detection_truth(
     found: list[dict] = []
 
     def keep(image: CocoImage, item: dict, box: Box, category_id: int, crowd: int) -> None:
-        left, top, width, height = (as_number(one) for one in item["bbox"])
+        left, top, width, height = read_four_numbers(item["bbox"])
         area = as_number(item.get("area"))
         found.append(
             {

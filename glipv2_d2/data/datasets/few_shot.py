@@ -129,8 +129,8 @@ def few_shot_dicts(
             f"{more} (DATASETS.FEW_SHOT.ALLOW_FEWER takes what there is)"
         )
     if short:
-        found = ", ".join(f"{name} {count}" for name, count in short)
-        logging.getLogger(__name__).warning("dataset %r: fewer images than %d shots: %s", source, shots, found)
+        counted = ", ".join(f"{name} {count}" for name, count in short)
+        logging.getLogger(__name__).warning("dataset %r: fewer images than %d shots: %s", source, shots, counted)
     return [dataset_dicts[index] for index in sorted(taken)]
 
 

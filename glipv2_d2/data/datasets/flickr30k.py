@@ -73,8 +73,8 @@ def load_flickr30k(entities_root: str, split: str, image_root: str, name: str) -
             report.skip("images", where, EntryError(str(error), "malformed files"))
             continue
         report.count("boxes", image.num_boxes)
-        for error in image.left_out:
-            report.skip("boxes", where, error)
+        for fault in image.left_out:
+            report.skip("boxes", where, fault)
         file_name = os.path.join(image_root, f"{image_id}.jpg")
         for row, sentence in enumerate(sentences):
             report.count("captions")

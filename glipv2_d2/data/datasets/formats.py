@@ -121,7 +121,7 @@ def register_odinw(root: Path) -> None:
     for key, odinw_set in ODINW_SETS.items():
         for split in SPLITS:
             json_file, image_root = (os.path.join(root, path) for path in odinw_set.paths(split))
-            sources = {"json_file": json_file, "image_root": image_root, "odinw_set": odinw_set}
+            sources: dict[str, Any] = {"json_file": json_file, "image_root": image_root, "odinw_set": odinw_set}
             register("odinw", dataset_of_set(key, split), {}, **sources)
 
 
@@ -162,7 +162,7 @@ def register_odvg(
             and to ground their words. By default "detection" with a ``names_file``, else "grounding".
     """
     task = task or ("grounding" if names_file is None else "detection")
-    sources = {"jsonl_file": jsonl_file, "image_root": image_root, "names_file": names_file}
+    sources: dict[str, Any] = {"jsonl_file": jsonl_file, "image_root": image_root, "names_file": names_file}
     register("odvg", name, metadata, task=task, **sources)
 
 
@@ -233,7 +233,12 @@ def register_refcoco(
         image_root: Folder of COCO's images of 2014.
         split: "train", "val", "testA" for example.
     """
-    sources = {"json_file": json_file, "instances_file": instances_file, "image_root": image_root, "split": split}
+    sources: dict[str, Any] = {
+        "json_file": json_file,
+        "instances_file": instances_file,
+        "image_root": image_root,
+        "split": split,
+    }
     register("refcoco", name, metadata, **sources)
 
 
@@ -274,7 +279,7 @@ def register_vqa(
         image_ids_file: Json list of ids: only questions about these images belong to the dataset.
         leave_out_ids: All questions about other images do instead.
     """
-    sources = {
+    sources: dict[str, Any] = {
         "questions_file": questions_file,
         "annotations_file": annotations_file,
         "image_root": image_root,
@@ -317,7 +322,7 @@ def register_captioning(
         images_files: Files in COCO's format with the sizes of the images, which Karpathy's file lacks. Without them
             upright and wide images share batches.
     """
-    options = {"splits": tuple(splits), "images_files": tuple(images_files)}
+    options: dict[str, Any] = {"splits": tuple(splits), "images_files": tuple(images_files)}
     register("captioning", name, metadata, json_file=json_file, image_root=image_root, **options)
 
 

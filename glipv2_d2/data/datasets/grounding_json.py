@@ -73,8 +73,10 @@ def load_grounding_json(json_file: str, image_root: str | Mapping[str, str], nam
         if record is not None and (record["annotations"] or not needs_boxes):
             usable.append(record)
         elif record is not None:
-            error = OmittedEntry(f"expected a box for {show(record['caption'])}, found none", "captions without a box")
-            content.report.skip("images", f"images (id {record['image_id']})", error)
+            omitted = OmittedEntry(
+                f"expected a box for {show(record['caption'])}, found none", "captions without a box"
+            )
+            content.report.skip("images", f"images (id {record['image_id']})", omitted)
     content.report.close(usable, "captions with boxes")
     return usable
 

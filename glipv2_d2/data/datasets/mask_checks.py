@@ -204,7 +204,7 @@ def _flaw(points: np.ndarray, height: int, width: int) -> str:
 def _read_rle(value: dict, height: int, width: int) -> dict:
     size, counts, num_pixels = value.get("size"), value.get("counts"), height * width
     is_pair = isinstance(size, (list, tuple)) and len(size) == 2 and all(is_integer(side) for side in size)
-    if not is_pair or list(size) != [height, width]:
+    if not is_pair or [*(size or ())] != [height, width]:
         _fail("size of segmentation", f"[{height}, {width}], that of its image", size)
     if num_pixels >= _MOST_PIXELS:
         _fail("size of segmentation", f"less than {_MOST_PIXELS} pixels", size)

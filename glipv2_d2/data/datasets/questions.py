@@ -167,7 +167,7 @@ def load_vqa_jsonl(jsonl_file: str, image_root: str, name: str) -> list[dict]:
     A line has ``filename``, ``question``, and perhaps ``question_id``, by default the number of the line from 1;
     ``answer`` (one string) or ``answers``; ``height`` and ``width``; ``regions``, see ``read_question_boxes``. The
     dataset is one with boxes if a line has regions. Lines of POPE, with ``image``, ``text`` and ``label``, are read
-    too; their ids come several times, so they have the number of the line.
+    too; their ids come several times, so the number of the line is taken.
 
     Returns:
         Dataset dicts in the order of the file; ``image_id`` is the ``filename``.
@@ -298,13 +298,15 @@ def read_answers(value: Any) -> list[str]:
     """
     if not isinstance(value, list) or not value:
         raise EntryError(f"answers: expected a list of answers, found {show(value)}", "malformed answers")
-    answers = [item.get("answer") if isinstance(item, dict) else item for item in value]
-    for answer in answers:
+    answers = []
+    for item in value:
+        answer = item.get("answer") if isinstance(item, dict) else item
         if not is_text(answer):
             found = f"answer: expected a string that is not empty, found {show(answer)}"
             raise EntryError(found, "malformed answers")
-    # Ten people mostly say the same: one string for all of them, in millions of answers.
-    return [sys.intern(answer) for answer in answers]
+        # Ten people mostly say the same: one string for all of them, in millions of answers.
+        answers.append(sys.intern(answer))
+    return answers
 
 
 def read_question_boxes(entry: Mapping[str, Any], question: str) -> tuple[list[dict], list[EntryError]]:
@@ -404,9 +406,10 @@ def _add_boxes(records: Mapping[int, dict], boxes_file: str, report: SkipReport)
         where = f"{boxes_file}: line {number}"
         try:
             content = parse_line(line)
-            record = records.get(read_integer(content, "question_id"))
-            if record is None:
+            question_id = read_integer(content, "question_id")
+            if question_id not in records:
                 continue  # A question of another part of the data.
+            record = records[question_id]
             if content.get("question") != record["question"]:
                 found = f"expected {show(record['question'])}, found {show(content.get('question'))}"
                 raise EntryError(f"question: {found}", "boxes of another question")

@@ -166,7 +166,7 @@ class DataReport:
         self.max_share = max_share
         self.path = None if folder is None else os.path.join(folder, REPORT_FILE)
         self.files: dict[tuple[str, str], SkipReport] = {}
-        self._token: Token | None = None
+        self._token: Token[DataReport | None] | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> DataReport:
@@ -190,7 +190,8 @@ class DataReport:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._current.reset(self._token)
+        if self._token is not None:
+            self._current.reset(self._token)
         if self.path is not None and self.files and comm.is_main_process():
             self.write(self.path)
 

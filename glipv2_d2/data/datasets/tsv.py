@@ -66,7 +66,7 @@ def load_tsv(yaml_file: str, name: str) -> list[dict]:
     """
     task = MetadataCatalog.get(name).task
     paths = _read_yaml(yaml_file)
-    files = {key: TsvFile(paths[key]) for key in ("img", "label", "hw") if key in paths}
+    files: dict[str, TsvFile] = {key: TsvFile(paths[key]) for key in ("img", "label", "hw") if key in paths}
     try:
         _check_keys(files)
         rows = _read_rows(paths, len(files["label"]))

@@ -226,6 +226,19 @@ def read_spans(value: Any, caption: str) -> tuple[CharSpan, ...]:
     return tuple(spans)
 
 
+def read_four_numbers(value: Any) -> list[float]:
+    """Return the four numbers of a box as they stand there, also those that are given as text.
+
+    Raises:
+        EntryError: They are not four finite numbers.
+    """
+    found = [as_number(one) for one in value] if isinstance(value, (list, tuple)) else []
+    numbers = [one for one in found if one is not None]
+    if len(found) != 4 or len(numbers) != 4:
+        _fail("bbox", "four finite numbers", value, "boxes that are not four numbers")
+    return numbers
+
+
 def read_corners(value: Any, *, has_sides: bool = False) -> Box:
     """Return a box as it stands there, XYXY in pixels, perhaps larger than its image.
 
@@ -236,10 +249,7 @@ def read_corners(value: Any, *, has_sides: bool = False) -> Box:
     Raises:
         EntryError: The value is not four finite numbers, or the box has a negative side or no area.
     """
-    numbers = [as_number(one) for one in value] if isinstance(value, (list, tuple)) and len(value) == 4 else [None]
-    if None in numbers:
-        _fail("bbox", "four finite numbers", value, "boxes that are not four numbers")
-    left, top, right, bottom = numbers
+    left, top, right, bottom = read_four_numbers(value)
     if has_sides:
         right, bottom = left + right, top + bottom
     if right < left or bottom < top:
