@@ -32,13 +32,14 @@ class GroundingDatasetMapper(PromptDatasetMapper):
 
     def test_prompts(self, dataset_dict: dict) -> list[TokenizedPrompt]:
         """Return the caption as one prompt; the category id of a phrase is its row."""
-        phrases, _ = _distinct_phrases(dataset_dict.get("annotations", ()))
-        return [self.tokenizer(prompt_from_caption(dataset_dict["caption"], phrases))]
+        phrases, _ = distinct_phrases(dataset_dict.get("annotations", []))
+        return [self.tokenizer(prompt_from_caption(dataset_dict["caption"], [spans for spans, _ in phrases]))]
 
     def ground(self, caption: str, annotations: list[dict]) -> PromptedBoxes:
         """Make a caption a prompt, and the (M,) annotations the boxes of its phrases."""
-        phrases, rows = _distinct_phrases(annotations)
-        prompt = self.tokenizer(prompt_from_caption(caption, phrases, category_ids=[-1] * len(phrases)))
+        phrases, rows = distinct_phrases(annotations)
+        spans = [spans for spans, _ in phrases]
+        prompt = self.tokenizer(prompt_from_caption(caption, spans, category_ids=[-1] * len(phrases)))
         return PromptedBoxes.with_tokens(prompt, annotations, rows, num_tokens_cut_off(caption, prompt, self.tokenizer))
 
 
@@ -62,11 +63,15 @@ def num_tokens_cut_off(text: str, prompt: TokenizedPrompt, tokenizer: PromptToke
     return tokenizer.count_tokens(text) + num_added - tokenizer.max_content_tokens
 
 
-def _distinct_phrases(annotations: list[dict]) -> tuple[list[tuple[CharSpan, ...]], np.ndarray]:
-    """Return the character ranges of each phrase, in the order of first use, and the (M,) row of each annotation."""
-    row_of_phrase: dict[tuple[CharSpan, ...], int] = {}
+def distinct_phrases(annotations: list[dict]) -> tuple[list[tuple[tuple[CharSpan, ...], bool]], np.ndarray]:
+    """Find the phrases of M boxes, each once, in the order of first use.
+
+    Returns:
+        For each phrase its character ranges and whether it is the answer too, and the (M,) phrase of each annotation.
+    """
+    row_of_phrase: dict[tuple[tuple[CharSpan, ...], bool], int] = {}
     rows = []
     for item in annotations:
-        ranges = tuple(sorted((int(begin), int(end)) for begin, end in item["tokens_positive"]))
-        rows.append(row_of_phrase.setdefault(ranges, len(row_of_phrase)))
+        ranges = tuple(sorted((int(begin), int(end)) for begin, end in item.get("tokens_positive", ())))
+        rows.append(row_of_phrase.setdefault((ranges, bool(item.get("answer_box", False))), len(row_of_phrase)))
     return list(row_of_phrase), np.array(rows, dtype=np.int64)

@@ -15,9 +15,8 @@ from detectron2.structures import Instances
 from ...prompts.answers import AnswerVocabulary
 from ...prompts.flip_words import swap_left_right
 from ...prompts.questions import question_prompt, question_to_answer, without_special_tokens
-from ...structures import CharSpan
 from .base import PromptDatasetMapper, PromptedBoxes, boxes_to_train_on
-from .grounding import mirror_text, num_tokens_cut_off
+from .grounding import distinct_phrases, mirror_text, num_tokens_cut_off
 
 
 class VQADatasetMapper(PromptDatasetMapper):
@@ -111,7 +110,7 @@ class VQADatasetMapper(PromptDatasetMapper):
     def training_target(self, dataset_dict: dict, rng: np.random.Generator) -> PromptedBoxes:
         """Make the question a prompt whose phrases are those of the boxes; crowd regions are never targets."""
         annotations = boxes_to_train_on(dataset_dict, self.min_score) if self.grounded else []
-        phrases, rows = _distinct_phrases(annotations)
+        phrases, rows = distinct_phrases(annotations)
         question = dataset_dict["question"]
         prompt = question_prompt(
             question,
@@ -183,14 +182,3 @@ def answer_texts(dataset_dict: dict) -> list[str]:
     """Return what people answered, one string each; none for a question of a test set."""
     answers = dataset_dict.get("answers") or ()
     return [answer if isinstance(answer, str) else answer["answer"] for answer in answers]
-
-
-def _distinct_phrases(annotations: list[dict]) -> tuple[list[tuple[tuple[CharSpan, ...], bool]], np.ndarray]:
-    """Return ranges of each phrase and whether it is the answer too, and the (M,) phrase of each annotation."""
-    row_of_phrase: dict[tuple[tuple[CharSpan, ...], bool], int] = {}
-    rows = []
-    for item in annotations:
-        ranges = tuple(sorted((int(begin), int(end)) for begin, end in item.get("tokens_positive", ())))
-        phrase = (ranges, bool(item.get("answer_box", False)))
-        rows.append(row_of_phrase.setdefault(phrase, len(row_of_phrase)))
-    return list(row_of_phrase), np.array(rows, dtype=np.int64)
