@@ -68,10 +68,11 @@ def mixed_dataset(make_dataset: Callable[..., str]) -> str:
 
 
 @pytest.fixture
-def data_cfg() -> CfgNode:
+def data_cfg(tmp_path: Path) -> CfgNode:
     """Two images a batch, a short side of 48 to 96 pixels, seed 3, images without boxes included."""
     cfg = get_cfg()
     add_glipv2_config(cfg)
+    cfg.OUTPUT_DIR = str(tmp_path / "output")
     cfg.merge_from_list(
         [
             *("SEED", 3, "DATALOADER.NUM_WORKERS", 0, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", False),

@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from glipv2_d2.data import register_coco_grounding
+from glipv2_d2.data import build_train_loader, register_coco_grounding
 from glipv2_d2.data.datasets.captioning import load_captioning
 from glipv2_d2.data.datasets.coco import load_coco_grounding, load_detection_truth, load_lvis
 from glipv2_d2.data.datasets.dict_checks import check_dataset_dicts
@@ -20,7 +20,7 @@ from glipv2_d2.data.datasets.questions import load_vqa_json
 from glipv2_d2.data.datasets.referring import load_referring_json
 from glipv2_d2.data.datasets.skip_report import FEW_FAULTS, DataReport
 from glipv2_d2.data.datasets.value_checks import AnnotationError
-from glipv2_d2.data.loading import load_dataset
+from glipv2_d2.data.loading import load_dataset, load_test_dataset
 from glipv2_d2.errors import InputError
 
 LOADERS = {
@@ -468,6 +468,16 @@ def test_faults_of_a_dataset_that_is_registered_end_in_its_report(new_name, tmp_
     assert entries[str(tmp_path / "a.json")]["left_out"] == {"annotations": {"boxes that are not four numbers": 1}}
     masks = entries[f"masks of dataset {new_name!r}"]
     assert masks["left_out"] == {"masks": {"polygons without area": 1}} and masks["entries"] == {"masks": 1}
+
+
+def test_training_and_testing_write_the_report(make_dataset, data_cfg):
+    names = [make_dataset([(64, 48)] * 4, [[[0, 4, 6, 20, 10], [1, 9, 9, 0, 4]]] * 4) for _ in range(2)]
+    data_cfg.DATASETS.TRAIN = (names[0],)
+    build_train_loader(data_cfg)
+    load_test_dataset(data_cfg, names[1])
+    entries = json.loads((Path(data_cfg.OUTPUT_DIR) / "data_report.json").read_text())["files"]
+    left_out = {entry["dataset"]: entry["left_out"] for entry in entries if entry["file"].endswith("boxes.json")}
+    assert left_out == dict.fromkeys(names, {"annotations": {"boxes without area": 4}})
 
 
 def test_registering_checks_the_task(new_name):
