@@ -163,6 +163,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with one_line_errors():
         # No model is built, so no GPU is needed.
         opts = ["MODEL.DEVICE", "cpu", "DATALOADER.NUM_WORKERS", "0", *arguments.opts]
+        if not arguments.config_file:
+            opts = ["MODEL.META_ARCHITECTURE", "GLIPv2", *opts]
         cfg = build_config(arguments.config_file, opts)
         folder = Path(arguments.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
