@@ -80,6 +80,10 @@ def mixed_cfg(data_cfg, mixed_dataset, register, tmp_path):
     return data_cfg
 
 
+def train_on(cfg, names: tuple, ratios: tuple) -> None:
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TRAIN_RATIOS = names, ratios
+
+
 def source_of(sample: dict) -> str:
     if ".tar/" in sample["file_name"]:
         return "shards"
@@ -150,8 +154,7 @@ def test_stored_samples_are_the_same_with_any_number_of_workers(mixed_cfg):
 
 
 def test_ranks_and_workers_read_different_samples_of_an_epoch(mixed_cfg, monkeypatch):
-    mixed_cfg.DATASETS.TRAIN = ("shards",)
-    mixed_cfg.DATASETS.TRAIN_RATIOS = (1,)
+    train_on(mixed_cfg, ("shards",), (1,))
     mixed_cfg.DATALOADER.NUM_WORKERS = 2
     monkeypatch.setattr(comm, "get_world_size", lambda: 2)
     names = []
@@ -163,8 +166,7 @@ def test_ranks_and_workers_read_different_samples_of_an_epoch(mixed_cfg, monkeyp
 
 
 def test_a_state_for_other_readers_is_not_used_but_the_next_epoch_begins(mixed_cfg, caplog):
-    mixed_cfg.DATASETS.TRAIN = ("shards",)
-    mixed_cfg.DATASETS.TRAIN_RATIOS = (1,)
+    train_on(mixed_cfg, ("shards",), (1,))
     loader = build_train_loader(mixed_cfg)
     take(loader, 5)
     # 20 samples of 12: the second epoch has begun.
@@ -218,8 +220,7 @@ def test_a_drawn_seed_is_that_of_the_state(mixed_cfg):
 
 @pytest.mark.parametrize("name", ["captions", "shards"])
 def test_caption_data_gets_captions_of_other_images(mixed_cfg, name):
-    mixed_cfg.DATASETS.TRAIN = (name,)
-    mixed_cfg.DATASETS.TRAIN_RATIOS = ()
+    train_on(mixed_cfg, (name,), ())
     mixed_cfg.merge_from_list(["INPUT.PROMPT.NO_NEGATIVE_CAPTIONS_PROB", 0.0, "INPUT.PROMPT.NUM_NEGATIVE_CAPTIONS", 2])
     mixed_cfg.INPUT.PROMPT.FULL_NEGATIVE_CAPTIONS_PROB = 1.0
     loader = build_train_loader(mixed_cfg)
@@ -231,8 +232,7 @@ def test_caption_data_gets_captions_of_other_images(mixed_cfg, name):
 
 
 def test_grounding_data_gets_none(mixed_cfg):
-    mixed_cfg.DATASETS.TRAIN = ("sentences",)
-    mixed_cfg.DATASETS.TRAIN_RATIOS = ()
+    train_on(mixed_cfg, ("sentences",), ())
     mixed_cfg.merge_from_list(["INPUT.PROMPT.NO_NEGATIVE_CAPTIONS_PROB", 0.0])
     loader = build_train_loader(mixed_cfg)
     lengths = {len(sample["prompts"][0]) for batch in take(loader, 3) for sample in batch}
@@ -257,8 +257,7 @@ def test_captions_whose_boxes_are_all_uncertain_are_left_out(register, tmp_path,
 
 
 def test_a_broken_image_in_a_shard_is_replaced_by_another_of_its_block(mixed_cfg, register, tmp_path):
-    mixed_cfg.DATASETS.TRAIN = (register("broken", [4], "pseudo_grounding"),)
-    mixed_cfg.DATASETS.TRAIN_RATIOS = (1,)
+    train_on(mixed_cfg, (register("broken", [4], "pseudo_grounding"),), (1,))
     mixed_cfg.DATALOADER.SHUFFLE_BUFFER = 4
     path = tmp_path / "broken" / "caps-000.tar"
     path.write_bytes(path.read_bytes().replace(png(2)[:60], bytes(60)))
@@ -271,8 +270,7 @@ def test_a_broken_image_in_a_shard_is_replaced_by_another_of_its_block(mixed_cfg
 
 
 def test_the_last_sample_of_an_epoch_may_be_replaced_by_one_of_the_next(mixed_cfg, tmp_path):
-    mixed_cfg.DATASETS.TRAIN = ("shards",)
-    mixed_cfg.DATASETS.TRAIN_RATIOS = (1,)
+    train_on(mixed_cfg, ("shards",), (1,))
     mixed_cfg.DATALOADER.SHUFFLE_BUFFER = 1
     path = tmp_path / "shards" / "caps-001.tar"
     path.write_bytes(path.read_bytes().replace(png(5)[:60], bytes(60)))
@@ -282,8 +280,7 @@ def test_the_last_sample_of_an_epoch_may_be_replaced_by_one_of_the_next(mixed_cf
 
 
 def test_shards_without_any_readable_image_stop_the_run(mixed_cfg, tmp_path):
-    mixed_cfg.DATASETS.TRAIN = ("shards",)
-    mixed_cfg.DATASETS.TRAIN_RATIOS = (1,)
+    train_on(mixed_cfg, ("shards",), (1,))
     for path in (tmp_path / "shards").iterdir():
         path.write_bytes(path.read_bytes().replace(png(0)[:8], bytes(8)))
     with pytest.raises(UnreadableImageError, match="11 images in a row could not be read"):
@@ -291,8 +288,7 @@ def test_shards_without_any_readable_image_stop_the_run(mixed_cfg, tmp_path):
 
 
 def test_damage_reaches_the_samples(mixed_cfg, tmp_path):
-    mixed_cfg.DATASETS.TRAIN = ("shards",)
-    mixed_cfg.DATASETS.TRAIN_RATIOS = (1,)
+    train_on(mixed_cfg, ("shards",), (1,))
     cut_tar(tmp_path / "shards" / "caps-001.tar", "0005.png", 10)
     write_tar(tmp_path / "shards" / "caps-002.tar", {"0008.png": png(8), "0008.json": b"[]"})
     samples = [sample for batch in take(build_train_loader(mixed_cfg), 3) for sample in batch]
@@ -305,8 +301,7 @@ def test_damage_reaches_the_samples(mixed_cfg, tmp_path):
 
 def test_shards_that_are_not_there_or_hold_nothing_are_named(mixed_cfg, tmp_path):
     mixed_cfg.INPUT.PROMPT.MIN_PSEUDO_SCORE = 0.95
-    mixed_cfg.DATASETS.TRAIN = ("shards",)
-    mixed_cfg.DATASETS.TRAIN_RATIOS = (1,)
+    train_on(mixed_cfg, ("shards",), (1,))
     with pytest.raises(
         ValueError, match="'shards': expected usable samples in its 3 shards, found none: no record has a box"
     ):
@@ -317,8 +312,7 @@ def test_shards_that_are_not_there_or_hold_nothing_are_named(mixed_cfg, tmp_path
 
 
 def test_scores_of_annotated_boxes_do_not_matter(mixed_cfg, register):
-    mixed_cfg.DATASETS.TRAIN = (register("annotated", [3], "grounding", score=0.1),)
-    mixed_cfg.DATASETS.TRAIN_RATIOS = (1,)
+    train_on(mixed_cfg, (register("annotated", [3], "grounding", score=0.1),), (1,))
     assert all(len(sample["instances"]) == 2 for sample in take(build_train_loader(mixed_cfg), 1)[0])
 
 
@@ -326,8 +320,7 @@ def test_an_image_that_loses_all_its_boxes_is_replaced_and_counted(mixed_cfg, re
     # The phrase of the first caption lies behind the token limit.
     long = {**caption_dict(0, tmp_path), "caption": "so " * 300 + "a dog"}
     long["annotations"] = [{**long["annotations"][0], "tokens_positive": [[900, 905]]}]
-    mixed_cfg.DATASETS.TRAIN = (register("long", [long, *(caption_dict(i, tmp_path) for i in (1, 2))], "grounding"),)
-    mixed_cfg.DATASETS.TRAIN_RATIOS = ()
+    train_on(mixed_cfg, (register("long", [long, *(caption_dict(i, tmp_path) for i in (1, 2))], "grounding"),), ())
     samples = [sample for batch in take(build_train_loader(mixed_cfg), 3) for sample in batch]
     assert {sample["image_id"] for sample in samples} == {1, 2}
     dropped = [sample["dropped"] for sample in samples if "dropped" in sample]
