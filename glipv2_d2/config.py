@@ -20,6 +20,12 @@ def add_glipv2_config(cfg: CN) -> None:
     _add_solver(cfg)
 
 
+def trains_pretraining_losses(cfg: CN) -> bool:
+    """Tell whether MLM.ENABLED and CONTRASTIVE.ENABLED have an effect: not in a tuning, unless it asks for them."""
+    tuning = cfg.MODEL.GLIPV2.TUNING
+    return tuning.MODE == "full" or tuning.PRETRAINING_LOSSES
+
+
 def _add_backbone(cfg: CN) -> None:
     # detectron2's MODEL.BACKBONE.FREEZE_AT freezes the first stages of every backbone: 0 none, 1 the stem (of Swin the
     # patch embedding), 2 the first stage too, and so on. A timm model counts feature maps: 1 freezes the first.
@@ -219,6 +225,9 @@ def _add_tuning(cfg: CN) -> None:
     #   "text_encoder"
     #   "lora": low-rank updates
     cfg.MODEL.GLIPV2.TUNING.MODE = "full"
+    # Masked words and the contrast between images train in every MODE, if MLM.ENABLED and CONTRASTIVE.ENABLED say so.
+    # False: with "full" only. Tuning sees the prompt that the test has, and configs of a pre-training can be tuned.
+    cfg.MODEL.GLIPV2.TUNING.PRETRAINING_LOSSES = False
     # The mask head trains too, in every MODE.
     cfg.MODEL.GLIPV2.TUNING.MASK_HEAD = False
     # File that such a training wrote (tuned.safetensors); it is applied over MODEL.WEIGHTS and needs its own MODE.

@@ -48,10 +48,12 @@ EPOCHS = 200
 COPIES = {1: 8, 3: 4, 5: 2}
 RESULTS, SETTINGS, LOG = "results.json", "cell.json", "process.log"
 
-# The official settings. The prompt is the same for every image, as prompt tuning needs it.
+# The official settings. The prompt is the same for every image, as prompt tuning needs it, and as at test time no word
+# of it is masked: a config of a pre-training is tuned without the losses that only a pre-training has.
 RECIPE = (
     *("SOLVER.IMS_PER_BATCH", "4", "SOLVER.WEIGHT_DECAY", "0.05", "SOLVER.EMA_DECAY", "0.0"),
     *("INPUT.PROMPT.NUM_NEGATIVES", "-1", "INPUT.PROMPT.SHUFFLE", "False", "SOLVER.AUTO_STEP.ENABLED", "True"),
+    *("MODEL.GLIPV2.MLM.ENABLED", "False", "MODEL.GLIPV2.CONTRASTIVE.ENABLED", "False"),
 )
 # Stages of the backbone that stay as they are in the official recipe. A config may freeze more.
 FREEZE_KEY, FROZEN_STAGES = "MODEL.BACKBONE.FREEZE_AT", 2

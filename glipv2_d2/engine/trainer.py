@@ -19,6 +19,7 @@ from torch import nn
 
 from ..checkpoint.checkpointer import GLIPv2Checkpointer
 from ..checkpoint.weight_changes import WeightChanges
+from ..config import trains_pretraining_losses
 from ..data.build import build_test_loader, build_train_loader
 from ..data.loading import LoadedDataset, load_test_dataset
 from ..data.stream.state import TrainLoader
@@ -201,6 +202,29 @@ def _warn_of_tuning(cfg: CfgNode) -> None:
             "names in the same order at every step (False, -1)",
             prompt.SHUFFLE,
             prompt.NUM_NEGATIVES,
+        )
+    _warn_of_pretraining_losses(cfg)
+
+
+def _warn_of_pretraining_losses(cfg: CfgNode) -> None:
+    """Warn of masked words and contrast in a tuning: those that are left out, and those that stay."""
+    logger, part, prompt = logging.getLogger(__name__), cfg.MODEL.GLIPV2, cfg.INPUT.PROMPT
+    keys = [f"MODEL.GLIPV2.{name}.ENABLED" for name in ("MLM", "CONTRASTIVE") if part[name].ENABLED]
+    has_fixed_prompt = prompt.NUM_NEGATIVES == -1 and not prompt.SHUFFLE
+    is_tuning = part.TUNING.MODE != "full" or cfg.DATASETS.FEW_SHOT.SHOTS or has_fixed_prompt
+    if not keys or not is_tuning:
+        return
+    if trains_pretraining_losses(cfg):
+        logger.warning(
+            "%s: found True in a tuning; expected False, unless losses of pre-training are wanted: with MLM the model "
+            "trains on prompts with masked words, which no test has",
+            ", ".join(keys),
+        )
+    else:
+        logger.warning(
+            "%s: found True, without effect with MODEL.GLIPV2.TUNING.MODE %r; "
+            "MODEL.GLIPV2.TUNING.PRETRAINING_LOSSES True keeps losses of pre-training",
+            *(", ".join(keys), part.TUNING.MODE),
         )
 
 

@@ -132,3 +132,56 @@ def test_a_tuned_prompt_that_changes_from_step_to_step_is_warned_of(tuning_cfg, 
     with caplog.at_level("WARNING", "glipv2_d2"):
         GLIPv2Trainer(tuning_cfg)
     assert any("a row for each token" in message for message in caplog.messages) == is_warned
+
+
+PRETRAINING = [
+    "MODEL.GLIPV2.MLM.ENABLED",
+    True,
+    "MODEL.GLIPV2.MLM.MASK_PROB",
+    1.0,
+    "MODEL.GLIPV2.CONTRASTIVE.ENABLED",
+    True,
+]
+
+
+@pytest.mark.parametrize("mode", ["prompt", "lora", "linear_probe", "text_encoder"])
+def test_tuning_masks_no_word_and_has_no_loss_of_a_pretraining(tuning_cfg, mode, caplog):
+    tuning_cfg.merge_from_list([*PRETRAINING, "MODEL.GLIPV2.TUNING.MODE", mode])
+    with caplog.at_level("WARNING", "glipv2_d2"):
+        trainer = GLIPv2Trainer(tuning_cfg)
+    assert any("without effect with MODEL.GLIPV2.TUNING.MODE" in message for message in caplog.messages)
+    batch = next(iter(trainer.build_train_loader(tuning_cfg)))
+    prompts = [prompt for sample in batch for prompt in sample["prompts"]]
+    assert prompts and all(prompt.mlm_labels is None for prompt in prompts)
+    assert {tuple(prompt.input_ids.tolist()) for prompt in prompts} == {tuple(prompts[0].input_ids.tolist())}
+    assert set(trainer.model(batch)) == {"loss_grounding", "loss_box_reg", "loss_centerness"}
+
+
+@pytest.mark.parametrize(
+    ("options", "losses", "warned"),
+    [
+        # As asked for; the tuning of all weights is told by its prompt.
+        (["MODEL.GLIPV2.TUNING.MODE", "lora", "MODEL.GLIPV2.TUNING.PRETRAINING_LOSSES", True], True, True),
+        (["INPUT.PROMPT.SHUFFLE", False], True, True),
+        (["INPUT.PROMPT.SHUFFLE", True, "INPUT.PROMPT.NUM_NEGATIVES", 5], True, False),
+        (
+            [
+                "INPUT.PROMPT.SHUFFLE",
+                False,
+                "MODEL.GLIPV2.MLM.ENABLED",
+                False,
+                "MODEL.GLIPV2.CONTRASTIVE.ENABLED",
+                False,
+            ],
+            False,
+            False,
+        ),
+    ],
+)
+def test_losses_of_a_pretraining_that_stay_in_a_tuning_are_warned_of(tuning_cfg, caplog, options, losses, warned):
+    tuning_cfg.merge_from_list([*PRETRAINING, *options])
+    with caplog.at_level("WARNING", "glipv2_d2"):
+        trainer = GLIPv2Trainer(tuning_cfg)
+    assert any("found True in a tuning" in message for message in caplog.messages) is warned
+    batch = next(iter(trainer.build_train_loader(tuning_cfg)))
+    assert ({"loss_mlm", "loss_contrastive"} <= set(trainer.model(batch))) is losses

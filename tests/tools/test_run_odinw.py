@@ -9,7 +9,9 @@ import pytest
 from drawn_images import draw_dataset
 
 from glipv2_d2 import register_coco_grounding
+from glipv2_d2.data.dataset_mappers.grounding import GroundingDatasetMapper
 from glipv2_d2.data.datasets.odinw import ODINW_13, ODINW_SETS
+from glipv2_d2.modeling.heads.table import HEADS
 
 ROOT = Path(__file__).parents[2]
 
@@ -179,6 +181,25 @@ def test_recipe_is_the_official_one_and_can_be_changed(tool):
     prompt = pairs(tool.mode_options(arguments, tool.Cell("a", "prompt", "all", 3)))
     assert prompt["SOLVER.WEIGHT_DECAY"] == "0.25" and prompt["SOLVER.BASE_LR"] == "0.1"
     assert (prompt["SOLVER.AUTO_STEP.PATIENCE"], prompt["SOLVER.EARLY_STOP_PATIENCE"]) == ("2", "4")
+
+
+@pytest.mark.parametrize("mode", ["full", "prompt", "lora", "linear_probe"])
+@pytest.mark.parametrize("model", ["swin_t", "swin_b_stage2", "coswin_h"])
+def test_a_config_of_a_pretraining_is_tuned_without_its_losses(tool, model, mode):
+    words = ["--weights", "w", "--config-file", f"configs/pretrain/glipv2_{model}.yaml", "--opts"]
+    arguments = tool.parse([*words, "MODEL.DEVICE", "cpu", "MODEL.TEXT_ENCODER.TOKENIZER", ""])
+
+    def losses(*more):
+        arguments.opts = [*arguments.opts, *more]
+        cfg = tool.build_config(arguments.config_file, tool.mode_options(arguments, tool.Cell("a", mode, "1", 3)))
+        mapper = GroundingDatasetMapper.from_config(cfg)
+        is_on = [HEADS[name].is_on(cfg) for name in ("mlm_head", "contrastive_head")]
+        return is_on, mapper["mask_prob"]
+
+    assert losses() == ([False, False], None)
+    # Unless they are asked for.
+    asked = ["MODEL.GLIPV2.MLM.ENABLED", "True", "MODEL.GLIPV2.TUNING.PRETRAINING_LOSSES", "True"]
+    assert losses(*asked) == ([True, False], 0.15)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances
 from fvcore.transforms.transform import HFlipTransform
 
+from ...config import trains_pretraining_losses
 from ...errors import InputError
 from ...prompts.masking import mask_tokens
 from ...prompts.tokenizer import PromptTokenizer
@@ -153,13 +154,14 @@ class PromptDatasetMapper(ABC):
             dataset_names: Where the samples come from; by default all of DATASETS.TRAIN or DATASETS.TEST.
         """
         mlm = cfg.MODEL.GLIPV2.MLM
+        masks_words = is_train and mlm.ENABLED and trains_pretraining_losses(cfg) and cls.learns_boxes_alone
         return {
             "is_train": is_train,
             "augmentations": build_augmentations(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
             "tokenizer": tokenizer or PromptTokenizer.from_config(cfg),
             "flip_words": cfg.INPUT.PROMPT.FLIP_WORDS,
-            "mask_prob": mlm.MASK_PROB if is_train and mlm.ENABLED and cls.learns_boxes_alone else None,
+            "mask_prob": mlm.MASK_PROB if masks_words else None,
             "mask_only_positives": False,
             "with_masks": is_train and cfg.MODEL.MASK_ON and cls.learns_boxes_alone,
             **cls.own_options(cfg, dataset_names or (cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST)),
