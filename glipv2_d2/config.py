@@ -149,13 +149,15 @@ def _add_detector(cfg: CN) -> None:
     cfg.MODEL.GLIPV2.TEST.NMS_THRESH = 0.6
     # How token probabilities become the score of a phrase: "mean", "max" or "power" (geometric mean).
     cfg.MODEL.GLIPV2.TEST.SCORE_AGGREGATION = "mean"
-    # Names per prompt; 0: as many as fit into TEXT_ENCODER.MAX_TOKENS.
-    cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE = 0
+    # Names per prompt; 0: as many as fit into TEXT_ENCODER.MAX_TOKENS; -1: as the protocol of the dataset says, which
+    # is 40 for LVIS and 0 for all others.
+    cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE = -1
     # Prompts that run through the tower together, over all images of a batch; memory grows with their number.
     cfg.MODEL.GLIPV2.TEST.PROMPTS_PER_PASS = 8
     # Detections kept of each prompt; 0: as many as TEST.DETECTIONS_PER_IMAGE, which limits an image over all of its
-    # prompts (0 there: no limit). The official evaluation of LVIS keeps 300 of each prompt and limits no image.
-    cfg.MODEL.GLIPV2.TEST.DETECTIONS_PER_PROMPT = 0
+    # prompts (0 there: no limit). -1: as the protocol of the dataset says. The official evaluation of LVIS keeps 300 of
+    # each prompt and limits no image; for all others it is 0.
+    cfg.MODEL.GLIPV2.TEST.DETECTIONS_PER_PROMPT = -1
 
     # Classes of the meta-architecture "DyHead", the same detector without text: as many as its data has categories.
     cfg.MODEL.GLIPV2.CLASS_HEAD = CN()
@@ -211,6 +213,9 @@ def _add_mask_head(cfg: CN) -> None:
     # A detection is part of what a phrase refers to from this score on; where no detection reaches it, the best one is.
     cfg.MODEL.GLIPV2.TEST.REFERRING_THRESH = 0.5
 
+    # Width and height of the boxes that LVIS's evaluation gets: "official" writes them one pixel smaller than the boxes
+    # are, as the official GLIP does, whose published figures are measured so; "exact" as they are.
+    cfg.TEST.LVIS_BOXES = "official"
     # Protocols of LVIS: "standard" rates the best 300 detections of an image, "fixed" the best 10,000 of a class.
     cfg.TEST.LVIS_PROTOCOLS = ("standard", "fixed")
 

@@ -28,6 +28,7 @@ A **model input** is a dict with
 * ``height``, ``width``, ``image_id``, ``file_name``: of the original image, pixels;
 * ``prompts``: list of ``TokenizedPrompt``: in training one, or the Q questions about the image; at test time one per
   chunk of names. At test time it may be absent: the model then answers with its default vocabulary;
+* ``detection_limits`` (``DetectionLimits``, test time): how many detections are kept; absent: as the config says;
 * ``task``: "detection" (also if it is absent), "vqa" or "captioning". All inputs of a training batch have one task. At
   test time a question is the only prompt of its input, and a caption to be written has none;
 * for questions, in training ``answer_scores`` (Q, A) in [0, 1] and ``question_ids`` (list of Q), at test time
@@ -65,6 +66,23 @@ from torch import Tensor
 from .errors import InputError
 
 CharSpan = tuple[int, int]
+
+
+class DetectionLimits(NamedTuple):
+    """How many of the best detections are kept, 0 for all; those that tie with the last of them are kept too.
+
+    Attributes:
+        per_prompt: Of each prompt of an image; 0: as many as ``per_image``.
+        per_image: Of an image over all its prompts.
+    """
+
+    per_prompt: int = 0
+    per_image: int = 0
+
+    @property
+    def of_a_prompt(self) -> int:
+        """The detections of a prompt that can be among those that are kept, 0 for all."""
+        return self.per_prompt or self.per_image
 
 
 @dataclass(frozen=True)

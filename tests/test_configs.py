@@ -21,6 +21,7 @@ from glipv2_d2.layers.pre_norm_layer import PreNormLayer
 from glipv2_d2.modeling.backbone.coswin import CoSwin
 from glipv2_d2.modeling.backbone.swin import FreezableSwin
 from glipv2_d2.modeling.text_encoder import CLIPTextEncoder
+from glipv2_d2.prompts.protocols import chunk_size_of, limits_of
 
 FILES = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.yaml"))
 SUITES = ["coco", "flickr30k", "lvis_minival", "lvis_val", "odinw13", "odinw35", "phrasecut", "refcoco"]
@@ -281,6 +282,33 @@ def test_fine_tuning_trains_all_weights_at_one_rate_in_batches_of_32(name):
     assert cfg.SOLVER.BASE_LR == (1e-5 if name.endswith("_t.yaml") else 5e-6)
 
 
+# ---- protocols
+
+
+def protocol_of(cfg, dataset):
+    """Names of a prompt, detections of a prompt, detections of an image."""
+    return (chunk_size_of(cfg, dataset), *limits_of(cfg, dataset))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_coco_and_lvis_are_evaluated_by_their_own_protocols_in_every_config(name):
+    cfg = load_config(name)
+    assert protocol_of(cfg, "coco_2017_val") == (0, 0, 100)
+    for dataset in ("lvis_v1_minival", "lvis_v1_val_grounding", "lvis_v1_val"):
+        assert protocol_of(cfg, dataset) == (40, 300, 0)
+    assert protocol_of(cfg, "phrasecut_miniv") == (0, 0, 100)
+
+
+def test_keys_of_the_config_change_the_protocol_of_a_dataset():
+    cfg = load_config("zero_shot/lvis_minival.yaml")
+    cfg.merge_from_list(["TEST.DETECTIONS_PER_IMAGE", 300])
+    assert protocol_of(cfg, "lvis_v1_minival") == (40, 300, 0)
+    cfg.merge_from_list(["MODEL.GLIPV2.TEST.DETECTIONS_PER_PROMPT", 0, "MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE", 0])
+    assert protocol_of(cfg, "lvis_v1_minival") == (0, 0, 300)
+    cfg.merge_from_list(["MODEL.GLIPV2.TEST.DETECTIONS_PER_PROMPT", 7, "MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE", 3])
+    assert protocol_of(cfg, "coco_2017_val") == (3, 7, 300)
+
+
 # ---- zero-shot suites
 
 
@@ -305,9 +333,8 @@ def test_a_suite_names_data_and_protocol_and_nothing_else_of_the_model_than_mask
 @pytest.mark.parametrize("name", ["lvis_val", "lvis_minival"])
 def test_lvis_has_the_official_protocol(name):
     cfg = load_config(f"zero_shot/{name}.yaml")
-    test = cfg.MODEL.GLIPV2.TEST
-    assert (test.PROMPT_CHUNK_SIZE, test.DETECTIONS_PER_PROMPT, cfg.TEST.DETECTIONS_PER_IMAGE) == (40, 300, 0)
-    assert tuple(cfg.TEST.LVIS_PROTOCOLS) == ("standard", "fixed")
+    assert protocol_of(cfg, *cfg.DATASETS.TEST) == (40, 300, 0)
+    assert tuple(cfg.TEST.LVIS_PROTOCOLS) == ("standard", "fixed") and cfg.TEST.LVIS_BOXES == "official"
 
 
 @pytest.mark.parametrize(("name", "keys"), [("odinw13", ODINW_13), ("odinw35", tuple(ODINW_SETS))])
@@ -320,4 +347,4 @@ def test_another_architecture_takes_the_place_of_the_base(tmp_path):
     text = (CONFIGS / "zero_shot" / "lvis_minival.yaml").read_text()
     (tmp_path / "large.yaml").write_text(text.replace("../glip", str(CONFIGS / "glip")).replace("swin_t_c", "swin_l"))
     cfg = load_config(tmp_path / "large.yaml")
-    assert cfg.MODEL.SWIN.EMBED_DIM == 192 and cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE == 40
+    assert cfg.MODEL.SWIN.EMBED_DIM == 192 and protocol_of(cfg, *cfg.DATASETS.TEST) == (40, 300, 0)

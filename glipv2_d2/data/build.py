@@ -15,7 +15,8 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
 from ..errors import InputError
-from ..structures import TokenizedPrompt
+from ..prompts.protocols import limits_of
+from ..structures import DetectionLimits, TokenizedPrompt
 from .dataset_mappers.build import build_train_mapper, mapper_of
 from .dataset_mappers.detection import DetectionDatasetMapper
 from .datasets.mask_checks import leave_out_masks
@@ -98,26 +99,27 @@ def build_test_loader(cfg: CfgNode, dataset: LoadedDataset) -> SharedPromptLoade
     num_workers = cfg.DATALOADER.NUM_WORKERS
     if isinstance(mapper, DetectionDatasetMapper):
         loader = build_detection_test_loader(dicts, mapper=mapper.test_image, num_workers=num_workers)
-        return SharedPromptLoader(loader, mapper.test_prompts({}))
+        return SharedPromptLoader(loader, mapper.test_prompts({}), limits_of(cfg, dataset.name))
     return build_detection_test_loader(dicts, mapper=mapper, num_workers=num_workers)
 
 
 class SharedPromptLoader:
-    """A loader that puts the same list of prompts into every sample.
+    """A loader that puts the same list of prompts, and the same limits of detections, into every sample.
 
     It does so in the main process: from a worker each sample would bring a copy of the whole vocabulary.
     """
 
-    def __init__(self, loader: DataLoader, prompts: list[TokenizedPrompt]):
+    def __init__(self, loader: DataLoader, prompts: list[TokenizedPrompt], limits: DetectionLimits):
         self.loader = loader
         self.prompts = prompts
+        self.limits = limits
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[list[dict]]:
         for batch in self.loader:
-            yield [{**sample, "prompts": self.prompts} for sample in batch]
+            yield [{**sample, "prompts": self.prompts, "detection_limits": self.limits} for sample in batch]
 
 
 def _check_keys(cfg: CfgNode, world_size: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +12,7 @@ from detectron2.layers import get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY
 
+from ..config import trains_pretraining_losses
 from ..errors import InputError
 
 # Numbers, and lists of numbers, by their lower limit.
@@ -85,3 +87,44 @@ def _value(cfg: CfgNode, key: str) -> Any:
     for part in key.split("."):
         cfg = cfg[part]
     return cfg
+
+
+def warn_of_tuning(cfg: CfgNode) -> None:
+    """Warn of settings with which a part that is tuned has little to learn from."""
+    logger, tuning = logging.getLogger(__name__), cfg.MODEL.GLIPV2.TUNING.MODE
+    if tuning != "full" and not cfg.MODEL.WEIGHTS:
+        logger.warning(
+            "MODEL.WEIGHTS is empty: with MODEL.GLIPV2.TUNING.MODE %r all weights but the tuned ones stay random",
+            tuning,
+        )
+    prompt = cfg.INPUT.PROMPT
+    if tuning == "prompt" and (prompt.SHUFFLE or prompt.NUM_NEGATIVES != -1):
+        logger.warning(
+            "INPUT.PROMPT.SHUFFLE %s, NUM_NEGATIVES %s: a tuned prompt has a row for each token, expected the same "
+            "names in the same order at every step (False, -1)",
+            prompt.SHUFFLE,
+            prompt.NUM_NEGATIVES,
+        )
+    _warn_of_pretraining_losses(cfg)
+
+
+def _warn_of_pretraining_losses(cfg: CfgNode) -> None:
+    """Warn of masked words and contrast in a tuning: those that are left out, and those that stay."""
+    logger, part, prompt = logging.getLogger(__name__), cfg.MODEL.GLIPV2, cfg.INPUT.PROMPT
+    keys = [f"MODEL.GLIPV2.{name}.ENABLED" for name in ("MLM", "CONTRASTIVE") if part[name].ENABLED]
+    has_fixed_prompt = prompt.NUM_NEGATIVES == -1 and not prompt.SHUFFLE
+    is_tuning = part.TUNING.MODE != "full" or cfg.DATASETS.FEW_SHOT.SHOTS or has_fixed_prompt
+    if not keys or not is_tuning:
+        return
+    if trains_pretraining_losses(cfg):
+        logger.warning(
+            "%s: found True in a tuning; expected False, unless losses of pre-training are wanted: with MLM the model "
+            "trains on prompts with masked words, which no test has",
+            ", ".join(keys),
+        )
+    else:
+        logger.warning(
+            "%s: found True, without effect with MODEL.GLIPV2.TUNING.MODE %r; "
+            "MODEL.GLIPV2.TUNING.PRETRAINING_LOSSES True keeps losses of pre-training",
+            *(", ".join(keys), part.TUNING.MODE),
+        )

@@ -19,7 +19,6 @@ from torch import nn
 
 from ..checkpoint.checkpointer import GLIPv2Checkpointer
 from ..checkpoint.weight_changes import WeightChanges
-from ..config import trains_pretraining_losses
 from ..data.build import build_test_loader, build_train_loader
 from ..data.loading import LoadedDataset, load_test_dataset
 from ..data.stream.state import TrainLoader
@@ -28,7 +27,7 @@ from ..errors import InputError
 from ..evaluation.build import build_evaluator
 from ..modeling.tasks.build import enabled_tasks
 from ..solver import build_gradient_clipper, build_lr_scheduler, build_optimizer
-from .config_values import check_solver_values
+from .config_values import check_solver_values, warn_of_tuning
 from .data_hooks import DataStateHook, SkippedImagesHook
 from .ema import EMACheckpointer, EMAHook, ModelEMA, averaged
 from .plateau import EarlyStopHook, TrainingEnded, build_plateau_hook
@@ -76,7 +75,7 @@ class GLIPv2Trainer(DefaultTrainer):
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         changes = WeightChanges.from_config(cfg)
         self.checkpointer = GLIPv2Checkpointer(model, cfg.OUTPUT_DIR, changes=changes, trainer=weakref.proxy(self))
-        _warn_of_tuning(cfg)
+        warn_of_tuning(cfg)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
@@ -185,47 +184,6 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     if cfg.SOLVER.AMP.DTYPE not in _AMP_DTYPES:
         raise InputError(f"SOLVER.AMP.DTYPE: expected one of {list(_AMP_DTYPES)}, found {cfg.SOLVER.AMP.DTYPE!r}")
     return _AMP_DTYPES[cfg.SOLVER.AMP.DTYPE]
-
-
-def _warn_of_tuning(cfg: CfgNode) -> None:
-    """Warn of settings with which a part that is tuned has little to learn from."""
-    logger, tuning = logging.getLogger(__name__), cfg.MODEL.GLIPV2.TUNING.MODE
-    if tuning != "full" and not cfg.MODEL.WEIGHTS:
-        logger.warning(
-            "MODEL.WEIGHTS is empty: with MODEL.GLIPV2.TUNING.MODE %r all weights but the tuned ones stay random",
-            tuning,
-        )
-    prompt = cfg.INPUT.PROMPT
-    if tuning == "prompt" and (prompt.SHUFFLE or prompt.NUM_NEGATIVES != -1):
-        logger.warning(
-            "INPUT.PROMPT.SHUFFLE %s, NUM_NEGATIVES %s: a tuned prompt has a row for each token, expected the same "
-            "names in the same order at every step (False, -1)",
-            prompt.SHUFFLE,
-            prompt.NUM_NEGATIVES,
-        )
-    _warn_of_pretraining_losses(cfg)
-
-
-def _warn_of_pretraining_losses(cfg: CfgNode) -> None:
-    """Warn of masked words and contrast in a tuning: those that are left out, and those that stay."""
-    logger, part, prompt = logging.getLogger(__name__), cfg.MODEL.GLIPV2, cfg.INPUT.PROMPT
-    keys = [f"MODEL.GLIPV2.{name}.ENABLED" for name in ("MLM", "CONTRASTIVE") if part[name].ENABLED]
-    has_fixed_prompt = prompt.NUM_NEGATIVES == -1 and not prompt.SHUFFLE
-    is_tuning = part.TUNING.MODE != "full" or cfg.DATASETS.FEW_SHOT.SHOTS or has_fixed_prompt
-    if not keys or not is_tuning:
-        return
-    if trains_pretraining_losses(cfg):
-        logger.warning(
-            "%s: found True in a tuning; expected False, unless losses of pre-training are wanted: with MLM the model "
-            "trains on prompts with masked words, which no test has",
-            ", ".join(keys),
-        )
-    else:
-        logger.warning(
-            "%s: found True, without effect with MODEL.GLIPV2.TUNING.MODE %r; "
-            "MODEL.GLIPV2.TUNING.PRETRAINING_LOSSES True keeps losses of pre-training",
-            *(", ".join(keys), part.TUNING.MODE),
-        )
 
 
 def _has_idle_parts(cfg: CfgNode) -> bool:

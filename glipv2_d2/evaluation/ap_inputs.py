@@ -198,6 +198,14 @@ class DetectionRows(NamedTuple):
         nothing = cls(*(np.zeros(shape, dtype) for shape, dtype in zip(shapes, types, strict=True)))
         return cls(*map(np.concatenate, zip(nothing, *parts, strict=True)))
 
+    def with_inclusive_sizes(self) -> DetectionRows:
+        """Return the rows with boxes whose sizes are differences of inclusive corners: one pixel less, at least 0.
+
+        Source: ``convert_to_xywh`` of the official evaluation of LVIS.
+        """
+        sizes = (self.boxes[:, 2:] - 1).clip(min=0)
+        return self._replace(boxes=np.concatenate((self.boxes[:, :2], sizes), axis=1))
+
     def select(self, rows: np.ndarray) -> DetectionRows:
         """Return the rows that a (K,) bool array marks."""
         return DetectionRows(*(column[rows] for column in self))

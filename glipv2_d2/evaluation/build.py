@@ -26,11 +26,13 @@ def build_coco_evaluator(cfg: CfgNode, dataset: LoadedDataset, output_folder: st
 
 
 def build_lvis_evaluator(cfg: CfgNode, dataset: LoadedDataset, output_folder: str) -> DatasetEvaluator:
-    """Build the evaluator of LVIS's AP of boxes and, if the model has masks, of masks, by ``TEST.LVIS_PROTOCOLS``."""
+    """Build the evaluator of LVIS's AP of boxes and, if the model has masks, of masks, by ``TEST.LVIS_*``."""
     # Imported late: lvis configures the root logger, and imports OpenCV and matplotlib.
     from .lvis_evaluator import LVISEvaluator
 
-    return LVISEvaluator(dataset.name, _tasks(cfg), cfg.TEST.LVIS_PROTOCOLS, output_folder=output_folder)
+    return LVISEvaluator(
+        dataset.name, _tasks(cfg), cfg.TEST.LVIS_PROTOCOLS, boxes=cfg.TEST.LVIS_BOXES, output_folder=output_folder
+    )
 
 
 def build_referring_evaluator(cfg: CfgNode, dataset: LoadedDataset, output_folder: str) -> DatasetEvaluator:

@@ -22,6 +22,7 @@ from .lvis_ap import LVISGroundTruth, lvis_ap
 # Protocol: suffix of the names of its results.
 _SUFFIXES = {"standard": "", "fixed": "_fixed"}
 _TASKS = ("bbox", "segm")
+_BOXES = ("official", "exact")
 
 
 class LVISEvaluator(DatasetEvaluator):
@@ -40,6 +41,9 @@ class LVISEvaluator(DatasetEvaluator):
             ``thing_dataset_id_to_contiguous_id`` gives the contiguous ids; without it, these are category ids less 1.
         tasks: "bbox", "segm" or both.
         protocols: "standard", "fixed" or both.
+        boxes: "exact" compares boxes as they are. "official" takes a pixel from their width and height, as the official
+            GLIP does: its boxes are inclusive corners, and it writes their difference. A perfect box of 16 pixels then
+            has an IoU of 0.879, and AP is lower than it should be.
         distributed: Collect the detections of all processes; the first of them evaluates.
         output_folder: Folder of the detections; None: they are not written.
         detections_per_image: Limit of the standard protocol.
@@ -59,14 +63,20 @@ class LVISEvaluator(DatasetEvaluator):
         tasks: Sequence[str] = ("bbox",),
         protocols: Sequence[str] = ("standard", "fixed"),
         *,
+        boxes: str = "exact",
         distributed: bool = True,
         output_folder: str | None = None,
         detections_per_image: int = 300,
         detections_per_category: int = 10_000,
     ) -> None:
-        for field, found, known in (("tasks", tasks, _TASKS), ("TEST.LVIS_PROTOCOLS", protocols, tuple(_SUFFIXES))):
+        for field, found, known in (
+            ("tasks", tasks, _TASKS),
+            ("TEST.LVIS_PROTOCOLS", protocols, tuple(_SUFFIXES)),
+            ("TEST.LVIS_BOXES", (boxes,), _BOXES),
+        ):
             if not found or not set(found) <= set(known):
                 raise InputError(f"{field}: expected one or more of {known}, found {tuple(found)}")
+        self._boxes = boxes
         self._tasks, self._protocols = tuple(tasks), tuple(protocols)
         self._distributed, self._output_folder = distributed, output_folder
         self._limits = {"standard": detections_per_image, "fixed": detections_per_category}
@@ -93,9 +103,8 @@ class LVISEvaluator(DatasetEvaluator):
         """
         for sample, output in zip(inputs, outputs, strict=True):
             with_masks = "segm" in self._tasks
-            self._parts.append(
-                DetectionRows.from_instances(output["instances"], sample, self._category_ids, with_masks)
-            )
+            rows = DetectionRows.from_instances(output["instances"], sample, self._category_ids, with_masks)
+            self._parts.append(rows.with_inclusive_sizes() if self._boxes == "official" else rows)
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
         """Measure the detections; empty on all processes but the first, and for a dataset without annotations."""

@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 
 from ..data.datasets.odinw import ODINW_13, ODINW_SETS, SPLITS, dataset_of_set
+from ..prompts.protocols import chunk_size_of, limits_of
 from ..tensor_files import file_sha256, write_text
 
 # Results of a dataset: task, metric, value.
@@ -142,10 +143,25 @@ def _protocol(cfg: CfgNode) -> dict[str, Any]:
         "MODEL.GLIPV2.TEST.SCORE_AGGREGATION": test.SCORE_AGGREGATION,
         "MODEL.GLIPV2.TEST.TOPK_CANDIDATES": test.TOPK_CANDIDATES,
         "MODEL.GLIPV2.TEST.NMS_THRESH": test.NMS_THRESH,
-        "MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE": test.PROMPT_CHUNK_SIZE,
-        "MODEL.GLIPV2.TEST.DETECTIONS_PER_PROMPT": test.DETECTIONS_PER_PROMPT,
-        "TEST.DETECTIONS_PER_IMAGE": cfg.TEST.DETECTIONS_PER_IMAGE,
+        **_protocols_of_datasets(cfg),
+        "TEST.LVIS_BOXES": cfg.TEST.LVIS_BOXES,
         "TEST.LVIS_PROTOCOLS": list(cfg.TEST.LVIS_PROTOCOLS),
+    }
+
+
+def _protocols_of_datasets(cfg: CfgNode) -> dict[str, Any]:
+    """Return what datasets may decide themselves: one value, or where they differ one for each."""
+    names = cfg.DATASETS.TEST
+    limits = {name: limits_of(cfg, name) for name in names}
+    found = {
+        "MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE": {name: chunk_size_of(cfg, name) for name in names},
+        "MODEL.GLIPV2.TEST.DETECTIONS_PER_PROMPT": {name: limit.per_prompt for name, limit in limits.items()},
+        "TEST.DETECTIONS_PER_IMAGE": {name: limit.per_image for name, limit in limits.items()},
+    }
+    return {
+        key: values if len(set(values.values())) > 1 else next(iter(values.values()))
+        for key, values in found.items()
+        if values
     }
 
 
@@ -156,13 +172,19 @@ def _markdown(content: Mapping[str, Any]) -> str:
         if "share_of_others" in record:
             details.append(f"{record['share_of_others']} of MODEL.WEIGHTS, the rest of this")
         lines += [f"{key}: {_code(record['file'] or 'none')}, {', '.join(details)}", ""]
-    lines += ["Protocol: " + ", ".join(f"{_code(f'{key} {value}')}" for key, value in content["protocol"].items()), ""]
+    settings = [_code(f"{key} {_setting(value)}") for key, value in content["protocol"].items()]
+    lines += ["Protocol: " + ", ".join(settings), ""]
     rows: dict[str, TaskResults] = dict(content["results"])
     for title, summary in content["summary"].items():
         rows.update({f"{name} of {title}": values for name, values in summary.items()})
     for task in dict.fromkeys(task for results in rows.values() for task in results):
         lines += [f"## {task}", "", *_table({name: results[task] for name, results in rows.items() if task in results})]
     return "\n".join(lines)
+
+
+def _setting(value: Any) -> str:
+    """Write the value of a setting, or its values by dataset."""
+    return ", ".join(f"{name} {one}" for name, one in value.items()) if isinstance(value, dict) else str(value)
 
 
 def _table(rows: Mapping[str, Mapping[str, float | None]]) -> list[str]:

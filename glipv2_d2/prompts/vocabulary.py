@@ -8,6 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ..errors import InputError
 from ..structures import TokenizedPrompt
 from .name_texts import name_texts, tokenize_texts
+from .protocols import chunk_size_of
 from .tokenizer import PromptTokenizer
 
 
@@ -52,7 +53,7 @@ def build_default_prompts(cfg: CfgNode) -> list[TokenizedPrompt]:
             PromptTokenizer.from_config(cfg),
             name_texts(names, MetadataCatalog.get(name).get("prompt_texts", {})),
             separator=cfg.INPUT.PROMPT.SEPARATOR,
-            chunk_size=cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE,
+            chunk_size=chunk_size_of(cfg, name),
         )
     except ValueError as error:
         raise InputError(f"dataset {name!r}: {error}") from error

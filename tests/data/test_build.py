@@ -18,6 +18,7 @@ from glipv2_d2.data.stream.order import StreamEntry
 from glipv2_d2.data.stream.samples import DROPPED_COUNTS, StoredSamples, StreamedSamples, TrainingSamples
 from glipv2_d2.engine.trainer import GLIPv2Trainer
 from glipv2_d2.prompts import questions
+from glipv2_d2.structures import DetectionLimits
 
 
 def take(loader, count: int) -> list[list[dict]]:
@@ -212,7 +213,8 @@ def test_a_sample_gives_up_after_ten_replacements():
 
 
 def test_test_loader_gives_each_image_once_with_shared_prompts(data_cfg, mixed_dataset):
-    data_cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE = 2
+    # The dataset says its protocol.
+    MetadataCatalog.get(mixed_dataset).set(prompt_chunk_size=2, detection_limits=(7, 9))
     for num_workers in (0, 1):
         data_cfg.DATALOADER.NUM_WORKERS = num_workers
         loader = build_test_loader(data_cfg, load_test_dataset(data_cfg, mixed_dataset))
@@ -220,6 +222,7 @@ def test_test_loader_gives_each_image_once_with_shared_prompts(data_cfg, mixed_d
         assert len(batches) == len(loader) == 9 and all(len(batch) == 1 for batch in batches)
         assert [batch[0]["image_id"] for batch in batches] == list(range(100, 109))
         assert len({id(batch[0]["prompts"]) for batch in batches}) == 1
+        assert {batch[0]["detection_limits"] for batch in batches} == {DetectionLimits(per_prompt=7, per_image=9)}
         assert [prompt.phrases for prompt in batches[0][0]["prompts"]] == [("red dog", "cat"), ("fish",)]
         assert all(min(batch[0]["image"].shape[1:]) == 96 for batch in batches)
 

@@ -17,7 +17,7 @@ LONG_NAME = "very " * 60 + "long dog"
 
 
 def make_mapper(is_train=True, augmentations=(), vocabularies=None, max_tokens=256, **kwargs) -> DetectionDatasetMapper:
-    options = {"separator": ". ", "num_negatives": 85, "full_negatives_prob": 1.0, "shuffle": True, "chunk_size": 0}
+    options = {"separator": ". ", "num_negatives": 85, "full_negatives_prob": 1.0, "shuffle": True}
     return DetectionDatasetMapper(
         is_train=is_train,
         augmentations=list(augmentations),
@@ -167,7 +167,7 @@ def test_without_a_seed_the_global_generator_decides(record):
 
 
 def test_test_samples_share_the_prompts_and_have_no_instances(record):
-    mapper = make_mapper(is_train=False, chunk_size=2)
+    mapper = make_mapper(is_train=False, chunk_sizes={"pets": 2})
     sample, other = mapper(record), mapper({**record, "image_id": 8})
     assert sample["prompts"] is other["prompts"] and "instances" not in sample
     assert [prompt.phrases for prompt in sample["prompts"]] == [("red dog", "cat"), ("fish",)]

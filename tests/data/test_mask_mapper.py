@@ -229,7 +229,6 @@ def detection_mapper(**more) -> DetectionDatasetMapper:
         num_negatives=0,
         full_negatives_prob=1.0,
         shuffle=False,
-        chunk_size=0,
         **options(**more),
     )
 

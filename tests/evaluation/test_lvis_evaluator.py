@@ -166,6 +166,22 @@ def test_limits_are_300_of_an_image_and_10_000_of_a_category(tmp_path, num_wrong
     assert evaluator._best("fixed", many).sum() == 10_000
 
 
+@pytest.mark.parametrize(
+    ("boxes", "size", "expected"),
+    # Inclusive corners lose a pixel: IoU 15 * 15 / 256 = 0.879 and 31 * 31 / 1024 = 0.938.
+    [("exact", 16, 100.0), ("official", 16, 80.0), ("official", 32, 90.0), ("official", 1, 0.0)],
+)
+def test_boxes_are_written_as_the_official_protocol_does_or_as_they_are(tmp_path, boxes, size, expected):
+    box = [10, 10, size, size]
+    content = make_content([make_annotation(1, 1, box)])
+    result = evaluate(content, {1: [(1, 0.9, box)]}, tmp_path, boxes=boxes)
+    assert result["bbox"]["AP"] == pytest.approx(expected)
+    # Masks have no such pixel.
+    assert result["segm"]["AP"] == pytest.approx(100.0)
+    (written,) = json.loads((tmp_path / "out" / "lvis_instances_results.json").read_text())
+    assert written["bbox"] == ([10, 10, size - 1, size - 1] if boxes == "official" else box)
+
+
 def test_numpy_stays_as_it_is(tmp_path):
     before = set(vars(np))
     evaluate(one_of_each(), {1: [(1, 0.5, BOXES[1])]}, tmp_path, category_ids=(1, 2, 6))

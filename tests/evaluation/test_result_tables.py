@@ -114,6 +114,16 @@ def test_the_protocol_stands_beside_the_numbers(tmp_path):
     assert "`MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE 40`" in text
 
 
+def test_protocols_that_datasets_bring_stand_beside_the_numbers(tmp_path):
+    key = "MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE"
+    content, text = table_of(tmp_path, {"lvis_v1_minival": CATS})
+    assert content["protocol"][key] == 40 and content["protocol"]["TEST.DETECTIONS_PER_IMAGE"] == 0
+    content, text = table_of(tmp_path, {"coco_2017_val": CATS, "lvis_v1_minival": CATS})
+    assert content["protocol"][key] == {"coco_2017_val": 0, "lvis_v1_minival": 40}
+    assert "`TEST.DETECTIONS_PER_IMAGE coco_2017_val 100, lvis_v1_minival 0`" in text
+    assert content["protocol"]["TEST.LVIS_BOXES"] == "official"
+
+
 def test_text_of_the_user_does_not_break_the_markdown(tmp_path):
     _, text = table_of(tmp_path, {"a": PHRASES}, config_file="a`b\nc.yaml")
     assert "Config: `a'b c.yaml`\n" in text

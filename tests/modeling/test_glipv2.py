@@ -10,6 +10,7 @@ from glipv2_d2.modeling.fusion_tower import FusionTower
 from glipv2_d2.modeling.heads.grounding_head import GroundingHead
 from glipv2_d2.modeling.postprocessing import rescale_instances
 from glipv2_d2.modeling.text_encoder import build_text_encoder
+from glipv2_d2.structures import DetectionLimits
 
 
 def make_input(height, width, prompt, seed=0, boxes=None):
@@ -207,4 +208,11 @@ def test_detections_of_an_image_and_of_each_prompt_have_their_limits(tiny_cfg):
     for per_prompt, per_image, number in ((0, 3, 3), (3, 0, 6), (3, 4, 4), (2, 100, 4)):
         torch.manual_seed(0)
         tiny_cfg.MODEL.GLIPV2.TEST.DETECTIONS_PER_PROMPT, tiny_cfg.TEST.DETECTIONS_PER_IMAGE = per_prompt, per_image
-        assert len(build_model(tiny_cfg).eval()([inputs])[0]["instances"]) == number
+        model = build_model(tiny_cfg).eval()
+        assert len(model([inputs])[0]["instances"]) == number
+    # Those of an input come first; inputs of other limits may stand in one batch.
+    limited = [
+        inputs,
+        *({**inputs, "detection_limits": DetectionLimits(*limits)} for limits in ((3, 0), (0, 3), (1, 100))),
+    ]
+    assert [len(output["instances"]) for output in model(limited)] == [4, 6, 3, 2]

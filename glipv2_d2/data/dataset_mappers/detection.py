@@ -11,6 +11,7 @@ from detectron2.data import MetadataCatalog
 
 from ...errors import InputError
 from ...prompts.name_texts import PromptTexts, name_texts, prompt_from_texts, text_namesakes, tokenize_texts
+from ...prompts.protocols import chunk_size_of
 from ...prompts.training_names import sample_training_names
 from ...prompts.vocabulary import dataset_names as names_of_dataset
 from ...structures import TokenizedPrompt
@@ -41,7 +42,7 @@ class DetectionDatasetMapper(PromptDatasetMapper):
         num_negatives: int,
         full_negatives_prob: float,
         shuffle: bool,
-        chunk_size: int,
+        chunk_sizes: Mapping[str, int] | None = None,
         negative_sampling: str = "drawn",
         prompt_texts: Mapping[str, PromptTexts] | None = None,
         **options,
@@ -53,7 +54,7 @@ class DetectionDatasetMapper(PromptDatasetMapper):
             num_negatives: See INPUT.PROMPT.NUM_NEGATIVES.
             full_negatives_prob: See INPUT.PROMPT.FULL_NEGATIVES_PROB.
             shuffle: See INPUT.PROMPT.SHUFFLE.
-            chunk_size: Names in a prompt at test time; 0: as many as fit.
+            chunk_sizes: For some datasets the names in a prompt at test time; 0, as for all others: as many as fit.
             negative_sampling: See INPUT.PROMPT.NEGATIVE_SAMPLING.
             prompt_texts: For some datasets what prompts say for some of their names; all others stand for themselves.
             options: Arguments of ``PromptDatasetMapper``.
@@ -82,6 +83,7 @@ class DetectionDatasetMapper(PromptDatasetMapper):
         self.chunks: dict[str, list[TokenizedPrompt]] = {}
         # In training too: a vocabulary that cannot become a prompt is an error before the first step.
         for dataset, texts in self.texts.items():
+            chunk_size = (chunk_sizes or {}).get(dataset, 0)
             self.chunks[dataset] = tokenize_texts(self.tokenizer, texts, separator=separator, chunk_size=chunk_size)
 
     @classmethod
@@ -97,7 +99,7 @@ class DetectionDatasetMapper(PromptDatasetMapper):
             "full_negatives_prob": cfg.INPUT.PROMPT.FULL_NEGATIVES_PROB,
             "negative_sampling": cfg.INPUT.PROMPT.NEGATIVE_SAMPLING,
             "shuffle": cfg.INPUT.PROMPT.SHUFFLE,
-            "chunk_size": cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE,
+            "chunk_sizes": {name: chunk_size_of(cfg, name) for name in dataset_names},
             # Officially too: most names of a list are there by chance, but every word of a sentence can be restored.
             "mask_only_positives": cfg.MODEL.GLIPV2.MLM.ONLY_POSITIVES,
         }

@@ -9,6 +9,7 @@ import os
 from typing import Any
 
 from detectron2.data.datasets.lvis import get_lvis_instances_meta
+from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 
 from .formats import (
     register_captioning,
@@ -171,8 +172,8 @@ def _register_captions_to_write(root: str) -> None:
 def _register_masks(root: str) -> None:
     """Register what is there for its masks, but for COCO: LVIS and referring data."""
     for name, json_file in _LVIS.items():
-        # The names of LVIS v1 without its file, as detectron2 has them.
-        metadata = get_lvis_instances_meta(name)
+        # The names of LVIS v1 without its file.
+        metadata = get_lvis_instances_meta(name) | {"thing_classes": [one["name"] for one in LVIS_CATEGORIES]}
         register_lvis(name, os.path.join(root, "lvis", json_file), os.path.join(root, "coco"), **metadata)
     base = os.path.join(root, "phrasecut")
     for split in _PHRASECUT:

@@ -49,7 +49,8 @@ def load_coco_grounding(json_file: str, image_root: str, name: str) -> list[dict
 def load_lvis(json_file: str, image_root: str, name: str) -> list[dict]:
     """Read a dataset as ``load_coco_grounding`` does.
 
-    The name of a category is the first of its ``synonyms``. The path of an image is the last two parts of its
+    The name of a category is its ``name``, as the official GLIP asks for it; detectron2 takes the first of the
+    ``synonyms``, which for "bull" is "horned_cow". The path of an image is the last two parts of its
     ``coco_url``, or its ``file_name`` where it has none.
 
     Returns:
@@ -100,7 +101,7 @@ def load_detection_truth(
     if image_root is not None:
         paths = {os.path.join(image_root, image.file_name): image.id for image in images.values() if image is not None}
         images.update(dict.fromkeys(paths[path] for path in missing_files(paths)))
-    names = content.categories("synonyms" if is_lvis else "name")
+    names = content.categories()
     found: list[dict] = []
 
     def keep(image: CocoImage, item: dict, box: Box, category_id: int, crowd: int) -> None:
@@ -140,7 +141,7 @@ def _load_records(
     """Return the images of a file and their dataset dicts, both by image id, and fill the metadata."""
     content = CocoJson(json_file, name)
     images = content.images(_read_lvis_path if is_lvis else _read_any_path, one_entry_per_file=True)
-    names = content.categories("synonyms" if is_lvis else "name")
+    names = content.categories()
     rows = {category_id: row for row, category_id in enumerate(names)}
     records = {image.id: image_record(image, image_root) for image in images.values() if image is not None}
 

@@ -140,14 +140,13 @@ class CocoJson:
         """
         return list_of(self.content, "annotations", self.json_file) if "annotations" in self.content else []
 
-    def categories(self, name_field: str = "name") -> dict[int, str]:
+    def categories(self) -> dict[int, str]:
         """Return the names of ``categories`` by their ids, in ascending order of the ids.
 
         A category that no annotation has is left out if it only stands for the others: the supercategory of all of
         them, as Roboflow writes it, or a background.
 
-        Args:
-            name_field: Holds the name, or a list that begins with it; ``name`` where it is missing.
+        The name is ``name``, or where a file of LVIS has none the first of the ``synonyms``.
 
         Raises:
             AnnotationError: There is no category, or one has no id, no name, or those of another.
@@ -161,11 +160,10 @@ class CocoJson:
             if category_id is None:
                 self._fail(f"categories[{index}]", "an object with an integer as id", row)
             where = f"categories[{index}] (id {category_id})"
-            name = row.get(name_field, row.get("name"))
-            if name_field in row and name_field != "name":
-                name = name[0] if isinstance(name, list) and name else None
+            synonyms = row.get("synonyms")
+            name = row.get("name", synonyms[0] if isinstance(synonyms, list) and synonyms else None)
             if not is_text(name):
-                self._fail(f"{where}: {name_field}", "a name that is not empty", row.get(name_field))
+                self._fail(f"{where}: name", "a name that is not empty", row.get("name"))
             if category_id in names:
                 self._fail(f"{where}: id", "an id that no other category has", category_id)
             names[category_id] = name
@@ -174,7 +172,7 @@ class CocoJson:
         first_ids = {name: category_id for category_id, name in reversed(names.items())}
         for category_id, name in names.items():
             if first_ids[name] != category_id:
-                self._fail(f"categories (id {category_id}): {name_field}", "a name that no other category has", name)
+                self._fail(f"categories (id {category_id}): name", "a name that no other category has", name)
         return dict(sorted(names.items()))
 
     def _empty_rows(self, rows: Sequence[dict[str, Any]], names: Mapping[int, str]) -> list[int]:

@@ -136,7 +136,7 @@ class AnchorHead(TrainingHead):
             "test_score_thresh": config.TEST.SCORE_THRESH,
             "test_topk_candidates": config.TEST.TOPK_CANDIDATES,
             "test_nms_thresh": config.TEST.NMS_THRESH,
-            "test_detections_per_image": config.TEST.DETECTIONS_PER_PROMPT or cfg.TEST.DETECTIONS_PER_IMAGE,
+            "test_detections_per_image": max(config.TEST.DETECTIONS_PER_PROMPT, 0) or cfg.TEST.DETECTIONS_PER_IMAGE,
         }
 
     def _place(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -234,6 +234,7 @@ class AnchorHead(TrainingHead):
         anchors: list[Boxes],
         image_sizes: list[tuple[int, int]],
         prompts: list[TokenizedPrompt],
+        limit: int | None = None,
     ) -> list[Instances]:
         """Choose the detections of each image, independently of the others in the batch.
 
@@ -242,6 +243,7 @@ class AnchorHead(TrainingHead):
             anchors: L sets of anchors.
             image_sizes: N pairs of height and width without padding, pixels.
             prompts: N prompts.
+            limit: Detections of a prompt that are kept, 0 for all; None: as the head was built.
 
         Returns:
             N ``Instances`` with ``pred_boxes`` in pixels of the network's input, ``scores``, ``pred_classes`` and
@@ -249,7 +251,7 @@ class AnchorHead(TrainingHead):
         """
         results = []
         for i, (image_size, prompt) in enumerate(zip(image_sizes, prompts, strict=True)):
-            results.append(self.selector(predictions.of_image(i), anchors, image_size, prompt))
+            results.append(self.selector(predictions.of_image(i), anchors, image_size, prompt, limit))
         return results
 
 

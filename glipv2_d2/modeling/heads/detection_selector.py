@@ -63,6 +63,7 @@ class DetectionSelector:
         anchors: list[Boxes],
         image_size: tuple[int, int],
         prompt: TokenizedPrompt,
+        limit: int | None = None,
     ) -> Instances:
         """Select from the predictions for one image, whose tensors lack the first dimension, N.
 
@@ -72,6 +73,7 @@ class DetectionSelector:
             anchors: L sets of anchors.
             image_size: Height and width of the image without padding, pixels.
             prompt: Its tokens are the first columns of the token logits; further columns are padding.
+            limit: Detections to keep, 0 for all; None: ``detections_per_image``.
 
         Returns:
             ``pred_boxes`` half-open, in the frame of the anchors, clipped to the image; ``scores`` in [0, 1],
@@ -83,8 +85,9 @@ class DetectionSelector:
         boxes = clip_boxes_legacy(boxes, image_size)
         # The suppression moves the boxes of each phrase far apart; single precision would round them there.
         keep = batched_nms(boxes.double(), scores.double(), phrase, self.nms_thresh)
-        if 0 < self.detections_per_image < len(keep):
-            last = scores[keep[self.detections_per_image - 1]]
+        limit = self.detections_per_image if limit is None else limit
+        if 0 < limit < len(keep):
+            last = scores[keep[limit - 1]]
             keep = keep[scores[keep] >= last]
         result = Instances(image_size)
         result.pred_boxes = Boxes(boxes[keep])

@@ -21,7 +21,8 @@ class Detection(Task):
 
     Args:
         reading: How image and text read each other in the tower.
-        max_detections: Most detections per image over all its prompts, 0 for all; ties at the cut stay.
+        max_detections: Most detections per image over all its prompts, 0 for all; ties at the cut stay. It holds for
+            inputs without ``detection_limits``.
         prompts_per_pass: Most prompts, over all images, that run through the tower together at test time.
     """
 
@@ -53,14 +54,18 @@ class Detection(Task):
         anchors = model.anchor_generator(features)
         # Without fusion the levels are the same for every prompt.
         mixed = None if model.fusion_tower.fuses_text else model.fusion_tower.mix_levels(features)
-        pool = DetectionPool(len(inputs), self.max_detections, model.mask_head)
+        # Images run together only if their limits are equal.
+        limits = inputs[0].get("detection_limits")
+        limit = None if limits is None else limits.of_a_prompt
+        max_detections = self.max_detections if limits is None else limits.per_image
+        pool = DetectionPool(len(inputs), max_detections, model.mask_head)
         for pairs in passes:
             language = model.read_prompts(pairs.prompts)
             own_levels = None if mixed is None else pairs.select(mixed)
             fused = model.fuse(pairs.select(features), language, self.reading, levels=own_levels)
             self.answer(model, pairs, fused, outputs)
             image_sizes = [images.image_sizes[row] for row in pairs.rows]
-            detected = model.head.inference(fused.predictions, anchors, image_sizes, pairs.prompts)
+            detected = model.head.inference(fused.predictions, anchors, image_sizes, pairs.prompts, limit)
             levels = fused.features if model.mask_head is None else model.mask_head.levels_of(fused)
             pool.add(detected, PassFeatures(pairs, levels, fused.text))
         threshold = 0.5 if model.mask_head is None else model.mask_head.threshold

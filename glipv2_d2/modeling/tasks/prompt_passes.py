@@ -35,7 +35,11 @@ def plan_passes(prompts: Sequence[Sequence[TokenizedPrompt]], max_pairs: int) ->
 
 
 def rows_by_padded_size(batched_inputs: Sequence[dict[str, Any]], divisor: int) -> list[list[int]]:
-    """Group model inputs that may run together: one task, and one size after padding to a multiple of ``divisor``.
+    """Group model inputs that may run together: of one task, one size after padding, and one limit of detections.
+
+    Args:
+        batched_inputs: The model inputs.
+        divisor: Sizes are padded to a multiple of it.
 
     Returns:
         For each group the indices of its inputs. A divisor of 0 means no padding.
@@ -44,5 +48,6 @@ def rows_by_padded_size(batched_inputs: Sequence[dict[str, Any]], divisor: int) 
     groups: dict[tuple, list[int]] = defaultdict(list)
     for row, inputs in enumerate(batched_inputs):
         height, width = inputs["image"].shape[-2:]
-        groups[inputs.get("task", "detection"), -(-height // divisor), -(-width // divisor)].append(row)
+        size = -(-height // divisor), -(-width // divisor)
+        groups[inputs.get("task", "detection"), inputs.get("detection_limits"), size].append(row)
     return list(groups.values())
