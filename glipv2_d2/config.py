@@ -20,12 +20,6 @@ def add_glipv2_config(cfg: CN) -> None:
     _add_solver(cfg)
 
 
-def trains_pretraining_losses(cfg: CN) -> bool:
-    """Tell whether MLM.ENABLED and CONTRASTIVE.ENABLED have an effect: not in a tuning, unless it asks for them."""
-    tuning = cfg.MODEL.GLIPV2.TUNING
-    return tuning.MODE == "full" or tuning.PRETRAINING_LOSSES
-
-
 def _add_backbone(cfg: CN) -> None:
     # detectron2's MODEL.BACKBONE.FREEZE_AT freezes the first stages of every backbone: 0 none, 1 the stem (of Swin the
     # patch embedding), 2 the first stage too, and so on. A timm model counts feature maps: 1 freezes the first.

@@ -12,8 +12,8 @@ from detectron2.layers import get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY
 
-from ..config import trains_pretraining_losses
 from ..errors import InputError
+from ..prompts.masking import trains_pretraining_losses
 
 # Numbers, and lists of numbers, by their lower limit.
 _MODEL_LIMITS = {

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from torch import Tensor
 
 from ..errors import InputError
@@ -76,3 +77,9 @@ def mask_tokens(
     return dataclasses.replace(
         prompt, input_ids=input_ids, mlm_labels=prompt.input_ids.masked_fill(~restored, IGNORED_LABEL)
     )
+
+
+def trains_pretraining_losses(cfg: CfgNode) -> bool:
+    """Tell whether MLM.ENABLED and CONTRASTIVE.ENABLED have an effect: not in a tuning, unless it asks for them."""
+    tuning = cfg.MODEL.GLIPV2.TUNING
+    return tuning.MODE == "full" or tuning.PRETRAINING_LOSSES

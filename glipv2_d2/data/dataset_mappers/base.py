@@ -14,9 +14,8 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances
 from fvcore.transforms.transform import HFlipTransform
 
-from ...config import trains_pretraining_losses
 from ...errors import InputError
-from ...prompts.masking import mask_tokens
+from ...prompts.masking import mask_tokens, trains_pretraining_losses
 from ...prompts.tokenizer import PromptTokenizer
 from ...structures import TokenizedPrompt
 from ..image_reading import read_image

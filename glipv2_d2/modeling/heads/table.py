@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from detectron2.config import CfgNode
 
-from ...config import trains_pretraining_losses
+from ...prompts.masking import trains_pretraining_losses
 from ..batch import TrainingHead, TrunkShapes
 from .captioning_head import CaptioningHead
 from .contrastive_head import ContrastiveHead
