@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..data.dataset_mappers.vqa import answer_texts
@@ -16,22 +16,39 @@ QuestionId = int | str
 
 
 def answer_accuracy(answer: str, references: Sequence[str]) -> float:
-    """Return how right an answer is, in [0, 1]: the ``agreement`` of the references that say the same.
+    """Return how right an answer is by the official code, in [0, 1].
+
+    It is the ``agreement`` of the references that say the same. Where all references are spelled the same, the answer
+    has to be spelled so too; otherwise both sides are normalized first.
 
     Args:
-        answer: Answer of the model. Answer and references are normalized here.
-        references: Answers of people, at least one.
+        answer: Answer of the model, as it is.
+        references: Answers of people, as they are, at least one.
 
     Raises:
         InputError: There is no reference.
 
-    Source: Antol et al., VQA, Sec. 3; the official evaluation. The official code leaves answers as they are where all
-    references are spelled the same. Here both sides are always normalized, as its description says.
+    Source: Antol et al., VQA, Sec. 3; ``vqaEval.py`` of the official evaluation, ``evaluate``.
+    """
+    spellings = [_one_line(reference) for reference in references]
+    if len(set(spellings)) == 1:
+        return float(_one_line(answer) == spellings[0])
+    return normalized_accuracy(answer, references)
+
+
+def normalized_accuracy(answer: str, references: Sequence[str]) -> float:
+    """Return how right an answer is if both sides are always normalized, as the official description says, in [0, 1].
+
+    Arguments and errors are those of ``answer_accuracy``.
     """
     if not references:
         raise InputError("references: expected at least one answer, found none")
     wanted = normalize_answer(answer)
     return agreement(sum(normalize_answer(reference) == wanted for reference in references), len(references))
+
+
+def _one_line(answer: str) -> str:
+    return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
 class VQAResult(NamedTuple):
@@ -52,9 +69,10 @@ class VQAEvaluator(SampleEvaluator[QuestionId, dict[str, Any], VQAResult]):
     """Accuracy of the answer with the highest score, the first of equally good ones.
 
     Results are ``{"vqa": {...}}``, all in 0..100: ``accuracy``, the mean of ``answer_accuracy`` over the questions that
-    were processed; ``upper_bound``, the same if the model always chose the best answer of its vocabulary; and, where
-    dataset dicts have an ``answer_type``, the accuracy of each type, as ``accuracy_yes/no``. Questions without
-    ``answers`` are answered and not judged. Results are empty if no question can be judged. One warning counts the
+    were processed, which is the official measure; ``accuracy_normalized``, the mean of ``normalized_accuracy``;
+    ``upper_bound``, the ``accuracy`` if the model always chose the best answer of its vocabulary; and, where dataset
+    dicts have an ``answer_type``, the ``accuracy`` of each type, as ``accuracy_yes/no``. Questions without ``answers``
+    are answered and not judged. Results are empty if no question can be judged. One warning counts the
     questions that the token limit has cut off, and what was cut off.
 
     Two files are written: ``vqa_submission.json``, a list of ``{"question_id", "answer"}`` in the order of the dataset,
@@ -129,7 +147,8 @@ class VQAEvaluator(SampleEvaluator[QuestionId, dict[str, Any], VQAResult]):
         if not accuracies:
             self._logger.warning("dataset %r: none of %d questions has answers to judge by", self._name, len(found))
             return OrderedDict()
-        scores = self._scores(accuracies, references)
+        normalized = [normalized_accuracy(found[one].answer, references[one]) for one in accuracies]
+        scores = self._scores(accuracies, normalized, references)
         self.log(f"{len(accuracies)} questions", scores)
         return OrderedDict(vqa=scores)
 
@@ -149,14 +168,20 @@ class VQAEvaluator(SampleEvaluator[QuestionId, dict[str, Any], VQAResult]):
         )
 
     def _scores(
-        self, accuracies: Mapping[QuestionId, float], references: Mapping[QuestionId, Sequence[str]]
+        self,
+        accuracies: Mapping[QuestionId, float],
+        normalized: Sequence[float],
+        references: Mapping[QuestionId, Sequence[str]],
     ) -> dict[str, float]:
-        vocabulary = set(map(normalize_answer, self._answers))
+        entries: dict[str, list[str]] = {}
+        for answer in self._answers:
+            entries.setdefault(normalize_answer(answer), []).append(answer)
         best = {
             question_id: max(
                 (
                     answer_accuracy(answer, references[question_id])
-                    for answer in {normalize_answer(reference) for reference in references[question_id]} & vocabulary
+                    for form in {normalize_answer(reference) for reference in references[question_id]}
+                    for answer in entries.get(form, ())
                 ),
                 default=0.0,
             )
@@ -172,7 +197,12 @@ class VQAEvaluator(SampleEvaluator[QuestionId, dict[str, Any], VQAResult]):
             kind = self._known[question_id].get("answer_type")
             if kind is not None:
                 by_type.setdefault(f"accuracy_{kind}", []).append(accuracy)
-        groups = {"accuracy": accuracies.values(), "upper_bound": best.values(), **dict(sorted(by_type.items()))}
+        groups: dict[str, Collection[float]] = {
+            "accuracy": accuracies.values(),
+            "accuracy_normalized": normalized,
+            "upper_bound": best.values(),
+            **dict(sorted(by_type.items())),
+        }
         return {name: percentage(sum(values), len(values)) for name, values in groups.items()}
 
     def _write(self, found: Mapping[QuestionId, VQAResult], accuracies: Mapping[QuestionId, float]) -> None:

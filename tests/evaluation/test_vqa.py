@@ -4,7 +4,7 @@ import logging
 import pytest
 import torch
 
-from glipv2_d2.evaluation.vqa import VQAEvaluator, answer_accuracy
+from glipv2_d2.evaluation.vqa import VQAEvaluator, answer_accuracy, normalized_accuracy
 
 VOCABULARY = ["yes", "no", "2", "dog", "t shirt"]
 
@@ -71,12 +71,34 @@ def test_accuracy_with_fewer_people(references, expected):
     ],
 )
 def test_answers_are_normalized_on_both_sides(answer, references, expected):
-    assert answer_accuracy(answer, references) == pytest.approx(expected)
+    assert normalized_accuracy(answer, references) == pytest.approx(expected)
+    # The official code normalizes nothing where all references agree.
+    assert answer_accuracy(answer, references) == pytest.approx(0.0 if len(set(references)) == 1 else expected)
+
+
+@pytest.mark.parametrize(
+    ("answer", "references", "official", "normalized"),
+    [
+        ("t shirt", ["t-shirt"] * 10, 0.0, 1.0),
+        ("t-shirt", ["t-shirt"] * 10, 1.0, 1.0),
+        ("none", ["0"] * 10, 0.0, 1.0),
+        # White space at the ends and line breaks are taken away before the references are compared.
+        (" t-shirt", ["t-shirt", "t-shirt\n", "\tt-shirt"] + ["t-shirt"] * 7, 1.0, 1.0),
+        ("t shirt", ["t-shirt"] * 9 + ["T-shirt"], 1.0, 1.0),
+        ("Yes", ["yes"] * 10, 0.0, 1.0),
+    ],
+)
+def test_where_all_references_agree_the_official_accuracy_asks_for_their_spelling(
+    answer, references, official, normalized
+):
+    assert answer_accuracy(answer, references) == official
+    assert normalized_accuracy(answer, references) == normalized
 
 
 def test_an_answer_needs_references():
-    with pytest.raises(ValueError, match="references: expected at least one answer, found none"):
-        answer_accuracy("yes", [])
+    for accuracy in answer_accuracy, normalized_accuracy:
+        with pytest.raises(ValueError, match="references: expected at least one answer, found none"):
+            accuracy("yes", [])
 
 
 def test_scores_counted_by_hand(caplog):
@@ -86,22 +108,28 @@ def test_scores_counted_by_hand(caplog):
         question(3, ["two"] * 2 + ["3"] * 8, answer_type="number"),
         question(4, ["cat"] * 10),  # Not in the vocabulary.
         question(5, []),  # Not judged.
+        question(6, ["t-shirt"] * 10),  # The vocabulary spells it in another way.
     ]
     with caplog.at_level(logging.INFO):
-        results = evaluate(questions, [(1, "yes"), (2, "yes"), (3, "2"), (4, "dog"), (5, "dog")])
+        results = evaluate(questions, [(1, "yes"), (2, "yes"), (3, "2"), (4, "dog"), (5, "dog"), (6, "t shirt")])
     expected = {
-        "accuracy": 100 * (1.0 + 0.3 + 0.6 + 0.0) / 4,
-        "upper_bound": 100 * (1.0 + 1.0 + 0.6 + 0.0) / 4,
+        "accuracy": 100 * (1.0 + 0.3 + 0.6 + 0.0 + 0.0) / 5,
+        "accuracy_normalized": 100 * (1.0 + 0.3 + 0.6 + 0.0 + 1.0) / 5,
+        "upper_bound": 100 * (1.0 + 1.0 + 0.6 + 0.0 + 0.0) / 5,
         "accuracy_number": 60.0,
         "accuracy_yes/no": 65.0,
     }
     assert list(results) == ["vqa"] and results["vqa"] == pytest.approx(expected)
-    assert "1 of 4 questions have no answer in the vocabulary" in caplog.text
+    assert "2 of 5 questions have no answer in the vocabulary" in caplog.text
 
 
 @pytest.mark.parametrize(("answer", "expected"), [("dog", 100.0), ("no", 0.0)])
 def test_all_right_and_all_wrong(answer, expected):
-    assert evaluate([question(1, ["dog"])], [(1, answer)])["vqa"] == {"accuracy": expected, "upper_bound": 100.0}
+    assert evaluate([question(1, ["dog"])], [(1, answer)])["vqa"] == {
+        "accuracy": expected,
+        "accuracy_normalized": expected,
+        "upper_bound": 100.0,
+    }
 
 
 def test_first_of_equally_good_answers_is_given(tmp_path):
@@ -152,7 +180,7 @@ def test_questions_that_were_cut_off_are_counted_once_each(caplog):
     assert line == (
         "dataset 'asked': 2 of 3 questions pass MODEL.TEXT_ENCODER.MAX_TOKENS, cut off: 5 tokens, 1 phrases"
     )
-    assert results["vqa"] == {"accuracy": 100.0, "upper_bound": 100.0}
+    assert results["vqa"] == {"accuracy": 100.0, "accuracy_normalized": 100.0, "upper_bound": 100.0}
 
 
 def test_nothing_is_said_where_no_question_was_cut_off(caplog):
