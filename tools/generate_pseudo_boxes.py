@@ -34,14 +34,21 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils.logger import setup_logger
+from pseudo_box_folder import PseudoBoxFolder, format_report
 from tqdm import tqdm
 
 from glipv2_d2.data.datasets.caption_files import JsonlCaptions, TarCaptions, open_captions
 from glipv2_d2.data.datasets.question_files import JsonlQuestions, VQAQuestions, open_questions
 from glipv2_d2.engine.command_line import build_config, one_line_errors
-from glipv2_d2.engine.pseudo_boxes import CAPTIONS, MISSING_IMAGE, PseudoBoxLabeller, PseudoBoxTeacher, teacher_id
+from glipv2_d2.engine.pseudo_boxes import (
+    CAPTIONS,
+    MISSING_IMAGE,
+    PseudoBoxCounts,
+    PseudoBoxLabeller,
+    PseudoBoxTeacher,
+    teacher_id,
+)
 from glipv2_d2.engine.pseudo_questions import QUESTIONS
-from glipv2_d2.engine.pseudo_report import PseudoBoxCounts, PseudoBoxFolder, format_report
 from glipv2_d2.engine.shard_writer import SHARD_SUFFIXES, open_shard
 from glipv2_d2.errors import InputError
 from glipv2_d2.prompts.noun_phrases import METHODS, build_phrase_finder

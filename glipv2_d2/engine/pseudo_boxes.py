@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,6 @@ from ..prompts.questions import without_special_tokens
 from ..structures import CharSpan, TokenizedPrompt
 from ..tensor_files import file_sha256
 from .predictor import GLIPv2Predictor
-from .pseudo_report import PseudoBoxCounts
 from .shard_writer import JsonlShardWriter, TarShardWriter
 
 # The reason for skipping an entry that a user may want to know of before a run.
@@ -126,6 +125,41 @@ CAPTIONS = PseudoBoxTask(
     finish=lambda sample, regions: regions,
     content=lambda sample, regions: {"grounding": {"caption": sample.caption, "regions": regions}},
 )
+
+
+@dataclass
+class PseudoBoxCounts:
+    """Counts over the samples of one shard, or of several.
+
+    Attributes:
+        samples: Captions or questions that were read, including those that were skipped.
+        images: Images that the teacher has seen.
+        images_without_box: Images for which no box passed the threshold; they are not written.
+        phrases_found: Noun phrases of the texts of these images.
+        phrases_kept: Phrases with a box.
+        phrases_past_token_limit: Phrases that the teacher could not read since the text is too long.
+        phrases_without_tokens: Phrases for which the tokenizer has no token.
+        boxes: Boxes that were written.
+        answer_boxes: Boxes that belong to the answer of a question.
+        seconds: Time spent, summed over the processes.
+        skipped: For each reason the names of the entries that were left out.
+    """
+
+    samples: int = 0
+    images: int = 0
+    images_without_box: int = 0
+    phrases_found: int = 0
+    phrases_kept: int = 0
+    phrases_past_token_limit: int = 0
+    phrases_without_tokens: int = 0
+    boxes: int = 0
+    answer_boxes: int = 0
+    seconds: float = 0.0
+    skipped: dict[str, list[str]] = field(default_factory=dict)
+
+    def skip(self, reason: str, name: str) -> None:
+        """Count an entry that is left out."""
+        self.skipped.setdefault(reason, []).append(name)
 
 
 @dataclass

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pseudo_box_folder
 import pytest
 import torch
 
-from glipv2_d2.engine import pseudo_report
 from glipv2_d2.engine.pseudo_boxes import PseudoBoxTeacher
 from glipv2_d2.engine.shard_writer import open_shard
 
@@ -49,7 +49,7 @@ def fixed_teacher(tool, monkeypatch, tiny_cfg):
             ]  # fmt: skip
 
     monkeypatch.setattr(tool, "PseudoBoxTeacher", FixedTeacher)
-    monkeypatch.setattr(pseudo_report, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(pseudo_box_folder, "_POLL_SECONDS", 0.01)
     return asked
 
 
@@ -204,7 +204,7 @@ def test_bad_entries_are_skipped_counted_and_named(tool, fixed_teacher, inputs, 
         "image that is broken": {"count": 1, "first": ["line 3: '2.png'"]},
         "image file that is missing": {"count": 1, "first": ["line 6: 'none.png'"]},
         "caption without a noun phrase": {"count": 1, "first": ["line 7: '0.png'"]},
-        "line that is no JSON object": {"count": 1, "first": ["line 9"]},
+        "line that is not a JSON object": {"count": 1, "first": ["line 9"]},
     }
     assert report["samples"] == 9 and report["images"] == 5 and report["phrases_past_token_limit"] == 1343
     assert "skipped, image file that is missing: 1 (line 6: 'none.png')" in capsys.readouterr().out

@@ -1,10 +1,11 @@
 import json
 import threading
 
+import pseudo_box_folder
 import pytest
+from pseudo_box_folder import PseudoBoxFolder, format_report, summarize
 
-from glipv2_d2.engine import pseudo_report
-from glipv2_d2.engine.pseudo_report import PseudoBoxCounts, PseudoBoxFolder, format_report, summarize
+from glipv2_d2.engine.pseudo_boxes import PseudoBoxCounts
 
 
 def make_folder(path, rank=0, world_size=1, num_shards=5):
@@ -50,7 +51,7 @@ def test_a_folder_goes_on_with_its_own_settings_only(tmp_path):
 
 
 def test_other_processes_wait_for_the_settings(tmp_path, monkeypatch):
-    monkeypatch.setattr(pseudo_report, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(pseudo_box_folder, "_POLL_SECONDS", 0.01)
     second = make_folder(tmp_path, 1, 2)
     with pytest.raises(ValueError, match="from the process of rank 0 within 0 seconds, found none"):
         second.check_settings({}, timeout=0.02)
@@ -62,7 +63,7 @@ def test_other_processes_wait_for_the_settings(tmp_path, monkeypatch):
 
 
 def test_waiting_ends_when_the_shards_of_all_are_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(pseudo_report, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(pseudo_box_folder, "_POLL_SECONDS", 0.01)
     folder = make_folder(tmp_path)
     for number in range(4):
         finish(folder, number)

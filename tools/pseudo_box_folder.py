@@ -6,54 +6,20 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
-from ..tensor_files import write_text
-from .shard_writer import SHARD_SUFFIXES
+from glipv2_d2.engine.pseudo_boxes import PseudoBoxCounts
+from glipv2_d2.engine.shard_writer import SHARD_SUFFIXES
+from glipv2_d2.errors import InputError
+from glipv2_d2.tensor_files import write_text
 
 # Number of names per reason in the report; the counts of a shard hold all names.
 _NUM_EXAMPLES = 10
 _POLL_SECONDS = 2.0
 # Long enough: the first process writes the settings before it does anything else.
 _SETTINGS_TIMEOUT = 600.0
-
-
-@dataclass
-class PseudoBoxCounts:
-    """Counts over the samples of one shard, or of several.
-
-    Attributes:
-        samples: Captions or questions that were read, including those that were skipped.
-        images: Images that the teacher has seen.
-        images_without_box: Images for which no box passed the threshold; they are not written.
-        phrases_found: Noun phrases of the texts of these images.
-        phrases_kept: Phrases with a box.
-        phrases_past_token_limit: Phrases that the teacher could not read since the text is too long.
-        phrases_without_tokens: Phrases for which the tokenizer has no token.
-        boxes: Boxes that were written.
-        answer_boxes: Boxes that belong to the answer of a question.
-        seconds: Time spent, summed over the processes.
-        skipped: For each reason the names of the entries that were left out.
-    """
-
-    samples: int = 0
-    images: int = 0
-    images_without_box: int = 0
-    phrases_found: int = 0
-    phrases_kept: int = 0
-    phrases_past_token_limit: int = 0
-    phrases_without_tokens: int = 0
-    boxes: int = 0
-    answer_boxes: int = 0
-    seconds: float = 0.0
-    skipped: dict[str, list[str]] = field(default_factory=dict)
-
-    def skip(self, reason: str, name: str) -> None:
-        """Count an entry that is left out."""
-        self.skipped.setdefault(reason, []).append(name)
 
 
 class PseudoBoxFolder:
