@@ -2,11 +2,15 @@
 
 import torch
 from torch import nn
+from transformers import BertConfig, BertModel, CLIPTextConfig, CLIPTextModel, PreTrainedModel
 
 from glipv2_d2.modeling.text_encoder import BertTextEncoder, CLIPTextEncoder
 from glipv2_d2.structures import TokenBatch
 
 SIZES = {"vocab_size": 60, "hidden_size": 12, "num_layers": 2, "num_heads": 3, "intermediate_size": 20}
+LIBRARY_SIZES = {"vocab_size": 60, "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3}
+LIBRARY_SIZES |= {"intermediate_size": 20}
+CLIP_CONFIG = {**LIBRARY_SIZES, "max_position_embeddings": 16, "layer_norm_eps": 1e-12, "projection_dim": 8}
 
 
 def small_bert(**changes) -> BertTextEncoder:
@@ -28,6 +32,24 @@ def scramble(module: nn.Module) -> None:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_(std=0.5, generator=generator)
+
+
+def bert_folder(folder, **changes) -> BertModel:
+    """A folder of the transformers library with a BERT of these sizes; the model in it."""
+    torch.manual_seed(1)
+    return _saved(BertModel(BertConfig(**LIBRARY_SIZES, **changes)), folder)
+
+
+def clip_folder(folder, **changes) -> CLIPTextModel:
+    """The same with the text model of a CLIP, with every parameter random."""
+    model = CLIPTextModel(CLIPTextConfig(**{**CLIP_CONFIG, **changes}))
+    scramble(model)
+    return _saved(model, folder)
+
+
+def _saved(model: PreTrainedModel, folder) -> PreTrainedModel:
+    model.eval().save_pretrained(folder)
+    return model
 
 
 def some_tokens(*lengths: int, seed: int = 0) -> TokenBatch:

@@ -94,13 +94,6 @@ def test_causal_clip_equals_the_slow_formulation():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_causal_prompt_has_the_same_features_alone_and_beside_a_longer_one(kind):
-    encoder, both = make_encoder(kind).eval(), make_tokens(4, 9)
-    alone = encoder(TokenBatch(both.input_ids[:1, :4], both.mask[:1, :4]), causal=True)
-    torch.testing.assert_close(encoder(both, causal=True).hidden[:1, :4], alone.hidden, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_token_that_may_see_nothing_stays_finite(kind):
     # A prompt that begins with padding.
     tokens = TokenBatch(torch.tensor([[0, 0, 5]]), torch.tensor([[False, False, True]]))
@@ -109,43 +102,6 @@ def test_token_that_may_see_nothing_stays_finite(kind):
     assert hidden.isfinite().all()
     hidden.sum().backward()
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in encoder.parameters())
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_equal_causal_prompts_are_encoded_once_in_eval_mode(kind):
-    encoder, rows = make_encoder(kind).eval(), []
-    embedding = encoder.bert.embeddings.word_embeddings if kind == "bert" else encoder.token_embedding
-    embedding.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
-    tokens = make_tokens(4, 6)
-    repeated = TokenBatch(tokens.input_ids[[1, 0, 1]], tokens.mask[[1, 0, 1]])
-    hidden = encoder(repeated, causal=True).hidden
-    assert rows == [2]
-    assert torch.equal(hidden[0], hidden[2]) and not torch.equal(hidden[0], hidden[1])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_causal_encoder_trains_all_its_layers_and_not_if_frozen(kind):
-    encoder, frozen = make_encoder(kind).train(), make_encoder(kind, freeze=True).train()
-    tokens = make_tokens(5)
-    (encoder(tokens, causal=True).hidden ** 3).sum().backward()
-    unused = {name for name, parameter in encoder.named_parameters() if parameter.grad is None}
-    assert not unused
-    assert not frozen(tokens, causal=True).hidden.requires_grad
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_checkpointing_changes_no_gradient_of_a_causal_encoder(kind):
-    gradients = []
-    for use_checkpoint in (False, True):
-        encoder = make_encoder(kind, use_checkpoint=use_checkpoint).train()
-        calls = []
-        layer = encoder.bert.encoder.layer[0].attention.self.query if kind == "bert" else encoder.resblocks[0].ln_1
-        layer.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
-        (encoder(make_tokens(5, 3), causal=True).hidden ** 3).sum().backward()
-        assert len(calls) == (2 if use_checkpoint else 1)
-        gradients.append([parameter.grad for parameter in encoder.parameters()])
-    for plain, recomputed in zip(*gradients):
-        torch.testing.assert_close(recomputed, plain)
 
 
 def test_dropout_of_bert_acts_on_weights_and_features_in_causal_training_only():

@@ -1,15 +1,13 @@
-"""The text encoder: official numbers, padding, equal prompts, loading, freezing."""
-
-import json
+"""The BERT-type text encoder: official numbers, loading, config; ``test_text_encoders.py`` has what both kinds share."""
 
 import numpy as np
 import pytest
 import torch
 from conftest import ASSETS
 from parity_weights import tensor_for
-from text_encoder_cases import Payload, count_encoded_rows, some_tokens
+from text_encoder_cases import bert_folder, some_tokens
 from text_encoder_cases import small_bert as small_encoder
-from transformers import BertConfig, BertModel, DistilBertConfig, DistilBertModel
+from transformers import DistilBertConfig, DistilBertModel
 
 from glipv2_d2.modeling.text_encoder import TEXT_ENCODER_REGISTRY, BertTextEncoder, build_text_encoder
 from glipv2_d2.prompts.builder import prompt_from_names
@@ -18,16 +16,6 @@ from glipv2_d2.structures import TokenBatch
 
 TINY = ASSETS / "parity" / "tiny"
 OFFICIAL_PREFIX = "language_backbone.body.model."
-
-
-def bert_folder(folder, **changes):
-    torch.manual_seed(1)
-    config = BertConfig(
-        vocab_size=60, hidden_size=12, num_hidden_layers=2, num_attention_heads=3, intermediate_size=20, **changes
-    )
-    model = BertModel(config).eval()
-    model.save_pretrained(folder)
-    return model
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
@@ -72,43 +60,6 @@ def test_both_attention_kernels_give_the_same_features():
     torch.testing.assert_close(fused.embedded, plain.embedded, rtol=1e-5, atol=1e-6)
 
 
-# --- equal prompts ----------------------------------------------------------------------------------------------------
-
-
-def test_equal_prompts_have_their_own_dropout_in_training():
-    encoder = small_encoder(dropout=0.5).train()
-    tokens = some_tokens(6)
-    rows = count_encoded_rows(encoder)
-    hidden = encoder(TokenBatch(tokens.input_ids.repeat(2, 1), tokens.mask.repeat(2, 1))).hidden
-    assert rows == [2]
-    assert not torch.equal(hidden[0], hidden[1])
-
-
-# --- training ---------------------------------------------------------------------------------------------------------
-
-
-def test_gradients_reach_every_parameter_that_a_prompt_uses():
-    encoder = small_encoder().train()
-    encoder(some_tokens(6)).hidden.pow(3).sum().backward()
-    assert all(parameter.grad is not None for parameter in encoder.parameters())
-
-
-def test_checkpointing_recomputes_and_changes_no_gradient():
-    tokens = some_tokens(6, 8)
-    gradients, calls = [], []
-    for use_checkpoint in (False, True):
-        encoder = small_encoder(use_checkpoint=use_checkpoint).train()
-        count = []
-        layer = encoder.bert.encoder.layer[0]
-        layer.attention.self.query.register_forward_hook(lambda *_, count=count: count.append(1))
-        encoder(tokens).hidden.pow(3).sum().backward()
-        gradients.append([parameter.grad for parameter in encoder.parameters()])
-        calls.append(len(count))
-    assert calls == [1, 2]
-    for plain, recomputed in zip(*gradients):
-        torch.testing.assert_close(recomputed, plain, rtol=1e-5, atol=1e-7)
-
-
 # --- construction and loading -----------------------------------------------------------------------------------------
 
 
@@ -144,16 +95,6 @@ def test_weights_stored_in_half_precision_are_used_in_single(tmp_path):
     assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
 
 
-def test_code_in_a_weights_file_is_not_run(tmp_path):
-    bert_folder(tmp_path)
-    (tmp_path / "model.safetensors").unlink()
-    torch.save({"weight": Payload(tmp_path / "executed")}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="^MODEL.TEXT_ENCODER.WEIGHTS: ") as caught:
-        BertTextEncoder(weights=str(tmp_path))
-    assert "can still be loaded" not in str(caught.value) and "\n" not in str(caught.value)
-    assert not (tmp_path / "executed").exists()
-
-
 def test_tensors_in_the_old_format_are_read(tmp_path):
     model = bert_folder(tmp_path)
     (tmp_path / "model.safetensors").unlink()
@@ -163,44 +104,11 @@ def test_tensors_in_the_old_format_are_read(tmp_path):
     torch.testing.assert_close(encoder(tokens).hidden, model(tokens.input_ids).last_hidden_state)
 
 
-def test_truncated_weights_file_is_refused(tmp_path):
-    bert_folder(tmp_path)
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="MODEL.TEXT_ENCODER.WEIGHTS: no encoder could be read from .*") as caught:
-        BertTextEncoder(weights=str(tmp_path))
-    assert "\n" not in str(caught.value)
-
-
-def test_folder_that_lacks_tensors_is_refused(tmp_path):
-    bert_folder(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
-    with pytest.raises(ValueError, match="TEXT_ENCODER.WEIGHTS: .* lacks 16 tensors of its encoder, as 'encoder.l"):
-        BertTextEncoder(weights=str(tmp_path))
-
-
-def test_folder_whose_shapes_differ_is_refused(tmp_path):
-    bert_folder(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "vocab_size": 61}))
-    with pytest.raises(ValueError, match="MODEL.TEXT_ENCODER.WEIGHTS: no encoder could be read") as caught:
-        BertTextEncoder(weights=str(tmp_path))
-    assert "\n" not in str(caught.value)
-
-
 def test_encoder_of_another_type_is_refused(tmp_path):
     config = DistilBertConfig(vocab_size=60, dim=12, n_layers=1, n_heads=3, hidden_dim=20)
     DistilBertModel(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="a distilbert without intermediate_size in its config, expected a BERT-type"):
         BertTextEncoder(weights=str(tmp_path))
-
-
-@pytest.mark.parametrize("absent", [True, False])
-def test_missing_weights_are_named_with_their_key(tmp_path, absent):
-    with pytest.raises((FileNotFoundError, ValueError), match="^MODEL.TEXT_ENCODER.WEIGHTS: ") as caught:
-        BertTextEncoder(weights=str(tmp_path / "absent" if absent else tmp_path))
-    assert "\n" not in str(caught.value)
 
 
 # --- config -----------------------------------------------------------------------------------------------------------
@@ -221,14 +129,6 @@ def test_config_switches_checkpointing_on(tiny_cfg):
     assert all(layer.gradient_checkpointing for layer in bert.encoder.layer)
     # A cache would make the library warn at every step.
     assert not bert.config.use_cache
-
-
-def test_config_names_a_pretrained_folder(tiny_cfg, tmp_path):
-    bert_folder(tmp_path)
-    tiny_cfg.MODEL.TEXT_ENCODER.WEIGHTS = str(tmp_path)
-    # 60 embeddings for the 30522 ids of the packaged vocabulary.
-    with pytest.raises(ValueError, match="TOKENIZER: the tokenizer has 30522 ids, expected at most the 60"):
-        build_text_encoder(tiny_cfg)
 
 
 def test_prompts_may_not_pass_the_positions_of_the_encoder(tiny_cfg):
