@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import glob
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -24,18 +25,15 @@ import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
 from tqdm import tqdm
 
 from glipv2_d2 import GLIPv2Predictor
+from glipv2_d2.data.image_reading import IMAGE_SUFFIXES, UnreadableImageError, read_image
 from glipv2_d2.engine.command_line import build_config, one_line_errors
 from glipv2_d2.errors import InputError
 from glipv2_d2.evaluation.ap_inputs import encode_masks
-from glipv2_d2.tensor_files import write_text
 from glipv2_d2.visualizer import GroundingVisualizer
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 
 TASKS = ("detect", "refer", "vqa", "caption")
 
@@ -198,38 +196,70 @@ def list_masks(masks: torch.Tensor) -> list[dict[str, Any]]:
     return [{"size": size, "counts": counts.decode("ascii")} for counts in encode_masks(masks)]
 
 
-def draw_images(drawer: Drawer, files: Sequence[str], folder: Path) -> list[dict[str, Any]]:
-    """Write one drawing per image, but report and leave out images that cannot be read."""
-    records, names = [], set()
+class RecordFile:
+    """A JSON file that grows by one record at a time; after each of them it is whole.
+
+    Args:
+        path: The file is made with the first record, in place of an older one.
+        asked: Fields of the file beside ``predictions``, the list of records.
+    """
+
+    _END = b"\n]}\n"
+
+    def __init__(self, path: Path, asked: dict[str, Any]) -> None:
+        self.path = path
+        self.count = 0
+        self._asked = asked
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Write a record behind the last one."""
+        text = json.dumps(record).encode()
+        if not self.count:
+            start = json.dumps({**self._asked, "predictions": []})[: -len("]}")].encode()
+            self.path.unlink(missing_ok=True)
+            self.path.write_bytes(start + b"\n" + text + self._END)
+        else:
+            with open(self.path, "r+b") as file:
+                file.seek(-len(self._END), os.SEEK_END)
+                file.write(b",\n" + text + self._END)
+        self.count += 1
+
+
+def draw_images(drawer: Drawer, files: Sequence[str], folder: Path, records: RecordFile) -> None:
+    """Write one drawing per image, but report and leave out images that cannot be read or need too much memory."""
+    taken: set[str] = set()
     for file in tqdm(files, unit="image"):
         try:
-            image = read_image(file, format="BGR")
-        except (OSError, ValueError, SyntaxError) as error:
-            tqdm.write(f"skipped {file}: expected a readable image, found: {error}")
+            drawn, record = drawer(read_image({"file_name": file}, "BGR"))
+        except (UnreadableImageError, MemoryError, torch.cuda.OutOfMemoryError) as error:
+            tqdm.write(f"skipped {file}: {' '.join(str(error).split()) or 'out of memory'}")
             continue
-        drawn, record = drawer(image)
-        # Files of the same name in different folders keep their drawings.
-        name = Path(file).stem
-        name = name if name not in names else f"{name}_{len(names)}"
-        names.add(name)
+        name = free_name(Path(file).stem, taken)
         save_drawing(folder / f"{name}.png", drawn)
-        records.append({"file_name": file, "drawing": f"{name}.png", **record})
-    if not records:
+        records.add({"file_name": file, "drawing": f"{name}.png", **record})
+    if not records.count:
         raise InputError(f"--input: expected readable images, found none among {len(files)} files")
-    return records
+    if records.count < len(files):
+        print(f"{len(files) - records.count} of {len(files)} images were skipped, see above")
 
 
-def draw_video(drawer: Drawer, file: str, folder: Path) -> list[dict[str, Any]]:
+def free_name(stem: str, taken: set[str]) -> str:
+    """Return a name that no drawing has yet, also where upper and lower case are one, and add it to ``taken``."""
+    names = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
+    name = next(name for name in names if name.casefold() not in taken)
+    taken.add(name.casefold())
+    return name
+
+
+def draw_video(drawer: Drawer, file: str, folder: Path, records: RecordFile) -> None:
     """Write one drawn video."""
-    records = []
     with contextlib.closing(VideoSink(folder / f"{Path(file).stem}.mp4")) as sink:
         for number, (frame, rate) in enumerate(read_video(file)):
             drawn, record = drawer(frame)
             sink.write(drawn, rate)
-            records.append({"file_name": file, "frame": number, **record})
-    if not records:
+            records.add({"file_name": file, "frame": number, **record})
+    if not records.count:
         raise InputError(f"--video-input: expected a readable video, found no frame in {file}")
-    return records
 
 
 def read_video(file: str) -> Iterator[tuple[np.ndarray, float]]:
@@ -271,6 +301,8 @@ class VideoSink:
 
 
 def save_drawing(path: Path, drawing: np.ndarray) -> None:
+    # A link of that name is replaced, not followed.
+    path.unlink(missing_ok=True)
     if not cv2.imwrite(str(path), drawing):
         raise OSError(f"--output: no drawing can be written to {path}")
 
@@ -308,13 +340,12 @@ def run(arguments: argparse.Namespace) -> Path:
     drawer, asked = make_drawer(arguments, predictor)
     folder = Path(arguments.output)
     folder.mkdir(parents=True, exist_ok=True)
+    records = RecordFile(folder / "predictions.json", asked)
     if files:
-        records = draw_images(drawer, files, folder)
+        draw_images(drawer, files, folder, records)
     else:
-        records = draw_video(drawer, arguments.video_input, folder)
-    path = folder / "predictions.json"
-    write_text(path, json.dumps({**asked, "predictions": records}, indent=1))
-    return path
+        draw_video(drawer, arguments.video_input, folder, records)
+    return records.path
 
 
 def main(argv: Sequence[str] | None = None) -> None:

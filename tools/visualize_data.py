@@ -29,7 +29,7 @@ from torch import Tensor
 
 from glipv2_d2.colored_text import draw_words, phrase_color, split_words
 from glipv2_d2.data import build_train_loader
-from glipv2_d2.data.image_reading import read_image
+from glipv2_d2.data.image_reading import UnreadableImageError, read_image
 from glipv2_d2.data.loading import load_training_dicts, training_names
 from glipv2_d2.engine.command_line import build_config, one_line_errors
 from glipv2_d2.errors import InputError
@@ -55,7 +55,12 @@ def annotation_drawings(cfg: CfgNode) -> Iterator[tuple[str, np.ndarray]]:
     """Yield a name and a drawing, (H, W, 3) uint8 RGB, of each stored image."""
     for name in training_names(cfg):
         for record in load_training_dicts(name, filter_empty=False, with_masks=cfg.MODEL.MASK_ON):
-            yield Path(record["file_name"]).stem, draw_record(record, read_image(record, "RGB"))
+            try:
+                image = read_image(record, "RGB")
+            except UnreadableImageError as error:
+                tqdm.tqdm.write(f"skipped {error}")
+                continue
+            yield Path(record["file_name"]).stem, draw_record(record, image)
 
 
 def loader_drawings(cfg: CfgNode) -> Iterator[tuple[str, np.ndarray]]:

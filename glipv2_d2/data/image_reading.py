@@ -16,8 +16,16 @@ from ..errors import InputError
 # What PIL and its decoders raise for missing, truncated and broken files.
 _DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
-# Formats that PIL decodes by itself; for others it would start a program with the bytes.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
+# Formats that PIL decodes by itself; for others it would start a program with the bytes. Older versions lack some.
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+Image.init()
+_FORMATS = tuple(name for name in _FORMATS if name in Image.OPEN)
+
+# File suffixes of these formats, lower case with the dot.
+IMAGE_SUFFIXES = tuple(sorted(suffix for suffix, name in Image.registered_extensions().items() if name in _FORMATS))
+
+# Formats whose gray levels PIL gives in its mode "I" have 16 bits; in a TIFF file the same mode has 32.
+_FORMATS_OF_16_BITS = ("PNG", "PPM", "JPEG2000")
 
 # Of an image whose size no annotation tells. A small file can claim any size, and its memory is taken before the pixels
 # are read.
@@ -29,7 +37,10 @@ class UnreadableImageError(InputError):
 
 
 def read_image(dataset_dict: dict, image_format: str) -> np.ndarray:
-    """Read the image that a dataset dict names, turned upright by its EXIF orientation.
+    """Read the image that a dataset dict names, as OpenCV and detectron2 do; everything that reads images calls this.
+
+    The image is turned upright by its EXIF orientation, transparency is left out, the first image of an animation is
+    taken, and 16 bits a channel become their upper 8.
 
     Args:
         dataset_dict: Holds ``file_name``, and ``image_bytes`` or ``tsv_offset`` where the image is no file of its own
@@ -64,7 +75,7 @@ def decode_image(content: bytes, image_format: str, height: int | None = None, w
     """Decode the bytes of an image file to (H, W, 3) uint8, upright.
 
     Args:
-        content: A JPEG, PNG, WebP, BMP, GIF, TIFF, PPM or JPEG 2000 file.
+        content: A JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, JPEG 2000 or AVIF file with 8 or 16 bits a channel.
         image_format: "BGR" or "RGB".
         height, width: That the image should have, looked at before a pixel is decoded; without them it may have
             64 million pixels.
@@ -84,7 +95,8 @@ def decode_image(content: bytes, image_format: str, height: int | None = None, w
         for side, expected, number in zip(("height", "width"), (height, width), found, strict=True):
             if expected is not None and number != expected:
                 raise ValueError(f"{side} is {number}, and {expected} in its annotation")
-        return detection_utils.convert_PIL_to_numpy(ImageOps.exif_transpose(image), image_format)
+        upright = _with_8_bits(ImageOps.exif_transpose(image), image.format)
+        return detection_utils.convert_PIL_to_numpy(upright, image_format)
 
 
 def image_size(content: bytes) -> tuple[int, int]:
@@ -106,6 +118,16 @@ def _upright_size(image: Image.Image, limit: int | None) -> tuple[int, int]:
         raise ValueError(f"{image.height} x {image.width} pixels are more than {limit}")
     turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
     return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def _with_8_bits(image: Image.Image, file_format: str | None) -> Image.Image:
+    """Return an image whose gray levels have at most 8 bits; PIL would clip larger ones to white."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format in _FORMATS_OF_16_BITS):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        kind = "floating point" if image.mode == "F" else "integers of 32 bits"
+        raise ValueError(f"pixels are {kind} of unknown range, expected 8 or 16 bits a channel")
+    return image
 
 
 def read_tsv_image(tsv_file: str, offset: int) -> bytes:

@@ -23,6 +23,15 @@ class ResizeTransformLegacy(T.ResizeTransform):
     Source: ``BoxList.resize`` of the official code, on inclusive coordinates.
     """
 
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        """Resize an image (H, W) or (H, W, 3); floating point by the same filter as uint8, unlike detectron2's."""
+        if img.ndim != 3 or not np.issubdtype(img.dtype, np.floating):
+            return super().apply_image(img, interp)
+        method = self.interp if interp is None else interp
+        channels = [Image.fromarray(channel.astype(np.float32)) for channel in np.moveaxis(img, 2, 0)]
+        resized = [np.asarray(channel.resize((self.new_w, self.new_h), method)) for channel in channels]
+        return np.stack(resized, axis=2)
+
     def apply_box(self, box: np.ndarray) -> np.ndarray:
         """Scale boxes, (M, 4) half-open XYXY in pixels; a box under one pixel may come out without area."""
         factors = np.array([self.new_w / self.w, self.new_h / self.h])
@@ -83,16 +92,16 @@ class ResizeShortestEdgeLegacy(T.Augmentation):
 
         The long side passes ``max_size`` by a few pixels where the short side was rounded up.
 
-        Source: GLIP's ``Resize.get_size``. Departure: a side is never shorter than one pixel, where the official rule
-        gives an empty image for extreme shapes.
+        Source: GLIP's ``Resize.get_size``. Departure: where the short side would be rounded to 0 and the image be
+        empty, it has one pixel, and the long side ``max_size``.
         """
         short, long = min(height, width), max(height, width)
         length = short_edge_length
         if long / short * length > max_size:
-            length = max(1, round(max_size * short / long))
+            length = round(max_size * short / long)
         if length == short:
             return height, width
-        long = int(length * long / short)
+        length, long = (length, int(length * long / short)) if length else (1, max_size)
         return (length, long) if height <= width else (long, length)
 
 

@@ -282,6 +282,13 @@ def check_image(image: np.ndarray) -> None:
         raise InputError(f"image: expected uint8 or floating point in 0..255, found {image.dtype}")
     if not np.isfinite(image).all():
         raise InputError("image: expected finite numbers in 0..255, found NaN or infinity")
+    low, high = image.min(), image.max()
+    if low < 0 or high > 255:
+        raise InputError(f"image: expected numbers in 0..255, found {low:g} to {high:g}; scale or clip it")
+    if 0 < high <= 1 and image.dtype != np.uint8:
+        raise InputError(
+            f"image: expected numbers in 0..255, found none above {high:g}; multiply an image in 0..1 by 255"
+        )
 
 
 def _phrases_by_id(prompts: Sequence[TokenizedPrompt]) -> list[str]:

@@ -1,11 +1,21 @@
 import base64
 import io
 
+import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image  # noqa: F401
 
-from glipv2_d2.data.image_reading import UnreadableImageError, decode_image, image_size, read_image, read_tsv_image
+from glipv2_d2.data.image_reading import (
+    IMAGE_SUFFIXES,
+    UnreadableImageError,
+    decode_image,
+    image_size,
+    read_image,
+    read_tsv_image,
+)
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 
@@ -16,10 +26,10 @@ def encoded(image_format="PNG", pixels=PIXELS, **options) -> bytes:
     return buffer.getvalue()
 
 
-def rotated() -> bytes:
-    """A JPEG of 20 x 12 pixels that is shown turned by a quarter."""
+def rotated(orientation=6) -> bytes:
+    """A JPEG of 20 x 12 pixels that is shown turned, by default by a quarter."""
     exif = Image.Exif()
-    exif[274] = 6
+    exif[274] = orientation
     return encoded("JPEG", exif=exif)
 
 
@@ -130,3 +140,104 @@ def test_file_that_pil_would_hand_to_another_program_is_unreadable(tmp_path, mon
     with pytest.raises(UnreadableImageError, match=r"a\.jpg"):
         read_image({"file_name": str(tmp_path / "a.jpg")}, "RGB")
     assert started == []
+
+
+# --- the same pixels as OpenCV's reader
+
+GRAY16 = np.random.default_rng(1).integers(0, 2**16, (12, 20), dtype=np.uint16)
+
+
+def by_opencv(content: bytes) -> np.ndarray:
+    return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+
+
+def by_cv2(suffix, pixels) -> bytes:
+    return cv2.imencode(suffix, pixels)[1].tobytes()
+
+
+def palette(**options) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(PIXELS).quantize(40).save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(encoded(pixels=GRAY16), id="gray of 16 bits, PNG"),
+        pytest.param(encoded("TIFF", GRAY16), id="gray of 16 bits, TIFF"),
+        pytest.param(by_cv2(".tiff", GRAY16), id="gray of 16 bits, packed TIFF"),
+        pytest.param(encoded("JPEG2000", GRAY16), id="gray of 16 bits, JPEG 2000"),
+        pytest.param(by_cv2(".pgm", GRAY16), id="gray of 16 bits, PGM"),
+        pytest.param(encoded(pixels=GRAY16 // 16), id="12 of 16 bits"),
+        pytest.param(by_cv2(".png", np.dstack([GRAY16] * 3)), id="colour of 16 bits, PNG"),
+        pytest.param(encoded(pixels=PIXELS[:, :, 0] > 99), id="1 bit"),
+        pytest.param(encoded(pixels=PIXELS[:, :, :2]), id="gray with alpha"),
+        pytest.param(encoded(pixels=np.dstack([PIXELS, PIXELS[:, :, :1]])), id="colour with alpha"),
+        pytest.param(palette(), id="palette"),
+        pytest.param(palette(transparency=3), id="palette with a transparent entry"),
+        pytest.param(encoded(pixels=PIXELS[:, :, 0], transparency=3), id="a transparent gray level"),
+        pytest.param(encoded("GIF", save_all=True, append_images=[Image.new("RGB", (20, 12))]), id="animation"),
+        pytest.param(encoded("TIFF", save_all=True, append_images=[Image.new("RGB", (9, 9))]), id="pages"),
+        *(pytest.param(rotated(turn), id=f"orientation {turn}") for turn in range(10)),
+    ],
+)
+def test_pixels_are_those_of_opencv(content):
+    assert np.array_equal(decode_image(content, "BGR"), by_opencv(content))
+
+
+@pytest.mark.parametrize("suffix", [".ppm", ".tiff"])
+def test_colours_of_16_bits_differ_by_rounding_alone(suffix):
+    content = by_cv2(suffix, np.dstack([GRAY16] * 3))
+    np.testing.assert_allclose(decode_image(content, "BGR").astype(int), by_opencv(content), atol=1)
+
+
+# In TIFF files OpenCV multiplies colours by their alpha, and turns some by their orientation but not others; there the
+# reader does as detectron2's.
+LOSSLESS = {"L": ("PNG", "TIFF", "BMP"), "RGB": ("PNG", "TIFF", "BMP"), "RGBA": ("PNG",), "I;16": ("PNG", "TIFF")}
+
+
+@given(st.data())
+def test_any_lossless_image_has_the_pixels_of_opencv(data):
+    mode = data.draw(st.sampled_from(sorted(LOSSLESS)))
+    file_format, turn = data.draw(st.sampled_from(LOSSLESS[mode])), data.draw(st.integers(0, 9))
+    width, height = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
+    size = width * height * {"L": 1, "RGB": 3, "RGBA": 4, "I;16": 2}[mode]
+    image = Image.frombytes(mode, (width, height), data.draw(st.binary(min_size=size, max_size=size)))
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[274] = turn
+    image.save(buffer, file_format, **({"exif": exif} if file_format == "PNG" else {}))
+    content = buffer.getvalue()
+    pixels = decode_image(content, "RGB")
+    assert np.array_equal(pixels[:, :, ::-1], by_opencv(content)) and pixels.shape[:2] == image_size(content)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "kind"),
+    [(GRAY16.astype(np.int32), "integers of 32 bits"), (GRAY16 / np.float32(65535), "floating point")],
+)
+def test_pixels_of_unknown_range_are_refused_as_by_opencv(pixels, kind):
+    content = encoded("TIFF", pixels)
+    assert by_opencv(content) is None
+    with pytest.raises(UnreadableImageError, match=f"a.tif: pixels are {kind}.*expected 8 or 16 bits"):
+        read_image({"file_name": "a.tif", "image_bytes": content}, "RGB")
+
+
+@given(
+    st.one_of(st.binary(max_size=200), st.tuples(st.sampled_from(["PNG", "GIF", "TIFF"]), st.integers(0), st.binary()))
+)
+def test_any_bytes_are_an_image_or_an_unreadable_one(content):
+    if isinstance(content, tuple):
+        file_format, place, other = content
+        good = encoded(file_format)
+        place %= len(good)
+        content = good[:place] + other + good[place + len(other) :]
+    try:
+        assert read_image({"file_name": "a", "image_bytes": content}, "RGB").dtype == np.uint8
+    except UnreadableImageError as error:
+        assert "\n" not in str(error)
+
+
+def test_formats_and_suffixes_belong_together():
+    assert {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".ppm", ".jp2"} <= set(IMAGE_SUFFIXES)
+    assert not {".eps", ".pdf", ".svg", ".mp4", ".txt"} & set(IMAGE_SUFFIXES)

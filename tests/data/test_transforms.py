@@ -25,7 +25,11 @@ from glipv2_d2.data.transforms import ResizeShortestEdgeLegacy, build_augmentati
         ((4, 1000), (5, 1250), 800, 1333),  # 1333 * 4 / 1000 = 5.332
         ((3, 1000), (4, 1333), 800, 1333),  # 3.999
         ((25, 1000), (2, 80), 80, 100),  # 2.5: half to even
-        ((1, 5000), (1, 5000), 800, 1333),  # the official rule rounds 0.27 to 0
+        # The official rule rounds 0.27 to 0, an empty image.
+        ((1, 5000), (1, 1333), 800, 1333),
+        ((20000, 1), (1333, 1), 800, 1333),
+        ((2, 400000), (1, 1333), 800, 1333),
+        ((1, 2**26), (1, 256), 192, 256),
     ],
 )
 def test_target_size_follows_the_official_rule(old, new, short, limit):
@@ -39,6 +43,8 @@ def test_target_size_is_never_empty_and_short_side_is_sampled_or_limited(height,
     assert (new_height <= new_width) == (height <= width) or new_height == new_width
     unlimited = max(height, width) / min(height, width) * short <= limit
     assert min(new_height, new_width) == short or not unlimited
+    # A short side of 0.5 pixels and more is rounded as officially, which at most doubles the long side.
+    assert max(new_height, new_width) <= (limit if unlimited else max(2 * limit, short))
 
 
 @pytest.mark.parametrize("name", ["img0", "img1"])
@@ -50,6 +56,13 @@ def test_pixels_equal_those_of_the_official_transform(assets, name):
     mean, std = np.array([103.53, 116.28, 123.675]), np.array([57.375, 57.12, 58.395])
     normalized = ((resized - mean) / std).transpose(2, 0, 1)
     np.testing.assert_allclose(normalized, np.load(folder / "preprocessed.npz")[name], atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(40, 60), (300, 200)])
+def test_floating_point_is_resized_as_integers_are(size):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    resize = ResizeShortestEdgeLegacy(100, 1000, "choice").get_transform(pixels)
+    np.testing.assert_allclose(resize.apply_image(pixels.astype(np.float64)), resize.apply_image(pixels), atol=1.01)
 
 
 def test_boxes_scale_first_and_last_pixel():

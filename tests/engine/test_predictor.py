@@ -146,7 +146,7 @@ def test_image_reaches_the_model_in_its_format_and_size(cfg, image_format, first
 
 
 def test_floating_point_image_equals_the_one_of_integers(cfg):
-    # 64 pixels need no resizing, which differs between the two types.
+    # 64 pixels need no resizing, which rounds for integers.
     predictor = make_predictor(cfg)
     one, other = (predictor(make_image().astype(dtype), ["dog"])["instances"] for dtype in ("uint8", "float64"))
     assert_same(one, other)
@@ -162,11 +162,20 @@ def test_floating_point_image_equals_the_one_of_integers(cfg):
         (np.zeros((0, 4, 3), np.uint8), r"\(0, 4, 3\)"),
         (np.zeros((4, 4, 3), np.int64), "int64"),
         (np.full((4, 4, 3), np.nan), "NaN"),
+        (np.full((4, 4, 3), -0.5), "found -0.5 to -0.5"),
+        (np.full((4, 4, 3), 1e30), "found 1e[+]30"),
+        (np.full((4, 4, 3), 0.9, np.float32), "none above 0.9; multiply an image in 0..1 by 255"),
     ],
 )
 def test_wrong_image_is_named(cfg, image, message):
     with pytest.raises((TypeError, ValueError), match=f"image: .*{message}"):
         make_predictor(cfg)(image, ["dog"])
+
+
+def test_a_black_image_of_any_type_is_an_image(cfg):
+    predictor = make_predictor(cfg)
+    one, other = (predictor(np.zeros((64, 64, 3), dtype), ["dog"])["instances"] for dtype in ("uint8", "float32"))
+    assert_same(one, other)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
 import json
+import struct
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -110,12 +112,76 @@ def test_globs_and_repeated_names_keep_one_drawing_each(run, fixed_predictor, tm
     assert all((tmp_path / "out" / record["drawing"]).is_file() for record in records)
 
 
-def test_unreadable_image_is_left_out_and_named(run, fixed_predictor, tmp_path, capsys):
+def huge_png():
+    """A PNG file that claims 30,000 x 30,000 pixels."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no image", huge_png(), b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cut off"]
+)
+def test_unreadable_image_is_left_out_and_named(run, fixed_predictor, tmp_path, capsys, content):
+    images = write_images(tmp_path / "images", "a.png", "b.png", "c.png")
+    (images / "b.png").write_bytes((images / "b.png").read_bytes()[:50] if content == "cut off" else content)
+    records = run(source=["--input", str(images)])["predictions"]
+    assert [Path(record["file_name"]).name for record in records] == ["a.png", "c.png"]
+    output = "".join(capsys.readouterr())
+    assert f"skipped {images / 'b.png'}" in output and "1 of 3 images were skipped" in output
+
+
+def test_every_result_is_written_before_the_next_image(demo, run, fixed_predictor, tmp_path, monkeypatch):
+    images = write_images(tmp_path / "images", "a.png", "b.png", "c.png", "d.png")
+    seen = []
+
+    def read_image(record, image_format):
+        path = tmp_path / "out" / "predictions.json"
+        seen.append(len(json.loads(path.read_text())["predictions"]) if path.exists() else 0)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return np.full((20, 30, 3), 100, np.uint8)
+
+    monkeypatch.setattr(demo, "read_image", read_image)
+    with pytest.raises(KeyboardInterrupt):
+        run("--prompt", "a dog", source=["--input", str(images)])
+    assert seen == [0, 1, 2, 3]
+
+
+def test_an_image_that_needs_too_much_memory_is_left_out(demo, run, fixed_predictor, tmp_path, monkeypatch, capsys):
     images = write_images(tmp_path / "images", "a.png", "b.png")
-    (images / "a.png").write_bytes((images / "a.png").read_bytes()[:50])
+    kept, errors = demo.kept_instances, [MemoryError]
+
+    def without_memory(*arguments):
+        if errors:
+            raise errors.pop()
+        return kept(*arguments)
+
+    monkeypatch.setattr(demo, "kept_instances", without_memory)
     records = run(source=["--input", str(images)])["predictions"]
     assert [Path(record["file_name"]).name for record in records] == ["b.png"]
-    assert "a.png" in "".join(capsys.readouterr())
+    assert f"skipped {images / 'a.png'}: out of memory" in "".join(capsys.readouterr())
+
+
+def test_no_drawing_replaces_another_or_follows_a_link(run, fixed_predictor, tmp_path):
+    names = ["c1/a.png", "c1/a_2.png", "c2/a.png", "c2/A.png", "c2/a_2.png"]
+    for name in names:
+        write_images((tmp_path / name).parent, Path(name).name)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "elsewhere").write_text("untouched")
+    for name in ("a.png", "predictions.json"):
+        (tmp_path / "out" / name).symlink_to(tmp_path / "elsewhere")
+    records = run(source=["--input", *(str(tmp_path / name) for name in names)])["predictions"]
+    drawings = [record["drawing"] for record in records]
+    assert drawings == ["a.png", "a_2.png", "a_3.png", "A_4.png", "a_2_2.png"]
+    assert all((tmp_path / "out" / name).is_file() for name in drawings)
+    assert (tmp_path / "elsewhere").read_text() == "untouched"
+
+
+def test_a_folder_shows_every_format_that_training_reads(demo, tmp_path):
+    names = [f"a{suffix}" for suffix in (".JPG", ".bmp", ".gif", ".jp2", ".png", ".tiff", ".webp")]
+    for name in (*names, "a.eps", "a.mp4", "a.txt"):
+        (tmp_path / name).touch()
+    assert [Path(file).name for file in demo.find_images([str(tmp_path)])] == names
 
 
 def test_video_becomes_a_video(run, fixed_predictor, tmp_path):
