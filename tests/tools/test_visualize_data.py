@@ -86,6 +86,12 @@ def run(tool, dataset, folder, source, *more) -> list[np.ndarray]:
     return [cv2.imread(str(path)) for path in sorted(folder.iterdir())]
 
 
+def test_unreadable_image_is_left_out_and_named(tool, dataset, tmp_path, capsys):
+    (tmp_path / "1.png").write_bytes(b"no image")
+    assert len(run(tool, dataset, tmp_path / "out", "annotation")) == 1
+    assert f"skipped {tmp_path / '1.png'}: " in "".join(capsys.readouterr())
+
+
 def labels_of(pairs) -> list[str]:
     return [label for label, _ in pairs]
 
