@@ -5,7 +5,9 @@ Nothing is read here: a dataset that was not prepared fails when it is used, wit
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 from typing import Any
 
 from detectron2.data.datasets.lvis import get_lvis_instances_meta
@@ -25,6 +27,9 @@ from .formats import (
     register_vqa,
     register_vqa_json,
 )
+
+# Joins names to a folder.
+Below = Callable[..., str]
 
 # Folder, which is also the first part of the name: splits.
 _WORLDS = {
@@ -52,9 +57,8 @@ _MDETR = "mdetr_annotations"
 # Where the mixed data has its images; every source but COCO has those of GQA, which are Visual Genome's.
 _MIXED_IMAGES = {"coco": "coco/train2014", "": "gqa/images"}
 
-# Name: json in MDETR's format and image directory, or one for each source of images.
-_GROUNDING: dict[str, tuple[str, str | dict[str, str]]] = {
-    "flickr30k_train": (f"{_MDETR}/final_flickr_separateGT_train.json", "flickr30k/flickr30k_images/train"),
+# Name: json in MDETR's format and the image directory of each source of images.
+_GROUNDING = {
     "mixed_train": (f"{_MDETR}/final_mixed_train.json", _MIXED_IMAGES),
     "mixed_train_no_coco": (f"{_MDETR}/final_mixed_train_no_coco.json", {"": _MIXED_IMAGES[""]}),
 }
@@ -95,114 +99,98 @@ _VQA: dict[str, tuple[str, str, bool, dict[str, Any]]] = {
 
 def register_builtin_datasets(root: str) -> None:
     """Register all named datasets below a folder."""
+    below = functools.partial(os.path.join, root)
     for folder, splits in _WORLDS.items():
-        _register_world(root, folder, splits)
+        _register_world(functools.partial(below, folder), folder, splits)
     for key in _SMALL_SETS:
         for split, folder in _SMALL_SPLITS.items():
-            images = os.path.join(root, "small_sets", key, folder)
+            images = below("small_sets", key, folder)
             json_file = os.path.join(images, "annotations_without_background.json")
             register_coco_grounding(f"small_{key}_{split}", json_file, images)
     for name, (json_file, images) in _DETECTION.items():
-        register_coco_grounding(name, os.path.join(root, json_file), os.path.join(root, images))
+        register_coco_grounding(name, below(json_file), below(images))
     for name, (json_file, directories) in _GROUNDING.items():
-        if isinstance(directories, str):
-            image_root: str | dict[str, str] = os.path.join(root, directories)
-        else:
-            image_root = {source: os.path.join(root, directory) for source, directory in directories.items()}
-        register_grounding_json(name, os.path.join(root, json_file), image_root)
+        register_grounding_json(name, below(json_file), {source: below(one) for source, one in directories.items()})
     for folder in _CAPTIONS:
-        base = os.path.join(root, folder)
-        jsonl_file = os.path.join(base, "pseudo_boxes.jsonl")
-        register_odvg(f"{folder}_pseudo", jsonl_file, os.path.join(base, "images"), task="pseudo_grounding")
-    _register_phrases(root)
-    register_odinw(os.path.join(root, "odinw"))
-    _register_masks(root)
-    _register_questions(root)
-    _register_captions_to_write(root)
+        jsonl_file, images = below(folder, "pseudo_boxes.jsonl"), below(folder, "images")
+        register_odvg(f"{folder}_pseudo", jsonl_file, images, task="pseudo_grounding")
+    register_odinw(below("odinw"))
+    _register_flickr30k(functools.partial(below, "flickr30k"), below(_MDETR))
+    _register_masks(below)
+    _register_questions(below)
+    _register_captions_to_write(below)
 
 
-def _register_phrases(root: str) -> None:
-    """Register the splits of Flickr30K Entities that are tested on, as their own files have them."""
-    base = os.path.join(root, "flickr30k")
+def _register_flickr30k(below: Below, mdetr: str) -> None:
+    """Register the splits to train on in MDETR's format, and those that are tested on as their own files have them."""
+    images = functools.partial(below, "flickr30k_images")
+    train_file = os.path.join(mdetr, "final_flickr_separateGT_train.json")
+    register_grounding_json("flickr30k_train", train_file, images("train"))
     for split in ("val", "test"):
-        images = os.path.join(base, "flickr30k_images", split)
-        register_flickr30k(f"flickr30k_{split}", os.path.join(base, "flickr30k"), split, images)
+        register_flickr30k(f"flickr30k_{split}", below("flickr30k"), split, images(split))
 
 
-def _register_questions(root: str) -> None:
+def _register_questions(below: Below) -> None:
     """Register VQAv2: the questions and, where people's answers are public, these with and without pseudo boxes."""
-    base = os.path.join(root, "vqav2")
     for name, (part, images, has_answers, ids) in _VQA.items():
         subtype = part.replace("-dev", "")
-        options: dict[str, Any] = {
-            "images_file": os.path.join(root, "coco", "annotations", f"{images}_{subtype}.json"),
-            **ids,
-        }
+        options: dict[str, Any] = {"images_file": below("coco", "annotations", f"{images}_{subtype}.json"), **ids}
         if "image_ids_file" in options:
-            options["image_ids_file"] = os.path.join(base, options["image_ids_file"])
-        questions_file = os.path.join(base, f"v2_OpenEnded_mscoco_{part}_questions.json")
-        annotations_file = os.path.join(base, f"v2_mscoco_{part}_annotations.json") if has_answers else None
-        files = (questions_file, annotations_file, os.path.join(root, "coco", subtype))
+            options["image_ids_file"] = below("vqav2", options["image_ids_file"])
+        questions_file = below("vqav2", f"v2_OpenEnded_mscoco_{part}_questions.json")
+        annotations_file = below("vqav2", f"v2_mscoco_{part}_annotations.json") if has_answers else None
+        files = (questions_file, annotations_file, below("coco", subtype))
         register_vqa(f"vqav2_{name}", *files, **options)
         if has_answers:
-            boxes_file = os.path.join(base, f"pseudo_boxes_{part}.jsonl")
+            boxes_file = below("vqav2", f"pseudo_boxes_{part}.jsonl")
             register_vqa(f"vqav2_{name}_grounded", *files, boxes_file=boxes_file, **options)
 
 
-def _register_captions_to_write(root: str) -> None:
+def _register_captions_to_write(below: Below) -> None:
     """Register Karpathy's splits of COCO and Flickr30K, and the captions whose phrases have boxes."""
-    coco = os.path.join(root, "coco")
-    images_files = [os.path.join(coco, "annotations", f"captions_{part}2014.json") for part in ("train", "val")]
+    images_files = [below("coco", "annotations", f"captions_{part}2014.json") for part in ("train", "val")]
     for split in ("train", "val", "test"):
         # As everybody does: the part of val2014 that Karpathy left is for training.
         splits = ("train", "restval") if split == "train" else (split,)
-        json_file = os.path.join(root, "karpathy", "dataset_coco.json")
-        name = f"coco_captions_karpathy_{split}"
-        register_captioning(name, json_file, coco, splits=splits, images_files=images_files)
-        json_file = os.path.join(root, "karpathy", "dataset_flickr30k.json")
-        flickr = os.path.join(root, "flickr30k", "flickr30k_images")
-        register_captioning(f"flickr30k_karpathy_{split}", json_file, os.path.join(flickr, split), splits=(split,))
-        json_file = os.path.join(root, _MDETR, f"final_flickr_separateGT_{split}.json")
-        name = f"flickr30k_{split}_captioning"
-        register_grounding_json(name, json_file, os.path.join(flickr, split), task="captioning")
-    jsonl_file = os.path.join(coco, "annotations", "pseudo_boxes_captions.jsonl")
-    register_odvg("coco_captions_pseudo", jsonl_file, coco, task="captioning")
+        json_file, name = below("karpathy", "dataset_coco.json"), f"coco_captions_karpathy_{split}"
+        register_captioning(name, json_file, below("coco"), splits=splits, images_files=images_files)
+        json_file, images = below("karpathy", "dataset_flickr30k.json"), below("flickr30k", "flickr30k_images", split)
+        register_captioning(f"flickr30k_karpathy_{split}", json_file, images, splits=(split,))
+        json_file = below(_MDETR, f"final_flickr_separateGT_{split}.json")
+        register_grounding_json(f"flickr30k_{split}_captioning", json_file, images, task="captioning")
+    jsonl_file = below("coco", "annotations", "pseudo_boxes_captions.jsonl")
+    register_odvg("coco_captions_pseudo", jsonl_file, below("coco"), task="captioning")
 
 
-def _register_masks(root: str) -> None:
+def _register_masks(below: Below) -> None:
     """Register what is there for its masks, but for COCO: LVIS and referring data."""
     for name, json_file in _LVIS.items():
         # The names of LVIS v1 without its file.
         metadata = get_lvis_instances_meta(name) | {"thing_classes": [one["name"] for one in LVIS_CATEGORIES]}
-        register_lvis(name, os.path.join(root, "lvis", json_file), os.path.join(root, "coco"), **metadata)
-    base = os.path.join(root, "phrasecut")
+        register_lvis(name, below("lvis", json_file), below("coco"), **metadata)
+    sizes_file, images = below("phrasecut", "image_data_split.json"), below("phrasecut", "images")
     for split in _PHRASECUT:
-        json_file, sizes_file = os.path.join(base, f"refer_{split}.json"), os.path.join(base, "image_data_split.json")
-        register_phrasecut(f"phrasecut_{split}", json_file, sizes_file, os.path.join(base, "images"))
+        register_phrasecut(f"phrasecut_{split}", below("phrasecut", f"refer_{split}.json"), sizes_file, images)
     for name, (folder, refs_file, splits) in _REFCOCO.items():
-        base = os.path.join(root, "refcoco", folder)
-        files = (os.path.join(base, refs_file), os.path.join(base, "instances.json"), f"{root}/coco/train2014")
+        files = [below("refcoco", folder, file) for file in (refs_file, "instances.json")]
         for split in splits:
-            register_refcoco(f"{name}_{split}", *files, split)
+            register_refcoco(f"{name}_{split}", *files, below("coco", "train2014"), split)
 
 
-def _register_world(root: str, folder: str, splits: tuple[str, ...]) -> None:
+def _register_world(below: Below, name: str, splits: tuple[str, ...]) -> None:
     """Register the splits of composed scenes as all kinds of data, and halves of ``train``.
 
     The halves are for training with pseudo boxes, as detection and grounding data alone.
     """
-    annotations = os.path.join(root, folder, "annotations")
-    images_of_json = {split: split for split in splits} | {"half": "train"}
-    for name, images in images_of_json.items():
-        json_file, image_root = os.path.join(annotations, f"{name}.json"), os.path.join(root, folder, images)
-        register_coco_grounding(f"{folder}_{name}", json_file, image_root)
-        register_grounding_json(f"{folder}_{name}_grounding", json_file, image_root)
-        if name in splits:
-            register_referring_json(f"{folder}_{name}_referring", json_file, image_root)
-            register_vqa_json(f"{folder}_{name}_vqa", json_file, image_root)
-            register_grounding_json(f"{folder}_{name}_captioning", json_file, image_root, task="captioning")
-    jsonl_file = os.path.join(annotations, "pseudo.jsonl")
-    register_odvg(f"{folder}_pseudo", jsonl_file, os.path.join(root, folder, "train"), task="pseudo_grounding")
+    for split, images in {**{split: split for split in splits}, "half": "train"}.items():
+        files = below("annotations", f"{split}.json"), below(images)
+        register_coco_grounding(f"{name}_{split}", *files)
+        register_grounding_json(f"{name}_{split}_grounding", *files)
+        if split in splits:
+            register_referring_json(f"{name}_{split}_referring", *files)
+            register_vqa_json(f"{name}_{split}_vqa", *files)
+            register_grounding_json(f"{name}_{split}_captioning", *files, task="captioning")
+    register_odvg(f"{name}_pseudo", below("annotations", "pseudo.jsonl"), below("train"), task="pseudo_grounding")
 
 
 register_builtin_datasets(os.path.expanduser(os.environ.get("DETECTRON2_DATASETS", "datasets")))
