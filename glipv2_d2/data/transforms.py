@@ -53,7 +53,6 @@ class ResizeShortestEdgeLegacy(T.Augmentation):
         short_edge_length: int | Sequence[int],
         max_size: int = sys.maxsize,
         sample_style: str = "range",
-        interp: int = Image.Resampling.BILINEAR,
     ):
         """
         Args:
@@ -61,7 +60,6 @@ class ResizeShortestEdgeLegacy(T.Augmentation):
                 choose from; one number is that length always. 0 keeps the size of the image.
             max_size: Limit in pixels of the long side.
             sample_style: "range" or "choice".
-            interp: A resampling filter of PIL.
 
         Raises:
             InputError: An unknown ``sample_style``, no length, or a range that is not two numbers.
@@ -72,7 +70,7 @@ class ResizeShortestEdgeLegacy(T.Augmentation):
             raise InputError(f"INPUT.MIN_SIZE_TRAIN_SAMPLING is {sample_style!r}, expected 'range' or 'choice'")
         if not lengths or (sample_style == "range" and len(lengths) > 2):
             raise InputError(f"INPUT.MIN_SIZE_TRAIN is {lengths}, expected lengths in pixels; with 'range' one or two")
-        self._init({"short_edge_length": lengths, "max_size": max_size, "sample_style": sample_style, "interp": interp})
+        self._init({"short_edge_length": lengths, "max_size": max_size, "sample_style": sample_style})
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """Sample a length from ``np.random`` and return the transform of an image of (H, W, ...)."""
@@ -84,7 +82,7 @@ class ResizeShortestEdgeLegacy(T.Augmentation):
         if length == 0:
             return T.NoOpTransform()
         new_height, new_width = self.get_output_shape(height, width, int(length), self.max_size)
-        return ResizeTransformLegacy(height, width, new_height, new_width, self.interp)
+        return ResizeTransformLegacy(height, width, new_height, new_width, Image.Resampling.BILINEAR)
 
     @staticmethod
     def get_output_shape(height: int, width: int, short_edge_length: int, max_size: int) -> tuple[int, int]:

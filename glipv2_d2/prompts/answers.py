@@ -110,10 +110,6 @@ class AnswerVocabulary:
     def __len__(self) -> int:
         return len(self.answers)
 
-    def rows_of(self, answer: str) -> tuple[int, ...]:
-        """Return the rows of the entries that an answer is equal to; none if it is outside the list."""
-        return tuple(self._rows.get(normal_form(answer), ()))
-
     def soft_scores(self, answers: Sequence[str]) -> Tensor:
         """Return the score of each entry for a question, (A,) float32 in [0, 1], by ``agreement``.
 

@@ -219,18 +219,12 @@ class PromptTokenizer:
         return chunks
 
     def tokenize_names(
-        self,
-        names: Sequence[str],
-        category_ids: Sequence[int] | None = None,
-        *,
-        separator: str = SEPARATOR,
-        chunk_size: int = 0,
+        self, names: Sequence[str], *, separator: str = SEPARATOR, chunk_size: int = 0
     ) -> list[TokenizedPrompt]:
-        """Tokenize a whole vocabulary, one prompt per chunk of names.
+        """Tokenize a whole vocabulary, one prompt per chunk of names; detections get the ids 0..P-1 of the rows.
 
         Args:
             names: P >= 1 names.
-            category_ids: P ids that detections get; the rows 0..P-1 if absent, also across chunks.
             separator: Stands between two names.
             chunk_size: Most names of a chunk; 0: as many as fit.
 
@@ -238,10 +232,6 @@ class PromptTokenizer:
             TypeError, ValueError: As ``chunk_names``; and ValueError for a name that ends up without a token.
         """
         chunks = self.chunk_names(names, chunk_size=chunk_size, separator=separator)
-        if category_ids is None:
-            category_ids = range(len(names))
-        if len(category_ids) != len(names):
-            raise InputError(f"category_ids: expected one for each of {len(names)} names, found {len(category_ids)}")
         prompts = []
         # In a few vocabularies the tokens of a name depend on its neighbours. A chunk that is too long for that reason
         # is halved until nothing is cut off.
@@ -249,9 +239,7 @@ class PromptTokenizer:
         while waiting:
             rows = waiting.pop()
             chunk = [names[row] for row in rows]
-            prompt, is_cut = self._tokenize(
-                prompt_from_names(chunk, [category_ids[row] for row in rows], separator=separator)
-            )
+            prompt, is_cut = self._tokenize(prompt_from_names(chunk, rows, separator=separator))
             if is_cut:
                 middle = len(rows) // 2
                 waiting += [rows[middle:], rows[:middle]]

@@ -28,7 +28,7 @@ def image(image_id, *categories, crowds=()):
 
 
 def taken_ids(images, shots, seed=0, **options):
-    return [one["image_id"] for one in few_shot_dicts(images, shots, seed, names=NAMES, source="drawn", **options)]
+    return [one["image_id"] for one in few_shot_dicts("drawn", images, FewShot(shots, seed, **options), NAMES)]
 
 
 def test_an_image_is_taken_while_one_of_its_categories_is_below_the_quota():

@@ -139,9 +139,9 @@ def test_names_of_the_official_demo_have_its_tokens(case, tokenizer):
 
 def test_vocabulary_within_the_limit_is_one_prompt(tokenizer):
     case = CLASS_PROMPTS["evaluation_prompts"][0]
-    (prompt,) = tokenizer.tokenize_names(case["class_names"], case["labels"])
+    (prompt,) = tokenizer.tokenize_names(case["class_names"])
     assert len(prompt) == len(case["tokens"]) == 194
-    assert prompt.category_ids.tolist() == case["labels"]
+    assert prompt.category_ids.tolist() == list(range(len(case["class_names"])))
     assert prompt.phrases == tuple(case["class_names"])
 
 
@@ -171,13 +171,6 @@ def test_chunk_size_cuts_as_the_official_evaluation_does(tokenizer):
 
 def test_chunk_closes_at_the_token_limit_before_the_chunk_size():
     assert PromptTokenizer(max_tokens=6).chunk_names(["cat", "dog", "bus"], chunk_size=3) == [[0, 1], [2]]
-
-
-def test_category_ids_go_with_their_names_into_the_chunks(tokenizer):
-    prompts = tokenizer.tokenize_names(["cat", "dog", "bus"], [7, 3, 3], chunk_size=2)
-    assert [prompt.category_ids.tolist() for prompt in prompts] == [[7, 3], [3]]
-    with pytest.raises(ValueError, match="category_ids: expected one for each of 3 names, found 2"):
-        tokenizer.tokenize_names(["cat", "dog", "bus"], [7, 3])
 
 
 @pytest.mark.parametrize(

@@ -95,21 +95,13 @@ def _flaw_of_detections(record: Mapping[str, Any], num_classes: int) -> str:
 
 
 def _flaw_of_sentences(record: Mapping[str, Any], task: str) -> str:
-    return _flaw_of_text(record, task) or _flaw_of_boxes(record, TEXT_FIELDS[task])
-
-
-def _flaw_of_text(record: Mapping[str, Any], task: str) -> str:
-    """Return the first flaw of the sentences of a dict, "" if there is none."""
+    """Return the first flaw of the sentences of a dict and of what belongs to them, "" if there is none."""
     field = TEXT_FIELDS[task]
     # Captions to be written may be absent, but not where boxes belong to them.
     if (field in record or record.get("annotations")) and not is_text(record.get(field)):
         return f"{field}: expected some words, found {show(record.get(field))}"
     if task == "captioning" and "captions" in record and not _are_texts(record["captions"]):
         return f"captions: expected a list of captions, found {show(record['captions'])}"
-    return ""
-
-
-def _flaw_of_boxes(record: Mapping[str, Any], field: str) -> str:
     for item in record.get("annotations", ()):
         spans = item.get("tokens_positive")
         names_answer = field == "question" and item.get("answer_box", False) is True

@@ -57,18 +57,13 @@ def take_few_shots(name: str, dataset_dicts: list[dict], few_shot: FewShot) -> l
     if not few_shot.shots:
         return dataset_dicts
     metadata = MetadataCatalog.get(name)
-    prepared = _prepared_file(metadata.get("json_file"), few_shot)
+    file_name = f"fewshot_train_shot{few_shot.shots}_seed{few_shot.seed}.json"
+    json_file = metadata.get("json_file")
+    prepared = os.path.join(os.path.dirname(json_file), file_name) if json_file else ""
     if prepared and PathManager.isfile(prepared):
         chosen = _listed_dicts(prepared, metadata.image_root, dataset_dicts)
     else:
-        chosen = few_shot_dicts(
-            dataset_dicts,
-            few_shot.shots,
-            few_shot.seed,
-            names=metadata.thing_classes,
-            source=name,
-            allow_fewer=few_shot.allow_fewer,
-        )
+        chosen = few_shot_dicts(name, dataset_dicts, few_shot, metadata.thing_classes)
         prepared = "the order of the seed"
     logging.getLogger(__name__).info(
         "dataset %r: took %d of %d images for %d shots of seed %d, chosen by %s",
@@ -77,15 +72,7 @@ def take_few_shots(name: str, dataset_dicts: list[dict], few_shot: FewShot) -> l
     return chosen
 
 
-def few_shot_dicts(
-    dataset_dicts: Sequence[dict],
-    shots: int,
-    seed: int,
-    *,
-    names: Sequence[str],
-    source: str,
-    allow_fewer: bool = False,
-) -> list[dict]:
+def few_shot_dicts(source: str, dataset_dicts: Sequence[dict], few_shot: FewShot, names: Sequence[str]) -> list[dict]:
     """Choose images until every category has enough of them.
 
     Images are looked at one by one. An image is taken if a category of its boxes is still below the quota. Then all its
@@ -93,12 +80,10 @@ def few_shot_dicts(
     Crowd regions do not count as boxes, because they train nothing.
 
     Args:
-        dataset_dicts: Images of detection data.
-        shots: The quota, at least 1.
-        seed: 0: the order is that of ascending image ids; otherwise those are shuffled.
-        names: P names of the categories.
         source: Origin of the images, for messages.
-        allow_fewer: Log categories that have fewer images, instead of an error.
+        dataset_dicts: Images of detection data.
+        few_shot: The quota, at least 1, and the order. Where fewer are allowed, categories that have fewer are logged.
+        names: P names of the categories.
 
     Returns:
         The images that are taken, in their order in ``dataset_dicts``.
@@ -109,9 +94,10 @@ def few_shot_dicts(
     Source: the few-shot rule of the official dataset class, which knows one order alone; its prepared splits, and the
     seeds 3, 30, 300 of the paper's three runs, are other orders of the images.
     """
+    shots = few_shot.shots
     order = sorted(range(len(dataset_dicts)), key=lambda index: dataset_dicts[index]["image_id"])
-    if seed:
-        random.Random(seed).shuffle(order)
+    if few_shot.seed:
+        random.Random(few_shot.seed).shuffle(order)
     counts: Counter[int] = Counter()
     taken = []
     for index in order:
@@ -122,7 +108,7 @@ def few_shot_dicts(
             taken.append(index)
     # Nothing of a category below its quota is left out, so its count is all that the data has.
     short = [(name, counts[category]) for category, name in enumerate(names) if counts[category] < shots]
-    if short and not allow_fewer:
+    if short and not few_shot.allow_fewer:
         (name, found), more = short[0], f"; {len(short) - 1} more categories lack images" if len(short) > 1 else ""
         raise InputError(
             f"DATASETS.FEW_SHOT.SHOTS: dataset {source!r} has {found} images of {name!r}, expected at least {shots}"
@@ -132,12 +118,6 @@ def few_shot_dicts(
         counted = ", ".join(f"{name} {count}" for name, count in short)
         logging.getLogger(__name__).warning("dataset %r: fewer images than %d shots: %s", source, shots, counted)
     return [dataset_dicts[index] for index in sorted(taken)]
-
-
-def _prepared_file(json_file: str | None, few_shot: FewShot) -> str:
-    if not json_file:
-        return ""
-    return os.path.join(os.path.dirname(json_file), f"fewshot_train_shot{few_shot.shots}_seed{few_shot.seed}.json")
 
 
 def _listed_dicts(prepared: str, image_root: str, dataset_dicts: Sequence[dict]) -> list[dict]:

@@ -17,6 +17,7 @@ from .value_checks import (
     OmittedEntry,
     is_text,
     parse_line,
+    read_all,
     read_box,
     read_file_name,
     read_image_size,
@@ -123,36 +124,27 @@ def _read_detection(content: dict, names: _LabelNames, report: SkipReport, where
     instances = detection.get("instances") if isinstance(detection, dict) else None
     if not isinstance(instances, list):
         raise EntryError(f"detection: expected an object with a list of instances, found {show(detection)}")
-    report.count("boxes", len(instances))
-    annotations = []
-    for item in instances:
-        try:
-            label = read_integer(read_object(item), "label")
-            box = read_box(item.get("bbox"), height, width)
-        except EntryError as error:
-            report.skip("boxes", where, error)
-            continue
+
+    def read(item: Any) -> dict:
+        label = read_integer(read_object(item), "label")
+        box = read_box(item.get("bbox"), height, width)
         names.check(label, item.get("category"), where)
-        annotations.append({"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": label})
+        return {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": label}
+
+    annotations = report.keep("boxes", where, *read_all(instances, read))
     return {"height": height, "width": width, "annotations": annotations}
 
 
 def _read_grounding(content: dict, report: SkipReport, where: str, *, needs_boxes: bool) -> dict:
     record, left_out = read_odvg_grounding(content)
-    report.count("boxes", len(record["annotations"]) + len(left_out))
-    for error in left_out:
-        report.skip("boxes", where, error)
+    report.keep("boxes", where, record["annotations"], left_out)
     if needs_boxes and not record["annotations"]:
         raise OmittedEntry(f"expected a box for {show(record['caption'])}, found none", "captions without a box")
     return record
 
 
 def _make_contiguous(records: list[dict], names: _LabelNames, dataset: str) -> None:
-    """Replace labels by their ranks in ascending order, and put the names into the metadata.
-
-    Raises:
-        AnnotationError: Two labels have one name, or the metadata has other ``thing_classes``.
-    """
+    """Replace labels by their ranks in ascending order, and put the names into the metadata."""
     labels = sorted(names.names)
     classes = [names.names[label] for label in labels]
     set_thing_classes(names.source, dataset, classes)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from detectron2.structures import BoxMode
 
 from ...structures import CharSpan
-from .coco_json import CocoImage, CocoJson, Images, read_coco_images
+from .coco_json import CocoImage, CocoJson, read_coco_images
 from .skip_report import SkipReport, read_lines, with_progress
 from .value_checks import (
     AnnotationError,
@@ -25,6 +25,7 @@ from .value_checks import (
     is_text,
     list_of,
     parse_line,
+    read_all,
     read_box,
     read_file_name,
     read_image_size,
@@ -38,6 +39,9 @@ from .value_checks import (
     stays_inside,
     unknown_id,
 )
+
+# Finds the path and, where it is known, the size of an image by its id.
+ImageFinder = Callable[[int], tuple[str, list[int] | None]]
 
 
 def load_vqa(
@@ -191,7 +195,8 @@ def load_vqa_jsonl(jsonl_file: str, image_root: str, name: str) -> list[dict]:
             record = _record(os.path.join(image_root, file_name), size, file_name, read_text(entry, "question"))
             _set_own_answers(record, entry, "answer_type")
             if "regions" in entry:
-                record["annotations"] = _read_regions(entry, record["question"], report, where)
+                boxes = read_question_boxes(entry, record["question"])
+                record["annotations"] = report.keep("boxes", where, *boxes)
         except EntryError as error:
             report.skip("lines", where, error)
             continue
@@ -230,38 +235,13 @@ class PhraseMentions:
         return found
 
 
-class ImageFinder:
-    """Finds the path and size of an image that a question names by its id.
-
-    Args:
-        subtype: The split of COCO that the questions are about; used where there are no images.
-        images: The images by their ids, if a file lists them.
-    """
-
-    def __init__(self, subtype: str, images: Images | None) -> None:
-        # The questions of "test-dev2015" are about images of "test2015".
-        self._prefix = f"COCO_{subtype.replace('-dev', '')}_"
-        self._images = images
-
-    def __call__(self, image_id: int) -> tuple[str, list[int] | None]:
-        """Return the path and, where it is known, height and width.
-
-        Raises:
-            EntryError: The image is not listed.
-        """
-        if self._images is None:
-            return f"{self._prefix}{image_id:012d}.jpg", None
-        image = self._images.get(image_id)
-        if image is None:
-            raise unknown_id("image_id", image_id, "an id that stands in the images_file")
-        return image.file_name, image.size
-
-
 def image_finder(questions_file: str, content: Mapping[str, Any], images_file: str | None) -> ImageFinder:
-    """Return what finds the images of a file of questions.
+    """Return a function that finds the path and, where they are known, height and width of an image by its id.
+
+    The function raises EntryError for an image that is not listed.
 
     Args:
-        questions_file: The file, for messages.
+        questions_file: The file of the questions, for messages.
         content: What it holds. Without an ``images_file`` its ``data_subtype`` makes up the paths, as
             "COCO_train2014_000000000009.jpg".
         images_file: File in COCO's format with paths and sizes.
@@ -273,7 +253,19 @@ def image_finder(questions_file: str, content: Mapping[str, Any], images_file: s
     if images_file is None and not (is_text(subtype) and stays_inside(f"COCO_{subtype}_")):
         expected = "the split of the images, or an images_file"
         raise AnnotationError(f"{questions_file}: data_subtype: expected {expected}, found {show(subtype)}")
-    return ImageFinder(str(subtype), None if images_file is None else read_coco_images([images_file]))
+    # The questions of "test-dev2015" are about images of "test2015".
+    prefix = f"COCO_{str(subtype).replace('-dev', '')}_"
+    images = None if images_file is None else read_coco_images([images_file])
+
+    def find(image_id: int) -> tuple[str, list[int] | None]:
+        if images is None:
+            return f"{prefix}{image_id:012d}.jpg", None
+        image = images.get(image_id)
+        if image is None:
+            raise unknown_id("image_id", image_id, "an id that stands in the images_file")
+        return image.file_name, image.size
+
+    return find
 
 
 def read_vqa_annotations(annotations_file: str) -> dict[int, dict[str, Any]]:
@@ -328,14 +320,7 @@ def read_question_boxes(entry: Mapping[str, Any], question: str) -> tuple[list[d
     regions = entry.get("regions")
     if not isinstance(regions, list):
         raise EntryError(f"regions: expected a list, found {show(regions)}")
-    annotations: list[dict] = []
-    left_out: list[EntryError] = []
-    for region in regions:
-        try:
-            annotations.append(_read_region(region, question, height, width))
-        except EntryError as error:
-            left_out.append(error)
-    return annotations, left_out
+    return read_all(regions, lambda region: _read_region(region, question, height, width))
 
 
 def _read_region(region: Any, question: str, height: int, width: int) -> dict[str, Any]:
@@ -351,14 +336,6 @@ def _read_region(region: Any, question: str, height: int, width: int) -> dict[st
     if region.get("score") is not None:
         annotation["score"] = read_score(region["score"])
     return annotation
-
-
-def _read_regions(entry: Mapping[str, Any], question: str, report: SkipReport, where: str) -> list[dict]:
-    annotations, left_out = read_question_boxes(entry, question)
-    report.count("boxes", len(annotations) + len(left_out))
-    for error in left_out:
-        report.skip("boxes", where, error)
-    return annotations
 
 
 def _record(file_name: str, size: Sequence[int] | None, image_id: int | str, question: str) -> dict[str, Any]:
@@ -414,7 +391,7 @@ def _add_boxes(records: Mapping[int, dict], boxes_file: str, report: SkipReport)
                 found = f"expected {show(record['question'])}, found {show(content.get('question'))}"
                 raise EntryError(f"question: {found}", "boxes of another question")
             record["height"], record["width"] = read_image_size(content)
-            record["annotations"] = _read_regions(content, record["question"], report, where)
+            record["annotations"] = report.keep("boxes", where, *read_question_boxes(content, record["question"]))
         except EntryError as error:
             report.skip("lines", where, error)
 

@@ -21,6 +21,7 @@ from .value_checks import (
     check_no_crowd,
     is_number,
     list_of,
+    read_all,
     read_box,
     read_image_size,
     read_integer,
@@ -215,16 +216,15 @@ def _read_task(
         raise EntryError(
             f"Polygons: expected a list for each of the {len(boxes)} instance_boxes, found {show(polygons)}"
         )
-    report.count("boxes", len(boxes))
     height, width = sizes[image_id]
-    annotations = []
-    for value, mask in zip(boxes, polygons, strict=True):
-        try:
-            box = read_box(value, height, width, has_sides=True)
-        except EntryError as error:
-            report.skip("boxes", f"{where} (task {show(task_id)})", error)
-            continue
-        annotations.append(_annotation(box, phrase, {"segmentation": _flat_polygons(mask)}))
+
+    def read(box_and_mask: tuple[Any, Any]) -> dict:
+        value, mask = box_and_mask
+        box = read_box(value, height, width, has_sides=True)
+        return _annotation(box, phrase, {"segmentation": _flat_polygons(mask)})
+
+    found, left_out = read_all(zip(boxes, polygons, strict=True), read)
+    annotations = report.keep("boxes", f"{where} (task {show(task_id)})", found, left_out)
     if not annotations:
         raise OmittedEntry(f"expected a box for {show(phrase)}, found none", "phrases without a box")
     return {

@@ -16,7 +16,7 @@ from detectron2.utils.file_io import PathManager
 from tqdm import tqdm
 
 from ...errors import InputError
-from .value_checks import AnnotationError, EntryError, OmittedEntry
+from .value_checks import AnnotationError, EntryError, OmittedEntry, Value
 
 REPORT_FILE = "data_report.json"
 # As many faults are never an error: in a small file, one is soon more than the share.
@@ -36,14 +36,12 @@ class LeftOut(NamedTuple):
         kind: Kind of fault, as "boxes without area".
         where: Its location in the file, as "line 7".
         reason: Field, what was expected, and the value found.
-        is_fault: It counts towards the limit; a rule of the format leaves the others out.
     """
 
     unit: str
     kind: str
     where: str
     reason: str
-    is_fault: bool
 
 
 class SkipReport:
@@ -79,11 +77,17 @@ class SkipReport:
             where: Its location in the file, as "line 7".
             error: The kind of fault, and what is wrong. An ``OmittedEntry`` does not count towards the limit.
         """
-        is_fault = not isinstance(error, OmittedEntry)
         self.counts[unit, error.kind] += 1
-        self.faults[unit] += is_fault
+        self.faults[unit] += not isinstance(error, OmittedEntry)
         if len(self.cases) < _MOST_LISTED:
-            self.cases.append(LeftOut(unit, error.kind, where, str(error), is_fault))
+            self.cases.append(LeftOut(unit, error.kind, where, str(error)))
+
+    def keep(self, unit: str, where: str, found: list[Value], left_out: list[EntryError]) -> list[Value]:
+        """Return the entries at one location that could be read; count them and the others, which are skipped."""
+        self.count(unit, len(found) + len(left_out))
+        for error in left_out:
+            self.skip(unit, where, error)
+        return found
 
     def close(self, records: Sized, expected: str) -> None:
         """Log how many records there are, and in one warning all that was left out; hand both to the ``DataReport``.
@@ -116,14 +120,13 @@ class SkipReport:
         left_out: dict[str, dict[str, int]] = {}
         for (unit, kind), number in self.counts.items():
             left_out.setdefault(unit, {})[kind] = number
-        cases = [{key: value for key, value in case._asdict().items() if key != "is_fault"} for case in self.cases]
         return {
             "file": self.source,
             "dataset": self.dataset,
             "entries": dict(self.totals),
             "left_out": left_out,
             "changed": dict(self.changed),
-            "cases": cases,
+            "cases": [case._asdict() for case in self.cases],
         }
 
     def _summary(self, keys: Iterable[tuple[str, str]]) -> str:

@@ -23,6 +23,7 @@ from .value_checks import (
     is_integer,
     is_text,
     one_line,
+    read_all,
     read_box,
     read_image_size,
     read_json_file,
@@ -162,14 +163,12 @@ def _read_row(
         where = f"{files['label'].path}: line {row}"
         return {**record, "annotations": _read_objects(label, height, width, class_rows, report, where)}
     caption = read_text(read_object(label), "caption")
-    annotations = []
-    flat = _caption_boxes(label)
-    report.count("boxes", len(flat))
-    for box, score, spans in flat:
-        try:
-            annotations.append(grounding_annotation(read_box(box, height, width), read_spans(spans, caption), score))
-        except EntryError as error:
-            report.skip("boxes", f"line {row}", error)
+
+    def read(entry: tuple[Any, Any, Any]) -> dict:
+        box, score, spans = entry
+        return grounding_annotation(read_box(box, height, width), read_spans(spans, caption), score)
+
+    annotations = report.keep("boxes", f"line {row}", *read_all(_caption_boxes(label), read))
     if not annotations:
         raise OmittedEntry(f"expected a box for {show(caption)}, found none", "captions without a box")
     return {**record, "caption": caption, "annotations": annotations}
@@ -204,21 +203,17 @@ def _read_objects(
     objects = label.get("objects") if isinstance(label, dict) else label
     if not isinstance(objects, list):
         raise EntryError(f"label: expected a list of objects, found {show(label)}")
-    report.count("boxes", len(objects))
-    annotations = []
-    for item in objects:
-        try:
-            category = read_text(read_object(item), "class")
-            if class_rows is not None and category not in class_rows:
-                expected = f"one of the {len(class_rows)} known"
-                raise AnnotationError(f"{where}: class: expected {expected}, found {show(category)}")
-            box = read_box(item.get("rect"), height, width)
-        except EntryError as error:
-            report.skip("boxes", where, error)
-            continue
+
+    def read(item: Any) -> dict:
+        category = read_text(read_object(item), "class")
+        if class_rows is not None and category not in class_rows:
+            expected = f"one of the {len(class_rows)} known"
+            raise AnnotationError(f"{where}: class: expected {expected}, found {show(category)}")
+        box = read_box(item.get("rect"), height, width)
         category_id = category if class_rows is None else class_rows[category]
-        annotations.append({"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": category_id})
-    return annotations
+        return {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": category_id}
+
+    return report.keep("boxes", where, *read_all(objects, read))
 
 
 def _caption_boxes(label: dict) -> list[tuple[Any, Any, Any]]:

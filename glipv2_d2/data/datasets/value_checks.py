@@ -1,4 +1,7 @@
-"""Values that were read from a file and are not trusted: each kind is checked, and converted, here and nowhere else."""
+"""Values that were read from a file and are not trusted: each kind is checked, and converted, here and nowhere else.
+
+Functions that read a value raise EntryError where it is not what they return.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ import logging
 import os
 import re
 import reprlib
-from collections.abc import Mapping
-from typing import Any, NoReturn, TypeGuard
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NoReturn, TypeGuard, TypeVar
 
 from detectron2.utils.file_io import PathManager
 
@@ -22,6 +25,7 @@ _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?\s*", re.ASCI
 _LONGEST_NUMBER = 40  # characters
 
 Box = tuple[float, float, float, float]
+Value = TypeVar("Value")
 
 
 class AnnotationError(InputError):
@@ -69,11 +73,7 @@ def read_json_file(json_file: str, kind: type = dict) -> Any:
 
 
 def parse_line(line: bytes) -> dict[str, Any]:
-    """Return the json object that a line holds.
-
-    Raises:
-        EntryError: The line does not hold one.
-    """
+    """Return the json object that a line holds."""
     try:
         content = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -81,12 +81,20 @@ def parse_line(line: bytes) -> dict[str, Any]:
     return read_object(content)
 
 
-def list_of(content: Mapping[str, Any], kind: str, json_file: str) -> list[Any]:
-    """Return the list under a key of a json file.
+def read_all(entries: Iterable[Any], read: Callable[[Any], Value]) -> tuple[list[Value], list[EntryError]]:
+    """Return what a function makes of each entry, and the errors of those that it cannot read."""
+    found: list[Value] = []
+    left_out: list[EntryError] = []
+    for entry in entries:
+        try:
+            found.append(read(entry))
+        except EntryError as error:
+            left_out.append(error)
+    return found, left_out
 
-    Raises:
-        AnnotationError: There is none.
-    """
+
+def list_of(content: Mapping[str, Any], kind: str, json_file: str) -> list[Any]:
+    """Return the list under a key of a json file; AnnotationError if there is none."""
     if not isinstance(content.get(kind), list):
         raise AnnotationError(f"{json_file}: {kind}: expected a list, found {show(content.get(kind))}")
     return content[kind]
@@ -144,22 +152,14 @@ def as_integer(value: Any) -> int | None:
 
 
 def read_object(entry: Any) -> dict[str, Any]:
-    """Return an entry that is a json object.
-
-    Raises:
-        EntryError: It is something else.
-    """
+    """Return an entry that is a json object."""
     if not isinstance(entry, dict):
         raise EntryError(f"expected an object, found {show(entry)}")
     return entry
 
 
 def read_integer(entry: Mapping[str, Any], field: str) -> int:
-    """Return an integer, also one that is given as text.
-
-    Raises:
-        EntryError: The field holds something else.
-    """
+    """Return an integer, also one that is given as text."""
     number = as_integer(entry.get(field))
     if number is None:
         _fail(field, "an integer", entry.get(field), "malformed ids")
@@ -167,11 +167,7 @@ def read_integer(entry: Mapping[str, Any], field: str) -> int:
 
 
 def read_image_size(entry: Mapping[str, Any], height_field: str = "height", width_field: str = "width") -> list[int]:
-    """Return height and width in pixels.
-
-    Raises:
-        EntryError: One is not a positive integer.
-    """
+    """Return height and width in pixels, positive integers."""
     size = []
     for field in (height_field, width_field):
         side = as_integer(entry.get(field))
@@ -182,11 +178,7 @@ def read_image_size(entry: Mapping[str, Any], height_field: str = "height", widt
 
 
 def read_text(entry: Mapping[str, Any], field: str) -> str:
-    """Return a text as it stands there; control characters and any direction of writing are left to the tokenizer.
-
-    Raises:
-        EntryError: It is not a string, is blank, or contains half a character.
-    """
+    """Return a text of some words and whole characters; control characters are left to the tokenizer."""
     text = entry.get(field)
     if not is_text(text):
         _fail(field, "a string that is not empty", text, "malformed texts")
@@ -194,11 +186,7 @@ def read_text(entry: Mapping[str, Any], field: str) -> str:
 
 
 def read_file_name(entry: Mapping[str, Any], field: str) -> str:
-    """Return the path of an image relative to its folder.
-
-    Raises:
-        EntryError: It is not a text, or leaves the folder.
-    """
+    """Return the path of an image relative to its folder, which it does not leave."""
     file_name = read_text(entry, field)
     if not stays_inside(file_name):
         _fail(field, "a path inside the folder of the images", file_name, "paths that leave the image folder")
@@ -206,11 +194,7 @@ def read_file_name(entry: Mapping[str, Any], field: str) -> str:
 
 
 def read_spans(value: Any, caption: str) -> tuple[CharSpan, ...]:
-    """Return the half-open character ranges of a phrase.
-
-    Raises:
-        EntryError: The value is not a list of pairs, or a range is empty, blank or leaves the caption.
-    """
+    """Return the half-open character ranges of a phrase, at least one; each holds text inside the caption."""
     kind = "malformed character ranges"
     if not isinstance(value, list) or not value:
         _fail("tokens_positive", "a list of pairs", value, kind)
@@ -227,11 +211,7 @@ def read_spans(value: Any, caption: str) -> tuple[CharSpan, ...]:
 
 
 def read_four_numbers(value: Any) -> list[float]:
-    """Return the four numbers of a box as they stand there, also those that are given as text.
-
-    Raises:
-        EntryError: They are not four finite numbers.
-    """
+    """Return the four finite numbers of a box as they stand there, also those that are given as text."""
     found = [as_number(one) for one in value] if isinstance(value, (list, tuple)) else []
     numbers = [one for one in found if one is not None]
     if len(found) != 4 or len(numbers) != 4:
@@ -298,11 +278,7 @@ def read_box(value: Any, height: int, width: int, *, has_sides: bool = False) ->
 
 
 def read_score(value: Any) -> float:
-    """Return the score of a pseudo box.
-
-    Raises:
-        EntryError: It is not a number in [0, 1].
-    """
+    """Return the score of a pseudo box, in [0, 1]."""
     score = as_number(value)
     if score is None or not 0 <= score <= 1:
         _fail("score", "a number in [0, 1]", value, "malformed scores")
@@ -310,11 +286,7 @@ def read_score(value: Any) -> float:
 
 
 def check_no_crowd(entry: Mapping[str, Any]) -> None:
-    """Check that an annotation is not a crowd region, which a sentence does not mean.
-
-    Raises:
-        OmittedEntry: It is one.
-    """
+    """Raise OmittedEntry for a crowd region, which a sentence does not mean."""
     if entry.get("iscrowd", 0) not in (0, False, None, "0"):
         raise OmittedEntry(f"iscrowd: expected 0, found {show(entry['iscrowd'])}", "crowd regions")
 
