@@ -89,15 +89,6 @@ def test_class_loss_is_the_focal_loss_over_all_anchors_and_classes_per_positive_
     assert set(losses) == {"loss_class", "loss_box_reg", "loss_centerness"}
 
 
-def test_losses_reach_every_parameter():
-    head = make_head()
-    # Of the sizes of the anchors of both levels.
-    instances = [make_instances([[0, 0, 64, 64]], [0]), make_instances([[-32, -32, 96, 96]], [1])]
-    sum(losses_of(head, head(make_levels()), instances).values()).backward()
-    for name, parameter in head.named_parameters():
-        assert parameter.grad is not None and parameter.grad.any(), name
-
-
 def test_detections_have_the_class_of_their_logits_and_its_probability_times_centerness():
     head = make_head(test_score_thresh=0.3)
     predictions = GroundingPredictions(

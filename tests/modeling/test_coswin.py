@@ -7,13 +7,14 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 
 from glipv2_d2.modeling.backbone.coswin import ConvDownsampling, ConvEmbedding, CoSwin
+from glipv2_d2.modeling.backbone.swin import FreezableSwin
 
 SIZES = {"embed_dim": 12, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 4, 8), "window_size": 4}
 
 
-def make_coswin(**changes):
+def make_coswin(kind=CoSwin, **changes):
     torch.manual_seed(0)
-    return CoSwin(**{**SIZES, "out_indices": (1, 2, 3), **changes}).eval()
+    return kind(**{**SIZES, "out_indices": (1, 2, 3), **changes}).eval()
 
 
 def slow_convolution(image, weight, bias, stride, padding):
@@ -75,9 +76,10 @@ def test_features_of_an_image_that_no_window_divides_have_the_sizes_of_a_pyramid
     assert sizes == {"p1": (1, 24, 12, 20), "p2": (1, 48, 6, 10), "p3": (1, 96, 3, 5)}
 
 
+@pytest.mark.parametrize("kind", [CoSwin, FreezableSwin])
 @pytest.mark.parametrize(("freeze_at", "frozen_layers"), [(-1, []), (0, []), (2, [0]), (3, [0, 1])])
-def test_frozen_stages_do_not_train_and_stay_in_eval_mode(freeze_at, frozen_layers):
-    model = make_coswin(frozen_stages=freeze_at).train()
+def test_frozen_stages_do_not_train_and_stay_in_eval_mode(kind, freeze_at, frozen_layers):
+    model = make_coswin(kind, frozen_stages=freeze_at).train()
     trains = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert any(name.startswith("patch_embed.") for name in trains) is (freeze_at < 0)
     assert model.patch_embed.training is (freeze_at < 0)
@@ -86,10 +88,11 @@ def test_frozen_stages_do_not_train_and_stay_in_eval_mode(freeze_at, frozen_laye
         assert any(name.startswith(f"layers.{index}.") for name in trains) is (index not in frozen_layers)
 
 
-@pytest.mark.parametrize("freeze_at", [-1, 2])
-def test_recomputed_activations_change_no_gradient(freeze_at):
-    model = make_coswin(frozen_stages=freeze_at, drop_path_rate=0.0).train()
-    recomputing = make_coswin(frozen_stages=freeze_at, drop_path_rate=0.0, use_checkpoint=True).train()
+@pytest.mark.parametrize("kind", [CoSwin, FreezableSwin])
+@pytest.mark.parametrize("freeze_at", [-1, 0, 2])
+def test_recomputed_activations_change_no_gradient(kind, freeze_at):
+    model = make_coswin(kind, frozen_stages=freeze_at, drop_path_rate=0.0).train()
+    recomputing = make_coswin(kind, frozen_stages=freeze_at, drop_path_rate=0.0, use_checkpoint=True).train()
     recomputing.load_state_dict(model.state_dict())
     image = torch.randn(1, 3, 32, 32)
     for one in (model, recomputing):

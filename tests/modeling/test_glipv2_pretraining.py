@@ -92,18 +92,6 @@ def test_batch_with_nothing_to_contrast_or_restore_has_finite_losses(tiny_cfg, b
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-def test_weights_multiply_the_losses_of_pretraining(tiny_cfg):
-    plain = make_model(tiny_cfg, CONTRASTIVE__ENABLED=True, MLM__ENABLED=True)
-    options = {"CONTRASTIVE__LOSS_WEIGHT": 0.5, "MLM__LOSS_WEIGHT": 3.0}
-    weighted = make_model(tiny_cfg, **options)
-    results = []
-    for model in (plain, weighted):
-        torch.manual_seed(1)
-        results.append(model(BATCH))
-    for name, weight in (("loss_contrastive", 0.5), ("loss_mlm", 3.0)):
-        torch.testing.assert_close(results[1][name], results[0][name] * weight)
-
-
 @pytest.mark.parametrize(
     "key, gone",
     [

@@ -1,4 +1,4 @@
-"""The BERT-type text encoder: official numbers, loading, config; ``test_text_encoders.py`` has what both kinds share."""
+"""The BERT-type text encoder: official numbers, loading, config. ``test_text_encoders.py`` holds for both kinds."""
 
 import numpy as np
 import pytest

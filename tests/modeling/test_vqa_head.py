@@ -77,14 +77,10 @@ def test_sizes_of_the_layers():
     assert make_head(hidden_size=7).layers[2].weight.shape == (7, 7)
 
 
-@pytest.mark.parametrize("num_answers", [2, 30])
-def test_before_training_each_answer_is_as_likely_as_any_other(num_answers):
+@pytest.mark.parametrize(("num_answers", "odds"), [(1, 1 / 2), (2, 1 / 2), (30, 1 / 30)])
+def test_before_training_each_answer_is_as_likely_as_any_other_and_a_single_one_even(num_answers, odds):
     bias = VQAHead(language_dim=5, num_answers=num_answers).classifier.bias
-    assert_close(bias.sigmoid(), torch.full((num_answers,), 1 / num_answers))
-
-
-def test_a_single_answer_starts_at_even_odds():
-    assert VQAHead(language_dim=5, num_answers=1).classifier.bias.tolist() == [0.0]
+    assert_close(bias.sigmoid(), torch.full((num_answers,), odds))
 
 
 def test_frequencies_are_the_first_guess():
