@@ -43,10 +43,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any] | None:
                 model, cfg.OUTPUT_DIR, for_results=True, changes=WeightChanges.from_config(cfg)
             )
             checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=arguments.resume)
-            results = GLIPv2Trainer.test(cfg, model)
             resumed = checkpointer.get_checkpoint_file() if arguments.resume else ""
-            write_result_table(cfg, results, cfg.OUTPUT_DIR, config_file=arguments.config_file, checkpoint=resumed)
-            return results
+
+            def write(results: dict[str, Any], failures: dict[str, str]) -> None:
+                files = {"config_file": arguments.config_file, "checkpoint": resumed}
+                write_result_table(cfg, results, cfg.OUTPUT_DIR, **files, failures=failures)
+
+            return GLIPv2Trainer.test(cfg, model, report=write)
         trainer = GLIPv2Trainer(cfg)
         trainer.resume_or_load(resume=arguments.resume)
         return trainer.train()

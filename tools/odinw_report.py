@@ -6,7 +6,7 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +58,16 @@ def summarize(results: Iterable[dict], sets: Sequence[str]) -> list[dict[str, An
     return summary
 
 
-def markdown(summary: Sequence[dict], sets: Sequence[str], head: dict[str, Any]) -> str:
+def markdown(
+    summary: Sequence[dict], sets: Sequence[str], head: dict[str, Any], failures: Mapping[str, str] | None = None
+) -> str:
     """Return the tables as text: means over all sets by mode and shots, then every set, then the other datasets.
 
     Args:
         summary: Output of ``summarize``.
         sets: Names of the sets, the columns of the second table.
         head: Names and values of the lines above the tables.
+        failures: For cells that failed, by their folders, the reason.
     """
     by_mode = {(row["mode"], row["shots"]): row for row in summary}
     shots = _shots(summary)
@@ -86,14 +89,23 @@ def markdown(summary: Sequence[dict], sets: Sequence[str], head: dict[str, Any])
         for row in summary:
             values = [_cell(row["average"]), *(_cell(row["old"][name]) for name in old)]
             lines.append(_line([row["mode"], row["shots"], *values]))
+    if failures:
+        lines += ["", "## Cells that failed", "", *_table_head(["cell", "result"])]
+        lines += [_line([cell, f"failed: {reason.replace('|', '/')}"]) for cell, reason in failures.items()]
     return "\n".join(lines) + "\n"
 
 
-def write_report(output: Path, results: Sequence[dict], sets: Sequence[str], head: dict[str, Any]) -> None:
+def write_report(
+    output: Path,
+    results: Sequence[dict],
+    sets: Sequence[str],
+    head: dict[str, Any],
+    failures: Mapping[str, str] | None = None,
+) -> None:
     """Write ``table.md``, ``table.json`` and ``data_efficiency.png``, each whole or not at all."""
     summary = summarize(results, sets)
-    write_text(output / "table.md", markdown(summary, sets, head))
-    content = {**head, "sets": list(sets), "rows": summary}
+    write_text(output / "table.md", markdown(summary, sets, head, failures))
+    content = {**head, "sets": list(sets), "rows": summary, "failed": dict(failures or {})}
     write_text(output / "table.json", json.dumps(content, indent=1) + "\n")
     plot_data_efficiency(summary, output / "data_efficiency.png", str(head["metric"]), len(sets))
 

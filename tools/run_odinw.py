@@ -293,16 +293,16 @@ def run_grid(arguments: argparse.Namespace, lock: int) -> list[str]:
     if arguments.max_iter is not None:
         head["length"] = f"{arguments.max_iter} updates, validated every {arguments.eval_period}"
     head["deviation"] = "of a sample, over the seeds " + ", ".join(map(str, arguments.seeds))
-    results, failures = [], []
+    results, failures = [], {}
     for cell in cells:
         try:
             results.append(run_cell(arguments, cell, weights_hash, lock))
         except (InputError, OSError) as error:
-            failures.append(f"{cell.folder(arguments.output)}: {describe(error)}")
-            print(f"failed: {failures[-1]}", file=sys.stderr, flush=True)
-            continue
-        write_report(arguments.output, results, sets, head)
-    return failures
+            failures[cell.folder(arguments.output)] = describe(error)
+            print(f"failed: {cell.folder(arguments.output)}: {describe(error)}", file=sys.stderr, flush=True)
+        reasons = {str(folder.relative_to(arguments.output)): reason for folder, reason in failures.items()}
+        write_report(arguments.output, results, sets, head, reasons)
+    return [f"{folder}: {reason}" for folder, reason in failures.items()]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

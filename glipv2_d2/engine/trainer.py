@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -137,7 +137,11 @@ class GLIPv2Trainer(DefaultTrainer):
 
     @classmethod
     def test(
-        cls, cfg: CfgNode, model: nn.Module, evaluators: Sequence[DatasetEvaluator] | None = None
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: Sequence[DatasetEvaluator] | None = None,
+        report: Callable[[dict[str, Any], dict[str, str]], None] | None = None,
     ) -> dict[str, Any]:
         """Evaluate a model on all DATASETS.TEST; each is read once, for its loader and its evaluator.
 
@@ -145,22 +149,46 @@ class GLIPv2Trainer(DefaultTrainer):
             cfg: The config.
             model: A model with its weights.
             evaluators: One for each dataset; by default those of ``build_evaluator``.
+            report: Called after each dataset with the results so far and, for the datasets that failed, the reasons.
+                With it a dataset that cannot be read or judged does not end the evaluation of several.
 
         Returns:
             The results of a single dataset, or those of several by their names.
+
+        Raises:
+            InputError, OSError: A dataset cannot be read or judged; with ``report`` at the end, for all of them.
         """
         results: dict[str, Any] = {}
+        failures: dict[str, str] = {}
         for index, name in enumerate(cfg.DATASETS.TEST):
-            dataset = load_test_dataset(cfg, name)
-            loader = cls.build_test_loader(cfg, dataset)
-            evaluator = cls.build_evaluator(cfg, dataset) if evaluators is None else evaluators[index]
-            # The next one is read without this one in memory.
-            del dataset
-            results[name] = inference_on_dataset(model, loader, evaluator)
-            if comm.is_main_process():
-                logging.getLogger(__name__).info("results for %s in csv format:", name)
-                print_csv_format(results[name])
-        return results[cfg.DATASETS.TEST[0]] if len(results) == 1 else results
+            # An error in the middle of the images would leave the other processes waiting.
+            fails_alike = True
+            try:
+                dataset = load_test_dataset(cfg, name)
+                loader = cls.build_test_loader(cfg, dataset)
+                evaluator = cls.build_evaluator(cfg, dataset) if evaluators is None else evaluators[index]
+                # The next one is read without this one in memory.
+                del dataset
+                fails_alike = comm.get_world_size() == 1
+                results[name] = inference_on_dataset(model, loader, evaluator)
+            except (InputError, OSError) as error:
+                if report is None or not fails_alike or len(cfg.DATASETS.TEST) == 1:
+                    raise
+                failures[name] = " ".join(str(error).split())
+                logging.getLogger(__name__).error("dataset %r failed: %s", name, failures[name])
+            else:
+                if comm.is_main_process():
+                    logging.getLogger(__name__).info("results for %s in csv format:", name)
+                    print_csv_format(results[name])
+            if report is not None:
+                report(results, failures)
+        if failures:
+            first, reason = next(iter(failures.items()))
+            raise InputError(
+                f"DATASETS.TEST: expected {len(cfg.DATASETS.TEST)} datasets that can be evaluated, found "
+                f"{len(failures)} that failed ({', '.join(failures)}); {first}: {reason}"
+            )
+        return results[cfg.DATASETS.TEST[0]] if len(cfg.DATASETS.TEST) == 1 else results
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset: LoadedDataset) -> Iterable[list[dict[str, Any]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 from detectron2.config import CfgNode
@@ -108,12 +109,21 @@ def build_evaluator(cfg: CfgNode, dataset: LoadedDataset, output_folder: str | N
 def check_test_data(cfg: CfgNode) -> None:
     """Check before any image is run that the data of all ``DATASETS.TEST`` are there.
 
+    Of several datasets those without data are a warning each, since the others can be evaluated.
+
     Raises:
         InputError: A dataset is not registered.
-        FileNotFoundError: Annotations or images of one are not there.
+        FileNotFoundError: Annotations or images are not there, of any of them.
     """
+    missing = []
     for name in cfg.DATASETS.TEST:
-        check_is_available(name)
+        try:
+            check_is_available(name)
+        except FileNotFoundError as error:
+            missing.append(error)
+            if len(missing) == len(cfg.DATASETS.TEST):
+                raise missing[0] from None
+            logging.getLogger(__name__).warning("%s", error)
 
 
 def _tasks(cfg: CfgNode) -> tuple[str, ...]:

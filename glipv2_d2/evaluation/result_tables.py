@@ -33,31 +33,33 @@ def write_result_table(
     *,
     config_file: str = "",
     checkpoint: str = "",
+    failures: Mapping[str, str] | None = None,
 ) -> None:
     """Write ``result_table.json`` and ``result_table.md`` of an evaluation of ``cfg.DATASETS.TEST``.
 
     The markdown has a table for each task: a row for each dataset, a column for each metric, and, if all sets of
     ODinW-13 or ODinW-35 were evaluated on a split, their mean and median. The json also has the AP of each category. A
     value that is not finite is null in the json and "-" in the tables, and so are the mean and the median that it is
-    part of. Only the main process writes.
+    part of. A set that failed has a row with the reason in the first table. Only the main process writes.
 
     Args:
         cfg: Config of the run.
-        results: Return value of ``DefaultTrainer.test``: the results of each dataset, or those of a single dataset.
+        results: The results of each dataset, as far as they are there.
         output_dir: Folder of the two files.
         config_file: Name of the config, as on the command line.
         checkpoint: File of the weights, if the config names another one, as in a resumed run.
+        failures: For datasets whose evaluation failed, the reason.
     """
     if not comm.is_main_process():
         return
     names = list(cfg.DATASETS.TEST)
-    by_dataset = {names[0]: results} if len(names) == 1 else results
-    by_dataset = {dataset: _finite(by_dataset.get(dataset, {})) for dataset in names}
+    by_dataset = {dataset: _finite(results.get(dataset, {})) for dataset in names}
     content = {
         "config_file": config_file,
         "weights": _weights(cfg, checkpoint),
         "protocol": _protocol(cfg),
         "results": by_dataset,
+        "failed": dict(failures or {}),
         "summary": {title: summarize(by_dataset, datasets) for title, datasets in _whole_suites(names).items()},
     }
     PathManager.mkdirs(output_dir)
@@ -76,10 +78,10 @@ def summarize(
         datasets: Names of the datasets that count, at least one.
 
     Returns:
-        All tasks and metrics of the first dataset, without the AP of single categories; None if one of the datasets has
+        All tasks and metrics of the first dataset that has any, without the AP of single categories; None if one of the datasets has
         no value.
     """
-    first = results[datasets[0]]
+    first = next((results[dataset] for dataset in datasets if results[dataset]), {})
     summary: dict[str, dict[str, dict[str, float | None]]] = {name: {} for name in _STATISTICS}
     for task, metrics in first.items():
         for metric in metrics:
@@ -138,6 +140,7 @@ def _protocol(cfg: CfgNode) -> dict[str, Any]:
         "INPUT.MIN_SIZE_TEST": cfg.INPUT.MIN_SIZE_TEST,
         "INPUT.MAX_SIZE_TEST": cfg.INPUT.MAX_SIZE_TEST,
         "INPUT.PROMPT.SEPARATOR": cfg.INPUT.PROMPT.SEPARATOR,
+        "INPUT.PROMPT.DATASET_TEXTS": cfg.INPUT.PROMPT.DATASET_TEXTS,
         "MODEL.TEXT_ENCODER.MAX_TOKENS": cfg.MODEL.TEXT_ENCODER.MAX_TOKENS,
         "MODEL.GLIPV2.TEST.SCORE_THRESH": test.SCORE_THRESH,
         "MODEL.GLIPV2.TEST.SCORE_AGGREGATION": test.SCORE_AGGREGATION,
@@ -177,8 +180,11 @@ def _markdown(content: Mapping[str, Any]) -> str:
     rows: dict[str, TaskResults] = dict(content["results"])
     for title, summary in content["summary"].items():
         rows.update({f"{name} of {title}": values for name, values in summary.items()})
-    for task in dict.fromkeys(task for results in rows.values() for task in results):
-        lines += [f"## {task}", "", *_table({name: results[task] for name, results in rows.items() if task in results})]
+    failures: Mapping[str, str] = content["failed"]
+    tasks = list(dict.fromkeys(task for results in rows.values() for task in results))
+    for index, task in enumerate(tasks or (["results"] if failures else [])):
+        of_task = {name: results[task] for name, results in rows.items() if task in results}
+        lines += [f"## {task}", "", *_table(of_task, {} if index else failures)]
     return "\n".join(lines)
 
 
@@ -187,13 +193,16 @@ def _setting(value: Any) -> str:
     return ", ".join(f"{name} {one}" for name, one in value.items()) if isinstance(value, dict) else str(value)
 
 
-def _table(rows: Mapping[str, Mapping[str, float | None]]) -> list[str]:
-    """Return the lines of a table, its columns in the order of first use."""
+def _table(rows: Mapping[str, Mapping[str, float | None]], failures: Mapping[str, str]) -> list[str]:
+    """Return the lines of a table, its columns in the order of first use, and the datasets that failed at its end."""
     metrics = [metric for values in rows.values() for metric in values if not metric.startswith(_OF_ONE_CATEGORY)]
-    columns = list(dict.fromkeys(metrics))
+    columns = list(dict.fromkeys(metrics)) or ["-"]
     lines = [f"| dataset | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
     for name, values in rows.items():
         cells = ["-" if values.get(column) is None else f"{values[column]:.2f}" for column in columns]
+        lines.append(f"| {' | '.join([name, *cells])} |")
+    for name, reason in failures.items():
+        cells = [f"failed: {' '.join(reason.split()).replace('|', '/')}", *["-"] * (len(columns) - 1)]
         lines.append(f"| {' | '.join([name, *cells])} |")
     return [*lines, ""]
 

@@ -35,18 +35,22 @@ def namesakes(names: Sequence[str]) -> dict[int, list[int]]:
     return {row: [other for other in rows if other != row] for rows in groups for row in rows}
 
 
-def check_vocabulary(names: Sequence[str]) -> None:
+def check_vocabulary(names: Sequence[str], *, with_blank: bool = False) -> None:
     """Check a list of names of a user or a dataset before it is used.
 
     Different names may clean to the same text, such as "bow_(weapon)" and "bow_(decorative_ribbons)" of LVIS. Each of
     them stays a phrase of the prompt.
+
+    Args:
+        names: The names.
+        with_blank: Some of them may be blank, see ``prompt_from_names``.
 
     Raises:
         TypeError: ``names`` is one string, or a name is no string.
         InputError: There is no name, a name cleans to nothing or holds a line break, or the very same name stands in
             two rows.
     """
-    _check_names(names)
+    _check_names(names, with_blank)
     first_row: dict[str, int] = {}
     for row, name in enumerate(names):
         other = first_row.setdefault(name, row)
@@ -55,7 +59,11 @@ def check_vocabulary(names: Sequence[str]) -> None:
 
 
 def prompt_from_names(
-    names: Sequence[str], category_ids: Sequence[int] | None = None, *, separator: str = SEPARATOR
+    names: Sequence[str],
+    category_ids: Sequence[int] | None = None,
+    *,
+    separator: str = SEPARATOR,
+    with_blank: bool = False,
 ) -> Prompt:
     """Join cleaned names to a caption; each name is one phrase.
 
@@ -65,6 +73,8 @@ def prompt_from_names(
         names: P >= 1 names, in the order of the caption.
         category_ids: Ids that detections get; 0..P-1 if absent.
         separator: Stands between two names, not after the last.
+        with_blank: A name may be white space alone, as the first category of ChessPieces in ODinW. It stays in the
+            caption between its separators, its phrase has no range and therefore no token, and it is never detected.
 
     Raises:
         TypeError: ``names`` is one string, or a name is no string.
@@ -73,14 +83,14 @@ def prompt_from_names(
 
     Source: the caption of the official evaluation.
     """
-    _check_names(names)
+    _check_names(names, with_blank)
     if separator.isalnum() or not separator:
         raise InputError(f"INPUT.PROMPT.SEPARATOR {separator!r} must hold a space or a punctuation mark")
     cleaned = [clean_name(name) for name in names]
     spans: list[tuple[CharSpan, ...]] = []
     begin = 0
     for text in cleaned:
-        spans.append(((begin, begin + len(text)),))
+        spans.append(((begin, begin + len(text)),) if text.strip() else ())
         begin += len(text) + len(separator)
     if category_ids is None:
         category_ids = range(len(names))
@@ -123,7 +133,7 @@ def shorten(name: str) -> str:
     return repr(name if len(name) <= 60 else name[:57] + "...")
 
 
-def _check_names(names: Sequence[str]) -> None:
+def _check_names(names: Sequence[str], with_blank: bool) -> None:
     if isinstance(names, str) or not isinstance(names, Sequence):
         raise TypeError(f"names: expected a list of strings, found the {type(names).__name__} {names!r:.100}")
     if len(names) == 0:
@@ -131,6 +141,8 @@ def _check_names(names: Sequence[str]) -> None:
     for row, name in enumerate(names):
         if not isinstance(name, str):
             raise TypeError(f"names[{row}]: expected a string, found {name!r:.100}")
+        if with_blank and not name.strip():
+            continue
         if not clean_name(name).strip():
             raise InputError(
                 f"names[{row}]: nothing is left of {shorten(name)} once underscores and parentheses are removed"

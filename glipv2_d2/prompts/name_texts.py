@@ -74,6 +74,8 @@ def text_namesakes(texts: Sequence[NameText]) -> dict[int, list[int]]:
 def prompt_from_texts(texts: Sequence[NameText], category_ids: Sequence[int], *, separator: str) -> Prompt:
     """Join texts to a caption; each name is one phrase, and the words around it belong to no phrase.
 
+    A name may be blank; its phrase has no token.
+
     Args:
         texts: P >= 1 texts, in the order of the caption.
         category_ids: P ids that detections get.
@@ -82,10 +84,10 @@ def prompt_from_texts(texts: Sequence[NameText], category_ids: Sequence[int], *,
     Raises:
         TypeError, ValueError: As ``prompt_from_names``.
     """
-    whole = prompt_from_names([text.full for text in texts], category_ids, separator=separator)
+    whole = prompt_from_names([text.full for text in texts], category_ids, separator=separator, with_blank=True)
     spans = []
-    for text, ((begin, end),) in zip(texts, whole.phrase_spans, strict=True):
-        spans.append(((begin + len(text.prefix), end - len(text.suffix)),))
+    for text, ranges in zip(texts, whole.phrase_spans, strict=True):
+        spans.append(tuple((begin + len(text.prefix), end - len(text.suffix)) for begin, end in ranges))
     return Prompt(whole.caption, tuple(text.name for text in texts), tuple(spans), whole.category_ids)
 
 
@@ -93,6 +95,8 @@ def tokenize_texts(
     tokenizer: PromptTokenizer, texts: Sequence[NameText], *, separator: str, chunk_size: int
 ) -> list[TokenizedPrompt]:
     """Tokenize the texts of a whole vocabulary, one prompt per chunk; ids of detections are the rows 0..P-1.
+
+    A blank name is a phrase without tokens, which is never detected.
 
     Args:
         tokenizer: The tokenizer of the model's text encoder.
@@ -105,12 +109,12 @@ def tokenize_texts(
     """
     wholes = [text.full for text in texts]
     if all(text.full == text.name for text in texts):
-        return tokenizer.tokenize_names(wholes, separator=separator, chunk_size=chunk_size)
+        return tokenizer.tokenize_names(wholes, separator=separator, chunk_size=chunk_size, with_blank=True)
     prompts = []
-    for rows in tokenizer.chunk_names(wholes, chunk_size=chunk_size, separator=separator):
+    for rows in tokenizer.chunk_names(wholes, chunk_size=chunk_size, separator=separator, with_blank=True):
         prompt = tokenizer(prompt_from_texts([texts[row] for row in rows], rows, separator=separator))
         for row, has_tokens in zip(rows, prompt.phrase_token_map.any(dim=1).tolist(), strict=True):
-            if not has_tokens:
+            if not has_tokens and texts[row].name.strip():
                 raise InputError(f"names[{row}]: no token of the prompt was found for {texts[row].name!r}")
         prompts.append(prompt)
     return prompts

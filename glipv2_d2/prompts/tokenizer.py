@@ -186,13 +186,16 @@ class PromptTokenizer:
                 self._token_counts[text] = count
         return count
 
-    def chunk_names(self, names: Sequence[str], *, chunk_size: int = 0, separator: str = SEPARATOR) -> list[list[int]]:
+    def chunk_names(
+        self, names: Sequence[str], *, chunk_size: int = 0, separator: str = SEPARATOR, with_blank: bool = False
+    ) -> list[list[int]]:
         """Cut a vocabulary into consecutive chunks whose prompts fit into ``max_tokens``.
 
         Args:
             names: P >= 1 names.
             chunk_size: The most names in a chunk; 0: as many as fit.
             separator: Text between two names.
+            with_blank: See ``prompt_from_names``.
 
         Returns:
             For each chunk the rows of its names; together they are 0..P-1.
@@ -200,13 +203,13 @@ class PromptTokenizer:
         Raises:
             TypeError, ValueError: As ``check_vocabulary``; and ValueError for a name that no chunk can hold.
         """
-        check_vocabulary(names)
+        check_vocabulary(names, with_blank=with_blank)
         chunks: list[list[int]] = [[]]
         used = 0
         for row, name in enumerate(names):
             text = clean_name(name)
             alone = self.count_tokens(text)
-            if not 1 <= alone <= self.max_content_tokens:
+            if not (1 <= alone <= self.max_content_tokens or (with_blank and not name.strip())):
                 raise InputError(
                     f"names[{row}]: {shorten(name)} has {alone} tokens, expected 1 to {self.max_content_tokens} "
                     f"(MODEL.TEXT_ENCODER.MAX_TOKENS without special tokens)"
@@ -219,7 +222,7 @@ class PromptTokenizer:
         return chunks
 
     def tokenize_names(
-        self, names: Sequence[str], *, separator: str = SEPARATOR, chunk_size: int = 0
+        self, names: Sequence[str], *, separator: str = SEPARATOR, chunk_size: int = 0, with_blank: bool = False
     ) -> list[TokenizedPrompt]:
         """Tokenize a whole vocabulary, one prompt per chunk of names; detections get the ids 0..P-1 of the rows.
 
@@ -227,11 +230,12 @@ class PromptTokenizer:
             names: P >= 1 names.
             separator: Stands between two names.
             chunk_size: Most names of a chunk; 0: as many as fit.
+            with_blank: See ``prompt_from_names``.
 
         Raises:
             TypeError, ValueError: As ``chunk_names``; and ValueError for a name that ends up without a token.
         """
-        chunks = self.chunk_names(names, chunk_size=chunk_size, separator=separator)
+        chunks = self.chunk_names(names, chunk_size=chunk_size, separator=separator, with_blank=with_blank)
         prompts = []
         # In a few vocabularies the tokens of a name depend on its neighbours. A chunk that is too long for that reason
         # is halved until nothing is cut off.
@@ -239,13 +243,15 @@ class PromptTokenizer:
         while waiting:
             rows = waiting.pop()
             chunk = [names[row] for row in rows]
-            prompt, is_cut = self._tokenize(prompt_from_names(chunk, rows, separator=separator))
+            prompt, is_cut = self._tokenize(
+                prompt_from_names(chunk, rows, separator=separator, with_blank=with_blank)
+            )
             if is_cut:
                 middle = len(rows) // 2
                 waiting += [rows[middle:], rows[:middle]]
                 continue
             for row, marked in zip(rows, prompt.phrase_token_map.any(dim=1).tolist(), strict=True):
-                if not marked:
+                if not marked and names[row].strip():
                     raise InputError(
                         f"names[{row}]: no token of the prompt was found for {shorten(names[row])}; "
                         f"expected a name without long runs of white space"

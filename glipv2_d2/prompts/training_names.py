@@ -80,8 +80,10 @@ def sample_training_names(
         count -= len(kept) if negative_sampling == "total" else 0
         negatives = _draw_negatives(len(names), excluded.union(positives), count, negative_sampling, rng)
         rows = kept + costs.fitting(negatives, budget - 1)[0]  # One token stays free behind the last.
-    if not rows:
-        others = [row for row in range(len(names)) if row not in excluded] or range(len(names))
+    # A blank name is a phrase without tokens, so it cannot be the only one.
+    if not any(names[row].strip() for row in rows):
+        named = [row for row in range(len(names)) if names[row].strip()] or list(range(len(names)))
+        others = [row for row in named if row not in excluded] or named
         rows = [others[rng.integers(len(others))]]
     return rng.permutation(rows).tolist() if shuffle else sorted(rows)
 

@@ -7,7 +7,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..errors import InputError
 from ..structures import TokenizedPrompt
-from .name_texts import name_texts, tokenize_texts
+from .name_texts import PromptTexts, name_texts, tokenize_texts
 from .protocols import chunk_size_of
 from .tokenizer import PromptTokenizer
 
@@ -35,6 +35,11 @@ def dataset_names(dataset_name: str) -> list[str]:
     return list(names)
 
 
+def prompt_texts_of(cfg: CfgNode, dataset_name: str) -> PromptTexts:
+    """Return the ``prompt_texts`` in the metadata of a dataset; none if INPUT.PROMPT.DATASET_TEXTS leaves them out."""
+    return MetadataCatalog.get(dataset_name).get("prompt_texts", {}) if cfg.INPUT.PROMPT.DATASET_TEXTS else {}
+
+
 def build_default_prompts(cfg: CfgNode) -> list[TokenizedPrompt]:
     """Tokenize the names of ``DATASETS.TEST[0]``, which inputs without a prompt are asked for.
 
@@ -51,7 +56,7 @@ def build_default_prompts(cfg: CfgNode) -> list[TokenizedPrompt]:
         names = dataset_names(name)
         return tokenize_texts(
             PromptTokenizer.from_config(cfg),
-            name_texts(names, MetadataCatalog.get(name).get("prompt_texts", {})),
+            name_texts(names, prompt_texts_of(cfg, name)),
             separator=cfg.INPUT.PROMPT.SEPARATOR,
             chunk_size=chunk_size_of(cfg, name),
         )

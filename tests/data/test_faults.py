@@ -231,7 +231,7 @@ WRONG_FILES = {
         DETECTION,
     ),
     "no name": (
-        lambda content: content["categories"][1].update(name=" ", synonyms=[" "]),
+        lambda content: content["categories"][1].update(name=None, synonyms=[None]),
         r"categories\[1\] \(id 2\): name: expected a name that is not empty, found ",
         DETECTION,
     ),

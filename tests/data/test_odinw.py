@@ -2,16 +2,20 @@ import json
 import os
 import re
 
+import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
 from glipv2_d2.data import DetectionDatasetMapper, build_test_loader
+from glipv2_d2.data.datasets.few_shot import few_shot_dicts
 from glipv2_d2.data.datasets.formats import register_odinw
 from glipv2_d2.data.datasets.odinw import ODINW_13, ODINW_SETS, OdinwSet, dataset_of_set, load_odinw
 from glipv2_d2.data.datasets.value_checks import AnnotationError
 from glipv2_d2.data.loading import load_test_dataset
 from glipv2_d2.prompts.tokenizer import PromptTokenizer
+from glipv2_d2.prompts.training_names import sample_training_names
+from glipv2_d2.prompts.vocabulary import build_default_prompts
 
 NAMES = [dataset_of_set(key, split) for key in ODINW_SETS for split in ("train", "val", "test")]
 
@@ -167,3 +171,50 @@ def test_a_file_that_the_texts_do_not_fit_is_refused(tmp_path, new_name, one, me
     write_split(tmp_path, "x", ("red dog", "cat"), "boxes.json")
     with pytest.raises(AnnotationError, match=message):
         load_odinw(str(tmp_path / "x/boxes.json"), str(tmp_path / "x"), one, new_name)
+
+
+CHESS = ("  ", "bishop", "black-bishop")
+
+
+def test_a_blank_category_is_in_no_phrase_and_stays_a_category(sets_in, tmp_path, data_cfg):
+    """The first category of ChessPieces is two spaces; the official caption holds them, and no token is theirs."""
+    sets_in(tmp_path)
+    folder = ODINW_SETS["ChessPieces"].folder
+    for split in ("train", "test"):
+        write_split(tmp_path, f"{folder}/{split}", CHESS)
+    data_cfg.merge_from_list(["INPUT.PROMPT.NUM_NEGATIVES", -1, "INPUT.PROMPT.SHUFFLE", False])
+    name = "odinw_ChessPieces_test"
+    (record,) = DatasetCatalog.get(name)
+    assert MetadataCatalog.get(name).thing_classes == list(CHESS)
+    assert [item["category_id"] for item in record["annotations"]] == [0, 1, 2]
+    (prompt,) = DetectionDatasetMapper(data_cfg, is_train=False, dataset_names=[name]).test_prompts({})
+    tokenizer = PromptTokenizer.from_config(data_cfg)
+    assert prompt.input_ids.tolist() == tokenizer._encoder.encode("  . bishop. black-bishop").ids
+    # [CLS] . bishop . black - bishop [SEP]
+    assert [row.nonzero().flatten().tolist() for row in prompt.phrase_token_map] == [[], [2], [4, 5, 6]]
+    assert prompt.category_ids.tolist() == [0, 1, 2]
+    (train_record,) = DatasetCatalog.get("odinw_ChessPieces_train")
+    mapper = DetectionDatasetMapper(data_cfg, is_train=True, dataset_names=["odinw_ChessPieces_train"])
+    sample = mapper(train_record)
+    assert sample["prompts"][0].input_ids.tolist() == prompt.input_ids.tolist()
+    assert sample["instances"].gt_category_ids.tolist() == [1, 2]
+    assert len(few_shot_dicts([train_record], 1, 3, names=("  ", "bishop"), source=name)) == 1
+
+
+def test_a_blank_name_is_never_the_only_one_of_a_prompt(data_cfg):
+    tokenizer = PromptTokenizer.from_config(data_cfg)
+    options = {"num_negatives": 1, "full_negatives_prob": 1.0, "shuffle": True}
+    rng = np.random.default_rng(0)
+    drawn = [sample_training_names(["  ", "cat"], (), tokenizer, rng=rng, **options) for _ in range(20)]
+    assert all(rows == [1] for rows in drawn)
+
+
+def test_texts_of_the_sets_have_a_switch(sets_in, tmp_path, data_cfg):
+    sets_in(tmp_path)
+    write_split(tmp_path, "pothole/test", ("pothole",))
+    name = "odinw_pothole_test"
+    data_cfg.merge_from_list(["INPUT.PROMPT.DATASET_TEXTS", False, "DATASETS.TEST", (name,)])
+    mapper = DetectionDatasetMapper(data_cfg, is_train=False, dataset_names=[name])
+    for (prompt,) in mapper.test_prompts({}), build_default_prompts(data_cfg):
+        assert prompt.phrases == ("pothole",)
+        assert PromptTokenizer.from_config(data_cfg).decode(prompt.input_ids.tolist()).text == "pothole"

@@ -85,13 +85,47 @@ def test_wrong_input_ends_in_one_line(train_net, train_cfg, tmp_path, options, m
     assert "Traceback" not in "".join(capsys.readouterr())
 
 
+def test_a_set_that_fails_is_a_row_and_the_others_are_written_at_once(
+    train_net, train_cfg, tmp_path, monkeypatch, capsys
+):
+    """Of three sets the second has a category twice; when it fails, the result of the first is in its file."""
+    good = train_cfg.DATASETS.TEST[0]
+    source = MetadataCatalog.get(good)
+    content = json.loads(Path(source.json_file).read_text())
+    names = [f"{tmp_path.name}_{part}" for part in ("blank", "broken", "last")]
+    for name, edit in zip(names, ({"name": "  "}, {"name": content["categories"][1]["name"]}, {})):
+        content["categories"][0].update(edit)
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+        register_coco_grounding(name, tmp_path / f"{name}.json", source.image_root)
+        content = json.loads(Path(source.json_file).read_text())
+    tables = []
+    write_text = train_net.write_result_table.__globals__["write_text"]
+
+    def keep(path, text):
+        tables.append(json.loads(text)) if path.endswith(".json") else None
+        write_text(path, text)
+
+    monkeypatch.setitem(train_net.write_result_table.__globals__, "write_text", keep)
+    config = write_config(train_cfg, tmp_path / "config.yaml")
+    command = ["--config-file", config, "--num-gpus", "0", "--eval-only", "DATASETS.TEST", str(tuple(names))]
+    with pytest.raises(SystemExit) as error:
+        train_net.main([*command, "MODEL.WEIGHTS", ""])
+    assert (
+        "expected 3 datasets that can be evaluated, found 1 that failed" in str(error.value) + capsys.readouterr().err
+    )
+    assert [sum(bool(one) for one in table["results"].values()) for table in tables] == [1, 1, 2]
+    assert [list(table["failed"]) for table in tables] == [[], [names[1]], [names[1]]]
+    text = (Path(train_cfg.OUTPUT_DIR) / "result_table.md").read_text()
+    assert f"| {names[1]} | failed: {tmp_path / names[1]}.json: categories (id" in text
+    assert f"| {names[0]} |" in text and f"| {names[2]} |" in text
+
+
 def test_missing_data_end_an_evaluation_before_it_begins(train_net, train_cfg, tmp_path, monkeypatch):
     config = write_config(train_cfg, tmp_path / "config.yaml")
     name = "odinw_pothole_test"
     monkeypatch.setitem(vars(MetadataCatalog.get(name)), "json_file", str(tmp_path / "odinw/pothole/x.json"))
-    names = f"('{train_cfg.DATASETS.TEST[0]}', '{name}')"
     with pytest.raises(SystemExit) as exit_info:
-        train_net.main(["--config-file", config, "--num-gpus", "0", "--eval-only", "DATASETS.TEST", names])
+        train_net.main(["--config-file", config, "--num-gpus", "0", "--eval-only", "DATASETS.TEST", f"('{name}',)"])
     assert f"'{name}': json_file {tmp_path / 'odinw/pothole/x.json'} does not exist" in exit_info.value.code
     assert not (Path(train_cfg.OUTPUT_DIR) / "inference").exists()
 

@@ -76,7 +76,19 @@ def test_data_that_are_not_there_are_found_before_the_first_image(dataset, tmp_p
     with pytest.raises(ValueError, match="'odinw_nowhere_test' is not registered"):
         check_test_data(cfg)
     MetadataCatalog.get(dataset).image_ids_file = str(tmp_path / "ids.txt")
+    cfg.DATASETS.TEST = (dataset,)
     with pytest.raises(FileNotFoundError, match="'evaluated': image_ids_file .*ids.txt"):
+        check_test_data(cfg)
+
+
+def test_of_several_datasets_one_without_data_is_a_warning(dataset, tmp_path, caplog):
+    register_coco_grounding("not_there", tmp_path / "missing.json", tmp_path)
+    cfg = get_cfg()
+    cfg.DATASETS.TEST = ("not_there", dataset)
+    check_test_data(cfg)
+    assert "'not_there': json_file" in caplog.text
+    cfg.DATASETS.TEST = ("not_there", "not_there")
+    with pytest.raises(FileNotFoundError, match="'not_there': json_file"):
         check_test_data(cfg)
 
 

@@ -18,9 +18,7 @@ def table_of(folder, results, *options, **arguments):
     cfg = get_cfg()
     add_glipv2_config(cfg)
     cfg.merge_from_list(["DATASETS.TEST", tuple(results), *options])
-    # As detectron2's trainer: of a single dataset its results alone.
-    given = next(iter(results.values())) if len(results) == 1 else results
-    write_result_table(cfg, given, str(folder), **arguments)
+    write_result_table(cfg, results, str(folder), **arguments)
     return json.loads((folder / "result_table.json").read_text()), (folder / "result_table.md").read_text()
 
 
@@ -48,6 +46,19 @@ def test_a_single_set_and_one_without_results_have_their_places(tmp_path):
     assert content["results"] == {"alone": PHRASES} and "| alone | 80.00 |" in text
     content, _ = table_of(tmp_path, {"alone": PHRASES, "nothing": {}})
     assert content["results"]["nothing"] == {}
+
+
+def test_a_set_that_failed_is_a_row_with_the_reason_and_one_that_has_not_run_is_none(tmp_path):
+    found = {"broken": {}, "first_set": CATS, "later": {}}
+    content, text = table_of(tmp_path, found, failures={"broken": "boxes.json: expected |json|,\nfound 'x'"})
+    assert content["failed"] == {"broken": "boxes.json: expected |json|,\nfound 'x'"}
+    assert (
+        "| first_set | 41.25 | 60.00 | - |\n| broken | failed: boxes.json: expected /json/, found 'x' | - | - |\n"
+        in text
+    )
+    assert "later" not in text
+    _, text = table_of(tmp_path, {"broken": {}}, failures={"broken": "why"})
+    assert "## results\n\n| dataset | - |\n| --- | --- |\n| broken | failed: why |\n" in text
 
 
 def test_mean_and_median_are_those_of_the_sets():

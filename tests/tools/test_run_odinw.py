@@ -369,7 +369,10 @@ def test_a_cell_that_fails_is_named_and_the_others_go_on(run, tool, monkeypatch)
     # Four images: no category is in ten.
     with pytest.raises(SystemExit, match="2 cells failed.*\n.*has 3 images of 'red box', expected at least 10"):
         run("--modes", "full", "prompt", "--shots", "10", "0", "--seeds", "3")
-    assert "| zero_shot | 7.0 |" in (run.output / "table.md").read_text()
+    text = (run.output / "table.md").read_text()
+    assert "| zero_shot | 7.0 |" in text
+    assert f"| {run.set}/full_10_seed3 | failed: DATASETS.FEW_SHOT.SHOTS: " in text
+    assert len(json.loads((run.output / "table.json").read_text())["failed"]) == 2
     with pytest.raises(SystemExit, match="1 cells failed.*\n.*--metric: .* one of bbox/AP, bbox/AP50, found 'segm/AP'"):
         run("--shots", "0", "--metric", "segm/AP", "--output", str(run.output / "other"))
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode, configurable
-from detectron2.data import MetadataCatalog
 
 from ...errors import InputError
 from ...prompts.name_texts import PromptTexts, name_texts, prompt_from_texts, text_namesakes, tokenize_texts
 from ...prompts.protocols import chunk_size_of
 from ...prompts.training_names import sample_training_names
 from ...prompts.vocabulary import dataset_names as names_of_dataset
+from ...prompts.vocabulary import prompt_texts_of
 from ...structures import TokenizedPrompt
 from .base import DroppedText, PromptDatasetMapper, PromptedBoxes, boxes_to_train_on, check_probability
 
@@ -93,7 +93,7 @@ class DetectionDatasetMapper(PromptDatasetMapper):
         vocabularies = {name: names_of_dataset(name) for name in dataset_names}
         return {
             "vocabularies": vocabularies,
-            "prompt_texts": {name: MetadataCatalog.get(name).get("prompt_texts", {}) for name in dataset_names},
+            "prompt_texts": {name: prompt_texts_of(cfg, name) for name in dataset_names},
             "separator": cfg.INPUT.PROMPT.SEPARATOR,
             "num_negatives": cfg.INPUT.PROMPT.NUM_NEGATIVES,
             "full_negatives_prob": cfg.INPUT.PROMPT.FULL_NEGATIVES_PROB,
@@ -112,7 +112,8 @@ class DetectionDatasetMapper(PromptDatasetMapper):
         """Draw the names of the prompt, and keep the boxes whose name is in it; crowd regions are never targets."""
         dataset = self._dataset_of(dataset_dict)
         texts, shared_ids = self.texts[dataset], self.shared_ids[dataset]
-        annotations = boxes_to_train_on(dataset_dict)
+        # A blank name has no token to be learned.
+        annotations = [item for item in boxes_to_train_on(dataset_dict) if texts[item["category_id"]].name.strip()]
         positives = {item["category_id"] for item in annotations}
         read_the_same = [self.namesakes[dataset].get(name_id, ()) for name_id in positives]
         name_ids = sample_training_names(

@@ -162,7 +162,9 @@ class CocoJson:
             where = f"categories[{index}] (id {category_id})"
             synonyms = row.get("synonyms")
             name = row.get("name", synonyms[0] if isinstance(synonyms, list) and synonyms else None)
-            if not is_text(name):
+            if isinstance(name, str) and not name.strip():
+                self.report.change(f"category with the blank name {show(name)}, which no prompt asks for")
+            elif not is_text(name):
                 self._fail(f"{where}: name", "a name that is not empty", row.get("name"))
             if category_id in names:
                 self._fail(f"{where}: id", "an id that no other category has", category_id)

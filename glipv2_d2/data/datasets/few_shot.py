@@ -107,7 +107,8 @@ def few_shot_dicts(source: str, dataset_dicts: Sequence[dict], few_shot: FewShot
             counts.update(categories)
             taken.append(index)
     # Nothing of a category below its quota is left out, so its count is all that the data has.
-    short = [(name, counts[category]) for category, name in enumerate(names) if counts[category] < shots]
+    # No prompt asks for a blank name.
+    short = [(name, counts[row]) for row, name in enumerate(names) if name.strip() and counts[row] < shots]
     if short and not few_shot.allow_fewer:
         (name, found), more = short[0], f"; {len(short) - 1} more categories lack images" if len(short) > 1 else ""
         raise InputError(

@@ -44,9 +44,9 @@ class OdinwSet(NamedTuple):
         return f"{images}/{_ANNOTATIONS}", images
 
 
-# Source: the official code's task files of ODinW-13 (GLIPv2, Table 7) and ODinW-35, from memory: neither they nor the
-# archives were at hand to compare with, except for the penguin of Aquarium. A wrong folder is an error that names it.
-# The official files have texts for more sets than stand here; none was made up.
+# Source: the official code's task files of ODinW-35, which agree with this table in the folders of all sets and in the
+# texts of the six sets that have some. The official files of ODinW-13 have none of these texts: for their protocol set
+# INPUT.PROMPT.DATASET_TEXTS to False. A wrong folder is an error that names it.
 ODINW_SETS = {
     "AerialMaritimeDrone_large": OdinwSet("AerialMaritimeDrone/large"),
     "AerialMaritimeDrone_tiled": OdinwSet("AerialMaritimeDrone/tiled"),
