@@ -78,8 +78,8 @@ def summarize(
         datasets: Names of the datasets that count, at least one.
 
     Returns:
-        All tasks and metrics of the first dataset that has any, without the AP of single categories; None if one of the datasets has
-        no value.
+        All tasks and metrics of the first dataset that has any, without the AP of single categories; None if one of the
+        datasets has no value.
     """
     first = next((results[dataset] for dataset in datasets if results[dataset]), {})
     summary: dict[str, dict[str, dict[str, float | None]]] = {name: {} for name in _STATISTICS}

@@ -80,11 +80,8 @@ def sample_training_names(
         count -= len(kept) if negative_sampling == "total" else 0
         negatives = _draw_negatives(len(names), excluded.union(positives), count, negative_sampling, rng)
         rows = kept + costs.fitting(negatives, budget - 1)[0]  # One token stays free behind the last.
-    # A blank name is a phrase without tokens, so it cannot be the only one.
     if not any(names[row].strip() for row in rows):
-        named = [row for row in range(len(names)) if names[row].strip()] or list(range(len(names)))
-        others = [row for row in named if row not in excluded] or named
-        rows = [others[rng.integers(len(others))]]
+        rows = [_draw_one(names, excluded, rng)]
     return rng.permutation(rows).tolist() if shuffle else sorted(rows)
 
 
@@ -124,6 +121,13 @@ def _draw_count(full: int, full_negatives_prob: float, rng: np.random.Generator)
     if full == 0 or rng.random() < full_negatives_prob:
         return full
     return int(rng.integers(1, full + 1))
+
+
+def _draw_one(names: Sequence[str], excluded: Collection[int], rng: np.random.Generator) -> int:
+    """Draw a name for an empty prompt; a blank one is a phrase without tokens, which would leave it empty."""
+    named = [row for row in range(len(names)) if names[row].strip()] or list(range(len(names)))
+    others = [row for row in named if row not in excluded] or named
+    return others[rng.integers(len(others))]
 
 
 def _draw_negatives(
