@@ -1,38 +1,23 @@
 import pickle
 
-import numpy as np
 import pytest
 from detectron2.data import transforms as T
-from detectron2.structures import BoxMode
-from PIL import Image
+from mapper_cases import annotation, drawn_record, options, spelled, words_of_boxes
 
 from glipv2_d2.data.dataset_mappers.captioning import CaptioningDatasetMapper, reference_captions
-from glipv2_d2.prompts.tokenizer import PromptTokenizer
 
 CAPTIONS = ["a cat left of a dog", "two animals", "pets on the right"]
 CAT, DOG = (2, 5), (16, 19)
 
 
-def mapper(augmentations=(), max_tokens=256, is_train=True, grounded=False, **more) -> CaptioningDatasetMapper:
-    return CaptioningDatasetMapper(
-        grounded=grounded,
-        is_train=is_train,
-        augmentations=list(augmentations),
-        image_format="BGR",
-        tokenizer=PromptTokenizer(max_tokens=max_tokens),
-        **more,
-    )
-
-
-def annotation(bbox, span, **fields) -> dict:
-    return {"bbox": bbox, "bbox_mode": BoxMode.XYXY_ABS, "tokens_positive": [span], **fields}
+def mapper(augmentations=(), grounded=False, **more) -> CaptioningDatasetMapper:
+    return CaptioningDatasetMapper(grounded=grounded, **options(augmentations, **more))
 
 
 @pytest.fixture
 def image(tmp_path) -> dict:
     """An image of 64 x 48."""
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(tmp_path / "a.png")
-    return {"file_name": str(tmp_path / "a.png"), "image_id": 7, "width": 64, "height": 48, "sample_seed": 11}
+    return drawn_record(tmp_path)
 
 
 @pytest.fixture
@@ -46,17 +31,8 @@ def grounded(image) -> dict:
     return {**image, "caption": CAPTIONS[0], "annotations": boxes}
 
 
-def spelled(mapper, ids) -> str:
-    return " ".join(mapper.tokenizer._encoder.id_to_token(index) for index in ids.tolist())
-
-
 def text_of(mapper, sample) -> str:
     return spelled(mapper, sample["prompts"][0].input_ids)
-
-
-def words_of_boxes(mapper, sample) -> list[str]:
-    prompt = sample["prompts"][0]
-    return [spelled(mapper, prompt.input_ids[row]) for row in prompt.phrase_token_map[sample["instances"].gt_classes]]
 
 
 def test_a_plain_sample_reads_one_of_the_captions(plain):

@@ -7,6 +7,7 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
+from mapper_cases import annotation, drawn_record, options
 from PIL import Image
 
 from glipv2_d2.data.dataset_mappers.detection import DetectionDatasetMapper
@@ -16,35 +17,18 @@ from glipv2_d2.prompts.tokenizer import PromptTokenizer
 LONG_NAME = "very " * 60 + "long dog"
 
 
-def make_mapper(is_train=True, augmentations=(), vocabularies=None, max_tokens=256, **kwargs) -> DetectionDatasetMapper:
-    options = {"separator": ". ", "num_negatives": 85, "full_negatives_prob": 1.0, "shuffle": True}
-    return DetectionDatasetMapper(
-        is_train=is_train,
-        augmentations=list(augmentations),
-        image_format="BGR",
-        vocabularies=vocabularies or {"pets": ["red dog", "cat", "fish"]},
-        tokenizer=PromptTokenizer(max_tokens=max_tokens),
-        **{**options, **kwargs},
-    )
+def make_mapper(vocabularies=None, **more) -> DetectionDatasetMapper:
+    own = {"separator": ". ", "num_negatives": 85, "full_negatives_prob": 1.0, "shuffle": True}
+    vocabularies = vocabularies or {"pets": ["red dog", "cat", "fish"]}
+    return DetectionDatasetMapper(vocabularies=vocabularies, **options(**{**own, **more}))
 
 
 @pytest.fixture
 def record(tmp_path: Path) -> dict:
     """An image of 64 x 48 with a cat, a dog, and a crowd of fish."""
-    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a.png")
     boxes = [([4.0, 6.0, 24.0, 16.0], 1, 0), ([30.0, 8.0, 40.0, 40.0], 0, 0), ([1.0, 1.0, 9.0, 9.0], 2, 1)]
-    return {
-        "file_name": str(tmp_path / "a.png"),
-        "image_id": 7,
-        "width": 64,
-        "height": 48,
-        "sample_seed": 11,
-        "annotations": [
-            {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS, "category_id": category, "iscrowd": crowd}
-            for box, category, crowd in boxes
-        ],
-    }
+    annotations = [annotation(box, category_id=category, iscrowd=crowd) for box, category, crowd in boxes]
+    return drawn_record(tmp_path, annotations=annotations)
 
 
 def phrases_of_boxes(sample: dict) -> list[str]:
@@ -151,8 +135,8 @@ def test_the_seed_alone_decides_and_global_randomness_is_left_alone(record):
 def test_global_randomness_is_restored_after_an_error(record):
     np.random.seed(0)
     before = np.random.get_state()[1].tolist()
-    with pytest.raises(UnreadableImageError):
-        make_mapper()({**record, "file_name": "gone.png"})
+    with pytest.raises(UnreadableImageError, match="a.png: .*expected a readable image of the size"):
+        make_mapper()({**record, "width": 65})
     assert np.random.get_state()[1].tolist() == before
 
 
@@ -230,39 +214,6 @@ def test_names_whose_objects_do_not_all_have_a_box_are_never_negatives_of_the_im
 def test_a_vocabulary_that_fits_no_prompt_is_an_error_at_once():
     with pytest.raises(ValueError, match="long dog|very"):
         make_mapper(vocabularies={"pets": [LONG_NAME]}, max_tokens=32)
-
-
-@pytest.mark.parametrize("damage", ["missing", "truncated", "text", "empty", "size"])
-def test_unreadable_images_are_named_on_one_line(record, damage):
-    path = Path(record["file_name"])
-    content = path.read_bytes()
-    if damage == "missing":
-        path.unlink()
-    elif damage == "size":
-        record["width"] = 65
-    else:
-        path.write_bytes({"truncated": content[: len(content) // 2], "text": b"not an image", "empty": b""}[damage])
-    for is_train in (True, False):
-        with pytest.raises(UnreadableImageError, match="a.png: .*expected a readable image") as raised:
-            make_mapper(is_train=is_train)(record)
-        assert "\n" not in str(raised.value)
-
-
-def test_exif_orientation_is_applied(tmp_path):
-    exif = Image.Exif()
-    exif[274] = 6  # shown rotated by a quarter turn
-    Image.new("RGB", (64, 48), (255, 0, 0)).save(tmp_path / "a.jpg", exif=exif)
-    sample = make_mapper(is_train=False)({"file_name": str(tmp_path / "a.jpg"), "width": 48, "height": 64})
-    assert sample["image"].shape == (3, 64, 48)
-    assert sample["image"].float().mean(dim=(1, 2)).argmax() == 2  # BGR
-
-
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK"])
-def test_every_kind_of_image_becomes_three_channels(tmp_path, mode):
-    path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
-    Image.new("RGB", (20, 10)).convert(mode).save(path)
-    sample = make_mapper(is_train=False)({"file_name": str(path)})
-    assert sample["image"].shape == (3, 10, 20) and (sample["width"], sample["height"]) == (20, 10)
 
 
 def test_the_config_decides(mixed_dataset, data_cfg):

@@ -93,25 +93,15 @@ BOX_FAULTS = {
     "huge": ({"bbox": [1, 2, 3, 10**400]}, "boxes that are not four numbers", "four finite", "[1, 2, 3, 1000"),
     "true": ({"bbox": [1, 2, 3, True]}, "boxes that are not four numbers", "four finite", "[1, 2, 3, True]"),
     "inverted": ({"bbox": [9, 9, -3, 4]}, "boxes with a negative side", "sides >= 0", "[9, 9, -3, 4]"),
+    "upside down": ({"bbox": [9, 9, 3, -4]}, "boxes with a negative side", "sides >= 0", "[9, 9, 3, -4]"),
     "empty": ({"bbox": [9, 9, 0, 4]}, "boxes without area", "a width and a height above 0", "[9, 9, 0, 4]"),
-    "right of it": (
-        {"bbox": [65, 1, 3, 4]},
-        "boxes outside their image",
-        "inside its image of 64 x 48",
-        "corners [65.0, 1",
-    ),
-    "above it": (
-        {"bbox": [1, -9, 3, 4]},
-        "boxes outside their image",
-        "inside its image of 64 x 48",
-        "corners [1.0, -9",
-    ),
-    "touching": (
-        {"bbox": [64, 1, 3, 4]},
-        "boxes outside their image",
-        "inside its image of 64 x 48",
-        "corners [64.0, 1",
-    ),
+    **{
+        f"outside at {x}, {y}": (
+            *({"bbox": [x, y, 3, 4]}, "boxes outside their image"),
+            *("inside its image of 64 x 48", f"corners [{x}.0, {y}.0"),
+        )
+        for x, y in ((65, 1), (64, 1), (-9, 1), (1, -9), (1, 49))
+    },
 }
 DETECTION_FAULTS = {
     "unknown category": ({"category_id": 9}, "unknown category_ids", "an id that stands in categories", "9"),

@@ -1,12 +1,11 @@
 import pickle
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
-from PIL import Image
+from mapper_cases import annotation, drawn_record, options, words_of_boxes
 
 from glipv2_d2.data.dataset_mappers.grounding import GroundingDatasetMapper
 from glipv2_d2.data.dataset_mappers.pseudo_grounding import PseudoGroundingDatasetMapper
@@ -16,16 +15,6 @@ from glipv2_d2.prompts.tokenizer import PromptTokenizer
 CAPTION = "a red dog left of the cat, and a dog"
 RED_DOG, CAT, LAST_DOG = (2, 9), (22, 25), (33, 36)
 IGNORED = -100
-
-
-def options(augmentations=(), max_tokens=256, is_train=True, **more) -> dict:
-    return {
-        "is_train": is_train,
-        "augmentations": list(augmentations),
-        "image_format": "BGR",
-        "tokenizer": PromptTokenizer(max_tokens=max_tokens),
-        **more,
-    }
 
 
 def grounding_mapper(**more) -> GroundingDatasetMapper:
@@ -42,36 +31,16 @@ def caption_mapper(min_score=0.5, num_negatives=0, no_prob=0.0, full_prob=1.0, *
     )
 
 
-def annotation(bbox, *spans, **fields) -> dict:
-    return {"bbox": bbox, "bbox_mode": BoxMode.XYXY_ABS, "tokens_positive": spans, **fields}
-
-
 @pytest.fixture
 def record(tmp_path: Path) -> dict:
     """An image of 64 x 48 with two red dogs, a cat, and a crowd."""
-    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    return {
-        "file_name": str(tmp_path / "a.png"),
-        "image_id": 7,
-        "width": 64,
-        "height": 48,
-        "sample_seed": 11,
-        "caption": CAPTION,
-        "annotations": [
-            annotation((4.0, 6.0, 24.0, 16.0), RED_DOG),
-            annotation((30.0, 8.0, 40.0, 40.0), CAT),
-            annotation((1.0, 1.0, 9.0, 9.0), RED_DOG),
-            annotation((2.0, 2.0, 9.0, 9.0), LAST_DOG, iscrowd=1),
-        ],
-    }
-
-
-def words_of_boxes(sample: dict, tokenizer: PromptTokenizer) -> list[str]:
-    """The text that the tokens of each box spell, read from the prompt."""
-    prompt = sample["prompts"][0]
-    rows = prompt.phrase_token_map[sample["instances"].gt_classes]
-    return [decode(prompt.input_ids[row], tokenizer) for row in rows]
+    boxes = [
+        annotation((4.0, 6.0, 24.0, 16.0), RED_DOG),
+        annotation((30.0, 8.0, 40.0, 40.0), CAT),
+        annotation((1.0, 1.0, 9.0, 9.0), RED_DOG),
+        annotation((2.0, 2.0, 9.0, 9.0), LAST_DOG, iscrowd=1),
+    ]
+    return drawn_record(tmp_path, caption=CAPTION, annotations=boxes)
 
 
 def decode(ids: torch.Tensor, tokenizer: PromptTokenizer) -> str:
@@ -88,7 +57,7 @@ def test_a_sample_has_the_caption_as_prompt_and_a_phrase_for_each_distinct_range
     instances = sample["instances"]
     assert instances.gt_boxes.tensor.tolist() == [[4, 6, 24, 16], [30, 8, 40, 40], [1, 1, 9, 9]]
     assert instances.gt_classes.tolist() == [0, 1, 0] and instances.gt_category_ids.tolist() == [-1, -1, -1]
-    assert words_of_boxes(sample, mapper.tokenizer) == ["red dog", "cat", "red dog"]
+    assert words_of_boxes(mapper, sample) == ["red dog", "cat", "red dog"]
     assert "dropped" not in sample
     assert {key: sample[key] for key in ("image_id", "width", "height")} == {"image_id": 7, "width": 64, "height": 48}
 
@@ -105,7 +74,7 @@ def test_several_ranges_in_any_order_are_one_phrase(record):
     mapper = grounding_mapper()
     sample = mapper({**record, "annotations": boxes})
     assert sample["prompts"][0].phrases == ("dog dog",) and sample["instances"].gt_classes.tolist() == [0, 0]
-    assert words_of_boxes(sample, mapper.tokenizer) == ["dog dog"] * 2
+    assert words_of_boxes(mapper, sample) == ["dog dog"] * 2
 
 
 def test_lists_as_a_json_file_has_them_are_read(record):
@@ -128,7 +97,7 @@ def test_boxes_of_phrases_cut_off_are_dropped_and_counted(record):
     mapper = grounding_mapper(max_tokens=8)
     sample = mapper(record)
     assert len(sample["prompts"][0]) == 8
-    assert words_of_boxes(sample, mapper.tokenizer) == ["red dog", "red dog"]
+    assert words_of_boxes(mapper, sample) == ["red dog", "red dog"]
     assert sample["instances"].gt_boxes.tensor.tolist() == [[4, 6, 24, 16], [1, 1, 9, 9]]
     assert sample["dropped"] == {"tokens": 5, "phrases": 1, "boxes": 1}
 
@@ -152,7 +121,7 @@ def test_foreign_and_control_characters_are_tokens_like_any(record, caption):
     begin, length = caption.index("dog"), len(caption)
     boxes = [annotation((4, 6, 24, 16), (begin, begin + 3)), annotation((4, 6, 24, 16), (length - 1, length))]
     sample = mapper({**record, "caption": caption, "annotations": boxes})
-    assert words_of_boxes(sample, mapper.tokenizer)[0] == "dog"
+    assert words_of_boxes(mapper, sample)[0] == "dog"
 
 
 def test_a_phrase_of_control_characters_has_no_token_and_is_counted(record):
@@ -176,7 +145,7 @@ def test_a_mirrored_image_swaps_left_and_right(record, flip_words, augmentation,
     sample = mapper(record)
     assert decode(sample["prompts"][0].input_ids, mapper.tokenizer) == expected
     side = "right" if expected != CAPTION else "left"
-    assert words_of_boxes(sample, mapper.tokenizer) == ["red dog", f"{side} cat", "red dog"]
+    assert words_of_boxes(mapper, sample) == ["red dog", f"{side} cat", "red dog"]
 
 
 def test_two_mirrors_are_none(record):
@@ -286,7 +255,7 @@ def test_negative_captions_share_the_prompt_and_the_boxes_keep_their_words(recor
         text = decode(prompt.input_ids, mapper.tokenizer)
         texts.add(text)
         assert all(caption in text for caption in [CAPTION, *NEGATIVES])
-        assert words_of_boxes(sample, mapper.tokenizer) == ["red dog", "cat", "red dog"]
+        assert words_of_boxes(mapper, sample) == ["red dog", "cat", "red dog"]
         assert prompt.category_ids.tolist() == [-1, -1]
     assert len(texts) > 1
 

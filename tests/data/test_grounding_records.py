@@ -42,31 +42,6 @@ def test_boxes_are_cut_to_the_image(value, has_sides, expected):
     assert read_box(value, 48, 64, has_sides=has_sides) == expected
 
 
-@pytest.mark.parametrize(
-    ("value", "reason"),
-    [
-        (None, "four finite numbers"),
-        ([1, 2, 3], "four finite numbers"),
-        ([1, 2, 3, float("nan")], "four finite numbers"),
-        ([1, 2, 3, float("inf")], "four finite numbers"),
-        ([1, 2, 3, True], "four finite numbers"),
-        ([1, 2, 3, "4px"], "four finite numbers"),
-        ([1, 2, 3, 10**400], "four finite numbers"),
-        ([9, 6, 4, 16], "sides >= 0"),
-        ([4, 16, 9, 6], "sides >= 0"),
-        ([65, 6, 70, 16], "inside its image of 64 x 48 pixels"),
-        ([4, 49, 70, 56], "inside its image of 64 x 48 pixels"),
-        ([4, 6, 4, 16], "a width and a height above 0"),
-        ([-9, 6, -1, 16], "inside its image"),
-        ([4, -9, 14, -1], "inside its image"),
-    ],
-)
-def test_improper_boxes_are_named(value, reason):
-    with pytest.raises(EntryError, match=f"bbox: expected .*{reason}") as raised:
-        read_box(value, 48, 64)
-    assert not isinstance(raised.value, OmittedEntry) and "\n" not in str(raised.value)
-
-
 @pytest.mark.parametrize("value", [[4, 6, 5, 16], [4, 6, 24, 7], [63, 6, 90, 16], [4, 47, 24, 90]])
 def test_a_box_of_one_pixel_is_too_little(value):
     with pytest.raises(OmittedEntry, match="with at most 1 pixel of it inside"):

@@ -12,7 +12,6 @@ from PIL import Image
 
 from glipv2_d2 import add_glipv2_config, register_lvis
 from glipv2_d2.data import DetectionDatasetMapper
-from glipv2_d2.data.datasets.value_checks import AnnotationError
 from glipv2_d2.data.loading import load_dataset
 from glipv2_d2.evaluation.lvis_evaluator import LVISEvaluator
 
@@ -92,18 +91,6 @@ def test_lists_of_an_image_may_be_absent_and_name_categories_that_are_not_there(
     assert second["never_negative_ids"] == [2]
 
 
-def test_boxes_are_cut_and_those_without_area_go(register, caplog):
-    content = lvis_content()
-    content["annotations"][0]["bbox"] = [-5, 6, 80, 10]
-    content["annotations"][1]["bbox"] = [4, 4, 0, 9]
-    name = register(content)
-    with caplog.at_level(logging.WARNING, "glipv2_d2"):
-        records = DatasetCatalog.get(name)
-    boxes = [[item["bbox"] for item in record["annotations"]] for record in records]
-    assert boxes == [[[0, 0, 9, 9]], [[0, 6, 64, 16]]]
-    assert len(caplog.records) == 1 and "lvis.json: left out annotations (1 boxes without area)" in caplog.text
-
-
 def test_a_polygon_of_two_points_costs_its_mask_and_nothing_else(register, tmp_path, caplog, images_exist):
     content = lvis_content()
     content["annotations"][0]["segmentation"] = [[4, 6, 24, 6]]
@@ -119,19 +106,6 @@ def test_a_polygon_of_two_points_costs_its_mask_and_nothing_else(register, tmp_p
     assert len(caplog.records) == 1
     assert "left out parts of masks (1 polygons without area), masks (1 polygons without area)" in caplog.text
     assert "000000000009.jpg: box 0: polygon: expected at least 3 points" in caplog.text
-
-
-def test_a_missing_file_and_a_taken_name_are_named(new_name, tmp_path):
-    register_lvis(new_name, tmp_path / "none.json", tmp_path)
-    with pytest.raises(FileNotFoundError, match="json_file .*none.json .*DETECTRON2_DATASETS"):
-        DatasetCatalog.get(new_name)
-    with pytest.raises(ValueError, match="registered already"):
-        register_lvis(new_name, "a.json", "b")
-
-
-def test_thing_classes_that_are_given_must_agree(register):
-    with pytest.raises(AnnotationError, match="categories: expected the 1 thing_classes .*found bow_.weapon"):
-        DatasetCatalog.get(register(lvis_content(), thing_classes=["bow_(weapon)"]))
 
 
 @pytest.mark.parametrize("expected", [100.0, 0.0])

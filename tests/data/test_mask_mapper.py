@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import transforms as T
-from detectron2.structures import BitMasks, BoxMode, PolygonMasks
+from detectron2.structures import BitMasks, PolygonMasks
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from mapper_cases import annotation, drawn_record, options
 from pycocotools import mask as mask_util
 
 from glipv2_d2.data import build_train_loader
@@ -19,7 +19,6 @@ from glipv2_d2.data.dataset_mappers.grounding import GroundingDatasetMapper
 from glipv2_d2.data.dataset_mappers.pseudo_grounding import PseudoGroundingDatasetMapper
 from glipv2_d2.data.mask_transforms import transform_masks
 from glipv2_d2.data.transforms import ResizeTransformLegacy
-from glipv2_d2.prompts.tokenizer import PromptTokenizer
 
 HEIGHT, WIDTH = 48, 64
 # With holes in neither, and a part in two pieces.
@@ -181,45 +180,17 @@ def test_two_hundred_polygons_of_a_large_image_are_no_bitmaps():
     assert peak < 500_000
 
 
-def box(bbox, segmentation=None, **fields) -> dict:
-    item = {"bbox": bbox, "bbox_mode": BoxMode.XYXY_ABS, "iscrowd": 0, **fields}
-    return item if segmentation is None else {**item, "segmentation": segmentation}
-
-
 @pytest.fixture
 def record(tmp_path: Path) -> dict:
     """An image of 64 x 48 with a cat that has a mask, a dog that has none, a fish with one, and a crowd with an RLE."""
-    pixels = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    kinds = [(1, (12, 15)), (0, (2, 5)), (2, (22, 26)), (2, (22, 26))]
+    fish = {"category_id": 2, "iscrowd": 0}
     items = [
-        box([8, 4, 56, 44], STAR),
-        box([30, 8, 40, 40]),
-        box([4, 4, 20, 16], [PIECES[0]]),
-        box([0, 0, 9, 9], to_rle(draw(STAR)), iscrowd=1),
+        annotation([8, 4, 56, 44], [12, 15], category_id=1, iscrowd=0, segmentation=STAR),
+        annotation([30, 8, 40, 40], [2, 5], category_id=0, iscrowd=0),
+        annotation([4, 4, 20, 16], [22, 26], **fish, segmentation=[PIECES[0]]),
+        annotation([0, 0, 9, 9], [22, 26], **{**fish, "iscrowd": 1}, segmentation=to_rle(draw(STAR))),
     ]
-    return {
-        "file_name": str(tmp_path / "a.png"),
-        "image_id": 7,
-        "width": WIDTH,
-        "height": HEIGHT,
-        "sample_seed": 11,
-        "caption": "a dog and a cat with a fish",
-        "annotations": [
-            {**item, "category_id": category, "tokens_positive": [list(span)]}
-            for item, (category, span) in zip(items, kinds)
-        ],
-    }
-
-
-def options(augmentations=(), with_masks=True, max_tokens=256) -> dict:
-    return {
-        "is_train": True,
-        "augmentations": list(augmentations),
-        "image_format": "BGR",
-        "tokenizer": PromptTokenizer(max_tokens=max_tokens),
-        "with_masks": with_masks,
-    }
+    return drawn_record(tmp_path, caption="a dog and a cat with a fish", annotations=items)
 
 
 def detection_mapper(**more) -> DetectionDatasetMapper:
@@ -229,17 +200,17 @@ def detection_mapper(**more) -> DetectionDatasetMapper:
         num_negatives=0,
         full_negatives_prob=1.0,
         shuffle=False,
-        **options(**more),
+        **options(**{"with_masks": True, **more}),
     )
 
 
 def grounding_mapper(**more) -> GroundingDatasetMapper:
-    return GroundingDatasetMapper(**options(**more))
+    return GroundingDatasetMapper(**options(**{"with_masks": True, **more}))
 
 
 def caption_mapper(min_score=0.5, **more) -> PseudoGroundingDatasetMapper:
     numbers = {"num_negatives": 0, "no_negatives_prob": 0.0, "full_negatives_prob": 1.0}
-    return PseudoGroundingDatasetMapper(min_score=min_score, **numbers, **options(**more))
+    return PseudoGroundingDatasetMapper(min_score=min_score, **numbers, **options(**{"with_masks": True, **more}))
 
 
 MAPPERS = {"detection": detection_mapper, "grounding": grounding_mapper, "pseudo_grounding": caption_mapper}
@@ -265,7 +236,7 @@ def test_masks_turn_with_boxes_and_pixels(record):
     assert instances.gt_boxes.tensor[2].tolist() == [44, 4, 60, 16]
     assert instances.gt_masks.polygons[2][0].tolist() == [60, 4, 44, 4, 44, 16, 60, 16]
     # Mirrored words of grounding data keep their masks too.
-    flipped = GroundingDatasetMapper(**options([T.RandomFlip(1.0)]), flip_words=True)(record)["instances"]
+    flipped = grounding_mapper(augmentations=[T.RandomFlip(1.0)], flip_words=True)(record)["instances"]
     assert flipped.gt_masks.polygons[2][0].tolist() == [60, 4, 44, 4, 44, 16, 60, 16]
 
 

@@ -5,6 +5,7 @@ import os
 import re
 
 import pytest
+from damaged_json import damaged
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from hypothesis import HealthCheck, given, settings
@@ -146,6 +147,7 @@ BAD_LINES = {
     "long number": (b'{"filename": ' + b"9" * 9999 + b"}", "expected json"),
     "list": (b"[]", r"expected an object.*, found \[\]"),
     "no file": (detection(filename=None), "filename: expected .*found None"),
+    "outside": (detection(filename="x/../../a.jpg"), "expected a path inside the folder of the images"),
     "no size": (detection(width=-1), "width: expected .*found -1"),
     "no kind": ({"filename": "a.jpg", "height": 4, "width": 4}, "detection: expected .*found None"),
     "no instances": (detection(detection={"boxes": []}), "expected an object with a list of instances"),
@@ -165,9 +167,7 @@ def test_a_bad_line_is_left_out(load, caplog, bad, reason):
 BAD_BOXES = {
     "number": (5, "malformed entries", "expected an object, found 5"),
     "no label": (instance(None), "malformed ids", "label: expected an integer, found None"),
-    "boolean as label": (instance(True), "malformed ids", "label: expected an integer, found True"),
     "nan": (instance(bbox=(1, 2, math.nan, 4)), "boxes that are not four numbers", r"found \[1, 2, nan, 4\]"),
-    "outside": (instance(bbox=(70, 2, 80, 4)), "boxes outside their image", "inside its image of 64 x 48"),
     "one pixel": (instance(bbox=(4, 4, 5, 9)), "boxes of at most one pixel", "at most 1 pixel of it inside"),
 }
 
@@ -252,12 +252,6 @@ def test_missing_files_are_named(tmp_path, new_name, field):
         DatasetCatalog.get(new_name)
 
 
-def test_a_name_is_registered_once(new_name):
-    register_odvg(new_name, "a.jsonl", "b")
-    with pytest.raises(ValueError, match="registered already"):
-        register_odvg(new_name, "a.jsonl", "b")
-
-
 def test_a_slow_file_shows_how_far_it_is(load, monkeypatch, capsys):
     load(grounding(region()), grounding(region()))
     assert capsys.readouterr().err == ""
@@ -278,28 +272,13 @@ def test_lines_come_with_their_offsets(tmp_path):
     assert list(skip_report.read_lines(str(tmp_path / "a.txt"))) == [(0, b"one\n"), (4, b"\n"), (5, b"three")]
 
 
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 70) | st.floats() | st.text(max_size=5),
-    lambda values: (
-        st.lists(values, max_size=4) | st.dictionaries(st.sampled_from(["bbox", "label"]), values, max_size=2)
-    ),
-    max_leaves=6,
-)
-
-
 @pytest.mark.parametrize("task", ["detection", "pseudo_grounding"])
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80, deadline=None)
 @given(data=st.data())
 def test_any_damage_is_left_out_or_a_one_line_error(tmp_path, task, data):
     """Replace or remove one random value of a good line, or cut the line; what comes out is fit for training."""
     line = detection(instance(), instance(0, "red dog")) if task == "detection" else grounding(region(score=0.5))
-    content = {"line": json.loads(json.dumps(line))}
-    owner, key = content, "line"
-    while isinstance(owner[key], (dict, list)) and owner[key] and data.draw(st.integers(0, 5)):
-        owner = owner[key]
-        key = data.draw(st.sampled_from(sorted(owner) if isinstance(owner, dict) else range(len(owner))))
-    owner[key] = data.draw(json_values)
-    text = json.dumps(content["line"]).encode()
+    text = json.dumps(damaged(data, {"line": json.loads(json.dumps(line))})["line"]).encode()
     cut = data.draw(st.integers(1, len(text)))
     good = json.dumps(line).encode()
     jsonl_file = tmp_path / "damaged.jsonl"
@@ -315,11 +294,3 @@ def test_any_damage_is_left_out_or_a_one_line_error(tmp_path, task, data):
         check_dataset_dicts(name, records, len(MetadataCatalog.get(name).get("thing_classes", [])), task=task)
     finally:
         MetadataCatalog.pop(name, None)
-
-
-@pytest.mark.parametrize("filename", ["/etc/a.jpg", "../a.jpg", "x/../../a.jpg", "..\\a.jpg"])
-def test_a_file_name_that_leaves_the_image_folder_is_left_out(load, caplog, filename):
-    with caplog.at_level(logging.WARNING):
-        (record,) = load(grounding(region(), filename=filename), grounding(region(), filename="x/..a.jpg"))
-    assert record["file_name"].endswith("x/..a.jpg")
-    assert "expected a path inside the folder of the images" in caplog.text

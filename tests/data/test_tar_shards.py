@@ -83,7 +83,8 @@ def test_a_broken_header_ends_a_shard(tmp_path):
     data[4 * FILE_SIZE : 4 * FILE_SIZE + 200] = b"?" * 200
     path.write_bytes(data)
     samples, damage = read(path)
-    assert [sample.key for sample in samples] == ["a", "b"] and len(damage) == 1
+    assert contents(samples) == dict(list(FILES.items())[:4])
+    assert len(damage) == 1 and "2 samples read" in damage[0]
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar at all" * 500])
@@ -153,15 +154,6 @@ def test_patterns_that_name_no_shard_are_errors(urls, message):
         expand_shard_urls(urls)
 
 
-def test_a_damaged_header_is_noticed_in_a_shard_of_any_size(tmp_path):
-    path = write_tar(tmp_path / "s.tar", FILES)
-    content = bytearray(path.read_bytes())
-    content[4 * FILE_SIZE : 4 * FILE_SIZE + 100] = b"x" * 100
-    path.write_bytes(content)
-    samples, (line,) = read(path)
-    assert contents(samples) == dict(list(FILES.items())[:4]) and "2 samples read" in line
-
-
 def test_a_file_that_claims_more_than_is_read_ends_the_shard(tmp_path, monkeypatch):
     monkeypatch.setattr("glipv2_d2.data.datasets.tar_shards._MAX_FILE_BYTES", 700)
     path = write_tar(tmp_path / "s.tar", {**FILES, "e.jpg": b"x" * 701, "f.jpg": b"y"})
@@ -203,8 +195,6 @@ def test_registration_expands_and_opens_nothing(registered):
     assert (metadata.task, metadata.num_samples, metadata.source) == ("pseudo_grounding", 7, "web")
     with pytest.raises(FileNotFoundError, match="'caps': shard nowhere/a.tar does not exist"):
         shard_urls_of(name)
-    with pytest.raises(ValueError, match="registered already"):
-        registered("a.tar")
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,7 @@ import pickle
 import numpy as np
 import pytest
 from detectron2.data import transforms as T
-from detectron2.structures import BoxMode
-from PIL import Image
+from mapper_cases import annotation, drawn_record, options, spelled, words_of_boxes
 
 from glipv2_d2.data.dataset_mappers.vqa import VQADatasetMapper, questions_by_image
 from glipv2_d2.prompts.answers import AnswerVocabulary
@@ -17,29 +16,14 @@ CAT, DOG = (7, 10), (23, 26)
 ANSWERS = ["yes", "no", "left", "right", "dog"]
 
 
-def mapper(augmentations=(), max_tokens=256, is_train=True, grounded=True, **more) -> VQADatasetMapper:
-    return VQADatasetMapper(
-        answers=AnswerVocabulary(ANSWERS),
-        grounded=grounded,
-        is_train=is_train,
-        augmentations=list(augmentations),
-        image_format="BGR",
-        tokenizer=PromptTokenizer(max_tokens=max_tokens),
-        **more,
-    )
-
-
-def annotation(bbox, *spans, **fields) -> dict:
-    target = {"tokens_positive": spans} if spans else {}
-    return {"bbox": bbox, "bbox_mode": BoxMode.XYXY_ABS, **target, **fields}
+def mapper(augmentations=(), grounded=True, **more) -> VQADatasetMapper:
+    return VQADatasetMapper(answers=AnswerVocabulary(ANSWERS), grounded=grounded, **options(augmentations, **more))
 
 
 @pytest.fixture
 def record(tmp_path) -> dict:
     """An image of 64 x 48, a question, ten answers, and four boxes: cat, dog, dog as answer, and the answer alone."""
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(tmp_path / "a.png")
-    return {
-        **{"file_name": str(tmp_path / "a.png"), "image_id": 7, "width": 64, "height": 48, "sample_seed": 11},
+    fields = {
         **{"question": QUESTION, "question_id": 70},
         "answers": [{"answer": "yes"}] * 7 + [{"answer": "no"}] * 2 + ["a dog"],
         "annotations": [
@@ -49,15 +33,7 @@ def record(tmp_path) -> dict:
             annotation((1.0, 1.0, 9.0, 9.0), answer_box=True),
         ],
     }
-
-
-def spelled(mapper, ids) -> str:
-    return " ".join(mapper.tokenizer._encoder.id_to_token(index) for index in ids.tolist())
-
-
-def words_of_boxes(mapper, sample) -> list[str]:
-    prompt = sample["prompts"][0]
-    return [spelled(mapper, prompt.input_ids[row]) for row in prompt.phrase_token_map[sample["instances"].gt_classes]]
+    return drawn_record(tmp_path, **fields)
 
 
 def test_a_grounded_question_has_boxes_of_its_words_and_of_the_answer(record):

@@ -107,13 +107,6 @@ def test_no_draw_is_lost_between_epochs():
     assert len(set(positions)) == 600 and positions[-1] < 600 + 4
 
 
-@pytest.mark.parametrize("start", [1, 3, 4, 5, 50])
-@pytest.mark.parametrize("rank", [0, 1])
-def test_the_stream_resumes_at_any_batch(start, rank):
-    where = {"rank": rank, "world_size": 2}
-    assert batches(6, start_batch=start, **where) == batches(start + 6, **where)[start:]
-
-
 @pytest.mark.parametrize("world_size", [2, 3, 16])
 def test_ranks_share_the_draws_of_one_process(world_size):
     whole = {(entry.row, entry.position) for batch in batches(64, [0] * 11, 1) for entry in batch}
@@ -181,12 +174,6 @@ def test_a_redraw_depends_on_seed_and_position():
     assert batches(50, is_empty=is_empty) == batches(50, is_empty=is_empty)
 
 
-@pytest.mark.parametrize("start", [1, 7, 40])
-def test_a_stream_with_redraws_resumes_at_any_batch(start):
-    options = {"is_empty": IS_EMPTY, "rank": 1, "world_size": 2}
-    assert batches(6, start_batch=start, **options) == batches(start + 6, **options)[start:]
-
-
 def test_ranks_together_redraw_as_one_process():
     one = batches(60, [0] * 11, 4, is_empty=IS_EMPTY)
     ranks = [batches(60, [0] * 11, 2, is_empty=IS_EMPTY, rank=rank, world_size=2) for rank in (0, 1)]
@@ -245,13 +232,6 @@ def test_streamed_and_stored_samples_share_batches_of_one_group():
     assert all(len(set(batch)) == 1 for batch in groups)
     kinds = [{type(entry) for entry in batch} for batch in drawn]
     assert {StreamEntry, ShardEntry} in kinds and {StreamEntry} in kinds
-
-
-@pytest.mark.parametrize("start", [1, 2, 9, 500])
-@pytest.mark.parametrize("num_slots", [1, 2, 4])
-def test_a_stream_with_shards_resumes_at_any_batch(start, num_slots):
-    options = {"num_slots": num_slots, "rank": 1, "world_size": 2}
-    assert mixed(5, start_batch=start, **options) == mixed(start + 5, **options)[start:]
 
 
 def test_stored_samples_do_not_depend_on_the_slots():
@@ -322,11 +302,20 @@ def test_ranks_share_the_batches_of_one_process_that_has_them_all():
     assert [[batch[rank::3] for batch in whole] for rank in range(3)] == ranks
 
 
-@pytest.mark.parametrize("start", [1, 7, 40])
-def test_a_stream_of_several_kinds_resumes_at_any_batch(start):
-    is_empty = [True] * 3 + [False] * 8
-    options = {"groups": OWN_GROUPS, "kinds": KINDS, "rank": 1, "world_size": 2, "is_empty": is_empty}
-    assert batches(6, start_batch=start, **options) == batches(start + 6, **options)[start:]
+STREAMS = {
+    "plain": (batches, {}),
+    "redraws": (batches, {"is_empty": IS_EMPTY}),
+    **{f"shards in {number} slots": (mixed, {"num_slots": number}) for number in (1, 2, 4)},
+    "kinds": (batches, {"groups": OWN_GROUPS, "kinds": KINDS, "is_empty": [True] * 3 + [False] * 8}),
+}
+
+
+@pytest.mark.parametrize(("make", "options"), STREAMS.values(), ids=STREAMS)
+@pytest.mark.parametrize("start", [1, 2, 3, 4, 5, 7, 9, 40, 50, 500])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_stream_resumes_at_any_batch(make, options, start, rank):
+    options = {**options, "rank": rank, "world_size": 2}
+    assert make(6, start_batch=start, **options) == make(start + 6, **options)[start:]
 
 
 def test_a_redraw_stays_in_its_kind():
