@@ -31,11 +31,13 @@ def launch_run(run: Callable[[argparse.Namespace], Any], arguments: argparse.Nam
         arguments: Result of ``parse_train_arguments``.
 
     Raises:
-        InputError: ``--num-gpus`` contradicts torchrun, or several machines have no address to meet at.
+        InputError: ``--num-gpus`` contradicts torchrun or is more than the machine has, or several machines have no
+            address to meet at.
     """
     if all(name in os.environ for name in _TORCHRUN_VARIABLES):
         _join_torchrun(run, arguments)
         return
+    _check_num_processes(arguments.num_gpus)
     if arguments.num_machines > 1 and arguments.dist_url in ("auto", default_argument_parser().get_default("dist_url")):
         raise InputError(
             f"--dist-url: expected for {arguments.num_machines} machines the address of the first of them, the same on "
@@ -49,6 +51,17 @@ def launch_run(run: Callable[[argparse.Namespace], Any], arguments: argparse.Nam
         dist_url=arguments.dist_url,
         args=(run, arguments),
     )
+
+
+def _check_num_processes(num_processes: int) -> None:
+    """Refuse more processes than there are GPUs, or without one than there are cores: each of them holds the model."""
+    gpus, cores = torch.cuda.device_count(), os.cpu_count() or 1
+    # Two processes are allowed on a single core, to try a run of several.
+    limit, what = (gpus, "GPUs") if gpus else (max(2, cores), "CPU cores, since it has no GPU")
+    if not 0 <= num_processes <= limit:
+        raise InputError(
+            f"--num-gpus: expected 0 to {limit}, the number of this machine's {what}; found {num_processes}"
+        )
 
 
 def _run_and_leave(run: Callable[[argparse.Namespace], Any], arguments: argparse.Namespace) -> None:

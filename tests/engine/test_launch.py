@@ -19,6 +19,7 @@ from torch import distributed
 
 from glipv2_d2.engine.command_line import parse_train_arguments
 from glipv2_d2.engine.launch import launch_run
+from glipv2_d2.errors import InputError
 
 
 def free_port():
@@ -124,6 +125,22 @@ def test_flag_that_contradicts_torchrun_is_an_error(monkeypatch):
 def test_several_machines_without_an_address_are_an_error(url):
     with pytest.raises(ValueError, match="--dist-url: expected for 2 machines the address"):
         launch_run(report, parse_train_arguments(["--num-machines", "2", *url]))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "cores", "asked", "message"),
+    [
+        (0, 4, 5, "--num-gpus: expected 0 to 4, the number of this machine's CPU cores, since it has no GPU; found 5"),
+        (0, 1, 3, "--num-gpus: expected 0 to 2, .* found 3"),
+        (8, 64, 9, "--num-gpus: expected 0 to 8, the number of this machine's GPUs; found 9"),
+        (8, 64, -1, "--num-gpus: expected 0 to 8, .* found -1"),
+    ],
+)
+def test_more_processes_than_the_machine_has_are_an_error(monkeypatch, gpus, cores, asked, message):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    with pytest.raises(InputError, match=message):
+        launch_run(report, parse_train_arguments(["--num-gpus", str(asked)]))
 
 
 if __name__ == "__main__":
