@@ -31,6 +31,15 @@ def reduce_mean(tensor: Tensor) -> Tensor:
     return mean
 
 
+def mean_over_ranks(total: Tensor, count: float) -> Tensor:
+    """Divide the sum of a loss, a scalar, by the mean of its ``count`` over all ranks.
+
+    Once gradients are averaged over the ranks it is the mean over all that count on any rank. Without any it is 0.
+    """
+    # One that counts on one rank is a mean count of 1 / ranks.
+    return total / reduce_mean(total.new_tensor(count)).clamp(min=1 / comm.get_world_size())
+
+
 class GatheredRows(NamedTuple):
     """Rows of all ranks, those of rank 0 first.
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 
 from torch import Tensor
 
-from ..modeling.text_encoder.clip_weights import rename_clip_text, resize_positions
+from ..modeling.text_encoder.clip_weights import find_clip_text, rename_clip_text, resize_positions
 from ..tensor_files import CheckpointError
 from .name_rules import ConversionReport
 from .swin_conversion import BOTTOM_UP, convert_swin_state_dict, is_swin_state_dict
@@ -15,8 +15,6 @@ from .swin_conversion import BOTTOM_UP, convert_swin_state_dict, is_swin_state_d
 _ENCODER = "text_encoder"
 _TOKENS = "token_embedding.weight"
 _POSITIONS = "positional_embedding"
-# Tables of positions and of tokens that occur together: in CLIP and UniCL, and in the transformers library.
-_TABLES = ((_POSITIONS, _TOKENS), ("embeddings.position_embedding.weight", "embeddings.token_embedding.weight"))
 _PATCHES = "patch_embed.proj.weight"
 # Names of a text transformer that the encoder has too.
 _TEXT_NAMES = re.compile(r"token_embedding\.weight|positional_embedding|(ln_final|resblocks)\..+")
@@ -31,7 +29,7 @@ _IGNORED = (
 def is_clip_state_dict(names: Collection[str]) -> bool:
     """Tell from its names whether a state dict holds the text transformer of an image-text model, and no detector."""
     has_tower = any(name.startswith("fusion_tower.") for name in names)
-    return not has_tower and any(_find_text(names, *tables) is not None for tables in _TABLES)
+    return not has_tower and find_clip_text(names) is not None
 
 
 def convert_clip_state_dict(
@@ -74,17 +72,13 @@ def convert_clip_state_dict(
     return tensors, ConversionReport("image-text model", used, ignored, unknown, missing)
 
 
-def _find_text(names: Collection[str], positions: str, tokens: str) -> str | None:
-    beginnings = (name.removesuffix(positions) for name in names if name.endswith(positions))
-    return next((beginning for beginning in beginnings if beginning + tokens in names), None)
-
-
 def _text_names(state_dict: Mapping[str, Tensor], text: Mapping[str, Tensor]) -> dict[str, str]:
     """Map the name of each tensor of the text transformer in the file to its new name."""
     names = {id(tensor): name for name, tensor in state_dict.items()}
     used = {names[id(tensor)]: new for new, tensor in text.items() if id(tensor) in names}
-    beginning = _find_text(state_dict, *_TABLES[1])
-    if _find_text(state_dict, *_TABLES[0]) is None and beginning is not None:
+    found = find_clip_text(state_dict)
+    if found is not None and found.of_library:
+        beginning = found.beginning
         for name in state_dict:
             part = re.fullmatch(r"encoder\.layers\.(\d+)\.self_attn\.[qkv]_proj\.(\w+)", name.removeprefix(beginning))
             if part and name.startswith(beginning) and (new := f"resblocks.{part[1]}.attn.in_proj_{part[2]}") in text:

@@ -19,7 +19,10 @@ class WeightsKind(NamedTuple):
 
     Attributes:
         matches: Tells from the names of a state dict whether it is of this kind.
-        convert: Renames the weights; its arguments are those of ``convert_state_dict``.
+        convert: Renames tensors by name to ours, and returns them with a report on every name. ``expected`` are the
+            tensors of the model, or None where it is not known: with them the report lists missing names, and parts
+            that the model does not have are left out. ``source`` is the name of the file for errors. It raises
+            ``CheckpointError`` for weights that are not of the form that their names promise.
         fills_detector: Whether the weights fill a whole detector, not only parts of one.
     """
 
@@ -31,26 +34,6 @@ class WeightsKind(NamedTuple):
 def find_kind(names: Collection[str]) -> WeightsKind:
     """Return the kind of a state dict by its names; ``OWN_WEIGHTS`` if no other kind matches."""
     return next((kind for kind in _FOREIGN if kind.matches(names)), OWN_WEIGHTS)
-
-
-def convert_state_dict(
-    state_dict: Mapping[str, Tensor], *, expected: Mapping[str, Tensor] | None = None, source: str = "weights"
-) -> tuple[dict[str, Tensor], ConversionReport]:
-    """Rename weights of any accepted kind to those of this package.
-
-    Args:
-        state_dict: Tensors by the names of the file.
-        expected: Tensors of the model, if it is known; their values do not matter. With them the report lists missing
-            names, and parts that such a model does not have are left out: heads of a pre-training, the text of a CLIP.
-        source: Name of the file for errors.
-
-    Returns:
-        Tensors by our names, and a report on every name.
-
-    Raises:
-        CheckpointError: The weights are not of the form that their names promise, or the known model has none of them.
-    """
-    return find_kind(state_dict).convert(state_dict, expected=expected, source=source)
 
 
 def _keep_own_names(

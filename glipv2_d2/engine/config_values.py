@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -69,7 +69,7 @@ def check_solver_values(cfg: CfgNode) -> None:
 
 def _check_limits(cfg: CfgNode, limits: dict[int, str]) -> None:
     for least, key in ((least, key) for least, keys in limits.items() for key in keys.split()):
-        value = _value(cfg, key)
+        value = functools.reduce(getattr, key.split("."), cfg)
         numbers = value if isinstance(value, (list, tuple)) else [value]
         # NaN is not above any limit.
         if not all(isinstance(number, (int, float)) and number >= least for number in numbers):
@@ -79,14 +79,9 @@ def _check_limits(cfg: CfgNode, limits: dict[int, str]) -> None:
 
 def _check_choice(cfg: CfgNode, key: str, choices: Iterable[str]) -> None:
     known = sorted(choices)
-    if _value(cfg, key) not in known:
-        raise InputError(f"{key}: expected one of {', '.join(known)}, found {_value(cfg, key)!r}")
-
-
-def _value(cfg: CfgNode, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg[part]
-    return cfg
+    value = functools.reduce(getattr, key.split("."), cfg)
+    if value not in known:
+        raise InputError(f"{key}: expected one of {', '.join(known)}, found {value!r}")
 
 
 def warn_of_tuning(cfg: CfgNode) -> None:

@@ -229,7 +229,10 @@ class GLIPv2Predictor(DefaultPredictor):
         ]
         with torch.no_grad():
             outputs = self.model(inputs)
-        return [{**output, "phrases": _phrases_by_id(chunks)} for output, chunks in zip(outputs, prompts, strict=True)]
+        return [
+            {**output, "phrases": [phrase for prompt in chunks for phrase in prompt.phrases]}
+            for output, chunks in zip(outputs, prompts, strict=True)
+        ]
 
     def _model_input(self, image: np.ndarray) -> dict[str, Any]:
         check_image(image)
@@ -289,7 +292,3 @@ def check_image(image: np.ndarray) -> None:
         raise InputError(
             f"image: expected numbers in 0..255, found none above {high:g}; multiply an image in 0..1 by 255"
         )
-
-
-def _phrases_by_id(prompts: Sequence[TokenizedPrompt]) -> list[str]:
-    return [phrase for prompt in prompts for phrase in prompt.phrases]

@@ -25,7 +25,7 @@ from ..prompts.questions import without_special_tokens
 from ..structures import CharSpan, TokenizedPrompt
 from ..tensor_files import file_sha256
 from .predictor import GLIPv2Predictor
-from .shard_writer import JsonlShardWriter, TarShardWriter
+from .shard_writer import ShardWriter
 
 # The reason for skipping an entry that a user may want to know of before a run.
 MISSING_IMAGE = "image file that is missing"
@@ -186,7 +186,7 @@ class PseudoBoxLabeller:
     def label_shard(
         self,
         samples: Iterable[Sample | SkippedCaption],
-        writer: JsonlShardWriter | TarShardWriter,
+        writer: ShardWriter,
         progress: Progress,
     ) -> PseudoBoxCounts:
         """Write a record for every image with a box, in the order of the samples; return the counts of all samples.
@@ -205,7 +205,7 @@ class PseudoBoxLabeller:
                 progress()
                 continue
             content, pixels = image
-            if isinstance(writer, TarShardWriter) and image_suffix(content) is None:
+            if writer.holds_images and image_suffix(content) is None:
                 counts.skip("image of a format that tar shards do not hold", sample.name)
                 progress()
                 continue
@@ -256,7 +256,7 @@ class PseudoBoxLabeller:
     def _label_batch(
         self,
         batch: Sequence[tuple[Sample, CaptionPhrases, bytes, np.ndarray]],
-        writer: JsonlShardWriter | TarShardWriter,
+        writer: ShardWriter,
         counts: PseudoBoxCounts,
         progress: Progress,
     ) -> None:

@@ -4,7 +4,7 @@ from conftest import make_tiny_cfg
 from detectron2.modeling import build_model
 
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
-from glipv2_d2.checkpoint.conversion import OWN_WEIGHTS, convert_state_dict, find_kind
+from glipv2_d2.checkpoint.conversion import OWN_WEIGHTS, find_kind
 from glipv2_d2.checkpoint.glip_conversion import revert_to_glip_state_dict
 from glipv2_d2.tensor_files import write_tensors
 
@@ -39,16 +39,17 @@ def test_the_kind_is_read_from_the_names(names, is_own, fills_detector):
 
 def test_own_weights_keep_their_names_and_lose_heads_that_the_model_lacks():
     tensors = {name: torch.ones(1) for name in [*OWN, "mlm_head.dense.bias", "contrastive_head.log_scale", "odd"]}
-    converted, report = convert_state_dict(tensors)
+    converted, report = OWN_WEIGHTS.convert(tensors, expected=None)
     assert converted == tensors and report.used == {name: name for name in tensors}
-    converted, report = convert_state_dict(tensors, expected={OWN[0]: torch.ones(1), "head.bias0": torch.ones(1)})
+    converted, report = OWN_WEIGHTS.convert(tensors, expected={OWN[0]: torch.ones(1), "head.bias0": torch.ones(1)})
     assert converted.keys() == {*OWN, "odd"} and report.missing == ("head.bias0",)
     assert report.ignored.keys() == {"mlm_head.dense.bias", "contrastive_head.log_scale"}
 
 
 def test_weights_of_another_kind_become_ours():
     weights = {name: tensor.clone() for name, tensor in build_model(make_tiny_cfg()).state_dict().items()}
-    converted, report = convert_state_dict(revert_to_glip_state_dict(weights), expected=weights)
+    official = revert_to_glip_state_dict(weights)
+    converted, report = find_kind(official).convert(official, expected=weights)
     assert converted.keys() == weights.keys() and report.missing == ()
     assert all(torch.equal(converted[name], tensor) for name, tensor in weights.items())
 

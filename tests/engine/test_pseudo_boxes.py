@@ -21,7 +21,7 @@ from glipv2_d2.engine.pseudo_boxes import (
     regions_of,
     teacher_id,
 )
-from glipv2_d2.engine.shard_writer import JsonlShardWriter, TarShardWriter
+from glipv2_d2.engine.shard_writer import ShardWriter
 from glipv2_d2.prompts.noun_phrases import build_phrase_finder
 from glipv2_d2.structures import TokenizedPrompt
 
@@ -165,11 +165,11 @@ class FixedTeacher:
         ]
 
 
-def label(samples, writer_class=JsonlShardWriter, **options):
+def label(samples, as_tar=False, **options):
     teacher, file, steps = FixedTeacher(), io.BytesIO(), []
     options = {"image_root": "", "batch_size": 2, "num_threads": 0, **options}
     labeller = PseudoBoxLabeller(teacher, "me-1", **options)
-    writer = writer_class(file)
+    writer = ShardWriter(file, as_tar)
     counts = labeller.label_shard(iter(samples), writer, lambda: steps.append(1))
     assert len(steps) == counts.samples == len(samples)
     writer.close()
@@ -211,7 +211,7 @@ def test_tar_shards_hold_images_of_their_formats_only():
     samples = [
         sample_of(encode(extension, width=31), f"x.{extension}", key=extension) for extension in ("jpg", "bmp", "webp")
     ]
-    counts, content, _ = label(samples, TarShardWriter)
+    counts, content, _ = label(samples, as_tar=True)
     assert counts.skipped == {"image of a format that tar shards do not hold": ["line 1"]} and counts.images == 2
     for name in (b"jpg.jpg", b"jpg.json", b"webp.webp", b"webp.json"):
         assert name in content

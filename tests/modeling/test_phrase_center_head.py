@@ -97,7 +97,7 @@ def test_without_a_phrase_to_find_the_loss_is_zero_and_reaches_the_parameters(bo
 def test_one_phrase_on_one_of_eight_ranks_weighs_as_much_as_in_one_process(monkeypatch):
     head, text, boxes, prompt = make_head(), make_text(), make_boxes((0, 20, 10, 60, 30)), make_prompt((1,))
     alone = head.losses(*text_case(text, [prompt], [boxes], SIZE))["loss_phrase_center"]
-    module = "glipv2_d2.modeling.heads.phrase_center_head"
+    module = "glipv2_d2.distributed"
     monkeypatch.setattr(f"{module}.comm.get_world_size", lambda: 8)
     monkeypatch.setattr(f"{module}.reduce_mean", lambda count: count / 8)
     # The gradients of the ranks are averaged, seven of which are zero.

@@ -31,7 +31,7 @@ class JavaMetricsError(RuntimeError):
     """The scores cannot be computed with Java here; the message says why in one line."""
 
 
-def score_with_java(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Any]:
+def score_with_java(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     """Score captions by pycocoevalcap, which tokenizes them first.
 
     Args:
@@ -40,7 +40,7 @@ def score_with_java(captions: Sequence[str], references: Sequence[Sequence[str]]
 
     Returns:
         ``BLEU1`` to ``BLEU4``, ``ROUGE_L`` and ``CIDEr``, and ``METEOR`` and ``SPICE`` if they could be computed; if
-        not, the log says why. All are on the scale of the package. ``image_cider``: (N,) array.
+        not, the log says why. All are on the scale of the package.
 
     Raises:
         JavaMetricsError: The package or Java is not there, or its tokenizer does not work.
@@ -56,10 +56,9 @@ def score_with_java(captions: Sequence[str], references: Sequence[Sequence[str]]
     # The scorer of BLEU prints to stdout.
     with contextlib.redirect_stdout(io.StringIO()):
         bleu = _load("bleu.bleu", "Bleu")(4).compute_score(wanted, found)[0]
-    cider, image_cider = _load("cider.cider", "Cider")().compute_score(wanted, found)
-    scores: dict[str, Any] = {f"BLEU{order}": float(score) for order, score in enumerate(bleu, 1)}
+    scores = {f"BLEU{order}": float(score) for order, score in enumerate(bleu, 1)}
     scores["ROUGE_L"] = float(_load("rouge.rouge", "Rouge")().compute_score(wanted, found)[0])
-    scores["CIDEr"], scores["image_cider"] = float(cider), image_cider
+    scores["CIDEr"] = float(_load("cider.cider", "Cider")().compute_score(wanted, found)[0])
     for name, module, files in (("METEOR", "meteor.meteor", _METEOR_FILES), ("SPICE", "spice.spice", _SPICE_FILES)):
         score = _score_by_program(name, module, files, wanted, found)
         if score is not None:

@@ -6,8 +6,6 @@ import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from ...errors import InputError
 from .java_metrics import JavaMetricsError, score_with_java
 from .tokenization import tokenize_caption
@@ -22,12 +20,10 @@ class CaptionScores(NamedTuple):
     Attributes:
         values: ``BLEU1`` to ``BLEU4`` and ``ROUGE_L`` in 0..100 and ``CIDEr`` in 0..1000, as papers print them; with
             pycocoevalcap, where their models are there, also ``METEOR`` and ``SPICE`` in 0..100.
-        image_cider: (N,) CIDEr of each image, in 0..1000.
         implementation: The one that computed them, "pycocoevalcap" or "python".
     """
 
     values: dict[str, float]
-    image_cider: np.ndarray
     implementation: str
 
 
@@ -65,14 +61,10 @@ def score_captions(
                 ) from error
             logging.getLogger(__name__).info("captions are scored without pycocoevalcap: %s", error)
         else:
-            image_cider = values.pop("image_cider")
-            return CaptionScores(
-                {name: 100.0 * value for name, value in values.items()}, 100.0 * image_cider, "pycocoevalcap"
-            )
+            return CaptionScores({name: 100.0 * value for name, value in values.items()}, "pycocoevalcap")
     found = [tokenize_caption(caption) for caption in captions]
     wanted = [[tokenize_caption(reference) for reference in texts] for texts in references]
-    image_cider = 100.0 * cider_scores(found, wanted)
     values = {f"BLEU{order}": 100.0 * score for order, score in enumerate(bleu_scores(found, wanted), 1)}
     values["ROUGE_L"] = 100.0 * float(rouge_l_scores(found, wanted).mean())
-    values["CIDEr"] = float(image_cider.mean())
-    return CaptionScores(values, image_cider, "python")
+    values["CIDEr"] = float((100.0 * cider_scores(found, wanted)).mean())
+    return CaptionScores(values, "python")

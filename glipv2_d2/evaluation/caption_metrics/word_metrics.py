@@ -1,4 +1,4 @@
-"""BLEU, CIDEr-D and ROUGE-L of captions, from their words."""
+"""BLEU, CIDEr-D and ROUGE-L of captions, from their words. Each image has a reference, as ``score_captions`` checks."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-
-from ...errors import InputError
 
 # The longest run that BLEU and CIDEr look at.
 MAX_ORDER = 4
@@ -29,25 +27,6 @@ def count_ngrams(words: Sequence[str], order: int) -> Counter[tuple[str, ...]]:
     return Counter(zip(*(words[start:] for start in range(order)), strict=False))
 
 
-def check_pairs(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> None:
-    """Check that there is something to compare with.
-
-    Args:
-        candidates: For each of N >= 1 images the words of its caption, possibly none.
-        references: For each image the words of its references, at least one.
-
-    Raises:
-        InputError: There is no image, the two are not equally many, or an image has no reference.
-    """
-    if not candidates or len(candidates) != len(references):
-        raise InputError(
-            f"references: expected those of each of {len(candidates)} captions, at least one, found {len(references)}"
-        )
-    for row, sentences in enumerate(references):
-        if not sentences:
-            raise InputError(f"references[{row}]: expected at least one, found none")
-
-
 def bleu_scores(candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> list[float]:
     """Return BLEU-1, BLEU-2, BLEU-3 and BLEU-4 of a corpus, in [0, 1].
 
@@ -59,12 +38,8 @@ def bleu_scores(candidates: Sequence[Sequence[str]], references: Sequence[Sequen
         candidates: For each of N >= 1 images the words of its caption.
         references: For each image the words of its references.
 
-    Raises:
-        InputError: See ``check_pairs``.
-
     Source: Papineni et al., 2002; ``Bleu(4)`` of pycocoevalcap, option "closest", whose first result this equals.
     """
-    check_pairs(candidates, references)
     matched, possible = [0] * MAX_ORDER, [0] * MAX_ORDER
     length = wanted_length = 0
     for words, sentences in zip(candidates, references, strict=True):
@@ -111,13 +86,9 @@ def cider_scores(candidates: Sequence[Sequence[str]], references: Sequence[Seque
         candidates: For each of N >= 1 images the words of its caption.
         references: For each image the words of its references; over these the frequencies of documents are counted.
 
-    Raises:
-        InputError: See ``check_pairs``.
-
     Source: Vedantam et al., 2015; ``Cider`` of pycocoevalcap, which computes CIDEr-D and measures length in pairs of
     words.
     """
-    check_pairs(candidates, references)
     frequencies: Counter[tuple[str, ...]] = Counter()
     for sentences in references:
         frequencies.update({run for sentence in sentences for run in _runs(sentence)})
@@ -168,13 +139,9 @@ def rouge_l_scores(candidates: Sequence[Sequence[str]], references: Sequence[Seq
         candidates: For each of N >= 1 images the words of its caption.
         references: For each image the words of its references.
 
-    Raises:
-        InputError: See ``check_pairs``.
-
     Source: Lin, 2004, with beta = 1.2; ``Rouge`` of pycocoevalcap, which gives 1 where caption and a reference are both
     without words.
     """
-    check_pairs(candidates, references)
     scores = np.zeros(len(candidates))
     for row, (words, sentences) in enumerate(zip(candidates, references, strict=True)):
         common = [common_subsequence_length(words, sentence) for sentence in sentences]

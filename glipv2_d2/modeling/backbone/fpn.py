@@ -53,15 +53,15 @@ class GroundingFPN(FPN):
     DropBlock. Names and shapes of the parameters are detectron2's.
 
     Args:
-        drop_block_prob, drop_block_size: See ``DropBlock``.
+        drop_block_prob: See ``DropBlock``; its size is 3.
         args, kwargs: See ``detectron2.modeling.backbone.FPN``.
 
     Source: the FPN of the official code.
     """
 
-    def __init__(self, *args, drop_block_prob: float = 0.3, drop_block_size: int = 3, **kwargs) -> None:
+    def __init__(self, *args, drop_block_prob: float = 0.3, **kwargs) -> None:
         super().__init__(*args, **kwargs)
-        self.drop_block = DropBlock(drop_block_prob, drop_block_size)
+        self.drop_block = DropBlock(drop_block_prob, size=3)
         for conv in self.output_convs[1:]:
             conv.register_forward_pre_hook(functools.partial(_drop_input, self.drop_block))
 

@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.structures import Instances
-from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ...distributed import reduce_mean
+from ...distributed import mean_over_ranks
 from ...errors import InputError
 from ...layers.hourglass import Hourglass
 from ...structures import TokenizedPrompt
@@ -220,10 +219,7 @@ class HourglassMaskHead(TrainingHead):
             targets.append(crop_masks(image.gt_masks, regions, resolution))
         logits = self(features, boxes, text, token_maps).float()
         total = F.binary_cross_entropy_with_logits(logits, torch.cat(targets), reduction="sum") / resolution**2
-        count = reduce_mean(total.new_tensor(len(logits)))
-        # A single box on one rank is a mean count of 1 / ranks.
-        count = count.clamp(min=1 / comm.get_world_size())
-        return {"loss_mask": total / count * self.loss_weight}
+        return {"loss_mask": mean_over_ranks(total, len(logits)) * self.loss_weight}
 
     @torch.no_grad()
     def inference(

@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.structures import Instances
-from detectron2.utils import comm
 from torch import Tensor, nn
 
-from ...distributed import reduce_mean
+from ...distributed import mean_over_ranks
 from ...layers.positions import relative_coordinates
 from ...structures import TokenizedPrompt
 from ..batch import Fused, TrainBatch, TrainingHead, TrunkShapes, boxes_of
@@ -78,8 +77,7 @@ class PhraseCenterHead(TrainingHead):
             centres.append(relative_coordinates(boxes.gt_boxes.get_centers()[rows].float(), tuple(image_size)))
         found, expected = self(torch.cat(text)).float(), torch.cat(centres)
         total = F.smooth_l1_loss(found, expected, beta=_SMOOTH_L1_BETA, reduction="sum")
-        count = reduce_mean(total.new_tensor(expected.numel())).clamp(min=1 / comm.get_world_size())
-        return {"loss_phrase_center": total / count * self.loss_weight}
+        return {"loss_phrase_center": mean_over_ranks(total, expected.numel()) * self.loss_weight}
 
 
 def _single_boxes(prompt: TokenizedPrompt, instances: Instances) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 from detectron2.config import CfgNode
@@ -35,10 +36,8 @@ class HeadEntry(NamedTuple):
 
     def is_on(self, cfg: CfgNode) -> bool:
         """Say whether the config switches the head on."""
-        node = cfg
-        for part in self.key.split("."):
-            node = node[part]
-        return bool(node) and (not self.of_pretraining or trains_pretraining_losses(cfg))
+        is_on = bool(functools.reduce(getattr, self.key.split("."), cfg))
+        return is_on and (not self.of_pretraining or trains_pretraining_losses(cfg))
 
 
 # By the attribute that holds the head in the model, which is the prefix of its weights. Heads are built in this order,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
-from ...distributed import reduce_mean
+from ...distributed import mean_over_ranks
 from ...errors import InputError
 from ...layers.language_layer import padding_bias
 from ...prompts.answers import AnswerVocabulary
@@ -119,8 +119,7 @@ class VQAHead(TrainingHead):
         logits = self(text, batch.tokens.mask).float()
         targets = scores.to(logits.device, torch.float32)
         total = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
-        count = reduce_mean(total.new_tensor(len(text)))
-        return {"loss_vqa": total / count * self.loss_weight}
+        return {"loss_vqa": mean_over_ranks(total, len(text)) * self.loss_weight}
 
     def inference(self, text: Tensor, mask: Tensor) -> Tensor:
         """Return the probability of each answer, (N, A) float32; probabilities are independent of each other."""

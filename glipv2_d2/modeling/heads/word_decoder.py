@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from detectron2.utils import comm
 from torch import Tensor, nn
 
-from ...distributed import reduce_mean
+from ...distributed import mean_over_ranks
 from ...errors import InputError
 from ..batch import TrainingHead
 
@@ -66,6 +65,4 @@ class WordDecoder(TrainingHead):
             )
         logits = self(text).float()  # (n, V)
         total = F.cross_entropy(logits, labels.to(text.device), reduction="sum", label_smoothing=label_smoothing)
-        count = reduce_mean(total.new_tensor(len(labels)))
-        # A single token on one rank is a mean count of 1 / ranks.
-        return total / count.clamp(min=1 / comm.get_world_size())
+        return mean_over_ranks(total, len(labels))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -112,6 +112,23 @@ def check_clip_text(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor
             )
 
 
+class ClipTextNames(NamedTuple):
+    """What the names of a text transformer begin with, and whether they are those of the transformers library."""
+
+    beginning: str
+    of_library: bool
+
+
+def find_clip_text(names: Collection[str]) -> ClipTextNames | None:
+    """Find the first beginning of names that has both token and position embeddings; None if there is none."""
+    pairs = ((_TOKENS, _POSITIONS), (_LIBRARY_TOKENS, _LIBRARY_POSITIONS))
+    for of_library, (tokens, positions) in zip((False, True), pairs, strict=True):
+        for beginning in (name.removesuffix(positions) for name in names if name.endswith(positions)):
+            if beginning + tokens in names:
+                return ClipTextNames(beginning, of_library)
+    return None
+
+
 def rename_clip_text(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Give the tensors of a text transformer the names of ``CLIPTextEncoder``.
 
@@ -123,12 +140,14 @@ def rename_clip_text(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Returns:
         All tensors with the first prefix that has both token and position embeddings; empty if there is no such prefix.
     """
-    beginning = _find_beginning(tensors, _TOKENS, _POSITIONS)
-    if beginning is not None:
-        inner = _strip(tensors, beginning)
-        return {name.removeprefix("transformer."): tensor for name, tensor in inner.items()}
-    beginning = _find_beginning(tensors, _LIBRARY_TOKENS, _LIBRARY_POSITIONS)
-    return {} if beginning is None else _from_transformers(_strip(tensors, beginning))
+    found = find_clip_text(tensors)
+    if found is None:
+        return {}
+    start = found.beginning
+    inner = {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
+    if found.of_library:
+        return _from_transformers(inner)
+    return {name.removeprefix("transformer."): tensor for name, tensor in inner.items()}
 
 
 def resize_positions(positions: Tensor, num_positions: int) -> Tensor:
@@ -139,16 +158,6 @@ def resize_positions(positions: Tensor, num_positions: int) -> Tensor:
     image = positions.float().T[None, :, :, None]  # (1, D, P, 1)
     resized = F.interpolate(image, size=(num_positions, 1), mode="bilinear", align_corners=False)
     return resized[0, :, :, 0].T
-
-
-def _find_beginning(names: Iterable[str], tokens: str, positions: str) -> str | None:
-    names = list(names)
-    beginnings = (name.removesuffix(positions) for name in names if name.endswith(positions))
-    return next((beginning for beginning in beginnings if beginning + tokens in names), None)
-
-
-def _strip(tensors: Mapping[str, Tensor], beginning: str) -> dict[str, Tensor]:
-    return {name.removeprefix(beginning): tensor for name, tensor in tensors.items() if name.startswith(beginning)}
 
 
 def _from_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
