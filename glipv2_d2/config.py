@@ -154,6 +154,7 @@ def _add_detector(cfg: CN) -> None:
     cfg.MODEL.GLIPV2.TEST.DETECTIONS_PER_PROMPT = -1
 
     # Classes of the meta-architecture "DyHead", the same detector without text: as many as its data has categories.
+    # 0: as many as there are names in DATASETS.TEST[0], or if nothing is tested in DATASETS.TRAIN[0].
     cfg.MODEL.GLIPV2.CLASS_HEAD = CN()
     cfg.MODEL.GLIPV2.CLASS_HEAD.NUM_CLASSES = 80
 
@@ -309,6 +310,11 @@ def _add_data(cfg: CN) -> None:
     cfg.INPUT.PROMPT.FULL_NEGATIVE_CAPTIONS_PROB = 0.5
     # Caption data: pseudo boxes below this score are left out.
     cfg.INPUT.PROMPT.MIN_PSEUDO_SCORE = 0.5
+
+    # Results of the evaluations, higher is better, each of whose best value keeps its weights: the name that an
+    # evaluator gives to a result, "bbox/AP"; with several datasets in DATASETS.TEST the name of one and a slash stand
+    # before it. The weights are model_best_NAME.pth, with "_" for what is neither letter nor digit in the name.
+    cfg.TEST.BEST_METRICS = ()
 
     # Weight of each dataset of DATASETS.TRAIN, in its order: training images are drawn in proportion to these numbers.
     # Empty: in proportion to the sizes of the datasets.

@@ -34,8 +34,13 @@ CAPTIONS = {"cc_pseudo", "sbu_pseudo"}
 T, B, H = "swin_t", "swin_b", "coswin_h"
 # Updates of each stage (App. D.1).
 PRETRAINING = {T: 330_000, f"{T}_stage2": 300_000, B: 1_000_000, f"{B}_stage2": 500_000, H: 1_000_000}
-# Images or phrases of an epoch, with the epochs of GLIPv2-T and B in batches of 32 (App. D.2).
-MASK_TUNING = {"coco_mask": (118_287, 24, 5), "lvis": (100_170, 24, 5), "phrasecut": (310_816, 12, 3)}
+# Images or phrases of an epoch, with the epochs of GLIPv2-T, and of B and H, in batches of 32 (App. D.2).
+TUNING = {
+    "coco": (118_287, 24, 5),
+    "coco_mask": (118_287, 24, 5),
+    "lvis": (100_170, 24, 5),
+    "phrasecut": (310_816, 12, 3),
+}
 
 
 def in_folders(*folders):
@@ -155,9 +160,14 @@ def test_the_base_is_the_official_recipe():
     assert cfg.TEST.DETECTIONS_PER_IMAGE == 100 and cfg.SEED >= 0
 
 
-def test_prompt_tuning_has_the_official_rate_and_decay():
-    solver = load_config("prompt_tuning/coco_swin_t.yaml").SOLVER
-    assert (solver.BASE_LR, solver.WEIGHT_DECAY) == (0.05, 0.25)
+@pytest.mark.parametrize("name", [name for name in in_folders("prompt_tuning") if "micro" not in name])
+def test_prompt_tuning_trains_the_table_alone_with_the_official_rate_and_decay(name):
+    cfg = load_config(name)
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.PROMPT_MULTIPLIER) == (0.05, 0.25, 1.0)
+    assert (cfg.MODEL.GLIPV2.TUNING.MODE, cfg.MODEL.GLIPV2.TUNING.MASK_HEAD) == ("prompt", False)
+    if "phrasecut" not in name:
+        assert (cfg.INPUT.PROMPT.NUM_NEGATIVES, cfg.INPUT.PROMPT.SHUFFLE) == (-1, False)
+    assert cfg.MODEL.MASK_ON is ("mask" in name or "phrasecut" in name)
 
 
 @pytest.mark.parametrize(
@@ -172,12 +182,19 @@ def test_prompt_tuning_has_the_official_rate_and_decay():
         ("pretrain/glipv2_coswin_h_mask_stage2.yaml", 120_773),
         ("dyhead/dyhead_swin_t.yaml", 24 * 118_287 // 64),
         ("dyhead/dyhead_swin_b.yaml", 24 * 118_287 // 64),
-        *((f"finetune/{name}_swin_t.yaml", size * epochs // 32) for name, (size, epochs, _) in MASK_TUNING.items()),
-        *((f"finetune/{name}_swin_b.yaml", size * epochs // 32) for name, (size, _, epochs) in MASK_TUNING.items()),
-        ("finetune/vqa_swin_t.yaml", 100_000),
-        ("finetune/caption_swin_b.yaml", 70_800),
-        ("finetune/caption_coswin_h.yaml", 70_800),
-        ("prompt_tuning/coco_swin_t.yaml", 24 * 118_287 // 32),
+        *((f"finetune/{name}_{T}.yaml", size * epochs // 32) for name, (size, epochs, _) in TUNING.items()),
+        *(
+            (f"finetune/{name}_{model}.yaml", size * epochs // 32)
+            for name, (size, _, epochs) in TUNING.items()
+            for model in (B, H)
+        ),
+        *((f"finetune/vqa_{model}.yaml", 100_000) for model in (T, B, H)),
+        *((f"finetune/caption_{model}.yaml", 70_800) for model in (T, B, H)),
+        *(
+            (f"prompt_tuning/{name}_{model}.yaml", TUNING[name][0] * TUNING[name][1] // 32)
+            for name in ("coco", "coco_mask", "phrasecut")
+            for model in (T, B, H)
+        ),
     ],
 )
 def test_the_rate_warms_up_and_drops_twice(name, length):
@@ -274,12 +291,34 @@ def test_dyhead_has_backbone_and_tower_of_its_twin_that_reads_text(letter, twin)
     assert dyhead.GLIPV2.CLASS_HEAD.NUM_CLASSES == 80
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if re.match("finetune/(coco_mask|lvis|phrasecut)", name)])
-def test_fine_tuning_trains_all_weights_at_one_rate_in_batches_of_32(name):
-    cfg = load_config(name)
-    assert cfg.MODEL.MASK_ON and cfg.MODEL.GLIPV2.TUNING.MODE == "full"
+@pytest.mark.parametrize("model", [T, B, H])
+@pytest.mark.parametrize("data", TUNING)
+def test_fine_tuning_trains_all_weights_at_one_rate_in_batches_of_32(data, model):
+    cfg = load_config(f"finetune/{data}_{model}.yaml")
+    assert cfg.MODEL.MASK_ON is (data != "coco") and cfg.MODEL.GLIPV2.TUNING.MODE == "full"
     assert (cfg.SOLVER.TEXT_ENCODER_MULTIPLIER, cfg.SOLVER.IMS_PER_BATCH) == (1.0, 32)
-    assert cfg.SOLVER.BASE_LR == (1e-5 if name.endswith("_t.yaml") else 5e-6)
+    assert cfg.SOLVER.BASE_LR == (1e-5 if model == T else 5e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in in_folders("finetune", "prompt_tuning", "pretrain") if H in name])
+def test_masks_of_the_largest_model_have_its_mask_head(name):
+    cfg = load_config(name)
+    head = cfg.MODEL.GLIPV2.MASK_HEAD
+    if cfg.MODEL.MASK_ON:
+        assert (head.HOURGLASS_DEPTH, head.NUM_HOURGLASSES, head.CONV_DIM) == (2, 4, 384)
+    # As many processes as the command starts share a batch.
+    command = (CONFIGS / name).read_text()
+    machines = int((re.search(r"--num-machines (\d+)", command) or [0, 1])[1])
+    assert cfg.SOLVER.IMS_PER_BATCH % (8 * machines) == 0
+
+
+@pytest.mark.parametrize("model", PRETRAINING)
+def test_a_pretraining_evaluates_and_keeps_the_best_weights_by_lvis_and_flickr30k(model):
+    cfg = load_config(f"pretrain/glipv2_{model}.yaml")
+    assert tuple(cfg.DATASETS.TEST) == ("coco_2017_val", "lvis_v1_minival", "flickr30k_val")
+    assert tuple(cfg.TEST.BEST_METRICS) == ("lvis_v1_minival/bbox_fixed/AP", "flickr30k_val/any_box/R@1")
+    assert cfg.TEST.EVAL_PERIOD > 0 and cfg.SOLVER.MAX_ITER % cfg.TEST.EVAL_PERIOD == 0
+    assert cfg.TEST.EVAL_PERIOD % cfg.SOLVER.CHECKPOINT_PERIOD == 0
 
 
 # ---- protocols

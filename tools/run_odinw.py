@@ -4,6 +4,8 @@
     python tools/run_odinw.py --weights glip_tiny.pth                                # ODinW-13, full and prompt tuning
     python tools/run_odinw.py --config-file configs/demo/glipv2_micro.yaml --weights model_final.pth --num-gpus 0 \\
         --sets small_a small_b small_c --modes full prompt --shots 0 1 3 --max-iter 100 --eval-period 25
+    python tools/run_odinw.py --config-file configs/dyhead/dyhead_swin_t.yaml --weights dyhead_o365.pth \\
+        --modes full --shots 1 3 5 10 all                                            # the detector without text
 
 A set NAME is three registered detection datasets, NAME_train, NAME_val and NAME_test; odinw13 and odinw35 stand for
 all sets of these suites. Each cell of the grid trains and tests in processes of train_net.py, in a folder of its own,
@@ -53,6 +55,8 @@ RESULTS, SETTINGS, LOG = "results.json", "cell.json", "process.log"
 RECIPE = (
     *("SOLVER.IMS_PER_BATCH", "4", "SOLVER.WEIGHT_DECAY", "0.05", "SOLVER.EMA_DECAY", "0.0"),
     *("INPUT.PROMPT.NUM_NEGATIVES", "-1", "INPUT.PROMPT.SHUFFLE", "False", "SOLVER.AUTO_STEP.ENABLED", "True"),
+    # A detector without text has the classes of each set.
+    *("MODEL.GLIPV2.CLASS_HEAD.NUM_CLASSES", "0"),
     *("MODEL.GLIPV2.MLM.ENABLED", "False", "MODEL.GLIPV2.CONTRASTIVE.ENABLED", "False"),
 )
 # Stages of the backbone that stay as they are in the official recipe. A config may freeze more.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,12 +32,100 @@ class TrainingEnded(BaseException):
     """
 
 
+class _MetricHook(HookBase):
+    """Look at results after every evaluation, and keep weights; a subclass says which, and has these attributes.
+
+    It has to follow the hook that evaluates. For a resumed run to take the same decisions it has to precede the hook
+    that writes checkpoints.
+    """
+
+    period: int
+    ema: ModelEMA | None
+    with_tuned: bool
+
+    def after_step(self) -> None:
+        # detectron2's EvalHook evaluates at the same iterations, here and below.
+        next_iter = self.trainer.iter + 1
+        if next_iter % self.period == 0 and next_iter != self.trainer.max_iter:
+            self._look()
+
+    def after_train(self) -> None:
+        if self.trainer.iter + 1 >= self.trainer.max_iter:
+            self._look()
+
+    def _look(self) -> None:
+        raise NotImplementedError
+
+    def _newest(self, key: str, metric: str) -> float:
+        """Return the newest value of a result, the same on all ranks; 0 for NaN.
+
+        Args:
+            key: Config key that names the result.
+            metric: Its name.
+
+        Raises:
+            InputError: No evaluator has given it.
+        """
+        storage = self.trainer.storage
+        latest = storage.latest() if comm.is_main_process() else {}
+        value, found = comm.all_gather((latest.get(metric, (None,))[0], sorted(latest)))[0]
+        if value is None:
+            names = [name for name in found if "/" in name and not name.startswith("data/")]
+            raise InputError(
+                f"{key}: expected a result of the evaluation, such as {', '.join(names[:4])}, found {metric!r}"
+            )
+        # detectron2 reports NaN for a model that finds nothing.
+        return 0.0 if math.isnan(value) else value
+
+    def _keep(self, name: str, tuned_name: str, metric: str, value: float) -> None:
+        """Write the weights, and the tuned ones alone, as the best by a metric."""
+        checkpointer = self.trainer.checkpointer
+        with averaged(self.ema):
+            if comm.is_main_process() and checkpointer.save_dir:
+                content = {"model": checkpointer.model.state_dict(), "iteration": self.trainer.iter}
+                write_checkpoint(os.path.join(checkpointer.save_dir, name), content)
+                if self.with_tuned:
+                    save_tuned(checkpointer.model, os.path.join(checkpointer.save_dir, tuned_name))
+        logging.getLogger(__name__).info("iteration %d: %s %.3f is the best so far", self.trainer.iter, metric, value)
+
+
 @dataclass(eq=False)
-class PlateauHook(HookBase):
+class BestWeightsHook(_MetricHook):
+    """Keep the best weights by each of some metrics as ``model_best_NAME.pth``, without an effect on the training.
+
+    Attributes:
+        metrics: Names of the evaluators' numbers, higher is better.
+        period: Updates between two evaluations.
+        ema: Moving average of the weights, if there is one; it is what is evaluated and saved.
+        with_tuned: Also write the tuned weights alone, see ``save_tuned``.
+    """
+
+    metrics: Sequence[str]
+    period: int
+    ema: ModelEMA | None = None
+    with_tuned: bool = False
+    _best: dict[str, float] = field(default_factory=dict, init=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": dict(self._best)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._best = dict(state_dict["best"])
+
+    def _look(self) -> None:
+        for metric in self.metrics:
+            value = self._newest("TEST.BEST_METRICS", metric)
+            if value > self._best.get(metric, -math.inf):
+                self._best[metric] = value
+                name = re.sub(r"\W+", "_", metric)
+                self._keep(f"model_best_{name}.pth", f"tuned_best_{name}.safetensors", metric, value)
+
+
+@dataclass(eq=False)
+class PlateauHook(_MetricHook):
     """Keep the best weights by a metric, and lower the learning rate where the metric stops growing.
 
-    The hook reads the metric after every evaluation, so it has to follow the hook that evaluates. For a resumed run to
-    take the same decisions it has to precede the hook that writes checkpoints. A value that is not higher than all
+    A value that is not higher than all
     before, or is NaN, counts as no gain. Evaluations during the warm-up can be the best; the rate waits for its end.
 
     Attributes:
@@ -67,16 +156,6 @@ class PlateauHook(HookBase):
     _best: float = field(default=-math.inf, init=False)
     _since_step: int = field(default=0, init=False)
 
-    def after_step(self) -> None:
-        # detectron2's EvalHook evaluates at the same iterations, here and below.
-        next_iter = self.trainer.iter + 1
-        if next_iter % self.period == 0 and next_iter != self.trainer.max_iter:
-            self._look()
-
-    def after_train(self) -> None:
-        if self.trainer.iter + 1 >= self.trainer.max_iter:
-            self._look()
-
     def state_dict(self) -> dict[str, Any]:
         # The rates themselves are in the state of the scheduler.
         return {"best": self._best, "since_step": self._since_step, "since_best": self.since_best}
@@ -87,21 +166,10 @@ class PlateauHook(HookBase):
         self.since_best = state_dict["since_best"]
 
     def _look(self) -> None:
-        """Take the newest value, the same on all ranks."""
-        storage = self.trainer.storage
-        latest = storage.latest() if comm.is_main_process() else {}
-        value, found = comm.all_gather((latest.get(self.metric, (None,))[0], sorted(latest)))[0]
-        if value is None:
-            names = [name for name in found if "/" in name and not name.startswith("data/")]
-            raise InputError(
-                f"SOLVER.AUTO_STEP.METRIC: expected a result of the evaluation, such as {', '.join(names[:4])}, "
-                f"found {self.metric!r}"
-            )
-        # detectron2 reports NaN for a model that finds nothing.
-        value = 0.0 if math.isnan(value) else value
+        value = self._newest("SOLVER.AUTO_STEP.METRIC", self.metric)
         if value > self._best:
             self._best, self.since_best, self._since_step = value, 0, 0
-            self._save_best()
+            self._keep(BEST_WEIGHTS, BEST_TUNED_WEIGHTS, self.metric, value)
             return
         # Nothing is decided in the warm-up, since the rate has not reached its value yet.
         if self.trainer.iter + 1 >= self.warmup_iters:
@@ -110,18 +178,6 @@ class PlateauHook(HookBase):
         if self.scheduler is not None and self._since_step > self.patience:
             self._since_step = 0
             self._lower_rates(self.scheduler)
-
-    def _save_best(self) -> None:
-        checkpointer = self.trainer.checkpointer
-        with averaged(self.ema):
-            if comm.is_main_process() and checkpointer.save_dir:
-                content = {"model": checkpointer.model.state_dict(), "iteration": self.trainer.iter}
-                write_checkpoint(os.path.join(checkpointer.save_dir, BEST_WEIGHTS), content)
-                if self.with_tuned:
-                    save_tuned(checkpointer.model, os.path.join(checkpointer.save_dir, BEST_TUNED_WEIGHTS))
-        logging.getLogger(__name__).info(
-            "iteration %d: %s %.3f is the best so far", self.trainer.iter, self.metric, self._best
-        )
 
     def _lower_rates(self, scheduler: LRMultiplier) -> None:
         scheduler.base_lrs = [max(rate * self.factor, min(rate, self.min_lr)) for rate in scheduler.base_lrs]
@@ -161,6 +217,21 @@ class EarlyStopHook(HookBase):
             )
             self._save_final()
             raise TrainingEnded
+
+
+def build_best_weights_hook(cfg: CfgNode, ema: ModelEMA | None) -> BestWeightsHook | None:
+    """Build the hook that ``TEST.BEST_METRICS`` needs; None without them.
+
+    Raises:
+        InputError: Nothing is evaluated.
+    """
+    metrics = tuple(cfg.TEST.BEST_METRICS)
+    if not metrics:
+        return None
+    if cfg.TEST.EVAL_PERIOD < 1 or not cfg.DATASETS.TEST:
+        found = f"TEST.EVAL_PERIOD {cfg.TEST.EVAL_PERIOD} and DATASETS.TEST {cfg.DATASETS.TEST}"
+        raise InputError(f"TEST.BEST_METRICS: expected a period of at least 1 and a dataset to watch, found {found}")
+    return BestWeightsHook(metrics, cfg.TEST.EVAL_PERIOD, ema, cfg.MODEL.GLIPV2.TUNING.MODE != "full")
 
 
 def build_plateau_hook(cfg: CfgNode, scheduler: LRMultiplier, ema: ModelEMA | None) -> PlateauHook | None:

@@ -30,7 +30,7 @@ from ..solver import build_gradient_clipper, build_lr_scheduler, build_optimizer
 from .config_values import check_solver_values, warn_of_tuning
 from .data_hooks import DataStateHook, SkippedImagesHook
 from .ema import EMACheckpointer, EMAHook, ModelEMA, averaged
-from .plateau import EarlyStopHook, TrainingEnded, build_plateau_hook
+from .plateau import EarlyStopHook, TrainingEnded, build_best_weights_hook, build_plateau_hook
 from .train_loop import GroundingTrainLoop
 
 _AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -112,8 +112,9 @@ class GLIPv2Trainer(DefaultTrainer):
         savers = [saver] if comm.is_main_process() else []
         evaluators = [hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate)]
         plateau = build_plateau_hook(self.cfg, self.scheduler, self._ema)
+        watchers = [hook for hook in (plateau, build_best_weights_hook(self.cfg, self._ema)) if hook is not None]
         # Decisions by the metric belong to the checkpoint of the same iteration.
-        built += [*savers, *evaluators] if plateau is None else [*evaluators, plateau, *savers]
+        built += [*evaluators, *watchers, *savers] if watchers else [*savers, *evaluators]
         if comm.is_main_process():
             built.append(hooks.PeriodicWriter(self.build_writers(), period=20))
         if plateau is not None and solver.EARLY_STOP_PATIENCE:

@@ -43,3 +43,13 @@ def test_dataset_with_other_names_than_classes_is_refused(dyhead_cfg):
     model = GLIPv2Trainer.build_model(dyhead_cfg)
     with pytest.raises(ValueError, match=r"expected the names of all 4 classes .*found 3 names"):
         GLIPv2Trainer.test(dyhead_cfg, model)
+
+
+def test_a_model_without_text_has_the_classes_of_its_data(dyhead_cfg):
+    dyhead_cfg.merge_from_list(["MODEL.GLIPV2.CLASS_HEAD.NUM_CLASSES", 0])
+    assert GLIPv2Trainer.build_model(dyhead_cfg).head.num_classes == 3
+    dyhead_cfg.DATASETS.TEST = ()
+    assert GLIPv2Trainer.build_model(dyhead_cfg).head.num_classes == 3
+    dyhead_cfg.DATASETS.TRAIN = ()
+    with pytest.raises(ValueError, match="NUM_CLASSES: expected at least 1, found 0"):
+        GLIPv2Trainer.build_model(dyhead_cfg)

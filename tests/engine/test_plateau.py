@@ -8,6 +8,7 @@ import torch
 
 from glipv2_d2 import GLIPv2Trainer
 from glipv2_d2.engine.plateau import build_plateau_hook
+from glipv2_d2.errors import InputError
 
 RATE = 0.01
 
@@ -202,3 +203,41 @@ def test_values_that_cannot_be_are_named(train_cfg, key, value):
     train_cfg.merge_from_list(["SOLVER.AUTO_STEP.ENABLED", True, "TEST.EVAL_PERIOD", 1, key, value])
     with pytest.raises(ValueError, match=f"{key}: expected"):
         build_plateau_hook(train_cfg, None, None)
+
+
+def test_the_best_weights_by_some_metrics_are_kept_without_automatic_steps(make_trainer, train_cfg, monkeypatch):
+    train_cfg.merge_from_list(["TEST.BEST_METRICS", ("lvis/bbox_fixed/AP", "flickr/any_box/R@1")])
+    results = {0: (1.0, 9.0), 2: (3.0, float("nan")), 4: (2.5, 9.5)}
+
+    def run(max_iter, resume=False):
+        trainer = make_trainer([0.0] * 4, "SOLVER.AUTO_STEP.ENABLED", False, resume=resume, max_iter=max_iter)
+
+        def test(cfg, model):
+            found, phrases = results[trainer.iter]
+            return {"lvis": {"bbox_fixed": {"AP": found}}, "flickr": {"any_box": {"R@1": phrases}}}
+
+        monkeypatch.setattr(trainer, "test", test)
+        trainer.train()
+
+    def kept(name):
+        return torch.load(Path(train_cfg.OUTPUT_DIR) / f"model_best_{name}.pth", weights_only=True)["iteration"]
+
+    run(2)
+    assert (kept("lvis_bbox_fixed_AP"), kept("flickr_any_box_R_1")) == (2, 0)
+    # A resumed run remembers its best values.
+    run(4, resume=True)
+    assert (kept("lvis_bbox_fixed_AP"), kept("flickr_any_box_R_1")) == (2, 4)
+    assert not (Path(train_cfg.OUTPUT_DIR) / "model_best.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["TEST.EVAL_PERIOD", 0], "TEST.BEST_METRICS: expected a period of at least 1 and a dataset to watch"),
+        (["DATASETS.TEST", ()], r"found TEST.EVAL_PERIOD 1 and DATASETS.TEST \(\)"),
+    ],
+)
+def test_best_weights_need_an_evaluation(train_cfg, options, message):
+    train_cfg.merge_from_list(["TEST.BEST_METRICS", ("bbox/AP",), "TEST.EVAL_PERIOD", 1, *options])
+    with pytest.raises(InputError, match=message):
+        GLIPv2Trainer(train_cfg)

@@ -6,6 +6,8 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
+from detectron2.modeling import build_model
 from drawn_images import draw_dataset
 
 from glipv2_d2 import register_coco_grounding
@@ -252,9 +254,6 @@ def run(tool, config, small_set, tmp_path, monkeypatch):
 @pytest.fixture
 def start_weights(tiny_cfg, tmp_path):
     """Weights of the tiny model in the file that the tool is called with."""
-    import torch
-    from detectron2.modeling import build_model
-
     torch.manual_seed(0)
     torch.save({"model": build_model(tiny_cfg).state_dict()}, tmp_path / "weights.pth")
 
@@ -277,6 +276,19 @@ def test_cells_train_test_and_are_not_done_twice(run, start_weights, capsys):
     # Weights of the next seed are kept on request.
     run("--modes", "full", "--shots", "1", "--seeds", "30", "--old-sets", old, "--keep-weights")
     assert [path.name for path in (run.output / run.set / "full_1_seed30").glob("*.pth")] == ["model_best.pth"]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_a_model_without_text_has_the_classes_of_each_set(run, config, tiny_cfg, tmp_path):
+    tiny_cfg.merge_from_list(["MODEL.META_ARCHITECTURE", "DyHead", "MODEL.GLIPV2.CLASS_HEAD.NUM_CLASSES", 365])
+    Path(config).write_text(tiny_cfg.dump())
+    # As after a pre-training on Objects365; the drawn set has three names.
+    torch.save({"model": build_model(tiny_cfg).state_dict()}, tmp_path / "weights.pth")
+    run("--modes", "full", "--shots", "1", "--seeds", "3", "--keep-weights")
+    cell = run.output / run.set / "full_1_seed3"
+    assert json.loads((cell / "results.json").read_text())["value"] >= 0
+    weights = torch.load(cell / "model_best.pth", weights_only=True)["model"]
+    assert len(weights["head.cls_logits.bias"]) == 3
 
 
 def fake_call(run, tool, monkeypatch, stop_at):

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode, configurable
 from torch import Tensor, nn
 
 from ...errors import InputError
+from ...prompts.vocabulary import dataset_names
 from ...structures import GroundingPredictions, TokenizedPrompt
 from ..batch import TrunkShapes
 from .anchor_head import AnchorHead, initialize_predictors, prior_bias
@@ -62,7 +63,7 @@ class ClassHead(AnchorHead):
         config = cfg.MODEL.GLIPV2
         return {
             **cls.shared_options(cfg, shapes),
-            "num_classes": config.CLASS_HEAD.NUM_CLASSES,
+            "num_classes": config.CLASS_HEAD.NUM_CLASSES or _number_of_names(cfg),
             "prior_prob": config.GROUNDING.PRIOR_PROB,
             "class_loss_weight": config.GROUNDING.LOSS_WEIGHT,
         }
@@ -82,3 +83,9 @@ class ClassHead(AnchorHead):
         """Predict for all anchors of L levels (N, C, Hl, Wl); the text is ignored, and each class counts as a token."""
         class_logits = [self.cls_logits(feature).flatten(2).transpose(1, 2) for feature in features]  # (N, Hl*Wl, K)
         return GroundingPredictions(class_logits, *self._place(features))
+
+
+def _number_of_names(cfg: CfgNode) -> int:
+    """Return the number of names of the first dataset that is tested, or else trained on; 0 without one."""
+    datasets = (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN)
+    return len(dataset_names(datasets[0])) if datasets else 0
