@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,7 +33,7 @@ class TrainingEnded(BaseException):
     """
 
 
-class _MetricHook(HookBase):
+class _MetricHook(HookBase, ABC):
     """Look at results after every evaluation, and keep weights; a subclass says which, and has these attributes.
 
     It has to follow the hook that evaluates. For a resumed run to take the same decisions it has to precede the hook
@@ -53,8 +54,9 @@ class _MetricHook(HookBase):
         if self.trainer.iter + 1 >= self.trainer.max_iter:
             self._look()
 
+    @abstractmethod
     def _look(self) -> None:
-        raise NotImplementedError
+        """Read the newest results and decide."""
 
     def _newest(self, key: str, metric: str) -> float:
         """Return the newest value of a result, the same on all ranks; 0 for NaN.
