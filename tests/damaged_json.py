@@ -1,9 +1,16 @@
 """Random damage to json content, for tests of readers."""
 
 import copy
+import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from detectron2.data import MetadataCatalog
 from hypothesis import strategies as st
+
+from glipv2_d2.data.datasets.dict_checks import check_dataset_dicts
+from glipv2_d2.data.datasets.value_checks import AnnotationError
 
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 70) | st.floats() | st.text(max_size=5),
@@ -24,3 +31,18 @@ def damaged(data: st.DataObject, files: dict[str, Any]) -> dict[str, Any]:
     else:
         owner[key] = data.draw(_VALUES)
     return files
+
+
+def fit_or_one_line(load: Callable[[], list[dict]], folder: Path, name: str, task: str) -> list[dict]:
+    """The dicts that a reader makes of damaged files, fit for training; none where one line names a file instead."""
+    try:
+        records = load()
+    except AnnotationError as error:
+        assert str(folder) in str(error) and re.fullmatch(".{1,3000}", str(error))
+        records = []
+    else:
+        assert records
+        check_dataset_dicts("damaged", records, len(MetadataCatalog.get(name).get("thing_classes", ())), task=task)
+    finally:
+        MetadataCatalog.pop(name, None)
+    return records

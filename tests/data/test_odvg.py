@@ -5,7 +5,7 @@ import os
 import re
 
 import pytest
-from damaged_json import damaged
+from damaged_json import damaged, fit_or_one_line
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from hypothesis import HealthCheck, given, settings
@@ -285,12 +285,5 @@ def test_any_damage_is_left_out_or_a_one_line_error(tmp_path, task, data):
     jsonl_file.write_bytes(good + b"\n" + text[:cut] + b"\n" + good + b"\n" + text)
     name = f"{tmp_path.name}_damaged"
     MetadataCatalog.get(name).set(task=task, jsonl_file=str(jsonl_file), image_root=str(tmp_path))
-    try:
-        records = load_odvg(str(jsonl_file), str(tmp_path), None, name)
-    except AnnotationError as error:
-        assert str(jsonl_file) in str(error) and "\n" not in str(error) and len(str(error)) < 1000
-    else:
-        assert 2 <= len(records) <= 4
-        check_dataset_dicts(name, records, len(MetadataCatalog.get(name).get("thing_classes", [])), task=task)
-    finally:
-        MetadataCatalog.pop(name, None)
+    records = fit_or_one_line(lambda: load_odvg(str(jsonl_file), str(tmp_path), None, name), jsonl_file, name, task)
+    assert not records or 2 <= len(records) <= 4

@@ -113,25 +113,12 @@ def test_drawn_names_have_the_official_statistics(key, names, tokenizer):
     assert tokens.max() <= expected["tokens_max"]
 
 
-def test_negatives_stop_before_the_last_token_of_the_budget():
-    # The positive takes 2 of 8 tokens; negatives of 2 leave 4, 2 and 0: the third finds no token left over.
-    rows = draw(SHORT_NAMES, {4}, word_counter(8), seed=0, full_negatives_prob=1.0)
-    assert len(rows) == 3 and 4 in rows
-
-
 def test_negatives_stop_at_the_first_that_does_not_fit():
     # Only the long name can be drawn first and end the walk; with it last, all three short ones are in.
     names = ["cat", "a b c d e f g h", "dog", "bus"]
     sizes = {len(draw(names, {0}, word_counter(10), seed, full_negatives_prob=1.0)) for seed in range(50)}
     assert sizes == {1, 2, 3}
     assert all(1 not in draw(names, {0}, word_counter(10), seed, full_negatives_prob=1.0) for seed in range(50))
-
-
-def test_positives_past_the_budget_are_left_out_with_all_negatives():
-    # Official case: "person." is 2 tokens, "traffic light." 3; of a budget of 3 one of them remains, by chance.
-    names = ["person", "traffic light", "dog"]
-    found = {tuple(draw(names, {0, 1}, word_counter(3), seed, full_negatives_prob=1.0)) for seed in range(30)}
-    assert found == {(0,), (1,)}
 
 
 def test_drawn_positives_reduce_the_negatives():
@@ -145,13 +132,6 @@ def test_no_negatives_leave_the_positives_alone():
         assert draw(SHORT_NAMES, {2, 5}, word_counter(100), seed, num_negatives=0, shuffle=False) == [2, 5]
 
 
-def test_number_of_negatives_is_uniform_from_one_when_not_full():
-    counts = [len(draw(SHORT_NAMES, (), word_counter(100), seed, 4, 0.0)) for seed in range(400)]
-    assert set(counts) == {1, 2, 3, 4}
-    # Expected 100 each; 4 standard deviations are 35.
-    assert all(65 < counts.count(size) < 135 for size in (1, 2, 3, 4))
-
-
 @pytest.mark.parametrize(
     ("num_positives", "num_names", "total"),
     [(0, 85, 85), (3, 85, 85), (84, 85, 85), (85, 85, 85), (90, 85, 90), (2, 0, 2), (2, 200, 120)],
@@ -163,14 +143,19 @@ def test_total_counts_the_positives_among_the_names_of_the_prompt(num_positives,
     assert len(rows) == len(set(rows)) == total and positives <= set(rows)
 
 
-def test_total_is_uniform_from_one_when_not_full_and_keeps_the_positives():
-    counts = [len(draw(SHORT_NAMES, {2}, word_counter(100), seed, 4, 0.0, sampling="total")) for seed in range(400)]
-    # Expected 100 each of 1..4 names; 4 standard deviations are 35.
+# "drawn" counts the negatives, and the image has no other name; "total" counts the positive one too.
+@pytest.mark.parametrize(("sampling", "positives"), [("drawn", ()), ("total", {2})])
+def test_number_of_names_is_uniform_from_one_when_not_full(sampling, positives):
+    def counts_of(probability):
+        arguments = (SHORT_NAMES, positives, word_counter(100))
+        return [len(draw(*arguments, seed, 4, probability, sampling=sampling)) for seed in range(400)]
+
+    counts = counts_of(0.0)
     assert set(counts) == {1, 2, 3, 4}
+    # Expected 100 each; 4 standard deviations are 35.
     assert all(65 < counts.count(size) < 135 for size in (1, 2, 3, 4))
-    half = [len(draw(SHORT_NAMES, {2}, word_counter(100), seed, 4, 0.5, sampling="total")) for seed in range(400)]
     # 0.5 + 0.5 / 4 of them are full: 250 +- 39.
-    assert 211 < half.count(4) < 289
+    assert 211 < counts_of(0.5).count(4) < 289
 
 
 def test_total_takes_every_absent_name_equally_often():
@@ -181,15 +166,17 @@ def test_total_takes_every_absent_name_equally_often():
     assert all(151 < share < 249 for row, share in enumerate(shares) if row not in (2, 5))
 
 
-def test_total_obeys_the_token_limit():
+@pytest.mark.parametrize("sampling", ["drawn", "total"])
+def test_names_obey_the_token_limit(sampling):
     # The positive takes 2 of 8 tokens; negatives of 2 leave 4, 2 and 0: the third finds no token left over.
-    rows = draw(SHORT_NAMES, {4}, word_counter(8), seed=0, full_negatives_prob=1.0, sampling="total")
+    rows = draw(SHORT_NAMES, {4}, word_counter(8), seed=0, full_negatives_prob=1.0, sampling=sampling)
     assert len(rows) == 3 and 4 in rows
-    # Positives that pass the limit leave no room for negatives, and are not drawn as such.
-    found = {
-        tuple(draw(["a", "b b", "c"], {0, 1}, word_counter(3), seed, 3, 1.0, sampling="total")) for seed in range(30)
-    }
-    assert found == {(0,), (1,)}
+    # Official case: "person." is 2 tokens, "traffic light." 3; of a budget of 3 one of them remains, by chance, without
+    # negatives.
+    arguments = (["person", "traffic light", "dog"], {0, 1}, word_counter(3))
+    for number in (3, 85):
+        found = {tuple(draw(*arguments, seed, number, 1.0, sampling=sampling)) for seed in range(30)}
+        assert found == {(0,), (1,)}
 
 
 @pytest.mark.parametrize("num_negatives", [-1, 4, 85])
