@@ -17,9 +17,9 @@ from ..errors import InputError
 _DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
 # Formats that PIL decodes by itself; for others it would start a program with the bytes. Older versions lack some.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+_OWN_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
 Image.init()
-_FORMATS = tuple(name for name in _FORMATS if name in Image.OPEN)
+_FORMATS = tuple(name for name in _OWN_FORMATS if name in Image.OPEN)
 
 # File suffixes of these formats, lower case with the dot.
 IMAGE_SUFFIXES = tuple(sorted(suffix for suffix, name in Image.registered_extensions().items() if name in _FORMATS))

@@ -243,9 +243,7 @@ class PromptTokenizer:
         while waiting:
             rows = waiting.pop()
             chunk = [names[row] for row in rows]
-            prompt, is_cut = self._tokenize(
-                prompt_from_names(chunk, rows, separator=separator, with_blank=with_blank)
-            )
+            prompt, is_cut = self._tokenize(prompt_from_names(chunk, rows, separator=separator, with_blank=with_blank))
             if is_cut:
                 middle = len(rows) // 2
                 waiting += [rows[middle:], rows[:middle]]

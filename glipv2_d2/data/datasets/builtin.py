@@ -172,9 +172,9 @@ def _register_masks(below: Below) -> None:
     for split in _PHRASECUT:
         register_phrasecut(f"phrasecut_{split}", below("phrasecut", f"refer_{split}.json"), sizes_file, images)
     for name, (folder, refs_file, splits) in _REFCOCO.items():
-        files = [below("refcoco", folder, file) for file in (refs_file, "instances.json")]
+        refs, instances = (below("refcoco", folder, file) for file in (refs_file, "instances.json"))
         for split in splits:
-            register_refcoco(f"{name}_{split}", *files, below("coco", "train2014"), split)
+            register_refcoco(f"{name}_{split}", refs, instances, below("coco", "train2014"), split)
 
 
 def _register_world(below: Below, name: str, splits: tuple[str, ...]) -> None:
