@@ -147,15 +147,6 @@ def test_other_files_are_named_in_one_line(load, content, splits, message):
     assert "\n" not in str(raised.value)
 
 
-def test_missing_files_are_named(new_name, tmp_path):
-    register_captioning(new_name, tmp_path / "a.json", tmp_path, images_files=[tmp_path / "sizes.json"])
-    with pytest.raises(FileNotFoundError, match="json_file .*a.json does not exist"):
-        load_dataset(new_name)
-    (tmp_path / "a.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match="images_files .*sizes.json does not exist"):
-        load_dataset(new_name)
-
-
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
 @given(data=st.data())
 def test_any_damage_is_left_out_or_a_one_line_error(tmp_path, data):

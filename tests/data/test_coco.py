@@ -5,7 +5,6 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from detectron2.structures import BoxMode
 
-from glipv2_d2.data.datasets.formats import register_coco_grounding
 from glipv2_d2.data.datasets.registration import check_dataset_files
 from glipv2_d2.data.datasets.value_checks import AnnotationError
 from glipv2_d2.data.loading import load_dataset, load_training_dicts
@@ -103,23 +102,6 @@ def test_a_dataset_is_loaded_with_the_masks_that_can_be_used_or_with_none(make_d
         assert ["segmentation" in item for item in items] == [with_masks, with_masks, False]
         assert not with_masks or items[0]["segmentation"] == POLYGON
         assert not with_masks or set(items[1]["segmentation"]) == {"size", "counts"}
-
-
-def test_missing_paths_are_named_with_the_variable(tmp_path, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", "/data/sets")
-    name = f"{tmp_path.name}_missing"
-    register_coco_grounding(name, tmp_path / "none.json", tmp_path / "none")
-    try:
-        with pytest.raises(FileNotFoundError, match=f"{name}.*json_file .*none.json .*DETECTRON2_DATASETS.*/data/sets"):
-            DatasetCatalog.get(name)
-        (tmp_path / "none.json").write_text("{}")
-        with pytest.raises(FileNotFoundError, match="image_root .*none does not exist"):
-            check_dataset_files(name)
-        with pytest.raises(ValueError, match="registered already"):
-            register_coco_grounding(name, "a.json", "b")
-    finally:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
 
 
 def test_builtin_coco_names_say_where_they_are_expected(monkeypatch, tmp_path):

@@ -5,7 +5,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 
 from glipv2_d2.data.datasets.dict_checks import check_dataset_dicts
@@ -49,22 +49,6 @@ def test_captions_get_their_boxes_in_the_order_of_the_file(load, tmp_path):
     assert [item["bbox"] for item in records[1]["annotations"]] == [(4, 6, 24, 16)] * 2
     assert [item["tokens_positive"] for item in records[1]["annotations"]] == [((2, 5),), ((12, 19),)]
     check_dataset_dicts("x", records, task="grounding")
-
-
-def test_metadata_says_what_it_is(load, new_name, tmp_path):
-    load([image(1)], [box(1)], task="pseudo_grounding", note="old")
-    metadata = MetadataCatalog.get(new_name)
-    assert (metadata.task, metadata.note) == ("pseudo_grounding", "old")
-    assert metadata.json_file == str(tmp_path / "boxes.json") and metadata.image_root == str(tmp_path)
-    with pytest.raises(ValueError, match="registered already"):
-        register_grounding_json(new_name, "a", "b")
-
-
-def test_grounding_is_the_default_and_nothing_is_read_at_once(new_name):
-    register_grounding_json(new_name, "nowhere.json", "nowhere")
-    assert MetadataCatalog.get(new_name).task == "grounding"
-    with pytest.raises(FileNotFoundError, match="json_file nowhere.json does not exist"):
-        DatasetCatalog.get(new_name)
 
 
 def test_images_of_several_sources_have_several_directories(load, tmp_path):

@@ -241,17 +241,6 @@ def test_nothing_left_is_an_error(load, lines):
         load(*lines)
 
 
-@pytest.mark.parametrize("field", ["jsonl_file", "names_file", "image_root"])
-def test_missing_files_are_named(tmp_path, new_name, field):
-    paths = {"jsonl_file": tmp_path / "data.jsonl", "names_file": tmp_path / "names.json", "image_root": tmp_path}
-    for path in (paths["jsonl_file"], paths["names_file"]):
-        path.write_text("{}")
-    paths[field] = tmp_path / "gone"
-    register_odvg(new_name, **paths)
-    with pytest.raises(FileNotFoundError, match=f"dataset '{new_name}': {field} .*gone does not exist"):
-        DatasetCatalog.get(new_name)
-
-
 def test_a_slow_file_shows_how_far_it_is(load, monkeypatch, capsys):
     load(grounding(region()), grounding(region()))
     assert capsys.readouterr().err == ""

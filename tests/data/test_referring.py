@@ -70,12 +70,6 @@ def test_a_box_without_mask_stays(load_json):
     assert "segmentation" not in record["annotations"][0]
 
 
-@pytest.mark.parametrize("evaluator", [{}, {"evaluator_type": "refcoco"}])
-def test_the_kind_of_evaluation_can_be_chosen(load_json, new_name, evaluator):
-    load_json(item(3, "crow"), **evaluator)
-    assert MetadataCatalog.get(new_name).evaluator_type == evaluator.get("evaluator_type", "phrasecut")
-
-
 # --- RefCOCO
 
 POLYGON = [4.5, 6, 24, 6, 24, 16]
@@ -336,21 +330,14 @@ FILES = {
     "refs": (register_refcoco, ("val",), {"refs": {"refs": [ref()]}, "instances": instances()}),
     "tasks": (register_phrasecut, (), {"refer": [task()], "sizes": SIZES}),
 }
-FIELDS = {"refs": "json_file", "instances": "instances_file", "refer": "json_file", "sizes": "sizes_file"}
 
 
-@pytest.mark.parametrize("text", [None, "", "[", "3", '{"refs": 3}', '{"images": 3}', '{"images": []}'])
+@pytest.mark.parametrize("text", ["", "[", "3", '{"refs": 3}', '{"images": 3}', '{"images": []}'])
 @pytest.mark.parametrize(("kind", "file"), [(kind, file) for kind, one in FILES.items() for file in one[2]])
-def test_other_and_missing_files_are_named(tmp_path, new_name, kind, file, text):
+def test_other_files_are_named(tmp_path, new_name, kind, file, text):
     register, split, files = FILES[kind]
-    paths = write(tmp_path, **{**files, file: text or ""})
-    if text is None:
-        (tmp_path / f"{file}.json").unlink()
-    register(new_name, *paths, tmp_path, *split)
-    if text is None:
-        with pytest.raises(FileNotFoundError, match=f"{FIELDS[file]} .*{file}.json does not exist"):
-            DatasetCatalog.get(new_name)
-    elif file == "instances" and text == '{"images": []}':
+    register(new_name, *write(tmp_path, **{**files, file: text}), tmp_path, *split)
+    if file == "instances" and text == '{"images": []}':
         with pytest.raises(AnnotationError, match="refs.json: expected .* found nothing to use"):
             DatasetCatalog.get(new_name)
     else:

@@ -356,16 +356,6 @@ def test_other_files_are_named_in_one_line(load, options, message):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("field", ["questions_file", "annotations_file", "images_file", "boxes_file", "image_ids_file"])
-def test_a_missing_file_is_named(new_name, tmp_path, field):
-    files = dict.fromkeys(("questions_file", "annotations_file", "images_file", "boxes_file", "image_ids_file"))
-    files |= {"questions_file": tmp_path / "there.json", field: tmp_path / "gone.json"}
-    (tmp_path / "there.json").write_text("{}")
-    register_vqa(new_name, files.pop("questions_file"), files.pop("annotations_file"), tmp_path, **files)
-    with pytest.raises(FileNotFoundError, match=f"{field} .*gone.json does not exist"):
-        load_dataset(new_name)
-
-
 # --- json lines
 
 
