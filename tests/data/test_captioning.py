@@ -129,7 +129,7 @@ def test_bad_images_of_karpathy_are_left_out(load, caplog, bad, kind, reason):
         ({"images": [], "annotations": 1}, (), "annotations: expected .*a list.*found 1"),
         ({"images": [karpathy(1)]}, ("train", "tset"), r"splits: expected .*'tset' among them.*found \['train'\]"),
         (
-            {"images": [karpathy(1), karpathy(1)]},
+            {"images": [karpathy(1), karpathy(1) | {"filename": "other.jpg"}]},
             ("train",),
             r"images\[1\]: cocoid: expected an id that no other image has, found 1",
         ),

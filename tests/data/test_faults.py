@@ -16,7 +16,7 @@ from glipv2_d2.data.datasets.captioning import load_captioning
 from glipv2_d2.data.datasets.coco import load_coco_grounding, load_detection_truth, load_lvis
 from glipv2_d2.data.datasets.dict_checks import check_dataset_dicts
 from glipv2_d2.data.datasets.grounding_json import load_grounding_json
-from glipv2_d2.data.datasets.questions import load_vqa_json
+from glipv2_d2.data.datasets.questions import load_vqa_json, load_vqa_jsonl
 from glipv2_d2.data.datasets.referring import load_referring_json
 from glipv2_d2.data.datasets.skip_report import FEW_FAULTS, DataReport
 from glipv2_d2.data.datasets.value_checks import AnnotationError
@@ -216,7 +216,7 @@ WRONG_FILES = {
         DETECTION,
     ),
     "name twice": (
-        lambda content: content["categories"][1].update(name="dog", synonyms=["dog"]),
+        lambda content: content["categories"][1].update(name="dog", synonyms=["dog"], supercategory="sausage"),
         r"categories \(id 2\): name: expected a name that no other category has, found 'dog'",
         DETECTION,
     ),
@@ -306,6 +306,28 @@ def test_a_first_category_with_objects_or_of_its_own_stays(load, parent, tmp_pat
     assert MetadataCatalog.get(f"{tmp_path.name}_loaded").thing_classes == ["pets", "dog", "cat"]
 
 
+@pytest.mark.parametrize("category_id", [2, 3])
+@pytest.mark.parametrize("format_name", DETECTION)
+def test_a_category_that_is_listed_twice_counts_once(load, tmp_path, format_name, category_id):
+    content = good_content()
+    content["annotations"][1]["category_id"] = 2
+    expected = load(format_name, content)[0]
+    content["categories"].append({**content["categories"][1], "id": category_id})
+    content["annotations"][1]["category_id"] = category_id
+    records, report = load(format_name, content)
+    assert records == expected and report.counts == {("categories", "categories listed twice"): 1}
+    assert MetadataCatalog.get(f"{tmp_path.name}_loaded").thing_dataset_id_to_contiguous_id == {1: 0, 2: 1}
+    truth = load_detection_truth(str(tmp_path / "a.json"))
+    assert len(truth["categories"]) == 2 and [item["category_id"] for item in truth["annotations"]] == [1, 2, 1]
+
+
+def test_boxes_in_shares_of_the_image_are_a_fault_and_not_boxes_of_a_pixel(load):
+    content = good_content()
+    content["annotations"][1]["bbox"] = [0.25, 0.5, 0.4, 0.3]
+    records, report = load("coco", content)
+    assert report.counts == {("annotations", "boxes not in pixels"): 1} and len(records[1]["annotations"]) == 1
+
+
 def test_boxes_are_cut_at_the_border_and_info_and_licenses_may_lack(load, caplog):
     content = good_content()
     content["annotations"][0]["bbox"] = [-30.5, 6, 400, 90]
@@ -392,7 +414,7 @@ def test_the_report_lists_every_case_and_keeps_other_files(load, tmp_path):
             load_referring_json(str(tmp_path / "b.json"), str(tmp_path), "other")
     first, second = json.loads((folder / "data_report.json").read_text())["files"]
     assert first["file"] == str(tmp_path / "a.json") and first["dataset"] == f"{tmp_path.name}_loaded"
-    assert first["entries"] == {"images": 2, "annotations": 5}
+    assert first["entries"] == {"images": 2, "annotations": 5, "categories": 2}
     assert first["left_out"] == {"annotations": {"boxes with a negative side": 3, "unknown image_ids": 1}}
     assert [case["where"] for case in first["cases"]] == [f"annotations[{number}]" for number in (1, 2, 3, 4)]
     assert second["file"] == str(tmp_path / "b.json") and len(second["cases"]) == 3
@@ -468,3 +490,19 @@ def test_training_and_testing_write_the_report(make_dataset, data_cfg):
     entries = json.loads((Path(data_cfg.OUTPUT_DIR) / "data_report.json").read_text())["files"]
     left_out = {entry["dataset"]: entry["left_out"] for entry in entries if entry["file"].endswith("boxes.json")}
     assert left_out == dict.fromkeys(names, {"annotations": {"boxes without area": 4}})
+
+
+def test_a_question_or_image_that_stands_in_its_file_twice_counts_once(tmp_path):
+    line = {"filename": "1.jpg", "question": "Is there a dog?", "question_id": 7, "answer": "yes"}
+    (tmp_path / "a.jsonl").write_text(2 * (json.dumps(line) + "\n"))
+    karpathy = {"filename": "1.jpg", "cocoid": 7, "split": "val", "sentences": [{"raw": "A dog."}]}
+    (tmp_path / "k.json").write_text(json.dumps({"images": [karpathy, karpathy]}))
+    with DataReport() as report:
+        assert len(load_vqa_jsonl(str(tmp_path / "a.jsonl"), "", "questions")) == 1
+        assert len(load_captioning(str(tmp_path / "k.json"), "", ("val",), (), "captions")) == 1
+    questions, captions = report.files.values()
+    assert questions.counts == {("lines", "questions listed twice"): 1}
+    assert captions.counts == {("images", "images listed twice"): 1}
+    (tmp_path / "a.jsonl").write_text(json.dumps(line) + "\n" + json.dumps(line | {"answer": "no"}) + "\n")
+    with pytest.raises(AnnotationError, match="line 2: question_id: expected an id that no other question has"):
+        load_vqa_jsonl(str(tmp_path / "a.jsonl"), "", "questions")

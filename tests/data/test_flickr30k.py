@@ -11,6 +11,7 @@ from glipv2_d2.data.dataset_mappers.grounding import GroundingDatasetMapper
 from glipv2_d2.data.datasets.dict_checks import check_dataset_dicts
 from glipv2_d2.data.datasets.flickr30k import load_flickr30k, read_image_boxes, read_image_ids, read_sentences
 from glipv2_d2.data.datasets.formats import register_flickr30k
+from glipv2_d2.data.datasets.skip_report import SkipReport
 from glipv2_d2.data.datasets.value_checks import AnnotationError
 from glipv2_d2.data.loading import load_dataset
 
@@ -158,16 +159,24 @@ def test_an_image_whose_files_are_malformed_is_left_out_whole(load, tmp_path, ca
     assert "images (1 malformed files)" in caplog.text and "8.xml: expected the XML" in caplog.text
 
 
-@pytest.mark.parametrize("ids", ["7\nseven\n", "7\n8\n7\n", "../7\n", "٧\n"])
-def test_ids_that_are_no_numbers_or_come_twice_are_an_error(tmp_path, ids):
-    (tmp_path / "ids.txt").write_text(ids, encoding="utf-8")
-    with pytest.raises(AnnotationError, match=r"ids.txt: line \d: expected the number of another image, found"):
-        list(read_image_ids(str(tmp_path / "ids.txt")))
+@pytest.mark.parametrize(
+    ("second", "kind"),
+    [("seven", "malformed ids"), ("7", "images listed twice"), ("../7", "malformed ids"), ("٧", "malformed ids")],
+)
+def test_ids_that_are_not_numbers_or_come_twice_are_left_out(tmp_path, second, kind):
+    (tmp_path / "ids.txt").write_text(f"\ufeff7\n\n{second}\n8\n", encoding="utf-8")
+    report = SkipReport("ids.txt")
+    assert read_image_ids(str(tmp_path / "ids.txt"), report) == ["7", "8"]
+    (case,) = report.cases
+    assert case.kind == kind and case.where == "line 3" and report.totals["images"] == 3
+    assert case.reason == f"expected the number of another image, found {second!r}"
 
 
-def test_an_image_without_files_is_named(load):
-    with pytest.raises(FileNotFoundError, match="8.txt"):
-        load(ids="7\n8\n")
+def test_an_image_without_files_is_left_out_and_named(load, caplog):
+    with caplog.at_level(logging.WARNING, "glipv2_d2"):
+        records = load(ids="7\n8\n")
+    assert {record["image_id"][0] for record in records} == {"7"}
+    assert "images (1 missing files)" in caplog.text and "8.txt: expected a file of the release" in caplog.text
 
 
 @pytest.mark.parametrize("missing", ["Annotations", "Sentences", "images", "test.txt"])

@@ -345,7 +345,12 @@ def test_an_annotation_without_answers_leaves_its_question_out(load, caplog):
         ({"ids": {}}, "ids.json: expected a list, found {}"),
         ({"ids": []}, "expected questions.*, found nothing to use"),
         (
-            {"questions": {**QUESTIONS, "questions": QUESTIONS["questions"][:1] * 2}},
+            {
+                "questions": {
+                    **QUESTIONS,
+                    "questions": [QUESTIONS["questions"][0], {**QUESTIONS["questions"][0], "question": "Why?"}],
+                }
+            },
             r"questions\[1\]: question_id: expected .*an id that no other question has.*found 42000",
         ),
     ],
@@ -430,7 +435,7 @@ def test_two_lines_with_one_id_are_an_error(load_lines):
     with pytest.raises(
         AnnotationError, match="line 2: question_id: expected an id that no other question has, found 42000"
     ):
-        load_lines(BOX_LINE, BOX_LINE)
+        load_lines(BOX_LINE, {**BOX_LINE, "question": f"{BOX_LINE['question']}?"})
 
 
 # --- what all have in common

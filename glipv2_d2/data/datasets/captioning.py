@@ -35,7 +35,7 @@ def load_captioning(
 
     Raises:
         FileNotFoundError: A file does not exist.
-        AnnotationError: A file cannot be used, two images have one id, or there are too many faults.
+        AnnotationError: A file cannot be used, two different images have one id, or there are too many faults.
 
     Source: Karpathy and Fei-Fei, arXiv 1412.2306, and its files; the format of COCO captions.
     """
@@ -81,11 +81,14 @@ def _add_karpathy_images(
             report.skip("images", where, error)
             continue
         image_id = record["image_id"]
-        if image_id in records:
+        known = records.setdefault(image_id, record)
+        if known is not record and known != record:
             raise AnnotationError(
                 f"{json_file}: {where}: cocoid: expected an id that no other image has, found {image_id}"
             )
-        records[image_id] = record
+        if known is not record:
+            twin = EntryError(f"cocoid: expected one entry, found {image_id} again", "images listed twice")
+            report.skip("images", where, twin)
 
 
 def _read_karpathy_image(image: Any, sizes: Images, report: SkipReport, where: str) -> dict[str, Any]:

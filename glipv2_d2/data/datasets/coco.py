@@ -169,15 +169,20 @@ def _read_boxes(
     """Call a function with the image, entry, cut box, category id and crowd flag of each annotation without a fault."""
 
     def read(image: CocoImage, item: dict) -> None:
-        category_id = read_integer(item, "category_id")
-        if category_id not in names:
-            raise unknown_id("category_id", category_id, "an id that stands in categories")
+        found_id = read_integer(item, "category_id")
+        category_id = content.category_ids.get(found_id)
+        if category_id is None or category_id not in names:
+            raise unknown_id("category_id", found_id, "an id that stands in categories")
         # detectron2 and COCO's evaluation would treat a box to ignore as an ordinary one.
         flags = [_read_flag(item, field) for field in ("iscrowd", "ignore")]
         if flags[1]:
             expected = "0 (a region to leave out is marked by iscrowd)"
             raise EntryError(f"ignore: expected {expected}, found {show(item['ignore'])}", "boxes to ignore")
         whole = read_corners(item.get("bbox"), has_sides=True)
+        # Annotated in shares of the image; as pixels all boxes would lie in one of its corners.
+        if max(map(abs, whole)) <= 1 < min(image.size):
+            found = show(item["bbox"])
+            raise EntryError(f"bbox: expected pixels, found shares of the image, {found}", "boxes not in pixels")
         box = cut_box(whole, *image.size)
         if box != whole:
             content.report.change("boxes cut at the border of their image")

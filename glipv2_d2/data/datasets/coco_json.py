@@ -6,6 +6,7 @@ meaning of the others is an error: categories without a name or with one name tw
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -69,6 +70,8 @@ class CocoJson:
         self.json_file = json_file
         self.content: dict[str, Any] = read_json_file(json_file)
         self.report = SkipReport(json_file, dataset)
+        # The id that stands for each category; filled by ``categories``.
+        self.category_ids: dict[int, int] = {}
 
     def images(
         self, path_of: Callable[[dict[str, Any]], str] | None = None, *, one_entry_per_file: bool = False
@@ -144,17 +147,20 @@ class CocoJson:
         """Return the names of ``categories`` by their ids, in ascending order of the ids.
 
         A category that no annotation has is left out if it only stands for the others: the supercategory of all of
-        them, as Roboflow writes it, or a background.
+        them, as Roboflow writes it, or a background. One that is listed twice, under one id or under two, counts once;
+        ``category_ids`` holds the first id for both.
 
         The name is ``name``, or where a file of LVIS has none the first of the ``synonyms``.
 
         Raises:
-            AnnotationError: There is no category, or one has no id, no name, or those of another.
+            AnnotationError: There is no category, or one has no id, no name, or those of a different one.
         """
         rows = list_of(self.content, "categories", self.json_file)
         if not rows:
             raise AnnotationError(f"{self.json_file}: categories: expected at least one, found []")
+        self.report.count("categories", len(rows))
         names: dict[int, str] = {}
+        ids_of_rows: dict[str, int] = {}
         for index, row in enumerate(rows):
             category_id = as_integer(row.get("id")) if isinstance(row, dict) else None
             if category_id is None:
@@ -166,9 +172,16 @@ class CocoJson:
                 self.report.change(f"category with the blank name {show(name)}, which no prompt asks for")
             elif not is_text(name):
                 self._fail(f"{where}: name", "a name that is not empty", row.get("name"))
-            if category_id in names:
+            content = json.dumps({**row, "id": None}, sort_keys=True)
+            first_id = ids_of_rows.get(content)
+            if self.category_ids.get(category_id, first_id) != first_id:
                 self._fail(f"{where}: id", "an id that no other category has", category_id)
-            names[category_id] = name
+            if first_id is None:
+                names[category_id], ids_of_rows[content] = name, category_id
+            else:
+                error = EntryError(f"name: expected one entry, found {show(name)} again", "categories listed twice")
+                self.report.skip("categories", where, error)
+            self.category_ids[category_id] = category_id if first_id is None else first_id
         for category_id in self._empty_rows(rows, names):
             self.report.change(f"category {show(names.pop(category_id))} left out, which stands for the others")
         first_ids = {name: category_id for category_id, name in reversed(names.items())}

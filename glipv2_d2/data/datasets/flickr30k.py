@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from typing import NamedTuple
 from xml.etree import ElementTree
 
@@ -42,15 +41,16 @@ def load_flickr30k(entities_root: str, split: str, image_root: str, name: str) -
     boxes, in the order of the phrases, with the characters of the phrase in ``tokens_positive``. The same entity may be
     named by two phrases of a caption, and a phrase may have several boxes.
 
-    Captions none of whose phrases has a box are left out by rule. An image whose files are malformed is left out whole.
+    Captions none of whose phrases has a box are left out by rule. An image whose files are malformed or missing is left
+    out whole.
 
     Returns:
         Dataset dicts in the order of the list and of the captions. Their ``image_id`` is "<image id>_<row of the
         caption>", from 0.
 
     Raises:
-        FileNotFoundError: A folder or file is missing.
-        AnnotationError: The list of images cannot be used, nothing is left, or there are too many faults.
+        FileNotFoundError: A folder or the list of images is missing.
+        AnnotationError: Nothing is left, or there are too many faults.
 
     Source: Flickr30K Entities (Plummer et al., ICCV 2015); GLIP evaluates the same captions, phrases and boxes, its
     captions by way of MDETR's json.
@@ -62,8 +62,7 @@ def load_flickr30k(entities_root: str, split: str, image_root: str, name: str) -
     ids_file = os.path.join(entities_root, f"{split}.txt")
     report = SkipReport(ids_file, name)
     records: list[dict] = []
-    image_ids = list(read_image_ids(ids_file))
-    report.count("images", len(image_ids))
+    image_ids = read_image_ids(ids_file, report)
     for image_id in with_progress(image_ids, f"{name}: captions"):
         where = f"image {image_id}"
         try:
@@ -71,6 +70,10 @@ def load_flickr30k(entities_root: str, split: str, image_root: str, name: str) -
             image = read_image_boxes(os.path.join(entities_root, "Annotations", f"{image_id}.xml"))
         except AnnotationError as error:
             report.skip("images", where, EntryError(str(error), "malformed files"))
+            continue
+        except FileNotFoundError as error:
+            found = f"{error.filename}: expected a file of the release, found none"
+            report.skip("images", where, EntryError(found, "missing files"))
             continue
         report.count("boxes", image.num_boxes)
         for fault in image.left_out:
@@ -125,7 +128,7 @@ def read_sentences(path: str) -> list[Sentence]:
     Source: the format of the release (Plummer et al., ICCV 2015).
     """
     try:
-        with PathManager.open(path, "r", encoding="utf-8") as file:
+        with PathManager.open(path, "r", encoding="utf-8-sig") as file:
             lines = file.read().split("\n")
     except UnicodeDecodeError as error:
         raise AnnotationError(f"{path}: expected text in UTF-8, found {error}") from error
@@ -186,25 +189,28 @@ def read_image_boxes(path: str) -> ImageBoxes:
     return ImageBoxes(height, width, boxes, num_boxes, left_out)
 
 
-def read_image_ids(path: str) -> Iterator[str]:
-    """Yield the ids of the images of a split, one a line of ``test.txt`` for example.
+def read_image_ids(path: str, report: SkipReport) -> list[str]:
+    """Return the ids of the images of a split, one a line of ``test.txt`` for example.
+
+    A line that is not a number, or repeats one, goes into the report.
 
     Raises:
         FileNotFoundError: The file does not exist.
-        AnnotationError: A line is not a number, or a number stands there twice.
     """
-    known = set()
-    with PathManager.open(path, "r", encoding="utf-8", errors="replace") as file:
+    known: dict[str, None] = {}
+    with PathManager.open(path, "r", encoding="utf-8-sig", errors="replace") as file:
         for row, line in enumerate(file, 1):
             image_id = line.strip()
             if not image_id:
                 continue
-            if not (image_id.isascii() and image_id.isdigit()) or image_id in known:
-                raise AnnotationError(
-                    f"{path}: line {row}: expected the number of another image, found {show(image_id)}"
-                )
-            known.add(image_id)
-            yield image_id
+            report.count("images")
+            if image_id in known or not (image_id.isascii() and image_id.isdigit()):
+                kind = "images listed twice" if image_id in known else "malformed ids"
+                error = EntryError(f"expected the number of another image, found {show(image_id)}", kind)
+                report.skip("images", f"line {row}", error)
+            else:
+                known[image_id] = None
+    return list(known)
 
 
 class _PlainTree(ElementTree.TreeBuilder):

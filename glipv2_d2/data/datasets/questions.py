@@ -65,7 +65,7 @@ def load_vqa(
 
     Raises:
         FileNotFoundError: A file does not exist.
-        AnnotationError: A file cannot be used, two questions have one id, or there are too many faults.
+        AnnotationError: A file cannot be used, two different questions have one id, or there are too many faults.
 
     Source: the files of VQA (Goyal et al., arXiv 1612.00837).
     """
@@ -93,10 +93,9 @@ def load_vqa(
                         f"answers of question {question_id}: expected a list, found None", "questions without answers"
                     )
                 _set_answers(record, answers, annotations[question_id].get("answer_type"))
+            _add_question(records, question_id, record, f"{questions_file}: {where}")
         except EntryError as error:
             report.skip("questions", where, error)
-            continue
-        _add_question(records, question_id, record, f"{questions_file}: {where}")
     report.count("questions", len(records) + sum(report.faults.values()))
     if boxes_file is not None:
         _add_boxes(records, boxes_file, report)
@@ -123,7 +122,7 @@ def load_vqa_json(json_file: str, image_root: str, name: str) -> list[dict]:
 
     Raises:
         FileNotFoundError: The file does not exist.
-        AnnotationError: The file cannot be used, two questions have one id, or there are too many faults.
+        AnnotationError: The file cannot be used, two different questions have one id, or there are too many faults.
     """
     content = CocoJson(json_file, name)
     images = content.images()
@@ -155,12 +154,11 @@ def load_vqa_json(json_file: str, image_root: str, name: str) -> list[dict]:
                 path = os.path.join(image_root, image.file_name)
                 record = _record(path, image.size, image.id, read_text(entry, "question"))
                 _set_own_answers(record, entry, "type")
+                if has_annotations:
+                    record["annotations"] = _ground(record, boxes.get(image.id, {}), finder)
+                _add_question(records, question_id, record, f"{json_file}: {where}")
             except EntryError as error:
                 content.report.skip("questions", where, error)
-                continue
-            if has_annotations:
-                record["annotations"] = _ground(record, boxes.get(image.id, {}), finder)
-            _add_question(records, question_id, record, f"{json_file}: {where}")
     content.report.close(records, "questions")
     return list(records.values())
 
@@ -197,10 +195,9 @@ def load_vqa_jsonl(jsonl_file: str, image_root: str, name: str) -> list[dict]:
             if "regions" in entry:
                 boxes = read_question_boxes(entry, record["question"])
                 record["annotations"] = report.keep("boxes", where, *boxes)
+            _add_question(records, question_id, record, f"{jsonl_file}: {where}")
         except EntryError as error:
             report.skip("lines", where, error)
-            continue
-        _add_question(records, question_id, record, f"{jsonl_file}: {where}")
     report.close(records, "lines with a filename and a question")
     if any("annotations" in record for record in records.values()):
         for record in records.values():
@@ -360,9 +357,18 @@ def _set_own_answers(record: dict[str, Any], entry: Mapping[str, Any], type_fiel
 
 
 def _add_question(records: dict[int, dict], question_id: int, record: dict[str, Any], where: str) -> None:
-    if question_id in records:
+    """Add a question.
+
+    Raises:
+        EntryError: It is there already, word for word.
+        AnnotationError: Another question has its id; what refers to the id could mean either.
+    """
+    known = records.setdefault(question_id, record)
+    if known is not record and known != {**record, "question_id": question_id}:
         raise AnnotationError(f"{where}: question_id: expected an id that no other question has, found {question_id}")
-    records[question_id] = {**record, "question_id": question_id}
+    if known is not record:
+        raise EntryError(f"question_id: expected one entry, found {question_id} again", "questions listed twice")
+    record["question_id"] = question_id
 
 
 def _read_ids(image_ids_file: str) -> set[int]:
