@@ -51,7 +51,7 @@ from glipv2_d2.engine.pseudo_boxes import (
 from glipv2_d2.engine.pseudo_questions import QUESTIONS
 from glipv2_d2.engine.shard_writer import SHARD_SUFFIXES, open_shard
 from glipv2_d2.errors import InputError
-from glipv2_d2.prompts.noun_phrases import METHODS, build_phrase_finder
+from glipv2_d2.prompts.phrase_finders import METHODS, build_phrase_finder
 
 DEFAULT_SHARD_SIZE = 1000
 TASKS = {"caption": CAPTIONS, "vqa": QUESTIONS}

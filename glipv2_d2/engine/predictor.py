@@ -23,7 +23,7 @@ from ..errors import InputError
 from ..modeling.phrase_results import referred_mask
 from ..prompts.answers import AnswerVocabulary
 from ..prompts.builder import prompt_from_caption
-from ..prompts.noun_phrases import find_phrase, noun_phrases
+from ..prompts.noun_phrases import find_phrase, listed_names, noun_phrases
 from ..prompts.questions import question_to_answer
 from ..prompts.tokenizer import PromptTokenizer
 from ..prompts.vocabulary import build_default_prompts
@@ -31,7 +31,7 @@ from ..structures import CharSpan, TokenizedPrompt
 from .caption_results import ground_caption
 from .command_line import build_config
 
-# A list of names, or a caption; None: the names of DATASETS.TEST[0].
+# Names as a list or as one text, or a caption; None: the names of DATASETS.TEST[0].
 NamesOrCaption = Sequence[str] | str | None
 
 # Number of answers that are returned.
@@ -104,8 +104,9 @@ class GLIPv2Predictor(DefaultPredictor):
 
         Args:
             original_image: (H, W, 3) uint8 or float in 0..255, channels in BGR order.
-            names_or_caption: A sequence of names, of any length; or a caption, whose noun phrases are grounded; None:
-                the names of ``DATASETS.TEST[0]``.
+            names_or_caption: A sequence of names, of any length; or the same as one text, such as "apple . orange" or
+                "apple, orange" (see ``listed_names``); or a caption, whose noun phrases are grounded; None: the names
+                of ``DATASETS.TEST[0]``.
             phrases: Only with a caption: parts of it to ground instead of its noun phrases, each as a string that the
                 caption holds or as a half-open character range.
 
@@ -249,6 +250,8 @@ class GLIPv2Predictor(DefaultPredictor):
             raise InputError(f"phrases: expected a caption that holds them, found the prompt {names_or_caption!r:.100}")
         if names_or_caption is None:
             return self._default_prompts()
+        if isinstance(names_or_caption, str) and phrases is None and (spans := listed_names(names_or_caption)):
+            names_or_caption = list(dict.fromkeys(names_or_caption[begin:end] for begin, end in spans))
         if isinstance(names_or_caption, str):
             return [self._tokenize_caption(names_or_caption, phrases)]
         return self._tokenize_names(names_or_caption)

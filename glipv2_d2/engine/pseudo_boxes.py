@@ -20,7 +20,7 @@ from ..data.datasets.caption_files import CaptionSample, SkippedCaption
 from ..data.datasets.question_files import QuestionSample
 from ..data.image_reading import UnreadableImageError, read_image
 from ..prompts.builder import prompt_from_caption
-from ..prompts.noun_phrases import PhraseFinder
+from ..prompts.phrase_finders import PhraseFinder
 from ..prompts.questions import without_special_tokens
 from ..structures import CharSpan, TokenizedPrompt
 from ..tensor_files import file_sha256

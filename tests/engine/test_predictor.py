@@ -73,6 +73,22 @@ def test_caption_is_grounded_by_its_noun_phrases(cfg):
     assert output["phrases"] == ["a man", "a skateboard"]
 
 
+@pytest.mark.parametrize("text", ["zebra . orange . can", "zebra, orange, can.", "zebra\norange\ncan\ncan"])
+def test_a_class_list_as_text_is_a_list_of_names(cfg, text):
+    predictor = make_predictor(cfg)
+    one, other = predictor(make_image(), text), predictor(make_image(), ["zebra", "orange", "can"])
+    assert one["phrases"] == other["phrases"] == ["zebra", "orange", "can"]
+    assert_same(one["instances"], other["instances"])
+
+
+def test_a_class_list_as_text_may_pass_the_token_limit(cfg):
+    predictor = make_predictor(cfg)
+    captured = capture_input(predictor)
+    names = [f"wooden thing {number}" for number in range(300)]
+    assert predictor(make_image(), ", ".join(names))["phrases"] == names
+    assert len(captured[0][0]["prompts"]) > 1
+
+
 def test_caption_without_a_noun_phrase_is_one_phrase(cfg):
     assert make_predictor(cfg)(make_image(), "of the")["phrases"] == ["of the"]
 

