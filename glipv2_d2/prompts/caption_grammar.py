@@ -146,6 +146,8 @@ _WORD = re.compile(r"\d+(?:\.\d+)+|[^\W_]+(?:['’&-][^\W_]+)*(?:\+\+|#(?!\w))?"
 
 
 class Word(NamedTuple):
+    """A word of a text, with its half-open character range and what stands before it."""
+
     text: str  # lower case
     begin: int
     end: int

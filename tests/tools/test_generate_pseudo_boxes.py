@@ -119,7 +119,7 @@ def test_captions_become_grounding_records_and_a_report(tool, fixed_teacher, inp
     report = read_report(folder)
     assert (report["samples"], report["images"], report["boxes"], report["boxes_per_image"]) == (5, 5, 10, 2.0)
     assert (report["phrases_found"], report["phrases_kept"], report["shards"]) == (10, 10, 3)
-    assert report["settings"]["noun_phrases"] == "rules" and report["settings"]["score_thresh"] == 0.5
+    assert report["settings"]["noun_phrases"] == "rules 2" and report["settings"]["score_thresh"] == 0.5
     printed = capsys.readouterr().out
     assert "samples: 5 in 3 shards" in printed and "report.json" in printed
 
