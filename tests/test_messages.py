@@ -16,6 +16,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LIST = ROOT / "tests" / "assets" / "messages.txt"
+# Some code of the package of before has moved to the tool that is its only user.
+FOLDERS = ("glipv2_d2", "tools")
 
 
 def template(node: ast.AST | None) -> str | None:
@@ -33,7 +35,7 @@ def template(node: ast.AST | None) -> str | None:
 
 def texts_of(root: Path) -> Iterator[str]:
     """Yield all strings in the code of a package."""
-    for file in sorted((root / "glipv2_d2").rglob("*.py")):
+    for file in sorted(file for folder in FOLDERS for file in (root / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if (text := template(node)) is not None:
                 yield " ".join(text.split())
@@ -42,7 +44,7 @@ def texts_of(root: Path) -> Iterator[str]:
 def raised_messages(root: Path) -> list[str]:
     """Return the messages of all ``raise`` statements of a package, each once, in the order of the files."""
     found: dict[str, None] = {}
-    for file in sorted((root / "glipv2_d2").rglob("*.py")):
+    for file in sorted(file for folder in FOLDERS for file in (root / folder).rglob("*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         for function in [tree, *(node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))]:
             for node in ast.walk(function):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -18,11 +19,16 @@ from ..prompts.masking import trains_pretraining_losses
 # Numbers, and lists of numbers, by their lower limit.
 _MODEL_LIMITS = {
     0: "INPUT.MAX_SIZE_TEST INPUT.MIN_SIZE_TEST MODEL.ANCHOR_GENERATOR.OFFSET MODEL.SWIN.OUT_INDICES "
-    "MODEL.TEXT_ENCODER.DROPOUT",
+    "MODEL.TEXT_ENCODER.DROPOUT DATALOADER.NUM_WORKERS TEST.DETECTIONS_PER_IMAGE",
     1: "INPUT.MAX_SIZE_TRAIN INPUT.MIN_SIZE_TRAIN MODEL.FPN.OUT_CHANNELS MODEL.GLIPV2.FUSION.NUM_HEADS "
     "MODEL.GLIPV2.TOWER.CHANNELS MODEL.SWIN.DEPTHS MODEL.SWIN.EMBED_DIM MODEL.SWIN.NUM_HEADS MODEL.SWIN.WINDOW_SIZE "
     "MODEL.TEXT_ENCODER.HIDDEN_SIZE MODEL.TEXT_ENCODER.INTERMEDIATE_SIZE MODEL.TEXT_ENCODER.MAX_POSITIONS "
     "MODEL.TEXT_ENCODER.NUM_HEADS MODEL.TEXT_ENCODER.VOCAB_SIZE",
+}
+# Widths, by the number of heads that share each of them alike.
+_WIDTHS = {
+    "MODEL.TEXT_ENCODER.NUM_HEADS": "MODEL.TEXT_ENCODER.HIDDEN_SIZE",
+    "MODEL.GLIPV2.FUSION.NUM_HEADS": "MODEL.GLIPV2.FUSION.EMBED_DIM",
 }
 _SOLVER_LIMITS = {
     0: "SOLVER.BASE_LR SOLVER.MAX_CHECKPOINTS SOLVER.REFERENCE_WORLD_SIZE SOLVER.WEIGHT_DECAY",
@@ -34,9 +40,10 @@ def check_model_values(cfg: CfgNode) -> None:
     """Check the keys of the model and of its input.
 
     Raises:
-        InputError: A name is unknown, or a number is too low.
+        InputError: A name is unknown, a number is too low, or numbers do not fit together.
     """
     _check_limits(cfg, _MODEL_LIMITS)
+    _check_widths(cfg)
     _check_choice(cfg, "MODEL.META_ARCHITECTURE", (name for name, _ in META_ARCH_REGISTRY))
     _check_choice(cfg, "MODEL.BACKBONE.NAME", (name for name, _ in BACKBONE_REGISTRY))
     _check_choice(cfg, "MODEL.ANCHOR_GENERATOR.NAME", (name for name, _ in ANCHOR_GENERATOR_REGISTRY))
@@ -49,6 +56,25 @@ def check_model_values(cfg: CfgNode) -> None:
         torch.device(cfg.MODEL.DEVICE)
     except RuntimeError:
         raise InputError(f"MODEL.DEVICE: expected 'cpu', 'cuda' or 'cuda:NUMBER', found {cfg.MODEL.DEVICE!r}") from None
+
+
+def _check_widths(cfg: CfgNode) -> None:
+    """Check that heads divide widths, and that lists have an entry for each stage or channel."""
+    for key, width_key in _WIDTHS.items():
+        number, width = _value(cfg, key), _value(cfg, width_key)
+        if width % number:
+            raise InputError(f"{key}: expected a divisor of {width_key} {width}, found {number}")
+    swin = cfg.MODEL.SWIN
+    for stage, number in enumerate(swin.NUM_HEADS):
+        if swin.EMBED_DIM * 2**stage % number:
+            expected = f"divisors of MODEL.SWIN.EMBED_DIM {swin.EMBED_DIM}, doubled at each stage"
+            raise InputError(f"MODEL.SWIN.NUM_HEADS: expected {expected}, found {swin.NUM_HEADS}")
+    for key, length in (
+        *(("MODEL.SWIN.DEPTHS", 4), ("MODEL.SWIN.NUM_HEADS", 4)),
+        *(("MODEL.PIXEL_MEAN", 3), ("MODEL.PIXEL_STD", 3)),
+    ):
+        if len(_value(cfg, key)) != length:
+            raise InputError(f"{key}: expected {length} numbers, found {_value(cfg, key)}")
 
 
 def check_solver_values(cfg: CfgNode) -> None:
@@ -69,7 +95,7 @@ def check_solver_values(cfg: CfgNode) -> None:
 
 def _check_limits(cfg: CfgNode, limits: dict[int, str]) -> None:
     for least, key in ((least, key) for least, keys in limits.items() for key in keys.split()):
-        value = functools.reduce(getattr, key.split("."), cfg)
+        value = _value(cfg, key)
         numbers = value if isinstance(value, (list, tuple)) else [value]
         # NaN is not above any limit.
         if not all(isinstance(number, (int, float)) and number >= least for number in numbers):
@@ -79,7 +105,7 @@ def _check_limits(cfg: CfgNode, limits: dict[int, str]) -> None:
 
 def _check_choice(cfg: CfgNode, key: str, choices: Iterable[str]) -> None:
     known = sorted(choices)
-    value = functools.reduce(getattr, key.split("."), cfg)
+    value = _value(cfg, key)
     if value not in known:
         raise InputError(f"{key}: expected one of {', '.join(known)}, found {value!r}")
 
@@ -123,3 +149,7 @@ def _warn_of_pretraining_losses(cfg: CfgNode) -> None:
             "MODEL.GLIPV2.TUNING.PRETRAINING_LOSSES True keeps losses of pre-training",
             *(", ".join(keys), part.TUNING.MODE),
         )
+
+
+def _value(cfg: CfgNode, key: str) -> Any:
+    return functools.reduce(getattr, key.split("."), cfg)

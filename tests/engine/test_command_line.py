@@ -52,6 +52,15 @@ def test_config_is_defaults_then_file_then_pairs(tmp_path):
         (["MODEL.FPN.NORM", "XN"], "MODEL.FPN.NORM: expected"),
         (["MODEL.SWIN.DEPTHS", "[2, 'two']"], "MODEL.SWIN.DEPTHS: expected numbers of at least 1"),
         (["MODEL.TEXT_ENCODER.DROPOUT", "-.5"], "MODEL.TEXT_ENCODER.DROPOUT: expected at least 0"),
+        (["MODEL.TEXT_ENCODER.NUM_HEADS", "5"], "expected a divisor of MODEL.TEXT_ENCODER.HIDDEN_SIZE 768, found 5"),
+        (
+            ["MODEL.SWIN.NUM_HEADS", "[5, 5, 5, 5]"],
+            "MODEL.SWIN.NUM_HEADS: expected divisors of MODEL.SWIN.EMBED_DIM 96",
+        ),
+        (["MODEL.SWIN.DEPTHS", "[2, 2]"], "MODEL.SWIN.DEPTHS: expected 4 numbers, found [2, 2]"),
+        (["MODEL.PIXEL_MEAN", "[1.0]"], "MODEL.PIXEL_MEAN: expected 3 numbers, found [1.0]"),
+        (["DATALOADER.NUM_WORKERS", "-1"], "DATALOADER.NUM_WORKERS: expected at least 0, found -1"),
+        (["TEST.DETECTIONS_PER_IMAGE", "-5"], "TEST.DETECTIONS_PER_IMAGE: expected at least 0, found -5"),
     ],
 )
 def test_wrong_config_keys_end_in_one_line(opts, message, monkeypatch):
