@@ -61,14 +61,12 @@ class CaptioningEvaluator(SampleEvaluator[int, CaptionedImage, CaptionResult]):
     and ``score``; ``caption_scores.json`` gets the results, with the ``implementation`` that computed them.
 
     Args:
-        dataset_name: Name of the dataset, for messages.
+        dataset_name, distributed, output_folder: See ``SampleEvaluator``.
         dataset_dicts: Dicts of the contract, with ``captions`` or ``caption``. Dicts with the same
             ``image_id`` or the same file are of one image, which gets the references and annotations of all of them.
         decode: Turns token ids into text.
         thing_classes: Names of categories, if annotations have a ``category_id``.
         implementation: See ``score_captions``.
-        distributed: Collect the results of all processes; the first of them judges.
-        output_folder: Folder of the two files; None: they are not written.
 
     Source: the captioning of COCO (Chen et al., 2015).
     """

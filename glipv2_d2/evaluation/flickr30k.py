@@ -60,11 +60,9 @@ class Flickr30kEvaluator(SampleEvaluator[str, list[Phrase], CaptionResult]):
     phrase are written to ``flickr30k_results.json``.
 
     Args:
-        dataset_name: Name of the dataset, for messages.
+        dataset_name, distributed, output_folder: See ``SampleEvaluator``.
         dataset_dicts: One for each caption, with an ``image_id`` of its own. Annotations with the same
             ``tokens_positive`` are the boxes of one phrase; ``pred_classes`` are phrases in the order of first use.
-        distributed: Collect the results of all processes; the first of them judges.
-        output_folder: Folder of the predictions; None: they are not written.
 
     Raises:
         InputError: Two dicts have the same ``image_id``.

@@ -52,14 +52,12 @@ class ReferringEvaluator(SampleEvaluator[int, dict[str, Any], ReferringResult]):
     ``{"referring": {...}}``; predictions are written to ``referring_results.json``.
 
     Args:
-        dataset_name: Name of the dataset, for messages.
+        dataset_name, distributed, output_folder: See ``SampleEvaluator``.
         dataset_dicts: One dict of the contract for each phrase and image, with an ``image_id`` of its own.
             Masks must be checked, as ``load_dataset`` does ``with_masks``.
         protocol: "phrasecut" or "refcoco".
         score_thresh: Lowest score of a detection that belongs to the mask, in [0, 1]; protocol "phrasecut" only.
         with_masks: Without masks only ``acc@0.5`` is measured.
-        distributed: Collect the results of all processes; the first of them judges.
-        output_folder: Folder of the predictions; None: they are not written.
 
     Raises:
         InputError: The protocol is unknown, "phrasecut" is to be measured without masks, or two dicts have the same

@@ -28,7 +28,7 @@ class SampleEvaluator(DatasetEvaluator, Generic[Id, Known, Result]):
     Args:
         dataset_name: Name of the dataset, for messages.
         known: From the id of each sample to what is known about it.
-        distributed: Collect the results of all processes. Otherwise each process judges its own.
+        distributed: Collect the results of all processes; the first of them judges. Otherwise each judges its own.
         output_folder: Folder of the files that are written; None: no files.
     """
 

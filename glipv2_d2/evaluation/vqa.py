@@ -79,11 +79,9 @@ class VQAEvaluator(SampleEvaluator[QuestionId, dict[str, Any], VQAResult]):
     and ``vqa_predictions.json``, which also has the score and, where it is known, the accuracy of each answer.
 
     Args:
-        dataset_name: Name of the dataset, for messages.
+        dataset_name, distributed, output_folder: See ``SampleEvaluator``.
         dataset_dicts: One dict of the contract for each question.
         answers: The vocabulary: A answers, in the order of the model's ``answer_scores``.
-        distributed: Collect the results of all processes; the first of them judges.
-        output_folder: Folder of the two files; None: they are not written.
 
     Raises:
         InputError: The vocabulary is empty, or two questions have the same ``question_id``.

@@ -3,8 +3,6 @@
 ``test_text_encoders.py`` has what both kinds share.
 """
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -79,18 +77,6 @@ def test_last_norm_uses_the_small_epsilon():
     assert_equals_slow(encoder, some_tokens(5))
 
 
-def test_last_token_of_one_layer_is_that_of_the_library_whose_mask_hides_nothing_from_it(tmp_path):
-    model = clip_folder(tmp_path, num_hidden_layers=1)
-    encoder = CLIPTextEncoder(weights=str(tmp_path), max_positions=16).eval()
-    tokens = some_tokens(7, 7)
-    with torch.no_grad():
-        actual = encoder(tokens).hidden
-        expected = model(tokens.input_ids).last_hidden_state
-    torch.testing.assert_close(actual[:, -1], expected[:, -1], rtol=1e-4, atol=1e-5)
-    # A causal mask would make the first tokens equal as well.
-    assert (actual[:, 0] - expected[:, 0]).abs().max() > 1e-2
-
-
 def test_all_tokens_of_all_layers_are_those_of_the_library_without_its_causal_mask(tmp_path):
     model = clip_folder(tmp_path, num_hidden_layers=3)
     encoder = CLIPTextEncoder(weights=str(tmp_path), max_positions=16).eval()
@@ -160,18 +146,6 @@ def test_positions_are_resized_bilinearly():
     assert resize_positions(table, 6).tolist() == expected
     assert torch.equal(resize_positions(table, 3), table)
     assert resize_positions(table.half(), 6).dtype == torch.float32
-
-
-def test_the_77_positions_of_clip_become_256():
-    generator = torch.Generator().manual_seed(0)
-    table = torch.randn(77, 5, generator=generator)
-    resized = resize_positions(table, 256)
-    for row in (0, 1, 2, 100, 177, 254, 255):
-        place = min(max((row + 0.5) * 77 / 256 - 0.5, 0), 76)
-        low = math.floor(place)
-        high = min(low + 1, 76)
-        expected = table[low] + (place - low) * (table[high] - table[low])
-        torch.testing.assert_close(resized[row], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_pretrained_folder_brings_weights_and_sizes_but_keeps_the_positions_asked_for(tmp_path):
@@ -276,6 +250,10 @@ def test_truncated_weights_file_is_refused(tmp_path):
             lambda tensors: tensors.update({"text.resblocks.99999999.ln_1.bias": torch.zeros(12)}),
             "lacks 12 tensors of its encoder, as 'resblocks.2.",
         ),
+        (
+            lambda tensors: [tensors.pop(name) for name in list(tensors) if ".resblocks." in name],
+            "lacks 12 tensors of its encoder, as 'resblocks.0.",
+        ),
     ],
 )
 def test_file_that_does_not_fit_is_refused_by_name(tmp_path, change, match):
@@ -283,12 +261,6 @@ def test_file_that_does_not_fit_is_refused_by_name(tmp_path, change, match):
     change(tensors)
     torch.save(tensors, tmp_path / "weights.pth")
     assert_refused(ValueError, tmp_path / "weights.pth", match)
-
-
-def test_file_without_layers_is_no_encoder(tmp_path):
-    tensors = {name: tensor for name, tensor in file_tensors(small_encoder()).items() if ".resblocks." not in name}
-    torch.save(tensors, tmp_path / "weights.pth")
-    assert_refused(ValueError, tmp_path / "weights.pth", "lacks 12 tensors of its encoder, as 'resblocks.0.")
 
 
 def test_library_file_that_lacks_one_of_query_key_and_value_is_refused(tmp_path):

@@ -60,50 +60,6 @@ def log_table(probabilities):
 
 # --- by hand ----------------------------------------------------------------------------------------------------------
 
-# Token 1 begins better, token 2 ends better: 0.6 * 0.3 against 0.4 * 0.9.
-GARDEN_PATH = log_table({(): (0.0, 0.6, 0.4), (1,): (0.3, 0.35, 0.35), (2,): (0.9, 0.05, 0.05)})
-
-
-def test_greedy_search_takes_the_likeliest_token_and_beam_search_the_likeliest_text():
-    greedy = search_with([GARDEN_PATH], beam_size=1, length_penalty=0.0)[0]
-    # After token 1 tokens 1 and 2 are level and better than the end.
-    assert greedy[0] in ((1, 1), (1, 2))
-    assert greedy[1] == pytest.approx(math.log(0.6 * 0.35))
-    beam = search_with([GARDEN_PATH], beam_size=2, length_penalty=0.0)[0]
-    assert beam[0] == (2,)
-    assert beam[1] == pytest.approx(math.log(0.4 * 0.9))
-
-
-# Texts "1" with probability 0.5 and "2 2 2" with 0.4; tokens and end: 2 and 4.
-TWO_LENGTHS = log_table(
-    {(): (0.0, 0.5, 0.5), (2,): (0.2, 0.0, 0.8), (2, 2): (0.0, 0.0, 1.0), (2, 2, 2): (1.0, 0.0, 0.0)}
-)
-
-
-@pytest.mark.parametrize(
-    ("penalty", "expected", "score"),
-    [
-        (0.0, (1,), math.log(0.5)),
-        (0.2, (1,), math.log(0.5) / 2**0.2),  # -0.603 against -0.916 / 4^0.2 = -0.694
-        (1.0, (2, 2, 2), math.log(0.4) / 4),  # -0.229 against -0.347
-        (-1.0, (1,), math.log(0.5) * 2),
-    ],
-)
-def test_length_penalty_divides_by_tokens_and_end(penalty, expected, score):
-    assert search_with([TWO_LENGTHS], beam_size=3, length_penalty=penalty) == [(expected, pytest.approx(score))]
-
-
-def test_text_of_the_largest_length_ends_there_and_pays_for_its_end():
-    endless = log_table({(): (0.1, 0.9, 0.0), (1,): (0.1, 0.9, 0.0), (1, 1): (0.1, 0.9, 0.0)})
-    found = search_with([endless], beam_size=1, max_length=2, length_penalty=0.0)
-    assert found == [((1, 1), pytest.approx(math.log(0.9 * 0.9 * 0.1)))]
-
-
-@pytest.mark.parametrize(("least", "expected"), [(0, ()), (1, (1,)), (2, (1, 2))])
-def test_no_text_ends_below_the_smallest_length(least, expected):
-    short = log_table({(): (0.8, 0.2, 0.0), (1,): (0.7, 0.1, 0.2), (1, 2): (1.0, 0.0, 0.0)})
-    assert search_with([short], beam_size=1, min_length=least)[0][0] == expected
-
 
 def probable(row):
     """Tokens that are allowed."""
@@ -130,20 +86,6 @@ def test_no_sequence_of_tokens_comes_twice(size, text, expected):
     rules = GenerationRules(START, END, no_repeat_ngram=size)
     log_probs = allowed_log_probs(torch.zeros(1, 4), torch.tensor([text], dtype=torch.int64), rules)
     assert probable(log_probs[0]) == [index for index in expected if index != END or text]
-
-
-def test_texts_of_a_batch_are_forbidden_their_own_repetitions():
-    rules = GenerationRules(START, END, no_repeat_ngram=1)
-    log_probs = allowed_log_probs(torch.zeros(2, 5), torch.tensor([[1, 2], [3, 3]]), rules)
-    assert [probable(row) for row in log_probs] == [[0, 3, 4], [0, 1, 2, 4]]
-
-
-def test_what_is_forbidden_takes_its_probability_with_it():
-    logits = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log()
-    rules = GenerationRules(START, END, banned_ids=(2,), min_length=1)
-    log_probs = allowed_log_probs(logits, torch.zeros(1, 0, dtype=torch.int64), rules)
-    assert log_probs.exp().tolist() == [pytest.approx([0.0, 0.2, 0.0, 0.4])]
-    assert log_probs.dtype == torch.float32
 
 
 def test_end_stays_allowed_where_nothing_else_is():
@@ -269,14 +211,6 @@ def test_a_beam_of_one_ranks_tokens_before_their_total_is_rounded():
         search_with([lambda text: rare if len(text) < 9 else near], beam_size=1, max_length=12, banned_ids=(3,))[0][0]
         == (1,) * 9 + (2,) * 3
     )
-
-
-@pytest.mark.parametrize("beam_size", [1, 4])
-def test_an_image_gets_the_text_it_gets_alone(beam_size):
-    tables = [random_table(seed, vocab_size=6) for seed in range(7)]
-    together = search_with(tables, beam_size=beam_size, max_length=8)
-    apart = [search_with([table], beam_size=beam_size, max_length=8)[0] for table in tables]
-    assert together == apart
 
 
 @pytest.mark.parametrize("beam_size", [1, 3])

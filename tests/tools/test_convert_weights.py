@@ -58,31 +58,6 @@ def test_a_checkpoint_is_converted_checked_and_reported(tmp_path, main, weights,
     assert metadata == {"source": "GLIP, 1 blocks with fusion"}
 
 
-def test_a_checkpoint_of_openmmlab_is_converted(tmp_path, main, weights, config, capsys):
-    names = {"backbone.body.": "backbone.", ".layers.": ".stages.", ".attn.": ".attn.w_msa.", ".proj.": ".projection."}
-    names |= {".w_msa.projection.": ".w_msa.proj.", ".mlp.fc1.": ".ffn.layers.0.0.", ".mlp.fc2.": ".ffn.layers.1."}
-    lateral = {f"backbone.fpn.fpn_inner{i}.": f"neck.lateral_convs.{i - 2}.conv." for i in (2, 3, 4)}
-    output = {f"backbone.fpn.fpn_layer{i}.": f"neck.fpn_convs.{i - 2}.conv." for i in (2, 3, 4)}
-    fpn = lateral | output | {f"backbone.fpn.top_blocks.p{i}.": f"neck.fpn_convs.{i - 3}.conv." for i in (6, 7)}
-    theirs = {}
-    for name, tensor in revert_to_glip_state_dict(weights).items():
-        if name.startswith("backbone.body."):
-            for old, new in names.items():
-                name = name.replace(old, new)
-        for old, new in {**fpn, "language_backbone": "language_model.language_backbone", "rpn.": "bbox_head."}.items():
-            name = name.replace(old, new) if name.startswith(old) else name
-        theirs[name.replace(".DyConv.", ".dyconvs.").replace(".AttnConv.", ".attnconv.")] = tensor
-    torch.save({"meta": {"epoch": 1}, "state_dict": theirs}, tmp_path / "in.pth")
-    main([str(tmp_path / "in.pth"), str(tmp_path / "out.safetensors"), "--config-file", config])
-    assert f"mmdetection's GLIP, 1 blocks with fusion: {len(weights)} tensors used" in capsys.readouterr().out
-    tensors, _ = read_tensors(tmp_path / "out.safetensors")
-    assert {name for name in weights if not torch.equal(tensors[name], weights[name])} == {
-        f"{BODY}layers.{stage}.downsample.{part}"
-        for stage in range(3)
-        for part in ("reduction.weight", "norm.weight", "norm.bias")
-    }
-
-
 def test_a_part_of_a_detector_is_converted_although_the_rest_is_missing(tmp_path, main, weights, config, capsys):
     swin = {name.removeprefix(BODY): tensor for name, tensor in weights.items() if name.startswith(BODY)}
     kept = {name: tensor for name, tensor in swin.items() if not name.startswith("norm")}
