@@ -39,11 +39,11 @@ def test_metadata_hold_the_sources_and_nothing_is_read_at_once(new_name, tmp_pat
         InputError, match=f"dataset name '{new_name}': expected a new name, found one that is registered"
     ):
         register(format_name, new_name, {}, **sources)
-    register(format_name, f"{new_name}_2", {"evaluator_type": "mine"}, task=list(one.tasks)[-1], **sources)
+    register(format_name, f"{new_name}_2", {"evaluator_type": "mine"}, list(one.tasks)[-1], **sources)
     metadata = MetadataCatalog.get(f"{new_name}_2")
     assert (metadata.task, metadata.evaluator_type) == (list(one.tasks)[-1], "mine")
     with pytest.raises(InputError, match=rf"dataset 'other': task: expected one of .*'{task}'.*, found 'poetry'"):
-        register(format_name, "other", {}, task="poetry", **sources)
+        register(format_name, "other", {}, "poetry", **sources)
     assert "other" not in DatasetCatalog
 
 

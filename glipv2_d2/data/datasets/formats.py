@@ -82,7 +82,7 @@ FORMATS: dict[str, Format] = {
 
 
 def register(
-    format_name: str, name: str, metadata: Mapping[str, Any], *, task: str | None = None, **sources: Any
+    format_name: str, name: str, metadata: Mapping[str, Any], task: str | None = None, /, **sources: Any
 ) -> None:
     """Register a dataset in one of ``FORMATS``.
 
@@ -121,8 +121,8 @@ def register_odinw(root: Path) -> None:
     for key, odinw_set in ODINW_SETS.items():
         for split in SPLITS:
             json_file, image_root = (os.path.join(root, path) for path in odinw_set.paths(split))
-            sources: dict[str, Any] = {"json_file": json_file, "image_root": image_root, "odinw_set": odinw_set}
-            register("odinw", dataset_of_set(key, split), {}, **sources)
+            name = dataset_of_set(key, split)
+            register("odinw", name, {}, json_file=json_file, image_root=image_root, odinw_set=odinw_set)
 
 
 def register_grounding_json(
@@ -141,7 +141,7 @@ def register_grounding_json(
         task: "grounding", "pseudo_grounding" to train on it with negative captions, or "captioning" to learn to write
             captions and to ground their words.
     """
-    register("grounding_json", name, metadata, task=task, json_file=json_file, image_root=image_root)
+    register("grounding_json", name, metadata, task, json_file=json_file, image_root=image_root)
 
 
 def register_odvg(
@@ -162,8 +162,8 @@ def register_odvg(
             and to ground their words. By default "detection" with a ``names_file``, else "grounding".
     """
     task = task or ("grounding" if names_file is None else "detection")
-    sources: dict[str, Any] = {"jsonl_file": jsonl_file, "image_root": image_root, "names_file": names_file}
-    register("odvg", name, metadata, task=task, **sources)
+    sources = {"jsonl_file": jsonl_file, "image_root": image_root, "names_file": names_file}
+    register("odvg", name, metadata, task, **sources)
 
 
 def register_tsv(name: str, yaml_file: Path, *, task: str, **metadata: Any) -> None:
@@ -172,7 +172,7 @@ def register_tsv(name: str, yaml_file: Path, *, task: str, **metadata: Any) -> N
     Args:
         task: "detection" for classes and boxes, "grounding" or "pseudo_grounding" for captions with boxes.
     """
-    register("tsv", name, metadata, task=task, yaml_file=yaml_file)
+    register("tsv", name, metadata, task, yaml_file=yaml_file)
 
 
 def register_shards(
@@ -203,7 +203,7 @@ def register_shards(
         shard_urls = expand_shard_urls(urls)
     except InputError as error:
         raise InputError(f"dataset {name!r}: {error}") from error
-    register("shards", name, metadata, task=task, shard_urls=shard_urls, num_samples=num_samples)
+    register("shards", name, metadata, task, shard_urls=shard_urls, num_samples=num_samples)
 
 
 def register_referring_json(name: str, json_file: Path, image_root: Path, **metadata: Any) -> None:
@@ -233,13 +233,8 @@ def register_refcoco(
         image_root: Folder of COCO's images of 2014.
         split: "train", "val", "testA" for example.
     """
-    sources: dict[str, Any] = {
-        "json_file": json_file,
-        "instances_file": instances_file,
-        "image_root": image_root,
-        "split": split,
-    }
-    register("refcoco", name, metadata, **sources)
+    files = {"json_file": json_file, "instances_file": instances_file, "image_root": image_root}
+    register("refcoco", name, metadata, split=split, **files)
 
 
 def register_flickr30k(name: str, entities_root: Path, split: str, image_root: Path, **metadata: Any) -> None:
@@ -279,16 +274,9 @@ def register_vqa(
         image_ids_file: Json list of ids: only questions about these images belong to the dataset.
         leave_out_ids: All questions about other images do instead.
     """
-    sources: dict[str, Any] = {
-        "questions_file": questions_file,
-        "annotations_file": annotations_file,
-        "image_root": image_root,
-        "images_file": images_file,
-        "boxes_file": boxes_file,
-        "image_ids_file": image_ids_file,
-        "leave_out_ids": leave_out_ids,
-    }
-    register("vqa", name, metadata, **sources)
+    files = {"questions_file": questions_file, "annotations_file": annotations_file, "image_root": image_root}
+    others = {"images_file": images_file, "boxes_file": boxes_file, "image_ids_file": image_ids_file}
+    register("vqa", name, metadata, leave_out_ids=leave_out_ids, **files, **others)
 
 
 def register_vqa_json(name: str, json_file: Path, image_root: Path, **metadata: Any) -> None:
@@ -322,7 +310,7 @@ def register_captioning(
         images_files: Files in COCO's format with the sizes of the images, which Karpathy's file lacks. Without them
             upright and wide images share batches.
     """
-    options: dict[str, Any] = {"splits": tuple(splits), "images_files": tuple(images_files)}
+    options = {"splits": tuple(splits), "images_files": tuple(images_files)}
     register("captioning", name, metadata, json_file=json_file, image_root=image_root, **options)
 
 
