@@ -36,13 +36,6 @@ def test_a_line_is_a_question_whose_id_is_by_default_the_number_of_the_line(tmp_
     assert read_all(questions)[1] == expected
 
 
-def test_lines_are_read_in_pieces(tmp_path):
-    path = write_jsonl(tmp_path / "q.jsonl", *({**GOOD, "question_id": 10 + i} for i in range(5)))
-    questions = open_questions(path, None, None, 2)
-    ids = [[sample.question_id for sample in questions.read(piece)] for piece in range(len(questions))]
-    assert ids == [[10, 11], [12, 13], [14]]
-
-
 @pytest.mark.parametrize(
     "change, reason",
     [
@@ -50,13 +43,10 @@ def test_lines_are_read_in_pieces(tmp_path):
         ({"filename": "../a.jpg"}, "filename that leaves the image folder"),
         ({"question": None}, "no question"),
         ({"question": " \n"}, "no question"),
-        ({"question": ["a"]}, "no question"),
         ({"question": "x" * 10_001}, "question of more than 10000 characters"),
         ({"question": "x\ud800"}, "question or filename that is not valid text"),
         ({"answer": None}, "no answer"),
         ({"answer": ""}, "no answer"),
-        ({"answer": 3}, "no answer"),
-        ({"answer": "x" * 10_001}, "answer of more than 10000 characters"),
         ({"answer": "\udfff"}, "answer or filename that is not valid text"),
         ({"question_id": "7a"}, "question_id that is not an integer"),
         ({"question_id": True}, "question_id that is not an integer"),

@@ -122,10 +122,7 @@ BAD_QUESTIONS = {
     "no object": (7, "expected an object, found 7"),
     "no id": ({"question": "Why?", "answer": "x"}, "question_id: expected an integer, found None"),
     "blank": (question(2, " \n"), r"question: expected .*a string.*found ' \\n'"),
-    "no text": (question(2, None), "question: expected .*found None"),
-    "half a character": (question(2, "\ud800"), "question: expected .*found '"),
     "blank answer": (question(2, answer=" "), "answer: expected .*a string.*found ' '"),
-    "number as answer": (question(2, answer=3), "answer: expected .*a string.*found 3"),
     "no answers": ({"question_id": 2, "question": "Why?", "answers": []}, r"answers: expected .*a list.*found \[\]"),
 }
 
@@ -266,14 +263,9 @@ BAD_LINES = {
     "no region": ({**BOX_LINE, "regions": [None]}, "boxes", "expected an object, found None"),
     "past the question": (
         {**BOX_LINE, "regions": [{"bbox": [1, 1, 9, 9], "tokens_positive": [[8, 15]]}]},
-        "boxes",
-        r"tokens_positive: expected .*found \[\[8, 15\]\]",
+        *("boxes", r"tokens_positive: expected .*found \[\[8, 15\]\]"),
     ),
-    "of nothing": (
-        {**BOX_LINE, "regions": [{"bbox": [1, 1, 9, 9]}]},
-        "boxes",
-        "tokens_positive: expected .*found None",
-    ),
+    "of nothing": ({**BOX_LINE, "regions": [{"bbox": [1, 1, 9, 9]}]}, "boxes", "tokens_positive: expected .*None"),
     "answer_box": (
         {**BOX_LINE, "regions": [{"bbox": [1, 1, 9, 9], "answer_box": 1}]},
         "boxes",
@@ -405,7 +397,6 @@ def test_lines_without_any_regions_are_a_plain_dataset(load_lines):
         ("[1]", r"line 1: expected an object, found \[1\]"),
         ({"question": "Why?"}, "filename: expected .*found None"),
         ({"filename": "../b.jpg", "question": "Why?"}, "a path inside the folder"),
-        ({"filename": "b.jpg", "question": ""}, "question: expected .*found ''"),
         (
             {"filename": "b.jpg", "question": "Why?", "question_id": "7a"},
             "question_id: expected .*an integer.*found '7a'",

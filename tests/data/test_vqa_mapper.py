@@ -111,13 +111,6 @@ def test_nothing_changes_sides_without_a_flip_or_without_the_option(record):
         assert sample["answer_scores"][0].tolist() == [0, 0, 1, 0, 0]
 
 
-def test_a_mirrored_plain_question_stays_plain(record):
-    own = mapper([T.RandomFlip(1.0)], flip_words=True, grounded=False)
-    sample = own(without_boxes(record))
-    assert "instances" not in sample
-    assert spelled(own, sample["prompts"][0].input_ids) == "[CLS] is the cat right of the dog ? [SEP]"
-
-
 @pytest.mark.parametrize("answers", [["blue"], [{"answer": "blue"}] * 10])
 def test_answers_outside_the_list_score_zero_and_are_counted(record, answers):
     sample = mapper()({**record, "answers": answers})
@@ -178,11 +171,6 @@ def test_a_test_sample_has_its_question_and_no_targets(record, grounded, phrases
     assert prompt.phrases == phrases and spelled(own, prompt.input_ids) == text
     assert (sample["task"], sample["question_id"], sample["height"], sample["width"]) == ("vqa", 70, 48, 64)
     assert not {"instances", "answer_scores", "dropped"} & set(sample)
-
-
-def test_the_size_of_an_image_may_be_unknown(record):
-    sample = mapper(grounded=False)({key: record[key] for key in record if key not in ("height", "width")})
-    assert (sample["height"], sample["width"]) == (48, 64)
 
 
 def test_a_typed_special_token_is_text(record):
