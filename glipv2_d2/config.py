@@ -208,6 +208,15 @@ def _add_mask_head(cfg: CN) -> None:
     # A detection is part of what a phrase refers to from this score on; where no detection reaches it, the best one is.
     cfg.MODEL.GLIPV2.TEST.REFERRING_THRESH = 0.5
 
+    # Test-time augmentation (TEST.AUG.ENABLED; the starred rows of the paper): each image at all MIN_SIZES, with FLIP
+    # also mirrored. Sizes are those of the official code.
+    cfg.TEST.AUG.MIN_SIZES = (400, 500, 600, 640, 700, 900, 1000, 1100, 1200, 1300, 1400, 1800)
+    cfg.TEST.AUG.MAX_SIZE = 2500
+    # "vote" or "nms" over the detections of all versions, and the IoU of both.
+    cfg.TEST.AUG.MERGE = "vote"
+    cfg.TEST.AUG.NMS_THRESH = 0.6
+    # For each size the least and the most square root of a box's area, in pixels of the original image; (): all count.
+    cfg.TEST.AUG.SIZE_RANGES = ()
     # Width and height of the boxes that LVIS's evaluation gets: "official" writes them one pixel smaller than the boxes
     # are, as the official GLIP does, whose published figures are measured so; "exact" as they are.
     cfg.TEST.LVIS_BOXES = "official"

@@ -21,7 +21,7 @@ HONOURED_HERE = (
     *("DATALOADER.SAMPLER_TRAIN", "DATALOADER.FILTER_EMPTY_ANNOTATIONS"),
     *("SOLVER.MAX_ITER", "SOLVER.BASE_LR", "SOLVER.WEIGHT_DECAY", "SOLVER.BIAS_LR_FACTOR", "SOLVER.CLIP_GRADIENTS."),
     *("SOLVER.AMP.", "SOLVER.IMS_PER_BATCH", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.WARMUP_"),
-    *("TEST.EVAL_PERIOD", "TEST.DETECTIONS_PER_IMAGE", "OUTPUT_DIR", "SEED"),
+    *("TEST.AUG.", "TEST.EVAL_PERIOD", "TEST.DETECTIONS_PER_IMAGE", "OUTPUT_DIR", "SEED"),
 )
 HONOURED_BY_DETECTRON2 = (
     # Reading of config files and building of models.
@@ -56,7 +56,6 @@ REFUSED = {
     "SOLVER.MOMENTUM": "the optimizer is AdamW",
     "SOLVER.NESTEROV": "the optimizer is AdamW",
     "TEST.KEYPOINT_OKS_SIGMAS": "there are boxes and masks, but no keypoints",
-    "TEST.AUG.": "images are tested at one size, INPUT.MIN_SIZE_TEST and INPUT.MAX_SIZE_TEST",
     "TEST.PRECISE_BN.": "no batch normalization trains but that of timm models with MODEL.TIMM.FREEZE_NORM False",
     "VIS_PERIOD": "tools/visualize_data.py draws what the model is given, tools/demo.py what it finds",
     "GLOBAL.": "nothing reads it",

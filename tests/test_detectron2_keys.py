@@ -62,7 +62,6 @@ def test_a_refused_key_is_named_with_the_way_out(key):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        (["TEST.AUG.ENABLED", "True"], "TEST.AUG.ENABLED: expected .*False, found True; images are tested at one size"),
         (["INPUT.MASK_FORMAT", "bitmask"], "INPUT.MASK_FORMAT: expected .*'polygon', found 'bitmask'"),
         (
             ["MODEL.META_ARCHITECTURE", "RetinaNet"],

@@ -103,12 +103,19 @@ class ResizeShortestEdgeLegacy(T.Augmentation):
         return (length, long) if height <= width else (long, length)
 
 
-def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
+def build_augmentations(cfg: CfgNode, is_train: bool, at_original_size: bool = False) -> list[T.Augmentation]:
     """List the augmentations of INPUT: random crop (training, if enabled), GLIP's resize, random flip (training).
+
+    Args:
+        cfg: The config.
+        is_train: For training.
+        at_original_size: Test images keep their size, as for ``MultiScaleModel``.
 
     Raises:
         InputError: A key of INPUT has none of its values.
     """
+    if not is_train and at_original_size:
+        return []
     if not is_train:
         return [ResizeShortestEdgeLegacy(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
     augmentations: list[T.Augmentation] = [

@@ -17,7 +17,6 @@ from detectron2.modeling import build_model
 
 from ..checkpoint.checkpointer import load_for_results
 from ..checkpoint.pretrained_folder import find_pretrained_config, save_pretrained
-from ..data.transforms import ResizeShortestEdgeLegacy
 from ..detectron2_keys import check_config
 from ..errors import InputError
 from ..modeling.phrase_results import referred_mask
@@ -30,6 +29,7 @@ from ..prompts.vocabulary import build_default_prompts
 from ..structures import CharSpan, TokenizedPrompt
 from .caption_results import ground_caption
 from .command_line import build_config
+from .multi_scale import multi_scale, single_scale
 
 # Names as a list or as one text, or a caption; None: the names of DATASETS.TEST[0].
 NamesOrCaption = Sequence[str] | str | None
@@ -61,7 +61,7 @@ class GLIPv2Predictor(DefaultPredictor):
         load_for_results(self.model, cfg)
         if cfg.DATASETS.TEST:
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
-        self.aug = ResizeShortestEdgeLegacy(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")
+        self.aug = single_scale(cfg)
         self.input_format = cfg.INPUT.FORMAT
         self.tokenizer = PromptTokenizer.from_config(cfg)
         self._tokenize_names = functools.partial(
@@ -224,23 +224,28 @@ class GLIPv2Predictor(DefaultPredictor):
     def _predict(
         self, images: Sequence[np.ndarray], prompts: Sequence[list[TokenizedPrompt]], **asked: Any
     ) -> list[dict[str, Any]]:
+        is_resized = not self.cfg.TEST.AUG.ENABLED or "task" in asked
         inputs = [
-            {**self._model_input(image), "prompts": chunks, **asked}
+            {**self._model_input(image, is_resized), "prompts": chunks, **asked}
             for image, chunks in zip(images, prompts, strict=True)
         ]
         with torch.no_grad():
-            outputs = self.model(inputs)
+            outputs = multi_scale(self.cfg, self.model)(inputs)
         return [
             {**output, "phrases": [phrase for prompt in chunks for phrase in prompt.phrases]}
             for output, chunks in zip(outputs, prompts, strict=True)
         ]
 
-    def _model_input(self, image: np.ndarray) -> dict[str, Any]:
+    def _model_input(self, image: np.ndarray, is_resized: bool = True) -> dict[str, Any]:
         check_image(image)
         if self.input_format == "RGB":
             image = image[:, :, ::-1]
-        resized = self.aug.get_transform(image).apply_image(image)
-        tensor = torch.as_tensor(resized.astype("float32").transpose(2, 0, 1))  # (3, H, W)
+        if is_resized:
+            image_to_show = self.aug.get_transform(image).apply_image(image).astype("float32")
+        else:
+            # It is resized later, and uint8 is resized with other rounding than float.
+            image_to_show = np.array(image, dtype=image.dtype if image.dtype == np.uint8 else np.float32)
+        tensor = torch.as_tensor(image_to_show.transpose(2, 0, 1))  # (3, H, W)
         return {"image": tensor, "height": image.shape[0], "width": image.shape[1]}
 
     def _prompts(

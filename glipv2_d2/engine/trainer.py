@@ -19,9 +19,8 @@ from torch import nn
 
 from ..checkpoint.checkpointer import GLIPv2Checkpointer
 from ..checkpoint.weight_changes import WeightChanges
-from ..data.build import build_test_loader, build_train_loader
+from ..data.build import TrainLoader, build_test_loader, build_train_loader
 from ..data.loading import LoadedDataset, load_test_dataset
-from ..data.stream.state import TrainLoader
 from ..detectron2_keys import check_config
 from ..errors import InputError
 from ..evaluation.build import build_evaluator
@@ -30,6 +29,7 @@ from ..solver import build_gradient_clipper, build_lr_scheduler, build_optimizer
 from .config_values import check_solver_values, warn_of_tuning
 from .data_hooks import DataStateHook, SkippedImagesHook
 from .ema import EMACheckpointer, EMAHook, ModelEMA, averaged
+from .multi_scale import multi_scale
 from .plateau import EarlyStopHook, TrainingEnded, build_best_weights_hook, build_plateau_hook
 from .train_loop import GroundingTrainLoop
 
@@ -171,7 +171,7 @@ class GLIPv2Trainer(DefaultTrainer):
                 # The next one is read without this one in memory.
                 del dataset
                 fails_alike = comm.get_world_size() == 1
-                results[name] = inference_on_dataset(model, loader, evaluator)
+                results[name] = inference_on_dataset(multi_scale(cfg, model), loader, evaluator)
             except (InputError, OSError) as error:
                 if report is None or not fails_alike or len(cfg.DATASETS.TEST) == 1:
                     raise

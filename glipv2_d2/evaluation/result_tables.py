@@ -139,6 +139,7 @@ def _protocol(cfg: CfgNode) -> dict[str, Any]:
     return {
         "INPUT.MIN_SIZE_TEST": cfg.INPUT.MIN_SIZE_TEST,
         "INPUT.MAX_SIZE_TEST": cfg.INPUT.MAX_SIZE_TEST,
+        **({"TEST.AUG." + key: value for key, value in cfg.TEST.AUG.items()} if cfg.TEST.AUG.ENABLED else {}),
         "INPUT.PROMPT.SEPARATOR": cfg.INPUT.PROMPT.SEPARATOR,
         "INPUT.PROMPT.DATASET_TEXTS": cfg.INPUT.PROMPT.DATASET_TEXTS,
         "MODEL.TEXT_ENCODER.MAX_TOKENS": cfg.MODEL.TEXT_ENCODER.MAX_TOKENS,

@@ -156,7 +156,7 @@ class PromptDatasetMapper(ABC):
         masks_words = is_train and mlm.ENABLED and trains_pretraining_losses(cfg) and cls.learns_boxes_alone
         return {
             "is_train": is_train,
-            "augmentations": build_augmentations(cfg, is_train),
+            "augmentations": build_augmentations(cfg, is_train, cfg.TEST.AUG.ENABLED and cls.learns_boxes_alone),
             "image_format": cfg.INPUT.FORMAT,
             "tokenizer": tokenizer or PromptTokenizer.from_config(cfg),
             "flip_words": cfg.INPUT.PROMPT.FLIP_WORDS,
