@@ -145,15 +145,6 @@ def test_vocabulary_within_the_limit_is_one_prompt(tokenizer):
     assert prompt.phrases == tuple(case["class_names"])
 
 
-def test_vocabulary_past_the_limit_is_cut_into_chunks_that_fit(tokenizer):
-    names = [f"object kind number {i}" for i in range(1, 121)]
-    prompts = tokenizer.tokenize_names(names)
-    assert len(prompts) > 1 and max(len(prompt) for prompt in prompts) <= 256
-    assert torch.cat([prompt.category_ids for prompt in prompts]).tolist() == list(range(120))
-    assert sum((prompt.phrases for prompt in prompts), ()) == tuple(names)
-    assert all(prompt.phrase_token_map.any(dim=1).all() for prompt in prompts)
-
-
 def test_chunk_is_filled_to_the_last_token():
     # Five names of one piece and four full stops are nine tokens, [CLS] and [SEP] eleven.
     names = ["cat", "dog", "bus", "cow", "car", "bird"]
@@ -250,13 +241,6 @@ def test_names_are_counted_once_however_many_there_are():
     prompts = tokenizer.tokenize_names(names)
     assert sum(len(prompt.phrases) for prompt in prompts) == 5_000
     assert sum(characters) <= 3 * sum(len(name) + 2 for name in names)
-
-
-@pytest.mark.slow
-def test_vocabulary_of_100_000_names_is_tokenized(tokenizer):
-    names = [f"{noun} {number}" for noun in SHORT_NOUNS for number in range(20_000)]
-    prompts = tokenizer.tokenize_names(names)
-    assert sum(len(prompt.phrases) for prompt in prompts) == 100_000
 
 
 def test_chunk_whose_tokens_depend_on_their_neighbours_is_halved_and_not_cut(tmp_path):
