@@ -32,6 +32,8 @@ ALSO_GOOD = {
 # Task, fields of the dict, fields of its box, and the message; "-" takes a field away.
 SENTENCES = ("grounding", "pseudo_grounding", "vqa")
 FLAWS = [
+    ("detection", {}, {"bbox": [1, 2, "x", 4]}, "bbox: expected four numbers, found"),
+    ("detection", {}, {"bbox": None}, "bbox: expected four numbers, found None"),
     ("detection", {}, {"bbox": [1, 2, math.nan, 4]}, "bbox: expected a finite box .*, found .*nan"),
     ("detection", {}, {"bbox": [1, 2, -1, 4]}, "bbox: expected a finite box with sides >= 0 inside its image, found"),
     ("detection", {}, {"bbox": [70, 2, 3, 4]}, "bbox: expected .*inside its image, found"),

@@ -3,11 +3,16 @@
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
+from PIL import Image
 from prompt_samples import make_prompt
 from torch import nn
 
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
+from glipv2_d2.data.build import build_train_loader
+from glipv2_d2.data.dataset_mappers.build import MAPPERS
+from glipv2_d2.data.dataset_mappers.grounding import GroundingDatasetMapper
 from glipv2_d2.engine.trainer import _has_idle_parts
 from glipv2_d2.modeling.batch import TrainingHead
 from glipv2_d2.modeling.heads.table import HEADS, HeadEntry
@@ -116,3 +121,30 @@ def test_a_model_without_the_head_has_neither(shade_cfg):
     shade_cfg.MODEL.META_ARCHITECTURE = "DyHead"
     with pytest.raises(ValueError, match="MODEL.SHADE.ENABLED: expected False"):
         build_model(shade_cfg)
+
+
+class ShadeMapper(GroundingDatasetMapper):
+    """Asks for the brightness of an image, with its caption as the prompt."""
+
+    task = "shade"
+    targets = ("caption",)
+    learns_boxes_alone = False
+
+    def training_target(self, dataset_dict, rng):
+        return self.ground(dataset_dict["caption"], [])
+
+    def completed(self, sample, dataset_dict):
+        del sample["instances"]
+        return {**sample, "task": self.task}
+
+
+def test_data_of_a_new_task_reach_its_head_by_the_row_of_their_mapper(shade_cfg, monkeypatch, tmp_path):
+    monkeypatch.setitem(MAPPERS, "shade", ShadeMapper)
+    Image.new("RGB", (64, 64), (90, 90, 90)).save(tmp_path / "1.png")
+    record = {"file_name": str(tmp_path / "1.png"), "image_id": 1, "caption": "a gray wall"}
+    DatasetCatalog.register("shades", lambda: [record, {**record, "image_id": 2}])
+    MetadataCatalog.get("shades").task = "shade"
+    shade_cfg.merge_from_list(["DATASETS.TRAIN", ("shades",), "OUTPUT_DIR", str(tmp_path)])
+    batch = next(iter(build_train_loader(shade_cfg)))
+    assert [one["task"] for one in batch] == ["shade"] * 2
+    assert list(build_model(shade_cfg)(batch)) == ["loss_shade"]

@@ -89,7 +89,8 @@ class PromptDatasetMapper(ABC):
     task: ClassVar[str]
     # Fields of a dataset dict, one of which is there in every image that is trained on.
     targets: ClassVar[tuple[str, ...]] = ("annotations",)
-    # Nothing is learned but boxes. Otherwise this node of MODEL.GLIPV2 says whether boxes are learned too.
+    # Nothing is learned but boxes. Otherwise GROUNDED of this node of MODEL.GLIPV2 says whether boxes are learned too;
+    # without a node they are not.
     learns_boxes_alone: ClassVar[bool] = True
     config_node: ClassVar[str] = ""
     # The dataset has names, the same for all images.

@@ -18,6 +18,7 @@ TEXT_FIELDS = {
     "captioning": "caption",
 }
 # The fields that a dict must have. Sizes are needed where there are boxes.
+_ALWAYS = ("file_name",)
 REQUIRED_FIELDS = {
     "detection": ("file_name", "width", "height"),
     "grounding": ("file_name", "width", "height", "caption"),
@@ -41,7 +42,7 @@ def check_dataset_dicts(
         dataset_dicts: All of them; there may be none.
         num_classes: Number of categories of a detection dataset.
         task: Kind of data. The boxes of "detection" have a category id, those of the others character ranges of a
-            sentence.
+            sentence. Of a task that is not among ``REQUIRED_FIELDS`` only file names and boxes are checked.
 
     Raises:
         AnnotationError: A dict lacks a field; a box is not finite, has a negative side or lies outside its image; a
@@ -65,7 +66,7 @@ def check_dataset_dicts(
 
 def _missing_field(record: Mapping[str, Any], task: str) -> str:
     sizes_of_boxes = ("width", "height") if record.get("annotations") else ()
-    missing = [field for field in (*REQUIRED_FIELDS[task], *sizes_of_boxes) if field not in record]
+    missing = [field for field in (*REQUIRED_FIELDS.get(task, _ALWAYS), *sizes_of_boxes) if field not in record]
     return f"expected {missing[0]!r} in every dict, found {show(record)}" if missing else ""
 
 
@@ -75,9 +76,10 @@ def _flaw_of_geometry(record: Mapping[str, Any]) -> str:
         mode, box = item.get("bbox_mode"), item.get("bbox", ())
         if mode not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
             return f"bbox_mode: expected XYXY_ABS or XYWH_ABS, found {show(mode)}"
-        if len(box) != 4:
+        try:
+            left, top, right, bottom = np.asarray(box, dtype=np.float64).tolist()
+        except (TypeError, ValueError):
             return f"bbox: expected four numbers, found {show(box)}"
-        left, top, right, bottom = np.asarray(box, dtype=np.float64).tolist()
         if mode == BoxMode.XYWH_ABS:
             right, bottom = left + right, top + bottom
         touches = right >= 0 and bottom >= 0 and left <= record["width"] and top <= record["height"]
@@ -96,6 +98,8 @@ def _flaw_of_detections(record: Mapping[str, Any], num_classes: int) -> str:
 
 def _flaw_of_sentences(record: Mapping[str, Any], task: str) -> str:
     """Return the first flaw of the sentences of a dict and of what belongs to them, "" if there is none."""
+    if task not in TEXT_FIELDS:
+        return ""
     field = TEXT_FIELDS[task]
     # Captions to be written may be absent, but not where boxes belong to them.
     if (field in record or record.get("annotations")) and not is_text(record.get(field)):

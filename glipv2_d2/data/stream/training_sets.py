@@ -21,9 +21,6 @@ from .order import draw_by_ratio, draw_by_size, shard_draw
 from .shards import ShardSet
 from .state import NotedConfig
 
-# Tasks whose samples train more than boxes. A batch holds one of them, with boxes or without, or boxes alone.
-_OWN_BATCHES = [task for task, mapper in MAPPERS.items() if not mapper.learns_boxes_alone]
-
 
 class TrainingSets(NamedTuple):
     """The training datasets.
@@ -115,8 +112,10 @@ def _load_dicts(cfg: NotedConfig, name: str, mapper: type[PromptDatasetMapper]) 
 def _kinds(cfg: NotedConfig, mapper: type[PromptDatasetMapper], dicts: list[dict]) -> list[int]:
     if mapper.learns_boxes_alone:
         return [0] * len(dicts)
-    is_grounded = cfg.MODEL.GLIPV2[mapper.config_node].GROUNDED
-    first = 1 + 2 * _OWN_BATCHES.index(mapper.task)
+    # A batch holds one of the tasks that train more than boxes, with boxes or without, or boxes alone.
+    own_batches = [task for task, one in MAPPERS.items() if not one.learns_boxes_alone]
+    is_grounded = bool(mapper.config_node) and cfg.MODEL.GLIPV2[mapper.config_node].GROUNDED
+    first = 1 + 2 * own_batches.index(mapper.task)
     return [first + int(is_grounded and "annotations" in item) for item in dicts]
 
 
