@@ -17,7 +17,6 @@ from detectron2.utils.logger import setup_logger
 
 from glipv2_d2 import GLIPv2Trainer
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
-from glipv2_d2.checkpoint.weight_changes import WeightChanges
 from glipv2_d2.engine.command_line import build_config, one_line_errors, parse_train_arguments
 from glipv2_d2.engine.launch import launch_run
 from glipv2_d2.evaluation.build import check_test_data
@@ -39,9 +38,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any] | None:
         if arguments.eval_only:
             check_test_data(cfg)
             model = GLIPv2Trainer.build_model(cfg)
-            checkpointer = GLIPv2Checkpointer(
-                model, cfg.OUTPUT_DIR, for_results=True, changes=WeightChanges.from_config(cfg)
-            )
+            checkpointer = GLIPv2Checkpointer.from_config(model, cfg, cfg.OUTPUT_DIR, for_results=True)
             checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=arguments.resume)
             resumed = checkpointer.get_checkpoint_file() if arguments.resume else ""
 

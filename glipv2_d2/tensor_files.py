@@ -6,11 +6,13 @@ Everything else that a pickle could do is refused.
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import os
 import pickle
 import re
+import shutil
 import struct
 import zipfile
 from collections import Counter, OrderedDict
@@ -30,6 +32,9 @@ from .errors import InputError
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _HASHED_AT_ONCE = 1 << 20
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Names that ``atomic_path`` gives.
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 _PICKLE_SUFFIXES = (".pkl", ".pickle")
 _NEW_COPY = "copy or download the file again"
 _SAFE_COPY = "where you trust the file, save its tensors alone as safetensors"
@@ -267,8 +272,32 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         _flush_to_disk(temporary)
         os.replace(temporary, path)
         _flush_to_disk(path.parent)
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        if _is_full(error):
+            free = shutil.disk_usage(path.parent).free // 2**20
+            raise OSError(
+                errno.ENOSPC,
+                f"{path}: expected space for the file, found the disk or the quota at its limit ({free} MiB free); "
+                "what stood under this name before is still there",
+            ) from error
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: str | os.PathLike) -> None:
+    """Remove the temporary files that killed writers of ``atomic_path`` have left in a folder; nobody writes there."""
+    for path in Path(folder).glob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+
+
+def _is_full(error: Exception) -> bool:
+    """Tell whether a file could not be written for want of space; torch and safetensors say so in words only."""
+    if isinstance(error, OSError):
+        return error.errno in _NO_SPACE
+    words = ("inline_container.cc", "PytorchStreamWriter", *(f"(os error {number})" for number in _NO_SPACE))
+    return any(word in str(error) for word in words)
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -36,8 +36,7 @@ def load_for_results(model: nn.Module, cfg: CfgNode) -> None:
         CheckpointError, FileNotFoundError: See ``GLIPv2Checkpointer.load``.
         InputError: See ``WeightChanges``.
     """
-    changes = WeightChanges.from_config(cfg)
-    GLIPv2Checkpointer(model, for_results=True, changes=changes).load(cfg.MODEL.WEIGHTS)
+    GLIPv2Checkpointer.from_config(model, cfg, for_results=True).load(cfg.MODEL.WEIGHTS)
 
 
 class GLIPv2Checkpointer(DetectionCheckpointer):
@@ -71,6 +70,11 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **options)
         self._for_results = for_results
         self._changes = changes or WeightChanges()
+
+    @classmethod
+    def from_config(cls, model: nn.Module, cfg: CfgNode, save_dir: str = "", **options: Any) -> GLIPv2Checkpointer:
+        """Return a checkpointer that changes loaded weights as the config says; see the class for the arguments."""
+        return cls(model, save_dir, changes=WeightChanges.from_config(cfg), **options)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load weights, and the state of the named checkpointables where the file has it.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -140,7 +141,7 @@ def _data_loader(cfg: CfgNode, samples: TrainingSamples, sampler: TrainingBatchS
         batch_sampler=sampler,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         collate_fn=trivial_batch_collator,
-        worker_init_fn=_use_one_thread,
+        worker_init_fn=_start_worker,
         # Its own generator: starting the workers must not move the random state of the training.
         generator=torch.Generator().manual_seed(seed),
     )
@@ -179,7 +180,11 @@ def _seed(cfg: CfgNode, saved: Mapping[str, Any] | None) -> int:
     return comm.shared_random_seed() if saved is None else saved["seed"]
 
 
-def _use_one_thread(worker_id: int) -> None:
-    """Keep a worker to one core: the workers together use the machine."""
+def _start_worker(worker_id: int) -> None:
+    """Keep a worker to one core, since the workers together use the machine, and let the trainer answer signals."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        # The first one went to the whole group, and the trainer still needs samples. The next is the trainer's own.
+        signal.signal(number, lambda number, frame: signal.signal(number, signal.SIG_DFL))

@@ -6,12 +6,15 @@ import argparse
 import errno
 import logging
 import re
+import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch.multiprocessing import ProcessExitedException
 from yaml import YAMLError
@@ -21,6 +24,7 @@ from ..config import add_glipv2_config
 from ..detectron2_keys import check_config
 from ..errors import InputError
 from .config_values import check_model_values
+from .stopping import RunStopped
 
 # detectron2 and yacs raise these for keys and values that do not fit, and for YAML that is not a config.
 _CONFIG_ERRORS = (AssertionError, AttributeError, KeyError, RecursionError, TypeError, ValueError, YAMLError)
@@ -98,9 +102,16 @@ def one_line_errors(show_traceback: bool = False) -> Iterator[None]:
     train_logger.addFilter(_is_not_input_error)
     try:
         yield
-    except ProcessExitedException:
+    except ProcessExitedException as error:
         # The process has said why.
-        raise SystemExit(1) from None
+        raise SystemExit(error.exit_code if error.exit_code > 0 else 1) from None
+    except RunStopped as stop:
+        if comm.is_main_process():
+            sys.stderr.write(f"{stop}\n")
+        raise SystemExit(stop.exit_status) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped by Ctrl-C\n")
+        raise SystemExit(128 + signal.SIGINT) from None
     except Exception as error:
         if not is_input_error(error):
             raise

@@ -14,6 +14,7 @@ from ..data.stream.samples import DROPPED_COUNTS
 from ..data.stream.state import TrainLoader
 from ..distributed import reduce_mean
 from ..errors import InputError
+from .stopping import StopHook
 
 # A share of fewer images than this says little.
 MIN_DRAWN_IMAGES = 100
@@ -108,12 +109,14 @@ class DataStateHook(HookBase):
     """Save the state of the stream of training samples, over all ranks, with each checkpoint.
 
     Args:
-        period: Steps between two checkpoints. A run resumed from a checkpoint of another iteration gets the same
-            samples, but may read some shards from an earlier position.
+        periods: Steps between two checkpoints; each that is not 0 counts. A run resumed from a checkpoint of another
+            iteration gets the same samples, but may read some shards from an earlier position.
+        stop: Knows of signals, at which the run is saved too.
     """
 
-    def __init__(self, period: int) -> None:
-        self._period = period
+    def __init__(self, *periods: int, stop: StopHook) -> None:
+        self._periods = [period for period in periods if period]
+        self._stop = stop
         self._loader: TrainLoader | None = None
         self._state: dict[str, Any] = {}
 
@@ -130,7 +133,8 @@ class DataStateHook(HookBase):
     def after_step(self) -> None:
         # Every rank takes part, although only one writes the checkpoint.
         next_iter = self.trainer.iter + 1
-        if self._loader is not None and (next_iter % self._period == 0 or next_iter == self.trainer.max_iter):
+        is_saved = any(next_iter % period == 0 for period in self._periods) or next_iter == self.trainer.max_iter
+        if self._loader is not None and (is_saved or self._stop.requested):
             self._state = self._loader.state.as_dict()
             self._state["positions"] = merge_positions(comm.all_gather(self._state["positions"]))
 

@@ -1,23 +1,16 @@
-"""Exponential moving average of the weights of a model, and the hooks that keep and save it."""
+"""Exponential moving average of the weights of a model, and the hook that keeps it."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 
 import torch
-from detectron2.checkpoint import Checkpointer
 from detectron2.engine import HookBase
-from detectron2.engine.hooks import PeriodicCheckpointer
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ..checkpoint.tuned_weights import save_tuned
 from ..errors import InputError
-
-# In the folder of a run that tunes less than the whole model.
-TUNED_WEIGHTS = "tuned.safetensors"
 
 
 class ModelEMA:
@@ -119,48 +112,6 @@ class EMAHook(HookBase):
         self._ema.load_state_dict(state_dict)
         self._ema.swap()
         self._resumed = True
-
-
-class EMACheckpointer(PeriodicCheckpointer):
-    """Write checkpoints whose "model" is what evaluation uses: the moving average, if there is one.
-
-    Args:
-        checkpointer: Writes the files.
-        period: Updates between two checkpoints.
-        ema: The moving average; None: there is none.
-        max_to_keep: How many of the newest numbered checkpoints are kept; 0: all.
-        with_tuned: At the end also write the tuned weights alone, see ``save_tuned``.
-    """
-
-    def __init__(
-        self,
-        checkpointer: Checkpointer,
-        period: int,
-        ema: ModelEMA | None,
-        max_to_keep: int = 0,
-        with_tuned: bool = False,
-    ) -> None:
-        super().__init__(checkpointer, period, max_to_keep=max_to_keep or None)
-        self._ema = ema
-        self._with_tuned = with_tuned
-
-    def after_step(self) -> None:
-        next_iter = self.trainer.iter + 1
-        if next_iter % self.period == 0 or next_iter == self.max_iter:
-            with averaged(self._ema):
-                super().after_step()
-                if next_iter == self.max_iter:
-                    self._save_tuned()
-
-    def save_final(self) -> None:
-        """Write the last checkpoint of a training that ends early."""
-        with averaged(self._ema):
-            self.save("model_final", iteration=self.trainer.iter)
-            self._save_tuned()
-
-    def _save_tuned(self) -> None:
-        if self._with_tuned:
-            save_tuned(self.checkpointer.model, os.path.join(self.checkpointer.save_dir, TUNED_WEIGHTS))
 
 
 def _averaged_tensors(model: nn.Module) -> dict[str, Tensor]:

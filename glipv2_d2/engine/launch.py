@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import multiprocessing
 import os
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import torch
@@ -14,6 +19,7 @@ from detectron2.utils import comm
 from torch import distributed
 
 from ..errors import InputError
+from .stopping import SIGNALS
 
 # torchrun sets them in every process that it starts.
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -43,14 +49,36 @@ def launch_run(run: Callable[[argparse.Namespace], Any], arguments: argparse.Nam
             f"--dist-url: expected for {arguments.num_machines} machines the address of the first of them, the same on "
             f"all: tcp://HOST:PORT; found {arguments.dist_url!r}"
         )
-    spawn_processes(
-        _run_and_leave,
-        arguments.num_gpus,
-        num_machines=arguments.num_machines,
-        machine_rank=arguments.machine_rank,
-        dist_url=arguments.dist_url,
-        args=(run, arguments),
-    )
+    several = arguments.num_machines * arguments.num_gpus > 1
+    with _forwarded_signals() if several else contextlib.nullcontext():
+        spawn_processes(
+            _run_and_leave,
+            arguments.num_gpus,
+            num_machines=arguments.num_machines,
+            machine_rank=arguments.machine_rank,
+            dist_url=arguments.dist_url,
+            args=(run, arguments),
+        )
+
+
+@contextlib.contextmanager
+def _forwarded_signals() -> Iterator[None]:
+    """Within the context the processes that this one has spawned get the signals that end a run."""
+
+    def forward(signum: int, frame: FrameType | None) -> None:
+        for process in multiprocessing.active_children():
+            if process.pid is not None:
+                os.kill(process.pid, signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, forward) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _check_num_processes(num_processes: int) -> None:

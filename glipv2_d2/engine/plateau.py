@@ -198,7 +198,7 @@ class EarlyStopHook(HookBase):
     Args:
         plateau: Counts the evaluations without gain.
         patience: Number of evaluations in a row without gain that end the training.
-        save_final: Writes the last checkpoint, as at the regular end of a training.
+        save_final: Writes the last checkpoint, as at the regular end of a training, unless it is there.
     """
 
     def __init__(self, plateau: PlateauHook, patience: int, save_final: Callable[[], None]) -> None:
@@ -207,8 +207,10 @@ class EarlyStopHook(HookBase):
         self._save_final = save_final
 
     def before_train(self) -> None:
-        # A run that ended early and is resumed has nothing left to do.
+        # A run that ended early and is resumed has at most its last checkpoint left to write.
         if self._plateau.since_best >= self._patience:
+            self.trainer.iter = self.trainer.start_iter - 1
+            self._save_final()
             raise TrainingEnded
 
     def after_step(self) -> None:

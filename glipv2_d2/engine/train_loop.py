@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
@@ -20,10 +21,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..distributed import reduce_mean
 from ..errors import InputError
+from ..modeling.tasks.build import enabled_tasks
 from ..solver import GradientClipper, total_gradient_norm
 
 # A loss scale below this cannot be the cause of overflowing gradients: the gradients themselves are not finite.
 MIN_LOSS_SCALE = 1.0
+
+_AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class NonfiniteLossError(InputError, FloatingPointError):
@@ -169,6 +173,28 @@ class GroundingTrainLoop(SimpleTrainer):
         if self.grad_scaler.is_enabled() and state_dict["grad_scaler"]:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self.nonfinite_steps = state_dict["nonfinite_steps"]
+
+
+def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
+    """Return the autocast type that ``SOLVER.AMP`` asks for, None for none.
+
+    Raises:
+        InputError: ``SOLVER.AMP.DTYPE`` is neither "float16" nor "bfloat16".
+    """
+    if not cfg.SOLVER.AMP.ENABLED:
+        return None
+    if cfg.SOLVER.AMP.DTYPE not in _AMP_DTYPES:
+        raise InputError(f"SOLVER.AMP.DTYPE: expected one of {list(_AMP_DTYPES)}, found {cfg.SOLVER.AMP.DTYPE!r}")
+    return _AMP_DTYPES[cfg.SOLVER.AMP.DTYPE]
+
+
+def has_idle_parts(cfg: CfgNode) -> bool:
+    """Tell whether layers may be without gradients: a loss is switched off, or batches are of different tasks."""
+    if len(enabled_tasks(cfg)) > 1:
+        return True
+    grounding, box = cfg.MODEL.GLIPV2.GROUNDING, cfg.MODEL.GLIPV2.BOX
+    mask_weight = cfg.MODEL.GLIPV2.MASK_HEAD.LOSS_WEIGHT if cfg.MODEL.MASK_ON else 1.0
+    return 0 in (grounding.LOSS_WEIGHT, box.REG_LOSS_WEIGHT, box.CENTERNESS_LOSS_WEIGHT, mask_weight)
 
 
 def seed_generators(*numbers: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -18,22 +19,20 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..checkpoint.checkpointer import GLIPv2Checkpointer
-from ..checkpoint.weight_changes import WeightChanges
 from ..data.build import TrainLoader, build_test_loader, build_train_loader
-from ..data.loading import LoadedDataset, load_test_dataset
+from ..data.loading import LoadedDataset, check_is_available, load_test_dataset
 from ..detectron2_keys import check_config
 from ..errors import InputError
 from ..evaluation.build import build_evaluator
-from ..modeling.tasks.build import enabled_tasks
 from ..solver import build_gradient_clipper, build_lr_scheduler, build_optimizer
 from .config_values import check_solver_values, warn_of_tuning
 from .data_hooks import DataStateHook, SkippedImagesHook
-from .ema import EMACheckpointer, EMAHook, ModelEMA, averaged
+from .ema import EMAHook, ModelEMA, averaged
 from .multi_scale import multi_scale
 from .plateau import EarlyStopHook, TrainingEnded, build_best_weights_hook, build_plateau_hook
-from .train_loop import GroundingTrainLoop
-
-_AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+from .saving import EMACheckpointer, SafeStepHook
+from .stopping import RunStopped, StopHook
+from .train_loop import GroundingTrainLoop, amp_dtype, has_idle_parts
 
 
 class GLIPv2Trainer(DefaultTrainer):
@@ -61,9 +60,10 @@ class GLIPv2Trainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         self._ema = ModelEMA(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
         self._skipped_images = SkippedImagesHook(cfg.DATALOADER.MAX_SKIPPED_SHARE)
-        self._data_state = DataStateHook(cfg.SOLVER.CHECKPOINT_PERIOD)
+        self._stop = StopHook()
+        self._data_state = DataStateHook(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD, stop=self._stop)
         self._trainer = GroundingTrainLoop(
-            wrap_model(model, find_unused_parameters=_has_idle_parts(cfg)),
+            wrap_model(model, find_unused_parameters=has_idle_parts(cfg)),
             None,
             optimizer,
             clip_gradients=build_gradient_clipper(cfg),
@@ -73,34 +73,44 @@ class GLIPv2Trainer(DefaultTrainer):
             seed=cfg.SEED,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        changes = WeightChanges.from_config(cfg)
-        self.checkpointer = GLIPv2Checkpointer(model, cfg.OUTPUT_DIR, changes=changes, trainer=weakref.proxy(self))
+        self.checkpointer = GLIPv2Checkpointer.from_config(model, cfg, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         warn_of_tuning(cfg)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
 
     def train(self) -> dict[str, Any] | None:
-        """Train from ``start_iter`` to the end; return the last results if ``TEST.EXPECTED_RESULTS`` is set."""
+        """Train from ``start_iter`` to the end; return the last results if ``TEST.EXPECTED_RESULTS`` is set.
+
+        Raises:
+            RunStopped: SIGTERM, SIGUSR1 or Ctrl-C has ended the run; the first two after a step, with a checkpoint.
+            InputError, FileNotFoundError: Data of DATASETS.TRAIN or DATASETS.TEST cannot be used.
+        """
+        self.check_test_data(self.cfg)
         loader = self.build_train_loader(self.cfg, self.start_iter, self._data_state.saved)
         self._data_state.attach(loader)
         self._trainer.data_loader = self._skipped_images.watch(loader)
-        with contextlib.suppress(TrainingEnded):
-            return super().train()
+        try:
+            with contextlib.suppress(TrainingEnded), self._stop.watch():
+                return super().train()
+        except KeyboardInterrupt:
+            last = self.checkpointer.get_checkpoint_file()
+            way_on = f"--resume goes on from {last}" if last else "there is no checkpoint yet"
+            raise RunStopped(signal.SIGINT, f"stopped by Ctrl-C in iteration {self.iter}\n{way_on}") from None
         return None
 
     def build_hooks(self) -> list[HookBase]:
         """Build the hooks in the order in which they run after a step."""
 
         def evaluate() -> dict[str, Any]:
-            with averaged(self._ema):
+            with averaged(self._ema), self._stop.immediate():
                 self._last_eval_results = self.test(self.cfg, self.model)
             return self._last_eval_results
 
         built = [hooks.IterationTimer()]
         if self._ema:
             built.append(EMAHook(self._ema))
-        built += [hooks.LRScheduler(), self._skipped_images, self._data_state]
+        built += [hooks.LRScheduler(), self._skipped_images, self._stop, self._data_state]
         solver = self.cfg.SOLVER
         saver = EMACheckpointer(
             self.checkpointer,
@@ -113,8 +123,9 @@ class GLIPv2Trainer(DefaultTrainer):
         evaluators = [hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate)]
         plateau = build_plateau_hook(self.cfg, self.scheduler, self._ema)
         watchers = [hook for hook in (plateau, build_best_weights_hook(self.cfg, self._ema)) if hook is not None]
+        safe = SafeStepHook(savers[0] if savers else None, self.cfg.TEST.EVAL_PERIOD, self._stop, bool(watchers))
         # Decisions by the metric belong to the checkpoint of the same iteration.
-        built += [*evaluators, *watchers, *savers] if watchers else [*savers, *evaluators]
+        built += [safe, *evaluators, *watchers, *savers] if watchers else [*savers, safe, *evaluators]
         if comm.is_main_process():
             built.append(hooks.PeriodicWriter(self.build_writers(), period=20))
         if plateau is not None and solver.EARLY_STOP_PATIENCE:
@@ -192,6 +203,21 @@ class GLIPv2Trainer(DefaultTrainer):
         return results[cfg.DATASETS.TEST[0]] if len(cfg.DATASETS.TEST) == 1 else results
 
     @classmethod
+    def check_test_data(cls, cfg: CfgNode) -> None:
+        """Check all DATASETS.TEST without a model: files, annotations, images, prompts, and what evaluators need.
+
+        Raises:
+            InputError: A dataset is not registered or cannot be used.
+            FileNotFoundError: Annotations or images of one are not there.
+        """
+        for name in cfg.DATASETS.TEST:
+            check_is_available(name)
+        for name in cfg.DATASETS.TEST:
+            dataset = load_test_dataset(cfg, name)
+            cls.build_test_loader(cfg, dataset)
+            cls.build_evaluator(cfg, dataset)
+
+    @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset: LoadedDataset) -> Iterable[list[dict[str, Any]]]:
         return build_test_loader(cfg, dataset)
 
@@ -200,28 +226,6 @@ class GLIPv2Trainer(DefaultTrainer):
         cls, cfg: CfgNode, dataset: LoadedDataset, output_folder: str | None = None
     ) -> DatasetEvaluator:
         return build_evaluator(cfg, dataset, output_folder)
-
-
-def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
-    """Return the autocast type that ``SOLVER.AMP`` asks for, None for none.
-
-    Raises:
-        InputError: ``SOLVER.AMP.DTYPE`` is neither "float16" nor "bfloat16".
-    """
-    if not cfg.SOLVER.AMP.ENABLED:
-        return None
-    if cfg.SOLVER.AMP.DTYPE not in _AMP_DTYPES:
-        raise InputError(f"SOLVER.AMP.DTYPE: expected one of {list(_AMP_DTYPES)}, found {cfg.SOLVER.AMP.DTYPE!r}")
-    return _AMP_DTYPES[cfg.SOLVER.AMP.DTYPE]
-
-
-def _has_idle_parts(cfg: CfgNode) -> bool:
-    """Tell whether layers may be without gradients: a loss is switched off, or batches are of different tasks."""
-    if len(enabled_tasks(cfg)) > 1:
-        return True
-    grounding, box = cfg.MODEL.GLIPV2.GROUNDING, cfg.MODEL.GLIPV2.BOX
-    mask_weight = cfg.MODEL.GLIPV2.MASK_HEAD.LOSS_WEIGHT if cfg.MODEL.MASK_ON else 1.0
-    return 0 in (grounding.LOSS_WEIGHT, box.REG_LOSS_WEIGHT, box.CENTERNESS_LOSS_WEIGHT, mask_weight)
 
 
 def wrap_model(model: nn.Module, find_unused_parameters: bool = False) -> nn.Module:

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 
+from ..data.dataset_mappers.build import mapper_of
 from ..data.loading import LoadedDataset, check_is_available
 from ..errors import InputError
 from ..prompts.answers import AnswerVocabulary
@@ -86,7 +87,7 @@ EVALUATORS = {
 
 
 def build_evaluator(cfg: CfgNode, dataset: LoadedDataset, output_folder: str | None = None) -> DatasetEvaluator:
-    """Build the evaluator of a dataset.
+    """Build the evaluator of a dataset; of detection data without an ``evaluator_type``, that of COCO.
 
     Args:
         cfg: The config.
@@ -96,7 +97,8 @@ def build_evaluator(cfg: CfgNode, dataset: LoadedDataset, output_folder: str | N
     Raises:
         InputError: The ``evaluator_type`` of the dataset is missing or unknown.
     """
-    evaluator_type = MetadataCatalog.get(dataset.name).get("evaluator_type")
+    default = "coco" if mapper_of(dataset.name).has_category_names else None
+    evaluator_type = MetadataCatalog.get(dataset.name).get("evaluator_type", default)
     if evaluator_type not in EVALUATORS:
         raise InputError(
             f"dataset {dataset.name!r}: expected an evaluator_type among {sorted(EVALUATORS)} in its metadata, "

@@ -8,6 +8,7 @@ from torch import nn
 from glipv2_d2.data.stream.state import StreamState, TrainLoader
 from glipv2_d2.engine import data_hooks
 from glipv2_d2.engine.data_hooks import DataStateHook, SkippedImagesHook, merge_positions
+from glipv2_d2.engine.stopping import StopHook
 
 
 def make_hook(max_share, batches):
@@ -111,7 +112,7 @@ def test_watching_does_not_read_ahead():
 
 
 def state_hook(positions, period=2, max_iter=5) -> DataStateHook:
-    hook = DataStateHook(period)
+    hook = DataStateHook(period, stop=StopHook())
     hook.trainer = SimpleNamespace(iter=0, max_iter=max_iter)
     hook.attach(TrainLoader([], StreamState(7, {"DATASETS.TRAIN": ["a"]}, positions=positions)))
     return hook
@@ -132,7 +133,7 @@ def test_the_state_is_that_of_the_last_checkpoint_step():
 
 
 def test_a_saved_state_is_there_for_the_loader():
-    hook = DataStateHook(3)
+    hook = DataStateHook(3, stop=StopHook())
     assert hook.saved is None and hook.state_dict() == {}
     state = state_hook({"s/0": [1, 2, 3, 4]}).state_dict()
     hook.load_state_dict(state)

@@ -81,6 +81,12 @@ def test_data_that_are_not_there_are_found_before_the_first_image(dataset, tmp_p
         check_test_data(cfg)
 
 
+def test_detection_data_without_an_evaluator_type_are_scored_as_coco(dataset, tmp_path):
+    del MetadataCatalog.get(dataset).evaluator_type
+    evaluator = build_evaluator(get_cfg(), LoadedDataset(dataset, []), str(tmp_path / "out"))
+    assert evaluate(evaluator, (0, 1)) == pytest.approx(100.0)
+
+
 def test_of_several_datasets_one_without_data_is_a_warning(dataset, tmp_path, caplog):
     register_coco_grounding("not_there", tmp_path / "missing.json", tmp_path)
     cfg = get_cfg()

@@ -13,7 +13,7 @@ from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
 from glipv2_d2.data.build import build_train_loader
 from glipv2_d2.data.dataset_mappers.build import MAPPERS
 from glipv2_d2.data.dataset_mappers.grounding import GroundingDatasetMapper
-from glipv2_d2.engine.trainer import _has_idle_parts
+from glipv2_d2.engine.train_loop import has_idle_parts
 from glipv2_d2.modeling.batch import TrainingHead
 from glipv2_d2.modeling.heads.table import HEADS, HeadEntry
 from glipv2_d2.modeling.tasks.base import Task
@@ -100,7 +100,7 @@ def test_everyone_else_knows_a_new_head_from_its_row(shade_cfg, tmp_path):
     }
     assert rates[id(model.shade_head.rate.weight)] == 20 * rates[id(model.fusion_tower.blocks[0].dyconv.offset.weight)]
     # Batches of other tasks leave it without gradients.
-    assert _has_idle_parts(shade_cfg)
+    assert has_idle_parts(shade_cfg)
     weights = {name: value for name, value in model.state_dict().items() if not name.startswith("shade_head")}
     path = str(tmp_path / "detector.pth")
     torch.save({"model": weights}, path)

@@ -1,0 +1,161 @@
+"""When a run is saved: every so often, before an evaluation, at a signal, and at its end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from detectron2.checkpoint import Checkpointer
+from detectron2.engine import HookBase
+from detectron2.engine.hooks import PeriodicCheckpointer
+from detectron2.utils import comm
+
+from ..checkpoint.tuned_weights import save_tuned
+from ..tensor_files import remove_leftovers
+from .ema import ModelEMA, averaged
+from .stopping import RunStopped, StopHook
+
+# In the folder of a run that tunes less than the whole model.
+TUNED_WEIGHTS = "tuned.safetensors"
+_FINAL = "model_final"
+
+
+class EMACheckpointer(PeriodicCheckpointer):
+    """Write checkpoints whose "model" is what evaluation uses: the moving average, if there is one.
+
+    Before the first step the temporary files of runs that were killed in this folder are removed. A run that is resumed
+    at its end, or beyond it, writes its last checkpoint if that is missing.
+
+    Args:
+        checkpointer: Writes the files.
+        period: Updates between two checkpoints.
+        ema: The moving average; None: there is none.
+        max_to_keep: How many of the newest checkpoints of the period are kept; 0: all.
+        with_tuned: At the end also write the tuned weights alone, see ``save_tuned``.
+    """
+
+    def __init__(
+        self,
+        checkpointer: Checkpointer,
+        period: int,
+        ema: ModelEMA | None,
+        max_to_keep: int = 0,
+        with_tuned: bool = False,
+    ) -> None:
+        super().__init__(checkpointer, period, max_to_keep=max_to_keep or None)
+        self._ema = ema
+        self._with_tuned = with_tuned
+        # A checkpoint outside the period; the next one replaces it.
+        self._extra: Path | None = None
+
+    def before_train(self) -> None:
+        super().before_train()
+        if self.checkpointer.save_dir:
+            remove_leftovers(self.checkpointer.save_dir)
+        trainer = self.trainer
+        if trainer.start_iter >= trainer.max_iter:
+            logging.getLogger(__name__).warning(
+                "SOLVER.MAX_ITER %d: the checkpoint has had %d updates already, so nothing is trained",
+                *(trainer.max_iter, trainer.start_iter),
+            )
+            trainer.iter = trainer.start_iter - 1
+            self.save_final()
+            trainer.iter = trainer.start_iter
+
+    def after_step(self) -> None:
+        next_iter = self.trainer.iter + 1
+        if next_iter % self.period == 0 or next_iter == self.max_iter:
+            with averaged(self._ema):
+                super().after_step()
+                if next_iter == self.max_iter:
+                    self._save_tuned()
+            self._remove_extra()
+
+    def save_extra(self) -> None:
+        """Write a checkpoint outside the period, which lasts until the next one."""
+        iteration = self.trainer.iter
+        name = f"{self.file_prefix}_{iteration:07d}"
+        with averaged(self._ema):
+            self.save(name, iteration=iteration)
+        self._remove_extra()
+        if (iteration + 1) % self.period:
+            self._extra = Path(self.checkpointer.save_dir, f"{name}.pth")
+
+    def save_final(self) -> None:
+        """Write the last checkpoint of a training that does not end by itself, unless the newest one is it."""
+        if os.path.basename(self.checkpointer.get_checkpoint_file()) == f"{_FINAL}.pth":
+            return
+        with averaged(self._ema):
+            self.save(_FINAL, iteration=self.trainer.iter)
+            self._save_tuned()
+        self._remove_extra()
+
+    def _remove_extra(self) -> None:
+        if self._extra is not None:
+            self._extra.unlink(missing_ok=True)
+            self._extra = None
+
+    def _save_tuned(self) -> None:
+        if self._with_tuned:
+            save_tuned(self.checkpointer.model, os.path.join(self.checkpointer.save_dir, TUNED_WEIGHTS))
+
+
+class SafeStepHook(HookBase):
+    """Save a run before each evaluation, which may fail, and where a signal asks for the end; it precedes evaluations.
+
+    The checkpoint says whether the evaluation of its step is still to come and matters: then a resumed run first does
+    what is left of the step, and so equals one that was not interrupted.
+
+    Args:
+        saver: Writes the checkpoint; None on all processes but the first.
+        eval_period: Steps between two evaluations; 0: there is only one, after the last step.
+        stop: Knows of signals; it comes before all hooks that save.
+        decides: Hooks behind the evaluation decide by its results, and save after it.
+    """
+
+    def __init__(self, saver: EMACheckpointer | None, eval_period: int, stop: StopHook, decides: bool) -> None:
+        self._saver = saver
+        self._period = eval_period
+        self._stop = stop
+        self._decides = decides
+        self._unfinished = False
+
+    def before_step(self) -> None:
+        if not self._unfinished:
+            return
+        self._unfinished = False
+        trainer, hooks = self.trainer, self.trainer._hooks
+        trainer.iter = trainer.storage.iter = trainer.iter - 1
+        for hook in hooks[hooks.index(self) + 1 :]:
+            hook.after_step()
+        trainer.iter = trainer.storage.iter = trainer.iter + 1
+
+    def after_step(self) -> None:
+        trainer, next_iter = self.trainer, self.trainer.iter + 1
+        if next_iter == trainer.max_iter:
+            # The end is saved anyway, before the last evaluation.
+            return
+        evaluates = self._period > 0 and next_iter % self._period == 0
+        if (evaluates or self._stop.requested) and self._saver is not None:
+            self._unfinished = evaluates and (self._decides or self._stop.requested)
+            # Where nothing decides, the checkpoint of the period is there already.
+            if self._unfinished or self._decides or next_iter % self._saver.period:
+                self._saver.save_extra()
+            self._unfinished = False
+        if self._stop.requested:
+            # No process ends before the file is there.
+            comm.synchronize()
+            name = signal.Signals(self._stop.signum).name
+            last = trainer.checkpointer.get_checkpoint_file()
+            raise RunStopped(
+                self._stop.signum, f"stopped by {name} after {next_iter} updates\n--resume goes on from {last}"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"unfinished": True} if self._unfinished else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._unfinished = state_dict["unfinished"]
