@@ -19,9 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def tool(load_tool, monkeypatch):
-    # The folder of a program is on the path where Python starts it.
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+def tool(load_tool):
     return load_tool("run_odinw")
 
 
@@ -406,9 +404,7 @@ def test_two_runs_never_share_an_output(run, tool, monkeypatch):
         run("--shots", "0")
 
 
-def test_a_process_that_fails_says_why_in_its_last_line(load_tool, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    tool = load_tool("run_odinw")
+def test_a_process_that_fails_says_why_in_its_last_line(tool, tmp_path):
     with (tmp_path / "lock").open("w") as lock, pytest.raises(tool.CellError, match="process.log: no such colour"):
         program = "import sys; print('begin'); sys.exit('no such colour')"
         tool.call(["-c", program], tmp_path / "process.log", lock.fileno())
