@@ -33,8 +33,8 @@ def damaged(data: st.DataObject, files: dict[str, Any]) -> dict[str, Any]:
     return files
 
 
-def fit_or_one_line(load: Callable[[], list[dict]], folder: Path, name: str, task: str) -> list[dict]:
-    """The dicts that a reader makes of damaged files, fit for training; none where one line names a file instead."""
+def assert_fit_or_one_line(load: Callable[[], list[dict]], folder: Path, name: str, task: str) -> list[dict]:
+    """What a reader makes of damaged files is fit for training, and returned; or one line names a file: none."""
     try:
         records = load()
     except AnnotationError as error:

@@ -6,7 +6,7 @@ import os
 import re
 
 import pytest
-from damaged_json import damaged, fit_or_one_line
+from damaged_json import damaged, assert_fit_or_one_line
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -160,7 +160,7 @@ def test_any_damage_is_left_out_or_a_one_line_error(tmp_path, data):
         (tmp_path / name).write_text(json.dumps(content))
     name = f"{tmp_path.name}_damaged"
     paths = str(tmp_path / "captions"), str(tmp_path), splits, (str(tmp_path / "sizes"),)
-    fit_or_one_line(lambda: load_captioning(*paths, name), tmp_path, name, "captioning")
+    assert_fit_or_one_line(lambda: load_captioning(*paths, name), tmp_path, name, "captioning")
 
 
 # --- captions whose phrases have boxes

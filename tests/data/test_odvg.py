@@ -5,7 +5,7 @@ import os
 import re
 
 import pytest
-from damaged_json import damaged, fit_or_one_line
+from damaged_json import damaged, assert_fit_or_one_line
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from hypothesis import HealthCheck, given, settings
@@ -274,5 +274,7 @@ def test_any_damage_is_left_out_or_a_one_line_error(tmp_path, task, data):
     jsonl_file.write_bytes(good + b"\n" + text[:cut] + b"\n" + good + b"\n" + text)
     name = f"{tmp_path.name}_damaged"
     MetadataCatalog.get(name).set(task=task, jsonl_file=str(jsonl_file), image_root=str(tmp_path))
-    records = fit_or_one_line(lambda: load_odvg(str(jsonl_file), str(tmp_path), None, name), jsonl_file, name, task)
+    records = assert_fit_or_one_line(
+        lambda: load_odvg(str(jsonl_file), str(tmp_path), None, name), jsonl_file, name, task
+    )
     assert not records or 2 <= len(records) <= 4

@@ -6,7 +6,7 @@ import math
 import os
 
 import pytest
-from damaged_json import damaged, fit_or_one_line
+from damaged_json import damaged, assert_fit_or_one_line
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from hypothesis import HealthCheck, given, settings
@@ -355,6 +355,8 @@ def test_any_damage_is_left_out_or_a_one_line_error(tmp_path, kind, data):
     """Replace or remove one random value of good files; the records that come out are always fit for training."""
     paths = [str(path) for path in write(tmp_path, **damaged(data, FILES[kind][2]))]
     name, load = f"{tmp_path.name}_damaged", load_refcoco if kind == "refs" else load_phrasecut
-    records = fit_or_one_line(lambda: load(*paths, str(tmp_path), *FILES[kind][1], name), tmp_path, name, "grounding")
+    records = assert_fit_or_one_line(
+        lambda: load(*paths, str(tmp_path), *FILES[kind][1], name), tmp_path, name, "grounding"
+    )
     assert all(record["annotations"] for record in records)
     assert len({record["image_id"] for record in records}) == len(records)

@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from damaged_json import damaged, fit_or_one_line
+from damaged_json import damaged, assert_fit_or_one_line
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from hypothesis import HealthCheck, given, settings
@@ -325,5 +325,5 @@ def test_any_damage_of_a_label_is_left_out_or_a_one_line_error(tmp_path, task, d
     (tmp_path / "data.yaml").write_text("img: images.tsv\nlabel: labels.tsv\n")
     name = f"{tmp_path.name}_damaged"
     MetadataCatalog.get(name).set(task=task)
-    records = fit_or_one_line(lambda: load_tsv(str(tmp_path / "data.yaml"), name), tmp_path, name, task)
+    records = assert_fit_or_one_line(lambda: load_tsv(str(tmp_path / "data.yaml"), name), tmp_path, name, task)
     assert 1 <= len(records) <= 2

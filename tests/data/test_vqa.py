@@ -5,7 +5,7 @@ import logging
 import re
 
 import pytest
-from damaged_json import damaged, fit_or_one_line
+from damaged_json import damaged, assert_fit_or_one_line
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from hypothesis import HealthCheck, given, settings
@@ -457,7 +457,7 @@ def test_any_damage_is_left_out_or_a_one_line_error(tmp_path, data):
         sources = [paths[field] for field in ("questions", "annotations")]
         return load_vqa(*sources, str(tmp_path), *(paths[field] for field in ("images", "lines", "ids")), False, name)
 
-    fit_or_one_line(load, tmp_path, name, "vqa")
+    assert_fit_or_one_line(load, tmp_path, name, "vqa")
 
 
 def test_questions_without_answers_cannot_train(load, new_name):
