@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 import pytest
-from damaged_json import damaged, assert_fit_or_one_line
+from damaged_json import assert_fit_or_one_line, damaged
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from hypothesis import HealthCheck, given, settings
