@@ -179,8 +179,11 @@ def _add_pretraining(cfg: CN) -> None:
     # Probability that a token is masked.
     cfg.MODEL.GLIPV2.MLM.MASK_PROB = 0.15
     # In detection data only the masked tokens of names with a box count; False: all masked tokens. In sentences all
-    # masked tokens count.
+    # masked tokens count, but for those of other images' captions.
     cfg.MODEL.GLIPV2.MLM.ONLY_POSITIVES = True
+    # In a prompt of several captions the masked tokens of other images' captions count too, as in the official code.
+    # They are most of the prompt, and the image says nothing about them.
+    cfg.MODEL.GLIPV2.MLM.OTHER_CAPTIONS = False
 
     # Predict the centre of a phrase's box from the fused text, in every batch with boxes. The paper has no such loss;
     # with FUSION.POSITIONS it lets the text learn where things lie in a short training.
@@ -194,7 +197,7 @@ def _add_mask_head(cfg: CN) -> None:
     cfg.MODEL.GLIPV2.MASK_HEAD = CN()
     # Features that regions are pooled from: "fpn", the pyramid before fusion, or "fused", the levels of the tower.
     cfg.MODEL.GLIPV2.MASK_HEAD.FEATURES = "fpn"
-    # Halvings of the resolution inside an hourglass, and hourglasses in a row, as in GLIPv2-T and B (GLIPv2, App. B.2).
+    # Halvings of the resolution inside an hourglass, and hourglasses in a row, as in GLIPv2-T and B (GLIPv2, App. D.1).
     cfg.MODEL.GLIPV2.MASK_HEAD.HOURGLASS_DEPTH = 1
     cfg.MODEL.GLIPV2.MASK_HEAD.NUM_HOURGLASSES = 1
     cfg.MODEL.GLIPV2.MASK_HEAD.CONV_DIM = 256
@@ -328,6 +331,10 @@ def _add_data(cfg: CN) -> None:
     # Weight of each dataset of DATASETS.TRAIN, in its order: training images are drawn in proportion to these numbers.
     # Empty: in proportion to the sizes of the datasets.
     cfg.DATASETS.TRAIN_RATIOS = ()
+    # How often each dataset of DATASETS.TRAIN counts, as if its files were listed so often: images are drawn in
+    # proportion to sizes times copies. Empty: once, and every image exactly once in an epoch, which takes 16 bytes of
+    # memory for each sample of a shard. Not together with TRAIN_RATIOS.
+    cfg.DATASETS.TRAIN_COPIES = ()
     # Faulty annotations and images of a file are left out and listed in OUTPUT_DIR/data_report.json. More than this
     # share of them, and more than ten, end the run; 0: any fault does.
     cfg.DATASETS.MAX_FAULTY_SHARE = 0.02

@@ -98,7 +98,7 @@ class FusionTower(nn.Module):
             (``PreNormLayer``, beside CLIP-type ones).
         use_checkpoint: Recompute the activations of each block in the backward pass.
 
-    Source: GLIP, Sec. 3.2 and ``VLDyHead``; GLIPv2, App. B.1. In the official head, too, the text layers are of the
+    Source: GLIP, Sec. 3.2 and ``VLDyHead``; GLIPv2, Sec. 4. In the official head, too, the text layers are of the
     encoder's kind.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,6 +29,20 @@ def draw_num_negative_captions(num_negatives: int, no_prob: float, full_prob: fl
     return int(rng.integers(num_negatives))
 
 
+class PackedCaption(NamedTuple):
+    """A caption among captions of other images.
+
+    Attributes:
+        text: All captions.
+        spans: For each phrase of the own caption its ranges in the text.
+        own: Range of the own caption in the text.
+    """
+
+    text: str
+    spans: list[list[CharSpan]]
+    own: CharSpan
+
+
 def pack_captions(
     caption: str,
     spans: Sequence[Sequence[CharSpan]],
@@ -38,11 +53,12 @@ def pack_captions(
     no_prob: float,
     full_prob: float,
     rng: np.random.Generator,
-) -> tuple[str, list[list[CharSpan]]]:
+) -> PackedCaption:
     """Join a caption with captions of other images, in random order, each followed by a full stop and a space.
 
-    Negatives are added in random order, up to the drawn number or until one does not fit into the token limit, so that
-    the image's own caption never loses a token. A negative that is blank or equal to the own caption is left out.
+    Negatives are added in random order, up to the drawn number, without those that no longer fit into the token limit,
+    so that the image's own caption never loses a token. A negative that is blank or equal to the own caption is left
+    out.
 
     Args:
         caption: The own caption. A caption past the token limit stays alone, and the tokenizer cuts it off.
@@ -56,12 +72,12 @@ def pack_captions(
         rng: Source of every random choice.
 
     Returns:
-        The joined caption, and for each phrase its ranges there.
+        The joined caption, with the place of the own one and of its phrases.
 
     Source: the caption data of the official GLIP code, including its protection of the own caption.
     """
     if num_negatives == 0:
-        return caption, [[(begin, end) for begin, end in phrase] for phrase in spans]
+        return PackedCaption(caption, [[(begin, end) for begin, end in phrase] for phrase in spans], (0, len(caption)))
     count = draw_num_negative_captions(num_negatives, no_prob, full_prob, rng)
     own = _with_full_stop(caption)
     others = [_with_full_stop(text.strip()) for text in negatives if text.strip()]
@@ -73,7 +89,8 @@ def pack_captions(
     before = order[: order.index(0)]
     shift = sum(len(sentences[row]) + 1 for row in before)
     packed = "".join(sentences[row] + " " for row in order)
-    return packed, [[(begin + shift, end + shift) for begin, end in phrase] for phrase in spans]
+    moved = [[(begin + shift, end + shift) for begin, end in phrase] for phrase in spans]
+    return PackedCaption(packed, moved, (shift, shift + len(own)))
 
 
 def _with_full_stop(text: str) -> str:
@@ -81,14 +98,16 @@ def _with_full_stop(text: str) -> str:
 
 
 def _fitting(drawn: list[str], own: str, tokenizer: PromptTokenizer) -> list[str]:
-    """Return the first captions that fit beside the own one; each counts with special tokens, as officially."""
+    """Return the captions that fit beside the own one and those before them.
+
+    Each counts with its special tokens, as officially.
+    """
     num_special = tokenizer.max_tokens - tokenizer.max_content_tokens
     room = tokenizer.max_content_tokens - tokenizer.count_tokens(own)
     kept = []
     for text in drawn:
         tokens = tokenizer.count_tokens(text) + num_special
-        if tokens >= room:
-            break
-        room -= tokens
-        kept.append(text)
+        if tokens < room:
+            room -= tokens
+            kept.append(text)
     return kept

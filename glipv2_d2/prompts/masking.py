@@ -28,6 +28,7 @@ def mask_tokens(
     *,
     mask_prob: float,
     only_positives: bool,
+    own_tokens: Tensor | None = None,
     rng: np.random.Generator,
 ) -> TokenizedPrompt:
     """Mask tokens of a prompt at random; its phrases keep their tokens.
@@ -41,6 +42,7 @@ def mask_tokens(
         tokenizer: Knows the mask token and the size of the vocabulary.
         mask_prob: Probability that a token is masked, in [0, 1].
         only_positives: Only tokens of positive phrases have to be restored. Other tokens are masked all the same.
+        own_tokens: (T,) bool, no other tokens have to be restored; None: all may.
         rng: Source of every random choice; the number of draws depends on the length of the prompt alone.
 
     Returns:
@@ -74,6 +76,7 @@ def mask_tokens(
     input_ids = torch.where(becomes_random, random_ids, input_ids)
 
     restored = masked & prompt.phrase_token_map[positives].any(dim=0) if only_positives else masked
+    restored = restored if own_tokens is None else restored & own_tokens
     return dataclasses.replace(
         prompt, input_ids=input_ids, mlm_labels=prompt.input_ids.masked_fill(~restored, IGNORED_LABEL)
     )

@@ -9,6 +9,7 @@ from mapper_cases import annotation, drawn_record, options, words_of_boxes
 
 from glipv2_d2.data.dataset_mappers.grounding import GroundingDatasetMapper
 from glipv2_d2.data.dataset_mappers.pseudo_grounding import PseudoGroundingDatasetMapper
+from glipv2_d2.prompts.builder import prompt_from_caption
 from glipv2_d2.prompts.tokenizer import PromptTokenizer
 
 #          0123456789012345678901234567890123456
@@ -174,6 +175,24 @@ def test_the_seed_decides_what_is_masked_and_masking_changes_nothing_else(record
     plain = grounding_mapper(augmentations=[T.RandomFlip(0.5)])({**record, "sample_seed": 1})
     assert torch.equal(plain["image"], samples[0]["image"])
     assert torch.equal(plain["instances"].gt_boxes.tensor, samples[0]["instances"].gt_boxes.tensor)
+
+
+@pytest.mark.parametrize("scores_others", [False, True])
+def test_words_of_other_images_captions_are_restored_on_request_only(record, scores_others):
+    mapper = caption_mapper(
+        num_negatives=3, mask_prob=1.0, mask_only_positives=False, scores_other_captions=scores_others
+    )
+    record |= {
+        "negative_captions": ["two horses", "a green boat", "the old house"],
+        "annotations": record["annotations"][:2],
+    }
+    own = set(mapper.tokenizer(prompt_from_caption(f"{CAPTION}.", [])).input_ids[1:-1].tolist())
+    for seed in range(8):
+        prompt = mapper({**record, "sample_seed": seed})["prompts"][0]
+        asked = prompt.mlm_labels[prompt.mlm_labels != IGNORED].tolist()
+        # The words of the own caption, once each; or all words, and the tokens at both ends.
+        assert len(asked) == (len(prompt) if scores_others else mapper.tokenizer.count_tokens(f"{CAPTION}."))
+        assert scores_others or set(asked) == own
 
 
 def test_a_tokenizer_without_mask_token_is_an_error_at_once(monkeypatch):

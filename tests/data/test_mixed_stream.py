@@ -14,6 +14,8 @@ from tar_shards import cut_tar, png, write_shards, write_tar
 from glipv2_d2.data import build_train_loader, register_shards
 from glipv2_d2.data.image_reading import UnreadableImageError
 from glipv2_d2.data.loading import load_training_dicts
+from glipv2_d2.data.stream.state import NotedConfig
+from glipv2_d2.data.stream.training_sets import load_training_sets
 
 CAPTIONS = [f"a dog beside tree {number}" for number in range(8)]
 
@@ -112,6 +114,24 @@ def test_without_ratios_datasets_are_drawn_by_their_sizes(mixed_cfg):
     assert Counter(map(source_of, samples)) == {"detection": 6, "captions": 13, "shards": 12}
     names = [sample["file_name"] for sample in samples if source_of(sample) == "shards"]
     assert len(set(names)) == 12
+
+
+def test_copies_multiply_the_sizes_of_datasets(mixed_cfg):
+    mixed_cfg.DATASETS.TRAIN_RATIOS = ()
+    mixed_cfg.DATASETS.TRAIN_COPIES = (2, 1, 1, 3)
+    mixed_cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS = True
+    sets = load_training_sets(NotedConfig(mixed_cfg))
+    assert sets.ratios == [2 * 6, 5, 8, 3 * 12]
+    # Of a stream there is one member, however many samples its shards have.
+    assert [len(own) for own in sets.members] == [6, 5, 8, 1] and len(sets.dicts) == 19
+    MetadataCatalog.get("shards").__dict__["num_samples"] = 10**12
+    assert [len(own) for own in load_training_sets(NotedConfig(mixed_cfg)).members] == [6, 5, 8, 1]
+    mixed_cfg.DATASETS.TRAIN_RATIOS = (1, 1, 1, 1)
+    with pytest.raises(ValueError, match="TRAIN_COPIES: expected none beside DATASETS.TRAIN_RATIOS, found both"):
+        build_train_loader(mixed_cfg)
+    mixed_cfg.DATASETS.TRAIN_RATIOS, mixed_cfg.DATASETS.TRAIN_COPIES = (), (1, 0, 1, 1)
+    with pytest.raises(ValueError, match="TRAIN_COPIES: expected finite numbers above 0, found 0"):
+        build_train_loader(mixed_cfg)
 
 
 def test_the_size_of_shards_must_be_known_without_ratios(mixed_cfg):

@@ -104,14 +104,14 @@ def test_each_caption_is_ended_by_a_full_stop_and_a_space(caption, negatives, pa
 
 def test_prompt_without_negatives_is_ended_in_the_same_way():
     # Otherwise the full stop would tell that there are negatives.
-    assert pack("a dog", [[(2, 5)]], NEGATIVES, no_prob=1.0) == ("a dog. ", [[(2, 5)]])
+    assert pack("a dog", [[(2, 5)]], NEGATIVES, no_prob=1.0) == ("a dog. ", [[(2, 5)]], (0, 6))
 
 
 def test_packing_that_is_off_leaves_the_caption_as_it_is_and_draws_nothing():
     rng = np.random.default_rng(3)
     arguments = {"num_negatives": 0, "no_prob": 0.4, "full_prob": 0.5, "rng": rng}
     packed = pack_captions("a dog", [[[2, 5]], []], NEGATIVES, word_counter(10), **arguments)
-    assert packed == ("a dog", [[(2, 5)], []])
+    assert packed == ("a dog", [[(2, 5)], []], (0, 5))
     assert rng.random() == np.random.default_rng(3).random()
 
 
@@ -122,13 +122,13 @@ def test_own_phrases_move_with_their_caption():
     }
     assert found == {(2, 5), (9, 12)}
     for seed in range(20):
-        packed, ranges = pack("a dog, mostly white", [[(2, 5), (14, 19)], [(0, 1)], []], NEGATIVES, seed=seed)
+        packed, ranges, _ = pack("a dog, mostly white", [[(2, 5), (14, 19)], [(0, 1)], []], NEGATIVES, seed=seed)
         assert texts(packed, ranges) == [["dog", "white"], ["a"], []]
 
 
 def test_own_caption_stands_at_every_place_and_negatives_in_every_order():
     packed = [pack("own", [[(0, 3)]], ["x", "y"], seed=seed) for seed in range(120)]
-    orders = [tuple(text.replace(".", "").split()) for text, _ in packed]
+    orders = [tuple(text.replace(".", "").split()) for text, *_ in packed]
     assert len(set(orders)) == 6
     # 20 of each are expected; four standard deviations are 16.
     assert all(4 < orders.count(order) < 36 for order in set(orders))
@@ -151,21 +151,29 @@ def test_every_candidate_is_taken_equally_often():
     [(5, 0), (11, 0), (12, 1), (17, 1), (18, 2), (125, 19), (126, 20)],
 )
 def test_negatives_are_taken_while_they_are_below_the_room_left(max_tokens, num_kept):
-    packed, _ = pack("a dog", [], NEGATIVES, word_counter(max_tokens))
+    packed, *_ = pack("a dog", [], NEGATIVES, word_counter(max_tokens))
     assert packed.count("negative") == num_kept
 
 
-def test_first_negative_that_does_not_fit_ends_the_choice():
-    # With room for one short negative; whatever is drawn after the long one stays out.
+def test_negatives_after_one_that_does_not_fit_are_still_taken():
+    # With room for two short negatives, wherever the long one stands among the drawn.
     long = "a b c d e f g h i j"
-    found = {pack("own", [], [long, "x", "y"], word_counter(14), seed=seed)[0].count(".") - 1 for seed in range(40)}
-    assert found == {0, 1, 2}
-    assert all(long not in pack("own", [], [long, "x"], word_counter(14), seed=seed)[0] for seed in range(10))
+    for seed in range(20):
+        packed = pack("own", [], [long, "x", "y"], word_counter(14), seed=seed).text
+        assert sorted(packed.split()) == ["own.", "x.", "y."]
+
+
+def test_the_place_of_the_own_caption_is_known():
+    for seed in range(10):
+        packed = pack("a dog", [[(2, 5)]], NEGATIVES[:3], seed=seed)
+        begin, end = packed.own
+        assert packed.text[begin:end] == "a dog." and texts(packed.text, packed.spans) == [["dog"]]
+    assert pack("a dog", [], NEGATIVES, num_negatives=0).own == (0, 5)
 
 
 def test_own_caption_past_the_limit_stays_alone():
     caption = "dog " * 300
-    packed, ranges = pack(caption, [[(0, 3)]], NEGATIVES, PromptTokenizer())
+    packed, ranges, _ = pack(caption, [[(0, 3)]], NEGATIVES, PromptTokenizer())
     assert (packed, ranges) == (caption + ". ", [[(0, 3)]])
 
 
@@ -191,7 +199,8 @@ def test_negatives_never_cost_the_own_phrases_a_token(tokenizer, words, negative
     spans = [[(0, 3)], [(0, len(caption))]]
     no_prob, full_prob = probabilities
     results = [pack(caption, spans, negatives, tokenizer, seed, num_negatives, no_prob, full_prob) for _ in range(2)]
-    packed, ranges = results[0]
+    packed, ranges, own = results[0]
+    assert packed[slice(*own)].startswith(caption)
     assert results[0] == results[1]
     assert texts(packed, ranges) == [["own"], [caption]]
     alone = tokenizer(prompt_from_caption(caption, spans))

@@ -45,12 +45,14 @@ class PromptedBoxes(NamedTuple):
         annotations: The M boxes that stay, as the dataset has them; M may be 0.
         rows: (M,) int64, row of each box in ``prompt.phrase_token_map``.
         dropped: What did not fit into the prompt.
+        own_tokens: (T,) bool, the tokens that speak of the image; None: all.
     """
 
     prompt: TokenizedPrompt
     annotations: list[dict]
     rows: np.ndarray
     dropped: DroppedText = DroppedText()
+    own_tokens: torch.Tensor | None = None
 
     @classmethod
     def with_tokens(
@@ -232,7 +234,7 @@ class PromptDatasetMapper(ABC):
             dataset_dict = self.mirrored(dataset_dict)
         target = self.training_target(dataset_dict, rng)
         instances = self._instances(target, transforms, sample["image"].shape[1:])
-        sample["prompts"] = [self._masked(target.prompt, instances, rng)]
+        sample["prompts"] = [self._masked(target, instances, rng)]
         sample["instances"] = instances
         if any(target.dropped):
             sample["dropped"] = {key: number for key, number in target.dropped._asdict().items() if number}
@@ -273,7 +275,8 @@ class PromptDatasetMapper(ABC):
             instances.gt_has_mask = has_mask
         return instances
 
-    def _masked(self, prompt: TokenizedPrompt, instances: Instances, rng: np.random.Generator) -> TokenizedPrompt:
+    def _masked(self, target: PromptedBoxes, instances: Instances, rng: np.random.Generator) -> TokenizedPrompt:
+        prompt = target.prompt
         if self.mask_prob is None:
             return prompt
         has_box = torch.zeros(len(prompt.phrases), dtype=torch.bool)
@@ -284,6 +287,7 @@ class PromptDatasetMapper(ABC):
             self.tokenizer,
             mask_prob=self.mask_prob,
             only_positives=self.mask_only_positives,
+            own_tokens=target.own_tokens,
             rng=rng,
         )
 

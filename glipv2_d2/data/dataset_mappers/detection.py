@@ -100,7 +100,7 @@ class DetectionDatasetMapper(PromptDatasetMapper):
             "negative_sampling": cfg.INPUT.PROMPT.NEGATIVE_SAMPLING,
             "shuffle": cfg.INPUT.PROMPT.SHUFFLE,
             "chunk_sizes": {name: chunk_size_of(cfg, name) for name in dataset_names},
-            # Officially too: most names of a list are there by chance, but every word of a sentence can be restored.
+            # Officially too: most names of a list are there by chance.
             "mask_only_positives": cfg.MODEL.GLIPV2.MLM.ONLY_POSITIVES,
         }
 

@@ -9,6 +9,7 @@ import numpy as np
 from detectron2.config import CfgNode, configurable
 
 from ...errors import InputError
+from ...prompts.builder import prompt_from_caption
 from ...prompts.caption_packing import pack_captions
 from .base import PromptedBoxes, boxes_to_train_on, check_probability
 from .grounding import GroundingDatasetMapper
@@ -28,7 +29,14 @@ class PseudoGroundingDatasetMapper(GroundingDatasetMapper):
 
     @configurable
     def __init__(
-        self, *, min_score: float, num_negatives: int, no_negatives_prob: float, full_negatives_prob: float, **options
+        self,
+        *,
+        min_score: float,
+        num_negatives: int,
+        no_negatives_prob: float,
+        full_negatives_prob: float,
+        scores_other_captions: bool = False,
+        **options,
     ):
         """
         Args:
@@ -36,6 +44,7 @@ class PseudoGroundingDatasetMapper(GroundingDatasetMapper):
             num_negatives: See INPUT.PROMPT.NUM_NEGATIVE_CAPTIONS.
             no_negatives_prob: See INPUT.PROMPT.NO_NEGATIVE_CAPTIONS_PROB.
             full_negatives_prob: See INPUT.PROMPT.FULL_NEGATIVE_CAPTIONS_PROB.
+            scores_other_captions: See MODEL.GLIPV2.MLM.OTHER_CAPTIONS.
             options: Arguments of ``PromptDatasetMapper``.
 
         Raises:
@@ -50,6 +59,7 @@ class PseudoGroundingDatasetMapper(GroundingDatasetMapper):
         self.num_negatives = num_negatives
         self.no_negatives_prob = no_negatives_prob
         self.full_negatives_prob = full_negatives_prob
+        self.scores_other_captions = scores_other_captions
 
     @classmethod
     def own_options(cls, cfg: CfgNode, dataset_names: Sequence[str]) -> dict[str, Any]:
@@ -60,12 +70,13 @@ class PseudoGroundingDatasetMapper(GroundingDatasetMapper):
             "num_negatives": prompt.NUM_NEGATIVE_CAPTIONS,
             "no_negatives_prob": prompt.NO_NEGATIVE_CAPTIONS_PROB,
             "full_negatives_prob": prompt.FULL_NEGATIVE_CAPTIONS_PROB,
+            "scores_other_captions": cfg.MODEL.GLIPV2.MLM.OTHER_CAPTIONS,
         }
 
     def training_target(self, dataset_dict: dict, rng: np.random.Generator) -> PromptedBoxes:
         """Keep the boxes with a sufficient score, and make the caption a prompt with captions of other images."""
         annotations = boxes_to_train_on(dataset_dict, self.min_score)
-        caption, spans = pack_captions(
+        packed = pack_captions(
             dataset_dict["caption"],
             [item["tokens_positive"] for item in annotations],
             dataset_dict.get("negative_captions", ()),
@@ -75,6 +86,10 @@ class PseudoGroundingDatasetMapper(GroundingDatasetMapper):
             full_prob=self.full_negatives_prob,
             rng=rng,
         )
-        return self.ground(
-            caption, [{**item, "tokens_positive": own} for item, own in zip(annotations, spans, strict=True)]
+        target = self.ground(
+            packed.text, [{**item, "tokens_positive": own} for item, own in zip(annotations, packed.spans, strict=True)]
         )
+        if self.mask_prob is None or self.scores_other_captions:
+            return target
+        own_caption = self.tokenizer(prompt_from_caption(packed.text, [[packed.own]], category_ids=[-1]))
+        return target._replace(own_tokens=own_caption.phrase_token_map[0])

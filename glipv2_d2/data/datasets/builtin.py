@@ -24,6 +24,7 @@ from .formats import (
     register_phrasecut,
     register_refcoco,
     register_referring_json,
+    register_shards,
     register_vqa,
     register_vqa_json,
 )
@@ -63,8 +64,9 @@ _GROUNDING = {
     "mixed_train_no_coco": (f"{_MDETR}/final_mixed_train_no_coco.json", {"": _MIXED_IMAGES[""]}),
 }
 
-# Folder: captions with pseudo boxes in NAME/pseudo_boxes.jsonl, images in NAME/images, registered as NAME_pseudo.
-_CAPTIONS = ("cap4m", "cc", "sbu")
+# Folder: captions with pseudo boxes, in tar shards in NAME/shards, registered as NAME_pseudo, and how many there are
+# (GLIPv2, Sec. 4: CC15M and SBU have 16 million together). The numbers only weigh the datasets in a training.
+_CAPTIONS = {"cap4m": 4_000_000, "cc": 15_000_000, "sbu": 1_000_000}
 
 _PHRASECUT = ("train", "miniv", "val", "test")
 
@@ -111,9 +113,8 @@ def register_builtin_datasets(root: str) -> None:
         register_coco_grounding(name, below(json_file), below(images))
     for name, (json_file, directories) in _GROUNDING.items():
         register_grounding_json(name, below(json_file), {source: below(one) for source, one in directories.items()})
-    for folder in _CAPTIONS:
-        jsonl_file, images = below(folder, "pseudo_boxes.jsonl"), below(folder, "images")
-        register_odvg(f"{folder}_pseudo", jsonl_file, images, task="pseudo_grounding")
+    for folder, number in _CAPTIONS.items():
+        register_shards(f"{folder}_pseudo", below(folder, "shards", "*.tar"), num_samples=number)
     register_odinw(below("odinw"))
     _register_flickr30k(functools.partial(below, "flickr30k"), below(_MDETR))
     _register_masks(below)

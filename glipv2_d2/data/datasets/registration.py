@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import glob
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -54,6 +55,7 @@ def check_dataset_files(name: str) -> None:
     paths = [(field, metadata.get(field), PathManager.isfile) for field in _FILE_FIELDS]
     paths += [("images_files", path, PathManager.isfile) for path in metadata.get("images_files", ())]
     paths += [("image_root", directory, PathManager.isdir) for directory in directories]
+    paths += [("shard", path, _is_there) for path in metadata.get("shard_urls") or ()]
     for field, path, exists in paths:
         if path and not exists(path):
             root = os.environ.get("DETECTRON2_DATASETS", "datasets")
@@ -61,6 +63,13 @@ def check_dataset_files(name: str) -> None:
                 f"dataset {name!r}: {field} {path} does not exist; builtin datasets are expected under the directory "
                 f"that the environment variable DETECTRON2_DATASETS names (now {root!r}), set before the start"
             )
+
+
+def _is_there(shard: str) -> bool:
+    """Tell whether a shard, or one that a pattern with ``*`` matches, is there; an address is not looked up."""
+    if ":" in shard:
+        return True
+    return bool(glob.glob(shard)) if "*" in shard else PathManager.isfile(shard)
 
 
 def missing_files(paths: Iterable[str]) -> set[str]:

@@ -66,11 +66,15 @@ def load_training_sets(cfg: NotedConfig) -> TrainingSets:
 
     Raises:
         InputError: A dataset is not registered, its annotations break their format, nothing of it can be trained on, or
-            DATASETS.TRAIN_RATIOS does not fit.
+            DATASETS.TRAIN_RATIOS or TRAIN_COPIES do not fit.
         FileNotFoundError: Annotations, images or shards of a dataset are not there.
     """
     names, ratios = list(training_names(cfg)), list(cfg.DATASETS.TRAIN_RATIOS)
-    check_ratios(ratios, len(names))
+    copies = list(cfg.DATASETS.TRAIN_COPIES)
+    check_ratios("DATASETS.TRAIN_RATIOS", ratios, len(names))
+    check_ratios("DATASETS.TRAIN_COPIES", copies, len(names))
+    if ratios and copies:
+        raise InputError("DATASETS.TRAIN_COPIES: expected none beside DATASETS.TRAIN_RATIOS, found both")
     if cfg.aside.INPUT.QUESTIONS_PER_IMAGE < 1:
         raise InputError(f"INPUT.QUESTIONS_PER_IMAGE: expected at least 1, found {cfg.aside.INPUT.QUESTIONS_PER_IMAGE}")
     dicts: list[dict] = []
@@ -88,7 +92,10 @@ def load_training_sets(cfg: NotedConfig) -> TrainingSets:
             kinds += _kinds(cfg, mapper, own)
         else:
             shards[dataset] = _shard_set(cfg, dataset, name, mapper, urls)
-            members.append(np.full(1 if ratios else _num_samples(name), shard_draw(dataset)))
+            members.append(np.full(1 if ratios or copies else _num_samples(name), shard_draw(dataset)))
+    if copies:
+        sizes = [_num_samples(names[row]) if row in shards else len(own) for row, own in enumerate(members)]
+        ratios = [float(size * copy) for size, copy in zip(sizes, copies, strict=True)]
     cfg.note("number of stored images", len(dicts))
     if shards:
         cfg.note("number of shards", [len(one.urls) for one in shards.values()])
@@ -135,20 +142,20 @@ def _shard_set(
     )
 
 
-def check_ratios(ratios: Sequence[float], num_datasets: int) -> None:
-    """Check DATASETS.TRAIN_RATIOS; empty means "by size" and is fine.
+def check_ratios(key: str, ratios: Sequence[float], num_datasets: int) -> None:
+    """Check the numbers of a config key, one for each dataset; empty means "by size" and is fine.
 
     Raises:
         InputError: There is not one finite number above 0 for each dataset.
     """
     if ratios and len(ratios) != num_datasets:
         raise InputError(
-            f"DATASETS.TRAIN_RATIOS: expected one number for each of the {num_datasets} datasets of DATASETS.TRAIN, or "
+            f"{key}: expected one number for each of the {num_datasets} datasets of DATASETS.TRAIN, or "
             f"none, found {len(ratios)}"
         )
     for ratio in ratios:
         if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio < math.inf:
-            raise InputError(f"DATASETS.TRAIN_RATIOS: expected finite numbers above 0, found {ratio!r}")
+            raise InputError(f"{key}: expected finite numbers above 0, found {ratio!r}")
 
 
 def _num_samples(name: str) -> int:

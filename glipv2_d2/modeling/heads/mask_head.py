@@ -61,7 +61,7 @@ class HourglassMaskHead(TrainingHead):
     Raises:
         InputError: There is no hourglass, or a layer refuses a value.
 
-    Source: GLIPv2, Sec. 3.1 and App. B.2; ``HourglassFPNFeatureExtractor`` and ``VLMaskRCNNC4Predictor`` of the
+    Source: GLIPv2, Sec. 3.1 and App. D.1; ``HourglassFPNFeatureExtractor`` and ``VLMaskRCNNC4Predictor`` of the
     official code. That code makes and clamps all token maps first, and C has to be ``conv_dim`` there.
     """
 

@@ -6,7 +6,7 @@ from glipv2_d2.data.stream.training_sets import TrainingSets, check_ratios
 
 @pytest.mark.parametrize("ratios", [[], [1, 2], [0.5, 1e-9]])
 def test_ratios_fit_the_datasets(ratios):
-    assert check_ratios(ratios, 2) is None
+    assert check_ratios("DATASETS.TRAIN_RATIOS", ratios, 2) is None
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def test_ratios_fit_the_datasets(ratios):
 )
 def test_ratios_that_cannot_be_are_named(ratios, message):
     with pytest.raises(ValueError, match="DATASETS.TRAIN_RATIOS: " + message):
-        check_ratios(ratios, 2)
+        check_ratios("DATASETS.TRAIN_RATIOS", ratios, 2)
 
 
 @pytest.mark.parametrize(
