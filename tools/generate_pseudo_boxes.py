@@ -2,9 +2,9 @@
 """Let a trained model find the boxes that captions or questions lack, and write grounding data with these pseudo boxes.
 
 python tools/generate_pseudo_boxes.py --config-file CONFIG --weights FILE --captions captions.jsonl --image-root DIR \\
-    --output datasets/cap4m_pseudo
+    --format shards --output datasets/cap4m/shards
 torchrun --nproc-per-node 8 tools/generate_pseudo_boxes.py --config-file CONFIG --weights FILE \\
-    --captions "captions-{000..009}.tar" --output datasets/cc_pseudo
+    --captions "captions-{000..009}.tar" --output datasets/cc/shards
 python tools/generate_pseudo_boxes.py --source vqa --config-file CONFIG --weights FILE --image-root DIR \\
     --questions v2_OpenEnded_mscoco_train2014_questions.json --annotations v2_mscoco_train2014_annotations.json \\
     --output datasets/vqav2_pseudo

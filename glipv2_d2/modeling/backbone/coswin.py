@@ -20,7 +20,8 @@ class ConvEmbedding(nn.Module):
         in_channels, out_channels: Channels before and after.
         kernel_size, stride, padding: Arguments of the convolution.
 
-    Source: CvT (arXiv 2103.15808), Sec. 3.1.
+    Source: CvT (arXiv 2103.15808), Sec. 3.1. Its code also pads the map to a multiple of the window, 7; here the blocks
+    of Swin pad it themselves.
     """
 
     def __init__(self, in_channels: int, out_channels: int, *, kernel_size: int, stride: int, padding: int) -> None:
