@@ -22,10 +22,11 @@ from ..errors import InputError
 from ..modeling.phrase_results import referred_mask
 from ..prompts.answers import AnswerVocabulary
 from ..prompts.builder import prompt_from_caption
+from ..prompts.name_checks import check_names_differ, warn_about_unknown
 from ..prompts.noun_phrases import find_phrase, listed_names, noun_phrases
 from ..prompts.questions import question_to_answer
 from ..prompts.tokenizer import PromptTokenizer
-from ..prompts.vocabulary import build_default_prompts
+from ..prompts.vocabulary import DefaultPrompts
 from ..structures import CharSpan, TokenizedPrompt
 from .caption_results import ground_caption
 from .command_line import build_config
@@ -73,7 +74,8 @@ class GLIPv2Predictor(DefaultPredictor):
         self._answers = AnswerVocabulary.from_config(cfg) if vqa.ENABLED else None
         self._grounds_questions = vqa.GROUNDED
         self._referring_thresh = cfg.MODEL.GLIPV2.TEST.REFERRING_THRESH
-        self._default_prompts = functools.cache(functools.partial(build_default_prompts, cfg))
+        self._checked_names: tuple[str, ...] = ()
+        self._default_prompts = DefaultPrompts(cfg)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike, opts: Sequence[str] = ()) -> GLIPv2Predictor:
@@ -231,6 +233,10 @@ class GLIPv2Predictor(DefaultPredictor):
         ]
         with torch.no_grad():
             outputs = multi_scale(self.cfg, self.model)(inputs)
+        for output in outputs:
+            # The official rescaling of boxes may pass the border of a small image by nearly a pixel.
+            if "instances" in output:
+                output["instances"].pred_boxes.clip(output["instances"].image_size)
         return [
             {**output, "phrases": [phrase for prompt in chunks for phrase in prompt.phrases]}
             for output, chunks in zip(outputs, prompts, strict=True)
@@ -259,7 +265,12 @@ class GLIPv2Predictor(DefaultPredictor):
             names_or_caption = list(dict.fromkeys(names_or_caption[begin:end] for begin, end in spans))
         if isinstance(names_or_caption, str):
             return [self._tokenize_caption(names_or_caption, phrases)]
-        return self._tokenize_names(names_or_caption)
+        prompts = self._tokenize_names(names_or_caption)
+        # Once for a vocabulary, not for each image.
+        if self._checked_names != tuple(names_or_caption):
+            check_names_differ(names_or_caption, self.tokenizer, "names", is_train=False)
+            self._checked_names = tuple(names_or_caption)
+        return prompts
 
     def _tokenize_caption(self, caption: str, phrases: Sequence[str | CharSpan] | None) -> TokenizedPrompt:
         if phrases is not None and not phrases:
@@ -271,6 +282,7 @@ class GLIPv2Predictor(DefaultPredictor):
             found = [find_phrase(caption, phrase) for phrase in phrases]
         names, spans = zip(*found, strict=True)
         prompt = self.tokenizer(prompt_from_caption(caption, spans, names))
+        warn_about_unknown([caption], self.tokenizer, "caption")
         lost = [name for name, marked in zip(names, prompt.phrase_token_map.any(dim=1), strict=True) if not marked]
         if lost:
             logging.getLogger(__name__).warning(

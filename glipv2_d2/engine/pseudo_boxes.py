@@ -21,7 +21,6 @@ from ..data.datasets.question_files import QuestionSample
 from ..data.image_reading import UnreadableImageError, read_image
 from ..prompts.builder import prompt_from_caption
 from ..prompts.phrase_finders import PhraseFinder
-from ..prompts.questions import without_special_tokens
 from ..structures import CharSpan, TokenizedPrompt
 from ..tensor_files import file_sha256
 from .predictor import GLIPv2Predictor
@@ -82,7 +81,7 @@ class PseudoBoxTeacher(GLIPv2Predictor):
         if not found:
             return None
         names, spans = zip(*found, strict=True)
-        prompt = self.tokenizer(prompt_from_caption(without_special_tokens(caption), spans, names))
+        prompt = self.tokenizer(prompt_from_caption(caption, spans, names))
         num_lost = int((~prompt.phrase_token_map.any(dim=1)).sum())
         is_cut = len(prompt) >= self.tokenizer.max_tokens
         return CaptionPhrases(prompt, list(spans), num_lost * is_cut, num_lost * (not is_cut))

@@ -1,9 +1,8 @@
-"""From a question to its prompt, with text that cannot be mistaken for special tokens."""
+"""From a question to its prompt."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,9 +16,6 @@ from .tokenizer import PromptTokenizer
 
 # The phrase of the token that stands for the answer.
 ANSWER_PHRASE = "[answer]"
-
-# How the tokenizers of BERT, CLIP and RoBERTa write their special tokens.
-_SPECIAL_TOKEN = re.compile(r"\[(PAD|UNK|CLS|SEP|MASK)\]|<(\|(?:startoftext|endoftext)\||/?s|pad|unk|mask)>")
 
 # Last words of noun phrases that name nothing in the image.
 _NO_THINGS = frozenset(
@@ -54,14 +50,6 @@ def names_something(phrase: str) -> bool:
     return phrase.lower().split()[-1] not in _NO_THINGS
 
 
-def without_special_tokens(text: str) -> str:
-    """Return a text without special tokens: "[MASK]" becomes "(MASK)", "<|endoftext|>" becomes "(|endoftext|)".
-
-    The length and all other characters stay, so that character ranges stay valid.
-    """
-    return _SPECIAL_TOKEN.sub(lambda match: f"({match[1] or match[2]})", text)
-
-
 def question_prompt(
     question: str,
     tokenizer: PromptTokenizer,
@@ -93,7 +81,7 @@ def question_prompt(
         raise InputError(f"question: expected some words, found {question!r}")
     names_answer = list(names_answer) or [False] * len(phrase_spans)
     phrases = [" ".join(question[begin:end] for begin, end in spans) or ANSWER_PHRASE for spans in phrase_spans]
-    prompt = tokenizer(prompt_from_caption(without_special_tokens(question), phrase_spans, phrases))
+    prompt = tokenizer(prompt_from_caption(question, phrase_spans, phrases))
     if not with_mask:
         return prompt
     # The last token is the end of the text.
@@ -133,7 +121,7 @@ def question_to_answer(question: str, tokenizer: PromptTokenizer, *, grounded: b
         InputError: As ``question_to_ground``.
     """
     prompt = question_to_ground(question, tokenizer) if grounded else question_prompt(question, tokenizer)
-    num_tokens = tokenizer.count_tokens(without_special_tokens(question)) + int(grounded)
+    num_tokens = tokenizer.count_tokens(question) + int(grounded)
     has_tokens = prompt.phrase_token_map.any(dim=1)
     marked = list(zip(prompt.phrases, has_tokens.tolist(), strict=True))
     kept = tuple(phrase for phrase, has_token in marked if has_token)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
@@ -34,6 +34,10 @@ _MAX_REMEMBERED_LENGTH = 100
 _CLIP_VOCAB_SIZE = 49408
 _CLIP_LAST_TOKEN = "<|endoftext|>"
 _CLIP_MASK_ID = 49404
+
+# How the tokenizers of BERT, CLIP and RoBERTa write their special tokens, and halves of a pair of surrogates.
+_SPECIAL_TOKEN = re.compile(r"\[(PAD|UNK|CLS|SEP|MASK)\]|<(\|(?:startoftext|endoftext)\||/?s|pad|unk|mask)>")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 _RESERVED_TOKEN = re.compile(r"\[unused\d+\]")
 
@@ -71,6 +75,14 @@ def phrase_token_map(
             if first is not None and last is not None:
                 token_map[row, first : last + 1] = True
     return torch.from_numpy(token_map)
+
+
+def without_special_tokens(text: str) -> str:
+    """Return a text without special tokens: "[MASK]" becomes "(MASK)", "<|endoftext|>" becomes "(|endoftext|)".
+
+    The length and all other characters stay, so that character ranges stay valid.
+    """
+    return _SPECIAL_TOKEN.sub(lambda match: f"({match[1] or match[2]})", text)
 
 
 class PromptTokenizer:
@@ -163,9 +175,32 @@ class PromptTokenizer:
         """Tokenize a prompt. Text past ``max_tokens`` is cut off, and phrases there mark no token."""
         return self._tokenize(prompt)[0]
 
+    @functools.cached_property
+    def unknown_id(self) -> int | None:
+        """Id of the token that stands for everything outside the vocabulary; None if there is no such text."""
+        unknown = getattr(self._encoder.model, "unk_token", None)
+        return None if unknown is None else self._encoder.token_to_id(unknown)
+
+    def unknown_pieces(self, text: str) -> list[str]:
+        """Return the parts of a text that the vocabulary does not know, each once; they all have one token."""
+        encoding = self._encode(text)
+        pairs = zip(encoding.ids, encoding.offsets, strict=True)
+        return list(dict.fromkeys(text[begin:end] for index, (begin, end) in pairs if index == self.unknown_id))
+
+    def same_tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return groups of rows whose texts have equal tokens."""
+        rows: dict[tuple[int, ...], list[int]] = {}
+        for row, text in enumerate(texts):
+            rows.setdefault(tuple(self._encode(text).ids), []).append(row)
+        return [group for group in rows.values() if len(group) > 1]
+
+    def _encode(self, text: str) -> Encoding:
+        """Encode a text without adding special tokens; those that it spells are text, too."""
+        return self._encoder.encode(_SURROGATE.sub("\ufffd", without_special_tokens(text)), add_special_tokens=False)
+
     def _tokenize(self, prompt: Prompt) -> tuple[TokenizedPrompt, bool]:
         """Return the tokenized prompt, and whether some of it was cut off."""
-        encoding = self._encoder.encode(prompt.caption, add_special_tokens=False)
+        encoding = self._encode(prompt.caption)
         is_cut = len(encoding) > self.max_content_tokens
         encoding.truncate(self.max_content_tokens)
         encoding = self._encoder.post_process(encoding)
@@ -181,7 +216,7 @@ class PromptTokenizer:
         """Count the tokens of a text, without special tokens and without a limit."""
         count = self._token_counts.get(text)
         if count is None:
-            count = len(self._encoder.encode(text, add_special_tokens=False).ids)
+            count = len(self._encode(text).ids)
             if len(self._token_counts) < _MAX_REMEMBERED_COUNTS and len(text) <= _MAX_REMEMBERED_LENGTH:
                 self._token_counts[text] = count
         return count

@@ -7,6 +7,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..errors import InputError
 from ..structures import TokenizedPrompt
+from .name_checks import check_names_differ
 from .name_texts import PromptTexts, name_texts, tokenize_texts
 from .protocols import chunk_size_of
 from .tokenizer import PromptTokenizer
@@ -53,12 +54,28 @@ def build_default_prompts(cfg: CfgNode) -> list[TokenizedPrompt]:
         raise InputError("DATASETS.TEST: expected a dataset whose names answer inputs without a prompt, found none")
     name = cfg.DATASETS.TEST[0]
     try:
-        names = dataset_names(name)
+        texts = name_texts(dataset_names(name), prompt_texts_of(cfg, name))
+        tokenizer = PromptTokenizer.from_config(cfg)
+        check_names_differ([text.full for text in texts], tokenizer, f"dataset {name!r}", is_train=False)
         return tokenize_texts(
-            PromptTokenizer.from_config(cfg),
-            name_texts(names, prompt_texts_of(cfg, name)),
+            tokenizer,
+            texts,
             separator=cfg.INPUT.PROMPT.SEPARATOR,
             chunk_size=chunk_size_of(cfg, name),
         )
     except ValueError as error:
         raise InputError(f"dataset {name!r}: {error}") from error
+
+
+class DefaultPrompts:
+    """The prompts of ``build_default_prompts``, made when they are first asked for; it can be copied and pickled."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self._cfg = cfg
+        self._prompts: list[TokenizedPrompt] | None = None
+
+    def __call__(self) -> list[TokenizedPrompt]:
+        """Return one prompt per chunk of names."""
+        if self._prompts is None:
+            self._prompts = build_default_prompts(self._cfg)
+        return self._prompts

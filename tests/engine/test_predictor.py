@@ -1,4 +1,7 @@
+import copy
 import logging
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -49,8 +52,7 @@ def test_names_give_classes_that_are_rows_of_the_phrases(cfg):
     assert instances.image_size == (48, 80)
     assert len(instances) > 0 and set(instances.pred_classes.tolist()) <= {0, 1, 2}
     boxes = instances.pred_boxes.tensor
-    # Rescaling in the official convention may pass the border by less than a pixel.
-    assert (boxes >= 0).all() and (boxes[:, 2] < 81).all() and (boxes[:, 3] < 49).all()
+    assert (boxes >= 0).all() and (boxes[:, 2] <= 80).all() and (boxes[:, 3] <= 48).all()
     assert not boxes.requires_grad
 
 
@@ -225,6 +227,47 @@ def test_phrases_past_the_token_limit_are_reported_and_not_found(cfg, caplog):
         output = predictor(make_image(), caption, ["a dog", "a cat"])
     assert "a cat" in caplog.text and "256 tokens" in caplog.text
     assert set(output["instances"].pred_classes.tolist()) == {0}
+
+
+@pytest.mark.parametrize("size", [(7, 7), (1, 1), (3, 300), (20, 400)])
+def test_boxes_are_cut_to_the_image(cfg, size):
+    boxes = make_predictor(cfg)(make_image(*size), ["dog"])["instances"].pred_boxes.tensor
+    assert len(boxes) and (boxes >= 0).all() and (boxes[:, 2] <= size[1]).all() and (boxes[:, 3] <= size[0]).all()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda predictor: pickle.loads(pickle.dumps(predictor))])
+def test_a_copy_of_a_predictor_predicts_the_same(cfg, copied):
+    predictor = make_predictor(cfg)
+    # Before and after the first prediction: caches and prompts come along, or are made again.
+    for other in (copied(predictor), copied(predictor)):
+        for prompt in (None, ["dog", "cat"], "a man on a skateboard"):
+            assert_same(other(make_image(), prompt)["instances"], predictor(make_image(), prompt)["instances"])
+
+
+def test_threads_share_a_predictor(cfg):
+    predictor = make_predictor(cfg)
+    prompts = [["dog"], "a man on a skateboard", None, ["zebra", "cup"]] * 2
+    with ThreadPoolExecutor(4) as pool:
+        outputs = list(pool.map(lambda prompt: predictor(make_image(), prompt), prompts))
+    for prompt, output in zip(prompts, outputs, strict=True):
+        assert_same(output["instances"], predictor(make_image(), prompt)["instances"])
+
+
+@pytest.mark.parametrize(
+    "prompt, message",
+    [
+        (["汽车", "dog"], "names: expected words of the text encoder's vocabulary, found '汽', '车'"),
+        ("a 🦄 on the street", "caption: expected words of the text encoder's vocabulary, found '🦄'"),
+        (["🦊", "🦄 "], "names: expected names with different tokens, found '🦊', '🦄 ' with the same"),
+        (["résumé", "resume"], "names: expected names with different tokens, found 'résumé', 'resume'"),
+    ],
+)
+def test_text_outside_the_vocabulary_is_said_once(cfg, caplog, prompt, message):
+    predictor = make_predictor(cfg)
+    with caplog.at_level(logging.WARNING, "glipv2_d2"):
+        predictor(make_image(), prompt)
+        predictor(make_image(), prompt)
+    assert caplog.text.count(message) == 1
 
 
 def test_unknown_image_format_names_the_key(cfg):

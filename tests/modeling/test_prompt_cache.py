@@ -1,10 +1,15 @@
+import copy
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from detectron2.modeling import build_model
 
 from glipv2_d2.modeling.text_encoder import build_text_encoder
 from glipv2_d2.modeling.text_encoder.prompt_cache import PromptCache
-from glipv2_d2.structures import TokenBatch, TokenizedPrompt
+from glipv2_d2.structures import LanguageFeatures, TokenBatch, TokenizedPrompt
 
 
 def make_prompt(*ids):
@@ -93,6 +98,36 @@ def test_a_prompt_past_the_bound_of_the_cache_is_encoded_all_the_same(encoder):
     for _ in range(2):
         cache.encode(encoder, [make_prompt(101, 5)], CPU)
     assert len(encoder.calls) == 3
+
+
+class MeetingEncoder(torch.nn.Module):
+    """An encoder in which two threads are at the same time."""
+
+    def __init__(self):
+        super().__init__()
+        self.meeting = threading.Barrier(2, timeout=20)
+
+    def forward(self, tokens):
+        self.meeting.wait()
+        return LanguageFeatures(tokens.input_ids.unsqueeze(-1).float(), tokens.input_ids, tokens.mask)
+
+
+def test_a_prompt_that_two_threads_encode_counts_once():
+    cache, encoder = PromptCache(max_tokens=100), MeetingEncoder()
+
+    def encode(number):
+        with torch.no_grad():
+            return cache.encode(encoder, [make_prompt(101, number, 102)], CPU).hidden.flatten().tolist()
+
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(200):
+            assert list(pool.map(encode, [number, number])) == [[101, number, 102]] * 2
+    assert cache._num_tokens == sum(map(len, cache._hidden)) == 99
+
+
+def test_a_copy_of_a_cache_is_empty_and_bounded():
+    for copied in (copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))):
+        assert copied(PromptCache(max_tokens=7)).max_tokens == 7
 
 
 @torch.no_grad()

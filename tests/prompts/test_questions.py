@@ -6,9 +6,8 @@ from glipv2_d2.prompts.questions import (
     question_prompt,
     question_to_answer,
     question_to_ground,
-    without_special_tokens,
 )
-from glipv2_d2.prompts.tokenizer import PromptTokenizer
+from glipv2_d2.prompts.tokenizer import PromptTokenizer, without_special_tokens
 
 #           0         1         2
 #           0123456789012345678901234567

@@ -9,7 +9,6 @@ import numpy as np
 from detectron2.config import CfgNode, configurable
 
 from ...prompts.flip_words import swap_left_right
-from ...prompts.questions import without_special_tokens
 from .base import PromptedBoxes, boxes_to_train_on
 from .grounding import GroundingDatasetMapper
 
@@ -62,9 +61,9 @@ class CaptioningDatasetMapper(GroundingDatasetMapper):
         """Choose the caption, and keep the boxes with a sufficient score; crowd regions are never targets."""
         if self._is_grounded(dataset_dict):
             annotations = boxes_to_train_on(dataset_dict, self.min_score)
-            return self.ground(without_special_tokens(dataset_dict["caption"]), annotations)
+            return self.ground(dataset_dict["caption"], annotations)
         captions = reference_captions(dataset_dict)
-        return self.ground(without_special_tokens(captions[rng.integers(len(captions))]), [])
+        return self.ground(captions[rng.integers(len(captions))], [])
 
     def mirrored(self, dataset_dict: dict) -> dict:
         """Return a dataset dict with "left" and "right" swapped in its captions."""

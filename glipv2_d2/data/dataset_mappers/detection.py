@@ -9,6 +9,7 @@ import numpy as np
 from detectron2.config import CfgNode, configurable
 
 from ...errors import InputError
+from ...prompts.name_checks import check_names_differ
 from ...prompts.name_texts import PromptTexts, name_texts, prompt_from_texts, text_namesakes, tokenize_texts
 from ...prompts.protocols import chunk_size_of
 from ...prompts.training_names import sample_training_names
@@ -83,6 +84,7 @@ class DetectionDatasetMapper(PromptDatasetMapper):
         self.chunks: dict[str, list[TokenizedPrompt]] = {}
         # In training too: a vocabulary that cannot become a prompt is an error before the first step.
         for dataset, texts in self.texts.items():
+            check_names_differ(self.full_texts[dataset], self.tokenizer, f"dataset {dataset!r}", is_train=self.is_train)
             chunk_size = (chunk_sizes or {}).get(dataset, 0)
             self.chunks[dataset] = tokenize_texts(self.tokenizer, texts, separator=separator, chunk_size=chunk_size)
 

@@ -14,7 +14,8 @@ from detectron2.structures import Instances
 
 from ...prompts.answers import AnswerVocabulary
 from ...prompts.flip_words import swap_left_right
-from ...prompts.questions import question_prompt, question_to_answer, without_special_tokens
+from ...prompts.questions import question_prompt, question_to_answer
+from ...prompts.tokenizer import without_special_tokens
 from .base import PromptDatasetMapper, PromptedBoxes, boxes_to_train_on
 from .grounding import distinct_phrases, mirror_text, num_tokens_cut_off
 

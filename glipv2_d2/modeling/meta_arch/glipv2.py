@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
 from ...errors import InputError
-from ...prompts.vocabulary import build_default_prompts
+from ...prompts.vocabulary import DefaultPrompts
 from ..heads.grounding_head import GroundingHead
 from ..heads.table import build_heads
 from ..prompt_tuning import build_prompt_tuner
@@ -55,7 +54,7 @@ class GLIPv2(Trunk):
             "prompt_tuner": build_prompt_tuner(cfg, shapes.language_dim),
             "tasks": build_tasks(cfg, shapes),
             "tuning": TuningSettings.from_config(cfg),
-            "default_prompts": functools.cache(functools.partial(build_default_prompts, cfg)),
+            "default_prompts": DefaultPrompts(cfg),
         }
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:

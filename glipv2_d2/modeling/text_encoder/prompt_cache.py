@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,11 +31,21 @@ class PromptCache:
         self._num_tokens = 0
         self._hidden: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
         self._encoder_state: tuple = ()
+        # Held while counter and prompts change, not while a prompt is encoded.
+        self._lock = threading.RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy, in another process or not, starts empty and with a lock of its own.
+        return {"max_tokens": self.max_tokens}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        PromptCache.__init__(self, **state)
 
     def clear(self) -> None:
         """Forget everything."""
-        self._hidden.clear()
-        self._num_tokens = 0
+        with self._lock:
+            self._hidden.clear()
+            self._num_tokens = 0
 
     def encode(self, encoder: nn.Module, prompts: Sequence[TokenizedPrompt], device: torch.device) -> LanguageFeatures:
         """Return the output of ``encoder`` for N >= 1 prompts, padded to the longest, T tokens.
@@ -50,20 +62,25 @@ class PromptCache:
 
     def _row(self, encoder: nn.Module, prompt: TokenizedPrompt, device: torch.device) -> Tensor:
         key = tuple(prompt.input_ids.tolist())
-        hidden = self._hidden.pop(key, None)
+        with self._lock:
+            hidden = self._hidden.get(key)
         if hidden is None:
             hidden = encoder(TokenBatch.from_prompts([prompt], device)).hidden[0]  # (T, D)
-            self._num_tokens += len(key)
-        self._hidden[key] = hidden
-        while self._num_tokens > self.max_tokens:
-            oldest, _ = self._hidden.popitem(last=False)
-            self._num_tokens -= len(oldest)
+        with self._lock:
+            # Another thread may have encoded it meanwhile, or dropped it.
+            if self._hidden.pop(key, None) is None:
+                self._num_tokens += len(key)
+            self._hidden[key] = hidden
+            while self._num_tokens > self.max_tokens:
+                oldest, _ = self._hidden.popitem(last=False)
+                self._num_tokens -= len(oldest)
         return hidden
 
     def _forget_other_states(self, encoder: nn.Module, device: torch.device) -> None:
         autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
         weights = tuple((tensor.data_ptr(), tensor._version) for tensor in encoder.parameters())
         state = (id(encoder), encoder.training, autocast, weights)
-        if state != self._encoder_state:
-            self.clear()
-            self._encoder_state = state
+        with self._lock:
+            if state != self._encoder_state:
+                self.clear()
+                self._encoder_state = state
