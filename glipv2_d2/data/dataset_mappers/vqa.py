@@ -15,7 +15,6 @@ from detectron2.structures import Instances
 from ...prompts.answers import AnswerVocabulary
 from ...prompts.flip_words import swap_left_right
 from ...prompts.questions import question_prompt, question_to_answer
-from ...prompts.tokenizer import without_special_tokens
 from .base import PromptDatasetMapper, PromptedBoxes, boxes_to_train_on
 from .grounding import distinct_phrases, mirror_text, num_tokens_cut_off
 
@@ -123,8 +122,7 @@ class VQADatasetMapper(PromptDatasetMapper):
         )
         # Phrases of a sentence belong to no category.
         prompt.category_ids.fill_(-1)
-        text = without_special_tokens(question)
-        num_lost = num_tokens_cut_off(text, prompt, self.tokenizer, num_added=int(self.grounded))
+        num_lost = num_tokens_cut_off(question, prompt, self.tokenizer, num_added=int(self.grounded))
         return PromptedBoxes.with_tokens(prompt, annotations, rows, num_lost)
 
     def mirrored(self, dataset_dict: dict) -> dict:
