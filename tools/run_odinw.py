@@ -319,6 +319,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments.config_file = str(config.relative_to(ROOT) if inside else config)
     if "://" not in arguments.weights:
         arguments.weights = str(Path(arguments.weights).resolve())
+        if not Path(arguments.weights).is_file():
+            sys.exit(f"run_odinw: --weights: expected a checkpoint, found no file at {arguments.weights}")
     arguments.output.mkdir(parents=True, exist_ok=True)
     # A plain kill of this program ends the process of the cell, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("run_odinw: stopped; the same command goes on from here"))
