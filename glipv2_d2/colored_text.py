@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .errors import InputError
+from .fonts import legible
 from .prompts.noun_phrases import find_phrase
 from .structures import CharSpan
 
@@ -71,7 +72,7 @@ def draw_words(words: Sequence[Word], font: ImageFont.FreeTypeFont, width: int) 
 
     Args:
         words: Words with the rows of their phrases.
-        font: Font of all words.
+        font: Font of all words whose letters it has; another one of its size, or spelled out, otherwise.
         width: Width of the strip in pixels.
 
     Returns:
@@ -90,18 +91,19 @@ def draw_words(words: Sequence[Word], font: ImageFont.FreeTypeFont, width: int) 
             chip = (size + run[0].left - margin, top - margin, size + run[-1].right + margin, top + size + 2 * margin)
             pen.rounded_rectangle(chip, margin, fill=phrase_color(row))
         for word in run:
-            pen.text((size + word.left, top), word.text, (0, 0, 0) if row is None else text_color(row), font)
+            pen.text((size + word.left, top), word.text, (0, 0, 0) if row is None else text_color(row), word.font)
     return np.asarray(canvas)
 
 
 class _PlacedWord(NamedTuple):
-    """A word with its line, its left and right edge in pixels, and the row of its phrase or None."""
+    """A word with its line, its left and right edge in pixels, the row of its phrase or None, and its font."""
 
     line: int
     left: float
     right: float
     text: str
     row: int | None
+    font: ImageFont.FreeTypeFont
 
 
 def _wrap(words: Sequence[Word], font: ImageFont.FreeTypeFont, width: int) -> list[_PlacedWord]:
@@ -109,11 +111,12 @@ def _wrap(words: Sequence[Word], font: ImageFont.FreeTypeFont, width: int) -> li
     placed = []
     line, left = 0, 0.0
     for word, row in words:
-        text = word.rstrip()
-        if left > 0 and left + font.getlength(text) > width:
+        space = word[len(word.rstrip()) :]
+        text, face = legible(word.rstrip(), font)
+        if left > 0 and left + face.getlength(text) > width:
             line, left = line + 1, 0.0
-        placed.append(_PlacedWord(line, left, left + font.getlength(text), text, row))
-        left += font.getlength(word)
+        placed.append(_PlacedWord(line, left, left + face.getlength(text), text, row, face))
+        left += face.getlength(text + space)
     return placed
 
 

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .colored_text import Color, Word, draw_words, phrase_color, split_caption, split_words, text_color
 from .errors import InputError
+from .fonts import legible
 from .prompts.questions import ANSWER_PHRASE
 from .structures import CharSpan
 
@@ -149,13 +150,13 @@ class GroundingVisualizer:
         taken: list[Rectangle] = []
         # The best detections choose the position of their label first.
         for k in instances.scores.argsort(descending=True, stable=True).tolist():
-            text = f"{labels[rows[k]]} {float(instances.scores[k]):.0%}"
+            text, face = legible(f"{labels[rows[k]]} {float(instances.scores[k]):.0%}", font)
             chip = place_label(
-                boxes[k].tolist(), (font.getlength(text) + font.size, 1.4 * font.size), drawing.size, taken
+                boxes[k].tolist(), (face.getlength(text) + font.size, 1.4 * font.size), drawing.size, taken
             )
             taken.append(chip)
             pen.rectangle(chip, fill=phrase_color(rows[k]))
-            pen.text((chip[0] + font.size / 2, chip[1] + 0.1 * font.size), text, text_color(rows[k]), font)
+            pen.text((chip[0] + font.size / 2, chip[1] + 0.1 * font.size), text, text_color(rows[k]), face)
         return drawing
 
     def _with_text(self, drawing: Image.Image, *texts: Sequence[Word]) -> np.ndarray:

@@ -27,6 +27,7 @@ FLOORS = {
     "evaluation": 3,
     "engine": 3,
     "colored_text": 3,
+    "fonts": 3,
     "visualizer": 3,
 }
 APART = {("modeling", "data"), ("data", "modeling")}
