@@ -237,6 +237,8 @@ def _add_tuning(cfg: CN) -> None:
     #   "text_encoder"
     #   "lora": low-rank updates
     cfg.MODEL.GLIPV2.TUNING.MODE = "full"
+    # Mode "prompt": tables, one for each prompt of the names; 31 for LVIS, whose names are cut.
+    cfg.MODEL.GLIPV2.TUNING.NUM_PROMPTS = 1
     # Masked words and the contrast between images train in every MODE, if MLM.ENABLED and CONTRASTIVE.ENABLED say so.
     # False: with "full" only. Tuning sees the prompt that the test has, and configs of a pre-training can be tuned.
     cfg.MODEL.GLIPV2.TUNING.PRETRAINING_LOSSES = False

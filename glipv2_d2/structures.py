@@ -187,11 +187,13 @@ class LanguageFeatures(NamedTuple):
         hidden: (N, T, D), replaced by the fused features as they pass through the fusion tower.
         embedded: (N, T, D), the encoder's output before fusion, zero in the padding.
         mask: (N, T) bool, True at real tokens.
+        fingerprints: Of the token ids of each prompt, for a model whose prompt is tuned; None otherwise.
     """
 
     hidden: Tensor
     embedded: Tensor
     mask: Tensor
+    fingerprints: tuple[int, ...] | None = None
 
 
 class GroundingPredictions(NamedTuple):

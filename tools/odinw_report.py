@@ -85,6 +85,8 @@ def markdown(
     old = list(summary[0]["old"]) if summary else []
     if old:
         lines += ["", "## Other datasets, mean over sets and seeds", ""]
+        if any(row["mode"] == "prompt" for row in summary):
+            lines += ["With `prompt` this is the base model: a tuned prompt answers for its own names alone.", ""]
         lines += _table_head(["mode", "shots", "new classes", *old])
         for row in summary:
             values = [_cell(row["average"]), *(_cell(row["old"][name]) for name in old)]

@@ -94,7 +94,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=["full", "prompt"], help="default: full prompt")
     parser.add_argument("--shots", nargs="+", default=["0", "1", "3", "5", "10", ALL_DATA], help="default: %(default)s")
     parser.add_argument("--seeds", nargs="+", type=int, default=[3, 30, 300], help="default: 3 30 300; all: the 1st")
-    parser.add_argument("--old-sets", nargs="+", default=[], help="datasets that every model is tested on as well")
+    parser.add_argument("--old-sets", nargs="+", default=[], help="datasets tested on as well; of prompts: the base")
     parser.add_argument("--max-iter", type=int, help="updates instead of epochs")
     parser.add_argument("--eval-period", type=int, help="updates between two validations, with --max-iter")
     parser.add_argument("--metric", default="bbox/AP", help="default: %(default)s")
@@ -187,7 +187,9 @@ def commands(arguments: argparse.Namespace, cell: Cell, length: Sequence[str]) -
     """Return the programs of a cell: the training, if there is one, and the test."""
     folder = cell.folder(arguments.output)
     start = ["train_net.py", "--config-file", arguments.config_file, "--num-gpus", str(arguments.num_gpus)]
-    tests = str((f"{cell.dataset}_test", *arguments.old_sets))
+    # A tuned prompt answers for its own names alone, see ``base_results``.
+    old_sets = () if cell.mode == "prompt" else arguments.old_sets
+    tests = str((f"{cell.dataset}_test", *old_sets))
     test = ["OUTPUT_DIR", str(folder / "test"), "DATASETS.TEST", tests, "MODEL.WEIGHTS"]
     if cell.mode == ZERO_SHOT:
         return [[*start, "--eval-only", *arguments.opts, *test, arguments.weights]]
@@ -221,6 +223,23 @@ def call(command: Sequence[str], log: Path, lock: int) -> None:
     if process.returncode:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         raise CellError(f"{log}: {lines[-1] if lines else f'exit status {process.returncode}'}")
+
+
+def base_results(arguments: argparse.Namespace, weights_hash: str, lock: int) -> dict:
+    """Return the results of the base model on the other datasets, from their file or by testing it once.
+
+    With a tuned prompt the model is the base for every other prompt.
+    """
+    folder = arguments.output / "base"
+    start = ["train_net.py", "--config-file", arguments.config_file, "--num-gpus", str(arguments.num_gpus)]
+    tests = ["OUTPUT_DIR", str(folder), "DATASETS.TEST", str(tuple(arguments.old_sets))]
+    command = [*start, "--eval-only", *arguments.opts, *tests, "MODEL.WEIGHTS", arguments.weights]
+    settings = {"weights_sha256": weights_hash, "command": command}
+    if _read_json(folder / SETTINGS) != settings:
+        folder.mkdir(parents=True, exist_ok=True)
+        call(command, folder / LOG, lock)
+        write_text(folder / SETTINGS, json.dumps(settings, indent=1))
+    return _read_json(folder / "result_table.json")["results"]
 
 
 def cell_settings(arguments: argparse.Namespace, cell: Cell, weights_hash: str) -> dict:
@@ -260,6 +279,8 @@ def run_cell(arguments: argparse.Namespace, cell: Cell, weights_hash: str, lock:
         call(program, folder / LOG, lock)
     table = _read_json(folder / "test" / "result_table.json")["results"]
     results = {**cell._asdict(), "value": _value(table[f"{cell.dataset}_test"], arguments.metric)}
+    if cell.mode == "prompt" and arguments.old_sets:
+        table = {**table, **base_results(arguments, weights_hash, lock)}
     results["old"] = {name: _value(table[name], arguments.metric) for name in arguments.old_sets}
     results["table"] = table
     write_text(folder / RESULTS, json.dumps(results, indent=1))

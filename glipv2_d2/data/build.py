@@ -104,6 +104,21 @@ def build_test_loader(cfg: CfgNode, dataset: LoadedDataset) -> SharedPromptLoade
     return build_detection_test_loader(dicts, mapper=mapper, num_workers=num_workers)
 
 
+def tuned_prompts(cfg: CfgNode) -> list[list[int]] | None:
+    """Return the token ids of the prompts of all DATASETS.TRAIN, which a prompt tuning makes tables for.
+
+    None stands for sentences, of which each image has its own.
+    """
+    prompts: list[list[int]] = []
+    for name in cfg.DATASETS.TRAIN:
+        mapper_class = mapper_of(name)
+        if not mapper_class.has_category_names:
+            return None
+        mapper = mapper_class(**mapper_class.from_config(cfg, is_train=False, dataset_names=[name]))
+        prompts += [prompt.input_ids.tolist() for prompt in mapper.test_prompts({})]
+    return prompts
+
+
 class SharedPromptLoader:
     """A loader that puts the same list of prompts, and the same limits of detections, into every sample.
 

@@ -119,14 +119,6 @@ def warn_of_tuning(cfg: CfgNode) -> None:
             "MODEL.WEIGHTS is empty: with MODEL.GLIPV2.TUNING.MODE %r all weights but the tuned ones stay random",
             tuning,
         )
-    prompt = cfg.INPUT.PROMPT
-    if tuning == "prompt" and (prompt.SHUFFLE or prompt.NUM_NEGATIVES != -1):
-        logger.warning(
-            "INPUT.PROMPT.SHUFFLE %s, NUM_NEGATIVES %s: a tuned prompt has a row for each token, expected the same "
-            "names in the same order at every step (False, -1)",
-            prompt.SHUFFLE,
-            prompt.NUM_NEGATIVES,
-        )
     _warn_of_pretraining_losses(cfg)
 
 

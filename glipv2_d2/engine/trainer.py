@@ -19,7 +19,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..checkpoint.checkpointer import GLIPv2Checkpointer
-from ..data.build import TrainLoader, build_test_loader, build_train_loader
+from ..data.build import TrainLoader, build_test_loader, build_train_loader, tuned_prompts
 from ..data.loading import LoadedDataset, check_is_available, load_test_dataset
 from ..detectron2_keys import check_config
 from ..errors import InputError
@@ -88,6 +88,8 @@ class GLIPv2Trainer(DefaultTrainer):
         """
         self.check_test_data(self.cfg)
         loader = self.build_train_loader(self.cfg, self.start_iter, self._data_state.saved)
+        if self.cfg.MODEL.GLIPV2.TUNING.MODE == "prompt":
+            self.checkpointer.model.prompt_tuner.bind(tuned_prompts(self.cfg))
         self._data_state.attach(loader)
         self._trainer.data_loader = self._skipped_images.watch(loader)
         try:

@@ -19,7 +19,7 @@ from .batch import Fused, TrainBatch, TrainingHead, TrunkShapes
 from .fusion_tower import FusionTower, build_tower
 from .heads.anchor_head import AnchorHead
 from .heads.table import HEADS
-from .prompt_tuning import PromptTuner
+from .prompt_tuning import PromptTuner, fingerprint
 from .text_encoder import build_text_encoder
 from .text_encoder.prompt_cache import PromptCache
 from .tuning import TuningSettings, apply_tuning
@@ -136,13 +136,20 @@ class Trunk(DenseDetector):
             nothing = self.pixel_mean.new_zeros(len(tokens.mask), 0, 0)
             return LanguageFeatures(nothing, nothing, nothing.any(dim=-1))
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.tuning.trains("text_encoder")):
-            return self.text_encoder(tokens, causal=reading.causal)
+            language = self.text_encoder(tokens, causal=reading.causal)
+        if self.prompt_tuner is None:
+            return language
+        pairs = zip(tokens.input_ids.cpu(), tokens.mask.cpu(), strict=True)
+        return language._replace(fingerprints=tuple(fingerprint(ids[mask].tolist()) for ids, mask in pairs))
 
     def read_prompts(self, prompts: Sequence[TokenizedPrompt]) -> LanguageFeatures:
         """Encode M >= 1 prompts at test time, with the cache of ``PromptCache``."""
         if self.text_encoder is None:
             return self.read(TokenBatch.from_prompts(prompts, self.device))
-        return self._prompt_cache.encode(self.text_encoder, prompts, self.device)
+        language = self._prompt_cache.encode(self.text_encoder, prompts, self.device)
+        if self.prompt_tuner is None:
+            return language
+        return language._replace(fingerprints=tuple(fingerprint(one.input_ids.tolist()) for one in prompts))
 
     def fuse(
         self,

@@ -51,7 +51,8 @@ def test_what_is_tuned_survives_its_file_and_nothing_else_is_in_it(tmp_path, mod
     fill_tuned(model)
     save_tuned(model, path)
     tensors, metadata = read_tensors(path)
-    assert set(tensors) == {name for name, one in model.named_parameters() if one.requires_grad}
+    buffers = {"prompt_tuner.prompt_ids"} if mode == "prompt" else set()
+    assert set(tensors) == {name for name, one in model.named_parameters() if one.requires_grad} | buffers
     assert metadata["mode"] == mode and len(metadata["base_sha256"]) == 64
     other = build(mode, seed=1)
     other.load_state_dict(base)

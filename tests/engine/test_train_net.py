@@ -88,13 +88,14 @@ def test_wrong_input_ends_in_one_line(train_net, train_cfg, tmp_path, options, m
 def test_a_set_that_fails_is_a_row_and_the_others_are_written_at_once(
     train_net, train_cfg, tmp_path, monkeypatch, capsys
 ):
-    """Of three sets the second has a category twice; when it fails, the result of the first is in its file."""
+    """Of three sets the second has no category; when it fails, the result of the first is in its file."""
     good = train_cfg.DATASETS.TEST[0]
     source = MetadataCatalog.get(good)
     content = json.loads(Path(source.json_file).read_text())
     names = [f"{tmp_path.name}_{part}" for part in ("blank", "broken", "last")]
-    for name, edit in zip(names, ({"name": "  "}, {"name": content["categories"][1]["name"]}, {})):
-        content["categories"][0].update(edit)
+    blank = [{**content["categories"][0], "name": "  "}, *content["categories"][1:]]
+    for name, categories in zip(names, (blank, [], content["categories"])):
+        content["categories"] = categories
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
         register_coco_grounding(name, tmp_path / f"{name}.json", source.image_root)
         content = json.loads(Path(source.json_file).read_text())
@@ -116,7 +117,7 @@ def test_a_set_that_fails_is_a_row_and_the_others_are_written_at_once(
     assert [sum(bool(one) for one in table["results"].values()) for table in tables] == [1, 1, 2]
     assert [list(table["failed"]) for table in tables] == [[], [names[1]], [names[1]]]
     text = (Path(train_cfg.OUTPUT_DIR) / "result_table.md").read_text()
-    assert f"| {names[1]} | failed: {tmp_path / names[1]}.json: categories (id" in text
+    assert f"| {names[1]} | failed: {tmp_path / names[1]}.json: categories: expected at least one" in text
     assert f"| {names[0]} |" in text and f"| {names[2]} |" in text
 
 

@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from glipv2_d2 import GLIPv2Predictor, GLIPv2Trainer
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
 from glipv2_d2.checkpoint.weight_changes import WeightChanges
+from glipv2_d2.errors import InputError
 from glipv2_d2.tensor_files import CheckpointError, read_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -51,7 +53,7 @@ def test_a_tuned_prompt_is_written_alone_and_brings_the_model_back(tuning_cfg, e
     assert table[:3].any() and not table[-1].any()
     # Also of the moving average, which is what is evaluated.
     tensors, _ = read_tensors(output / "tuned.safetensors")
-    assert set(tensors) == {"prompt_tuner.embeddings"}
+    assert set(tensors) == {"prompt_tuner.embeddings", "prompt_tuner.prompt_ids"}
     assert torch.equal(tensors["prompt_tuner.embeddings"], table)
     if trainer._ema:
         assert not torch.equal(trainer.model.prompt_tuner.embeddings, table)
@@ -123,15 +125,47 @@ def test_tuned_weights_are_what_a_training_starts_from(tuning_cfg):
     assert torch.equal(trainer.model.prompt_tuner.embeddings, read_tensors(path)[0]["prompt_tuner.embeddings"])
 
 
-@pytest.mark.parametrize(
-    ("shuffle", "negatives", "is_warned"), [(False, -1, False), (True, -1, True), (False, 5, True)]
-)
-def test_a_tuned_prompt_that_changes_from_step_to_step_is_warned_of(tuning_cfg, caplog, shuffle, negatives, is_warned):
-    tuning_cfg.merge_from_list(["INPUT.PROMPT.SHUFFLE", shuffle, "INPUT.PROMPT.NUM_NEGATIVES", negatives])
-    tuning_cfg.MODEL.GLIPV2.TUNING.MODE = "prompt"
-    with caplog.at_level("WARNING", "glipv2_d2"):
-        GLIPv2Trainer(tuning_cfg)
-    assert any("a row for each token" in message for message in caplog.messages) == is_warned
+def test_a_tuned_prompt_belongs_to_its_prompt(tuning_cfg):
+    """It is trained on the prompt of the test, whatever the keys of training prompts say, and answers no other."""
+    (train,) = tuning_cfg.DATASETS.TRAIN
+    tuning_cfg.merge_from_list(
+        ["INPUT.PROMPT.SHUFFLE", True, "INPUT.PROMPT.NUM_NEGATIVES", 1, "DATASETS.TEST", (train,)]
+    )
+    tuning_cfg.merge_from_list(["MODEL.GLIPV2.TUNING.MODE", "prompt", "SOLVER.BASE_LR", 0.05, "SOLVER.EMA_DECAY", 0.0])
+    assert run(tuning_cfg).model.prompt_tuner.prompt_ids.all()
+    file = f"{tuning_cfg.OUTPUT_DIR}/tuned.safetensors"
+    tuning_cfg.merge_from_list(["MODEL.GLIPV2.TUNING.WEIGHTS", file])
+    predictor, image = GLIPv2Predictor(tuning_cfg), np.zeros((64, 64, 3), np.uint8)
+    names = list(predictor.metadata.thing_classes)
+    predictor(image)
+    predictor(image, names)
+    for foreign in (names[::-1], names[:-1], [*names, "dog"], "a red box near a blue box"):
+        with pytest.raises(InputError, match="prompts: expected the prompt that was tuned"):
+            predictor(image, foreign)
+    tuning_cfg.INPUT.PROMPT.SEPARATOR = ", "
+    with pytest.raises(InputError, match="prompts: expected the prompt that was tuned"):
+        GLIPv2Predictor(tuning_cfg)(image)
+    # A tuning of another prompt does not go on from it.
+    trainer = GLIPv2Trainer(tuning_cfg)
+    trainer.resume_or_load(resume=False)
+    with pytest.raises(InputError, match="DATASETS.TRAIN: expected the prompts that the tuned prompt was begun with"):
+        trainer.train()
+
+
+def test_a_vocabulary_that_is_cut_has_a_table_for_each_prompt(tuning_cfg):
+    (train,) = tuning_cfg.DATASETS.TRAIN
+    tuning_cfg.merge_from_list(["MODEL.GLIPV2.TUNING.MODE", "prompt", "SOLVER.BASE_LR", 0.05, "SOLVER.EMA_DECAY", 0.0])
+    tuning_cfg.merge_from_list(["MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE", 1, "DATASETS.TEST", (train,)])
+    with pytest.raises(InputError, match="TUNING.NUM_PROMPTS: expected 3, a table for each prompt .* found 1"):
+        run(tuning_cfg)
+    tuning_cfg.merge_from_list(["MODEL.GLIPV2.TUNING.NUM_PROMPTS", 3, "SOLVER.MAX_ITER", 6])
+    tuner = run(tuning_cfg).model.prompt_tuner
+    assert len(set(tuner.prompt_ids.tolist())) == 3
+    # Each was trained.
+    assert all(table.any() for table in tuner.embeddings.view(3, -1))
+    tuning_cfg.MODEL.GLIPV2.TUNING.WEIGHTS = f"{tuning_cfg.OUTPUT_DIR}/tuned.safetensors"
+    results = GLIPv2Predictor(tuning_cfg)(np.zeros((64, 64, 3), np.uint8))
+    assert len(results["phrases"]) == 3
 
 
 PRETRAINING = [

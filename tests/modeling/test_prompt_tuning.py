@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from glipv2_d2.modeling.prompt_tuning import PromptTuner
+from glipv2_d2.errors import InputError
+from glipv2_d2.modeling.prompt_tuning import PromptTuner, fingerprint
 from glipv2_d2.structures import LanguageFeatures
 
 
@@ -51,3 +52,29 @@ def test_a_prompt_as_long_as_the_table_fits_and_a_longer_one_is_an_error():
 def test_a_table_without_rows_is_an_error():
     with pytest.raises(ValueError, match="max_tokens: expected at least 1, found 0"):
         PromptTuner(4, 0)
+
+
+def test_each_prompt_has_its_own_table_and_another_prompt_none():
+    tuner = PromptTuner(4, 5, num_prompts=3)
+    tuner.bind([[7, 8], [9]])
+    with torch.no_grad():
+        tuner.embeddings.copy_(torch.arange(15.0).unsqueeze(1).expand(15, 4))
+    language = make_language()._replace(fingerprints=(fingerprint([9]), fingerprint([7, 8])))
+    added = tuner(language).hidden - language.hidden
+    torch.testing.assert_close(added[..., 0], torch.tensor([[5.0, 6.0, 7.0], [0.0, 1.0, 2.0]]))
+    for ids in ([8, 7], [7], [78]):
+        foreign = language._replace(fingerprints=(fingerprint([9]), fingerprint(ids)))
+        with pytest.raises(InputError, match="prompts: expected the prompt that was tuned"):
+            tuner(foreign)
+    tuner.bind([[7, 8], [9]])
+    with pytest.raises(InputError, match="DATASETS.TRAIN: expected the prompts"):
+        tuner.bind([[9], [7, 8]])
+    with pytest.raises(InputError, match="NUM_PROMPTS: expected 4, .* found 3"):
+        tuner.bind([[1], [2], [3], [4]])
+
+
+def test_a_table_of_sentences_is_for_any_prompt():
+    tuner = PromptTuner(4, 5)
+    tuner.bind(None)
+    language = make_language()._replace(fingerprints=(fingerprint([1]), fingerprint([2])))
+    assert torch.equal(tuner(language).hidden, language.hidden)

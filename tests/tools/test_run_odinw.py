@@ -408,3 +408,18 @@ def test_a_process_that_fails_says_why_in_its_last_line(tool, tmp_path):
     with (tmp_path / "lock").open("w") as lock, pytest.raises(tool.CellError, match="process.log: no such colour"):
         program = "import sys; print('begin'); sys.exit('no such colour')"
         tool.call(["-c", program], tmp_path / "process.log", lock.fileno())
+
+
+def test_old_sets_of_a_tuned_prompt_are_those_of_the_base(run, tool, monkeypatch):
+    calls = fake_call(run, tool, monkeypatch, stop_at=0)
+    run("--modes", "prompt", "--shots", "1", "--seeds", "3", "30", "--old-sets", "coco_2017_val")
+    tests = [pairs(command[command.index("OUTPUT_DIR") :]) for command in calls if "--eval-only" in command]
+    # The base is tested once, for both cells.
+    assert [("coco_2017_val" in one["DATASETS.TEST"], Path(one["MODEL.WEIGHTS"]).name) for one in tests] == [
+        (False, "model_best.pth"),
+        (True, "weights.pth"),
+        (False, "model_best.pth"),
+    ]
+    assert "MODEL.GLIPV2.TUNING.MODE" not in calls[2]
+    text = (run.output / "table.md").read_text()
+    assert "With `prompt` this is the base model" in text and "| prompt | 1 | 7.0 ± 0.0 | 7.0 ± 0.0 |" in text

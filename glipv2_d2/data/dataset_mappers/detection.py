@@ -46,6 +46,7 @@ class DetectionDatasetMapper(PromptDatasetMapper):
         chunk_sizes: Mapping[str, int] | None = None,
         negative_sampling: str = "drawn",
         prompt_texts: Mapping[str, PromptTexts] | None = None,
+        fixed_prompts: bool = False,
         **options,
     ):
         """
@@ -58,6 +59,8 @@ class DetectionDatasetMapper(PromptDatasetMapper):
             chunk_sizes: For some datasets the names in a prompt at test time; 0, as for all others: as many as fit.
             negative_sampling: See INPUT.PROMPT.NEGATIVE_SAMPLING.
             prompt_texts: For some datasets what prompts say for some of their names; all others stand for themselves.
+            fixed_prompts: Train with the prompts of the test, as a tuned prompt needs; of several that hold all names
+                one is drawn, among those with a name in the image and one other.
             options: Arguments of ``PromptDatasetMapper``.
 
         Raises:
@@ -72,6 +75,7 @@ class DetectionDatasetMapper(PromptDatasetMapper):
         self.full_negatives_prob = full_negatives_prob
         self.shuffle = shuffle
         self.negative_sampling = negative_sampling
+        self.fixed_prompts = fixed_prompts
         self.texts = {
             dataset: name_texts(names, (prompt_texts or {}).get(dataset, {}))
             for dataset, names in self.vocabularies.items()
@@ -95,6 +99,7 @@ class DetectionDatasetMapper(PromptDatasetMapper):
         vocabularies = {name: names_of_dataset(name) for name in dataset_names}
         return {
             "vocabularies": vocabularies,
+            "fixed_prompts": cfg.MODEL.GLIPV2.TUNING.MODE == "prompt",
             "prompt_texts": {name: prompt_texts_of(cfg, name) for name in dataset_names},
             "separator": cfg.INPUT.PROMPT.SEPARATOR,
             "num_negatives": cfg.INPUT.PROMPT.NUM_NEGATIVES,
@@ -116,6 +121,8 @@ class DetectionDatasetMapper(PromptDatasetMapper):
         texts, shared_ids = self.texts[dataset], self.shared_ids[dataset]
         # A blank name has no token to be learned.
         annotations = [item for item in boxes_to_train_on(dataset_dict) if texts[item["category_id"]].name.strip()]
+        if self.fixed_prompts:
+            return self._in_fixed_prompt(self.chunks[dataset], annotations, rng)
         positives = {item["category_id"] for item in annotations}
         read_the_same = [self.namesakes[dataset].get(name_id, ()) for name_id in positives]
         name_ids = sample_training_names(
@@ -147,6 +154,20 @@ class DetectionDatasetMapper(PromptDatasetMapper):
             rows=np.array([row_of_name[item["category_id"]] for item in kept], dtype=np.int64),
             dropped=DroppedText(phrases=num_lost_names, boxes=len(annotations) - len(kept)),
         )
+
+    def _in_fixed_prompt(
+        self, chunks: Sequence[TokenizedPrompt], annotations: list[dict], rng: np.random.Generator
+    ) -> PromptedBoxes:
+        """Draw one of the prompts of the test, and keep the boxes whose name is in it."""
+        positives = {item["category_id"] for item in annotations}
+        holding = [row for row, chunk in enumerate(chunks) if not positives.isdisjoint(chunk.category_ids.tolist())]
+        others = [row for row in range(len(chunks)) if row not in holding]
+        drawn = [*holding, *([others[rng.integers(len(others))]] if others else [])]
+        prompt = chunks[drawn[rng.integers(len(drawn))]]
+        row_of_name = {name_id: row for row, name_id in enumerate(prompt.category_ids.tolist())}
+        kept = [item for item in annotations if item["category_id"] in row_of_name]
+        rows = np.array([row_of_name[item["category_id"]] for item in kept], dtype=np.int64)
+        return PromptedBoxes(prompt, kept, rows)
 
     def _dataset_of(self, dataset_dict: dict) -> str:
         if len(self.vocabularies) == 1:
