@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import glob
 import hashlib
+import logging
 import os
 import pickle
 import re
@@ -88,7 +89,7 @@ def read_checkpoint(path: str | os.PathLike, *, mmap: bool = False) -> tuple[dic
     Raises:
         CheckpointError, FileNotFoundError: See ``read_tensors``.
     """
-    path = str(path)
+    path = os.path.expanduser(path)
     local_path = PathManager.get_local_path(path)
     if not os.path.isfile(local_path):
         raise FileNotFoundError(f"{path}: expected a checkpoint, found no such file")
@@ -244,12 +245,75 @@ def _read_torch(local_path: str, path: str, *, is_zip: bool, mmap: bool) -> Any:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         if named is None:
             raise CheckpointError(f"{path}: expected a .safetensors or .pth file, found something else") from error
+        if is_zip and (content := _read_foreign(local_path, path, mmap=mmap)) is not None:
+            return content
         raise CheckpointError(
             f"{path}: expected only tensors and plain values, found {named[1]}, which could run code; {_SAFE_COPY}"
         ) from error
     except _DAMAGE as error:
         found = _first_line(error)
         raise CheckpointError(f"{path}: expected a checkpoint, found damage ({found}); {_NEW_COPY}") from error
+
+
+class _Skipped:
+    """Stands for an object of numpy that is not read."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _stand_in(name: str) -> Any:
+    """Return what is made instead of an object of a type that is not read; ``_left_out`` of it is the type's name."""
+    if name.startswith("numpy."):
+        return type(name, (_Skipped,), {"_left_out": name})
+    if name == "collections.deque":
+        return lambda *_: []
+
+    def make(cls: type, *_: object, **__: object) -> OrderedDict:
+        # torch fills no other type with what the file holds for the object.
+        made: OrderedDict = OrderedDict()
+        made.__dict__["_left_out"] = name
+        return made
+
+    return type(name, (), {"__new__": make, "_left_out": name})
+
+
+def _read_foreign(local_path: str, path: str, *, mmap: bool) -> dict[str, Any] | None:
+    """Read the checkpoint of another library, without those of its entries that hold more than plain values.
+
+    Returns:
+        The entries, named tensors under one of ``_WEIGHTS_KEYS`` among them; None if there are no such tensors, or
+        objects that torch does not let anything stand for.
+    """
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(local_path)
+        with torch.serialization.safe_globals([(_stand_in(name), name) for name in names]):
+            content = torch.load(local_path, map_location="cpu", weights_only=True, mmap=mmap)
+    except (pickle.UnpicklingError, *_DAMAGE):
+        return None
+    if not isinstance(content, dict):
+        return None
+    skipped = {key: found for key, value in content.items() if (found := _skipped_type([key, value]))}
+    weights = next((content[key] for key in _WEIGHTS_KEYS if isinstance(content.get(key), dict)), None)
+    if not weights or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        return None
+    logging.getLogger(__name__).warning(
+        "%s: only tensors and plain values are read; left out: %s",
+        *(path, ", ".join(f"{key} ({found})" for key, found in skipped.items())),
+    )
+    return {key: value for key, value in content.items() if key not in skipped}
+
+
+def _skipped_type(value: Any) -> str:
+    """Return the name of a type that was not read anywhere in a value; "" if there is none."""
+    if name := getattr(value, "_left_out", ""):
+        return str(name)
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    return next(filter(None, map(_skipped_type, value)), "") if isinstance(value, (list, tuple, set)) else ""
 
 
 @contextmanager

@@ -1,5 +1,7 @@
+import argparse
 import collections
 import hashlib
+import logging
 import os
 import pickle
 import zipfile
@@ -105,8 +107,12 @@ def test_safetensors_of_anything_but_dense_tensors_are_not_written(tmp_path, val
 
 
 @pytest.mark.parametrize("legacy", [False, True])
-def test_code_in_a_file_does_not_run(tmp_path, legacy):
-    content = {"model": TENSORS, "scheduler": RunsCode(tmp_path / "ran")}
+@pytest.mark.parametrize(
+    "wrap",
+    [lambda code: {"model": TENSORS, "scheduler": code}, lambda code: {"model": {"a": code}}, lambda code: [code]],
+)
+def test_code_in_a_file_does_not_run(tmp_path, legacy, wrap):
+    content = wrap(RunsCode(tmp_path / "ran"))
     for path in (tmp_path / "x.pth", tmp_path / "x.safetensors"):
         torch.save(content, path, _use_new_zipfile_serialization=not legacy)
         with pytest.raises(CheckpointError) as caught:
@@ -116,10 +122,41 @@ def test_code_in_a_file_does_not_run(tmp_path, legacy):
 
 
 def test_refusal_names_what_the_file_holds_and_a_way_out(tmp_path):
-    torch.save({"model": TENSORS, "best": np.float64(3.0)}, tmp_path / "x.pth")
+    torch.save({"a": torch.ones(1), "best": np.float64(3.0)}, tmp_path / "x.pth")
     with pytest.raises(CheckpointError) as caught:
         read_tensors(tmp_path / "x.pth")
     assert_one_line(caught, "x.pth", "multiarray.scalar", "save its tensors alone as safetensors")
+
+
+class Attributes(dict):
+    """Hyperparameters as lightning saves them."""
+
+
+@pytest.mark.parametrize("key", ["model", "state_dict"])
+def test_tensors_of_other_libraries_are_read_and_the_rest_is_named(tmp_path, key, caplog):
+    parameters = {name: torch.nn.Parameter(tensor, requires_grad=False) for name, tensor in TENSORS.items()}
+    extras = {
+        "message_hub": {"log": collections.deque([np.ones(2), 1])},
+        "best": np.float64(3.0),
+        "hyper_parameters": Attributes(rate=0.1),
+        "meta": argparse.Namespace(epochs=3),
+        "callbacks": {Attributes: {"patience": 3}},
+    }
+    torch.save({key: parameters, "epoch": 3, **extras}, tmp_path / "x.pth")
+    with caplog.at_level(logging.WARNING):
+        content, _ = read_checkpoint(tmp_path / "x.pth")
+    assert content.keys() == {key, "epoch"}
+    assert_same(unwrap_weights(content, "x"), TENSORS)
+    (message,) = caplog.messages
+    assert str(tmp_path / "x.pth") in message
+    for name in (*extras, "multiarray", "Namespace", "Attributes"):
+        assert name in message
+
+
+def test_a_path_may_begin_with_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_tensors(tmp_path / "x.safetensors", TENSORS)
+    assert_same(read_tensors("~/x.safetensors")[0], TENSORS)
 
 
 def test_programs_of_torch_are_refused_as_what_they_are(tmp_path):

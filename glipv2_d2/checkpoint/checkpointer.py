@@ -17,7 +17,7 @@ from ..modeling.heads.table import HEADS
 from ..modeling.lora import merge_lora
 from ..tensor_files import CheckpointError, read_checkpoint, unwrap_weights, write_checkpoint, write_text
 from .conversion import OWN_WEIGHTS, find_kind
-from .fit_check import check_fit, check_update_scales, is_position_weight, without_other_classes
+from .fit_check import check_fit, check_update_scales, check_values, is_position_weight, without_other_classes
 from .name_rules import summarize_names
 from .resume import LAST_CHECKPOINT, find_resume_file
 from .swin_conversion import BOTTOM_UP
@@ -214,6 +214,7 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
                 raise CheckpointError(
                     f"{source}: MODEL.GLIPV2.TUNING.MODE: expected {mode!r}, the tuning of these weights, found another"
                 )
+        check_values(tensors, expected, source)
         missing = self._check_missing([name for name in expected if name not in tensors], source)
         self.model.load_state_dict(tensors, strict=False)
         if missing:
@@ -235,6 +236,10 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
         # The results of a head with random weights would be noise.
         heads = {name for name, entry in HEADS.items() if self._for_results and entry.gives_results}
         needed = sorted({name.partition(".")[0] for name in missing} & heads)
+        if self._for_results:
+            optional = {name for name, entry in HEADS.items() if not entry.gives_results}
+            parameters = dict(self.model.named_parameters())
+            needed += [name for name in missing if name in parameters and name.partition(".")[0] not in optional]
         # Position weights start random. A file without them may be trained from, not evaluated.
         needed += [
             name

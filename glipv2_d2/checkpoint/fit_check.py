@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor
 
 from ..tensor_files import CheckpointError
@@ -13,6 +14,7 @@ from .glip_conversion import find_layout
 
 # The one layer of a detector without text that belongs to the classes of its data; models that read text have none.
 _CLASS_LAYER = "head.cls_logits."
+_FLOAT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def without_other_classes(tensors: Mapping[str, Tensor], model_tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -101,3 +103,19 @@ def _sequence_lengths(names: Iterable[str]) -> dict[str, int]:
         for match in re.finditer(r"\.(\d+)\.", name):
             members[name[: match.start()]].add(match[1])
     return {sequence: len(numbers) for sequence, numbers in members.items()}
+
+
+def check_values(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:
+    """Check the types and values of the tensors that a model takes.
+
+    Raises:
+        CheckpointError: Where the model has floating-point numbers a tensor has others, or one is NaN or infinite.
+    """
+    for name, tensor in tensors.items():
+        if name not in expected or not expected[name].is_floating_point():
+            continue
+        if tensor.dtype not in _FLOAT_TYPES:
+            raise CheckpointError(f"{source}: {name}: expected floating-point numbers, found {tensor.dtype}")
+        if not bool(torch.isfinite(tensor).all()):
+            number = int((~torch.isfinite(tensor)).sum())
+            raise CheckpointError(f"{source}: {name}: expected finite numbers, found {number} NaN or infinite ones")

@@ -141,6 +141,34 @@ def test_names_that_do_not_meet_are_said_once_and_grouped(tmp_path, model, weigh
     assert_holds(model, weights, only="fusion_tower.")
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda tensor: tensor.fill_(float("nan")), ("NaN",)),
+        (lambda tensor: tensor.fill_(float("-inf")), ("infinite",)),
+        (lambda tensor: tensor.bool(), ("torch.bool",)),
+        (lambda tensor: tensor.to(torch.int8), ("torch.int8",)),
+        (lambda tensor: tensor.to(torch.complex64), ("torch.complex64",)),
+        (lambda tensor: tensor.to(torch.float8_e4m3fn), ("torch.float8_e4m3fn",)),
+    ],
+)
+def test_weights_that_are_no_finite_numbers_are_named(tmp_path, model, weights, change, words):
+    name = "head.bbox_pred.weight"
+    torch.save({**weights, name: change(weights[name].clone())}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError) as caught:
+        GLIPv2Checkpointer(model).load(str(tmp_path / "x.pth"))
+    assert_one_line(caught, "x.pth", name, *words)
+    assert not any(tensor.any() for tensor in model.state_dict().values())
+
+
+@pytest.mark.parametrize("part", ["head.", "fusion_tower.", "backbone."])
+def test_results_need_every_part_of_the_detector(tmp_path, model, weights, part):
+    write_tensors(tmp_path / "x.safetensors", without(weights, part))
+    with pytest.raises(CheckpointError) as caught:
+        GLIPv2Checkpointer(model, for_results=True).load(str(tmp_path / "x.safetensors"))
+    assert_one_line(caught, "x.safetensors", f"weights for {part}")
+
+
 def test_weights_with_positions_need_a_model_with_positions(tmp_path, messages):
     def make(positions):
         cfg = make_tiny_cfg()
