@@ -21,7 +21,8 @@ def legible(text: str, font: ImageFont.FreeTypeFont) -> tuple[str, ImageFont.Fre
 
     Returns:
         The text itself, if a font of this machine has its letters. Otherwise a letter that the first font lacks is
-        spelled out by its name in Unicode: "ka" for a katakana letter, "[dog face]" for a pictograph, "U+4E4C" for a Chinese character.
+        spelled out by its name in Unicode: "ka" for a letter of katakana, "[dog face]" for a pictograph, "U+4E4C" for
+        a Chinese character.
     """
     if text.isascii():
         return text, font
