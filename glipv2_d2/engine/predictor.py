@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
+from torch import Tensor
 
 from ..checkpoint.checkpointer import load_for_results
 from ..checkpoint.pretrained_folder import find_pretrained_config, save_pretrained
@@ -221,6 +222,8 @@ class GLIPv2Predictor(DefaultPredictor):
             output = self.model([{**self._model_input(original_image), "task": "captioning"}])[0]
         decoded = self.tokenizer.decode(output["caption_ids"].tolist())
         result = {"caption": decoded.text, "score": output["caption_score"]}
+        if "token_boxes" in output:
+            _cut_to_image(output["token_boxes"], original_image.shape[:2])
         return {**result, **ground_caption(decoded, output, original_image.shape[:2])}
 
     def _predict(
@@ -234,9 +237,8 @@ class GLIPv2Predictor(DefaultPredictor):
         with torch.no_grad():
             outputs = multi_scale(self.cfg, self.model)(inputs)
         for output in outputs:
-            # The official rescaling of boxes may pass the border of a small image by nearly a pixel.
             if "instances" in output:
-                output["instances"].pred_boxes.clip(output["instances"].image_size)
+                _cut_to_image(output["instances"].pred_boxes.tensor, output["instances"].image_size)
         return [
             {**output, "phrases": [phrase for prompt in chunks for phrase in prompt.phrases]}
             for output, chunks in zip(outputs, prompts, strict=True)
@@ -289,6 +291,12 @@ class GLIPv2Predictor(DefaultPredictor):
                 "caption: %s cannot be found, the text passes the limit of %d tokens", lost, self.tokenizer.max_tokens
             )
         return prompt
+
+
+def _cut_to_image(boxes: Tensor, image_size: Sequence[int]) -> None:
+    """Cut boxes (..., 4) XYXY in place; the official rescaling may pass the border by nearly a pixel."""
+    boxes[..., 0::2].clamp_(0, image_size[1])
+    boxes[..., 1::2].clamp_(0, image_size[0])
 
 
 def check_image(image: np.ndarray) -> None:
