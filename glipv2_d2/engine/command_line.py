@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
+import os
 import re
 import signal
 import sys
@@ -12,12 +13,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch.multiprocessing import ProcessExitedException
-from yaml import YAMLError
 
 from ..checkpoint.pretrained_folder import is_pretrained_config, merge_pretrained_config
 from ..config import add_glipv2_config
@@ -27,7 +28,7 @@ from .config_values import check_model_values
 from .stopping import RunStopped
 
 # detectron2 and yacs raise these for keys and values that do not fit, and for YAML that is not a config.
-_CONFIG_ERRORS = (AssertionError, AttributeError, KeyError, RecursionError, TypeError, ValueError, YAMLError)
+_CONFIG_ERRORS = (AssertionError, AttributeError, KeyError, RecursionError, TypeError, ValueError, yaml.YAMLError)
 
 # Errors of files and disks that a user can mend.
 _FILE_ERRORS = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -72,6 +73,7 @@ def build_config(config_file: str, opts: Sequence[str]) -> CfgNode:
         if is_pretrained_config(config_file):
             merge_pretrained_config(cfg, config_file)
         elif config_file:
+            _check_config_file(config_file)
             # detectron2's default would run code from the file.
             cfg.merge_from_file(config_file, allow_unsafe=False)
         cfg.merge_from_list(list(opts))
@@ -86,6 +88,38 @@ def build_config(config_file: str, opts: Sequence[str]) -> CfgNode:
         raise InputError(f"MODEL.DEVICE: expected 'cpu' on a machine without a usable GPU, found {cfg.MODEL.DEVICE!r}")
     cfg.freeze()
     return cfg
+
+
+def _check_config_file(path: str, derived: tuple[str, ...] = ()) -> None:
+    """Check the form of a YAML file and of those that it derives from, which the reader of configs takes for granted.
+
+    Raises:
+        InputError: One is empty or not a mapping, holds an alias, which can repeat itself without end, or derives from
+            itself.
+    """
+    if path in derived:
+        raise InputError(f"{path}: _BASE_: expected files that do not derive from themselves, found {path} again")
+    with PathManager.open(path, "r") as file:
+        text = file.read()
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+        raise InputError(f"{path}: expected values written out, found an alias (*NAME)")
+    # Python objects are refused when the config is read, before anything is made.
+    bases = None
+    node = yaml.compose(text, yaml.SafeLoader)
+    if not isinstance(node, yaml.MappingNode):
+        found = "an empty file" if node is None else f"a {node.id}"
+        raise InputError(f"{path}: expected lines of KEY: VALUE, found {found}")
+    for key, value in node.value:
+        if key.value == "_BASE_":
+            bases = yaml.safe_load(yaml.serialize(value))
+    for base in bases if isinstance(bases, list) else [bases] if bases is not None else []:
+        if not isinstance(base, str):
+            raise InputError(f"{path}: _BASE_: expected the path of a file, found {base!r}")
+        base = os.path.expanduser(base)
+        is_relative = not base.startswith(("/", "http://", "https://"))
+        _check_config_file(
+            os.path.normpath(os.path.join(os.path.dirname(path), base)) if is_relative else base, (*derived, path)
+        )
 
 
 @contextmanager

@@ -3,6 +3,7 @@ import logging
 
 import pytest
 import torch
+from conftest import assert_one_line
 from torch._utils import ExceptionWrapper
 
 from glipv2_d2.engine.command_line import build_config, describe, one_line_errors, parse_train_arguments
@@ -161,3 +162,28 @@ def test_trainer_does_not_log_the_traceback_of_bad_input(caplog):
         raise InputError("bad")
     assert [record.getMessage() for record in caplog.records] == ["failed: defect"]
     assert not logger.filters
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("_BASE_: x.yaml", ("_BASE_", "x.yaml again")),
+        ("_BASE_: 5", ("_BASE_", "found 5")),
+        ("", ("found an empty file",)),
+        ("- 1", ("found a sequence",)),
+        ("5", ("found a scalar",)),
+        ("SOLVER: {STEPS: &a [*a]}", ("an alias",)),
+        ("MODEL: 3", ("found",)),
+        ("SOLVER: {MAX_ITER: [1]}", ("SOLVER.MAX_ITER",)),
+        ("[" * 5000, ("found",)),
+    ],
+    ids=["loop", "number as base", "empty", "list", "number", "alias", "no node", "type", "nested"],
+)
+@pytest.mark.parametrize("as_base", [False, True])
+def test_a_file_that_is_no_config_is_named(tmp_path, content, words, as_base):
+    (tmp_path / "x.yaml").write_text(content)
+    (tmp_path / "top.yaml").write_text("_BASE_: x.yaml")
+    path = tmp_path / ("top.yaml" if as_base else "x.yaml")
+    with pytest.raises(InputError) as caught:
+        build_config(str(path), [])
+    assert_one_line(caught, path.parent, *words)
