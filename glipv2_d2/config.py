@@ -210,6 +210,9 @@ def _add_mask_head(cfg: CN) -> None:
     cfg.MODEL.GLIPV2.TEST.MASK_THRESH = 0.5
     # A detection is part of what a phrase refers to from this score on; where no detection reaches it, the best one is.
     cfg.MODEL.GLIPV2.TEST.REFERRING_THRESH = 0.5
+    # Read the captions of a test, as those of flickr30k_test, as a captioning model was trained to: a word sees only
+    # the words before it, and the image does not read the text (grounded captioning of the paper, Table 9).
+    cfg.MODEL.GLIPV2.TEST.CAUSAL_CAPTIONS = False
 
     # Test-time augmentation (TEST.AUG.ENABLED; the starred rows of the paper): each image at all MIN_SIZES, with FLIP
     # also mirrored. Sizes are those of the official code.

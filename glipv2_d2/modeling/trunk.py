@@ -142,10 +142,10 @@ class Trunk(DenseDetector):
         pairs = zip(tokens.input_ids.cpu(), tokens.mask.cpu(), strict=True)
         return language._replace(fingerprints=tuple(fingerprint(ids[mask].tolist()) for ids, mask in pairs))
 
-    def read_prompts(self, prompts: Sequence[TokenizedPrompt]) -> LanguageFeatures:
-        """Encode M >= 1 prompts at test time, with the cache of ``PromptCache``."""
-        if self.text_encoder is None:
-            return self.read(TokenBatch.from_prompts(prompts, self.device))
+    def read_prompts(self, prompts: Sequence[TokenizedPrompt], reading: Reading = BOTH_WAYS) -> LanguageFeatures:
+        """Encode M >= 1 prompts at test time, with the cache of ``PromptCache``; causal reading has no cache."""
+        if self.text_encoder is None or reading.causal:
+            return self.read(TokenBatch.from_prompts(prompts, self.device), reading)
         language = self._prompt_cache.encode(self.text_encoder, prompts, self.device)
         if self.prompt_tuner is None:
             return language

@@ -9,6 +9,8 @@ import torch
 from detectron2.engine import DefaultPredictor
 
 from glipv2_d2 import GLIPv2Predictor
+from glipv2_d2.layers.reading import BOTH_WAYS, CAUSAL
+from glipv2_d2.structures import TokenBatch
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
@@ -274,3 +276,25 @@ def test_unknown_image_format_names_the_key(cfg):
     cfg.INPUT.FORMAT = "L"
     with pytest.raises(ValueError, match="INPUT.FORMAT.*'L'"):
         GLIPv2Predictor(cfg)
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_a_given_caption_is_read_word_by_word_if_asked(cfg, is_causal):
+    """Grounded captioning as Flickr30K grounds it: what follows a phrase changes nothing of it."""
+    cfg.merge_from_list(["MODEL.GLIPV2.TEST.CAUSAL_CAPTIONS", is_causal])
+    image = np.random.default_rng(0).integers(0, 256, (64, 80, 3), dtype=np.uint8)
+    predictor = make_predictor(cfg)
+    first, second = (predictor(image, f"a cat near a {end}", ["cat"])["instances"] for end in ("dog", "cow"))
+    assert len(first) and torch.equal(first.scores, second.scores) == is_causal
+    # The same by hand.
+    model, reading = predictor.model, CAUSAL if is_causal else BOTH_WAYS
+    prompt = predictor._tokenize_caption("a cat near a dog", ["cat"])
+    with torch.no_grad():
+        images = model.preprocess_image([predictor._model_input(image)])
+        features = model.visual_features(images)
+        language = model.read(TokenBatch.from_prompts([prompt]), reading)
+        fused = model.fuse(features, language, reading)
+        (found,) = model.head.inference(
+            fused.predictions, model.anchor_generator(features), images.image_sizes, [prompt], 0
+        )
+    torch.testing.assert_close(first.scores, found.scores[: len(first)])

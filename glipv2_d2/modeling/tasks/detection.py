@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from detectron2.config import CfgNode
 
-from ...layers.reading import BOTH_WAYS, Reading
+from ...layers.reading import BOTH_WAYS, CAUSAL, Reading
 from ..batch import Fused, Pairs, TrunkShapes
 from ..postprocessing import original_size, rescale_instances
 from ..trunk import Trunk
@@ -24,21 +24,32 @@ class Detection(Task):
         max_detections: Most detections per image over all its prompts, 0 for all; ties at the cut stay. It holds for
             inputs without ``detection_limits``.
         prompts_per_pass: Most prompts, over all images, that run through the tower together at test time.
+        test_reading: How they read each other at test time, if not as in training.
     """
 
     name = "detection"
     heads: ClassVar[tuple[str, ...]] = ("head", "contrastive_head", "mlm_head", "phrase_center_head", "mask_head")
     needs_boxes = True
 
-    def __init__(self, reading: Reading = BOTH_WAYS, max_detections: int = 100, prompts_per_pass: int = 8) -> None:
+    def __init__(
+        self,
+        reading: Reading = BOTH_WAYS,
+        max_detections: int = 100,
+        prompts_per_pass: int = 8,
+        test_reading: Reading | None = None,
+    ) -> None:
         super().__init__(reading)
+        self.test_reading = test_reading or reading
         self.max_detections = max_detections
         self.prompts_per_pass = prompts_per_pass
 
     @classmethod
     def from_config(cls, cfg: CfgNode, shapes: TrunkShapes) -> Detection:
         """Read the config; see ``Task``."""
-        return cls(cls.reading_of(cfg), cfg.TEST.DETECTIONS_PER_IMAGE, cfg.MODEL.GLIPV2.TEST.PROMPTS_PER_PASS)
+        test = cfg.MODEL.GLIPV2.TEST
+        # Questions are read as they were trained.
+        test_reading = CAUSAL if test.CAUSAL_CAPTIONS and cls is Detection else None
+        return cls(cls.reading_of(cfg), cfg.TEST.DETECTIONS_PER_IMAGE, test.PROMPTS_PER_PASS, test_reading)
 
     @classmethod
     def reading_of(cls, cfg: CfgNode) -> Reading:
@@ -60,9 +71,9 @@ class Detection(Task):
         max_detections = self.max_detections if limits is None else limits.per_image
         pool = DetectionPool(len(inputs), max_detections, model.mask_head)
         for pairs in passes:
-            language = model.read_prompts(pairs.prompts)
+            language = model.read_prompts(pairs.prompts, self.test_reading)
             own_levels = None if mixed is None else pairs.select(mixed)
-            fused = model.fuse(pairs.select(features), language, self.reading, levels=own_levels)
+            fused = model.fuse(pairs.select(features), language, self.test_reading, levels=own_levels)
             self.answer(model, pairs, fused, outputs)
             image_sizes = [images.image_sizes[row] for row in pairs.rows]
             detected = model.head.inference(fused.predictions, anchors, image_sizes, pairs.prompts, limit)
