@@ -22,12 +22,10 @@ from ..detectron2_keys import check_config
 from ..errors import InputError
 from ..modeling.phrase_results import referred_mask
 from ..prompts.answers import AnswerVocabulary
-from ..prompts.builder import prompt_from_caption
-from ..prompts.name_checks import check_names_differ, warn_about_unknown
-from ..prompts.noun_phrases import find_phrase, listed_names, noun_phrases
 from ..prompts.questions import question_to_answer
 from ..prompts.tokenizer import PromptTokenizer
-from ..prompts.vocabulary import DefaultPrompts
+from ..prompts.user_prompts import caption_prompt, names_in, names_prompts
+from ..prompts.vocabulary import DefaultPrompts, build_default_prompts
 from ..structures import CharSpan, TokenizedPrompt
 from .caption_results import ground_caption
 from .command_line import build_config
@@ -67,7 +65,8 @@ class GLIPv2Predictor(DefaultPredictor):
         self.input_format = cfg.INPUT.FORMAT
         self.tokenizer = PromptTokenizer.from_config(cfg)
         self._tokenize_names = functools.partial(
-            self.tokenizer.tokenize_names,
+            names_prompts,
+            tokenizer=self.tokenizer,
             separator=cfg.INPUT.PROMPT.SEPARATOR,
             chunk_size=cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE,
         )
@@ -75,8 +74,7 @@ class GLIPv2Predictor(DefaultPredictor):
         self._answers = AnswerVocabulary.from_config(cfg) if vqa.ENABLED else None
         self._grounds_questions = vqa.GROUNDED
         self._referring_thresh = cfg.MODEL.GLIPV2.TEST.REFERRING_THRESH
-        self._checked_names: tuple[str, ...] = ()
-        self._default_prompts = DefaultPrompts(cfg)
+        self._default_prompts = DefaultPrompts(functools.partial(build_default_prompts, cfg))
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike, opts: Sequence[str] = ()) -> GLIPv2Predictor:
@@ -157,7 +155,7 @@ class GLIPv2Predictor(DefaultPredictor):
             raise InputError("refer: expected a model with a mask head (MODEL.MASK_ON True), found none")
         if not isinstance(phrase, str) or not phrase.strip():
             raise InputError(f"phrase: expected a string that is not blank, found {phrase!r:.100}")
-        prompt = self._tokenize_caption(phrase, [(0, len(phrase))])
+        prompt = caption_prompt(phrase, [(0, len(phrase))], self.tokenizer)
         output = self._predict([original_image], [[prompt]])[0]
         return {"mask": referred_mask(output["instances"], self._referring_thresh).cpu().numpy(), **output}
 
@@ -263,34 +261,12 @@ class GLIPv2Predictor(DefaultPredictor):
             raise InputError(f"phrases: expected a caption that holds them, found the prompt {names_or_caption!r:.100}")
         if names_or_caption is None:
             return self._default_prompts()
-        if isinstance(names_or_caption, str) and phrases is None and (spans := listed_names(names_or_caption)):
-            names_or_caption = list(dict.fromkeys(names_or_caption[begin:end] for begin, end in spans))
         if isinstance(names_or_caption, str):
-            return [self._tokenize_caption(names_or_caption, phrases)]
-        prompts = self._tokenize_names(names_or_caption)
-        # Once for a vocabulary, not for each image.
-        if self._checked_names != tuple(names_or_caption):
-            check_names_differ(names_or_caption, self.tokenizer, "names", is_train=False)
-            self._checked_names = tuple(names_or_caption)
-        return prompts
-
-    def _tokenize_caption(self, caption: str, phrases: Sequence[str | CharSpan] | None) -> TokenizedPrompt:
-        if phrases is not None and not phrases:
-            raise InputError("phrases: expected at least one, found none")
-        if phrases is None:
-            # A caption without noun phrases is grounded as one phrase.
-            found = noun_phrases(caption) or [(caption, [(0, len(caption))])]
-        else:
-            found = [find_phrase(caption, phrase) for phrase in phrases]
-        names, spans = zip(*found, strict=True)
-        prompt = self.tokenizer(prompt_from_caption(caption, spans, names))
-        warn_about_unknown([caption], self.tokenizer, "caption")
-        lost = [name for name, marked in zip(names, prompt.phrase_token_map.any(dim=1), strict=True) if not marked]
-        if lost:
-            logging.getLogger(__name__).warning(
-                "caption: %s cannot be found, the text passes the limit of %d tokens", lost, self.tokenizer.max_tokens
-            )
-        return prompt
+            names = names_in(names_or_caption) if phrases is None else []
+            if not names:
+                return [caption_prompt(names_or_caption, phrases, self.tokenizer)]
+            names_or_caption = names
+        return self._tokenize_names(names_or_caption)
 
 
 def _cut_to_image(boxes: Tensor, image_size: Sequence[int]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -68,14 +70,14 @@ def build_default_prompts(cfg: CfgNode) -> list[TokenizedPrompt]:
 
 
 class DefaultPrompts:
-    """The prompts of ``build_default_prompts``, made when they are first asked for; it can be copied and pickled."""
+    """Prompts that are made when they are first asked for; unlike a cached function it can be copied and pickled."""
 
-    def __init__(self, cfg: CfgNode) -> None:
-        self._cfg = cfg
+    def __init__(self, make: Callable[[], list[TokenizedPrompt]]) -> None:
+        self._make = make
         self._prompts: list[TokenizedPrompt] | None = None
 
     def __call__(self) -> list[TokenizedPrompt]:
         """Return one prompt per chunk of names."""
         if self._prompts is None:
-            self._prompts = build_default_prompts(self._cfg)
+            self._prompts = self._make()
         return self._prompts

@@ -28,8 +28,9 @@ def test_all_names_of_lvis_may_be_trained_on(tokenizer, caplog):
     assert not caplog.records
 
 
-def test_names_without_words_are_checked_elsewhere(tokenizer):
+def test_names_without_words_are_checked_elsewhere(tokenizer, caplog):
     check_names_differ(["  ", " ", "dog"], tokenizer, "dataset 'blank'", is_train=True)
+    assert not caplog.records
 
 
 def test_many_unknown_pieces_are_counted(tokenizer, caplog):

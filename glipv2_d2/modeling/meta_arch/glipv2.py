@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
 from ...errors import InputError
-from ...prompts.vocabulary import DefaultPrompts
+from ...prompts.vocabulary import DefaultPrompts, build_default_prompts
 from ..heads.grounding_head import GroundingHead
 from ..heads.table import build_heads
 from ..prompt_tuning import build_prompt_tuner
@@ -54,7 +55,7 @@ class GLIPv2(Trunk):
             "prompt_tuner": build_prompt_tuner(cfg, shapes.language_dim),
             "tasks": build_tasks(cfg, shapes),
             "tuning": TuningSettings.from_config(cfg),
-            "default_prompts": DefaultPrompts(cfg),
+            "default_prompts": DefaultPrompts(functools.partial(build_default_prompts, cfg)),
         }
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
