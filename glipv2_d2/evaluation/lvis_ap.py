@@ -46,6 +46,12 @@ class LVISGroundTruth(LVIS):
 
     def _load_json(self, path: str) -> dict[str, Any]:
         content = {"annotations": [], **load_detection_truth(path, self._image_root, is_lvis=True)}
+        if not content["annotations"]:
+            # Nothing is judged, so the fields that judging needs may be absent, as in the file of a test set.
+            for image in content["images"]:
+                image.setdefault("neg_category_ids", [])
+                image.setdefault("not_exhaustive_category_ids", [])
+            return content
         for kind, fields in _FIELDS.items():
             check_fields(path, kind, content[kind], fields, "LVIS")
         for number, category in enumerate(content["categories"]):

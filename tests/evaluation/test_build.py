@@ -7,7 +7,7 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 
-from glipv2_d2 import add_glipv2_config, register_coco_grounding
+from glipv2_d2 import add_glipv2_config, register_coco_grounding, register_lvis
 from glipv2_d2.data.loading import LoadedDataset, load_test_dataset
 from glipv2_d2.evaluation import build_evaluator
 from glipv2_d2.evaluation.build import check_test_data
@@ -168,3 +168,31 @@ def test_phrases_of_a_model_without_masks(phrases, tmp_path):
             with_masks=False,
         )
         assert results == {"referring": {"acc@0.5": 100.0}}
+
+
+@pytest.mark.parametrize("evaluator_type", ["coco", "lvis"])
+def test_a_file_without_annotations_gives_a_results_file(tmp_path, evaluator_type):
+    """A test server reads the file; ids of more than 53 bits and a byte order mark are as good as others."""
+    image_ids = [1700212345678901234, 1700212345678901235]
+    content = {
+        "images": [{"id": one, "file_name": f"{one}.png", "height": 100, "width": 100} for one in image_ids],
+        "categories": [{"id": 5, "name": "cup"}, {"id": 9, "name": "dog"}],
+    }
+    json_file = tmp_path / "image_info.json"
+    json_file.write_text(json.dumps(content), encoding="utf-8-sig")
+    for one in image_ids:
+        (tmp_path / f"{one}.png").touch()
+    name = f"{tmp_path.name}_{evaluator_type}"
+    {"coco": register_coco_grounding, "lvis": register_lvis}[evaluator_type](name, json_file, tmp_path)
+    cfg = masked_cfg(False)
+    loaded = load_test_dataset(cfg, name)
+    assert [record["image_id"] for record in loaded.dicts] == image_ids
+    evaluator = build_evaluator(cfg, loaded, str(tmp_path / "out"))
+    evaluator.reset()
+    for image_id in image_ids:
+        instances = Instances((100, 100), pred_boxes=Boxes(torch.tensor([[10.0, 10.0, 50.0, 50.0]])))
+        instances.scores, instances.pred_classes = torch.tensor([0.5]), torch.tensor([1])
+        evaluator.process([{"image_id": image_id, "height": 100, "width": 100}], [{"instances": instances}])
+    assert not evaluator.evaluate()
+    found = json.loads((tmp_path / "out" / f"{evaluator_type}_instances_results.json").read_text())
+    assert [(one["image_id"], one["category_id"]) for one in found] == [(one, 9) for one in image_ids]
