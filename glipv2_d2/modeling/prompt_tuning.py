@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from detectron2.config import CfgNode
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import InputError
 from ..structures import LanguageFeatures
@@ -41,6 +41,8 @@ class PromptTuner(nn.Module):
 
     Source: GLIPv2, Sec. 3.3; ``tunable_linear`` of the official code, which has 1,000 rows.
     """
+
+    prompt_ids: Tensor
 
     def __init__(self, language_dim: int, max_tokens: int = PROMPT_ROWS, num_prompts: int = 1) -> None:
         super().__init__()
