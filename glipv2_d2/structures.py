@@ -109,13 +109,13 @@ class Prompt:
     def __post_init__(self) -> None:
         sizes = (len(self.phrases), len(self.phrase_spans), len(self.category_ids))
         if len(set(sizes)) != 1:
-            raise InputError(f"Prompt: phrases, phrase_spans and category_ids must be equally many, found {sizes}")
+            raise InputError(f"Prompt: expected equally many phrases, phrase_spans and category_ids, found {sizes}")
         for phrase, spans in zip(self.phrases, self.phrase_spans, strict=True):
             for begin, end in spans:
                 if not 0 <= begin < end <= len(self.caption):
                     raise InputError(
-                        f"Prompt: span ({begin}, {end}) of phrase {phrase!r} must be a non-empty range inside the "
-                        f"caption of {len(self.caption)} characters"
+                        f"Prompt phrase_spans: expected non-empty ranges inside the caption of {len(self.caption)} "
+                        f"characters, found span ({begin}, {end}) of phrase {phrase!r}"
                     )
 
 

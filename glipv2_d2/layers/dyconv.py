@@ -109,7 +109,7 @@ class DyConv(nn.Module):
     ) -> None:
         super().__init__()
         if deform_form not in DEFORM_FORMS:
-            raise InputError(f"DyConv: deform_form is {deform_form!r}, expected one of {', '.join(DEFORM_FORMS)}")
+            raise InputError(f"DyConv deform_form: expected one of {', '.join(DEFORM_FORMS)}, found {deform_form!r}")
         self.deform_form = deform_form
         self.convs = nn.ModuleList(ConvUnit(in_channels, out_channels, stride, num_groups) for stride in (1, 1, 2))
         self.offset = nn.Conv2d(in_channels, NUM_OFFSETS + NUM_MODULATIONS, 3, padding=1) if deformable else None

@@ -70,7 +70,9 @@ class BiMultiHeadAttention(nn.Module):
     ) -> None:
         super().__init__()
         if embed_dim % num_heads:
-            raise InputError(f"BiMultiHeadAttention: embed_dim {embed_dim} must be a multiple of num_heads {num_heads}")
+            raise InputError(
+                f"MODEL.GLIPV2.FUSION.NUM_HEADS: expected a divisor of embed_dim {embed_dim}, found {num_heads}"
+            )
         self.num_heads = num_heads
         self.head_dim = embed_dim // num_heads
         self.dropout = dropout
@@ -228,7 +230,7 @@ class BiAttentionBlock(nn.Module):
     ) -> None:
         super().__init__()
         if form not in FUSION_FORMS:
-            raise InputError(f"BiAttentionBlock: form is {form!r}, expected one of {', '.join(FUSION_FORMS)}")
+            raise InputError(f"BiAttentionBlock form: expected one of {', '.join(FUSION_FORMS)}, found {form!r}")
         self.form = form
         self.norm_visual = nn.LayerNorm(visual_dim)
         self.norm_language = nn.LayerNorm(language_dim)

@@ -35,7 +35,7 @@ class Residual(nn.Module):
         inner = channels // 2
         if channels % 2 or (num_groups and inner % num_groups):
             raise InputError(
-                f"Residual: expected an even number of channels and groups that divide its half, "
+                "MODEL.GLIPV2.MASK_HEAD.CONV_DIM: expected an even number and groups that divide its half, "
                 f"found {channels} channels and {num_groups} groups"
             )
         sizes = ((channels, inner), (inner, inner), (inner, channels))
@@ -71,7 +71,7 @@ class Hourglass(nn.Module):
     def __init__(self, channels: int, depth: int = 1, num_groups: int = 0):
         super().__init__()
         if depth < 1:
-            raise InputError(f"Hourglass: depth must be at least 1, found {depth}")
+            raise InputError(f"MODEL.GLIPV2.MASK_HEAD.HOURGLASS_DEPTH: expected at least 1, found {depth}")
         self.up1 = Residual(channels)
         self.low1 = Residual(channels)
         self.low2 = Hourglass(channels, depth - 1, num_groups) if depth > 1 else Residual(channels, num_groups)

@@ -56,7 +56,9 @@ class LanguageLayer(nn.Module):
     def __init__(self, hidden_size: int, num_heads: int, intermediate_size: int, dropout: float) -> None:
         super().__init__()
         if hidden_size % num_heads:
-            raise InputError(f"LanguageLayer: hidden_size {hidden_size} must be a multiple of num_heads {num_heads}")
+            raise InputError(
+                f"MODEL.TEXT_ENCODER.NUM_HEADS: expected a divisor of hidden_size {hidden_size}, found {num_heads}"
+            )
         self.num_heads = num_heads
         self.dropout = dropout
         self.query = nn.Linear(hidden_size, hidden_size)

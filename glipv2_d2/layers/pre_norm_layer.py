@@ -37,8 +37,7 @@ class PreNormLayer(nn.Module):
         super().__init__()
         if hidden_size % num_heads:
             raise InputError(
-                f"PreNormLayer: hidden_size {hidden_size} must be a multiple of num_heads {num_heads} "
-                f"(MODEL.TEXT_ENCODER.NUM_HEADS)"
+                f"MODEL.TEXT_ENCODER.NUM_HEADS: expected a divisor of hidden_size {hidden_size}, found {num_heads}"
             )
         self.attn = SelfAttention(hidden_size, num_heads)
         self.ln_1 = nn.LayerNorm(hidden_size, eps=_NORM_EPS)

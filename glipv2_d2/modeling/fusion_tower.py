@@ -128,11 +128,13 @@ class FusionTower(nn.Module):
     ) -> None:
         super().__init__()
         if num_blocks < 1:
-            raise InputError(f"MODEL.GLIPV2.TOWER.NUM_BLOCKS must be at least 1, found {num_blocks}")
+            raise InputError(f"MODEL.GLIPV2.TOWER.NUM_BLOCKS: expected at least 1, found {num_blocks}")
+        if channels % num_groups:
+            raise InputError(f"MODEL.GLIPV2.TOWER.CHANNELS: expected a multiple of {num_groups}, found {channels}")
         if language_layer_type not in LANGUAGE_LAYERS:
             raise InputError(
-                f"FusionTower: language_layer_type: found {language_layer_type!r}, expected one of "
-                f"{', '.join(LANGUAGE_LAYERS)}"
+                f"FusionTower language_layer_type: expected one of {', '.join(LANGUAGE_LAYERS)}, "
+                f"found {language_layer_type!r}"
             )
         self.use_checkpoint = use_checkpoint
         self.out_channels = channels

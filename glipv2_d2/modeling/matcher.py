@@ -38,7 +38,7 @@ class ATSSMatcher:
 
     def __init__(self, topk: int = 9):
         if topk < 1:
-            raise InputError(f"ATSSMatcher: topk must be at least 1, found {topk}")
+            raise InputError(f"MODEL.GLIPV2.MATCHER.TOPK: expected at least 1, found {topk}")
         self.topk = topk
 
     def __call__(self, anchors_per_level: list[Boxes], gt_boxes: Boxes) -> Tensor:

@@ -85,7 +85,7 @@ def prompt_from_names(
     """
     _check_names(names, with_blank)
     if separator.isalnum() or not separator:
-        raise InputError(f"INPUT.PROMPT.SEPARATOR {separator!r} must hold a space or a punctuation mark")
+        raise InputError(f"INPUT.PROMPT.SEPARATOR: expected a space or a punctuation mark in it, found {separator!r}")
     cleaned = [clean_name(name) for name in names]
     spans: list[tuple[CharSpan, ...]] = []
     begin = 0

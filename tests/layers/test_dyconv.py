@@ -180,7 +180,7 @@ def test_initial_weights():
 
 
 def test_unknown_form_is_named():
-    with pytest.raises(ValueError, match="deform_form is 'fast', expected one of auto, torchvision, gather"):
+    with pytest.raises(ValueError, match="deform_form: expected one of auto, torchvision, gather, found 'fast'"):
         DyConv(16, 16, deform_form="fast")
 
 

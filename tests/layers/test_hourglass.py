@@ -123,10 +123,10 @@ def test_weights_start_with_the_variance_of_kaiming_by_fan_out():
 
 @pytest.mark.parametrize("arguments", [(7,), (8, 3), (6, 2)])
 def test_channels_that_do_not_fit_are_an_error(arguments):
-    with pytest.raises(ValueError, match="Residual: expected an even number of channels"):
+    with pytest.raises(ValueError, match="MASK_HEAD.CONV_DIM: expected an even number and groups"):
         Residual(*arguments)
 
 
 def test_depth_below_one_is_an_error():
-    with pytest.raises(ValueError, match="Hourglass: depth must be at least 1, found 0"):
+    with pytest.raises(ValueError, match="HOURGLASS_DEPTH: expected at least 1, found 0"):
         Hourglass(8, 0)

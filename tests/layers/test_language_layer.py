@@ -80,7 +80,7 @@ def test_every_parameter_but_the_key_bias_gets_a_gradient():
 
 
 def test_hidden_size_that_heads_do_not_divide_is_refused():
-    with pytest.raises(ValueError, match="hidden_size 10 must be a multiple of num_heads 4"):
+    with pytest.raises(ValueError, match="NUM_HEADS: expected a divisor of hidden_size 10, found 4"):
         LanguageLayer(10, 4, 20, 0.0)
 
 

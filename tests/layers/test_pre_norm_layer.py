@@ -118,5 +118,5 @@ def test_initial_weights_have_a_spread_of_two_hundredths_and_no_bias():
 
 
 def test_hidden_size_that_heads_do_not_divide_is_refused():
-    with pytest.raises(ValueError, match=r"hidden_size 10 must be a multiple of num_heads 4 \(MODEL.TEXT_ENCODER.NUM"):
+    with pytest.raises(ValueError, match="TEXT_ENCODER.NUM_HEADS: expected a divisor of hidden_size 10, found 4"):
         PreNormLayer(10, 4, 20, 0.0)

@@ -33,9 +33,11 @@ def test_drop_block_zeroes_whole_squares_of_all_channels_and_keeps_the_mean():
     )
 
 
-@pytest.mark.parametrize(("prob", "size"), [(1.0, 3), (-0.1, 3), (0.3, 2)])
-def test_drop_block_refuses_other_values(prob, size):
-    with pytest.raises(ValueError, match="DROP_BLOCK"):
+@pytest.mark.parametrize(
+    ("prob", "size", "where"), [(1.0, 3, "DROP_BLOCK_PROB"), (-0.1, 3, "DROP_BLOCK_PROB"), (0.3, 2, "DropBlock size")]
+)
+def test_drop_block_refuses_other_values(prob, size, where):
+    with pytest.raises(ValueError, match=where):
         DropBlock(prob, size)
 
 

@@ -223,7 +223,7 @@ def test_sum_and_number_of_rows_can_be_normalized_otherwise():
 
 
 def test_an_unknown_form_is_refused():
-    with pytest.raises(ValueError, match="form must be one of auto, chunked, triton, found 'fast'"):
+    with pytest.raises(ValueError, match="form: expected one of auto, chunked, triton, found 'fast'"):
         contrastive_loss(*make_batch([PERSON_DOG]), "fast")
 
 

@@ -220,8 +220,8 @@ def test_detections_carry_no_gradient():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"score_thresh": -0.1}, r"score_thresh must be in \[0, 1\], found -0.1"),
-        ({"score_aggregation": "median"}, "score_aggregation must be one of .* found 'median'"),
+        ({"score_thresh": -0.1}, r"SCORE_THRESH: expected a number in \[0, 1\], found -0.1"),
+        ({"score_aggregation": "median"}, "SCORE_AGGREGATION: expected one of .* found 'median'"),
     ],
 )
 def test_settings_out_of_range_are_refused(change, message):

@@ -5,6 +5,7 @@ from detectron2.modeling import build_anchor_generator, build_backbone, build_mo
 from detectron2.structures import Boxes, Instances
 from prompt_samples import make_prompt
 
+from glipv2_d2.errors import InputError
 from glipv2_d2.modeling import GLIPv2
 from glipv2_d2.modeling.fusion_tower import FusionTower
 from glipv2_d2.modeling.heads.grounding_head import GroundingHead
@@ -216,3 +217,20 @@ def test_detections_of_an_image_and_of_each_prompt_have_their_limits(tiny_cfg):
         *({**inputs, "detection_limits": DetectionLimits(*limits)} for limits in ((3, 0), (0, 3), (1, 100))),
     ]
     assert [len(output["instances"]) for output in model(limited)] == [4, 6, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("TOWER.NUM_BLOCKS", 0, "expected at least 1, found 0"),
+        ("TOWER.CHANNELS", 24, "expected a multiple of 16, found 24"),
+        ("FUSION.NUM_HEADS", 5, "expected a divisor of embed_dim .*, found 5"),
+        ("MATCHER.TOPK", 0, "expected at least 1, found 0"),
+        ("TEST.SCORE_THRESH", 2.0, r"expected a number in \[0, 1\], found 2.0"),
+        ("TEST.SCORE_AGGREGATION", "median", "expected one of mean, max, power, found 'median'"),
+    ],
+)
+def test_wrong_values_of_the_model_name_their_key(tiny_cfg, key, value, message):
+    tiny_cfg.merge_from_list([f"MODEL.GLIPV2.{key}", value])
+    with pytest.raises(InputError, match=f"^MODEL.GLIPV2.{key}: {message}"):
+        build_model(tiny_cfg)

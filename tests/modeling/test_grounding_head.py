@@ -100,7 +100,7 @@ def test_other_number_of_levels_is_refused():
 
 @pytest.mark.parametrize("prior_prob", [0.0, 1.0])
 def test_prior_out_of_range_is_refused(prior_prob):
-    with pytest.raises(ValueError, match=rf"prior_prob must be in \(0, 1\), found {prior_prob}"):
+    with pytest.raises(ValueError, match=rf"PRIOR_PROB: expected a number in \(0, 1\), found {prior_prob}"):
         make_head(prior_prob=prior_prob)
 
 

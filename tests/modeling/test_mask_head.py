@@ -177,7 +177,7 @@ def test_level_of_another_width_is_projected_first():
 
 
 def test_a_head_without_hourglass_is_an_error():
-    with pytest.raises(ValueError, match="HourglassMaskHead: num_hourglasses must be at least 1, found 0"):
+    with pytest.raises(ValueError, match="MASK_HEAD.NUM_HOURGLASSES: expected at least 1, found 0"):
         make_head(num_hourglasses=0)
 
 

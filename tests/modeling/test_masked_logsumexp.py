@@ -98,7 +98,7 @@ def test_strided_vectors_are_taken():
 @pytest.mark.parametrize(
     ("form", "dtype", "message"),
     [
-        ("fast", torch.float32, "form must be one of auto, chunked, triton, found 'fast'"),
+        ("fast", torch.float32, "form: expected one of auto, chunked, triton, found 'fast'"),
         ("triton", torch.float64, "form 'triton' needs float32 vectors, found torch.float64"),
     ],
 )

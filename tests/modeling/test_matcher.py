@@ -125,5 +125,5 @@ def test_equal_boxes_go_to_the_first():
 
 
 def test_topk_below_one_is_refused():
-    with pytest.raises(ValueError, match="topk must be at least 1, found 0"):
+    with pytest.raises(ValueError, match="MATCHER.TOPK: expected at least 1, found 0"):
         ATSSMatcher(topk=0)

@@ -26,10 +26,10 @@ class DropBlock(nn.Module):
 
     def __init__(self, prob: float, size: int) -> None:
         super().__init__()
-        if not 0.0 <= prob < 1.0 or size % 2 == 0:
-            raise InputError(
-                f"MODEL.FPN.DROP_BLOCK_PROB must be in [0, 1) and DROP_BLOCK_SIZE odd, found {prob} and {size}"
-            )
+        if not 0.0 <= prob < 1.0:
+            raise InputError(f"MODEL.FPN.DROP_BLOCK_PROB: expected a number in [0, 1), found {prob}")
+        if size % 2 == 0:
+            raise ValueError(f"DropBlock size: expected an odd number, found {size}")
         self.prob = prob
         self.size = size
 

@@ -271,5 +271,5 @@ def prior_bias(prob: float) -> float:
     Source: RetinaNet (arXiv 1708.02002), Sec. 4.1.
     """
     if not 0 < prob < 1:
-        raise InputError(f"MODEL.GLIPV2.GROUNDING.PRIOR_PROB: prior_prob must be in (0, 1), found {prob}")
+        raise InputError(f"MODEL.GLIPV2.GROUNDING.PRIOR_PROB: expected a number in (0, 1), found {prob}")
     return -math.log((1 - prob) / prob)

@@ -49,10 +49,10 @@ class DetectionSelector:
 
     def __post_init__(self) -> None:
         if not 0 <= self.score_thresh <= 1:
-            raise InputError(f"DetectionSelector: score_thresh must be in [0, 1], found {self.score_thresh}")
+            raise InputError(f"MODEL.GLIPV2.TEST.SCORE_THRESH: expected a number in [0, 1], found {self.score_thresh}")
         if self.score_aggregation not in SCORE_AGGREGATIONS:
             raise InputError(
-                f"DetectionSelector: score_aggregation must be one of {SCORE_AGGREGATIONS}, "
+                f"MODEL.GLIPV2.TEST.SCORE_AGGREGATION: expected one of {', '.join(SCORE_AGGREGATIONS)}, "
                 f"found {self.score_aggregation!r}"
             )
 

@@ -88,7 +88,7 @@ class HourglassMaskHead(TrainingHead):
     ):
         super().__init__()
         if num_hourglasses < 1:
-            raise InputError(f"HourglassMaskHead: num_hourglasses must be at least 1, found {num_hourglasses}")
+            raise InputError(f"MODEL.GLIPV2.MASK_HEAD.NUM_HOURGLASSES: expected at least 1, found {num_hourglasses}")
         if reads not in MASK_FEATURES:
             raise InputError(f"MODEL.GLIPV2.MASK_HEAD.FEATURES: expected one of {list(MASK_FEATURES)}, found {reads!r}")
         self.pooler = RegionPooler(strides=strides, resolution=pooler_resolution, sampling_ratio=pooler_sampling_ratio)

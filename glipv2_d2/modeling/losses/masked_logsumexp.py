@@ -48,7 +48,7 @@ def ignored_pairs(row_groups: Tensor, column_groups: Tensor) -> Tensor:
 
 def _choose_form(form: str, vectors: Tensor) -> str:
     if form not in LOGSUMEXP_FORMS:
-        raise ValueError(f"masked_logsumexp: form must be one of {', '.join(LOGSUMEXP_FORMS)}, found {form!r}")
+        raise ValueError(f"masked_logsumexp form: expected one of {', '.join(LOGSUMEXP_FORMS)}, found {form!r}")
     if form == "auto":
         runs = vectors.is_cuda and vectors.dtype == torch.float32 and importlib.util.find_spec("triton")
         return "triton" if runs else "chunked"
