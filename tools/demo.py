@@ -64,7 +64,13 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
-    """Refuse flags that do not fit the task."""
+    """Refuse flags whose values cannot be used or do not fit the task."""
+    threshold, folder = arguments.confidence_threshold, Path(arguments.output)
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise InputError(f"--confidence-threshold: expected a number from 0 to 1, found {threshold}")
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"--output: expected a folder, found a file at {existing}")
     if (arguments.task == "vqa") != (arguments.question is not None):
         found = "no question" if arguments.question is None else f"--task {arguments.task}"
         raise InputError(f"--question: expected a question with --task vqa and none with other tasks, found {found}")

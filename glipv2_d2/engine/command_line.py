@@ -94,20 +94,23 @@ def _check_config_file(path: str, derived: tuple[str, ...] = ()) -> None:
     """Check the form of a YAML file and of those that it derives from, which the reader of configs takes for granted.
 
     Raises:
-        InputError: One is empty or not a mapping, holds an alias, which can repeat itself without end, or derives from
-            itself.
+        InputError: One is empty or not a mapping, repeats values inside repeated ones, which might never end, or derives
+            from itself.
+        FileNotFoundError: One derives from a file that is not there.
     """
     if path in derived:
         raise InputError(f"{path}: _BASE_: expected files that do not derive from themselves, found {path} again")
+    if not PathManager.isfile(path):
+        raise FileNotFoundError(f"{derived[-1]}: _BASE_: expected a YAML file, found none at {path}")
     with PathManager.open(path, "r") as file:
         text = file.read()
-    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-        raise InputError(f"{path}: expected values written out, found an alias (*NAME)")
+    if _has_nested_alias(text):
+        raise InputError(f"{path}: expected values written out, found an alias (*NAME) inside a value with an anchor")
     # Python objects are refused when the config is read, before anything is made.
     bases = None
     node = yaml.compose(text, yaml.SafeLoader)
     if not isinstance(node, yaml.MappingNode):
-        found = "an empty file" if node is None else f"a {node.id}"
+        found = "an empty file" if node is None else "a list" if isinstance(node, yaml.SequenceNode) else "one value"
         raise InputError(f"{path}: expected lines of KEY: VALUE, found {found}")
     for key, value in node.value:
         if key.value == "_BASE_":
@@ -120,6 +123,19 @@ def _check_config_file(path: str, derived: tuple[str, ...] = ()) -> None:
         _check_config_file(
             os.path.normpath(os.path.join(os.path.dirname(path), base)) if is_relative else base, (*derived, path)
         )
+
+
+def _has_nested_alias(text: str) -> bool:
+    """Tell whether a YAML text repeats values inside repeated values; a config that was written out repeats lists."""
+    anchors: list[str | None] = []
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            anchors.append(event.anchor)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchors.pop()
+        elif isinstance(event, yaml.AliasEvent) and any(anchors):
+            return True
+    return False
 
 
 @contextmanager

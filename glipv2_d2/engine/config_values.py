@@ -82,7 +82,7 @@ def check_solver_values(cfg: CfgNode) -> None:
     """Check the keys of a training.
 
     Raises:
-        InputError: A name is unknown, a number is too low, or the steps do not ascend.
+        InputError: A name is unknown, a number is too low, the steps do not ascend, or expected results are malformed.
     """
     _check_limits(cfg, _SOLVER_LIMITS)
     _check_choice(
@@ -92,6 +92,12 @@ def check_solver_values(cfg: CfgNode) -> None:
     steps = list(cfg.SOLVER.STEPS)
     if steps != sorted(set(steps)):
         raise InputError(f"SOLVER.STEPS: expected ascending numbers of iterations, found {steps}")
+    for row in cfg.TEST.EXPECTED_RESULTS:
+        kinds = (str, str, (int, float), (int, float))
+        fits = isinstance(row, (list, tuple)) and len(row) == len(kinds) and all(map(isinstance, row, kinds))
+        if not fits:
+            expected = "lists of task, metric, value and tolerance"
+            raise InputError(f"TEST.EXPECTED_RESULTS: expected {expected}, found {row!r}")
 
 
 def _check_limits(cfg: CfgNode, limits: dict[int, str]) -> None:

@@ -41,6 +41,13 @@ def test_config_is_defaults_then_file_then_pairs(tmp_path):
     assert cfg.is_frozen()
 
 
+def test_a_config_that_was_written_out_repeats_its_lists(tmp_path):
+    text = "SOLVER: {STEPS: &a [3, 4]}\nINPUT: {MIN_SIZE_TRAIN: *a}\nMODEL: {META_ARCHITECTURE: GLIPv2, DEVICE: cpu}\n"
+    (tmp_path / "a.yaml").write_text(text)
+    cfg = build_config(str(tmp_path / "a.yaml"), [])
+    assert list(cfg.SOLVER.STEPS) == list(cfg.INPUT.MIN_SIZE_TRAIN) == [3, 4]
+
+
 @pytest.mark.parametrize(
     "opts, message",
     [
@@ -79,6 +86,9 @@ def test_wrong_config_keys_end_in_one_line(opts, message, monkeypatch):
         ("SOLVER.STEPS", (3, 2)),
         ("SOLVER.BASE_LR", -0.1),
         ("SOLVER.CHECKPOINT_PERIOD", 0),
+        ("TEST.EXPECTED_RESULTS", ["bbox", "AP", 40.0, 0.1]),
+        ("TEST.EXPECTED_RESULTS", [["bbox", "AP", 40.0]]),
+        ("TEST.EXPECTED_RESULTS", [["bbox", "AP", "40.0", 0.1]]),
     ],
 )
 def test_wrong_values_of_a_training_name_their_key(tiny_cfg, key, value):
@@ -169,21 +179,22 @@ def test_trainer_does_not_log_the_traceback_of_bad_input(caplog):
     [
         ("_BASE_: x.yaml", ("_BASE_", "x.yaml again")),
         ("_BASE_: 5", ("_BASE_", "found 5")),
+        ("_BASE_: [gone.yaml]", ("x.yaml: _BASE_: expected a YAML file, found none at", "gone.yaml")),
         ("", ("found an empty file",)),
-        ("- 1", ("found a sequence",)),
-        ("5", ("found a scalar",)),
+        ("- 1", ("found a list",)),
+        ("5", ("found one value",)),
         ("SOLVER: {STEPS: &a [*a]}", ("an alias",)),
         ("MODEL: 3", ("found",)),
         ("SOLVER: {MAX_ITER: [1]}", ("SOLVER.MAX_ITER",)),
         ("[" * 5000, ("found",)),
     ],
-    ids=["loop", "number as base", "empty", "list", "number", "alias", "no node", "type", "nested"],
+    ids=["loop", "number as base", "missing base", "empty", "list", "number", "alias", "no node", "type", "nested"],
 )
 @pytest.mark.parametrize("as_base", [False, True])
 def test_a_file_that_is_no_config_is_named(tmp_path, content, words, as_base):
     (tmp_path / "x.yaml").write_text(content)
     (tmp_path / "top.yaml").write_text("_BASE_: x.yaml")
     path = tmp_path / ("top.yaml" if as_base else "x.yaml")
-    with pytest.raises(InputError) as caught:
+    with pytest.raises((InputError, FileNotFoundError)) as caught:
         build_config(str(path), [])
     assert_one_line(caught, path.parent, *words)

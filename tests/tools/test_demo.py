@@ -200,6 +200,9 @@ def test_video_becomes_a_video(run, fixed_predictor, tmp_path):
         (["--video-input", __file__], "no frame"),
         (["--input", __file__], "readable images"),
         (["--input", __file__, "--opts", "SEED"], "KEY VALUE"),
+        (["--input", __file__, "--confidence-threshold", "7"], "--confidence-threshold: expected a number from 0 to 1"),
+        (["--input", __file__, "--output", __file__], "--output: expected a folder, found a file at"),
+        (["--input", __file__, "--output", f"{__file__}/out"], "--output: expected a folder, found a file at"),
     ],
 )
 def test_wrong_input_ends_in_one_line_without_a_result(run, fixed_predictor, tmp_path, words, message):
@@ -316,7 +319,10 @@ def test_video_is_segmented_frame_by_frame(run, masking_predictor, tmp_path):
             "MODEL.MASK_ON: expected True with --task refer, found False in ",
         ),
         (["--prompt", "a dog", "--opts", "SEED"], "KEY VALUE"),
-        (["--prompt", "a dog", "--confidence-threshold", "nan"], "REFERRING_THRESH"),
+        (
+            ["--prompt", "a dog", "--confidence-threshold", "nan"],
+            "--confidence-threshold: expected a number from 0 to 1",
+        ),
     ],
 )
 def test_wrong_referring_ends_in_one_line_before_a_model_is_built(run, masking_predictor, tmp_path, words, message):
