@@ -94,8 +94,8 @@ def _check_config_file(path: str, derived: tuple[str, ...] = ()) -> None:
     """Check the form of a YAML file and of those that it derives from, which the reader of configs takes for granted.
 
     Raises:
-        InputError: One is empty or not a mapping, repeats values inside repeated ones, which might never end, or derives
-            from itself.
+        InputError: One is empty or not a mapping, repeats values inside repeated ones, which might never end, or
+            derives from itself.
         FileNotFoundError: One derives from a file that is not there.
     """
     if path in derived:

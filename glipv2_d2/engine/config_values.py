@@ -94,8 +94,8 @@ def check_solver_values(cfg: CfgNode) -> None:
         raise InputError(f"SOLVER.STEPS: expected ascending numbers of iterations, found {steps}")
     for row in cfg.TEST.EXPECTED_RESULTS:
         kinds = (str, str, (int, float), (int, float))
-        fits = isinstance(row, (list, tuple)) and len(row) == len(kinds) and all(map(isinstance, row, kinds))
-        if not fits:
+        is_row = isinstance(row, (list, tuple)) and len(row) == len(kinds)
+        if not is_row or not all(isinstance(value, kind) for value, kind in zip(row, kinds, strict=True)):
             expected = "lists of task, metric, value and tolerance"
             raise InputError(f"TEST.EXPECTED_RESULTS: expected {expected}, found {row!r}")
 
