@@ -14,6 +14,7 @@ from detectron2.data.build import filter_images_with_only_crowd_annotations
 from ..errors import InputError
 from .dataset_mappers.base import boxes_to_train_on
 from .dataset_mappers.build import mapper_of
+from .datasets.coco import Truth, keeping_truth, truth_of_images
 from .datasets.dict_checks import check_dataset_dicts
 from .datasets.few_shot import FewShot, take_few_shots
 from .datasets.mask_checks import keep_usable_masks, leave_out_masks
@@ -27,18 +28,24 @@ class LoadedDataset(NamedTuple):
     Attributes:
         name: Name in the catalog.
         dicts: Dataset dicts, checked; with masks if the model has them and the dataset is of sentences.
+        truth: What AP compares with, of the same images; None if ``load_coco_grounding`` or ``load_lvis`` is not the
+            registered reader.
     """
 
     name: str
     dicts: list[dict]
+    truth: Truth | None = None
 
 
 def load_test_dataset(cfg: CfgNode, name: str) -> LoadedDataset:
     """Read a dataset that is tested on; see ``load_dataset`` for the errors."""
-    # Evaluators of AP read the masks of detection data from the file itself.
+    # Evaluators of AP check the masks of detection data, which are part of the truth.
     with_masks = cfg.MODEL.MASK_ON and not mapper_of(name).has_category_names
-    with DataReport.from_config(cfg):
-        return LoadedDataset(name, load_dataset(name, with_masks))
+    with DataReport.from_config(cfg), keeping_truth() as truth:
+        dicts = load_dataset(name, with_masks)
+    if not truth or not is_read_here(name):
+        return LoadedDataset(name, dicts)
+    return LoadedDataset(name, dicts, truth_of_images(truth, {record["image_id"] for record in dicts}))
 
 
 def training_names(cfg: CfgNode) -> Sequence[str]:

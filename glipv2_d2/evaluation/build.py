@@ -24,7 +24,7 @@ from .vqa import VQAEvaluator
 
 def build_coco_evaluator(cfg: CfgNode, dataset: LoadedDataset, output_folder: str) -> DatasetEvaluator:
     """Build the evaluator of COCO's AP of boxes and, if the model has masks, of masks."""
-    return COCOInstanceEvaluator(dataset.name, _tasks(cfg), output_folder)
+    return COCOInstanceEvaluator(dataset.name, _tasks(cfg), output_folder, dataset.truth)
 
 
 def build_lvis_evaluator(cfg: CfgNode, dataset: LoadedDataset, output_folder: str) -> DatasetEvaluator:
@@ -33,7 +33,12 @@ def build_lvis_evaluator(cfg: CfgNode, dataset: LoadedDataset, output_folder: st
     from .lvis_evaluator import LVISEvaluator
 
     return LVISEvaluator(
-        dataset.name, _tasks(cfg), cfg.TEST.LVIS_PROTOCOLS, boxes=cfg.TEST.LVIS_BOXES, output_folder=output_folder
+        dataset.name,
+        _tasks(cfg),
+        cfg.TEST.LVIS_PROTOCOLS,
+        boxes=cfg.TEST.LVIS_BOXES,
+        output_folder=output_folder,
+        truth=dataset.truth,
     )
 
 

@@ -15,7 +15,7 @@ from detectron2.utils.file_io import PathManager
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ..data.datasets.coco import load_detection_truth
+from ..data.datasets.coco import Truth, load_detection_truth
 from .ap_inputs import checked_masks, measurable_tasks
 
 
@@ -25,11 +25,12 @@ class COCOInstanceEvaluator(COCOEvaluator):
     A metric is 0 if nothing was found, even without any detection, and NaN if there is nothing to find.
 
     Args:
-        dataset_name: Registered dataset whose metadata has ``json_file`` in COCO's format; otherwise its dicts are
-            converted. Annotations are numbered anew, from 1, because the evaluation takes a match with annotation 0 for
-            no match.
+        dataset_name: Registered dataset.
         tasks: "bbox", "segm" or both; ``measurable_tasks`` may leave "segm" out.
         output_folder: Folder that detections are written to.
+        truth: What the detections are compared with; its annotations are changed, and numbered from 1, because the
+            evaluation takes a match with annotation 0 for no match. None: the ``json_file`` of the metadata is read, in
+            COCO's format; without one the dataset dicts are converted.
 
     Raises:
         AnnotationError: The file cannot be used.
@@ -40,13 +41,17 @@ class COCOInstanceEvaluator(COCOEvaluator):
     _tasks: tuple[str, ...]
     _coco_api: COCO
 
-    def __init__(self, dataset_name: str, tasks: Sequence[str], output_folder: str | None = None) -> None:
+    def __init__(
+        self, dataset_name: str, tasks: Sequence[str], output_folder: str | None = None, truth: Truth | None = None
+    ) -> None:
         metadata = MetadataCatalog.get(dataset_name)
-        if metadata.get("json_file") is None:
+        if truth is None and metadata.get("json_file") is None:
             super().__init__(dataset_name, tasks=tuple(tasks), output_dir=output_folder)
             truth = self._coco_api.dataset
         else:
-            truth = load_detection_truth(PathManager.get_local_path(metadata.json_file), metadata.get("image_root"))
+            if truth is None:
+                json_file = PathManager.get_local_path(metadata.json_file)
+                truth = load_detection_truth(json_file, metadata.get("image_root"))
             self._set_up(metadata, output_folder)
             self._coco_api = COCO()
             self._coco_api.dataset = truth

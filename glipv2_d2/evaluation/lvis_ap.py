@@ -16,7 +16,7 @@ import numpy as np
 from lvis import LVIS, LVISEval, LVISResults
 from pycocotools import mask as mask_utils
 
-from ..data.datasets.coco import load_detection_truth
+from ..data.datasets.coco import Truth
 from ..data.datasets.skip_report import with_progress
 from ..data.datasets.value_checks import AnnotationError, show
 from .ap_inputs import check_fields
@@ -32,20 +32,19 @@ class LVISGroundTruth(LVIS):
     Annotations are numbered from 1, because the package takes a match with annotation 0 for no match.
 
     Args:
-        json_file: In LVIS's format.
-        image_root: Images whose file is not there are left out; None: they are not looked up.
+        json_file: The file that they are from, for messages.
+        truth: Its content, as ``load_detection_truth`` returns it.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        AnnotationError: The file cannot be used, or an entry lacks a field that the evaluation needs.
+        AnnotationError: An entry lacks a field that the evaluation needs, or has another value than it needs.
     """
 
-    def __init__(self, json_file: str, image_root: str | None = None) -> None:
-        self._image_root = image_root
+    def __init__(self, json_file: str, truth: Truth) -> None:
+        self._truth = truth
         super().__init__(json_file)
 
     def _load_json(self, path: str) -> dict[str, Any]:
-        content = {"annotations": [], **load_detection_truth(path, self._image_root, is_lvis=True)}
+        content = {"annotations": [], **self._truth}
         if not content["annotations"]:
             # Nothing is judged, so the fields that judging needs may be absent, as in the file of a test set.
             for image in content["images"]:
@@ -54,6 +53,13 @@ class LVISGroundTruth(LVIS):
             return content
         for kind, fields in _FIELDS.items():
             check_fields(path, kind, content[kind], fields, "LVIS")
+        for number, image in enumerate(content["images"]):
+            for field in _FIELDS["images"]:
+                if not isinstance(image[field], list):
+                    found = show(image[field])
+                    raise AnnotationError(
+                        f"{path}: images[{number}].{field}: expected a list of category ids, found {found}"
+                    )
         for number, category in enumerate(content["categories"]):
             if category["frequency"] not in ("r", "c", "f"):
                 found = show(category["frequency"])

@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
+from ..data.datasets.coco import Truth, load_detection_truth
 from ..errors import InputError
 from .ap_inputs import DetectionRows, measurable_tasks
 from .lvis_ap import LVISGroundTruth, lvis_ap
@@ -48,6 +49,7 @@ class LVISEvaluator(DatasetEvaluator):
         output_folder: Folder of the detections; None: they are not written.
         detections_per_image: Limit of the standard protocol.
         detections_per_category: Limit of Fixed AP.
+        truth: What the detections are compared with; its annotations are changed. None: ``json_file`` is read.
 
     Raises:
         InputError: A task or protocol is unknown, or none is given.
@@ -68,6 +70,7 @@ class LVISEvaluator(DatasetEvaluator):
         output_folder: str | None = None,
         detections_per_image: int = 300,
         detections_per_category: int = 10_000,
+        truth: Truth | None = None,
     ) -> None:
         for field, found, known in (
             ("tasks", tasks, _TASKS),
@@ -86,7 +89,9 @@ class LVISEvaluator(DatasetEvaluator):
         # The annotations of LVIS take a gigabyte, and only the first process compares with them.
         self._ground_truth: LVISGroundTruth | None = None
         if not distributed or comm.is_main_process():
-            self._ground_truth = LVISGroundTruth(metadata.json_file, metadata.get("image_root"))
+            if truth is None:
+                truth = load_detection_truth(metadata.json_file, metadata.get("image_root"), is_lvis=True)
+            self._ground_truth = LVISGroundTruth(metadata.json_file, truth)
             content = self._ground_truth.dataset
             self._tasks = measurable_tasks(dataset_name, self._tasks, content["annotations"], content["images"])
         self._parts: list[DetectionRows] = []

@@ -6,17 +6,20 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
-from detectron2.structures import BoxMode
+from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils import comm
 from PIL import Image
 
 from glipv2_d2.data import build_test_loader, build_train_loader, register_captioning, register_vqa_json
-from glipv2_d2.data.datasets.formats import register_grounding_json
+from glipv2_d2.data.datasets import coco, registration
+from glipv2_d2.data.datasets.coco import load_detection_truth
+from glipv2_d2.data.datasets.formats import register_coco_grounding, register_grounding_json, register_lvis
 from glipv2_d2.data.image_reading import UnreadableImageError
 from glipv2_d2.data.loading import LoadedDataset, load_test_dataset, load_training_dicts
 from glipv2_d2.data.stream.order import StreamEntry
 from glipv2_d2.data.stream.samples import DROPPED_COUNTS, StoredSamples, StreamedSamples, TrainingSamples
 from glipv2_d2.engine.trainer import GLIPv2Trainer
+from glipv2_d2.evaluation import build_evaluator
 from glipv2_d2.prompts import questions
 from glipv2_d2.structures import DetectionLimits
 
@@ -561,3 +564,50 @@ def test_a_test_reads_a_dataset_once_and_a_question_once(understanding_cfg, monk
     model.forward = lambda inputs: [{"answer_scores": torch.tensor([0.9, 0.1])} for _ in inputs]
     results = GLIPv2Trainer.test(understanding_cfg, model)
     assert results["vqa"] and read == [vqa] and len(asked) == 8
+
+
+@pytest.mark.parametrize("evaluator_type", ["coco", "lvis"])
+def test_a_test_reads_detection_data_once_for_its_loader_and_its_evaluator(
+    data_cfg, mixed_dataset, monkeypatch, evaluator_type
+):
+    source = MetadataCatalog.get(mixed_dataset)
+    json_file, name = source.json_file, f"{mixed_dataset}_{evaluator_type}"
+    content = json.loads(Path(json_file).read_text())
+    for number, image in enumerate(content["images"]):
+        image.update(neg_category_ids=[30], not_exhaustive_category_ids=[10] * (number % 2))
+    content["categories"] = [{**row, "frequency": "f"} for row in content["categories"]]
+    content["annotations"][1]["bbox"] = None
+    # One of them reaches past its image; the file of another image is missing.
+    content["annotations"][2].update(bbox=[-5, 6, 400, 10], area=7.5)
+    Path(json_file).write_text(json.dumps(content))
+    Path(source.image_root, content["images"][4]["file_name"]).unlink()
+    {"coco": register_coco_grounding, "lvis": register_lvis}[evaluator_type](name, json_file, source.image_root)
+
+    expected = load_detection_truth(json_file, source.image_root, is_lvis=evaluator_type == "lvis")
+    dataset = load_test_dataset(data_cfg, name)
+    assert dataset.truth == expected
+    assert len(expected["images"]) == 8 and 0 < len(expected["annotations"]) < len(content["annotations"]) - 1
+
+    opened, parsed, looked_up, original_open, parse = [], [], [], open, json.load
+    monkeypatch.setattr("builtins.open", lambda path, *a, **k: opened.append(path) or original_open(path, *a, **k))
+    monkeypatch.setattr(json, "load", lambda file, **k: parsed.append(file.name) or parse(file, **k))
+    for module in (coco, registration):
+        find = lambda paths, find=module.missing_files: looked_up.append(len(paths)) or find(paths)  # noqa: E731
+        monkeypatch.setattr(module, "missing_files", find)
+    data_cfg.DATASETS.TEST = (name,)
+    model = torch.nn.Identity()
+    model.forward = lambda inputs: [{"instances": found_boxes(expected, one)} for one in inputs]
+    results = GLIPv2Trainer.test(data_cfg, model)
+    assert opened.count(json_file) == parsed.count(json_file) == 1 and looked_up == [9]
+    again = GLIPv2Trainer.test(data_cfg, model, [build_evaluator(data_cfg, LoadedDataset(name, dataset.dicts))])
+    assert results["bbox"]["AP"] > 50 and str(results) == str(again)
+
+
+def found_boxes(truth: dict, sample: dict) -> Instances:
+    """The true boxes of an image, found with a high score, and a wrong one with a higher."""
+    items = [item for item in truth["annotations"] if item["image_id"] == sample["image_id"]]
+    boxes = torch.tensor([item["bbox"] for item in items], dtype=torch.float32).reshape(-1, 4)
+    boxes = torch.cat([torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], dim=1), torch.tensor([[0.0, 0, 3, 3]])])
+    classes = torch.tensor([item["category_id"] // 10 - 1 for item in items] + [0])
+    scores = torch.tensor([0.8] * len(items) + [0.9])
+    return Instances((sample["height"], sample["width"]), pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
@@ -77,10 +79,40 @@ def load_lvis(json_file: str, image_root: str, name: str) -> list[dict]:
     return sorted(records.values(), key=lambda record: record["image_id"])
 
 
-def load_detection_truth(
-    json_file: str, image_root: str | None = None, *, is_lvis: bool = False
-) -> dict[str, list[dict]]:
+# What an evaluator compares with, in COCO's format: "images", "categories" and, but for a test set, "annotations".
+Truth = dict[str, list[dict]]
+
+# Filled by a reader inside of ``keeping_truth``.
+_kept_truth: ContextVar[Truth | None] = ContextVar("kept_truth", default=None)
+
+
+@contextmanager
+def keeping_truth() -> Iterator[Truth]:
+    """Fill a dict, as long as the ``with`` block runs, with the truth of the dataset that is read in it.
+
+    It is what ``load_detection_truth`` returns without an ``image_root``, without reading the file again. It stays
+    empty with readers of other formats.
+    """
+    truth: Truth = {}
+    token = _kept_truth.set(truth)
+    try:
+        yield truth
+    finally:
+        _kept_truth.reset(token)
+
+
+def truth_of_images(truth: Truth, image_ids: Container[int]) -> Truth:
+    """Return a truth with the images of some ids alone and their annotations, which are numbered anew, from 1."""
+    kept = {**truth, "images": [image for image in truth["images"] if image["id"] in image_ids]}
+    if "annotations" in truth:
+        kept["annotations"] = _numbered([item for item in truth["annotations"] if item["image_id"] in image_ids])
+    return kept
+
+
+def load_detection_truth(json_file: str, image_root: str | None = None, *, is_lvis: bool = False) -> Truth:
     """Read what an evaluator compares with: the annotations that the loader uses, as they stand in the file.
+
+    A dataset that is read inside of ``keeping_truth`` does not need it.
 
     Args:
         json_file: In COCO's or LVIS's format.
@@ -102,34 +134,13 @@ def load_detection_truth(
         paths = {os.path.join(image_root, image.file_name): image.id for image in images.values() if image is not None}
         images.update(dict.fromkeys(paths[path] for path in missing_files(paths)))
     names = content.categories()
-    found: list[dict] = []
+    annotations: list[dict] = []
 
     def keep(image: CocoImage, item: dict, box: Box, category_id: int, crowd: int) -> None:
-        left, top, width, height = read_four_numbers(item["bbox"])
-        area = as_number(item.get("area"))
-        found.append(
-            {
-                **item,
-                "id": len(found) + 1,
-                "image_id": image.id,
-                "category_id": category_id,
-                "bbox": [left, top, width, height],
-                "area": width * height if area is None else area,
-                "iscrowd": crowd,
-            }
-        )
+        annotations.append(_true_annotation(image, item, category_id, crowd))
 
     _read_boxes(content, images, names, keep)
-    rows = {as_integer(row["id"]): row for row in content.content["categories"]}
-    truth = {
-        "images": [
-            {**image.entry, "id": image.id, "height": image.size[0], "width": image.size[1]}
-            for image in images.values()
-            if image is not None
-        ],
-        "categories": [{**rows[category_id], "id": category_id, "name": name} for category_id, name in names.items()],
-    }
-    return {**truth, "annotations": found} if "annotations" in content.content else truth
+    return _truth(content, images, names, annotations)
 
 
 _LVIS_FIELDS = ("neg_category_ids", "not_exhaustive_category_ids")
@@ -144,6 +155,8 @@ def _load_records(
     names = content.categories()
     rows = {category_id: row for row, category_id in enumerate(names)}
     records = {image.id: image_record(image, image_root) for image in images.values() if image is not None}
+    kept_truth = _kept_truth.get()
+    true_annotations: list[dict] = []
 
     def add(image: CocoImage, item: dict, box: Box, category_id: int, crowd: int) -> None:
         annotation = {
@@ -155,12 +168,48 @@ def _load_records(
         if item.get("segmentation"):
             annotation["segmentation"] = item["segmentation"]
         records[image.id]["annotations"].append(annotation)
+        if kept_truth is not None:
+            true_annotations.append(_true_annotation(image, item, category_id, crowd))
 
     _read_boxes(content, images, names, add)
     content.report.close(records, "images")
     set_thing_classes(json_file, name, list(names.values()))
     MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id = rows
+    if kept_truth is not None:
+        kept_truth.update(_truth(content, images, names, true_annotations))
     return images, records
+
+
+def _true_annotation(image: CocoImage, item: dict, category_id: int, crowd: int) -> dict:
+    left, top, width, height = read_four_numbers(item["bbox"])
+    area = as_number(item.get("area"))
+    return {
+        **item,
+        "image_id": image.id,
+        "category_id": category_id,
+        "bbox": [left, top, width, height],
+        "area": width * height if area is None else area,
+        "iscrowd": crowd,
+    }
+
+
+def _truth(content: CocoJson, images: Images, names: dict[int, str], annotations: list[dict]) -> Truth:
+    rows = {as_integer(row["id"]): row for row in content.content["categories"]}
+    truth = {
+        "images": [
+            {**image.entry, "id": image.id, "height": image.size[0], "width": image.size[1]}
+            for image in images.values()
+            if image is not None
+        ],
+        "categories": [{**rows[category_id], "id": category_id, "name": name} for category_id, name in names.items()],
+    }
+    return {**truth, "annotations": _numbered(annotations)} if "annotations" in content.content else truth
+
+
+def _numbered(annotations: list[dict]) -> list[dict]:
+    for number, annotation in enumerate(annotations, 1):
+        annotation["id"] = number
+    return annotations
 
 
 def _read_boxes(
