@@ -27,8 +27,8 @@ IMAGE_SUFFIXES = tuple(sorted(suffix for suffix, name in Image.registered_extens
 # Formats whose gray levels PIL gives in its mode "I" have 16 bits; in a TIFF file the same mode has 32.
 _FORMATS_OF_16_BITS = ("PNG", "PPM", "JPEG2000")
 
-# Of an image whose size no annotation tells. A small file can claim any size, and its memory is taken before the pixels
-# are read.
+# The limit for an image without a size in its annotation. A small file can claim any size, and the memory for it is
+# taken before the pixels are read.
 _MAX_PIXELS = 2**26
 
 
@@ -43,8 +43,8 @@ def read_image(dataset_dict: dict, image_format: str) -> np.ndarray:
     taken, and 16 bits a channel become their upper 8.
 
     Args:
-        dataset_dict: Holds ``file_name``, and ``image_bytes`` or ``tsv_offset`` where the image is no file of its own
-            (see ``structures``); stays as it is.
+        dataset_dict: Holds ``file_name``, and ``image_bytes`` or ``tsv_offset`` where the image is not a file of its
+            own (see ``structures``); stays as it is.
         image_format: "BGR" or "RGB".
 
     Returns:
@@ -77,12 +77,12 @@ def decode_image(content: bytes, image_format: str, height: int | None = None, w
     Args:
         content: A JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, JPEG 2000 or AVIF file with 8 or 16 bits a channel.
         image_format: "BGR" or "RGB".
-        height, width: That the image should have, looked at before a pixel is decoded; without them it may have
-            64 million pixels.
+        height, width: The size that the image should have, checked before a pixel is decoded. Without them the image
+            may have at most 64 million pixels.
 
     Raises:
-        OSError, ValueError, SyntaxError, EOFError, struct.error, PIL.Image.DecompressionBombError: The bytes are no
-            such image.
+        OSError, ValueError, SyntaxError, EOFError, struct.error, PIL.Image.DecompressionBombError: The bytes are
+            not such an image.
     """
     with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
         limit: int | None = _MAX_PIXELS
@@ -103,7 +103,7 @@ def image_size(content: bytes) -> tuple[int, int]:
     """Return the height and width, upright, of the bytes of an image file.
 
     Raises:
-        ValueError: The bytes are no image, or one of more than 64 million pixels.
+        ValueError: The bytes are not an image, or it has more than 64 million pixels.
     """
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
@@ -135,7 +135,7 @@ def read_tsv_image(tsv_file: str, offset: int) -> bytes:
 
     Raises:
         OSError: The file cannot be read.
-        ValueError: No line begins there, it has one column only, or the last column is no base64.
+        ValueError: No line begins there, it has one column only, or the last column is not base64.
     """
     with PathManager.open(tsv_file, "rb") as file:
         file.seek(offset)

@@ -70,7 +70,7 @@ def load_training_dicts(
 
     Args:
         name: A registered dataset.
-        filter_empty: Leave out images without a box that is no crowd region, where boxes are all that is learned.
+        filter_empty: Leave out images that have only crowd regions or no boxes, where boxes are all that is learned.
         min_score: Leave out images with pseudo boxes none of which has a score from here on.
         with_masks: See ``load_dataset``.
         few_shot: How many images are taken; by default all.

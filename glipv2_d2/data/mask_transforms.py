@@ -21,16 +21,16 @@ def transform_masks(
 ) -> tuple[PolygonMasks | BitMasks, Tensor]:
     """Move masks with their image.
 
-    Polygons are moved point by point. They become bitmaps, of a byte for each pixel, where one of the masks is an RLE
-    or the image is cropped, so that it can be told of which of them nothing is left.
+    Polygons are moved point by point. If one of the masks is an RLE or the image is cropped, all of them become bitmaps
+    of a byte for each pixel, which show whether anything of a mask is left.
 
     Args:
         segmentations: M masks in the frame of the original image, as ``keep_usable_masks`` leaves them; None: no mask.
-        transforms: That the image went through.
-        image_size: Height and width after it.
+        transforms: The transforms that the image went through.
+        image_size: Height and width after them.
 
     Returns:
-        M masks in the frame of the new image, empty ones where there is none, and (M,) bool, which of them have one.
+        M masks in the frame of the new image, empty where there is none, and (M,) bool, True where there is one.
     """
     needs_bitmaps = any(isinstance(mask, dict) for mask in segmentations) or any(
         isinstance(transform, CropTransform) for transform in transforms.transforms

@@ -41,10 +41,10 @@ class PromptedBoxes(NamedTuple):
     """The prompt of a training sample and the boxes that its phrases name.
 
     Attributes:
-        prompt: What the model reads; its ``category_ids`` are ids across images, -1 for none.
+        prompt: The prompt for the model; its ``category_ids`` are ids across images, -1 for none.
         annotations: The M boxes that stay, as the dataset has them; M may be 0.
         rows: (M,) int64, row of each box in ``prompt.phrase_token_map``.
-        dropped: What did not fit into the prompt.
+        dropped: The text that did not fit into the prompt.
         own_tokens: (T,) bool, the tokens that speak of the image; None: all.
     """
 
@@ -89,10 +89,10 @@ class PromptDatasetMapper(ABC):
 
     # The task in the metadata of the datasets whose samples it makes.
     task: ClassVar[str]
-    # Fields of a dataset dict, one of which is there in every image that is trained on.
+    # Every image that is trained on has one of these fields in its dataset dict.
     targets: ClassVar[tuple[str, ...]] = ("annotations",)
-    # Nothing is learned but boxes. Otherwise GROUNDED of this node of MODEL.GLIPV2 says whether boxes are learned too;
-    # without a node they are not.
+    # True: only boxes are learned. False: GROUNDED of the node ``config_node`` of MODEL.GLIPV2 says whether boxes are
+    # learned too; without a node they are not.
     learns_boxes_alone: ClassVar[bool] = True
     config_node: ClassVar[str] = ""
     # The dataset has names, the same for all images.
@@ -152,8 +152,8 @@ class PromptDatasetMapper(ABC):
         Args:
             cfg: The config.
             is_train: For training.
-            tokenizer: One that is there already; otherwise one is built.
-            dataset_names: Where the samples come from; by default all of DATASETS.TRAIN or DATASETS.TEST.
+            tokenizer: A tokenizer to share; None builds one.
+            dataset_names: The datasets that the samples come from; by default all of DATASETS.TRAIN or DATASETS.TEST.
         """
         mlm = cfg.MODEL.GLIPV2.MLM
         masks_words = is_train and mlm.ENABLED and trains_pretraining_losses(cfg) and cls.learns_boxes_alone
@@ -194,16 +194,16 @@ class PromptDatasetMapper(ABC):
     def mirrored(self, dataset_dict: dict) -> dict:
         """Return a dataset dict whose text speaks of the mirrored image.
 
-        By default it stays as it is: another word would make the name of a category that of another one.
+        By default it stays as it is: a changed word would turn the name of a category into that of another.
         """
         return dataset_dict
 
     def completed(self, sample: dict, dataset_dict: dict) -> dict:
-        """Return a training sample with what only this kind of data has.
+        """Return a training sample with the fields that only this kind of data has.
 
         Args:
             sample: The finished sample, without the keys of the task.
-            dataset_dict: It speaks of the image as it is in the sample, mirrored or not.
+            dataset_dict: Its text describes the image as it is in the sample, mirrored or not.
         """
         return sample
 

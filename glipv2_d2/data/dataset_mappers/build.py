@@ -1,4 +1,4 @@
-"""Which mapper makes the samples of which dataset: the table of the kinds of data."""
+"""The table of the kinds of data: for each of them the mapper that makes its samples."""
 
 from __future__ import annotations
 

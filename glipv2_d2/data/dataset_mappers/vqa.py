@@ -1,4 +1,4 @@
-"""Questions about images: the question is the prompt, and what people answered is the target."""
+"""Questions about images: the question is the prompt, and the answers of people are the target."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class VQADatasetMapper(PromptDatasetMapper):
             answers: The list of answers.
             grounded: See MODEL.GLIPV2.VQA.GROUNDED.
             min_score: See INPUT.PROMPT.MIN_PSEUDO_SCORE.
-            questions_per_image: Most questions that are chosen of an image.
+            questions_per_image: The most questions that are chosen for an image.
             options: Arguments of ``PromptDatasetMapper``.
 
         Raises:
@@ -74,7 +74,7 @@ class VQADatasetMapper(PromptDatasetMapper):
 
     @classmethod
     def own_options(cls, cfg: CfgNode, dataset_names: Sequence[str]) -> dict[str, Any]:
-        """Read the list of answers, and what of a question is learned."""
+        """Read the list of answers and the settings of the questions."""
         return {
             "answers": AnswerVocabulary.from_config(cfg),
             "grounded": cfg.MODEL.GLIPV2.VQA.GROUNDED,
@@ -85,7 +85,7 @@ class VQADatasetMapper(PromptDatasetMapper):
     def training_sample(
         self, dataset_dict: dict, image_sample: dict, transforms: T.TransformList, rng: np.random.Generator
     ) -> dict:
-        """Add one question to its image, or of a dict that stands for several as many as are asked for."""
+        """Add a question to its image, or some of the questions of a dict that has ``questions``."""
         if "questions" not in dataset_dict:
             return super().training_sample(dataset_dict, image_sample, transforms, rng)
         chosen = rng.permutation(len(dataset_dict["questions"]))[: self.questions_per_image]
@@ -117,7 +117,7 @@ class VQADatasetMapper(PromptDatasetMapper):
             self.tokenizer,
             [spans for spans, _ in phrases],
             names_answer=[names_answer for _, names_answer in phrases],
-            # Also of a dataset without boxes: the model always reads the question as it does at test time.
+            # Even without boxes: the model always reads the question as it does at test time.
             with_mask=self.grounded,
         )
         # Phrases of a sentence belong to no category.
@@ -172,12 +172,12 @@ def _question_group(group: list[dict]) -> dict:
     of_question = ("question", "question_id", "answers", "answer_type", "annotations")
     shared = {key: value for key, value in group[0].items() if key not in of_question}
     if "annotations" in group[0]:
-        # Says that there are some; each question has its own.
+        # The field says that there are annotations; each question has its own.
         shared["annotations"] = []
     return {**shared, "questions": [{key: item[key] for key in of_question if key in item} for item in group]}
 
 
 def answer_texts(dataset_dict: dict) -> list[str]:
-    """Return what people answered, one string each; none for a question of a test set."""
+    """Return the answers of people, one string each; none for a question of a test set."""
     answers = dataset_dict.get("answers") or ()
     return [answer if isinstance(answer, str) else answer["answer"] for answer in answers]

@@ -98,7 +98,7 @@ class ShardStream:
     def __init__(self, shards: ShardSet, slot: int, num_slots: int, begin: ReadPosition | None = None):
         """
         Args:
-            shards: What is read.
+            shards: The shards to read.
             slot: Number of the slot among those of all ranks together, from 0.
             num_slots: Number of slots of all ranks together.
             begin: Beginning of a block from which reading may start; the order does not depend on it.

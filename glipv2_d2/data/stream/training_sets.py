@@ -27,7 +27,7 @@ class TrainingSets(NamedTuple):
 
     Attributes:
         dicts: Dataset dicts of those that are not streamed, one dataset after the other.
-        shards: Those that are streamed, by their index in DATASETS.TRAIN; without seed and first epoch.
+        shards: The streamed datasets, by their index in DATASETS.TRAIN; without seed and first epoch.
         members: For each dataset what a draw from it can be: indices of ``dicts``, or its ``shard_draw``.
         ratios: Share of each dataset, up to a common factor; empty: by the number of members.
         kinds: (M,) for the M dicts, what their samples train: 0, boxes alone; else 1 + 2 * the index of the task among
