@@ -93,7 +93,7 @@ def check_solver_values(cfg: CfgNode) -> None:
     if steps != sorted(set(steps)):
         raise InputError(f"SOLVER.STEPS: expected ascending numbers of iterations, found {steps}")
     for row in cfg.TEST.EXPECTED_RESULTS:
-        kinds = (str, str, (int, float), (int, float))
+        kinds: tuple[Any, ...] = (str, str, (int, float), (int, float))
         is_row = isinstance(row, (list, tuple)) and len(row) == len(kinds)
         if not is_row or not all(isinstance(value, kind) for value, kind in zip(row, kinds, strict=True)):
             expected = "lists of task, metric, value and tolerance"

@@ -37,7 +37,7 @@ def choose_deform_form(form: str, device: torch.device, num_outputs: int) -> str
         ValueError: An unknown form.
     """
     if form not in DEFORM_FORMS:
-        raise InputError(f"deformable convolution form: found {form!r}, expected one of {', '.join(DEFORM_FORMS)}")
+        raise InputError(f"deformable convolution form: expected one of {', '.join(DEFORM_FORMS)}, found {form!r}")
     if form != "auto":
         return form
     if device.type != "cpu" or (num_outputs < SMALL_OUTPUT and not torch.is_grad_enabled()):

@@ -118,7 +118,7 @@ class BiMultiHeadAttention(nn.Module):
 
     def _choose(self, form: str, visual: Tensor, language: Tensor) -> str:
         if form not in FUSION_FORMS:
-            raise InputError(f"fusion form: found {form!r}, expected one of {', '.join(FUSION_FORMS)}")
+            raise InputError(f"fusion form: expected one of {', '.join(FUSION_FORMS)}, found {form!r}")
         if form == "auto":
             faster = folded_is_faster(visual.shape[1], language.shape[1], visual.shape[2], self.head_dim)
             form = "folded" if faster else "plain"
