@@ -10,6 +10,7 @@ from detectron2.engine import DefaultPredictor
 
 from glipv2_d2 import GLIPv2Predictor
 from glipv2_d2.layers.reading import BOTH_WAYS, CAUSAL
+from glipv2_d2.prompts.user_prompts import caption_prompt
 from glipv2_d2.structures import TokenBatch
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -288,7 +289,7 @@ def test_a_given_caption_is_read_word_by_word_if_asked(cfg, is_causal):
     assert len(first) and torch.equal(first.scores, second.scores) == is_causal
     # The same by hand.
     model, reading = predictor.model, CAUSAL if is_causal else BOTH_WAYS
-    prompt = predictor._tokenize_caption("a cat near a dog", ["cat"])
+    prompt = caption_prompt("a cat near a dog", ["cat"], predictor.tokenizer)
     with torch.no_grad():
         images = model.preprocess_image([predictor._model_input(image)])
         features = model.visual_features(images)
