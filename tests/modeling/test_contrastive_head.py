@@ -159,7 +159,7 @@ def test_an_image_without_boxes_offers_its_words():
     features, language, *others = make_inputs(matched=[MATCHED[0], {}, {}])
     alone = (others[0][:1], AnchorTargets(others[1].matched_idxs[:1], None, None), others[2][:1])
     without = head.losses(
-        *contrast_case([level[:1] for level in features], LanguageFeatures(*(x[:1] for x in language)), *alone)
+        *contrast_case([level[:1] for level in features], LanguageFeatures(*(x[:1] for x in language[:3])), *alone)
     )
     assert with_words > without["loss_contrastive"] + 0.1
 
