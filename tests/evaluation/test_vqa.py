@@ -185,7 +185,7 @@ def test_questions_that_were_cut_off_are_counted_once_each(caplog):
 
 def test_nothing_is_said_where_no_question_was_cut_off(caplog):
     evaluate([question(1, ["dog"])], [(1, "dog")])
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 def test_question_ids_may_be_strings():

@@ -257,7 +257,10 @@ def test_numbers_of_masks_are_printed_and_written(run, capsys):
         ((*MODEL, "--prompt", ". ."), "--prompt: expected names with full stops between them"),
         ((*MODEL, "--train", "--num-names", "200"), "--train: expected names for one prompt, found names for"),
         ((*CONTRASTIVE, "--form", "triton"), "--form triton: expected --device cuda, found cpu"),
-        (("masks", "--boxes", "2", "--tokens", "3", "--dim", "7"), "Residual: expected an even number of channels"),
+        (
+            ("masks", "--boxes", "2", "--tokens", "3", "--dim", "7"),
+            "MODEL.GLIPV2.MASK_HEAD.CONV_DIM: expected an even number",
+        ),
     ],
 )
 def test_bad_requests_end_in_one_line(run, arguments, message):

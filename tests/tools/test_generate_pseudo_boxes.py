@@ -135,7 +135,7 @@ def test_a_killed_run_goes_on_where_it_stopped(tool, fixed_teacher, inputs, tmp_
 
     with monkeypatch.context() as patch:
         patch.setattr(tool, "open_shard", kill_at_the_second)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(SystemExit, match="^130$"):
             tool.main([*inputs, "--shard-size", "2"])
     assert len(fixed_teacher) == 2 and not (folder / "report.json").exists()
     before = (folder / "pseudo-000000.jsonl").stat()
