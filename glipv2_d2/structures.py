@@ -72,8 +72,8 @@ class DetectionLimits(NamedTuple):
     """How many of the best detections are kept, 0 for all; those that tie with the last of them are kept too.
 
     Attributes:
-        per_prompt: Of each prompt of an image; 0: as many as ``per_image``.
-        per_image: Of an image over all its prompts.
+        per_prompt: The limit for each prompt of an image; 0: as many as ``per_image``.
+        per_image: The limit for an image over all its prompts.
     """
 
     per_prompt: int = 0
@@ -187,7 +187,7 @@ class LanguageFeatures(NamedTuple):
         hidden: (N, T, D), replaced by the fused features as they pass through the fusion tower.
         embedded: (N, T, D), the encoder's output before fusion, zero in the padding.
         mask: (N, T) bool, True at real tokens.
-        fingerprints: Of the token ids of each prompt, for a model whose prompt is tuned; None otherwise.
+        fingerprints: A number for the token ids of each prompt, for a model whose prompt is tuned; None otherwise.
     """
 
     hidden: Tensor

@@ -76,7 +76,7 @@ def official_state_dict(
 
     Args:
         json_path: File with name -> {"shape", "by_rule"}. Tensors that are not made by the rule are left out.
-        salt: Of the rule.
+        salt: The salt of the rule.
         prefix: Only the tensors whose names start so are made; it is cut off.
         renamings: Pairs (old, new) of name parts, replaced one after the other in what is left of the names.
     """
