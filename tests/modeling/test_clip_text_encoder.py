@@ -216,7 +216,7 @@ def assert_refused(error, path, match, **changes):
 
 def test_code_in_a_weights_file_is_not_run(tmp_path):
     torch.save({"weight": Payload(tmp_path / "executed")}, tmp_path / "weights.pth")
-    assert_refused(ValueError, tmp_path / "weights.pth", "expected only tensors and plain values, found io.open")
+    assert_refused(ValueError, tmp_path / "weights.pth", "expected only tensors and plain values, found _?io.open")
     assert not (tmp_path / "executed").exists()
 
 
