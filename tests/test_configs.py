@@ -170,7 +170,10 @@ def test_prompt_tuning_trains_the_table_alone_with_the_official_rate_and_decay(n
     assert (cfg.MODEL.GLIPV2.TUNING.MODE, cfg.MODEL.GLIPV2.TUNING.MASK_HEAD) == ("prompt", False)
     if "phrasecut" not in name:
         assert (cfg.INPUT.PROMPT.NUM_NEGATIVES, cfg.INPUT.PROMPT.SHUFFLE) == (-1, False)
-    assert cfg.MODEL.MASK_ON is ("mask" in name or "phrasecut" in name)
+    assert cfg.MODEL.MASK_ON is any(word in name for word in ("mask", "lvis", "phrasecut"))
+    # A table for each prompt of the test: 40 of 1,203 names at a time.
+    tables = [math.ceil(1_203 / chunk_size_of(cfg, data)) if "lvis" in data else 1 for data in cfg.DATASETS.TRAIN]
+    assert [cfg.MODEL.GLIPV2.TUNING.NUM_PROMPTS] == tables
 
 
 @pytest.mark.parametrize(
@@ -195,7 +198,7 @@ def test_prompt_tuning_trains_the_table_alone_with_the_official_rate_and_decay(n
         *((f"finetune/caption_{model}.yaml", 70_800) for model in (T, B, H)),
         *(
             (f"prompt_tuning/{name}_{model}.yaml", TUNING[name][0] * TUNING[name][1] // 32)
-            for name in ("coco", "coco_mask", "phrasecut")
+            for name in ("coco", "coco_mask", "lvis", "phrasecut")
             for model in (T, B, H)
         ),
     ],
