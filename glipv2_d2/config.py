@@ -303,6 +303,12 @@ def _add_data(cfg: CN) -> None:
     # features are computed once for all of them. SOLVER.IMS_PER_BATCH counts images.
     cfg.INPUT.QUESTIONS_PER_IMAGE = 1
 
+    # Least and greatest zoom of training images over the scale that test images have; the network sees a window of
+    # them, at most MIN_SIZE_TRAIN (its last number) by MAX_SIZE_TRAIN. Empty: whole images of MIN_SIZE_TRAIN.
+    cfg.INPUT.ZOOM = ()
+    # Brightness, contrast and saturation of training images change by factors between 1 - this and 1 + this.
+    cfg.INPUT.COLOR_JITTER = 0.0
+
     cfg.INPUT.PROMPT = CN()
     # Text between two names of a detection prompt.
     cfg.INPUT.PROMPT.SEPARATOR = ". "
@@ -372,6 +378,8 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.ACCUMULATION_STEPS = 1
     # Decay of the exponential moving average of the weights, which is evaluated and saved; 0 switches it off.
     cfg.SOLVER.EMA_DECAY = 0.0
+    # The decay grows from 0.1 to EMA_DECAY over about 9 / (1 - EMA_DECAY) updates, for runs of a few hundred updates.
+    cfg.SOLVER.EMA_WARMUP = False
     # After its warm-up the learning rate is constant; it drops by FACTOR when METRIC has not become better in more than
     # PATIENCE evaluations in a row (TEST.EVAL_PERIOD). SOLVER.LR_SCHEDULER_NAME and SOLVER.STEPS are then not used.
     cfg.SOLVER.AUTO_STEP = CN()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from fvcore.transforms.transform import Transform
+from fvcore.transforms.transform import CropTransform, Transform
 from PIL import Image
 
 from ..errors import InputError
@@ -103,8 +103,43 @@ class ResizeShortestEdgeLegacy(T.Augmentation):
         return (length, long) if height <= width else (long, length)
 
 
+class ZoomWindow(T.Augmentation):
+    """Show the network a window of the image at a sampled scale, so that objects come in more sizes than they have.
+
+    The scale is that of the test times a zoom. An image that is larger than the window is cut to it at a random place;
+    a smaller one stays whole.
+
+    Args:
+        zoom: Smallest and largest zoom, above 0; it is drawn log-uniformly.
+        window: Short and long side of the window in pixels, laid as the image lies.
+        test_size: Short side and limit of the long side of test images, see ``ResizeShortestEdgeLegacy``.
+    """
+
+    def __init__(self, zoom: tuple[float, float], window: tuple[int, int], test_size: tuple[int, int]) -> None:
+        super().__init__()
+        self._init({"zoom": zoom, "window": window, "test_size": test_size})
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Sample zoom and place from ``np.random`` and return the transform of an image of (H, W, ...)."""
+        height, width = image.shape[:2]
+        test_height, _ = ResizeShortestEdgeLegacy.get_output_shape(height, width, *self.test_size)
+        scale = test_height / height * np.exp(np.random.uniform(*np.log(self.zoom)))
+        window = self.window if height <= width else self.window[::-1]
+        size = [min(side, max(1, round(limit / scale))) for side, limit in zip((height, width), window, strict=True)]
+        top, left = (np.random.randint(side - part + 1) for side, part in zip((height, width), size, strict=True))
+        new_height, new_width = (max(1, round(part * scale)) for part in size)
+        return T.TransformList(
+            [
+                CropTransform(left, top, size[1], size[0], width, height),
+                ResizeTransformLegacy(*size, new_height, new_width, Image.Resampling.BILINEAR),
+            ]
+        )
+
+
 def build_augmentations(cfg: CfgNode, is_train: bool, at_original_size: bool = False) -> list[T.Augmentation]:
-    """List the augmentations of INPUT: random crop (training, if enabled), GLIP's resize, random flip (training).
+    """List the augmentations of INPUT: test images are resized as in GLIP.
+
+    Training images are cropped if that is enabled, resized or zoomed (INPUT.ZOOM), flipped, and changed in colour.
 
     Args:
         cfg: The config.
@@ -121,6 +156,11 @@ def build_augmentations(cfg: CfgNode, is_train: bool, at_original_size: bool = F
     augmentations: list[T.Augmentation] = [
         ResizeShortestEdgeLegacy(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
     ]
+    if zoom := tuple(cfg.INPUT.ZOOM):
+        if len(zoom) != 2 or not 0 < zoom[0] <= zoom[1]:
+            raise InputError(f"INPUT.ZOOM: expected the least and the greatest zoom, above 0, found {zoom}")
+        window = (cfg.INPUT.MIN_SIZE_TRAIN[-1], cfg.INPUT.MAX_SIZE_TRAIN)
+        augmentations = [ZoomWindow(zoom, window, (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST))]
     if cfg.INPUT.CROP.ENABLED:
         augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
     flip = cfg.INPUT.RANDOM_FLIP
@@ -128,4 +168,10 @@ def build_augmentations(cfg: CfgNode, is_train: bool, at_original_size: bool = F
         raise InputError(f"INPUT.RANDOM_FLIP is {flip!r}, expected 'horizontal', 'vertical' or 'none'")
     if flip != "none":
         augmentations.append(T.RandomFlip(horizontal=flip == "horizontal", vertical=flip == "vertical"))
+    jitter = cfg.INPUT.COLOR_JITTER
+    if not 0 <= jitter < 1:
+        raise InputError(f"INPUT.COLOR_JITTER: expected a number from 0 to below 1, found {jitter}")
+    if jitter:
+        for augmentation in (T.RandomBrightness, T.RandomContrast, T.RandomSaturation):
+            augmentations.append(augmentation(1 - jitter, 1 + jitter))
     return augmentations

@@ -22,21 +22,29 @@ class ModelEMA:
     Args:
         model: The model that is trained, not wrapped.
         decay: Share of the old average that an update keeps, in (0, 1).
+        warmup: Update number n, from 0, keeps at most (1 + n) / (10 + n): a short run forgets its first weights.
 
-    Source: ``ModelEma`` of the official code: no warm-up of the decay.
+    Source: ``ModelEma`` of the official code, which has no warm-up; that one is ``ExponentialMovingAverage`` of
+    TensorFlow.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, warmup: bool = False) -> None:
         if not 0 < decay < 1:
             raise InputError(f"SOLVER.EMA_DECAY: expected 0 (off) or a number between 0 and 1, found {decay}")
         self._live = _averaged_tensors(model)
         self._average = {name: tensor.detach().clone() for name, tensor in self._live.items()}
-        self._move_average = get_ema_multi_avg_fn(decay)
+        self._decay = decay
+        self._warmup = warmup
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Move the average towards the weights: average = decay * average + (1 - decay) * weights."""
-        self._move_average(list(self._average.values()), list(self._live.values()), None)
+    def update(self, number: int = 0) -> None:
+        """Move the average towards the weights: average = decay * average + (1 - decay) * weights.
+
+        Args:
+            number: Updates before this one; only the warm-up reads it.
+        """
+        decay = min(self._decay, (1 + number) / (10 + number)) if self._warmup else self._decay
+        get_ema_multi_avg_fn(decay)(list(self._average.values()), list(self._live.values()), None)
 
     @torch.no_grad()
     def reset(self) -> None:
@@ -103,7 +111,7 @@ class EMAHook(HookBase):
             self._ema.reset()
 
     def after_step(self) -> None:
-        self._ema.update()
+        self._ema.update(self.trainer.iter)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self._ema.state_dict()

@@ -58,7 +58,8 @@ class GLIPv2Trainer(DefaultTrainer):
         self.cfg = cfg
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        self._ema = ModelEMA(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
+        solver = cfg.SOLVER
+        self._ema = ModelEMA(model, solver.EMA_DECAY, solver.EMA_WARMUP) if solver.EMA_DECAY else None
         self._skipped_images = SkippedImagesHook(cfg.DATALOADER.MAX_SKIPPED_SHARE)
         self._stop = StopHook()
         self._data_state = DataStateHook(cfg.SOLVER.CHECKPOINT_PERIOD, cfg.TEST.EVAL_PERIOD, stop=self._stop)

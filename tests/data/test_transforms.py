@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from glipv2_d2.data.transforms import ResizeShortestEdgeLegacy, build_augmentations
+from glipv2_d2.config import add_glipv2_config
+from glipv2_d2.data.transforms import ResizeShortestEdgeLegacy, ZoomWindow, build_augmentations
 
 
 # Sizes are (height, width); the first five rows are measured with the official transform.
@@ -104,6 +105,7 @@ def test_wrong_arguments_are_named(arguments):
 
 def test_augmentations_follow_the_config():
     cfg = get_cfg()
+    add_glipv2_config(cfg)
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (20, 30), 40, 25
     resize, flip = build_augmentations(cfg, is_train=True)
     assert (resize.short_edge_length, resize.max_size, resize.sample_style) == ((20, 30), 40, "choice")
@@ -119,6 +121,69 @@ def test_augmentations_follow_the_config():
 
 def test_unknown_flip_is_named():
     cfg = get_cfg()
+    add_glipv2_config(cfg)
     cfg.INPUT.RANDOM_FLIP = "diagonal"
     with pytest.raises(ValueError, match="INPUT.RANDOM_FLIP"):
         build_augmentations(cfg, is_train=True)
+
+
+@pytest.mark.parametrize(
+    ("image_size", "zoom", "expected"),
+    [
+        # Test images of 100 x 200 become 50 x 100, and 200 x 100 become 100 x 50; the window is 40 x 60.
+        ((100, 200), 0.5, (25, 50)),
+        ((100, 200), 1.0, (40, 60)),
+        ((200, 100), 2.0, (60, 40)),
+        ((200, 100), 0.5, (50, 25)),
+    ],
+)
+def test_zoom_window_has_the_zoomed_scale_and_at_most_the_size_of_the_window(image_size, zoom, expected):
+    image = np.zeros((*image_size, 3), np.uint8)
+    transform = ZoomWindow((zoom, zoom), (40, 60), (50, 1000)).get_transform(image)
+    assert transform.apply_image(image).shape[:2] == expected
+    # A box as wide as the scaled image shows how far the pixels were moved apart.
+    left, top, right, bottom = transform.apply_box(np.array([[10.0, 10.0, 31.0, 51.0]]))[0]
+    assert (right - left - 1, bottom - top - 1) == pytest.approx((20 * 0.5 * zoom, 40 * 0.5 * zoom))
+
+
+def test_zoom_window_shows_every_part_of_the_image():
+    column = np.broadcast_to(np.arange(200, dtype=np.uint8)[None, :, None], (100, 200, 3)).copy()
+    window = ZoomWindow((1.0, 1.0), (50, 50), (100, 1000))
+    np.random.seed(0)
+    shown = [window.get_transform(column).apply_image(column) for _ in range(300)]
+    assert {part.shape for part in shown} == {(50, 50, 3)}
+    assert min(part.min() for part in shown) == 0
+    assert max(part.max() for part in shown) == 199
+
+
+def test_zoom_is_drawn_alike_on_a_scale_of_logarithms():
+    image = np.zeros((100, 100, 3), np.uint8)
+    np.random.seed(0)
+    window = ZoomWindow((0.25, 4.0), (1000, 1000), (100, 1000))
+    sides = [window.get_transform(image).apply_image(image).shape[0] for _ in range(400)]
+    assert 25 <= min(sides) < 30 and 350 < max(sides) <= 400
+    assert 0.44 < np.mean(np.array(sides) < 100) < 0.56
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("ZOOM", (2.0, 1.0)), ("ZOOM", (0.0, 1.0)), ("ZOOM", (1.0,)), ("COLOR_JITTER", 1.0)]
+)
+def test_bad_zoom_and_jitter_are_named(key, value):
+    cfg = get_cfg()
+    add_glipv2_config(cfg)
+    cfg.INPUT[key] = value
+    with pytest.raises(ValueError, match=f"INPUT.{key}"):
+        build_augmentations(cfg, is_train=True)
+
+
+def test_jitter_changes_colours_in_training_only_and_leaves_boxes():
+    cfg = get_cfg()
+    add_glipv2_config(cfg)
+    cfg.INPUT.COLOR_JITTER, cfg.INPUT.RANDOM_FLIP, cfg.INPUT.MIN_SIZE_TRAIN = 0.5, "none", (20,)
+    image = np.full((20, 20, 3), (40, 80, 120), np.uint8)
+    np.random.seed(0)
+    inputs = T.AugInput(image.copy())
+    transforms = T.AugmentationList(build_augmentations(cfg, is_train=True))(inputs)
+    assert not np.array_equal(inputs.image, image) and inputs.image.dtype == np.uint8
+    assert transforms.apply_box(np.array([[1.0, 2.0, 3.0, 4.0]])).tolist() == [[1.0, 2.0, 3.0, 4.0]]
+    assert len(build_augmentations(cfg, is_train=False)) == 1

@@ -75,3 +75,19 @@ def test_state_of_another_model_is_refused():
 def test_decay_outside_its_range_names_the_key(decay):
     with pytest.raises(ValueError, match="SOLVER.EMA_DECAY"):
         ModelEMA(make_model(), decay)
+
+
+def test_warm_up_forgets_the_first_weights_and_ends_at_the_decay():
+    model = make_model()
+    ema = ModelEMA(model, 0.5, warmup=True)
+    nn.init.constant_(model.weight, 11.0)
+    # 0.1 of the old average: 0.1 * 1 + 0.9 * 11 = 10.
+    ema.update(0)
+    with ema.apply():
+        assert model.weight.item() == pytest.approx(10.0)
+    nn.init.constant_(model.weight, 0.0)
+    # 2/11 of it, and from (1 + n) / (10 + n) > 0.5 on half of it.
+    ema.update(1)
+    ema.update(50)
+    with ema.apply():
+        assert model.weight.item() == pytest.approx(10.0 * 2 / 11 / 2)
