@@ -59,6 +59,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["glipv2_d2", "glipv2_d2.*"]),
     package_data={"glipv2_d2": ["py.typed", "prompts/*.txt"]},
+    entry_points={"console_scripts": ["glipv2 = glipv2_d2.program.main:main"]},
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
         "torch>=2.6",

@@ -22,6 +22,7 @@ FLOORS = {
     "prompts": 1,
     "modeling": 2,
     "data": 2,
+    "registrations": 2,
     "checkpoint": 3,
     "solver": 3,
     "evaluation": 3,
@@ -29,6 +30,8 @@ FLOORS = {
     "colored_text": 3,
     "fonts": 3,
     "visualizer": 3,
+    "program": 4,
+    "__main__": 4,
 }
 APART = {("modeling", "data"), ("data", "modeling")}
 

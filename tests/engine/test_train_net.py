@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from drawn_images import draw_dataset
 
 from glipv2_d2 import register_coco_grounding
+from glipv2_d2.evaluation.result_tables import write_result_table
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -100,13 +101,13 @@ def test_a_set_that_fails_is_a_row_and_the_others_are_written_at_once(
         register_coco_grounding(name, tmp_path / f"{name}.json", source.image_root)
         content = json.loads(Path(source.json_file).read_text())
     tables = []
-    write_text = train_net.write_result_table.__globals__["write_text"]
+    write_text = write_result_table.__globals__["write_text"]
 
     def keep(path, text):
         tables.append(json.loads(text)) if path.endswith(".json") else None
         write_text(path, text)
 
-    monkeypatch.setitem(train_net.write_result_table.__globals__, "write_text", keep)
+    monkeypatch.setitem(write_result_table.__globals__, "write_text", keep)
     config = write_config(train_cfg, tmp_path / "config.yaml")
     command = ["--config-file", config, "--num-gpus", "0", "--eval-only", "DATASETS.TEST", str(tuple(names))]
     with pytest.raises(SystemExit) as error:

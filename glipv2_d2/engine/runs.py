@@ -1,0 +1,50 @@
+"""The two runs of a config, training and evaluation, as each process of them sees it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from ..checkpoint.checkpointer import GLIPv2Checkpointer
+from ..evaluation.build import check_test_data
+from ..evaluation.result_tables import write_result_table
+from .command_line import build_config, one_line_errors
+from .trainer import GLIPv2Trainer
+
+
+def start_run(arguments: argparse.Namespace) -> CfgNode:
+    """Build the config of a command line and prepare logging and random numbers."""
+    cfg = build_config(arguments.config_file, arguments.opts)
+    default_setup(cfg, arguments)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="glipv2_d2")
+    return cfg
+
+
+def train(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """Train in this process, one of those that ``launch_run`` starts; return the results of the last evaluation."""
+    with one_line_errors(arguments.traceback):
+        trainer = GLIPv2Trainer(start_run(arguments))
+        trainer.resume_or_load(resume=arguments.resume)
+        return trainer.train()
+
+
+def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Evaluate in this process, one of those that ``launch_run`` starts; return the results."""
+    with one_line_errors(arguments.traceback):
+        cfg = start_run(arguments)
+        check_test_data(cfg)
+        model = GLIPv2Trainer.build_model(cfg)
+        checkpointer = GLIPv2Checkpointer.from_config(model, cfg, cfg.OUTPUT_DIR, for_results=True)
+        checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=arguments.resume)
+        resumed = checkpointer.get_checkpoint_file() if arguments.resume else ""
+
+        def write(results: dict[str, Any], failures: dict[str, str]) -> None:
+            files = {"config_file": arguments.config_file, "checkpoint": resumed}
+            write_result_table(cfg, results, cfg.OUTPUT_DIR, **files, failures=failures)
+
+        return GLIPv2Trainer.test(cfg, model, report=write)

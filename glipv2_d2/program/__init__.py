@@ -1,0 +1,1 @@
+"""The program ``glipv2``: a module for each of its commands, loaded when it is called."""

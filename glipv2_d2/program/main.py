@@ -1,0 +1,93 @@
+"""The door of the program: ``glipv2 COMMAND ...``, also ``python -m glipv2_d2 COMMAND ...``.
+
+A command is a module of this room with ``add_arguments(parser)`` and ``run(arguments)``, which returns an exit status,
+or None for 0. Its module imports little, so that ``--help`` is quick; ``run`` imports the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from .output import write_line
+
+
+class Command(NamedTuple):
+    """A command: its module in this room, what it does in a few words, and lines to copy."""
+
+    module: str
+    summary: str
+    examples: tuple[str, ...]
+
+
+# In the order in which a person meets them.
+COMMANDS = {
+    "eval": Command(
+        "evaluate",
+        "measure a model on datasets",
+        ("glipv2 eval --config-file output/mine/config.yaml MODEL.WEIGHTS output/mine/model_final.pth",),
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program and return its exit status; errors of its input leave as ``SystemExit`` with one line.
+
+    Args:
+        argv: Words after the name of the program; None for those of this process.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        write_line(overview())
+        return 0
+    if words[0] == "--version":
+        write_line(f"glipv2_d2 {importlib.import_module('glipv2_d2').__version__}")
+        return 0
+    if words[0] not in COMMANDS:
+        raise SystemExit(_unknown_command(words[0]))
+    return run_command(words[0], words[1:])
+
+
+def run_command(name: str, words: Sequence[str], program: str | None = None) -> int:
+    """Run one command and return its exit status.
+
+    Args:
+        name: Key of ``COMMANDS``.
+        words: Its arguments.
+        program: What its help calls it; None for ``glipv2 NAME``.
+    """
+    command = COMMANDS[name]
+    module = importlib.import_module(f".{command.module}", __package__)
+    parser = argparse.ArgumentParser(
+        prog=program or f"glipv2 {name}",
+        description=(module.__doc__ or "").strip(),
+        epilog="\n  ".join(["examples:", *command.examples]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    arguments = parser.parse_args(list(words))
+    from ..engine.command_line import one_line_errors
+
+    with one_line_errors(arguments.traceback):
+        return module.run(arguments) or 0
+
+
+def overview() -> str:
+    """Return the text of ``glipv2 --help``."""
+    width = max(map(len, COMMANDS))
+    lines = ["usage: glipv2 COMMAND [arguments]", "", "commands:"]
+    lines += [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    lines += ["", "examples:", *(f"  {command.examples[0]}" for command in COMMANDS.values())]
+    lines += ["", "glipv2 COMMAND --help lists the arguments of a command; glipv2 --version tells the version."]
+    return "\n".join(lines)
+
+
+def _unknown_command(found: str) -> str:
+    near = difflib.get_close_matches(found, COMMANDS, n=2)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"error: COMMAND: expected one of {', '.join(COMMANDS)}, found {found!r}{hint}"

@@ -1,0 +1,81 @@
+import argparse
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from glipv2_d2.program.main import COMMANDS, main, overview, run_command
+
+# What makes the start of a program slow.
+HEAVY = ("torch", "detectron2", "transformers", "numpy", "cv2", "PIL")
+
+
+def python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+
+
+def test_help_lists_every_command(capsys):
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert text == overview() + "\n"
+    for name, command in COMMANDS.items():
+        assert f"  {name} " in text and command.summary in text and command.examples[0] in text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_has_its_examples(name, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main([name, "--help"])
+    assert exit_info.value.code == 0
+    text = capsys.readouterr().out
+    assert all(example in text for example in COMMANDS[name].examples) and "--traceback" in text
+    assert all(example.startswith(f"glipv2 {name}") for example in COMMANDS[name].examples)
+
+
+def test_help_loads_nothing_heavy():
+    """One process asks every command for its help."""
+    code = "import sys; from glipv2_d2.program.main import COMMANDS, main; main(['--help'])\n"
+    code += "for name in COMMANDS:\n    try: main([name, '--help'])\n    except SystemExit: pass\n"
+    code += f"print(*[name for name in {HEAVY} if name in sys.modules], file=sys.stderr, end='')"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stderr == ""
+
+
+def test_a_module_starts_the_program():
+    done = subprocess.run([sys.executable, "-m", "glipv2_d2", "--version"], check=True, capture_output=True, text=True)
+    assert done.stdout == f"glipv2_d2 {importlib.import_module('glipv2_d2').__version__}\n"
+
+
+def test_unknown_command_names_the_likeliest(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["evall", "x"])
+    message = exit_info.value.code
+    assert "\n" not in message and "found 'evall'; did you mean eval?" in message
+    with pytest.raises(SystemExit) as exit_info:
+        main(["zzz"])
+    assert "did you mean" not in exit_info.value.code
+
+
+def test_only_the_module_of_the_called_command_is_imported():
+    code = "import sys; from glipv2_d2.program.main import COMMANDS, main\ntry: main(['eval', '--help'])\n"
+    code += "except SystemExit: pass\nprint(*[m for m in sys.modules if m.startswith('glipv2_d2.program.')])"
+    loaded = python(code).splitlines()[-1].split()
+    assert "glipv2_d2.program.evaluate" in loaded
+    others = {f"glipv2_d2.program.{command.module}" for name, command in COMMANDS.items() if name != "eval"}
+    assert not others & set(loaded)
+
+
+@pytest.mark.parametrize("traceback", [False, True])
+def test_bad_input_ends_in_one_line_unless_a_traceback_is_asked_for(traceback, tmp_path):
+    words = ["--config-file", str(tmp_path / "none.yaml"), *["--traceback"] * traceback]
+    with pytest.raises(FileNotFoundError if traceback else SystemExit) as caught:
+        run_command("eval", words)
+    assert "none.yaml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_every_command_has_the_two_functions():
+    for command in COMMANDS.values():
+        module = importlib.import_module(f"glipv2_d2.program.{command.module}")
+        module.add_arguments(argparse.ArgumentParser())
+        assert callable(module.run) and module.__doc__
