@@ -313,7 +313,7 @@ def _add_data(cfg: CN) -> None:
     # Text between two names of a detection prompt.
     cfg.INPUT.PROMPT.SEPARATOR = ". "
     # Datasets may have other texts for their names, as six sets of ODinW do; False: names as the annotations have them.
-    # Official keys: DATASETS.USE_OVERRIDE_CATEGORY and USE_CAPTION_PROMPT.
+    # In the official code USE_OVERRIDE_CATEGORY and USE_CAPTION_PROMPT do the same.
     cfg.INPUT.PROMPT.DATASET_TEXTS = True
     # Names drawn as negatives for a training prompt; -1: every prompt holds all names of the dataset.
     cfg.INPUT.PROMPT.NUM_NEGATIVES = 85
