@@ -35,7 +35,7 @@ def is_setup_call(node: ast.AST) -> bool:
 
 def locked_versions() -> dict[str, str]:
     lines = (ROOT / "requirements.lock").read_text().splitlines()
-    requirements = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    requirements = [Requirement(line.rstrip("\\ ")) for line in lines if "==" in line and line[0] not in "# "]
     return {canonicalize_name(requirement.name): str(requirement.specifier)[2:] for requirement in requirements}
 
 

@@ -117,18 +117,22 @@ def pip_install(env: Environment, *arguments: object, way_out: str = REGISTRY_WA
 
 
 def read_lock(text: str) -> dict[str, list[str]]:
-    """Sort the lines of a lock file into ``build``, ``torch`` (with its CUDA libraries) and ``rest``.
+    """Sort the entries of a lock file into ``build``, ``torch`` (with its CUDA libraries) and ``rest``.
+
+    Returns:
+        Lines ``name==version --hash=sha256:...``, with all hashes of an entry and with its marker, if it has one.
 
     Raises:
-        SetupError: A line is not ``name==version``, with or without a marker.
+        SetupError: An entry is not of that form.
     """
     groups: dict[str, list[str]] = {"build": [], "torch": [], "rest": []}
-    for number, line in enumerate(text.splitlines(), 1):
-        line = line.partition("#")[0].strip()
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    for entry in "\n".join(lines).replace("\\\n", " ").splitlines():
+        line = " ".join(entry.split())
         if not line:
             continue
-        if not re.match(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+]+\s*(;.*)?$", line):
-            found = f"{LOCK_FILE.name}, line {number}: expected name==version, found {line!r}"
+        if not re.match(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+]+( ;.*?)?( --hash=sha256:[0-9a-f]{64})+$", line):
+            found = f"{LOCK_FILE.name}: expected name==version with its hashes, found {line[:100]!r}"
             raise SetupError(found, "restore the file from version control")
         name = pin_of(line).partition("==")[0]
         group = "build" if name in BUILD_TOOLS else "torch" if TORCH_FAMILY.match(name) else "rest"
@@ -147,16 +151,19 @@ def installed_packages(site: Path) -> dict[str, Path]:
 
 def pin_of(line: str) -> str:
     """``name==version`` of a line of the lock, with the canonical form of the name."""
-    name, _, version = line.partition(";")[0].strip().partition("==")
+    name, _, version = line.split()[0].partition("==")
     return f"{re.sub(r'[-_.]+', '-', name).lower()}=={version}"
 
 
 def install_locked(env: Environment, lines: list[str]) -> Outcome:
-    """Install exactly these lines, without looking at what the packages themselves ask for: the lock is complete."""
+    """Install exactly these lines, without looking at what the packages themselves ask for: the lock is complete.
+
+    pip takes only files, wheels or sources, whose hash is in the line.
+    """
     remove_half_installed(env.site)
     listing = env.state / "wanted.txt"
     listing.write_text("\n".join(lines) + "\n")
-    pip_install(env, "--no-build-isolation", "-r", listing)
+    pip_install(env, "--require-hashes", "--no-build-isolation", "-r", listing)
     installed = installed_packages(env.site)
     wanted = set(map(pin_of, lines)) & set(installed)  # A line whose marker is false installs nothing.
     return Outcome(f"{len(wanted)} packages", [os.path.relpath(installed[pin], env.path) for pin in wanted])

@@ -222,24 +222,42 @@ def test_wish_for_another_python_than_the_environments_is_refused(env, tmp_path)
 # --- the lock
 
 
-def test_lock_lines_are_sorted_into_groups():
-    text = "# a\npip==26.3\ntorch==2.14.1\nnvidia-nvtx==13.0 ; sys_platform == 'linux'  # b\n\nnumpy==2.2.6\n"
+HASH = "--hash=sha256:" + "0123456789abcdef" * 4
+
+
+def test_lock_entries_are_sorted_into_groups():
+    text = f"# a\npip==26.3 \\\n    {HASH} \\\n    {HASH}\n# b\ntorch==2.14.1 {HASH}\n"
+    text += f"nvidia-nvtx==13.0 ; sys_platform == 'linux' \\\n    {HASH}\n\nnumpy==2.2.6 \\\n    {HASH}\n"
     assert setup_env.read_lock(text) == {
-        "build": ["pip==26.3"],
-        "torch": ["torch==2.14.1", "nvidia-nvtx==13.0 ; sys_platform == 'linux'"],
-        "rest": ["numpy==2.2.6"],
+        "build": [f"pip==26.3 {HASH} {HASH}"],
+        "torch": [f"torch==2.14.1 {HASH}", f"nvidia-nvtx==13.0 ; sys_platform == 'linux' {HASH}"],
+        "rest": [f"numpy==2.2.6 {HASH}"],
     }
 
 
-@pytest.mark.parametrize("line", ["numpy>=2", "numpy", "-e .", "--index-url x", "numpy==2.*"])
-def test_lock_line_without_exact_version_is_refused(line):
-    with pytest.raises(virtual_env.SetupError, match=r"requirements.lock, line 2: expected name==version, found "):
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("numpy", "-e .", "--index-url x", "numpy==2.2.6", "numpy==2.2.6 ; python_version < '3.11'"),
+        *(f"numpy>=2 {HASH}", f"numpy==2.* {HASH}", f"numpy==2.2.6 {HASH[:-1]}", f"numpy==2.2.6 {HASH} -r x"),
+    ],
+)
+def test_lock_entry_without_exact_version_and_hash_is_refused(line):
+    with pytest.raises(virtual_env.SetupError, match=r"requirements.lock: expected name==version with its hashes, fou"):
         setup_env.read_lock(f"# comment\n{line}\n")
+
+
+def test_every_locked_file_is_checked_by_its_hash(env, monkeypatch):
+    asked = []
+    monkeypatch.setattr(setup_env, "pip_install", lambda env, *arguments, **_: asked.append(arguments))
+    setup_env.install_locked(env, [f"numpy==2.2.6 {HASH}"])
+    assert asked == [("--require-hashes", "--no-build-isolation", "-r", env.state / "wanted.txt")]
+    assert (env.state / "wanted.txt").read_text() == f"numpy==2.2.6 {HASH}\n"
 
 
 def locked_versions() -> dict:
     groups = setup_env.read_lock(setup_env.LOCK_FILE.read_text())
-    requirements = [Requirement(line) for lines in groups.values() for line in lines]
+    requirements = [Requirement(line.partition(" --hash")[0]) for lines in groups.values() for line in lines]
     versions = {canonicalize_name(one.name): str(one.specifier)[2:] for one in requirements}
     assert len(versions) == len(requirements)
     return versions
@@ -272,7 +290,6 @@ def test_half_installed_packages_are_not_believed(env):
 def test_installed_lock_lines_are_the_witnesses(env, monkeypatch):
     def fake_pip(env, *arguments, **_):
         assert (env.state / "wanted.txt").read_text() == "PyYAML==6.0\ntomli==2.5 ; python_version < '3.11'\n"
-        assert arguments[0] == "--no-build-isolation"
         for name in ("pyyaml-6.0.dist-info", "other-1.dist-info"):
             (env.site / name).mkdir()
 
