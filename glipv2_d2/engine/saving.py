@@ -1,14 +1,16 @@
-"""When a run is saved: every so often, before an evaluation, at a signal, and at its end."""
+"""When a run is saved: every so often, before an evaluation, at a signal, and at its end; and with which keys."""
 
 from __future__ import annotations
 
 import logging
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from detectron2.checkpoint import Checkpointer
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.utils import comm
@@ -21,6 +23,14 @@ from .stopping import RunStopped, StopHook
 # In the folder of a run that tunes less than the whole model.
 TUNED_WEIGHTS = "tuned.safetensors"
 _FINAL = "model_final"
+# Rates and decay of parameters, which the state of the optimizer brings along.
+_KEPT_BY_OPTIMIZER = {
+    f"SOLVER.{name}"
+    for name in (
+        *("BASE_LR", "BIAS_LR_FACTOR", "WEIGHT_DECAY", "WEIGHT_DECAY_NORM", "WEIGHT_DECAY_BIAS"),
+        *("TEXT_ENCODER_MULTIPLIER", "BACKBONE_MULTIPLIER", "PROMPT_MULTIPLIER", "HEAD_MULTIPLIER"),
+    )
+}
 
 
 class EMACheckpointer(PeriodicCheckpointer):
@@ -159,3 +169,39 @@ class SafeStepHook(HookBase):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._unfinished = state_dict["unfinished"]
+
+
+class SolverKeysHook(HookBase):
+    """Save the solver keys with each checkpoint; a run that is resumed with others names them in one warning.
+
+    Args:
+        solver: The part ``SOLVER`` of the config.
+    """
+
+    def __init__(self, solver: CfgNode) -> None:
+        self._keys = dict(_flat("SOLVER", solver))
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._keys
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare the keys of a checkpoint; a key that only one of both has is another version's and is left out."""
+        changed = [key for key, value in self._keys.items() if key in state_dict and state_dict[key] != value]
+        lines = [
+            f"{key} was {state_dict[key]}, is {self._keys[key]}"
+            + (" (without effect: the optimizer keeps the checkpoint's)" if key in _KEPT_BY_OPTIMIZER else "")
+            for key in changed
+        ]
+        if lines:
+            logging.getLogger(__name__).warning(
+                "the run goes on with other solver keys than the checkpoint's: %s", "; ".join(lines)
+            )
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the keys below a part of a config with their values, in types that a checkpoint may hold."""
+    if isinstance(value, CfgNode):
+        for key, inner in value.items():
+            yield from _flat(f"{name}.{key}", inner)
+    else:
+        yield name, list(value) if isinstance(value, tuple) else value

@@ -168,7 +168,20 @@ class GroundingTrainLoop(SimpleTrainer):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Read what ``state_dict`` returned; a run resumed in another precision starts a new loss scale."""
+        """Read what ``state_dict`` returned; a run resumed in another precision starts a new loss scale.
+
+        Raises:
+            InputError: The parameters that train are grouped in another way.
+        """
+        groups = [
+            [len(group["params"]) for group in optimizer["param_groups"]]
+            for optimizer in (state_dict["optimizer"], self.optimizer.state_dict())
+        ]
+        if groups[0] != groups[1]:
+            raise InputError(
+                f"SOLVER: expected the checkpoint's groups of parameters with rates and decay of their own, of sizes "
+                f"{groups[0]}, found {groups[1]}; a factor of rates or decays that was 1, or is 1 now, has to stay"
+            )
         super().load_state_dict(state_dict)
         if self.grad_scaler.is_enabled() and state_dict["grad_scaler"]:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

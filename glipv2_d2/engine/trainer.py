@@ -30,7 +30,7 @@ from .data_hooks import DataStateHook, SkippedImagesHook
 from .ema import EMAHook, ModelEMA, averaged
 from .multi_scale import multi_scale
 from .plateau import EarlyStopHook, TrainingEnded, build_best_weights_hook, build_plateau_hook
-from .saving import EMACheckpointer, SafeStepHook
+from .saving import EMACheckpointer, SafeStepHook, SolverKeysHook
 from .stopping import RunStopped, StopHook
 from .train_loop import GroundingTrainLoop, amp_dtype, has_idle_parts
 
@@ -110,7 +110,7 @@ class GLIPv2Trainer(DefaultTrainer):
                 self._last_eval_results = self.test(self.cfg, self.model)
             return self._last_eval_results
 
-        built = [hooks.IterationTimer()]
+        built = [hooks.IterationTimer(), SolverKeysHook(self.cfg.SOLVER)]
         if self._ema:
             built.append(EMAHook(self._ema))
         built += [hooks.LRScheduler(), self._skipped_images, self._stop, self._data_state]

@@ -1,5 +1,6 @@
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -537,7 +538,7 @@ def test_a_key_that_changes_the_order_is_named_when_a_run_goes_on(understanding_
     # All but the steps change the order from the first batch on; those change where a later iteration begins.
     assert (drawn_ids(understanding_cfg) == before) == ("STEPS" in key)
     build_train_loader(understanding_cfg, 3, state)
-    (message,) = [text for text in caplog.messages if "goes on in another order" in text]
+    (message,) = [text for text in caplog.messages if "or in another order" in text]
     assert f"{key} was " in message
 
 
@@ -547,7 +548,44 @@ def test_other_keys_change_no_order_and_are_not_named(understanding_cfg, caplog,
     understanding_cfg.merge_from_list(options)
     assert drawn_ids(understanding_cfg) == before
     assert build_train_loader(understanding_cfg, 3, state).state.as_dict() == state
-    assert not [text for text in caplog.messages if "goes on in another order" in text]
+    assert not [text for text in caplog.messages if "or in another order" in text]
+
+
+def fatter_box(record):
+    record["annotations"][0]["bbox"][2] += 1
+
+
+def other_class(record):
+    record["annotations"][0]["category_id"] = (record["annotations"][0]["category_id"] + 1) % 3
+
+
+def no_annotation(record):
+    record["annotations"].pop()
+
+
+@pytest.mark.parametrize("change", [fatter_box, other_class, no_annotation])
+def test_changed_annotations_are_named_when_a_run_goes_on(data_cfg, mixed_dataset, monkeypatch, caplog, change):
+    data_cfg.DATASETS.TRAIN = (mixed_dataset,)
+    state = build_train_loader(data_cfg).state.as_dict()
+    dicts = DatasetCatalog.get(mixed_dataset)
+    change(next(record for record in dicts if len(record["annotations"]) == 2))
+    monkeypatch.setitem(DatasetCatalog.data, mixed_dataset, lambda: dicts)
+    build_train_loader(data_cfg, 3, state)
+    (message,) = [text for text in caplog.messages if "goes on with other content" in text]
+    assert f"annotations of '{mixed_dataset}' was " in message
+
+
+def test_images_of_a_run_that_goes_on_may_have_moved(data_cfg, mixed_dataset, monkeypatch, tmp_path, caplog):
+    data_cfg.DATASETS.TRAIN = (mixed_dataset,)
+    state = build_train_loader(data_cfg).state.as_dict()
+    dicts = DatasetCatalog.get(mixed_dataset)
+    for record in dicts:
+        moved = tmp_path / Path(record["file_name"]).name
+        shutil.move(record["file_name"], moved)
+        record["file_name"] = str(moved)
+    monkeypatch.setitem(DatasetCatalog.data, mixed_dataset, lambda: dicts)
+    assert build_train_loader(data_cfg, 3, state).state.as_dict() == state
+    assert not [text for text in caplog.messages if "goes on with other content" in text]
 
 
 # --- read once

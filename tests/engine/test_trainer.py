@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_tiny_cfg
+from conftest import assert_one_line, make_tiny_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from tar_shards import cut_tar, write_shards
@@ -16,6 +16,7 @@ from glipv2_d2.data import register_shards
 from glipv2_d2.engine.command_line import parse_train_arguments
 from glipv2_d2.engine.launch import launch_run
 from glipv2_d2.engine.train_loop import amp_dtype
+from glipv2_d2.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
@@ -246,6 +247,40 @@ def test_a_changed_layout_of_the_data_is_named(sharded_cfg, caplog):
         train(sharded_cfg, resume=True)
     (message,) = [message for message in caplog.messages if "another order" in message]
     assert message.endswith("DATASETS.TRAIN_RATIOS was [1, 2], is [1, 1]")
+
+
+def named_keys(caplog) -> list[str]:
+    return [message for message in caplog.messages if "solver keys" in message]
+
+
+def test_solver_keys_that_are_not_those_of_the_checkpoint_are_named(train_cfg, caplog):
+    train_cfg.merge_from_list(["DATASETS.TEST", (), "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", ()])
+    train(train_cfg)
+    with caplog.at_level(logging.WARNING, "glipv2_d2"):
+        GLIPv2Trainer(train_cfg).resume_or_load(resume=True)
+    assert not named_keys(caplog)
+    train_cfg.merge_from_list(["SOLVER.MAX_ITER", 3, "SOLVER.BASE_LR", 0.5, "SOLVER.AMP.DTYPE", "bfloat16"])
+    with caplog.at_level(logging.WARNING, "glipv2_d2"):
+        trainer = GLIPv2Trainer(train_cfg)
+        trainer.resume_or_load(resume=True)
+    (message,) = named_keys(caplog)
+    assert message.startswith("the run goes on with other solver keys than the checkpoint's: ")
+    assert sorted(message.partition(": ")[2].split("; ")) == [
+        "SOLVER.AMP.DTYPE was float16, is bfloat16",
+        "SOLVER.BASE_LR was 0.0001, is 0.5 (without effect: the optimizer keeps the checkpoint's)",
+        "SOLVER.MAX_ITER was 2, is 3",
+    ]
+    # The rates of the checkpoint stay.
+    assert max(group["initial_lr"] for group in trainer.optimizer.param_groups) < 1e-3
+
+
+def test_other_groups_of_parameters_are_refused_in_one_line(train_cfg):
+    train_cfg.merge_from_list(["DATASETS.TEST", (), "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", ()])
+    train(train_cfg)
+    train_cfg.merge_from_list(["SOLVER.MAX_ITER", 3, "SOLVER.BACKBONE_MULTIPLIER", 0.5])
+    with pytest.raises(InputError) as caught:
+        GLIPv2Trainer(train_cfg).resume_or_load(resume=True)
+    assert_one_line(caught, "SOLVER: expected the checkpoint's groups of parameters")
 
 
 def test_a_damaged_shard_is_named_once_and_does_not_stop_the_run(sharded_cfg, caplog):

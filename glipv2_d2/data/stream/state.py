@@ -95,7 +95,7 @@ def resume_state(saved: Mapping[str, Any] | None, seed: int, layout: dict[str, A
     if not changed:
         return StreamState(**{**saved, "positions": dict(saved["positions"])})
     logging.getLogger(__name__).warning(
-        "the training data goes on in another order than the checkpoint's would: %s",
+        "the training data goes on with other content or in another order than the checkpoint's would: %s",
         "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in changed),
     )
     last_epoch = max([position[1] for position in saved["positions"].values()], default=saved["first_epoch"])

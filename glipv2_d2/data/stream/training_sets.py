@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from detectron2.data import MetadataCatalog
@@ -87,6 +89,7 @@ def load_training_sets(cfg: NotedConfig) -> TrainingSets:
         urls = shard_urls_of(name)
         if urls is None:
             own = _load_dicts(cfg, name, mapper)
+            cfg.note(f"annotations of {name!r}", annotations_digest(name, own))
             members.append(len(dicts) + np.arange(len(own)))
             dicts += own
             kinds += _kinds(cfg, mapper, own)
@@ -100,6 +103,29 @@ def load_training_sets(cfg: NotedConfig) -> TrainingSets:
     if shards:
         cfg.note("number of shards", [len(one.urls) for one in shards.values()])
     return TrainingSets(dicts, shards, members, ratios, np.array(kinds, dtype=np.int64))
+
+
+def annotations_digest(name: str, dicts: Sequence[dict]) -> str:
+    """Return hexadecimal digits that change with the names of a dataset and all that its dicts hold, and their order.
+
+    Names of files are left out, so that a folder may move.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    digest.update(_as_json(MetadataCatalog.get(name).get("thing_classes", [])))
+    for record in dicts:
+        digest.update(_as_json({key: value for key, value in record.items() if not str(key).endswith("file_name")}))
+    return digest.hexdigest()
+
+
+def _as_json(value: Any) -> bytes:
+    # What has no text of its own, such as an object, is told by its type alone: its address differs from run to run.
+    return json.dumps(value, skipkeys=True, default=_plain).encode()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.hex()
+    return value.tolist() if hasattr(value, "tolist") else type(value).__name__
 
 
 def _load_dicts(cfg: NotedConfig, name: str, mapper: type[PromptDatasetMapper]) -> list[dict]:
