@@ -339,6 +339,9 @@ def _add_data(cfg: CN) -> None:
     # before it. The weights are model_best_NAME.pth, with "_" for what is neither letter nor digit in the name.
     cfg.TEST.BEST_METRICS = ()
 
+    # Folders and files of own images and boxes, see docs/own_data.md. Each is registered as NAME_train, NAME_val and
+    # NAME_test, with the name of its folder, and its COCO json is written to OUTPUT_DIR/datasets.
+    cfg.DATASETS.REGISTER = ()
     # Weight of each dataset of DATASETS.TRAIN, in its order: training images are drawn in proportion to these numbers.
     # Empty: in proportion to the sizes of the datasets.
     cfg.DATASETS.TRAIN_RATIOS = ()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import struct
+from typing import NamedTuple
 
 import numpy as np
 from detectron2.data import detection_utils
@@ -97,6 +99,35 @@ def decode_image(content: bytes, image_format: str, height: int | None = None, w
                 raise ValueError(f"{side} is {number}, and {expected} in its annotation")
         upright = _with_8_bits(ImageOps.exif_transpose(image), image.format)
         return detection_utils.convert_PIL_to_numpy(upright, image_format)
+
+
+class ImageShape(NamedTuple):
+    """The size of an image file, which its header says.
+
+    Attributes:
+        height, width: In pixels, upright, as ``read_image`` returns the image.
+        orientation: The EXIF orientation by which it was turned, 1 to 8; 1 for every other value.
+    """
+
+    height: int
+    width: int
+    orientation: int
+
+
+def read_image_shape(path: str | os.PathLike[str]) -> ImageShape:
+    """Read the size of an image file of a local folder; of its pixels only those of a PNG are decoded.
+
+    Raises:
+        UnreadableImageError: The file is missing or not an image, or it has more than 64 million pixels.
+    """
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            height, width = _upright_size(image, _MAX_PIXELS)
+            orientation = image.getexif().get(0x0112, 1)
+            return ImageShape(height, width, orientation if orientation in range(1, 9) else 1)
+    except _DECODING_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableImageError(f"{os.fspath(path)}: expected an image, found {reason}") from error
 
 
 def image_size(content: bytes) -> tuple[int, int]:

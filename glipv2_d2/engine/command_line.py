@@ -22,6 +22,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from ..checkpoint.pretrained_folder import is_pretrained_config, merge_pretrained_config
 from ..config import add_glipv2_config
+from ..data.own_sets import register_configured_sets
 from ..detectron2_keys import check_config
 from ..errors import InputError
 from .config_values import check_model_values
@@ -57,11 +58,13 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> argparse.Namespa
 def build_config(config_file: str, opts: Sequence[str]) -> CfgNode:
     """Build the frozen config of a command line: defaults, then the file, then KEY VALUE pairs.
 
+    The sets of DATASETS.REGISTER are registered.
+
     Raises:
         InputError: A key does not exist or has no value; a value is of the wrong type or not allowed; a changed key of
-            detectron2 has no effect here; there is no GPU; the file is not a config; or it is the config of a damaged
-            pretrained folder.
-        FileNotFoundError: There is no such file, or the pretrained folder around it lacks one.
+            detectron2 has no effect here; there is no GPU; the file is not a config; it is the config of a damaged
+            pretrained folder; or a set of DATASETS.REGISTER cannot be used.
+        FileNotFoundError: There is no such file, the pretrained folder around it lacks one, or a set is not there.
     """
     if config_file and not PathManager.isfile(config_file):
         raise FileNotFoundError(f"--config-file: expected a YAML file, found none at {config_file}")
@@ -87,6 +90,7 @@ def build_config(config_file: str, opts: Sequence[str]) -> CfgNode:
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"MODEL.DEVICE: expected 'cpu' on a machine without a usable GPU, found {cfg.MODEL.DEVICE!r}")
     cfg.freeze()
+    register_configured_sets(cfg)
     return cfg
 
 

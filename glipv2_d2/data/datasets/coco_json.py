@@ -17,6 +17,7 @@ from .value_checks import (
     EntryError,
     OmittedEntry,
     as_integer,
+    has_image_size,
     is_text,
     list_of,
     read_file_name,
@@ -40,7 +41,7 @@ class CocoImage(NamedTuple):
     Attributes:
         id: Its id in the file.
         file_name: Its path below the image folder.
-        size: Height and width in pixels.
+        size: Height and width in pixels; empty where the file need not say them and does not.
         entry: The whole entry, with the fields of other formats.
     """
 
@@ -74,13 +75,18 @@ class CocoJson:
         self.category_ids: dict[int, int] = {}
 
     def images(
-        self, path_of: Callable[[dict[str, Any]], str] | None = None, *, one_entry_per_file: bool = False
+        self,
+        path_of: Callable[[dict[str, Any]], str] | None = None,
+        *,
+        one_entry_per_file: bool = False,
+        needs_size: bool = True,
     ) -> Images:
         """Read ``images`` with ``id``, ``file_name``, ``height`` and ``width``, in the order of the file.
 
         Args:
             path_of: Reads the path of an image from its entry; None: ``file_name``, which may not leave its folder.
             one_entry_per_file: A second entry of the same file is a fault.
+            needs_size: An image without a proper ``height`` and ``width`` is a fault.
 
         Raises:
             AnnotationError: ``images`` is not a list, or two different images have one id.
@@ -100,7 +106,8 @@ class CocoJson:
                 path = read_file_name(entry, "file_name") if path_of is None else path_of(entry)
                 if one_entry_per_file and path in paths:
                     raise EntryError(f"file_name: expected one entry, found {show(path)} again", "images listed twice")
-                images[image_id] = CocoImage(image_id, path, read_image_size(entry), entry)
+                size = read_image_size(entry) if needs_size or has_image_size(entry) else []
+                images[image_id] = CocoImage(image_id, path, size, entry)
                 paths.add(path)
             except EntryError as error:
                 self.report.skip("images", where, error)

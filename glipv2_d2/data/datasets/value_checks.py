@@ -177,6 +177,11 @@ def read_image_size(entry: Mapping[str, Any], height_field: str = "height", widt
     return size
 
 
+def has_image_size(entry: Mapping[str, Any]) -> bool:
+    """Tell whether an entry says a height and a width that ``read_image_size`` can read."""
+    return all((as_integer(entry.get(field)) or 0) > 0 for field in ("height", "width"))
+
+
 def read_text(entry: Mapping[str, Any], field: str) -> str:
     """Return a text of some words and whole characters; control characters are left to the tokenizer."""
     text = entry.get(field)

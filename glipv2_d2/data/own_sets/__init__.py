@@ -1,0 +1,7 @@
+"""Images and boxes as people have them: exports of annotation tools, found by content, become COCO json."""
+
+from .find import find_own_sets
+from .register import register_configured_sets, register_own_sets
+from .sets import CocoSet, OwnSets
+
+__all__ = ["CocoSet", "OwnSets", "find_own_sets", "register_configured_sets", "register_own_sets"]

@@ -1,0 +1,223 @@
+"""COCO json as tools and people write it: Roboflow, CVAT, Label Studio, LabelMe's converter, published sets."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from pycocotools import mask as mask_util
+
+from ..datasets.coco_json import CocoImage, CocoJson
+from ..datasets.mask_checks import read_segmentation
+from ..datasets.skip_report import SkipReport
+from ..datasets.value_checks import (
+    AnnotationError,
+    Box,
+    EntryError,
+    OmittedEntry,
+    as_integer,
+    as_number,
+    is_text,
+    read_corners,
+    read_four_numbers,
+    read_integer,
+    read_text,
+    show,
+    unknown_id,
+)
+from .folder import Folder
+from .sets import OwnBox, OwnImage, Part
+
+_SNIFFED = 65_536  # bytes at the beginning of a file, and as many at its end
+_COCO_KEY = re.compile(rb'"(images|annotations|categories|licenses|info)"\s*:')
+_LABELME_KEY = re.compile(rb'"(shapes|imagePath|imageData)"\s*:')
+
+
+def looks_like_coco(path: str) -> bool:
+    """Tell whether a file may be COCO json, by its beginning and its end."""
+    text = sniff(path)
+    return text.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{" and bool(_COCO_KEY.search(text)) and not is_labelme(text)
+
+
+def is_labelme(text: bytes) -> bool:
+    """Tell whether the beginning and the end of a file have keys of LabelMe's json."""
+    return bool(_LABELME_KEY.search(text))
+
+
+def sniff(path: str) -> bytes:
+    """Return the beginning and the end of a file; nothing of one that cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            begin = file.read(_SNIFFED)
+            file.seek(max(len(begin), os.path.getsize(path) - _SNIFFED))
+            return begin + file.read(_SNIFFED)
+    except OSError:
+        return b""
+
+
+class _Candidate(NamedTuple):
+    """A json file that may be used.
+
+    Attributes:
+        json_file: The file.
+        part: What it holds.
+        report: What is left out of it.
+    """
+
+    json_file: str
+    part: Part
+    report: SkipReport
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Number of categories and of boxes; of files about the same images, the one with more is used."""
+        return len(self.part.names), sum(len(image.boxes) for image in self.part.images)
+
+
+def read_coco_exports(json_files: Sequence[str], files: Folder, report: SkipReport, split: str = "") -> list[Part]:
+    """Read json files in COCO's format.
+
+    The split of a file is that of its name or of the folder it lies in. Files of one split about different images are
+    put together; of several about the same images one is used, that with the most categories and boxes.
+
+    Args:
+        json_files: The files; those without ``images`` and ``categories`` are passed over.
+        files: The folder that the images lie in.
+        report: Names the files that are not used.
+        split: The split of all files, where it is known.
+
+    Raises:
+        AnnotationError: The only file cannot be read, or too much of one is faulty.
+    """
+    by_split: defaultdict[str, list[_Candidate]] = defaultdict(list)
+    errors: list[AnnotationError] = []
+    for json_file in json_files:
+        report.count("annotation files")
+        try:
+            content = CocoJson(json_file, report.dataset)
+            if not _is_detection_data(content.content):
+                raise OmittedEntry("expected images and categories, found other content", "other annotation files")
+            own = split or files.split_of_path(json_file, of_file=True)
+            by_split[own].append(_Candidate(json_file, _read(content, own, files), content.report))
+        except OmittedEntry as error:
+            report.skip("annotation files", files.relative(json_file), error)
+        except AnnotationError as error:
+            errors.append(error)
+            report.skip("annotation files", files.relative(json_file), EntryError(str(error), "unusable files"))
+    if errors and not by_split:
+        raise errors[0]
+    return _chosen(by_split, files, report)
+
+
+def _chosen(by_split: dict[str, list[_Candidate]], files: Folder, report: SkipReport) -> list[Part]:
+    parts = []
+    used_by_named: set[str] = set()
+    # Files of no split come last: they may hold all images once more.
+    for split in sorted(by_split, reverse=True):
+        used = used_by_named if split == "" else set()
+        for one in sorted(by_split[split], key=lambda one: one.size, reverse=True):
+            paths = {image.path for image in one.part.images}
+            if used.isdisjoint(paths):
+                one.report.close(one.part.images, "images that are there")
+                parts.append(one.part)
+                used |= paths
+            else:
+                error = OmittedEntry("expected other images, found those of a file with more", "other annotation files")
+                report.skip("annotation files", files.relative(one.json_file), error)
+        used_by_named |= used
+    return parts
+
+
+def _is_detection_data(content: dict[str, Any]) -> bool:
+    return isinstance(content.get("images"), list) and bool(content.get("categories"))
+
+
+def _read(content: CocoJson, split: str, files: Folder) -> Part:
+    content.content["categories"] = _plain_categories(content.content["categories"])
+    names = content.categories()
+    found = content.images(lambda entry: read_text(entry, "file_name"), one_entry_per_file=True, needs_size=False)
+    images: dict[int, OwnImage | None] = {}
+    for image_id, image in found.items():
+        images[image_id] = _find(image, content, files)
+
+    def read(image: OwnImage, item: dict[str, Any]) -> None:
+        found_id = read_integer(item, "category_id")
+        name = names.get(content.category_ids.get(found_id, -1))
+        if name is None:
+            raise unknown_id("category_id", found_id, "an id that stands in categories")
+        image.boxes.append(_read_box(item, name, image, content))
+
+    content.annotations(images, read)
+    used = [image for image in images.values() if image is not None]
+    return Part(split, used, list(names.values()), {name: source_id for source_id, name in names.items()})
+
+
+def _plain_categories(rows: list[Any]) -> list[Any]:
+    """Return categories without what does not tell them apart: a name that stands there twice is one class."""
+    parents: dict[str, Any] = {}
+    plain = []
+    for row in rows:
+        if isinstance(row, dict) and is_text(row.get("name")):
+            name = " ".join(row["name"].split())
+            parent = parents.setdefault(name, row.get("supercategory"))
+            plain.append({"id": row.get("id"), "name": name, "supercategory": parent})
+        else:
+            plain.append(row)
+    return plain
+
+
+def _find(image: CocoImage | None, content: CocoJson, files: Folder) -> OwnImage | None:
+    if image is None:
+        return None
+    try:
+        path = files.find_image(image.file_name, content.json_file)
+    except EntryError as error:
+        content.report.skip("images", f"image {image.id} {show(image.file_name)}", error)
+        return None
+    size = (image.size[0], image.size[1]) if image.size else None
+    return OwnImage(path, [], size, image.id)
+
+
+def _read_box(item: dict[str, Any], name: str, image: OwnImage, content: CocoJson) -> OwnBox:
+    flags = [_read_flag(item, field) for field in ("iscrowd", "ignore")]
+    if flags[1]:
+        raise EntryError(f"ignore: expected 0, found {show(item['ignore'])}", "boxes to ignore")
+    mask = item.get("segmentation") or None
+    if item.get("bbox") in (None, []) and mask is not None:
+        corners = _box_of_mask(mask, image)
+        content.report.change("boxes made of their masks")
+    else:
+        corners = read_corners(item.get("bbox"), has_sides=True)
+        if max(map(abs, read_four_numbers(item["bbox"]))) <= 1 and not _is_tiny(image):
+            found = show(item["bbox"])
+            raise EntryError(f"bbox: expected pixels, found shares of the image, {found}", "boxes not in pixels")
+    where = f"{content.json_file}: annotation {show(item.get('id'))}"
+    return OwnBox(name, corners, mask, flags[0], as_number(item.get("area")), where)
+
+
+def _is_tiny(image: OwnImage) -> bool:
+    return image.size is not None and min(image.size) <= 1
+
+
+def _box_of_mask(mask: Any, image: OwnImage) -> Box:
+    if isinstance(mask, dict):
+        if image.size is None:
+            raise EntryError("bbox: expected four finite numbers, found none", "boxes that are not four numbers")
+        left, top, width, height = map(float, mask_util.toBbox(read_segmentation(mask, *image.size)))
+        return read_corners([left, top, width, height], has_sides=True)
+    size = image.size or (2**24, 2**24)
+    polygons = read_segmentation(mask, *size)
+    points = np.concatenate([np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in polygons])
+    return read_corners([*points.min(axis=0).tolist(), *points.max(axis=0).tolist()])
+
+
+def _read_flag(item: dict[str, Any], field: str) -> int:
+    value = item.get(field)
+    flag = 0 if value is None else int(value) if value is True or value is False else as_integer(value)
+    if flag not in (0, 1):
+        raise EntryError(f"{field}: expected 0 or 1, found {show(value)}", "malformed flags")
+    return flag

@@ -1,0 +1,197 @@
+"""The files below a folder by what they hold, and the image that an annotation means."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+
+from ...errors import InputError
+from ..datasets.value_checks import EntryError, show
+from ..image_reading import IMAGE_SUFFIXES, ImageShape, UnreadableImageError, read_image_shape
+from .sets import SPLITS
+
+_MOST_FILES = 2_000_000
+_MOST_FOLDERS_DEEP = 12
+# Folders that programs make.
+_NOT_ENTERED = ("__MACOSX", "__pycache__", "node_modules", "System Volume Information")
+# As people and tools write them.
+_SPLIT_WORDS = {
+    "train": ("train", "training", "trainset", "trainval", "trn"),
+    "val": ("val", "valid", "validation", "valset", "minival", "dev"),
+    "test": ("test", "testing", "testset", "tst"),
+}
+_SPLIT_OF_WORD = {word: split for split in SPLITS for word in _SPLIT_WORDS[split]}
+# A word in small letters, with its first letter in any case, or one in capitals; digits and signs are between words.
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+
+
+def split_of(text: str) -> str:
+    """Return the split that a name of a file or folder speaks of, the last one; "" for none."""
+    found = [_SPLIT_OF_WORD[word] for word in words_of(text) if word in _SPLIT_OF_WORD]
+    return found[-1] if found else ""
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a name of a file or folder, in lower case; "JPEGImages" has two."""
+    return [word.lower() for word in _WORD.findall(text)]
+
+
+def read_bytes(path: str, limit: int) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+        EntryError: It cannot be read, or is larger than a limit in bytes.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise EntryError(f"expected a file, found {error.strerror}", "files that cannot be read") from error
+    if len(content) > limit:
+        raise EntryError(f"expected at most {limit} bytes, found more", "files that are too large")
+    return content
+
+
+def decode_text(content: bytes) -> str:
+    """Return text of UTF-8, with or without a byte order mark, or else of Latin-1."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
+
+
+class Folder:
+    """The files below a folder; hidden ones are passed over, links are followed once.
+
+    Args:
+        root: The folder.
+
+    Attributes:
+        root: Absolute.
+        images: Paths of files with a suffix of an image, sorted.
+        others: All other paths by their suffix in lower case ("" for none), sorted.
+
+    Raises:
+        InputError: It holds more than two million files.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = os.path.abspath(root)
+        self.images: list[str] = []
+        self.others: defaultdict[str, list[str]] = defaultdict(list)
+        for number, path in enumerate(self._walk()):
+            if number == _MOST_FILES:
+                raise InputError(f"{root}: expected the folder of one set, found more than {_MOST_FILES} files in it")
+            suffix = os.path.splitext(path)[1].lower()
+            (self.images if suffix in IMAGE_SUFFIXES else self.others[suffix]).append(path)
+        self._paths = frozenset(self.images)
+        self._num_images = Counter(map(os.path.dirname, self.images))
+        self._by_stem: defaultdict[str, list[str]] = defaultdict(list)
+        for path in self.images:
+            self._by_stem[_stem(path)].append(path)
+        self._shapes: dict[str, ImageShape | EntryError] = {}
+
+    def relative(self, path: str) -> str:
+        """Return a path as seen from the root, for reports."""
+        return os.path.relpath(path, self.root)
+
+    def split_of_path(self, path: str, *, of_file: bool = False) -> str:
+        """Return the split that the folders of a file below the root speak of, the innermost one; "" for none.
+
+        Args:
+            path: The file.
+            of_file: The name of the file may speak of it, too, and counts first.
+        """
+        *folders, name = self.relative(path).split(os.sep)
+        for part in [*([os.path.splitext(name)[0]] if of_file else []), *reversed(folders)]:
+            if split := split_of(part):
+                return split
+        return ""
+
+    def find_image(self, reference: str, near: str) -> str:
+        """Return the image file that an annotation means.
+
+        A path from the folder of the annotation, or one of some folders from the root, is taken if it is there.
+        Otherwise an image of the same name is looked for everywhere, with another suffix if there is none with this; of
+        several that which has most of the folders in the reference, then most in common with the path of the
+        annotation, and then lies among most images.
+
+        Args:
+            reference: Its name or path, also one of another computer, or a URL.
+            near: The file of the annotation.
+
+        Raises:
+            EntryError: There is none; or only one that lies in the folder of another split.
+        """
+        parts = [part for part in re.split(r"[\\/]+", reference.split("?")[0].strip()) if part not in ("", ".")]
+        if not parts:
+            raise EntryError(f"expected the name of an image, found {show(reference)}", "malformed texts")
+        for folder in (os.path.dirname(near), self.root)[: len(parts)]:
+            path = os.path.normpath(os.path.join(folder, *parts))
+            if path in self._paths:
+                return path
+        # "photo.2" may be a name without its suffix.
+        same = self._by_stem.get(_stem(parts[-1])) or self._by_stem.get(parts[-1].lower(), [])
+        named = [path for path in same if os.path.basename(path).lower() == parts[-1].lower()]
+        ranked = [(self._likeness(path, parts, near), path) for path in named or same]
+        if not ranked:
+            raise EntryError(f"expected an image file, found none named {show(parts[-1])}", "missing files")
+        likeness, path = max(ranked, key=lambda pair: pair[0])
+        own, other = self.split_of_path(near, of_file=True), self.split_of_path(path)
+        if own and other and own != other and likeness[0] < 2:
+            found = f"{show(self.relative(path))} of another split"
+            raise EntryError(f"expected an image file, found {found}", "missing files")
+        return path
+
+    def shape(self, path: str) -> ImageShape:
+        """Return the size of an image file; each is opened once.
+
+        Raises:
+            EntryError: It cannot be read.
+        """
+        if path not in self._shapes:
+            try:
+                self._shapes[path] = read_image_shape(path)
+            except UnreadableImageError as error:
+                self._shapes[path] = EntryError(str(error).removeprefix(f"{path}: "), "unreadable images")
+        found = self._shapes[path]
+        if isinstance(found, EntryError):
+            raise found
+        return found
+
+    def _likeness(self, path: str, parts: Sequence[str], near: str) -> tuple[int, ...]:
+        """Say how much an image is the one that a reference near a file means."""
+        own = self.relative(path).split(os.sep)
+        # A name in other case, or with another suffix, has no end in common.
+        ends = _common(reversed(own), reversed(parts))
+        folders, others = own[:-1], self.relative(near).split(os.sep)[:-1]
+        shared = len(set(folders) & set(others))
+        return ends, _common(iter(folders), iter(others)), shared, -len(own), self._num_images[os.path.dirname(path)]
+
+    def _walk(self) -> Iterator[str]:
+        seen: set[str] = set()
+        depth = self.root.rstrip(os.sep).count(os.sep)
+        for folder, folders, files in os.walk(self.root, followlinks=True):
+            here = os.path.realpath(folder)
+            if here in seen or folder.count(os.sep) - depth > _MOST_FOLDERS_DEEP:
+                folders.clear()
+                continue
+            seen.add(here)
+            folders[:] = sorted(one for one in folders if not one.startswith(".") and one not in _NOT_ENTERED)
+            yield from (os.path.join(folder, one) for one in sorted(files) if not one.startswith("."))
+
+
+def _stem(path: str) -> str:
+    return os.path.splitext(os.path.basename(path))[0].lower()
+
+
+def _common(one: Iterator[str], other: Iterator[str]) -> int:
+    """Count how many first values two iterators share."""
+    number = 0
+    for left, right in zip(one, other, strict=False):
+        if left != right:
+            break
+        number += 1
+    return number

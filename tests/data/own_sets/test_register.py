@@ -1,0 +1,65 @@
+"""Registered names of own sets, and the key that every process reads."""
+
+import json
+from pathlib import Path
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from own_set_writers import Photo, write_coco, write_voc
+
+from glipv2_d2.data.loading import load_dataset
+from glipv2_d2.data.own_sets import find_own_sets, register_own_sets
+from glipv2_d2.engine.command_line import build_config
+from glipv2_d2.errors import InputError
+
+CONFIG = Path(__file__).resolve().parents[3] / "configs" / "demo" / "glipv2_micro.yaml"
+PHOTOS = [Photo(f"{i}.png", 40, 30, [("cat", 2 + i, 3, 22, 23)]) for i in range(10)]
+
+
+@pytest.fixture(autouse=True)
+def no_names_left():
+    before = set(DatasetCatalog)
+    yield
+    for name in set(DatasetCatalog) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_splits_are_registered_under_the_name_of_the_folder(tmp_path):
+    own = find_own_sets(write_coco(tmp_path / "my cats", {"train": PHOTOS[:6], "valid": PHOTOS[6:]}, ["cat"]))
+    names = register_own_sets(own, tmp_path / "out")
+    assert names == {"train": "my_cats_train", "val": "my_cats_val"}
+    records = load_dataset("my_cats_val")
+    assert [record["annotations"][0]["bbox"][0] for record in records] == [8, 9, 10, 11]
+    assert MetadataCatalog.get("my_cats_train").thing_classes == ["cat"]
+    # The json of the source numbers the reversed list from 50, and its class 7.
+    ids = json.loads((tmp_path / "out" / "my_cats_train_ids.json").read_text())
+    assert ids == {"images": {str(i + 1): 55 - i for i in range(6)}, "categories": {"1": 7}}
+
+
+def test_a_set_may_be_registered_again_but_not_over_another(tmp_path):
+    own = find_own_sets(write_voc(tmp_path / "cats", {"train": PHOTOS}, ["cat"]))
+    first = register_own_sets(own, tmp_path / "out")
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    assert register_own_sets(own, tmp_path / "out") == first
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == stamps
+    other = find_own_sets(write_voc(tmp_path / "b" / "cats", {"train": PHOTOS}, ["cat"]))
+    with pytest.raises(InputError, match="cats_train.*rename the folder"):
+        register_own_sets(other, tmp_path / "out")
+
+
+def test_a_made_split_is_written_down(tmp_path):
+    own = find_own_sets(write_voc(tmp_path / "cats", {"train": PHOTOS}, ["cat"]), seed=3)
+    register_own_sets(own, tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "cats_splits.json").read_text())
+    assert content["seed"] == 3 and len(content["val"]) == 2
+    assert sorted(content["train"] + content["val"]) == [photo.name for photo in PHOTOS]
+
+
+def test_the_key_registers_with_every_config(tmp_path):
+    root = write_voc(tmp_path / "key cats", {"train": PHOTOS[:6], "val": PHOTOS[6:]}, ["cat"])
+    options = ["DATASETS.REGISTER", str((str(root),)), "OUTPUT_DIR", str(tmp_path / "out"), "MODEL.DEVICE", "cpu"]
+    for _ in range(2):
+        build_config(str(CONFIG), options)
+    assert len(load_dataset("key_cats_train")) == 6 and len(load_dataset("key_cats_val")) == 4
+    assert (tmp_path / "out" / "datasets" / "key_cats_train.json").is_file()
