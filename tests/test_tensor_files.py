@@ -88,6 +88,24 @@ def test_what_is_no_dict_of_named_tensors_is_refused(content):
     assert_one_line(caught, "x.pth", "expected named tensors")
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        torch.eye(2).to_sparse(),
+        torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+        torch.nested.nested_tensor([torch.ones(1), torch.ones(2)]),
+        torch.ones(2, device="meta"),
+    ],
+    ids=["sparse", "quantized", "nested", "without values"],
+)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_weights_are_dense(tmp_path, kind):
+    torch.save({"model": {"a": torch.ones(1), "b": kind}}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError) as caught:
+        read_tensors(tmp_path / "x.pth")
+    assert_one_line(caught, "x.pth", "b: expected a dense tensor")
+
+
 def test_metadata_and_shared_and_strided_tensors_survive_safetensors(tmp_path):
     base = torch.arange(6.0).view(2, 3)
     tensors = {"tied": base, "twin": base, "part": base[1], "turned": torch.arange(6.0).view(2, 3).T}

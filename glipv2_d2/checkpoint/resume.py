@@ -38,7 +38,7 @@ def find_resume_file(folder: str) -> tuple[str, list[str]]:
     if not folder:
         return "", []
     tag = Path(folder) / LAST_CHECKPOINT
-    tagged = tag.read_text().strip() if tag.is_file() else ""
+    tagged = tag.read_text(encoding="utf-8", errors="replace").strip() if tag.is_file() else ""
     candidates = [
         _Candidate(iteration, path.name == tagged, path.stat().st_mtime, path)
         for path in Path(folder).glob("*.pth")

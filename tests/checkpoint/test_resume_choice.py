@@ -56,6 +56,12 @@ def test_a_run_goes_on_from_the_newest_whole_checkpoint(tmp_path, files, tag, fo
     assert find_resume_file(str(tmp_path)) == expected
 
 
+def test_a_tag_that_is_no_text_names_nothing(tmp_path):
+    fill(tmp_path, [(FIRST, 10, True), (SECOND, 20, True)])
+    (tmp_path / "last_checkpoint").write_bytes(b"\xff\xfe\x00")
+    assert find_resume_file(str(tmp_path)) == (str(tmp_path / SECOND), [])
+
+
 def test_folders_that_are_absent_or_not_given_hold_nothing(tmp_path, monkeypatch):
     fill(tmp_path, [(FIRST, 10, True)], FIRST)
     monkeypatch.chdir(tmp_path)

@@ -15,6 +15,7 @@ from glipv2_d2.data.datasets import skip_report
 from glipv2_d2.data.datasets.dict_checks import check_dataset_dicts
 from glipv2_d2.data.datasets.formats import register_odvg
 from glipv2_d2.data.datasets.odvg import load_odvg
+from glipv2_d2.data.datasets.registration import set_thing_classes
 from glipv2_d2.data.datasets.value_checks import AnnotationError
 
 NAMES = {"4": "cat", "0": "red dog", "7": "fish"}
@@ -124,8 +125,23 @@ def test_a_category_may_be_missing_where_a_file_has_the_names(load):
             "line 2: expected 'detection' in a detection dataset, found 'grounding'",
         ),
         (detection(), {"names": {"0": "cat", "4": "cat"}}, "label: expected one with the name 'cat', found two"),
-        (detection(), {"names": {"x": "cat"}}, r"names\.json: expected a number.*, found 'x': 'cat'"),
-        (detection(), {"names": {"0": 5}}, r"names\.json: expected a number.*, found '0': 5"),
+        (detection(), {"names": {"x": "cat"}}, r"names\.json: expected each number once.*, found 'x': 'cat'"),
+        (detection(), {"names": {"0": 5}}, r"names\.json: expected each number once.*, found '0': 5"),
+        (
+            detection(),
+            {"names": {"4": "cat", "04": "dog"}},
+            r"names\.json: expected each number once.*, found '04': 'dog'",
+        ),
+        (
+            detection(),
+            {"names": {"4": "cat", "٤": "dog"}},
+            r"names\.json: expected each number once.*, found '٤': 'dog'",
+        ),
+        (
+            detection(),
+            {"names": {"9" * 5000: "cat"}},
+            r"names\.json: expected each number once.*, found '9+\.\.\.9+': 'cat'",
+        ),
         (detection(), {"names": []}, r"names.json: expected an object, found \[\]"),
         (
             detection(),
@@ -278,3 +294,18 @@ def test_any_damage_is_left_out_or_a_one_line_error(tmp_path, task, data):
         lambda: load_odvg(str(jsonl_file), str(tmp_path), None, name), jsonl_file, name, task
     )
     assert not records or 2 <= len(records) <= 4
+
+
+def test_a_name_that_stands_twice_is_found_without_comparing_all_pairs(new_name):
+    class Counted(str):
+        __hash__ = str.__hash__
+        compared = 0
+
+        def __eq__(self, other):
+            Counted.compared += 1
+            return str(self) == str(other)
+
+    names = [Counted(f"name {number}") for number in [*range(300), 299]]
+    with pytest.raises(AnnotationError, match="expected one with the name 'name 299', found two"):
+        set_thing_classes("names.json", new_name, names)
+    assert Counted.compared < 2 * len(names)

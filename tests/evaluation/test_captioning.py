@@ -51,6 +51,14 @@ def test_mentions_are_whole_words_and_the_longest_name(text, expected):
     assert all(name_of(text[slice(*mention.span)]) == mention.name for mention in mentions)
 
 
+def test_of_names_that_begin_with_one_word_the_longest_is_mentioned():
+    names = [("sports",), ("sports", "car"), ("sports", "car", "race")]
+    assert [mention.name for mention in find_mentions("a sports car, sports", names)] == [
+        ("sports", "car"),
+        ("sports",),
+    ]
+
+
 def test_nothing_is_mentioned_where_no_name_is_known():
     assert find_mentions("a dog", []) == []
 

@@ -74,6 +74,15 @@ def test_one_of_two_boxes_is_right_for_any_box_and_the_box_around_them_for_merge
     assert (results["any_box"]["R@1"], results["merged"]["R@1"]) == (any_box, merged)
 
 
+def test_the_parts_of_a_phrase_are_one_phrase_in_any_order():
+    item = caption("1_0", [LEFT], [RIGHT])
+    parts = ((0, 2), (6, 8))
+    for annotation, order in zip(item["annotations"], (parts, parts[::-1])):
+        annotation["tokens_positive"] = order
+    (phrase,) = phrases_of(item)
+    assert phrase.text == "aa cc" and phrase.boxes.tolist() == [LEFT, RIGHT]
+
+
 def test_a_box_of_another_phrase_does_not_count():
     captions = [caption("1_0", [LEFT], [RIGHT])]
     assert evaluate(captions, {"1_0": [(0, 0.9, RIGHT), (1, 0.9, LEFT)]})["any_box"]["R@all"] == 0.0

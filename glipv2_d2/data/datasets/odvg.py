@@ -15,6 +15,7 @@ from .value_checks import (
     AnnotationError,
     EntryError,
     OmittedEntry,
+    as_integer,
     is_text,
     parse_line,
     read_all,
@@ -85,10 +86,13 @@ class _LabelNames:
         self.is_complete = names_file is not None
         self.names: dict[int, str] = {}
         for label, name in (read_json_file(names_file) if names_file is not None else {}).items():
-            if not (label.isdecimal() and is_text(name)):
+            number = as_integer(label) if label.isdecimal() and label.isascii() else None
+            if number is None or number in self.names or not is_text(name):
                 found = f"{show(label)}: {show(name)}"
-                raise AnnotationError(f"{names_file}: expected a number as string and its name, found {found}")
-            self.names[int(label)] = name
+                raise AnnotationError(
+                    f"{names_file}: expected each number once, as string, and its name, found {found}"
+                )
+            self.names[number] = name
 
     def check(self, label: int, category: Any, where: str) -> None:
         """Check that a label has one name; the first category of a label names it where no file does.

@@ -119,9 +119,11 @@ def set_thing_classes(source: str, name: str, names: list[str]) -> None:
     Raises:
         AnnotationError: A name stands there twice, or the metadata has other ``thing_classes`` already.
     """
-    twice = [one for one in names if names.count(one) > 1] if len(set(names)) < len(names) else []
-    if twice:
-        raise AnnotationError(f"{source}: label: expected one with the name {show(twice[0])}, found two")
+    known_names: set[str] = set()
+    for one in names:
+        if one in known_names:
+            raise AnnotationError(f"{source}: label: expected one with the name {show(one)}, found two")
+        known_names.add(one)
     metadata = MetadataCatalog.get(name)
     known = metadata.get("thing_classes", names)
     if list(known) != names:
