@@ -364,7 +364,8 @@ def _add_data(cfg: CN) -> None:
     # for a moment it holds twice as many.
     cfg.DATALOADER.SHUFFLE_BUFFER = 1000
 
-    # Training stops when more than this share of the images drawn so far could not be read.
+    # Training stops when at least three files, and more than this share of all images, cannot be read; each file counts
+    # once. For data in shards, the share is that of the images drawn so far.
     cfg.DATALOADER.MAX_SKIPPED_SHARE = 0.01
 
 

@@ -22,6 +22,7 @@ from .dataset_mappers.build import build_train_mapper, mapper_of
 from .dataset_mappers.detection import DetectionDatasetMapper
 from .datasets.mask_checks import leave_out_masks
 from .datasets.skip_report import DataReport
+from .image_reading import warn_of_truncated_images
 from .loading import LoadedDataset
 from .stream.order import TrainingBatchSampler
 from .stream.samples import StoredSamples, StreamedSamples, TrainingSamples
@@ -43,6 +44,7 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0, saved: Mapping[str, An
     that are absent otherwise, what was left out on the way to it:
 
     * ``skipped_files``: a line for each image that could not be read, in whose place this sample stands;
+    * ``truncated_files``: a line for the image of this sample, if its file was cut off;
     * ``damaged_shards``: a line for each shard that ended early;
     * ``skipped_records``: lines for the first few malformed records of shards;
     * ``dropped``: counts, see ``DROPPED_COUNTS``.
@@ -85,10 +87,11 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0, saved: Mapping[str, An
         num_slots=num_slots,
         first_shard_batch=state.first_shard_batch,
     )
-    return TrainLoader(_data_loader(cfg, samples, sampler, state.seed), state)
+    loader = _data_loader(cfg, samples, sampler, state.seed)
+    return TrainLoader(loader, state, num_images=0 if sets.shards else len(sets.dicts))
 
 
-def build_test_loader(cfg: CfgNode, dataset: LoadedDataset) -> SharedPromptLoader | DataLoader:
+def build_test_loader(cfg: CfgNode, dataset: LoadedDataset) -> TestLoader:
     """Build the loader of a test dataset: each dataset dict once over all ranks, alone in its batch.
 
     All images of a detection dataset share the prompts that hold every name. A sentence with boxes is its own prompt,
@@ -101,7 +104,7 @@ def build_test_loader(cfg: CfgNode, dataset: LoadedDataset) -> SharedPromptLoade
     if isinstance(mapper, DetectionDatasetMapper):
         loader = build_detection_test_loader(dicts, mapper=mapper.test_image, num_workers=num_workers)
         return SharedPromptLoader(loader, mapper.test_prompts({}), limits_of(cfg, dataset.name))
-    return build_detection_test_loader(dicts, mapper=mapper, num_workers=num_workers)
+    return TestLoader(build_detection_test_loader(dicts, mapper=mapper, num_workers=num_workers))
 
 
 def tuned_prompts(cfg: CfgNode) -> list[list[int]] | None:
@@ -119,22 +122,41 @@ def tuned_prompts(cfg: CfgNode) -> list[list[int]] | None:
     return prompts
 
 
-class SharedPromptLoader:
+class TestLoader:
+    """A loader that passes batches on, and warns once in a run, after the last, of the truncated images in them."""
+
+    # No test of pytest.
+    __test__ = False
+
+    def __init__(self, loader: DataLoader):
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        truncated: list[str] = []
+        for batch in self.loader:
+            for sample in batch:
+                truncated += sample.pop("truncated_files", ())
+            yield batch
+        if truncated:
+            warn_of_truncated_images(truncated)
+
+
+class SharedPromptLoader(TestLoader):
     """A loader that puts the same list of prompts, and the same limits of detections, into every sample.
 
     It does so in the main process: from a worker each sample would bring a copy of the whole vocabulary.
     """
 
     def __init__(self, loader: DataLoader, prompts: list[TokenizedPrompt], limits: DetectionLimits):
-        self.loader = loader
+        super().__init__(loader)
         self.prompts = prompts
         self.limits = limits
 
-    def __len__(self) -> int:
-        return len(self.loader)
-
     def __iter__(self) -> Iterator[list[dict]]:
-        for batch in self.loader:
+        for batch in super().__iter__():
             yield [{**sample, "prompts": self.prompts, "detection_limits": self.limits} for sample in batch]
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 import os
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from detectron2.data import detection_utils
 from detectron2.utils.file_io import PathManager
-from PIL import Image, ImageOps
+from detectron2.utils.logger import log_first_n
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import InputError
 
@@ -29,25 +32,41 @@ IMAGE_SUFFIXES = tuple(sorted(suffix for suffix, name in Image.registered_extens
 # Formats whose gray levels PIL gives in its mode "I" have 16 bits; in a TIFF file the same mode has 32.
 _FORMATS_OF_16_BITS = ("PNG", "PPM", "JPEG2000")
 
+_TRUNCATED = "truncated images were decoded as far as they go, save them again"
+# Truncated images that a warning names.
+_MOST_NAMED = 3
+
 # The limit for an image without a size in its annotation. A small file can claim any size, and the memory for it is
 # taken before the pixels are read.
 _MAX_PIXELS = 2**26
+
+
+# The end of a JPEG file, as often as the longest of its segments needs it: libjpeg ends the data of a file that was cut
+# off in this way.
+_JPEG_BEGIN = b"\xff\xd8"
+_JPEG_ENDS = b"\xff\xd9" * 2**15
+# What libjpeg leaves where it has no data, but for one block of up to 16 x 16 pixels, which may reach a little further.
+_NO_DATA_GRAY = 128
+_MOST_INVENTED = 2 * 16 * 16
 
 
 class UnreadableImageError(InputError):
     """An image file that is missing, broken, or not of the size its annotation says; the message is one line."""
 
 
-def read_image(dataset_dict: dict, image_format: str) -> np.ndarray:
+def read_image(dataset_dict: dict, image_format: str, truncated: list[str] | None = None) -> np.ndarray:
     """Read the image that a dataset dict names, as OpenCV and detectron2 do; everything that reads images calls this.
 
     The image is turned upright by its EXIF orientation, transparency is left out, the first image of an animation is
-    taken, and 16 bits a channel become their upper 8.
+    taken, and 16 bits a channel become their upper 8. A JPEG file that was cut off is decoded as far as it goes; the
+    rest is gray.
 
     Args:
         dataset_dict: Holds ``file_name``, and ``image_bytes`` or ``tsv_offset`` where the image is not a file of its
             own (see ``structures``); stays as it is.
         image_format: "BGR" or "RGB".
+        truncated: Gets a line that names the image, if it is cut off. Without a list a process warns of the first such
+            image.
 
     Returns:
         (H, W, 3) uint8.
@@ -65,16 +84,29 @@ def read_image(dataset_dict: dict, image_format: str) -> np.ndarray:
         else:
             with PathManager.open(name, "rb") as file:
                 content = file.read()
-        return decode_image(content, image_format, dataset_dict.get("height"), dataset_dict.get("width"))
+        pixels, missing = _decode(content, image_format, dataset_dict.get("height"), dataset_dict.get("width"))
     except _DECODING_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImageError(
-            f"{name}: {reason}; expected a readable image of the size in its annotation"
+            f"{name}: {_reason(error)}; expected a readable image of the size in its annotation"
         ) from error
+    if missing is not None:
+        line = f"{name}: {missing}"
+        if truncated is not None:
+            truncated.append(line)
+        else:
+            log_first_n(logging.WARNING, f"{_TRUNCATED}: {line}; others like it are not named", name=__name__)
+    return pixels
+
+
+def warn_of_truncated_images(lines: Sequence[str]) -> None:
+    """Log a warning of images that were cut off, once in a process; ``read_image`` makes the lines."""
+    named = "; ".join(lines[:_MOST_NAMED])
+    rest = "; ..." if len(lines) > _MOST_NAMED else ""
+    log_first_n(logging.WARNING, f"{len(lines)} {_TRUNCATED}: {named}{rest}", name=__name__, key="message")
 
 
 def decode_image(content: bytes, image_format: str, height: int | None = None, width: int | None = None) -> np.ndarray:
-    """Decode the bytes of an image file to (H, W, 3) uint8, upright.
+    """Decode the bytes of an image file to (H, W, 3) uint8, upright; a truncated JPEG as far as it goes.
 
     Args:
         content: A JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, JPEG 2000 or AVIF file with 8 or 16 bits a channel.
@@ -86,6 +118,27 @@ def decode_image(content: bytes, image_format: str, height: int | None = None, w
         OSError, ValueError, SyntaxError, EOFError, struct.error, PIL.Image.DecompressionBombError: The bytes are
             not such an image.
     """
+    return _decode(content, image_format, height, width)[0]
+
+
+def _decode(content: bytes, image_format: str, height: int | None, width: int | None) -> tuple[np.ndarray, str | None]:
+    """Decode as ``decode_image`` does, and say in words what is missing of a truncated file, None for a whole one."""
+    try:
+        return _decode_whole(content, image_format, height, width), None
+    except OSError as error:
+        if not content.startswith(_JPEG_BEGIN):
+            raise
+        try:
+            pixels = _decode_whole(content + _JPEG_ENDS, image_format, height, width)
+        except OSError:
+            raise error from None
+        num_known = np.count_nonzero((pixels != _NO_DATA_GRAY).any(axis=2))
+        if num_known <= min(_MOST_INVENTED, pixels.shape[0] * pixels.shape[1] // 2):
+            raise OSError(f"{error}, and holds no pixels") from error
+        return pixels, str(error)
+
+
+def _decode_whole(content: bytes, image_format: str, height: int | None, width: int | None) -> np.ndarray:
     with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
         limit: int | None = _MAX_PIXELS
         if height is not None and width is not None:
@@ -140,7 +193,14 @@ def image_size(content: bytes) -> tuple[int, int]:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             return _upright_size(image, _MAX_PIXELS)
     except _DECODING_ERRORS as error:
-        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise ValueError(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return what is wrong with an image in one line, the same at each reading."""
+    if isinstance(error, UnidentifiedImageError):
+        return "cannot identify a format of images"  # PIL's own text has the address of an object.
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _upright_size(image: Image.Image, limit: int | None) -> tuple[int, int]:

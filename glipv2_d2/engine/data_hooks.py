@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -16,15 +17,20 @@ from ..distributed import reduce_mean
 from ..errors import InputError
 from .stopping import StopHook
 
-# A share of fewer images than this says little.
-MIN_DRAWN_IMAGES = 100
-# Numbers of lines of each kind that are logged as they come, and at the end of the run.
+# Fewer unreadable files never end a training.
+MIN_BAD_FILES = 3
+# Numbers of lines of each kind that are logged as they come, and at the end of the run; of truncated images, which harm
+# little, one.
 _NUM_NAMED = 10
+_NUM_NAMED_TRUNCATED = 1
 _NUM_LISTED = 1000
+# The ranks compare their unreadable files at each new one at first, later when there are this many times more.
+_CHECK_GROWTH = 1.05
 
 # Keys of a sample that hold lines of a report, with the subject of the report.
 _REPORTS = {
     "skipped_files": "unreadable images were skipped",
+    "truncated_files": "truncated images were decoded as far as they go, save them again",
     "damaged_shards": "damaged shards ended early",
     "skipped_records": "malformed records or boxes of shards were left out",
 }
@@ -33,26 +39,39 @@ _REPORTS = {
 class SkippedImagesHook(HookBase):
     """Count and name what the data loader leaves out, and end the training if too many images cannot be read.
 
-    The counts, over all ranks and since the start of this run, are among the metrics: ``data/skipped_files`` and
-    ``data/dropped_NAME`` for each of ``DROPPED_COUNTS``, as soon as they are not 0.
+    The counts, over all ranks and since the start of this run, are among the metrics: ``data/skipped_files``, each file
+    once on each rank, and ``data/dropped_NAME`` for each of ``DROPPED_COUNTS``, as soon as they are not 0.
 
     Args:
-        max_share: Largest share of unreadable images among all that were drawn, in [0, 1].
+        max_share: Largest share of unreadable files, in [0, 1], among all images if their number is known, else among
+            those drawn so far. Fewer than ``MIN_BAD_FILES`` are always allowed.
     """
 
     def __init__(self, max_share: float) -> None:
         self._max_share = max_share
         self._lines: dict[str, dict[str, None]] = {key: {} for key in _REPORTS}
-        # Unreadable images, images drawn, and what was dropped.
+        # A line for each unreadable file.
+        self._bad_files: set[str] = set()
+        # The number of them over the ranks from which on the ranks compare theirs.
+        self._next_check = float(MIN_BAD_FILES)
+        self._num_images = 0
+        # Unreadable files, images drawn, and what was dropped.
         self._counts = torch.zeros(2 + len(DROPPED_COUNTS), dtype=torch.float64)
 
-    def watch(self, loader: Iterable[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
-        """Yield the batches of a loader unchanged; see ``build_train_loader`` for what samples report."""
+    def watch(self, loader: Iterable[list[dict[str, Any]]], num_images: int = 0) -> Iterator[list[dict[str, Any]]]:
+        """Yield the batches of a loader unchanged; see ``build_train_loader`` for what samples report.
+
+        Args:
+            loader: Yields lists of samples.
+            num_images: Number of all images, 0 if it is unknown.
+        """
+        self._num_images = num_images
         for batch in loader:
             for sample in batch:
-                num_skipped = len(sample.get("skipped_files", ()))
+                skipped = sample.get("skipped_files", ())
+                self._bad_files.update(skipped)
                 dropped = sample.get("dropped", {})
-                counts = [num_skipped, num_skipped + 1, *(dropped.get(name, 0) for name in DROPPED_COUNTS)]
+                counts = [0, len(skipped) + 1, *(dropped.get(name, 0) for name in DROPPED_COUNTS)]
                 self._counts += torch.tensor(counts, dtype=torch.float64)
                 for key in _REPORTS:
                     self._name(key, sample.get(key, ()))
@@ -64,6 +83,7 @@ class SkippedImagesHook(HookBase):
         Raises:
             InputError: Too many images could not be read; the message names one.
         """
+        self._counts[0] = len(self._bad_files)
         device = next(self.trainer.model.parameters()).device
         means = reduce_mean(self._counts.to(device))
         skipped, drawn, *dropped = (means * comm.get_world_size()).round().long().tolist()
@@ -72,13 +92,21 @@ class SkippedImagesHook(HookBase):
         for name, count in counts.items():
             if count:
                 self.trainer.storage.put_scalar(f"data/{name}", count, smoothing_hint=False)
-        if drawn >= MIN_DRAWN_IMAGES and skipped > self._max_share * drawn:
-            files = self._lines["skipped_files"]
-            example = f", such as {next(iter(files))}" if files else " on other ranks"
-            raise InputError(
-                f"training images: expected at most {self._max_share:.1%} unreadable (DATALOADER.MAX_SKIPPED_SHARE), "
-                f"found {skipped / drawn:.1%} of the images drawn so far{example}"
-            )
+        if skipped >= self._next_check:
+            self._next_check = max(skipped + 1, _CHECK_GROWTH * skipped)
+            self._check_share(max(drawn, self._num_images))
+
+    def _check_share(self, num_images: int) -> None:
+        """Count the unreadable files of all ranks, each once, and raise an error if they are too many."""
+        files = sorted(set().union(*comm.all_gather(self._bad_files)))
+        if len(files) < MIN_BAD_FILES or len(files) <= self._max_share * num_images:
+            return
+        enough = min(1.0, math.ceil(200 * len(files) / num_images) / 100)
+        raise InputError(
+            f"training images: expected at most {self._max_share:.1%} unreadable (DATALOADER.MAX_SKIPPED_SHARE), found "
+            f"{len(files)} of {num_images}, such as {files[0]}; save these files again or leave them out, or set "
+            f"DATALOADER.MAX_SKIPPED_SHARE {enough} to train without them"
+        )
 
     def after_train(self) -> None:
         """List what was left out on this rank."""
@@ -100,9 +128,11 @@ class SkippedImagesHook(HookBase):
             if line in known or len(known) == _NUM_LISTED:
                 continue
             known[line] = None
-            if len(known) <= _NUM_NAMED:
-                rest = "; others are only counted until the end" if len(known) == _NUM_NAMED else ""
-                logging.getLogger(__name__).warning("left out of the training data: %s%s", line, rest)
+            num_named = _NUM_NAMED_TRUNCATED if key == "truncated_files" else _NUM_NAMED
+            if len(known) <= num_named:
+                rest = "; others are only counted until the end" if len(known) == num_named else ""
+                text = "decoded as far as it goes" if key == "truncated_files" else "left out of the training data"
+                logging.getLogger(__name__).warning("%s: %s%s", text, line, rest)
 
 
 class DataStateHook(HookBase):

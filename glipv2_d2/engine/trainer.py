@@ -92,7 +92,7 @@ class GLIPv2Trainer(DefaultTrainer):
         if self.cfg.MODEL.GLIPV2.TUNING.MODE == "prompt":
             self.checkpointer.model.prompt_tuner.bind(tuned_prompts(self.cfg))
         self._data_state.attach(loader)
-        self._trainer.data_loader = self._skipped_images.watch(loader)
+        self._trainer.data_loader = self._skipped_images.watch(loader, loader.num_images)
         try:
             with contextlib.suppress(TrainingEnded), self._stop.watch():
                 return super().train()

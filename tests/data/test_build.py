@@ -1,8 +1,10 @@
 import itertools
 import json
+import logging
 import shutil
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -649,3 +651,20 @@ def found_boxes(truth: dict, sample: dict) -> Instances:
     classes = torch.tensor([item["category_id"] // 10 - 1 for item in items] + [0])
     scores = torch.tensor([0.8] * len(items) + [0.9])
     return Instances((sample["height"], sample["width"]), pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_truncated_images_are_trained_and_tested_on_and_named(train_cfg, mixed_dataset, num_workers, caplog):
+    path = Path(MetadataCatalog.get(mixed_dataset).image_root) / "102.png"
+    noise = np.random.default_rng(0).integers(0, 256, (*cv2.imread(str(path)).shape[:2], 3), dtype=np.uint8)
+    path.write_bytes(cv2.imencode(".jpg", noise)[1].tobytes()[:-200])
+    train_cfg.DATALOADER.NUM_WORKERS = num_workers
+    samples = [sample for batch in take(build_train_loader(train_cfg), 8) for sample in batch]
+    reported = {sample["image_id"]: sample["truncated_files"] for sample in samples if "truncated_files" in sample}
+    assert list(reported) == [102] and reported[102][0].startswith(f"{path}: image file is truncated")
+    assert not any("skipped_files" in sample for sample in samples)
+    with caplog.at_level(logging.WARNING, "glipv2_d2"):
+        for _ in range(2):
+            tested = [batch[0] for batch in build_test_loader(train_cfg, load_test_dataset(train_cfg, mixed_dataset))]
+    assert len(tested) == 9 and not any("truncated_files" in sample for sample in tested)
+    assert sum(str(path) in message for message in caplog.messages) == 1

@@ -1,5 +1,7 @@
 import base64
 import io
+import logging
+from collections import Counter
 
 import cv2
 import numpy as np
@@ -145,6 +147,82 @@ def test_file_that_pil_would_hand_to_another_program_is_unreadable(tmp_path, mon
 
 
 # --- the same pixels as OpenCV's reader
+
+# A photograph's smooth colours; noise would make the file of a truncated image mostly one block.
+SMOOTH = cv2.resize(PIXELS, (160, 120), interpolation=cv2.INTER_CUBIC)
+CUT_FILES = {
+    "quarter colours": encoded("JPEG", SMOOTH),
+    "full colours": encoded("JPEG", SMOOTH, subsampling=0, quality=95),
+    "progressive": encoded("JPEG", SMOOTH, progressive=True),
+    "gray": encoded("JPEG", SMOOTH[:, :, 0]),
+    "restart markers": encoded("JPEG", SMOOTH, restart_marker_rows=1),
+}
+
+
+@pytest.mark.parametrize("kind", CUT_FILES)
+def test_truncated_jpegs_are_decoded_as_far_as_opencv_does(tmp_path, kind):
+    content = CUT_FILES[kind]
+    num_decoded = 0
+    for length in [*range(2, len(content), len(content) // 60), len(content) - 2, len(content) - 1]:
+        (tmp_path / "a.jpg").write_bytes(content[:length])
+        expected = cv2.imread(str(tmp_path / "a.jpg"))
+        truncated: list[str] = []
+        # Nothing, or one block.
+        if expected is None or (expected != 128).any(axis=2).sum() <= 512:
+            with pytest.raises(UnreadableImageError, match=r"a\.jpg"):
+                read_image({"file_name": str(tmp_path / "a.jpg")}, "BGR", truncated)
+            assert truncated == []
+            continue
+        pixels = read_image({"file_name": str(tmp_path / "a.jpg"), "height": 120, "width": 160}, "BGR", truncated)
+        assert np.array_equal(pixels, expected), length
+        assert len(truncated) <= 1 and all(line.startswith(str(tmp_path / "a.jpg")) for line in truncated)
+        num_decoded += len(truncated)
+    assert num_decoded > 40
+
+
+def test_a_truncated_jpeg_is_turned_and_measured_as_a_whole_one(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    content = encoded("JPEG", SMOOTH, exif=exif)
+    cut = content[: len(content) * 3 // 4]
+    assert image_size(cut) == (160, 120)
+    pixels = decode_image(cut, "BGR", 160, 120)
+    (tmp_path / "a.jpg").write_bytes(cut)
+    assert np.array_equal(pixels, cv2.imread(str(tmp_path / "a.jpg")))
+    whole = decode_image(content, "BGR", 160, 120)
+    # Turned by a quarter the file's upper rows are the right columns.
+    assert np.array_equal(pixels[:, 100:], whole[:, 100:]) and (pixels[:, :8] == 128).all()
+    with pytest.raises(ValueError, match="height is 160, and 120 in its annotation"):
+        decode_image(cut, "BGR", 120, 160)
+
+
+@pytest.mark.parametrize("kind", CUT_FILES)
+def test_a_jpeg_without_any_pixels_is_unreadable(kind):
+    content = CUT_FILES[kind]
+    # Where files end with the header of its first pixels OpenCV invents a block, and spreads it in progressive ones.
+    begin = content.index(b"\xff\xda") + (10 if kind == "gray" else 14)
+    for length in range(begin + (kind != "progressive")):
+        with pytest.raises(UnreadableImageError, match=r"a\.jpg"):
+            read_image({"file_name": "a.jpg", "image_bytes": content[:length]}, "RGB")
+    read_image({"file_name": "a.jpg", "image_bytes": content[: begin + (len(content) - begin) // 4]}, "RGB", [])
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "WEBP", "GIF", "TIFF"])
+def test_other_truncated_files_are_unreadable(image_format):
+    content = encoded(image_format, SMOOTH)
+    with pytest.raises(UnreadableImageError, match="a: "):
+        read_image({"file_name": "a", "image_bytes": content[: len(content) // 2]}, "RGB")
+
+
+def test_a_process_warns_once_of_truncated_images(caplog, monkeypatch):
+    monkeypatch.setattr("detectron2.utils.logger._LOG_COUNTER", Counter())
+    content = CUT_FILES["gray"][:-40]
+    with caplog.at_level(logging.WARNING):
+        for name in ("a.jpg", "b.jpg", "a.jpg"):
+            read_image({"file_name": name, "image_bytes": content}, "RGB")
+    (message,) = caplog.messages
+    assert message.startswith("truncated images were decoded as far as they go, save them again: a.jpg: ")
+
 
 GRAY16 = np.random.default_rng(1).integers(0, 2**16, (12, 20), dtype=np.uint16)
 

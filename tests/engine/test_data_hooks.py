@@ -11,10 +11,10 @@ from glipv2_d2.engine.data_hooks import DataStateHook, SkippedImagesHook, merge_
 from glipv2_d2.engine.stopping import StopHook
 
 
-def make_hook(max_share, batches):
+def make_hook(max_share, batches, num_images=0):
     hook = SkippedImagesHook(max_share)
     hook.trainer = SimpleNamespace(model=nn.Linear(1, 1), storage=EventStorage())
-    assert list(hook.watch(batches)) == batches
+    assert list(hook.watch(batches, num_images)) == batches
     return hook
 
 
@@ -24,18 +24,80 @@ def batches_with(skipped_positions, count):
     return [samples[k : k + 2] for k in range(0, count, 2)]
 
 
-def test_share_counts_unreadable_images_among_all_drawn():
-    # 98 samples and 2 unreadable files: 2 of 100 drawn.
-    batches = batches_with({3, 40}, 98)
-    make_hook(0.02, batches).after_step()
-    with pytest.raises(ValueError, match=r"at most 1.9% .*MAX_SKIPPED_SHARE.*2.0%.*bad_3.png"):
-        make_hook(0.019, batches).after_step()
+def test_share_is_that_of_unreadable_files_among_all_drawn():
+    # 97 samples and 3 unreadable files: 3 of 100 drawn.
+    batches = batches_with({3, 40, 50}, 97)
+    make_hook(0.03, batches).after_step()
+    with pytest.raises(ValueError, match=r"at most 2.9% .*MAX_SKIPPED_SHARE\), found 3 of 100, such as bad_3.png"):
+        make_hook(0.029, batches).after_step()
 
 
-def test_few_images_are_no_reason_to_stop():
-    make_hook(0.0, batches_with({0, 1}, 96)).after_step()
+def test_the_message_says_what_to_do_with_a_value_that_lets_the_run_go_on():
+    batches = batches_with({3, 40, 50}, 97)
+    with pytest.raises(ValueError, match=r"save these files.*MAX_SKIPPED_SHARE 0.06 to train") as found:
+        make_hook(0.01, batches).after_step()
+    value = float(str(found.value).split("MAX_SKIPPED_SHARE ")[1].split()[0])
+    make_hook(value, batches).after_step()
+
+
+def test_a_file_that_comes_again_and_again_counts_once():
+    # The kangaroo set: 131 images, two of them unreadable, 20 epochs.
+    bad = [{"skipped_files": ["a.jpg"]}, {"skipped_files": ["b.jpg"]}]
+    hook = make_hook(0.0, [bad, [{}] * 129] * 20, num_images=131)
+    hook.after_step()
+    assert hook.trainer.storage.latest()["data/skipped_files"][0] == 2
+
+
+@pytest.mark.parametrize("place", [0, 300, 900])
+def test_the_order_of_the_images_does_not_decide(place):
+    # 9 of 1,000 are unreadable, all next to each other.
+    samples = [{"skipped_files": [f"{k}.jpg"]} if place <= k < place + 9 else {} for k in range(1000)]
+    hook = SkippedImagesHook(0.01)
+    hook.trainer = SimpleNamespace(model=nn.Linear(1, 1), storage=EventStorage())
+    for _ in hook.watch([[sample] for sample in samples], num_images=1000):
+        hook.after_step()
+    assert hook.trainer.storage.latest()["data/skipped_files"][0] == 9
+
+
+def test_two_files_are_no_reason_to_stop():
+    make_hook(0.0, batches_with({0, 1}, 2)).after_step()
     with pytest.raises(ValueError, match="MAX_SKIPPED_SHARE"):
-        make_hook(0.0, batches_with({0, 1}, 98)).after_step()
+        make_hook(0.0, batches_with({0, 1, 2}, 4)).after_step()
+
+
+def test_later_files_end_the_run_too():
+    hook = SkippedImagesHook(0.1)
+    hook.trainer = SimpleNamespace(model=nn.Linear(1, 1), storage=EventStorage())
+    bad = [[{"skipped_files": [f"{k}.jpg"]}] for k in range(100)]
+    with pytest.raises(ValueError, match=r"found 4[1-3] of 400"):
+        for _ in hook.watch(bad, num_images=400):
+            hook.after_step()
+
+
+def test_a_file_that_several_ranks_met_counts_once(monkeypatch):
+    monkeypatch.setattr(data_hooks.comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(data_hooks, "reduce_mean", lambda counts: counts)
+    batches = batches_with({0, 1}, 4)
+    others: set[str] = set()
+    monkeypatch.setattr(data_hooks.comm, "all_gather", lambda files: [files, others])
+    others |= {"bad_0.png", "bad_1.png"}
+    make_hook(0.0, batches).after_step()
+    others |= {"bad_9.png"}
+    with pytest.raises(ValueError, match="found 3 of 12"):
+        make_hook(0.0, batches).after_step()
+
+
+def test_truncated_images_are_named_once_and_listed_at_the_end(caplog):
+    reports = [{"truncated_files": [f"{name}.jpg: cut"]} for name in "aba"]
+    with caplog.at_level(logging.WARNING):
+        hook = make_hook(0.0, [reports])
+        hook.after_step()
+    assert caplog.messages == ["decoded as far as it goes: a.jpg: cut; others are only counted until the end"]
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        hook.after_train()
+    expected = "2 truncated images were decoded as far as they go, save them again:\na.jpg: cut\nb.jpg: cut"
+    assert caplog.messages == [expected]
 
 
 def test_unreadable_images_are_named_as_they_come_and_listed_once_at_the_end(caplog):

@@ -134,7 +134,7 @@ def test_nonfinite_loss_of_the_model_leaves_weights_finite_and_stops(train_cfg, 
 
 
 def test_too_many_unreadable_images_stop_the_run(train_cfg, monkeypatch, caplog):
-    monkeypatch.setattr("glipv2_d2.engine.data_hooks.MIN_DRAWN_IMAGES", 2)
+    monkeypatch.setattr("glipv2_d2.engine.data_hooks.MIN_BAD_FILES", 1)
     train_cfg.merge_from_list(["DATASETS.TEST", (), "SOLVER.MAX_ITER", 20])
     broken = Path(MetadataCatalog.get(train_cfg.DATASETS.TRAIN[0]).image_root) / "0.png"
     broken.write_bytes(broken.read_bytes()[:40])
@@ -143,6 +143,15 @@ def test_too_many_unreadable_images_stop_the_run(train_cfg, monkeypatch, caplog)
     with caplog.at_level(logging.WARNING, "glipv2_d2"), pytest.raises(ValueError, match="MAX_SKIPPED_SHARE.*0.png"):
         trainer.train()
     assert trainer.iter < 19
+
+
+def test_one_unreadable_image_does_not_stop_a_run(train_cfg, caplog):
+    train_cfg.merge_from_list(["DATASETS.TEST", (), "SOLVER.MAX_ITER", 6, "DATALOADER.MAX_SKIPPED_SHARE", 0.0])
+    broken = Path(MetadataCatalog.get(train_cfg.DATASETS.TRAIN[0]).image_root) / "0.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    with caplog.at_level(logging.WARNING, "glipv2_d2"):
+        GLIPv2Trainer(train_cfg).train()
+    assert any(message.startswith("1 unreadable images were skipped") for message in caplog.messages)
 
 
 def test_learning_rate_follows_the_schedule(train_cfg):

@@ -246,7 +246,10 @@ class PromptDatasetMapper(ABC):
 
     def _read(self, dataset_dict: dict) -> tuple[dict, T.TransformList]:
         sample = {key: dataset_dict[key] for key in ("file_name", "image_id", "height", "width") if key in dataset_dict}
-        image = read_image(dataset_dict, self.image_format)
+        truncated: list[str] = []
+        image = read_image(dataset_dict, self.image_format, truncated)
+        if truncated:
+            sample["truncated_files"] = truncated
         sample.setdefault("height", image.shape[0])
         sample.setdefault("width", image.shape[1])
         aug_input = T.AugInput(image)

@@ -81,7 +81,10 @@ class TrainingSamples(Dataset):
             if is_whole:
                 break
         if sample is None:
-            raise UnreadableImageError(f"{len(skipped)} images in a row could not be read; the last: {skipped[-1]}")
+            raise UnreadableImageError(
+                f"{len(skipped)} images in a row could not be read; the last: {skipped[-1]}; check that the folder of "
+                f"the images is there and can be read"
+            )
         notes = self.streamed.notes(entry) if isinstance(entry, ShardEntry) else {}
         dropped.update(notes.pop("dropped", {}))
         notes.update(dropped={key: count for key, count in dropped.items() if count}, skipped_files=skipped)

@@ -107,11 +107,13 @@ class TrainLoader:
 
     Attributes:
         state: State to be saved with a checkpoint.
+        num_images: Number of all images, 0 if it is unknown because some are streamed from shards.
     """
 
-    def __init__(self, loader: DataLoader, state: StreamState):
+    def __init__(self, loader: DataLoader, state: StreamState, num_images: int = 0):
         self._loader = loader
         self.state = state
+        self.num_images = num_images
 
     def __iter__(self) -> Iterator[list[dict]]:
         for batch in self._loader:
