@@ -117,6 +117,14 @@ def test_the_last_column_of_a_line_is_its_image(tmp_path):
         read_tsv_image(str(tmp_path / "a.tsv"), 4 + 2 + 8 + 2)
 
 
+def test_base64_with_foreign_characters_is_no_image(tmp_path):
+    (tmp_path / "a.tsv").write_bytes(
+        b"key\t" + base64.b64encode(b"pixels")[:4] + b"!*" + base64.b64encode(b"pixels")[4:]
+    )
+    with pytest.raises(ValueError):
+        read_tsv_image(str(tmp_path / "a.tsv"), 0)
+
+
 def test_size_is_checked_before_any_pixel_is_decoded(tmp_path, monkeypatch):
     decoded = []
     monkeypatch.setattr(Image.Image, "convert", lambda *_, **__: decoded.append(1))

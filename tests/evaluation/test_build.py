@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from conftest import load_config
 from detection_cases import dataset_of, make_annotation, make_content, process
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -11,6 +12,8 @@ from glipv2_d2 import add_glipv2_config, register_coco_grounding, register_lvis
 from glipv2_d2.data.loading import LoadedDataset, load_test_dataset
 from glipv2_d2.evaluation import build_evaluator
 from glipv2_d2.evaluation.build import check_test_data
+from glipv2_d2.evaluation.captioning import CaptioningEvaluator
+from glipv2_d2.evaluation.grounded_captioning import GroundedCaptioningEvaluator
 
 BOX = [10, 10, 40, 40]
 
@@ -58,6 +61,18 @@ def test_predictions_go_to_a_folder_per_dataset(dataset, tmp_path):
     cfg.OUTPUT_DIR = str(tmp_path)
     evaluate(build_evaluator(cfg, LoadedDataset(dataset, [])), (0, 1))
     assert (tmp_path / "inference" / "evaluated" / "coco_instances_results.json").is_file()
+
+
+@pytest.mark.parametrize("with_boxes", [False, True])
+@pytest.mark.parametrize("evaluator_type", ["captioning", "grounded_captioning"])
+def test_boxes_of_captions_are_scored_where_data_and_model_have_them(evaluator_type, with_boxes):
+    name = f"{evaluator_type}_{with_boxes}"
+    MetadataCatalog.get(name).set(task="captioning", evaluator_type=evaluator_type)
+    cfg = load_config("models/glipv2_micro.yaml")
+    cfg.MODEL.GLIPV2.CAPTIONING.GROUNDED = with_boxes
+    evaluator = build_evaluator(cfg, LoadedDataset(name, [{"image_id": 1, "caption": "a dog"}]), "")
+    is_grounded = with_boxes and evaluator_type == "grounded_captioning"
+    assert type(evaluator) is (GroundedCaptioningEvaluator if is_grounded else CaptioningEvaluator)
 
 
 def test_unknown_evaluator_type_names_the_dataset(dataset):
@@ -131,6 +146,17 @@ def test_lvis_is_scored_by_the_protocols_of_the_config(tmp_path, mask_on, protoc
         )
     assert list(results) == expected and all(results[task]["AP"] == pytest.approx(100.0) for task in expected)
     assert (tmp_path / "lvis_instances_results.json").is_file()
+
+
+@pytest.mark.parametrize(("boxes", "side"), [("official", 39), ("exact", 40)])
+def test_boxes_of_lvis_are_written_as_the_config_says(tmp_path, boxes, side):
+    with dataset_of(make_content([make_annotation(1, 1, [10, 10, 40, 40])]), tmp_path / "annotations.json") as name:
+        MetadataCatalog.get(name).evaluator_type = "lvis"
+        cfg = masked_cfg(False, "TEST.LVIS_BOXES", boxes)
+        evaluator = build_evaluator(cfg, LoadedDataset(name, []), str(tmp_path))
+        process(evaluator, {1: [(1, 0.9, [10, 10, 40, 40])]}, with_masks=False)
+    (written,) = json.loads((tmp_path / "lvis_instances_results.json").read_text())
+    assert written["bbox"] == [10, 10, side, side]
 
 
 @pytest.fixture(params=["phrasecut", "refcoco"])

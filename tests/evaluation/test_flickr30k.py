@@ -102,6 +102,11 @@ def test_the_overlap_is_that_of_corner_pixels(box, place):
     assert first_hit(torch.tensor([box], dtype=torch.float32), torch.tensor([LEFT], dtype=torch.float32)) == place
 
 
+def test_an_overlap_of_one_half_is_a_hit():
+    # Officially 20 x 40 of 40 x 40.
+    assert first_hit(torch.tensor([[0.0, 0, 21, 41]]), torch.tensor([[0.0, 0, 41, 41]])) == 0
+
+
 def test_the_first_hit_is_the_first_of_the_list():
     boxes = torch.tensor([ELSEWHERE, LEFT, LEFT], dtype=torch.float32)
     assert first_hit(boxes, torch.tensor([RIGHT, LEFT], dtype=torch.float32)) == 1

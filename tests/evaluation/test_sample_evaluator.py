@@ -6,6 +6,7 @@ import pytest
 import torch
 from caption_cases import caption_output, decode, scene
 from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils import comm
 
 from glipv2_d2.evaluation.captioning import CaptioningEvaluator
 from glipv2_d2.evaluation.flickr30k import Flickr30kEvaluator
@@ -54,6 +55,15 @@ CASES = {
 @pytest.fixture(params=CASES)
 def case(request):
     return CASES[request.param]
+
+
+def test_of_a_sample_that_several_processes_had_the_first_result_counts(case, monkeypatch):
+    make, dict_of, key, output, (task, score) = case
+    evaluator, other = make([dict_of(1)]), make([dict_of(1)])
+    evaluator.process([{key: 1}], [output(True)])
+    other.process([{key: 1}], [output(False)])
+    monkeypatch.setattr(comm, "gather", lambda results: [results, other._results])
+    assert evaluator.evaluate()[task][score] == pytest.approx(100.0)
 
 
 def test_a_sample_that_comes_twice_counts_once_and_the_evaluator_starts_anew(case):
