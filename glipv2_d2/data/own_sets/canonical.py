@@ -14,7 +14,7 @@ from ..datasets.mask_checks import Polygons, read_segmentation
 from ..datasets.skip_report import SkipReport, with_progress
 from ..datasets.value_checks import EntryError, cut_box, read_corners
 from ..image_reading import ImageShape
-from .folder import Folder
+from .folder import ImageShapes
 from .sets import CocoSet, OwnBox, OwnImage
 
 _DIGITS = 2  # of coordinates, in pixels
@@ -46,7 +46,7 @@ def make_coco_sets(
     splits: Mapping[str, Sequence[OwnImage]],
     declared: Sequence[str],
     source_ids: Mapping[str, int],
-    files: Folder,
+    shapes: ImageShapes,
     report: SkipReport,
 ) -> tuple[dict[str, CocoSet], list[str], list[str]]:
     """Check images and boxes, and bring them into the canonical form.
@@ -59,13 +59,13 @@ def make_coco_sets(
         splits: The images of each split.
         declared: Names of classes that the files list.
         source_ids: Ids of classes in a COCO json.
-        files: The folder they were found in.
+        shapes: The sizes of their files.
         report: Counts what is left out.
 
     Returns:
         The splits that have images, the names of the classes, and those of the declared classes without boxes.
     """
-    images = {split: _read_images(found, files, report, split) for split, found in splits.items()}
+    images = {split: _read_images(found, shapes, report, split) for split, found in splits.items()}
     images = {split: found for split, found in images.items() if found}
     if not _has_masks(images, report):
         images = {split: [_without_masks(image) for image in found] for split, found in images.items()}
@@ -79,13 +79,13 @@ def make_coco_sets(
     return {split: _coco_set(found, names, ids) for split, found in images.items()}, names, unused
 
 
-def _read_images(found: Sequence[OwnImage], files: Folder, report: SkipReport, split: str) -> list[_Image]:
+def _read_images(found: Sequence[OwnImage], shapes: ImageShapes, report: SkipReport, split: str) -> list[_Image]:
     report.count("images", len(found))
     images: dict[str, _Image] = {}
-    for image in with_progress(sorted(found, key=lambda one: one.path), f"{files.root}: images {split}".rstrip()):
-        where = files.relative(image.path)
+    for image in with_progress(sorted(found, key=lambda one: one.path), f"images of {split}"):
+        where = image.path
         try:
-            shape = files.shape(image.path)
+            shape = shapes.of(image.path)
             boxes = _fitted_boxes(image, shape, report)
             objects = _read_objects(boxes, shape, where, report)
             known = images.get(image.path)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 
 from ...errors import InputError
 from ..datasets.skip_report import SkipReport
 from .canonical import make_coco_sets
 from .coco_exports import looks_like_coco, read_coco_exports
-from .folder import Folder, split_of, words_of
+from .folder import Folder, ImageShapes, split_of, words_of
+from .labelme import looks_like_labelme, read_labelme
 from .pascal_voc import is_pascal_voc, read_pascal_voc
+from .set_yaml import SetYaml, Source, images_of_sources, is_set_yaml, read_set_yaml
 from .sets import OwnImage, OwnSets, Part
 from .splits import make_splits
+from .yolo import is_yolo, label_files, read_yolo
 
 _JSON_SUFFIXES = (".json", ".txt")
+_YAML_SUFFIXES = (".yaml", ".yml")
 # Names of folders that say nothing about a set, but for those of splits.
 _PLAIN_WORDS = {"image", "images", "annotation", "annotations", "annots", "label", "labels", "data", "dataset", "jpeg"}
 
@@ -24,27 +28,35 @@ _PLAIN_WORDS = {"image", "images", "annotation", "annotations", "annots", "label
 def find_own_sets(path: str | os.PathLike[str], *, seed: int = 0) -> OwnSets:
     """Read the images and boxes of a folder or file that an annotation tool, a public set or a person made.
 
-    What it may be: json in COCO's format, Pascal VOC xml, and images anywhere below the same folder. Splits are those
-    of names ("train", "valid", "test" and their like) and of lists; without any, a fifth of the images becomes the
-    validation split.
+    It may be json in COCO's format, Pascal VOC xml, LabelMe's json or YOLO's text files, with images anywhere below the
+    same folder; a ``data.yaml`` of ultralytics; or a yaml of our own, see docs/own_data.md. Splits are those of names
+    ("train", "valid", "test" and their like) and of lists. Where there are images to train on and no validation images,
+    a fifth of the former becomes these.
 
     Args:
-        path: A folder, or an annotation file whose images lie in its folder or beside it.
+        path: A folder, a yaml file, or an annotation file whose images lie in its folder or beside it.
         seed: Chooses the validation images where there is no validation split.
 
     Raises:
         FileNotFoundError: Nothing is there.
-        InputError: Nothing is found in it that can be used, or it is too much of one set.
+        InputError: Nothing is found in it that can be used.
         AnnotationError: More of it is faulty than DATASETS.MAX_FAULTY_SHARE allows.
     """
     path = os.path.abspath(os.fspath(path))
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path}: expected a folder or a file of images and boxes, found nothing")
-    name = set_name(path)
-    report = SkipReport(path, name)
-    files = _folder_of(path)
-    parts = _read_folder(files, report) if os.path.isdir(path) else _read_file(path, files, report)
-    return _finish(name, parts, files, report, seed)
+    report = SkipReport(path, set_name(path))
+    shapes = ImageShapes()
+    if os.path.isdir(path):
+        files = Folder(path, shapes)
+        one = _own_yaml(files)
+        parts = _read_folder(files, report) if one is None else _read_set_yaml(one, report, shapes, files)
+    elif path.lower().endswith(_YAML_SUFFIXES):
+        one = read_set_yaml(path)
+        parts = _read_set_yaml(one, report, shapes)
+    else:
+        one, parts = None, _read_file(path, report, shapes)
+    return _finish(path, one, parts, shapes, report, seed)
 
 
 def set_name(path: str) -> str:
@@ -58,57 +70,120 @@ def set_name(path: str) -> str:
     return re.sub(r"\W+", "_", parts[-1] if parts else "").strip("_") or "own"
 
 
-def _folder_of(path: str) -> Folder:
-    """Return the files of a folder; of a file those of the folder it lies in, or of the one above."""
-    if os.path.isdir(path):
-        return Folder(path)
-    folder = Folder(os.path.dirname(path))
+def _folder_of(path: str, shapes: ImageShapes) -> Folder:
+    """Return the files of the folder that a file lies in, or if it has no images of the one above."""
+    folder = Folder(os.path.dirname(path), shapes)
     above = os.path.dirname(folder.root)
-    return folder if folder.images or above in (folder.root, os.path.expanduser("~")) else Folder(above)
+    return folder if folder.images or above in (folder.root, os.path.expanduser("~")) else Folder(above, shapes)
 
 
-def _read_folder(files: Folder, report: SkipReport) -> list[Part]:
-    """Return what the first reader finds whose format is there."""
-    json_files = [path for suffix in _JSON_SUFFIXES for path in files.others[suffix] if looks_like_coco(path)]
-    parts = read_coco_exports(json_files, files, report) if json_files else []
+def _own_yaml(files: Folder) -> SetYaml | None:
+    """Return the yaml file that says what a folder holds, the outermost one; None if there is none."""
+    paths = [path for suffix in _YAML_SUFFIXES for path in files.others[suffix]]
+    for path in sorted(paths, key=lambda one: (one.count(os.sep), os.path.basename(one) != "data.yaml", one)):
+        if is_set_yaml(path):
+            try:
+                return read_set_yaml(path)
+            except FileNotFoundError as error:
+                # As in an export whose images of one split were not copied: what is there may be found by content.
+                logging.getLogger(__name__).warning("%s; the file is not used", error)
+    return None
+
+
+def _read_set_yaml(one: SetYaml, report: SkipReport, shapes: ImageShapes, files: Folder | None = None) -> list[Part]:
+    """Return what the sources of a yaml file hold: YOLO's files if it has numbered classes and these are there."""
+    if one.classes:
+        files = _common_folder(one, shapes, files)
+        parts = read_yolo(files, report, one.classes, images_of_sources(one, files), has_keypoints=one.has_keypoints)
+        if any(image.boxes for part in parts for image in part.images):
+            return parts
+    found: list[Part] = []
+    for source in one.sources:
+        if os.path.isdir(source.path):
+            parts = _read_folder(Folder(source.path, shapes), report, source.split, one.classes)
+        else:
+            parts = _read_file(source.path, report, shapes, source)
+        found += [part._replace(split=source.split or part.split) for part in parts]
+    return found
+
+
+def _common_folder(one: SetYaml, shapes: ImageShapes, files: Folder | None) -> Folder:
+    """Return the files of the folder that all sources of a yaml file lie in, and labels beside them."""
+    roots = [one.root, *(source.path for source in one.sources)]
+    root = os.path.commonpath(roots)
+    return files if files is not None and root == files.root else Folder(root, shapes)
+
+
+def _read_folder(
+    files: Folder, report: SkipReport, split: str = "", classes: Mapping[int, str] | None = None
+) -> list[Part]:
+    """Return what the first reader finds whose format is there.
+
+    Args:
+        files: The folder.
+        report: Counts what is left out.
+        split: The split of all of it, where it is known.
+        classes: Of YOLO's files, where they are known.
+    """
+    json_files = [path for suffix in _JSON_SUFFIXES for path in files.others[suffix]]
+    coco_files = [path for path in json_files if looks_like_coco(path)]
+    parts = read_coco_exports(coco_files, files, report, split) if coco_files else []
+    if parts:
+        return parts
     xml_files = files.others[".xml"]
-    if not parts and any(map(is_pascal_voc, xml_files)):
-        parts = read_pascal_voc(xml_files, files, report)
-    if not parts:
-        raise InputError(_nothing_found(files))
-    return parts
+    if any(map(is_pascal_voc, xml_files)):
+        return read_pascal_voc(xml_files, files, report)
+    labelme_files = [path for path in files.others[".json"] if looks_like_labelme(path)]
+    if labelme_files:
+        return read_labelme(labelme_files, files, report)
+    if any(map(is_yolo, label_files(files))):
+        return read_yolo(files, report, classes or None)
+    raise InputError(_nothing_found(files))
 
 
-def _read_file(path: str, files: Folder, report: SkipReport) -> list[Part]:
+def _read_file(path: str, report: SkipReport, shapes: ImageShapes, source: Source | None = None) -> list[Part]:
+    files = Folder(source.images, shapes) if source is not None and source.images else _folder_of(path, shapes)
     if looks_like_coco(path):
-        return read_coco_exports([path], files, report)
+        return read_coco_exports([path], files, report, "" if source is None else source.split)
     if is_pascal_voc(path):
         return read_pascal_voc([path], files, report)
-    raise InputError(f"{path}: expected json in COCO's format or Pascal VOC xml, found another file")
+    if looks_like_labelme(path):
+        return read_labelme([path], files, report)
+    raise InputError(f"{path}: expected json in COCO's format or yaml, found another file; give the folder of the set")
 
 
 def _nothing_found(files: Folder) -> str:
     suffixes = ", ".join(f"{len(paths)} {suffix or 'other'}" for suffix, paths in sorted(files.others.items()) if paths)
     found = f"{len(files.images)} images and {suffixes or 'no other'} files"
-    return f"{files.root}: expected COCO json or Pascal VOC xml beside images, found {found}; see docs/own_data.md"
+    expected = "COCO json, Pascal VOC xml, LabelMe json or YOLO text files beside images"
+    return f"{files.root}: expected {expected}, found {found}; see docs/own_data.md"
 
 
-def _finish(name: str, parts: Iterable[Part], files: Folder, report: SkipReport, seed: int) -> OwnSets:
-    parts = list(parts)
+def _finish(
+    path: str, one: SetYaml | None, parts: Sequence[Part], shapes: ImageShapes, report: SkipReport, seed: int
+) -> OwnSets:
     found: dict[str, list[OwnImage]] = {}
     source_ids: dict[str, int] = {}
     for part in parts:
         found.setdefault(part.split, []).extend(part.images)
         for class_name, source_id in part.source_ids.items():
             source_ids.setdefault(class_name, source_id)
+    seed = seed if one is None or one.seed is None else one.seed
+    name = report.dataset if one is None or not one.name else re.sub(r"\W+", "_", one.name).strip("_") or "own"
     splits, is_made = make_splits(found, seed)
     declared = [class_name for part in parts for class_name in part.names]
-    sets, names, unused = make_coco_sets(splits, declared, source_ids, files, report)
+    sets, names, unused = make_coco_sets(splits, declared, source_ids, shapes, report)
     report.close([image for one in sets.values() for image in one.content["images"]], "images with their annotations")
     if not names:
-        raise InputError(f"{files.root}: expected boxes of at least one class, found none")
+        raise InputError(f"{path}: expected boxes of at least one class, found none")
+    prompts = {} if one is None else one.prompts
+    unknown = [class_name for class_name in prompts if class_name not in (*names, *unused)]
+    if unknown:
+        classes = ", ".join(map(repr, [*names, *unused]))
+        raise InputError(f"{path}: names: expected classes of the set, {classes}, found {unknown[0]!r}")
     sizes = ", ".join(f"{split} {len(one.content['images'])}" for split, one in sets.items())
     notes = f"; val chosen from train by seed {seed}" if is_made else ""
     notes += f"; left out, since no box has them: {', '.join(unused)}" if unused else ""
     logging.getLogger(__name__).info("%s: images: %s; classes: %s%s", name, sizes, ", ".join(names), notes)
-    return OwnSets(name, sets, names, {}, unused, seed if is_made else None)
+    prompts = {class_name: text for class_name, text in prompts.items() if class_name in names}
+    return OwnSets(name, sets, names, prompts, unused, seed if is_made else None)

@@ -62,14 +62,39 @@ def decode_text(content: bytes) -> str:
         return content.decode("latin-1")
 
 
+class ImageShapes:
+    """The sizes of image files; each file is opened once."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, ImageShape | EntryError] = {}
+
+    def of(self, path: str) -> ImageShape:
+        """Return the size of an image file.
+
+        Raises:
+            EntryError: It cannot be read.
+        """
+        if path not in self._found:
+            try:
+                self._found[path] = read_image_shape(path)
+            except UnreadableImageError as error:
+                self._found[path] = EntryError(str(error).removeprefix(f"{path}: "), "unreadable images")
+        found = self._found[path]
+        if isinstance(found, EntryError):
+            raise found
+        return found
+
+
 class Folder:
     """The files below a folder; hidden ones are passed over, links are followed once.
 
     Args:
         root: The folder.
+        shapes: The sizes of images that are known already.
 
     Attributes:
         root: Absolute.
+        shapes: The sizes of images.
         images: Paths of files with a suffix of an image, sorted.
         others: All other paths by their suffix in lower case ("" for none), sorted.
 
@@ -77,8 +102,9 @@ class Folder:
         InputError: It holds more than two million files.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, shapes: ImageShapes | None = None) -> None:
         self.root = os.path.abspath(root)
+        self.shapes = ImageShapes() if shapes is None else shapes
         self.images: list[str] = []
         self.others: defaultdict[str, list[str]] = defaultdict(list)
         for number, path in enumerate(self._walk()):
@@ -91,7 +117,6 @@ class Folder:
         self._by_stem: defaultdict[str, list[str]] = defaultdict(list)
         for path in self.images:
             self._by_stem[_stem(path)].append(path)
-        self._shapes: dict[str, ImageShape | EntryError] = {}
 
     def relative(self, path: str) -> str:
         """Return a path as seen from the root, for reports."""
@@ -145,21 +170,19 @@ class Folder:
             raise EntryError(f"expected an image file, found {found}", "missing files")
         return path
 
-    def shape(self, path: str) -> ImageShape:
-        """Return the size of an image file; each is opened once.
+    def find_first_image(self, references: Sequence[str], near: str) -> str:
+        """Return the image of the first of some references that ``find_image`` finds.
 
         Raises:
-            EntryError: It cannot be read.
+            EntryError: The error of the first, if there is none.
         """
-        if path not in self._shapes:
+        errors = []
+        for reference in references:
             try:
-                self._shapes[path] = read_image_shape(path)
-            except UnreadableImageError as error:
-                self._shapes[path] = EntryError(str(error).removeprefix(f"{path}: "), "unreadable images")
-        found = self._shapes[path]
-        if isinstance(found, EntryError):
-            raise found
-        return found
+                return self.find_image(reference, near)
+            except EntryError as error:
+                errors.append(error)
+        raise errors[0]
 
     def _likeness(self, path: str, parts: Sequence[str], near: str) -> tuple[int, ...]:
         """Say how much an image is the one that a reference near a file means."""

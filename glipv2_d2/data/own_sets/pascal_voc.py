@@ -128,15 +128,7 @@ def _read_image(root: ElementTree.Element, xml_file: str, files: Folder, report:
     if root.tag != "annotation":
         raise OmittedEntry(f"expected <annotation>, found <{root.tag}>", "other annotation files")
     names = [os.path.splitext(os.path.basename(xml_file))[0], *filter(None, [root.findtext("filename")])]
-    error: EntryError | None = None
-    for name in names:
-        try:
-            path = files.find_image(name, xml_file)
-            break
-        except EntryError as missing:
-            error = error or missing
-    else:
-        raise error or EntryError("expected an image", "missing files")
+    path = files.find_first_image(names, xml_file)
     boxes = []
     where = files.relative(xml_file)
     for number, item in enumerate(root.findall("object")):

@@ -1,0 +1,146 @@
+"""LabelMe's json, a file for each image; AnyLabeling and X-AnyLabeling write it, too."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from ..datasets.skip_report import SkipReport
+from ..datasets.value_checks import (
+    EntryError,
+    OmittedEntry,
+    as_integer,
+    as_number,
+    is_text,
+    list_of,
+    read_corners,
+    read_object,
+    read_text,
+    show,
+)
+from .coco_exports import is_labelme, sniff
+from .folder import Folder, read_bytes
+from .sets import OwnBox, OwnImage, Part
+
+_MOST_BYTES = 2**28  # the image may be in it, as base64
+# Labels that stand for no class.
+_NO_CLASS = ("__ignore__", "_background_", "__background__")
+
+Points = list[tuple[float, float]]
+
+
+def looks_like_labelme(path: str) -> bool:
+    """Tell whether a json file may be of this format, by its beginning and its end."""
+    return is_labelme(sniff(path))
+
+
+def read_labelme(json_files: Sequence[str], files: Folder, report: SkipReport) -> list[Part]:
+    """Read rectangles, polygons and circles; polygons of one label and group are one object.
+
+    An image is that of the same name as its json, or else the one that the json names. Its split is that of its folder
+    or of the folder of its json. Points and lines have no area and are left out.
+
+    Args:
+        json_files: The files.
+        files: The folder that the images lie in.
+        report: Counts what is left out.
+    """
+    parts: dict[str, Part] = {}
+    report.count("annotation files", len(json_files))
+    for json_file in json_files:
+        try:
+            image = _read_image(json_file, files, report)
+            split = files.split_of_path(json_file) or files.split_of_path(image.path)
+            parts.setdefault(split, Part(split, [], [], {})).images.append(image)
+        except EntryError as error:
+            report.skip("annotation files", files.relative(json_file), error)
+    return list(parts.values())
+
+
+def _read_image(json_file: str, files: Folder, report: SkipReport) -> OwnImage:
+    try:
+        content = read_object(json.loads(read_bytes(json_file, _MOST_BYTES)))
+    except EntryError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise EntryError(f"expected json, found {show(str(error))}", "files that are not json") from error
+    if not isinstance(content.get("shapes"), list):
+        raise EntryError(f"shapes: expected a list, found {show(content.get('shapes'))}")
+    names = [os.path.splitext(os.path.basename(json_file))[0]]
+    names += [content["imagePath"]] if is_text(content.get("imagePath")) else []
+    path = files.find_first_image(names, json_file)
+    where = files.relative(json_file)
+    sides = [as_integer(content.get(side)) or 0 for side in ("imageHeight", "imageWidth")]
+    boxes = _read_boxes(list_of(content, "shapes", json_file), where, report)
+    return OwnImage(path, boxes, (sides[0], sides[1]) if min(sides) > 0 else None)
+
+
+def _read_boxes(shapes: Sequence[Any], where: str, report: SkipReport) -> list[OwnBox]:
+    boxes: list[OwnBox] = []
+    groups: dict[tuple[str, Any], int] = {}
+    for number, shape in enumerate(shapes):
+        place = f"{where}: shape {number}"
+        try:
+            box = _read_shape(read_object(shape), place, report)
+        except EntryError as error:
+            report.count("boxes")
+            report.skip("boxes", place, error)
+            continue
+        group = shape.get("group_id")
+        if box.segmentation is None or not isinstance(group, (int, str)):
+            boxes.append(box)
+            continue
+        first = groups.setdefault((box.name, group), len(boxes))
+        if first == len(boxes):
+            boxes.append(box)
+        else:
+            boxes[first] = _joined(boxes[first], box)
+    return boxes
+
+
+def _joined(one: OwnBox, other: OwnBox) -> OwnBox:
+    """Return the parts of one object as one."""
+    corners = (*map(min, one.corners[:2], other.corners[:2]), *map(max, one.corners[2:], other.corners[2:]))
+    return one._replace(corners=corners, segmentation=one.segmentation + other.segmentation)
+
+
+def _read_shape(shape: dict[str, Any], where: str, report: SkipReport) -> OwnBox:
+    name, kind = read_text(shape, "label"), shape.get("shape_type") or "polygon"
+    if name.strip() in _NO_CLASS:
+        raise OmittedEntry(f"label: expected a class, found {show(name)}", "shapes of no class")
+    points = _read_points(shape.get("points"))
+    if kind == "circle" and len(points) == 2:
+        (x, y), edge = points
+        radius = math.dist((x, y), edge)
+        return OwnBox(name, read_corners([x - radius, y - radius, x + radius, y + radius]), where=where)
+    if kind == "mask":
+        report.change("boxes of masks that were not read")
+    if kind in ("rectangle", "mask") and len(points) >= 2:
+        return OwnBox(name, _box_of(points), where=where)
+    if kind not in ("polygon", "rotation"):
+        found = f"shape_type: expected a rectangle, polygon or circle, found {show(kind)}"
+        raise OmittedEntry(found, "shapes without area")
+    if len(points) < 3:
+        raise EntryError(f"points: expected at least 3, found {len(points)}", "polygons without area")
+    polygon = [value for point in points for value in point]
+    return OwnBox(name, _box_of(points), [polygon], where=where)
+
+
+def _read_points(value: Any) -> Points:
+    points = []
+    for pair in value if isinstance(value, list) else []:
+        x, y = map(as_number, pair) if isinstance(pair, list) and len(pair) == 2 else (None, None)
+        if x is None or y is None:
+            raise EntryError(f"points: expected pairs of finite numbers, found {show(pair)}", "malformed points")
+        points.append((x, y))
+    if not points:
+        raise EntryError(f"points: expected pairs of finite numbers, found {show(value)}", "malformed points")
+    return points
+
+
+def _box_of(points: Points) -> tuple[float, float, float, float]:
+    xs, ys = zip(*points, strict=True)
+    return read_corners([min(xs), min(ys), max(xs), max(ys)])

@@ -1,0 +1,209 @@
+"""Yaml files that say what a set is: ``data.yaml`` of ultralytics, and our own, which names any forms by split."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import yaml
+
+from ...errors import InputError
+from ..datasets.value_checks import EntryError, is_integer, is_text, one_line, show
+from ..image_reading import IMAGE_SUFFIXES
+from .folder import Folder, decode_text, read_bytes, split_of
+
+_MOST_BYTES = 2**22
+_FORM = "see docs/own_data.md"
+
+
+class Source(NamedTuple):
+    """Where images or annotations of one split are.
+
+    Attributes:
+        split: "train", "val", "test", or "" where the files themselves say it.
+        path: A folder, or a file of annotations or of paths of images.
+        images: The folder of the images of a json file; "" for that of the file.
+    """
+
+    split: str
+    path: str
+    images: str = ""
+
+
+class SetYaml(NamedTuple):
+    """What a yaml file says about a set.
+
+    Attributes:
+        path: The file.
+        root: The folder that its paths start from.
+        name: The name of the set, "" for that of its folder.
+        sources: At least one.
+        classes: The names of the classes by the numbers of YOLO's lines; empty where it has none.
+        prompts: The words for a class that prompts have, by its name.
+        seed: Chooses validation images; None for the one of the caller.
+        has_keypoints: Lines of YOLO's files have keypoints.
+    """
+
+    path: str
+    root: str
+    name: str
+    sources: list[Source]
+    classes: dict[int, str]
+    prompts: dict[str, str]
+    seed: int | None
+    has_keypoints: bool
+
+
+def is_set_yaml(path: str) -> bool:
+    """Tell whether a yaml file says what a set is: it has splits or a path, and nothing says it is something else."""
+    try:
+        content = _read_yaml(path)
+    except InputError:
+        return False
+    keys = {key for key in content if isinstance(key, str)} if isinstance(content, dict) else set()
+    return bool(keys & {"names", "path"} or _split_values(content)) and bool(_split_values(content) or "path" in keys)
+
+
+def read_set_yaml(path: str) -> SetYaml:
+    """Read a yaml file.
+
+    Raises:
+        InputError: It cannot be read, or a value is not as expected.
+        FileNotFoundError: A folder or file that it names is not there.
+    """
+    content = _read_yaml(path)
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected lines of KEY: VALUE, found {show(content)}; {_FORM}")
+    here = os.path.dirname(os.path.abspath(path))
+    splits = _split_values(content)
+    base = content.get("path")
+    root = here
+    if splits and base is not None:
+        root = _existing(_text(base, path, "path"), [here], path, "path", default=here)
+    if splits:
+        sources = [one for split, value in splits for one in _read_sources(value, split, [root, here], path)]
+    elif base is not None:
+        sources = _read_sources(base, "", [here], path)
+    else:
+        raise InputError(f"{path}: expected train, val or path, found {', '.join(map(str, content))[:80]}; {_FORM}")
+    classes, prompts = _read_names(content.get("names"), path)
+    name, seed = content.get("name", ""), content.get("seed")
+    if not (name == "" or is_text(name)):
+        raise InputError(f"{path}: name: expected a text, found {show(name)}")
+    if not (seed is None or is_integer(seed)):
+        raise InputError(f"{path}: seed: expected an integer, found {show(seed)}")
+    return SetYaml(path, root, name, sources, classes, prompts, seed, "kpt_shape" in content)
+
+
+def images_of_sources(one: SetYaml, files: Folder) -> dict[str, str]:
+    """Return the split of each image that the sources mean, by its path; an image of two belongs to the first.
+
+    A source is a folder of images, or a text file with the path of an image in each line.
+    """
+    found: dict[str, str] = {}
+    for source in one.sources:
+        if os.path.isdir(source.path):
+            inside = source.path.rstrip(os.sep) + os.sep
+            paths: Sequence[str] = [path for path in files.images if path.startswith(inside)]
+        else:
+            paths = _listed_images(source.path, files)
+        for path in paths:
+            found.setdefault(path, source.split)
+    return found
+
+
+def _listed_images(list_file: str, files: Folder) -> list[str]:
+    paths = []
+    for line in filter(None, map(str.strip, decode_text(read_bytes(list_file, 2**28)).splitlines())):
+        if os.path.splitext(line)[1].lower() not in IMAGE_SUFFIXES:
+            continue
+        try:
+            paths.append(files.find_image(line, list_file))
+        except EntryError:
+            continue
+    return paths
+
+
+def _read_yaml(path: str) -> Any:
+    try:
+        text = decode_text(read_bytes(path, _MOST_BYTES))
+        # Aliases may repeat each other without end, and a short list of paths and names needs none.
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
+            raise InputError(f"{path}: expected values written out, found an alias (*NAME)")
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, EntryError) as error:
+        raise InputError(f"{path}: expected a yaml file, found {one_line(error)}") from error
+    except InputError:
+        raise
+    except ValueError as error:  # A date that does not exist, for example.
+        raise InputError(f"{path}: expected a yaml file, found {one_line(error)}") from error
+
+
+def _split_values(content: Any) -> list[tuple[str, Any]]:
+    """Return the splits of a yaml with what stands there."""
+    if not isinstance(content, dict):
+        return []
+    pairs = [(split_of(key), value) for key, value in content.items() if isinstance(key, str)]
+    return [(split, value) for split, value in pairs if split and value not in (None, "", [])]
+
+
+def _read_sources(value: Any, split: str, bases: Sequence[str], path: str) -> list[Source]:
+    if isinstance(value, list):
+        return [one for item in value for one in _read_sources(item, split, bases, path)]
+    where = split or "path"
+    if isinstance(value, dict):
+        unknown = set(value) - {"json", "images", "path"}
+        if unknown or ("json" in value) == ("path" in value):
+            raise InputError(f"{path}: {where}: expected json and images, or path, found {show(value)}; {_FORM}")
+        source = _existing(_text(value.get("json", value.get("path")), path, where), bases, path, where)
+        images = value.get("images")
+        folder = "" if images is None else _existing(_text(images, path, f"{where}: images"), bases, path, where)
+        return [Source(split, source, folder)]
+    return [Source(split, _existing(_text(value, path, where), bases, path, where))]
+
+
+def _text(value: Any, path: str, where: str) -> str:
+    if not is_text(value):
+        raise InputError(f"{path}: {where}: expected a path, found {show(value)}; {_FORM}")
+    return value.strip()
+
+
+def _existing(value: str, bases: Sequence[str], path: str, where: str, default: str | None = None) -> str:
+    """Return the absolute path of something that is there.
+
+    Paths of other computers, and of folders that were moved, are looked for by their last parts, as Roboflow's
+    "../train/images" has to be.
+
+    Raises:
+        FileNotFoundError: There is nothing, and no default.
+    """
+    value = os.path.expanduser(value).replace("\\", "/")
+    parts = [part for part in value.split("/") if part not in ("", ".", "..")]
+    ends = ["/".join(parts[first:]) for first in range(max(len(parts) - 3, 0), len(parts))]
+    for one in [value, *ends]:
+        for base in bases:
+            found = os.path.normpath(os.path.join(base, one))
+            if os.path.exists(found):
+                return found
+    if default is not None:
+        return default
+    raise FileNotFoundError(f"{path}: {where}: expected a folder or file, found none at {value}")
+
+
+def _read_names(value: Any, path: str) -> tuple[dict[int, str], dict[str, str]]:
+    """Return the classes by number, and the prompts by class."""
+    if value is None:
+        return {}, {}
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: names: expected a list or a mapping, found {show(value)}; {_FORM}")
+    for key, text in value.items():
+        # A word such as "no", or a number, is a name too.
+        if not (is_text(text) or isinstance(text, (bool, int, float))):
+            raise InputError(f"{path}: names: {show(key)}: expected a text, found {show(text)}; {_FORM}")
+    texts = {key: " ".join(str(text).split()) for key, text in value.items()}
+    if all(is_integer(key) for key in texts):
+        return texts, {}
+    return {}, {" ".join(str(key).split()): text for key, text in texts.items()}

@@ -1,0 +1,226 @@
+"""YOLO's text files: a file for each image, a line for each object.
+
+``supervision`` reads this format too, but one faulty line ends it, it needs a ``data.yaml`` and one folder of labels
+for each folder of images, and it rounds nothing back to the pixels that were annotated.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from ...errors import InputError
+from ..datasets.skip_report import SkipReport
+from ..datasets.value_checks import EntryError, OmittedEntry, as_integer, as_number, read_corners, show
+from .folder import Folder, decode_text, read_bytes
+from .pascal_voc import read_split_lists
+from .sets import OwnBox, OwnImage, Part
+
+_MOST_BYTES = 2**24
+_LINE = re.compile(rb"\s*\d+(\.0*)?([ \t,]+[+-]?[\d.]+(e[+-]?\d+)?){4,}\s*(\n|\r|$)", re.IGNORECASE)
+_NAMES_FILES = ("classes.txt", "obj.names", "_darknet.labels", "labels.txt", "names.txt", "predefined_classes.txt")
+# Shares may reach a little past the image; what lies beyond this is given in pixels or per cent.
+_MOST_SHARE = 2.0
+
+# Names of classes by the number that stands in the lines.
+ClassNames = Mapping[int, str]
+
+
+def is_yolo(path: str) -> bool:
+    """Tell whether the first line of a text file is that of an object."""
+    try:
+        with open(path, "rb") as file:
+            return bool(_LINE.match(file.read(4096)))
+    except OSError:
+        return False
+
+
+def label_files(files: Folder) -> list[str]:
+    """Return the text files that belong to an image, by their names."""
+    names = {os.path.splitext(os.path.basename(path))[0].lower() for path in files.images}
+    return [path for path in files.others[".txt"] if os.path.splitext(os.path.basename(path))[0].lower() in names]
+
+
+def read_yolo(
+    files: Folder,
+    report: SkipReport,
+    names: ClassNames | None = None,
+    splits: Mapping[str, str] | None = None,
+    *,
+    has_keypoints: bool = False,
+) -> list[Part]:
+    """Read boxes and polygons of images, both in shares of the sides of the upright image.
+
+    A line is the number of a class and center x, center y, width, height, or it and the points of a polygon. The file
+    of an image has its name; it lies beside it, or in a folder of labels. An image without one has no objects; but test
+    images, and images of no split, are left out if none of them has one. Numbers with few digits are rounded to whole
+    pixels where the digits allow it.
+
+    Args:
+        files: The folder.
+        report: Counts what is left out.
+        names: The classes; None: they stand in a file such as ``classes.txt`` or ``obj.names`` near the labels.
+        splits: The split of each image, by its path; others are left out. None: that of lists or folders.
+        has_keypoints: After the box of a line, keypoints follow, which are not read.
+
+    Raises:
+        InputError: The names of the classes are not known.
+    """
+    by_stem: defaultdict[str, list[str]] = defaultdict(list)
+    for path in label_files(files):
+        by_stem[os.path.splitext(os.path.basename(path))[0].lower()].append(path)
+    lists = read_split_lists(files) if splits is None else {}
+    parts: dict[str, Part] = {}
+    labeled: dict[str, int] = defaultdict(int)
+    known: dict[str, ClassNames] = {}
+    for path in files.images:
+        if splits is not None:
+            if path not in splits:
+                continue
+            split = splits[path]
+        else:
+            split = lists.get(path, "") if lists else files.split_of_path(path)
+        label = _label_of(path, by_stem, files)
+        own_names: ClassNames = names or {}
+        if label is not None and names is None:
+            folder = os.path.dirname(label)
+            if folder not in known:
+                known[folder] = _names_near(label, files)
+            own_names = known[folder]
+        if split == "" and label is not None and splits is None and not lists:
+            split = files.split_of_path(label)
+        part = parts.setdefault(split, Part(split, [], list(own_names.values()), {}))
+        labeled[split] += label is not None
+        try:
+            part.images.append(_read_image(path, label, own_names, files, report, has_keypoints))
+        except EntryError as error:
+            report.count("images")
+            report.skip("images", files.relative(path), error)
+    return _with_labels(parts, labeled, report)
+
+
+def read_names(path: str) -> ClassNames:
+    """Return the classes of a file of names, one in each line; the first has the number 0.
+
+    Raises:
+        EntryError: The file cannot be read.
+    """
+    lines = decode_text(read_bytes(path, _MOST_BYTES)).splitlines()
+    return {number: line.strip() for number, line in enumerate(lines) if line.strip()}
+
+
+def _with_labels(parts: Mapping[str, Part], labeled: Mapping[str, int], report: SkipReport) -> list[Part]:
+    found = []
+    for split, part in parts.items():
+        if labeled[split] or split in ("train", "val") or not any(labeled.values()):
+            found.append(part)
+            continue
+        expected = "a text file for some image of the split, found none"
+        report.count("images", len(part.images))
+        for image in part.images:
+            report.skip("images", image.path, OmittedEntry(f"expected {expected}", "images without labels"))
+    return found
+
+
+def _label_of(image: str, by_stem: Mapping[str, Sequence[str]], files: Folder) -> str | None:
+    """Return the text file of an image; None if there is none, or only one of another split."""
+    own = files.split_of_path(image)
+    found = [
+        path
+        for path in by_stem.get(os.path.splitext(os.path.basename(image))[0].lower(), ())
+        if not own or files.split_of_path(path) in ("", own)
+    ]
+    folders = os.path.dirname(files.relative(image)).split(os.sep)
+    beside = [["labels" if part == "images" else part for part in folders], folders]
+
+    def likeness(path: str) -> tuple[bool, bool, int]:
+        parts = os.path.dirname(files.relative(path)).split(os.sep)
+        return parts == beside[0], parts == beside[1], len(set(parts) & set(folders))
+
+    return max(found, key=likeness, default=None)
+
+
+def _names_near(label: str, files: Folder) -> ClassNames:
+    """Return the classes of the file of names that has most folders in common with a label file.
+
+    Raises:
+        InputError: There is none.
+    """
+    paths = [*files.others[".names"], *files.others[".labels"], *files.others[".txt"]]
+    paths = [one for one in paths if os.path.basename(one).lower() in _NAMES_FILES or one.endswith(".names")]
+    ranked = sorted(paths, key=lambda one: len(os.path.commonpath([one, label])), reverse=True)
+    for path in ranked:
+        try:
+            if found := read_names(path):
+                return found
+        except EntryError:
+            continue
+    raise InputError(
+        f"{files.root}: expected the names of the classes beside labels as {files.relative(label)}, found none; write "
+        f"them to classes.txt, one in each line, the class 0 first"
+    )
+
+
+def _read_image(
+    image: str, label: str | None, names: ClassNames, files: Folder, report: SkipReport, has_keypoints: bool
+) -> OwnImage:
+    if label is None:
+        return OwnImage(image, [])
+    shape = files.shapes.of(image)
+    boxes = []
+    where = files.relative(label)
+    for number, line in enumerate(decode_text(read_bytes(label, _MOST_BYTES)).splitlines(), 1):
+        words = line.replace(",", " ").split()
+        if not words:
+            continue
+        try:
+            place = f"{where}: line {number}"
+            boxes.append(_read_line(words[:5] if has_keypoints else words, names, shape[:2], place, report))
+        except EntryError as error:
+            report.count("boxes")
+            report.skip("boxes", f"{where}: line {number}", error)
+    return OwnImage(image, boxes)
+
+
+def _read_line(words: Sequence[str], names: ClassNames, size: Sequence[int], where: str, report: SkipReport) -> OwnBox:
+    class_id = as_integer(words[0])
+    if class_id is None or class_id not in names:
+        found = f"class: expected one of 0 to {max(names, default=-1)}, found {show(words[0])}"
+        raise EntryError(found, "unknown classes")
+    shares = [as_number(word) for word in words[1:]]
+    values = [value for value in shares if value is not None]
+    if len(values) < len(shares) or len(values) < 4 or (len(values) > 5 and len(values) % 2):
+        found = f"expected a class and four numbers, or pairs of them, found {show(' '.join(words))}"
+        raise EntryError(found, "malformed lines")
+    if max(map(abs, values[: None if len(values) > 5 else 4])) > _MOST_SHARE:
+        found = f"expected shares of the image from 0 to 1, found {show(' '.join(words[1:]))}"
+        raise EntryError(found, "boxes in other units")
+    if len(values) == 5:
+        report.change("boxes whose score was not read")
+    digits = max(_digits(word) for word in words[1:])
+    height, width = size
+    if len(values) > 5:
+        polygon = [_pixels(value, (height if i % 2 else width), digits) for i, value in enumerate(values)]
+        corners = [min(polygon[::2]), min(polygon[1::2]), max(polygon[::2]), max(polygon[1::2])]
+        return OwnBox(names[class_id], read_corners(corners), [polygon], where=where)
+    x, y, w, h = values[:4]
+    corners = [
+        *(_pixels(x - w / 2, width, digits), _pixels(y - h / 2, height, digits)),
+        *(_pixels(x + w / 2, width, digits), _pixels(y + h / 2, height, digits)),
+    ]
+    return OwnBox(names[class_id], read_corners(corners), where=where)
+
+
+def _digits(word: str) -> int:
+    """Return how many digits a number has behind its point."""
+    return 16 if "e" in word.lower() else len(word.partition(".")[2])
+
+
+def _pixels(share: float, side: int, digits: int) -> float:
+    """Return a coordinate, a whole number where the one that was annotated may have been it."""
+    value = share * side
+    # A corner is made of two numbers, of which one counts half.
+    error = 0.75 * 10**-digits * side + 1e-9
+    return float(round(value)) if error < 0.25 and abs(value - round(value)) <= error else value
