@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import cv2
@@ -22,13 +23,16 @@ from .dataset_mappers.build import build_train_mapper, mapper_of
 from .dataset_mappers.detection import DetectionDatasetMapper
 from .datasets.mask_checks import leave_out_masks
 from .datasets.skip_report import DataReport
-from .image_reading import warn_of_truncated_images
+from .image_reading import UnreadableImageError, warn_of_truncated_images
 from .loading import LoadedDataset
 from .stream.order import TrainingBatchSampler
 from .stream.samples import StoredSamples, StreamedSamples, TrainingSamples
 from .stream.shards import ShardStream
 from .stream.state import NotedConfig, StreamState, TrainLoader, resume_state
 from .stream.training_sets import TrainingSets, load_training_sets
+
+# What a test sample keeps of its dataset dict if its image cannot be read.
+_KEPT_WITHOUT_IMAGE = ("file_name", "image_id", "height", "width", "question_id")
 
 
 def build_train_loader(cfg: CfgNode, start_iter: int = 0, saved: Mapping[str, Any] | None = None) -> TrainLoader:
@@ -96,15 +100,16 @@ def build_test_loader(cfg: CfgNode, dataset: LoadedDataset) -> TestLoader:
 
     All images of a detection dataset share the prompts that hold every name. A sentence with boxes is its own prompt,
     and so is a question; for captions to be written there is no prompt, and an image comes once, however many it has.
+    A sample whose image cannot be read has no ``image``, but ``unreadable``, which says why.
     """
     mapper_class = mapper_of(dataset.name)
     mapper = mapper_class(**mapper_class.from_config(cfg, is_train=False, dataset_names=[dataset.name]))
     dicts = leave_out_masks(mapper.test_dicts(dataset.dicts))
     num_workers = cfg.DATALOADER.NUM_WORKERS
     if isinstance(mapper, DetectionDatasetMapper):
-        loader = build_detection_test_loader(dicts, mapper=mapper.test_image, num_workers=num_workers)
+        loader = _test_samples(dicts, mapper.test_image, num_workers)
         return SharedPromptLoader(loader, mapper.test_prompts({}), limits_of(cfg, dataset.name))
-    return TestLoader(build_detection_test_loader(dicts, mapper=mapper, num_workers=num_workers))
+    return TestLoader(_test_samples(dicts, mapper, num_workers))
 
 
 def tuned_prompts(cfg: CfgNode) -> list[list[int]] | None:
@@ -184,6 +189,21 @@ def _data_loader(cfg: CfgNode, samples: TrainingSamples, sampler: TrainingBatchS
     )
 
 
+def _test_samples(dicts: list[dict], make: Callable[[dict], dict], num_workers: int) -> DataLoader:
+    loader = build_detection_test_loader(dicts, mapper=functools.partial(_readable, make), num_workers=num_workers)
+    loader.worker_init_fn = _start_worker
+    return loader
+
+
+def _readable(make: Callable[[dict], dict], dataset_dict: dict) -> dict:
+    """Make the model input of a dataset dict, or say why its image cannot be read."""
+    try:
+        return make(dataset_dict)
+    except UnreadableImageError as error:
+        kept = {key: value for key, value in dataset_dict.items() if key in _KEPT_WITHOUT_IMAGE}
+        return {**kept, "unreadable": str(error)}
+
+
 def _training_samples(
     cfg: CfgNode, sets: TrainingSets, groups: np.ndarray, state: StreamState, num_slots: int
 ) -> TrainingSamples:
@@ -218,10 +238,10 @@ def _seed(cfg: CfgNode, saved: Mapping[str, Any] | None) -> int:
 
 
 def _start_worker(worker_id: int) -> None:
-    """Keep a worker to one core, since the workers together use the machine, and let the trainer answer signals."""
+    """Keep a worker to one core, since the workers together use the machine; the main process answers signals."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        # The first one went to the whole group, and the trainer still needs samples. The next is the trainer's own.
+        # The first one went to the whole group, and the main process may still need samples. The next is its own.
         signal.signal(number, lambda number, frame: signal.signal(number, signal.SIG_DFL))

@@ -175,7 +175,9 @@ def one_line_errors(show_traceback: bool = False) -> Iterator[None]:
 
 
 def is_input_error(error: BaseException | None) -> bool:
-    """Tell bad input and files that cannot be used from a defect of the program."""
+    """Tell bad input, files that cannot be used and too little memory from a defect of the program."""
+    if isinstance(error, MemoryError) or _is_worker_death(error):
+        return True
     return isinstance(error, (InputError, *_FILE_ERRORS)) or (
         isinstance(error, OSError) and error.errno in _FILE_TROUBLES
     )
@@ -184,10 +186,27 @@ def is_input_error(error: BaseException | None) -> bool:
 def describe(error: Exception) -> str:
     """Return the message of an exception on one line; of one that crossed a process border, that of its cause."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if _is_worker_death(error):
+        found = " ".join(text.split())
+        return (
+            f"DATALOADER.NUM_WORKERS: expected data workers that live as long as the run, found: {found} Often memory "
+            "was short: fewer workers, or more shared memory (/dev/shm), help"
+        )
+    if isinstance(error, MemoryError):
+        last = text.strip().rpartition("\n")[2]
+        return (
+            f"memory: expected enough for this run, found none left ({last or 'MemoryError'}); smaller "
+            "SOLVER.IMS_PER_BATCH, DATALOADER.NUM_WORKERS or images need less"
+        )
     if text.startswith("Caught "):
         # The last line of a traceback: type, colon, message.
         text = re.sub(r"^[\w.]+: ", "", text.strip().split("\n")[-1])
     return " ".join(text.split())
+
+
+def _is_worker_death(error: BaseException | None) -> bool:
+    """Tell the error that the death of a data worker raises in whatever runs at the moment."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid")
 
 
 def _is_not_input_error(record: logging.LogRecord) -> bool:

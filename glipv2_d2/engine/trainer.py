@@ -6,20 +6,20 @@ import contextlib
 import logging
 import signal
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, hooks
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.evaluation import DatasetEvaluator, print_csv_format
 from detectron2.solver.lr_scheduler import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..checkpoint.checkpointer import GLIPv2Checkpointer
-from ..data.build import TrainLoader, build_test_loader, build_train_loader, tuned_prompts
+from ..data.build import TestLoader, TrainLoader, build_test_loader, build_train_loader, tuned_prompts
 from ..data.loading import LoadedDataset, check_is_available, load_test_dataset
 from ..detectron2_keys import check_config
 from ..errors import InputError
@@ -28,7 +28,7 @@ from ..solver import build_gradient_clipper, build_lr_scheduler, build_optimizer
 from .config_values import check_solver_values, warn_of_tuning
 from .data_hooks import DataStateHook, SkippedImagesHook
 from .ema import EMAHook, ModelEMA, averaged
-from .multi_scale import multi_scale
+from .inference import run_on_dataset
 from .plateau import EarlyStopHook, TrainingEnded, build_best_weights_hook, build_plateau_hook
 from .saving import EMACheckpointer, SafeStepHook, SolverKeysHook
 from .stopping import RunStopped, StopHook
@@ -168,7 +168,8 @@ class GLIPv2Trainer(DefaultTrainer):
                 With it a dataset that cannot be read or judged does not end the evaluation of several.
 
         Returns:
-            The results of a single dataset, or those of several by their names.
+            The results of a single dataset, or those of several by their names; see ``run_on_dataset`` for images that
+            cannot be read.
 
         Raises:
             InputError, OSError: A dataset cannot be read or judged; with ``report`` at the end, for all of them.
@@ -185,7 +186,7 @@ class GLIPv2Trainer(DefaultTrainer):
                 # The next one is read without this one in memory.
                 del dataset
                 fails_alike = comm.get_world_size() == 1
-                results[name] = inference_on_dataset(multi_scale(cfg, model), loader, evaluator)
+                results[name] = run_on_dataset(cfg, model, name, loader, evaluator)
             except (InputError, OSError) as error:
                 if report is None or not fails_alike or len(cfg.DATASETS.TEST) == 1:
                     raise
@@ -221,7 +222,7 @@ class GLIPv2Trainer(DefaultTrainer):
             cls.build_evaluator(cfg, dataset)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset: LoadedDataset) -> Iterable[list[dict[str, Any]]]:
+    def build_test_loader(cls, cfg: CfgNode, dataset: LoadedDataset) -> TestLoader:
         return build_test_loader(cfg, dataset)
 
     @classmethod

@@ -107,14 +107,18 @@ class VQAEvaluator(SampleEvaluator[QuestionId, dict[str, Any], VQAResult]):
 
         Args:
             inputs: Model inputs with ``question_id`` and, of a question that was cut off, ``dropped``.
-            outputs: Model outputs with ``answer_scores`` (A,) in [0, 1].
+            outputs: Model outputs with ``answer_scores`` (A,) in [0, 1]; without them there is no answer, which is
+                wrong.
 
         Raises:
             InputError: A question is not of the dataset, or its scores are not one number for each answer.
         """
         for sample, output in zip(inputs, outputs, strict=True):
-            question_id, scores = sample["question_id"], output["answer_scores"]
+            question_id, scores = sample["question_id"], output.get("answer_scores")
             self.known(sample, "question_id")
+            if scores is None:
+                self._results.setdefault(question_id, VQAResult("", 0.0, {}))
+                continue
             if tuple(scores.shape) != (len(self._answers),):
                 raise InputError(
                     f"question_id {question_id!r}: expected answer_scores of shape ({len(self._answers)},), one for "

@@ -276,10 +276,15 @@ def test_captions_are_tested_each_with_its_own_prompt(data_cfg, caption_json, ta
     assert all(sample["image"].shape == (3, 96, 128) and "instances" not in sample for sample in samples)
 
 
-def test_an_unreadable_image_stops_a_test(data_cfg, mixed_dataset):
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_sample_of_a_test_says_why_its_image_cannot_be_read(data_cfg, mixed_dataset, num_workers):
+    data_cfg.DATALOADER.NUM_WORKERS = num_workers
     (broken,) = break_images(mixed_dataset, 104)
-    with pytest.raises(UnreadableImageError, match=broken):
-        list(build_test_loader(data_cfg, load_test_dataset(data_cfg, mixed_dataset)))
+    batches = list(build_test_loader(data_cfg, load_test_dataset(data_cfg, mixed_dataset)))
+    (sample,) = [sample for (sample,) in batches if "image" not in sample]
+    assert sample["unreadable"].startswith(f"{broken}: ")
+    assert (sample["file_name"], sample["image_id"], sample["height"], sample["width"]) == (broken, 104, 64, 48)
+    assert len(batches) == 9 and not any("unreadable" in one for (one,) in batches if one is not sample)
 
 
 def test_the_loader_of_detectron2_works_without_prompts(data_cfg, mixed_dataset):

@@ -1,0 +1,100 @@
+"""Run a model over a test dataset; an image that cannot be read has no results, and does not end the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
+from torch import nn
+
+from ..data.build import TestLoader
+from ..data.datasets.skip_report import DataReport, SkipReport
+from ..data.datasets.value_checks import EntryError
+from .multi_scale import multi_scale
+
+_KIND = "unreadable ones, which count as images without results"
+
+
+def run_on_dataset(
+    cfg: CfgNode, model: nn.Module, name: str, loader: TestLoader, evaluator: DatasetEvaluator
+) -> dict[str, Any]:
+    """Return the results of a model on one dataset.
+
+    Images that could not be read are named in one warning and in ``data_report.json``, and their number is the result
+    "data" / "unreadable_images", which is absent without any. The model is not asked about them, and the evaluator gets
+    an output in which nothing was found.
+
+    Args:
+        cfg: The config.
+        model: A model with its weights.
+        name: Name of the dataset, for messages.
+        loader: Its samples, of all processes together each once.
+        evaluator: Judges them.
+
+    Raises:
+        AnnotationError: More images are unreadable than DATASETS.MAX_FAULTY_SHARE allows, or all are.
+    """
+    samples = ReadableSamples(loader, evaluator)
+    results = inference_on_dataset(multi_scale(cfg, model), samples, evaluator)
+    unreadable = dict.fromkeys(line for lines in comm.all_gather(list(samples.unreadable)) for line in lines)
+    if not unreadable:
+        return results
+    num_samples, num_readable = (sum(numbers) for numbers in zip(*comm.all_gather(samples.counts), strict=True))
+    report = SkipReport(f"test images of dataset {name!r}", name)
+    report.count("images", num_samples)
+    for line in unreadable:
+        file, _, reason = line.partition(": ")
+        report.skip("images", file, EntryError(reason, _KIND))
+    with DataReport.from_config(cfg):
+        report.close(range(num_readable), "images that can be read")
+    return {**results, "data": {"unreadable_images": float(len(unreadable))}} if comm.is_main_process() else results
+
+
+class ReadableSamples:
+    """The batches of a test loader without the samples whose image could not be read.
+
+    Those go to the evaluator as they come, each with an output in which nothing was found.
+
+    Attributes:
+        counts: The number of samples so far, and of readable ones among them.
+        unreadable: A line for each image that could not be read.
+    """
+
+    def __init__(self, loader: TestLoader, evaluator: DatasetEvaluator) -> None:
+        self.counts = (0, 0)
+        self.unreadable: dict[str, None] = {}
+        self._loader = loader
+        self._evaluator = evaluator
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        for batch in self._loader:
+            readable = [sample for sample in batch if "unreadable" not in sample]
+            self.counts = (self.counts[0] + len(batch), self.counts[1] + len(readable))
+            for sample in batch:
+                if "unreadable" in sample:
+                    self.unreadable[sample["unreadable"]] = None
+                    self._evaluator.process([sample], [_nothing(sample)])
+            if readable:
+                yield readable
+
+
+def _nothing(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an output, of any task, in which nothing was found; an answer is left out."""
+    size = (sample.get("height", 0), sample.get("width", 0))
+    instances = Instances(
+        size,
+        pred_boxes=Boxes(torch.zeros(0, 4)),
+        scores=torch.zeros(0),
+        pred_classes=torch.zeros(0, dtype=torch.int64),
+        pred_masks=torch.zeros(0, *size, dtype=torch.bool),
+    )
+    caption = {"caption_ids": torch.zeros(0, dtype=torch.int64), "caption_score": 0.0}
+    return {"instances": instances, **caption, "token_boxes": torch.zeros(0, 1, 4), "token_scores": torch.zeros(0, 1)}

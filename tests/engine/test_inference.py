@@ -1,0 +1,139 @@
+"""A test goes on where an image cannot be read, and ends in one line where a data worker dies."""
+
+import json
+import logging
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import assert_one_line
+from detectron2.data import DatasetCatalog
+from detectron2.structures import Boxes, BoxMode, Instances
+
+from glipv2_d2.data.build import build_test_loader
+from glipv2_d2.data.dataset_mappers import base
+from glipv2_d2.data.loading import load_test_dataset
+from glipv2_d2.engine.command_line import one_line_errors
+from glipv2_d2.engine.inference import ReadableSamples, run_on_dataset
+from glipv2_d2.evaluation.build import build_evaluator
+from glipv2_d2.evaluation.captioning import CaptioningEvaluator
+from glipv2_d2.evaluation.flickr30k import Flickr30kEvaluator
+from glipv2_d2.evaluation.grounded_captioning import GroundedCaptioningEvaluator
+from glipv2_d2.evaluation.referring import ReferringEvaluator
+from glipv2_d2.evaluation.result_tables import write_result_table
+from glipv2_d2.evaluation.vqa import VQAEvaluator
+from glipv2_d2.prompts.decoding import DecodedText
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+class Annotations(torch.nn.Module):
+    """Finds every annotation; asked about an image without pixels it fails."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.boxes = {record["image_id"]: record["annotations"] for record in DatasetCatalog.get(name)}
+
+    def forward(self, inputs):
+        assert all("image" in one for one in inputs)
+        return [{"instances": self.found(one)} for one in inputs]
+
+    def found(self, sample):
+        annotations = self.boxes[sample["image_id"]]
+        corners = [BoxMode.convert(one["bbox"], one["bbox_mode"], BoxMode.XYXY_ABS) for one in annotations]
+        boxes = torch.tensor(corners).float().reshape(-1, 4)
+        classes = torch.tensor([annotation["category_id"] for annotation in annotations], dtype=torch.int64)
+        ones = torch.ones(len(boxes))
+        size = (sample["height"], sample["width"])
+        return Instances(size, pred_boxes=Boxes(boxes), scores=ones, pred_classes=classes)
+
+
+def break_image(name, number):
+    path = Path(DatasetCatalog.get(name)[number]["file_name"])
+    path.write_text("no image")
+    return path
+
+
+def test_an_unreadable_image_counts_as_one_without_detections(train_cfg, drawn_dataset, caplog):
+    # The image has two of the six boxes: one of the three red ones, one of the two green ones.
+    broken = break_image(drawn_dataset, 1)
+    dataset = load_test_dataset(train_cfg, drawn_dataset)
+    evaluator = build_evaluator(train_cfg, dataset)
+    loader = build_test_loader(train_cfg, dataset)
+    with caplog.at_level(logging.WARNING, "glipv2_d2"):
+        results = run_on_dataset(train_cfg, Annotations(drawn_dataset), drawn_dataset, loader, evaluator)
+    # AP with a recall of 2/3, 1/2 and 1: the share of COCO's 101 points of recall that are reached.
+    assert results["bbox"]["AP"] == pytest.approx(100 * (67 + 51 + 101) / 3 / 101, abs=0.01)
+    assert results["data"] == {"unreadable_images": 1.0}
+    (message,) = [text for text in caplog.messages if "test images of dataset" in text]
+    assert "\n" not in message and str(broken) in message and "images (1 unreadable ones" in message
+    report = json.loads(Path(train_cfg.OUTPUT_DIR, "data_report.json").read_text())
+    assert str(broken) in json.dumps(report)
+    write_result_table(train_cfg, {drawn_dataset: results}, train_cfg.OUTPUT_DIR)
+    table = Path(train_cfg.OUTPUT_DIR, "result_table.md").read_text()
+    assert f"| dataset | unreadable_images |\n| --- | --- |\n| {drawn_dataset} | 1.00 |" in table
+
+
+@pytest.mark.parametrize(("share", "numbers"), [(0.0, [2]), (0.02, [0, 1, 2, 3])])
+def test_too_many_unreadable_images_are_an_error(train_cfg, drawn_dataset, share, numbers):
+    broken = [break_image(drawn_dataset, number) for number in numbers]
+    train_cfg.DATASETS.MAX_FAULTY_SHARE = share
+    dataset = load_test_dataset(train_cfg, drawn_dataset)
+    evaluator = build_evaluator(train_cfg, dataset)
+    loader = build_test_loader(train_cfg, dataset)
+    with pytest.raises(ValueError) as caught:
+        run_on_dataset(train_cfg, Annotations(drawn_dataset), drawn_dataset, loader, evaluator)
+    assert_one_line(caught, "test images of dataset", "expected", "found", broken[0])
+
+
+RECORD = {
+    **{"file_name": "1.png", "image_id": 1, "height": 20, "width": 30, "question_id": 7, "question": "is it?"},
+    **{"caption": "a dog", "captions": ["a dog"], "answers": ["yes"] * 10},
+    "annotations": [{"bbox": [1, 2, 9, 9], "bbox_mode": BoxMode.XYXY_ABS, "tokens_positive": [[0, 5]]}],
+}
+
+
+def decode(token_ids):
+    assert token_ids == []
+    return DecodedText("", [])
+
+
+@pytest.mark.parametrize(
+    ("make", "task", "metric"),
+    [
+        (lambda: VQAEvaluator("x", [RECORD], ["yes"], distributed=False), "vqa", "accuracy"),
+        (lambda: Flickr30kEvaluator("x", [RECORD], distributed=False), "any_box", "R@1"),
+        (
+            lambda: ReferringEvaluator("x", [RECORD], "refcoco", with_masks=False, distributed=False),
+            *("referring", "acc@0.5"),
+        ),
+        (lambda: CaptioningEvaluator("x", [RECORD], decode, distributed=False), "captioning", "CIDEr"),
+        (lambda: GroundedCaptioningEvaluator("x", [RECORD], decode, distributed=False), "captioning", "CIDEr"),
+    ],
+)
+def test_nothing_was_found_in_an_unreadable_image_of_any_task(make, task, metric):
+    evaluator = make()
+    evaluator.reset()
+    sample = {key: RECORD[key] for key in ("file_name", "image_id", "height", "width", "question_id")}
+    samples = ReadableSamples([[{**sample, "unreadable": "1.png: broken"}]], evaluator)
+    assert list(samples) == [] and samples.counts == (1, 0) and list(samples.unreadable) == ["1.png: broken"]
+    results = evaluator.evaluate()
+    assert results[task][metric] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS])
+def test_a_data_worker_that_dies_ends_a_run_in_one_line(train_cfg, drawn_dataset, monkeypatch, number):
+    main_process = os.getpid()
+
+    def die(*arguments):
+        assert os.getpid() != main_process
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(base, "read_image", die)
+    train_cfg.DATALOADER.NUM_WORKERS = 1
+    loader = build_test_loader(train_cfg, load_test_dataset(train_cfg, drawn_dataset))
+    with pytest.raises(SystemExit) as caught, one_line_errors():
+        list(loader)
+    assert_one_line(caught, "error: DATALOADER.NUM_WORKERS: expected data workers that live", "DataLoader worker (pid")
