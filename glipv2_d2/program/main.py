@@ -26,6 +26,16 @@ class Command(NamedTuple):
 
 # In the order in which a person meets them.
 COMMANDS = {
+    "train": Command(
+        "train",
+        "train a detector on your own images and boxes",
+        (
+            "glipv2 train --data photos --output output/mine",
+            "glipv2 train --data photos --output output/mine --weights glip_tiny_model_o365_goldg.pth",
+            "glipv2 train --data photos --output output/mine --minutes 30 --overwrite SOLVER.BASE_LR 0.0005",
+            "glipv2 train --output output/mine --resume",
+        ),
+    ),
     "eval": Command(
         "evaluate",
         "measure a model on datasets",

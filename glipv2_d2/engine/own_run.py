@@ -1,0 +1,254 @@
+"""A training on one's own images and boxes: what it starts from, the config that is chosen for it, and its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.events import EventStorage
+
+from ..checkpoint.checkpointer import GLIPv2Checkpointer
+from ..data.build import build_train_loader
+from ..data.loading import load_test_dataset
+from ..data.own_sets import register_configured_sets
+from ..errors import InputError
+from ..solver import build_optimizer
+from .command_line import build_config
+from .plateau import BEST_WEIGHTS
+from .recipe import (
+    NUM_EVALUATIONS,
+    Facts,
+    large_model_recipe,
+    large_schedule,
+    num_updates,
+    schedule,
+    small_model_recipe,
+    updates_within,
+)
+from .run_report import write_report, write_results
+from .train_loop import GroundingTrainLoop, amp_dtype
+from .trainer import GLIPv2Trainer
+
+CONFIG_NAME = "config.yaml"
+RESULTS_NAME = "results.json"
+REPORT_FOLDER = "report"
+# Where `make demo` and `make train` leave weights, in the folder that a command is called from. The second has learned
+# more names.
+HOME_WEIGHTS = ("output/train/run/model_final.pth", "output/demo/run/model_final.pth")
+SMALL_MODEL, LARGE_MODEL = "models/glipv2_micro.yaml", "finetune/custom_swin_t.yaml"
+# What shows that a folder holds a run.
+_TRACES = (CONFIG_NAME, "last_checkpoint", "metrics.json", "model_final.pth")
+# Updates and images that are timed for --minutes, after as many that are not.
+_TIMED_UPDATES = 8
+_TIMED_IMAGES = 4
+
+
+class Start(NamedTuple):
+    """The weights that a run starts from, "" for none, the config of their model, and where they were found."""
+
+    weights: str
+    config_file: str
+    reason: str
+
+
+class OwnRun(NamedTuple):
+    """A run that is ready: the arguments of ``build_config``, and what was chosen, a line each."""
+
+    config_file: str
+    options: list[str]
+    reasons: list[str]
+
+
+def check_output(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Check that a run may write to a folder.
+
+    Raises:
+        InputError: It holds another run, or with ``resume`` none.
+    """
+    traces = [name for name in _TRACES if (folder / name).exists()]
+    if resume and CONFIG_NAME not in traces:
+        raise InputError(f"--resume: expected a run in --output {folder}, found no {CONFIG_NAME} there")
+    if traces and not resume and not overwrite:
+        raise InputError(
+            f"--output {folder}: expected a new folder, found a run ({', '.join(traces)}); go on with it by --resume, "
+            f"replace it by --overwrite, or name another folder"
+        )
+
+
+def clear_output(folder: Path) -> None:
+    """Remove what the hooks and evaluations of an earlier run would read or add to."""
+    for pattern in ("model_*.pth", "last_checkpoint", "metrics.json", "log.txt*", "events.out.*", RESULTS_NAME):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def find_start(weights: str, config_file: str, folder: Path) -> Start:
+    """Choose what a run starts from: weights that are named, else those of ``make demo``, else the encoders alone.
+
+    Args:
+        weights: File that was named, or "".
+        config_file: Config that was named, or "": the one beside the weights, else that of a GLIP-T for weights that
+            were named, and of the small model for all others.
+        folder: Where ``HOME_WEIGHTS`` are looked for.
+
+    Raises:
+        FileNotFoundError: The weights are not there.
+    """
+    if weights and not os.path.isfile(weights):
+        raise FileNotFoundError(f"--weights: expected a file of weights, found none at {weights}")
+    home = next((folder / name for name in HOME_WEIGHTS if (folder / name).is_file()), None)
+    if weights:
+        reason = f"--weights {weights}"
+    elif home is not None and not config_file:
+        weights, reason = str(home), f"{home}, which `make demo` or `make train` made"
+    else:
+        reason = "the pretrained encoders of image and text; the detector itself starts from random weights"
+    beside = os.path.join(os.path.dirname(weights), CONFIG_NAME)
+    if not config_file and weights:
+        config_file = beside if os.path.isfile(beside) else _bundled_config(LARGE_MODEL)
+    return Start(weights, config_file or _bundled_config(SMALL_MODEL), reason)
+
+
+def plan_run(
+    data: str,
+    output: Path,
+    start: Start,
+    *,
+    epochs: float | None = None,
+    minutes: float | None = None,
+    options: Sequence[str] = (),
+) -> OwnRun:
+    """Choose the config of a run; of its choices, ``options`` replace any.
+
+    Args:
+        data: Folder or file of images and boxes, see ``find_own_sets``.
+        output: Folder of the run.
+        start: What it starts from.
+        epochs: Passes over the training images; None: chosen by their number.
+        minutes: Time for all updates and evaluations on this machine, measured here; None: no limit.
+        options: Config keys and values.
+
+    Raises:
+        InputError, FileNotFoundError: Data, weights or a key cannot be used.
+    """
+    data = os.path.abspath(data)
+    fixed: list[Any] = ["DATASETS.REGISTER", (data,), "OUTPUT_DIR", str(output), "MODEL.WEIGHTS", start.weights]
+    cfg = build_config(start.config_file, _words(fixed))
+    train, val = own_datasets(cfg)
+    facts = Facts.of(DatasetCatalog.get(train), len(MetadataCatalog.get(train).thing_classes))
+    is_small = cfg.MODEL.BACKBONE.NAME == "build_timm_fpn_backbone"
+    fixed += ["DATASETS.TRAIN", (train,), "DATASETS.TEST", (val,)]
+    recipe = small_model_recipe(facts) if is_small else large_model_recipe(facts)
+    cfg = build_config(start.config_file, [*_words([*fixed, *recipe.options]), *options])
+    batch = cfg.SOLVER.IMS_PER_BATCH
+    updates, why = (
+        num_updates(facts, batch, epochs),
+        "by the size of the data" if epochs is None else f"{epochs:g} epochs",
+    )
+    if minutes is not None:
+        update, image = measure_seconds(cfg)
+        fitting = updates_within(minutes, update, image * len(DatasetCatalog.get(val)))
+        if epochs is None or fitting < updates:
+            updates, why = fitting, f"{minutes:g} minutes at {update:.2f} s each"
+    chosen = [*fixed, *recipe.options, *(schedule(updates) if is_small else large_schedule(updates))]
+    reasons = [
+        f"data: {facts.num_images} images with {facts.num_boxes} boxes of {facts.num_names} names ({train})",
+        f"start: {start.reason}",
+        *recipe.reasons,
+        f"length: {updates} updates of {batch} images ({why}), an evaluation every {updates // NUM_EVALUATIONS}",
+    ]
+    if options:
+        reasons.append(f"changed by you: {' '.join(options)}")
+    return OwnRun(start.config_file, [*_words(chosen), *options], reasons)
+
+
+def own_datasets(cfg: CfgNode) -> tuple[str, str]:
+    """Return the names of the training and validation data of the one set of DATASETS.REGISTER.
+
+    Raises:
+        InputError: A split is missing.
+    """
+    (path, splits), *_ = register_configured_sets(cfg).items()
+    for split in ("train", "val"):
+        if split not in splits:
+            raise InputError(f"--data {path}: expected images for training and validation, found none of {split!r}")
+    return splits["train"], splits["val"]
+
+
+def measure_seconds(cfg: CfgNode) -> tuple[float, float]:
+    """Time updates and test images on this machine, with a model that is thrown away.
+
+    Returns:
+        Seconds of an update, and of a test image.
+    """
+    model = GLIPv2Trainer.build_model(cfg)
+    loop = GroundingTrainLoop(model, build_train_loader(cfg), build_optimizer(cfg, model), precision=amp_dtype(cfg))
+    with EventStorage(0):
+        update = _seconds_of_second_half(loop.run_step, 2 * _TIMED_UPDATES)
+    batches = iter(GLIPv2Trainer.build_test_loader(cfg, load_test_dataset(cfg, cfg.DATASETS.TEST[0])))
+    model.eval()
+    with torch.no_grad():
+        image = _seconds_of_second_half(lambda: model(next(batches)), 2 * _TIMED_IMAGES)
+    return update, image
+
+
+def _seconds_of_second_half(step: Callable[[], object], count: int) -> float:
+    """Call a function ``count`` times, or until its data end; return the mean time of the later calls."""
+    times = []
+    for _ in range(count):
+        begin = time.perf_counter()
+        try:
+            step()
+        except StopIteration:
+            break
+        times.append(time.perf_counter() - begin)
+    return statistics.fmean(times[len(times) // 2 :]) if times else 0.0
+
+
+def finish_run(cfg: CfgNode, model: torch.nn.Module, minutes: float) -> list[str]:
+    """Evaluate the best weights of a run, write its report and results, and return what to say of them, in lines.
+
+    Args:
+        cfg: Config of the run.
+        model: Its model; it gets the best weights.
+        minutes: Time that the run has taken.
+    """
+    output, (val,) = Path(cfg.OUTPUT_DIR), cfg.DATASETS.TEST
+    weights = output / BEST_WEIGHTS
+    checkpointer = GLIPv2Checkpointer.from_config(model, cfg, cfg.OUTPUT_DIR, for_results=True)
+    checkpointer.resume_or_load(str(weights), resume=False)
+    results = GLIPv2Trainer.test(cfg, model)
+    metadata = MetadataCatalog.get(val)
+    truth = json.loads(Path(metadata.json_file).read_text(encoding="utf-8"))
+    found = json.loads((output / "inference" / val / "coco_instances_results.json").read_text(encoding="utf-8"))
+    table, cut_off = write_report(output / REPORT_FOLDER, truth, Path(metadata.image_root), found)
+    write_results(output / RESULTS_NAME, results, minutes, str(weights))
+    names = " ".join(map(shlex.quote, metadata.thing_classes))
+    return [
+        *table,
+        f"precision {cut_off.precision:.2f} and recall {cut_off.recall:.2f} from score {cut_off.score:.2f} on",
+        f"{minutes:.1f} minutes; weights: {weights}",
+        f"figures: {output / RESULTS_NAME}; curves and drawings: {output / REPORT_FOLDER}",
+        f"next: glipv2 predict --weights {weights} --threshold {cut_off.score:.2f} --names {names} --input PHOTOS",
+    ]
+
+
+def _bundled_config(name: str) -> str:
+    """Return the path of a config of the package: a wheel has them inside, a checkout beside the package."""
+    package = Path(__file__).resolve().parents[1]
+    folder = package / "configs"
+    return str((folder if folder.is_dir() else package.parent / "configs") / name)
+
+
+def _words(options: Sequence[Any]) -> list[str]:
+    """Write values as a command line has them."""
+    return [str(option) for option in options]

@@ -1,0 +1,152 @@
+"""The settings of a training on one's own boxes, chosen from the data, the time and the weights at hand.
+
+Figures behind the numbers: docs/experiments/own_photographs.md.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from detectron2.structures import BoxMode
+
+# The sides of a test image that the small model sees: lengths of the short side, and the long side over the short one.
+INPUT_SIDES = (192, 256, 320, 384, 448, 512)
+ASPECT = 1.5
+# The least median of a box's side, in pixels of the model's input, that is found well.
+READABLE_SIDE = 30
+# Training shows windows of at most this short side, so that an update of small objects costs no more than one of large.
+WINDOW_SIDE = 256
+# An update has this many images. More of them cost as much as more updates, which learn more.
+BATCH = 4
+# A run without --epochs and --minutes: about this many updates, more where the data are many.
+BASE_UPDATES = 1000
+MIN_EPOCHS = 3
+# A run has this many evaluations, each with a checkpoint.
+NUM_EVALUATIONS = 10
+# Beyond this many names a prompt holds some of them only.
+MAX_PROMPT_NAMES = 80
+# Number of names beyond those of an image where a prompt can't hold all.
+NUM_NEGATIVES = 40
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a recipe has to know of the training data.
+
+    Attributes:
+        num_images: Images, those without boxes included.
+        num_boxes: Boxes that train, crowd regions left out.
+        num_names: Names of the classes.
+        box_side: Median over the boxes of the square root of their area, when their images are resized to a short side
+            of 1 and a long side of at most ``ASPECT``; 0 without boxes.
+    """
+
+    num_images: int
+    num_boxes: int
+    num_names: int
+    box_side: float
+
+    @classmethod
+    def of(cls, dicts: Iterable[Mapping[str, Any]], num_names: int) -> Facts:
+        """Gather them from dataset dicts with ``height`` and ``width``."""
+        num_images, sides = 0, []
+        for item in dicts:
+            num_images += 1
+            short, long = sorted((item["height"], item["width"]))
+            scale = min(1 / short, ASPECT / long)
+            for annotation in item.get("annotations", ()):
+                if not annotation.get("iscrowd", 0):
+                    box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYWH_ABS)
+                    sides.append(math.sqrt(max(0.0, box[2] * box[3])) * scale)
+        return cls(num_images, len(sides), num_names, statistics.median(sides) if sides else 0.0)
+
+
+class Recipe(NamedTuple):
+    """Config keys with their values, and the reasons in words, a line each."""
+
+    options: list[Any]
+    reasons: list[str]
+
+
+def input_side(box_side: float) -> int:
+    """Return the short side of test images, in pixels, at which half of the boxes have ``READABLE_SIDE`` pixels.
+
+    Args:
+        box_side: See ``Facts``.
+    """
+    return next((side for side in INPUT_SIDES if side * box_side >= READABLE_SIDE), INPUT_SIDES[-1])
+
+
+def num_updates(facts: Facts, batch: int, epochs: float | None = None) -> int:
+    """Return the updates of a run, a multiple of ``NUM_EVALUATIONS``.
+
+    Args:
+        facts: The training data.
+        batch: Images of an update.
+        epochs: Passes over the images; None: ``BASE_UPDATES`` updates, and at least ``MIN_EPOCHS`` passes.
+    """
+    wanted = (MIN_EPOCHS if epochs is None else epochs) * facts.num_images / batch
+    return _tenfold(wanted if epochs is not None else max(BASE_UPDATES, wanted))
+
+
+def updates_within(minutes: float, seconds_per_update: float, seconds_per_evaluation: float) -> int:
+    """Return the updates that fit into a time together with their evaluations, a multiple of ``NUM_EVALUATIONS``."""
+    left = 60 * minutes - (NUM_EVALUATIONS + 1) * seconds_per_evaluation
+    updates = int(left / seconds_per_update) // NUM_EVALUATIONS * NUM_EVALUATIONS
+    return max(NUM_EVALUATIONS, updates)
+
+
+def schedule(updates: int) -> list[Any]:
+    """Return the keys that follow from the number of updates: warm-up, average, evaluations and checkpoints."""
+    period = updates // NUM_EVALUATIONS
+    return [
+        *("SOLVER.MAX_ITER", updates),
+        *("SOLVER.WARMUP_ITERS", min(100, max(1, updates // 20))),
+        # An average over about a twentieth of the run.
+        *("SOLVER.EMA_DECAY", round(1 - min(0.5, max(0.001, 20 / updates)), 4), "SOLVER.EMA_WARMUP", True),
+        *("TEST.EVAL_PERIOD", period, "SOLVER.CHECKPOINT_PERIOD", period, "SOLVER.MAX_CHECKPOINTS", 1),
+        # With as many evaluations as the run has it never ends early, but keeps the best weights.
+        *("SOLVER.EARLY_STOP_PATIENCE", NUM_EVALUATIONS),
+    ]
+
+
+def names_in_prompt(num_names: int) -> int:
+    """Return INPUT.PROMPT.NUM_NEGATIVES: -1, all names of the data, as long as a prompt holds them."""
+    return -1 if num_names <= MAX_PROMPT_NAMES else NUM_NEGATIVES
+
+
+def small_model_recipe(facts: Facts) -> Recipe:
+    """Choose the settings of the micro model that hang on the data, but the length of the run."""
+    side = input_side(facts.box_side)
+    long_side = round(side * ASPECT)
+    window = min(side, WINDOW_SIDE)
+    options: list[Any] = [
+        *("INPUT.MIN_SIZE_TEST", side, "INPUT.MAX_SIZE_TEST", long_side),
+        *("INPUT.MIN_SIZE_TRAIN", (window,), "INPUT.MAX_SIZE_TRAIN", min(long_side, round(window * ASPECT))),
+        *("INPUT.ZOOM", (0.6, 1.5), "INPUT.COLOR_JITTER", 0.3),
+        *("SOLVER.IMS_PER_BATCH", BATCH, "INPUT.PROMPT.NUM_NEGATIVES", names_in_prompt(facts.num_names)),
+    ]
+    reasons = [
+        f"input: images of {side} x {long_side} pixels, where half of the boxes have a side of "
+        f"{side * facts.box_side:.0f} pixels or more"
+    ]
+    return Recipe(options, reasons)
+
+
+def large_model_recipe(facts: Facts) -> Recipe:
+    """Choose the settings of a GLIP-T, or another model that is not the micro one, that hang on the data."""
+    options = ["SOLVER.IMS_PER_BATCH", BATCH, "INPUT.PROMPT.NUM_NEGATIVES", names_in_prompt(facts.num_names)]
+    return Recipe(options, ["input: as the config of the model says"])
+
+
+def large_schedule(updates: int) -> list[Any]:
+    """Return ``schedule`` with the drops of the rate after 67 % and 89 % of the run, as the official code has them."""
+    return [*schedule(updates), "SOLVER.STEPS", (updates * 67 // 100, updates * 89 // 100)]
+
+
+def _tenfold(updates: float) -> int:
+    return max(1, math.ceil(updates / NUM_EVALUATIONS)) * NUM_EVALUATIONS

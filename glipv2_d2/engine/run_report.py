@@ -1,0 +1,170 @@
+"""What a run on one's own boxes leaves: results.json, a table of classes, curves, confusions, and drawings."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from detectron2.structures import Boxes, Instances
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ..data.image_reading import UnreadableImageError, read_image
+from ..evaluation.detection_report import (
+    ClassReport,
+    Confusion,
+    CutOff,
+    class_reports,
+    confusion,
+    find_cut_off,
+)
+from ..tensor_files import write_text
+from ..visualizer import GroundingVisualizer
+
+# Validation images that are drawn.
+NUM_DRAWN = 12
+# Curves of more classes than this cannot be told apart: only their mean is drawn in colour.
+MAX_CURVES = 10
+# A drawing shows its image with this length of the long side, in pixels.
+_DRAWN_SIDE = 640
+
+
+def write_report(
+    folder: Path,
+    truth: Mapping[str, Any],
+    image_root: Path,
+    detections: Sequence[Mapping[str, Any]],
+) -> tuple[list[str], CutOff]:
+    """Write the pictures of a run, and return its table in lines and the score to cut at.
+
+    The files are ``classes.md``, ``precision_recall.png``, ``confusion.png``, and ``val_01.png`` and so on, where each
+    image stands with the boxes that a person drew on the left and those that were found on the right.
+
+    Args:
+        folder: Made if it is not there.
+        truth: The validation data in COCO's format.
+        image_root: Folder of its images.
+        detections: In COCO's format of results.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    reports = class_reports(truth, detections)
+    cut_off = find_cut_off(truth, detections)
+    table = class_table(reports)
+    write_text(str(folder / "classes.md"), "\n".join(table) + "\n")
+    plot_precision_recall(reports, folder / "precision_recall.png")
+    plot_confusion(confusion(truth, detections, cut_off.score), folder / "confusion.png")
+    draw_images(folder, truth, image_root, detections, cut_off.score)
+    return table, cut_off
+
+
+def write_results(path: Path, results: Mapping[str, Mapping[str, float]], minutes: float, weights: str) -> None:
+    """Write ``{"val": {"bbox": {"AP": .., ..}}, "minutes": .., "weights": ..}``; NaN becomes null."""
+    val = {
+        task: {name: None if math.isnan(value) else round(float(value), 4) for name, value in metrics.items()}
+        for task, metrics in results.items()
+    }
+    content = {"val": val, "minutes": round(minutes, 2), "weights": weights}
+    write_text(str(path), json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def class_table(reports: Sequence[ClassReport]) -> list[str]:
+    """Return a table in markdown with a row for each class and one for their mean, classes without boxes left out."""
+    width = max(5, *(len(report.name) for report in reports))
+    lines = [f"| {'class':<{width}} | boxes |    AP |  AP50 |", f"| {'-' * width} | ----: | ----: | ----: |"]
+    measured = [report for report in reports if report.num_boxes]
+    rows = [(report.name, report.num_boxes, report.ap, report.ap50) for report in reports]
+    if len(measured) > 1:
+        ap, ap50 = (float(np.mean(column)) for column in zip(*((one.ap, one.ap50) for one in measured), strict=True))
+        rows.append(("mean", sum(report.num_boxes for report in measured), ap, ap50))
+    for name, boxes, *values in rows:
+        cells = " | ".join("    -" if math.isnan(value) else f"{value:5.1f}" for value in values)
+        lines.append(f"| {name:<{width}} | {boxes:5d} | {cells} |")
+    return lines
+
+
+def plot_precision_recall(reports: Sequence[ClassReport], path: Path) -> None:
+    """Draw precision over recall at IoU 0.5 for each class, and the mean of the classes."""
+    figure = Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.subplots()
+    recall = np.linspace(0, 1, 101)
+    measured = [report for report in reports if report.num_boxes]
+    for report in measured:
+        (line,) = axes.plot(recall, report.precisions, linewidth=1.2)
+        if len(measured) <= MAX_CURVES:
+            line.set_label(f"{report.name} {report.ap50:.1f}")
+        else:
+            line.set_color("0.8")
+    if len(measured) > 1:
+        mean = np.mean([report.precisions for report in measured], axis=0)
+        axes.plot(recall, mean, "k", linewidth=2.5, label=f"all classes {100 * mean.mean():.1f}")
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title="IoU 0.5; AP50 beside the names")
+    axes.grid(alpha=0.3)
+    if measured:
+        axes.legend(loc="lower left")
+    figure.savefig(path, dpi=120)
+
+
+def plot_confusion(found: Confusion, path: Path) -> None:
+    """Draw the confusion matrix: rows are boxes, columns are detections, colours are shares of a row."""
+    side = min(24.0, 3.5 + 0.45 * len(found.counts))
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.subplots()
+    shares = found.counts / np.maximum(1, found.counts.sum(axis=1, keepdims=True))
+    axes.imshow(shares, cmap=matplotlib.colormaps["Blues"], vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(found.counts):
+        if count:
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
+    ticks = range(len(found.counts))
+    axes.set_xticks(ticks, [*found.names, "not found"], rotation=90)
+    axes.set_yticks(ticks, [*found.names, "nothing there"])
+    axes.set(xlabel="detection", ylabel="box", title=f"IoU 0.5, score from {found.score:.2f} on")
+    figure.savefig(path, dpi=120)
+
+
+def draw_images(
+    folder: Path,
+    truth: Mapping[str, Any],
+    image_root: Path,
+    detections: Sequence[Mapping[str, Any]],
+    score: float,
+) -> list[Path]:
+    """Draw images evenly spread over the validation data, beside each the detections from a score on."""
+    for old in folder.glob("val_[0-9][0-9].png"):
+        old.unlink()
+    images = truth["images"]
+    names = [category["name"] for category in truth["categories"]]
+    rows = {category["id"]: row for row, category in enumerate(truth["categories"])}
+    chosen = [images[k * len(images) // min(NUM_DRAWN, len(images))] for k in range(min(NUM_DRAWN, len(images)))]
+    written: list[Path] = []
+    for image in chosen:
+        try:
+            pixels = read_image({"file_name": str(image_root / image["file_name"])}, "RGB")
+        except UnreadableImageError:
+            continue
+        boxes = [{**box, "score": 1.0} for box in truth["annotations"] if box["image_id"] == image["id"]]
+        found = [one for one in detections if one["image_id"] == image["id"] and one["score"] >= score]
+        sides = []
+        for group in (boxes, found):
+            visualizer = GroundingVisualizer(pixels, _DRAWN_SIDE)
+            sides.append(visualizer.draw_predictions(_instances(group, rows, pixels.shape[:2]), names))
+        border = np.full((sides[0].shape[0], 8, 3), 255, np.uint8)
+        path = folder / f"val_{len(written) + 1:02d}.png"
+        Image.fromarray(np.concatenate([sides[0], border, sides[1]], axis=1)).save(path)
+        written.append(path)
+    return written
+
+
+def _instances(boxes: Sequence[Mapping[str, Any]], rows: Mapping[int, int], size: tuple[int, int]) -> Instances:
+    instances = Instances(size)
+    corners = [[x, y, x + width, y + height] for x, y, width, height in (box["bbox"] for box in boxes)]
+    instances.pred_boxes = Boxes(torch.tensor(corners, dtype=torch.float32).reshape(-1, 4))
+    instances.scores = torch.tensor([box["score"] for box in boxes], dtype=torch.float32)
+    instances.pred_classes = torch.tensor([rows[box["category_id"]] for box in boxes], dtype=torch.int64)
+    return instances

@@ -1,0 +1,103 @@
+"""Train a detector on your own images and boxes; with --config-file and no --data, run that config as it is.
+
+--data takes a folder or a file of COCO json, Pascal VOC, YOLO or LabelMe. All else is chosen from the data and the
+machine, is said at the start and written to OUTPUT/config.yaml: the model, what it starts from, the size of images, the
+length. At the end OUTPUT holds model_best.pth, results.json and a folder "report" with curves and drawings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from ..errors import InputError
+from .config_arguments import add_config_arguments, add_process_arguments, config_keys
+from .output import write_line
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``glipv2 train``."""
+    own = parser.add_argument_group("own images and boxes")
+    own.add_argument("--data", default="", metavar="PATH", help="folder or file of images and boxes")
+    own.add_argument("--output", type=Path, metavar="DIR", help="folder of the run")
+    own.add_argument(
+        "--weights", default="", metavar="FILE", help="start from these (default: those of make demo here, or none)"
+    )
+    own.add_argument("--epochs", type=float, metavar="N", help="passes over the images (default: by their number)")
+    own.add_argument("--minutes", type=float, metavar="N", help="time for training and evaluations on this machine")
+    own.add_argument("--resume", action="store_true", help="go on where the run in DIR was stopped")
+    own.add_argument("--overwrite", action="store_true", help="replace the run in DIR")
+    add_process_arguments(parser)
+    add_config_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train on own data; without any, run a config in as many processes as asked for."""
+    arguments.opts, arguments.eval_only = config_keys(arguments), False
+    if arguments.data or arguments.output:
+        _run_own(arguments)
+        return
+    if not arguments.config_file:
+        raise InputError("train: expected --data PATH and --output DIR, or --config-file FILE, found neither")
+    from ..engine.launch import launch_run
+    from ..engine.runs import train
+
+    launch_run(train, arguments)
+
+
+def _run_own(arguments: argparse.Namespace) -> None:
+    from ..engine.own_run import CONFIG_NAME, check_output, clear_output, find_start, finish_run, plan_run
+    from ..engine.progress import show_progress
+    from ..engine.runs import start_run
+    from ..engine.stopping import RunStopped
+    from ..engine.trainer import GLIPv2Trainer
+
+    begin = time.time()
+    _check_arguments(arguments)
+    output = arguments.output
+    check_output(output, arguments.resume, arguments.overwrite)
+    if arguments.resume:
+        arguments.config_file = str(output / CONFIG_NAME)
+    else:
+        start = find_start(arguments.weights, arguments.config_file, Path.cwd())
+        limits = {"epochs": arguments.epochs, "minutes": arguments.minutes}
+        plan = plan_run(arguments.data, output, start, **limits, options=arguments.opts)
+        clear_output(output)
+        arguments.config_file, arguments.opts = plan.config_file, plan.options
+        for line in plan.reasons:
+            write_line(line)
+    cfg = start_run(arguments)
+    trainer = GLIPv2Trainer(cfg)
+    trainer.resume_or_load(resume=arguments.resume)
+    show_progress(trainer)
+    try:
+        trainer.train()
+    except RunStopped as stop:
+        way_on = f"go on by: glipv2 train --output {output} --resume"
+        raise RunStopped(stop.exit_status - 128, f"{str(stop).splitlines()[0]}\n{way_on}") from None
+    for line in finish_run(cfg, trainer.model, (time.time() - begin) / 60):
+        write_line(line)
+
+
+def _check_arguments(arguments: argparse.Namespace) -> None:
+    """Refuse arguments that contradict each other, before anything is read.
+
+    Raises:
+        InputError: There are such arguments.
+    """
+    chosen = {"--epochs": arguments.epochs, "--minutes": arguments.minutes}
+    for name, value in chosen.items():
+        if value is not None and not value > 0:
+            raise InputError(f"{name}: expected a number above 0, found {value:g}")
+    if arguments.output is None:
+        raise InputError("--output: expected the folder of the run, found none")
+    if arguments.resume:
+        given = {"--data": arguments.data, "--weights": arguments.weights, **chosen, "--overwrite": arguments.overwrite}
+        found = [name for name, value in given.items() if value]
+        if found or arguments.opts:
+            raise InputError(
+                f"--resume: expected --output alone, since the run goes on as it was, found {' '.join(found) or 'keys'}"
+            )
+    elif not arguments.data:
+        raise InputError("--data: expected a folder or a file of images and boxes, found none")

@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import pytest
+
+from glipv2_d2.engine.own_run import check_output, clear_output, find_start
+from glipv2_d2.errors import InputError
+
+
+def touch(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("")
+    return path
+
+
+def test_folder_of_another_run_is_refused(tmp_path):
+    check_output(tmp_path / "new", resume=False, overwrite=False)
+    touch(tmp_path / "old" / "config.yaml")
+    with pytest.raises(InputError, match=r"found a run \(config.yaml\); go on with it by --resume"):
+        check_output(tmp_path / "old", resume=False, overwrite=False)
+    check_output(tmp_path / "old", resume=True, overwrite=False)
+    check_output(tmp_path / "old", resume=False, overwrite=True)
+    with pytest.raises(InputError, match="--resume: expected a run"):
+        check_output(tmp_path / "new", resume=True, overwrite=False)
+
+
+def test_files_of_the_person_stay_when_a_run_is_replaced(tmp_path):
+    for name in ("model_0000009.pth", "model_best.pth", "last_checkpoint", "metrics.json", "notes.txt", "mine.pth"):
+        touch(tmp_path / name)
+    clear_output(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "mine.pth"}
+
+
+def test_start_is_what_is_named_then_what_lies_at_home_then_the_encoders(tmp_path):
+    named = str(touch(tmp_path / "mine" / "model_best.pth"))
+    start = find_start("", "", tmp_path)
+    assert (start.weights, Path(start.config_file).name) == ("", "glipv2_micro.yaml")
+    assert "pretrained encoders" in start.reason
+    home = touch(tmp_path / "output" / "demo" / "run" / "model_final.pth")
+    config = touch(home.parent / "config.yaml")
+    assert find_start("", "", tmp_path)[:2] == (str(home), str(config))
+    # Weights without a config beside them are those of a GLIP-T.
+    start = find_start(named, "", tmp_path)
+    assert (start.weights, Path(start.config_file).name) == (named, "custom_swin_t.yaml")
+    config = touch(tmp_path / "mine" / "config.yaml")
+    assert find_start(named, "", tmp_path)[:2] == (named, str(config))
+    # Another model has no use for the weights at home.
+    assert find_start("", "other.yaml", tmp_path)[:2] == ("", "other.yaml")
+    assert find_start(named, "other.yaml", tmp_path)[:2] == (named, "other.yaml")
+
+
+def test_weights_that_are_not_there_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="--weights: expected a file of weights, found none at nowhere.pth"):
+        find_start("nowhere.pth", "", tmp_path)

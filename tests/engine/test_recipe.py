@@ -1,0 +1,105 @@
+import pytest
+from detectron2.structures import BoxMode
+
+from glipv2_d2.engine.recipe import (
+    Facts,
+    input_side,
+    large_schedule,
+    names_in_prompt,
+    num_updates,
+    schedule,
+    small_model_recipe,
+    updates_within,
+)
+
+
+def as_dict(options):
+    return dict(zip(options[::2], options[1::2], strict=True))
+
+
+def image(height, width, *boxes, **more):
+    annotations = [{"bbox": list(box), "bbox_mode": BoxMode.XYWH_ABS, **more} for box in boxes]
+    return {"height": height, "width": width, "annotations": annotations}
+
+
+def test_facts_measure_boxes_in_the_image_as_it_is_resized():
+    dicts = [
+        # Short side 100 becomes 1: the sides are 0.2 and 0.3.
+        image(100, 150, (0, 0, 10, 40), (0, 0, 30, 30)),
+        # The long side of 300 becomes 1.5, and 60 x 60 pixels have a side of 0.3.
+        image(300, 100, (0, 0, 60, 60)),
+        image(100, 100),
+        image(100, 100, (0, 0, 90, 90), iscrowd=1),
+    ]
+    assert Facts.of(dicts, 7) == Facts(num_images=4, num_boxes=3, num_names=7, box_side=pytest.approx(0.3))
+
+
+def test_facts_of_images_without_boxes():
+    assert Facts.of([image(100, 150)], 1) == Facts(1, 0, 1, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("box_side", "expected"),
+    [(0.76, 192), (30 / 192, 192), (0.15, 256), (0.1, 320), (0.08, 384), (0.067, 448), (0.06, 512), (0.0, 512)],
+)
+def test_small_objects_get_larger_images(box_side, expected):
+    """192 * 0.76 = 146, 256 * 0.15 = 38, 320 * 0.1 = 32, 384 * 0.08 = 31, 448 * 0.067 = 30.02, 512 * 0.06 = 31."""
+    assert input_side(box_side) == expected
+
+
+@pytest.mark.parametrize(
+    ("num_images", "epochs", "expected"),
+    [
+        # 160 images are 40 updates an epoch: three epochs are fewer than the least number.
+        (160, None, 1000),
+        # 4,000 images: three epochs of 1,000 updates.
+        (4000, None, 3000),
+        (160, 10, 400),
+        # 12 images: 1.5 epochs are 4.5 updates, rounded up to a multiple of ten.
+        (12, 1.5, 10),
+        (4001, 1, 1010),
+    ],
+)
+def test_updates_follow_the_data(num_images, epochs, expected):
+    assert num_updates(Facts(num_images, 1, 1, 0.5), 4, epochs) == expected
+
+
+@pytest.mark.parametrize(
+    ("minutes", "per_update", "per_evaluation", "expected"),
+    [
+        # 300 s less 11 evaluations of 10 s are 190 s, which hold 95 updates of 2 s.
+        (5, 2.0, 10.0, 90),
+        (5, 0.19, 10.0, 1000),
+        # There is no time for the evaluations.
+        (1, 0.5, 10.0, 10),
+    ],
+)
+def test_updates_and_evaluations_fit_into_the_time(minutes, per_update, per_evaluation, expected):
+    assert updates_within(minutes, per_update, per_evaluation) == expected
+
+
+@pytest.mark.parametrize(
+    ("updates", "period", "warmup", "decay"), [(10, 1, 1, 0.5), (400, 40, 20, 0.95), (1000, 100, 50, 0.98)]
+)
+def test_schedule_is_in_tenths(updates, period, warmup, decay):
+    keys = as_dict(schedule(updates))
+    assert (keys["SOLVER.MAX_ITER"], keys["TEST.EVAL_PERIOD"], keys["SOLVER.CHECKPOINT_PERIOD"]) == (
+        *(updates, period, period),
+    )
+    assert (keys["SOLVER.WARMUP_ITERS"], keys["SOLVER.EMA_DECAY"]) == (warmup, decay)
+
+
+def test_a_large_model_drops_its_rate_as_the_official_code_does():
+    assert as_dict(large_schedule(1000))["SOLVER.STEPS"] == (670, 890)
+
+
+def test_many_names_are_drawn_for_each_prompt():
+    assert (names_in_prompt(80), names_in_prompt(81)) == (-1, 40)
+
+
+def test_windows_of_small_objects_are_smaller_than_test_images():
+    keys = as_dict(small_model_recipe(Facts(100, 500, 3, 0.05)).options)
+    assert (keys["INPUT.MIN_SIZE_TEST"], keys["INPUT.MAX_SIZE_TEST"]) == (512, 768)
+    assert (keys["INPUT.MIN_SIZE_TRAIN"], keys["INPUT.MAX_SIZE_TRAIN"]) == ((256,), 384)
+    keys = as_dict(small_model_recipe(Facts(100, 500, 3, 0.5)).options)
+    assert (keys["INPUT.MIN_SIZE_TEST"], keys["INPUT.MIN_SIZE_TRAIN"]) == (192, (192,))

@@ -1,0 +1,81 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from glipv2_d2.engine.run_report import class_table, write_report, write_results
+from glipv2_d2.evaluation.detection_report import ClassReport
+
+TRUTH = {
+    "images": [{"id": n, "file_name": f"{n}.png", "height": 60, "width": 80} for n in range(1, 15)],
+    "annotations": [
+        {"id": n, "image_id": n, "category_id": 1, "bbox": [10, 10, 20, 20], "area": 400, "iscrowd": 0}
+        for n in range(1, 15)
+    ],
+    "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+}
+
+
+def report(name, boxes, ap, ap50):
+    return ClassReport(name, boxes, ap, ap50, np.full(101, ap50 / 100))
+
+
+def test_table_of_classes_leaves_classes_without_boxes_out_of_the_mean():
+    lines = class_table([report("cat", 3, 40.0, 60.0), report("dog", 0, np.nan, np.nan), report("cow", 1, 10.0, 20.0)])
+    assert lines[2:] == [
+        "| cat   |     3 |  40.0 |  60.0 |",
+        "| dog   |     0 |     - |     - |",
+        "| cow   |     1 |  10.0 |  20.0 |",
+        "| mean  |     4 |  25.0 |  40.0 |",
+    ]
+
+
+def test_results_have_their_form(tmp_path):
+    write_results(tmp_path / "results.json", {"bbox": {"AP": 12.34567, "APs": float("nan")}}, 1.234, "out/model.pth")
+    assert json.loads((tmp_path / "results.json").read_text()) == {
+        "val": {"bbox": {"AP": 12.3457, "APs": None}},
+        "minutes": 1.23,
+        "weights": "out/model.pth",
+    }
+
+
+@pytest.fixture
+def images(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for image in TRUTH["images"][:-1]:
+        Image.new("RGB", (80, 60), "gray").save(folder / image["file_name"])
+    (folder / TRUTH["images"][-1]["file_name"]).write_bytes(b"no image")
+    return folder
+
+
+def test_report_draws_truth_beside_detections(images, tmp_path):
+    detections = [{"image_id": n, "category_id": 1, "bbox": [50, 30, 20, 20], "score": 0.9} for n in range(1, 15)]
+    detections += [{"image_id": n, "category_id": 1, "bbox": [10, 10, 20, 20], "score": 0.8} for n in range(1, 15)]
+    folder = tmp_path / "out" / "report"
+    table, cut_off = write_report(folder, TRUTH, images, detections)
+    # Half of the detections are right; precision 0.5 at every recall.
+    assert table[2] == "| cat   |    14 |  50.0 |  50.0 |"
+    assert cut_off == pytest.approx((0.8, 0.5, 1.0))
+    drawings = sorted(path.name for path in folder.glob("val_*.png"))
+    assert drawings == [f"val_{n:02d}.png" for n in range(1, 13)]
+    for name in ("precision_recall.png", "confusion.png"):
+        with Image.open(folder / name) as image:
+            assert image.width > 300 and np.asarray(image.convert("L")).std() > 1
+    drawn = np.asarray(Image.open(folder / "val_01.png")).astype(int)
+    half = (drawn.shape[1] - 8) // 2
+    left, right = drawn[:, :half], drawn[:, half + 8 :]
+    scale = half / 80
+    # Red of the outline at the lower edge of the wrong box, on the right only.
+    row, column = round(50 * scale) - 1, round(60 * scale)
+    assert np.ptp(left[row, column]) < 10 and np.ptp(right[row - 3 : row + 4, column], axis=1).max() > 50
+    # The right box is on both sides.
+    row, column = round(30 * scale) - 1, round(20 * scale)
+    assert all(np.ptp(side[row - 3 : row + 4, column], axis=1).max() > 50 for side in (left, right))
+
+
+def test_report_of_a_run_that_found_nothing(images, tmp_path):
+    table, cut_off = write_report(tmp_path / "report", TRUTH, images, [])
+    assert table[2] == "| cat   |    14 |   0.0 |   0.0 |" and cut_off.recall == 0
+    assert (tmp_path / "report" / "confusion.png").is_file()

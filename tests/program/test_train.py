@@ -1,0 +1,86 @@
+"""``glipv2 train --data`` from end to end, with the tiny model on four drawn images."""
+
+import json
+
+import pytest
+from drawn_images import draw_dataset
+from training_runs import assert_same, load
+
+from glipv2_d2.engine.trainer import GLIPv2Trainer
+from glipv2_d2.program.main import main
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+
+
+class Killed(BaseException):
+    """What ends a process at once."""
+
+
+@pytest.fixture
+def words(tiny_cfg, tmp_path, monkeypatch):
+    """The words of a run of ten updates, without ``--output``."""
+    (tmp_path / "photos").mkdir()
+    draw_dataset(tmp_path / "photos")
+    config = tmp_path / "tiny.yaml"
+    config.write_text(tiny_cfg.dump())
+    monkeypatch.chdir(tmp_path)
+    return ["train", "--data", "photos", "--epochs", "10", "--config-file", str(config)]
+
+
+def kill_at(monkeypatch, update):
+    """End every run before this update, without any clean-up of the program."""
+    whole = GLIPv2Trainer.before_step
+
+    def before_step(self):
+        if self.iter == update:
+            raise Killed
+        whole(self)
+
+    monkeypatch.setattr(GLIPv2Trainer, "before_step", before_step)
+
+
+def test_run_leaves_weights_report_results_and_the_next_command(words, tmp_path, capsys):
+    assert main([*words, "--output", "out"]) == 0
+    out = tmp_path / "out"
+    names = {path.name for path in out.iterdir()}
+    assert {"model_best.pth", "model_final.pth", "last_checkpoint", "config.yaml", "report", "results.json"} <= names
+    results = json.loads((out / "results.json").read_text())
+    assert results.keys() == {"val", "minutes", "weights"} and {"AP", "AP50"} <= results["val"]["bbox"].keys()
+    assert results["weights"].endswith("model_best.pth")
+    text = capsys.readouterr().out
+    assert "length: 10 updates of 4 images (10 epochs), an evaluation every 1" in text
+    last = text.strip().splitlines()[-1]
+    assert last.startswith("next: glipv2 predict --weights out/model_best.pth --threshold ")
+    assert "--names 'blue box' 'green box' 'red box' --input PHOTOS" in last
+    with pytest.raises(SystemExit, match="--output out: expected a new folder, found a run"):
+        main([*words, "--output", "out"])
+
+
+def test_killed_run_goes_on_and_ends_bit_for_bit_alike(words, tmp_path, monkeypatch):
+    main([*words, "--output", "whole"])
+    with monkeypatch.context() as patches:
+        kill_at(patches, 3)
+        with pytest.raises(Killed):
+            main([*words, "--output", "cut"])
+    assert (tmp_path / "cut" / "model_best.pth").is_file() and (tmp_path / "cut" / "last_checkpoint").is_file()
+    main(["train", "--output", "cut", "--resume"])
+    for name in ("model_final.pth", "model_best.pth"):
+        assert_same(load(tmp_path / "whole" / name)["model"], load(tmp_path / "cut" / name)["model"])
+    scores = [json.loads((tmp_path / name / "results.json").read_text())["val"] for name in ("whole", "cut")]
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data", "photos"], "--output: expected the folder of the run, found none"),
+        (["--output", "out"], "--data: expected a folder or a file"),
+        (["--output", "out", "--resume", "--epochs", "3"], "--resume: expected --output alone"),
+        (["--output", "out", "--resume", "SOLVER.MAX_ITER", "3"], "--resume: expected --output alone"),
+        (["--data", "photos", "--output", "out", "--minutes", "0"], "--minutes: expected a number above 0, found 0"),
+        ([], "expected --data PATH and --output DIR, or --config-file FILE"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(words, message):
+    with pytest.raises(SystemExit, match=message):
+        main(["train", *words])
