@@ -14,6 +14,7 @@ import os
 import pickle
 import re
 import shutil
+import stat
 import struct
 import zipfile
 from collections import Counter, OrderedDict
@@ -163,7 +164,11 @@ def write_tensors(
         unshared[name] = tensor.clone(memory_format=torch.contiguous_format) if storage in seen else tensor.contiguous()
         seen.add(storage)
     with atomic_path(path) as temporary:
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         safetensors.torch.save_file(unshared, temporary, metadata=dict(metadata or {}))
+        # safetensors makes its files readable for their owner only.
+        temporary.chmod(mode)
 
 
 def write_checkpoint(path: str | os.PathLike, content: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ and has the same size on the image and below it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from detectron2.structures import Instances
@@ -25,6 +26,22 @@ Rectangle = tuple[float, float, float, float]
 MIN_LONG_SIDE = 800
 # Share of the phrase's colour inside a mask. The image below stays visible.
 _MASK_OPACITY = 0.45
+STYLES = ("auto", "full", "thin")
+# Share of an image that labels may cover before the style "auto" is thin, and that thin labels may cover at all.
+_MOST_COVERED = 0.2
+
+
+class _Look(NamedTuple):
+    """Font of labels, width of lines and margin beside a label in pixels, and its height in sizes of the font."""
+
+    font: ImageFont.FreeTypeFont
+    line_width: int
+    margin: float
+    height: float
+
+    def label_size(self, text: str, face: ImageFont.FreeTypeFont) -> tuple[float, float]:
+        """Return width and height of a label in pixels."""
+        return face.getlength(text) + 2 * self.margin, self.height * self.font.size
 
 
 class GroundingVisualizer:
@@ -33,9 +50,17 @@ class GroundingVisualizer:
     Args:
         image: (H, W, 3) uint8 in RGB order, as for detectron2's ``Visualizer``.
         min_long_side: Length in pixels that the longer side of an image is enlarged to, if it is shorter.
+        style: "full"; "thin", with fine lines and small labels, of which those without room are left out, the ones of
+            the highest scores last; or "auto", thin where full labels would cover more than a fifth of the image.
+
+    Raises:
+        InputError: There is no such style.
     """
 
-    def __init__(self, image: np.ndarray, min_long_side: int = MIN_LONG_SIDE) -> None:
+    def __init__(self, image: np.ndarray, min_long_side: int = MIN_LONG_SIDE, style: str = "auto") -> None:
+        if style not in STYLES:
+            raise InputError(f"style: expected one of {', '.join(STYLES)}, found {style!r:.100}")
+        self._style = style
         height, width = image.shape[:2]
         self._scale = max(1.0, min_long_side / max(height, width))
         self._shape = (height, width)
@@ -136,7 +161,6 @@ class GroundingVisualizer:
 
     def _with_detections(self, instances: Instances, labels: Sequence[str]) -> Image.Image:
         """Return the image with masks and boxes, and on each box a label with phrase and score."""
-        font = _font(self._image.size)
         drawing = self._image.copy()
         if instances.has("pred_masks"):
             masks = instances.pred_masks.cpu().numpy()
@@ -144,20 +168,40 @@ class GroundingVisualizer:
         pen = ImageDraw.Draw(drawing)
         boxes = instances.pred_boxes.tensor.cpu() * self._scale
         rows = instances.pred_classes.tolist()
-        line_width = max(2, int(font.size) // 5)
+        texts = [f"{labels[row]} {score:.0%}" for row, score in zip(rows, instances.scores.tolist(), strict=True)]
+        look, is_thin = self._choose_look(texts)
         for row, box in zip(rows, boxes.tolist(), strict=True):
-            pen.rectangle(_drawable(box), outline=phrase_color(row), width=line_width)
+            pen.rectangle(_drawable(box), outline=phrase_color(row), width=look.line_width)
         taken: list[Rectangle] = []
         # The best detections choose the position of their label first.
         for k in instances.scores.argsort(descending=True, stable=True).tolist():
-            text, face = legible(f"{labels[rows[k]]} {float(instances.scores[k]):.0%}", font)
-            chip = place_label(
-                boxes[k].tolist(), (face.getlength(text) + font.size, 1.4 * font.size), drawing.size, taken
-            )
+            text, face = legible(texts[k], look.font)
+            chip = place_label(boxes[k].tolist(), look.label_size(text, face), drawing.size, taken)
+            if is_thin and not self._has_room(chip, boxes[k].tolist(), taken):
+                continue
             taken.append(chip)
             pen.rectangle(chip, fill=phrase_color(rows[k]))
-            pen.text((chip[0] + font.size / 2, chip[1] + 0.1 * font.size), text, text_color(rows[k]), face)
+            pen.text((chip[0] + look.margin, chip[1] + 0.1 * look.font.size), text, text_color(rows[k]), face)
         return drawing
+
+    def _choose_look(self, texts: Sequence[str]) -> tuple[_Look, bool]:
+        """Return how boxes and labels look, and whether that is thin."""
+        size = self._image.size
+        font = _font(size)
+        full = _Look(font, max(2, int(font.size) // 5), font.size / 2, 1.4)
+        labels = [full.label_size(*legible(text, font)) for text in texts] if self._style == "auto" else []
+        covered = sum(width * height for width, height in labels)
+        if self._style != "thin" and covered <= _MOST_COVERED * size[0] * size[1]:
+            return full, False
+        small = _font(size, least=10, share=80)
+        return _Look(small, max(1, int(small.size) // 10), small.size / 5, 1.2), True
+
+    def _has_room(self, chip: Rectangle, box: Sequence[float], taken: Sequence[Rectangle]) -> bool:
+        """Tell whether a thin label lies at its box and on no other label, and labels do not cover too much yet."""
+        covered = sum((right - left) * (bottom - top) for left, top, right, bottom in [*taken, chip])
+        is_near = chip[1] <= box[3]
+        is_free = not any(_overlap(chip, other) for other in taken)
+        return is_near and is_free and covered <= _MOST_COVERED * self._image.size[0] * self._image.size[1]
 
     def _with_text(self, drawing: Image.Image, *texts: Sequence[Word]) -> np.ndarray:
         """Return a drawing with texts below it, one under the other."""
@@ -258,9 +302,10 @@ def place_label(
     return next(free, positions[0] if positions else (left, bottom, left + width, bottom + height))
 
 
-def _font(image_size: tuple[int, int]) -> ImageFont.FreeTypeFont:
+def _font(image_size: tuple[int, int], *, least: int = 14, share: int = 50) -> ImageFont.FreeTypeFont:
+    """Return the font whose size is this share of the long side of the image, but at least ``least``."""
     # This font comes with matplotlib.
-    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), max(14, max(image_size) // 50))
+    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), max(least, max(image_size) // share))
 
 
 def _drawable(box: Sequence[float]) -> Rectangle:

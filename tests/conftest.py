@@ -27,7 +27,7 @@ def make_tiny_cfg() -> CfgNode:
     cfg = load_config("Base-GLIPv2.yaml")
     cfg.merge_from_list(
         [
-            *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "SEED", 3, "DATALOADER.NUM_WORKERS", 0),
+            *("MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "random", "SEED", 3, "DATALOADER.NUM_WORKERS", 0),
             *("MODEL.SWIN.EMBED_DIM", 24, "MODEL.SWIN.DEPTHS", [1, 1, 1, 1], "MODEL.SWIN.NUM_HEADS", [2, 2, 4, 4]),
             *("MODEL.FPN.OUT_CHANNELS", 32, "MODEL.GLIPV2.TOWER.CHANNELS", 32, "MODEL.GLIPV2.TOWER.NUM_BLOCKS", 1),
             *("MODEL.GLIPV2.FUSION.EMBED_DIM", 64, "MODEL.GLIPV2.FUSION.NUM_HEADS", 4),

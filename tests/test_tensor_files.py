@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import pickle
+import stat
 import zipfile
 
 import numpy as np
@@ -391,3 +392,14 @@ def test_texts_replace_what_was_there(tmp_path):
     write_text(tmp_path / "t", "first and long")
     write_text(tmp_path / "t", "second")
     assert (tmp_path / "t").read_text() == "second"
+
+
+@pytest.mark.parametrize("mask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_have_the_mode_that_the_umask_leaves(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        write_tensors(tmp_path / "a.safetensors", TENSORS)
+        write_checkpoint(tmp_path / "a.pth", TENSORS)
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a.safetensors", "a.pth")] == [mode, mode]

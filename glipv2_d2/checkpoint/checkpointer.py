@@ -24,6 +24,9 @@ from .swin_conversion import BOTTOM_UP
 from .tuned_weights import load_tuned
 from .weight_changes import WeightChanges, interpolate_weights
 
+# MODEL.WEIGHTS of results that random weights shall give, as in tests and measurements of speed.
+RANDOM_WEIGHTS = "random"
+
 _TIMM_PREFIX = "timm://"
 # Names of the weights that only a model of that tuning has.
 _TUNED_NAMES = {"prompt": re.compile(r"prompt_tuner\..*"), "lora": re.compile(r".*\.lora\.(up|down|scale)")}
@@ -34,7 +37,7 @@ def load_for_results(model: nn.Module, cfg: CfgNode) -> None:
 
     Raises:
         CheckpointError, FileNotFoundError: See ``GLIPv2Checkpointer.load``.
-        InputError: See ``WeightChanges``.
+        InputError: ``MODEL.WEIGHTS`` is empty; or see ``WeightChanges``.
     """
     GLIPv2Checkpointer.from_config(model, cfg, for_results=True).load(cfg.MODEL.WEIGHTS)
 
@@ -80,7 +83,7 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
         """Load weights, and the state of the named checkpointables where the file has it.
 
         Args:
-            path: See the class; empty: nothing is loaded.
+            path: See the class. Empty: nothing is loaded, which is an error for results; "random": nothing is loaded.
             checkpointables: Names to restore; None: all.
 
         Returns:
@@ -90,13 +93,19 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
             CheckpointError: The file is unreadable or refused, is not for this model (no name fits, shapes differ, or
                 its tower has another form), or lacks weights that results need.
             FileNotFoundError: There is no such file.
+            InputError: Results are wanted, and the path is empty.
         """
         rest = self._load(path, checkpointables)
         self._finish()
         return rest
 
     def _load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        if not path:
+        if not path and self._for_results:
+            raise InputError(
+                "MODEL.WEIGHTS: expected weights, since a random model finds nothing, found none; name a file, or the "
+                f"config.yaml of a run, or give MODEL.WEIGHTS {RANDOM_WEIGHTS} if that is what you want"
+            )
+        if path in ("", RANDOM_WEIGHTS):
             self.logger.info("No weights to load: the model keeps its initial ones.")
             return {}
         self.logger.info("Loading weights from %s", path)

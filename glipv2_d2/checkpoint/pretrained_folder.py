@@ -27,6 +27,7 @@ from ..tensor_files import CheckpointError, file_sha256, write_tensors
 from .fit_check import check_fit
 from .model_shapes import build_meta_model
 from .name_rules import summarize_names
+from .resume import find_result_file
 
 CONFIG_FILE = "config.yaml"
 WEIGHTS_FILE = "model.safetensors"
@@ -75,19 +76,19 @@ def save_pretrained(model: nn.Module, cfg: CfgNode, folder: str | os.PathLike) -
         _check_rebuilt(portable, tensors, written)
         (written / CONFIG_FILE).write_text(portable.dump(), encoding="utf-8")
         write_tensors(written / WEIGHTS_FILE, tensors, {"source": "glipv2_d2"})
-        # safetensors makes its files readable for their owner only.
-        shutil.copymode(written / CONFIG_FILE, written / WEIGHTS_FILE)
         hashes = {name: file_sha256(written / name) for name in _file_names(written)}
         (written / MANIFEST_FILE).write_text(json.dumps({"files": hashes}, indent=2) + "\n", encoding="utf-8")
         os.replace(written, folder)
 
 
 def find_pretrained_config(folder: str | os.PathLike) -> str:
-    """Return the path of the config in a folder that ``save_pretrained`` wrote.
+    """Return the path of the config in a folder that ``save_pretrained`` wrote, or that a training wrote.
 
     Raises:
         FileNotFoundError: There is no such folder, or it lacks its config or its list of files.
     """
+    if (Path(folder) / CONFIG_FILE).is_file() and find_result_file(str(folder)):
+        return str(Path(folder) / CONFIG_FILE)
     for path in (Path(folder), Path(folder) / MANIFEST_FILE, Path(folder) / CONFIG_FILE):
         if not path.exists():
             raise FileNotFoundError(f"{path}: expected a folder that save_pretrained wrote, found nothing")

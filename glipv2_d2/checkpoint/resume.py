@@ -1,4 +1,4 @@
-"""The checkpoint in a folder that a resumed run continues from."""
+"""The checkpoints in the folder of a run: the one to continue from, and the one to use."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ..tensor_files import is_whole
 # Names that detectron2's hooks and trainers give.
 LAST_CHECKPOINT = "last_checkpoint"
 _FINAL = "model_final.pth"
+_BEST = "model_best.pth"
 _NUMBERED = re.compile(r".*_(\d{7,})\.pth")
 
 
@@ -53,6 +54,16 @@ def find_resume_file(folder: str) -> tuple[str, list[str]]:
             return str(candidate.path), damaged
         damaged.append(str(candidate.path))
     return "", damaged
+
+
+def find_result_file(folder: str) -> str:
+    """Return the path of the weights that a run is used with: the best, else the newest; "" if there are none.
+
+    Args:
+        folder: As for ``find_resume_file``.
+    """
+    best = Path(folder) / _BEST
+    return str(best) if folder and best.is_file() and is_whole(best) else find_resume_file(folder)[0]
 
 
 def _iteration(name: str, tagged: str) -> float | None:

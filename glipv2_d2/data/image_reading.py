@@ -86,9 +86,8 @@ def read_image(dataset_dict: dict, image_format: str, truncated: list[str] | Non
                 content = file.read()
         pixels, missing = _decode(content, image_format, dataset_dict.get("height"), dataset_dict.get("width"))
     except _DECODING_ERRORS as error:
-        raise UnreadableImageError(
-            f"{name}: {_reason(error)}; expected a readable image of the size in its annotation"
-        ) from error
+        what = "a readable image of the size in its annotation" if "height" in dataset_dict else "a readable image"
+        raise UnreadableImageError(f"{name}: {_reason(error)}; expected {what}") from error
     if missing is not None:
         line = f"{name}: {missing}"
         if truncated is not None:
@@ -103,6 +102,19 @@ def warn_of_truncated_images(lines: Sequence[str]) -> None:
     named = "; ".join(lines[:_MOST_NAMED])
     rest = "; ..." if len(lines) > _MOST_NAMED else ""
     log_first_n(logging.WARNING, f"{len(lines)} {_TRUNCATED}: {named}{rest}", name=__name__, key="message")
+
+
+def read_pil_image(image: Image.Image, image_format: str) -> np.ndarray:
+    """Return an image of PIL with the pixels that ``read_image`` gives for its file.
+
+    Raises:
+        UnreadableImageError: Its file is broken, which PIL finds only when the pixels are read, or its gray levels have
+            an unknown range.
+    """
+    try:
+        return _upright_array(image, image_format)
+    except _DECODING_ERRORS as error:
+        raise UnreadableImageError(f"image: {_reason(error)}; expected a readable image") from error
 
 
 def decode_image(content: bytes, image_format: str, height: int | None = None, width: int | None = None) -> np.ndarray:
@@ -150,8 +162,13 @@ def _decode_whole(content: bytes, image_format: str, height: int | None, width: 
         for side, expected, number in zip(("height", "width"), (height, width), found, strict=True):
             if expected is not None and number != expected:
                 raise ValueError(f"{side} is {number}, and {expected} in its annotation")
-        upright = _with_8_bits(ImageOps.exif_transpose(image), image.format)
-        return detection_utils.convert_PIL_to_numpy(upright, image_format)
+        return _upright_array(image, image_format)
+
+
+def _upright_array(image: Image.Image, image_format: str) -> np.ndarray:
+    """Return an image of PIL as (H, W, 3) uint8, upright."""
+    upright = _with_8_bits(ImageOps.exif_transpose(image), image.format)
+    return detection_utils.convert_PIL_to_numpy(upright, image_format)
 
 
 class ImageShape(NamedTuple):

@@ -21,6 +21,7 @@ from detectron2.utils.file_io import PathManager
 from torch.multiprocessing import ProcessExitedException
 
 from ..checkpoint.pretrained_folder import is_pretrained_config, merge_pretrained_config
+from ..checkpoint.resume import find_result_file
 from ..config import add_glipv2_config
 from ..data.own_sets import register_configured_sets
 from ..detectron2_keys import check_config
@@ -55,10 +56,17 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> argparse.Namespa
     return arguments
 
 
-def build_config(config_file: str, opts: Sequence[str]) -> CfgNode:
+def build_config(config_file: str, opts: Sequence[str], *, for_results: bool = False) -> CfgNode:
     """Build the frozen config of a command line: defaults, then the file, then KEY VALUE pairs.
 
-    The sets of DATASETS.REGISTER are registered.
+    The sets of DATASETS.REGISTER are registered. A relative MODEL.WEIGHTS is looked for in the working directory, and
+    one that stands in the file also beside it.
+
+    Args:
+        config_file: Path of the file; "": none.
+        opts: Keys and values in turn.
+        for_results: No training follows: where ``opts`` name no MODEL.WEIGHTS, the config of a run is used with the
+            weights of this run, which lie beside it, and so is a file without MODEL.WEIGHTS.
 
     Raises:
         InputError: A key does not exist or has no value; a value is of the wrong type or not allowed; a changed key of
@@ -85,6 +93,8 @@ def build_config(config_file: str, opts: Sequence[str]) -> CfgNode:
     except _CONFIG_ERRORS as error:
         where = f"config {config_file} {' '.join(opts)}"
         raise InputError(f"{where}: expected its keys with values of their types, found {describe(error)}") from error
+    if config_file and "MODEL.WEIGHTS" not in opts[::2]:
+        cfg.MODEL.WEIGHTS = _weights_of_file(cfg.MODEL.WEIGHTS, config_file, for_results)
     check_config(cfg)
     check_model_values(cfg)
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
@@ -92,6 +102,20 @@ def build_config(config_file: str, opts: Sequence[str]) -> CfgNode:
     cfg.freeze()
     register_configured_sets(cfg)
     return cfg
+
+
+def _weights_of_file(weights: str, config_file: str, for_results: bool) -> str:
+    """Return the path of the weights of a config file, whose MODEL.WEIGHTS are ``weights``."""
+    folder = os.path.dirname(config_file) or "."
+    # In the config that a training wrote, MODEL.WEIGHTS are those it started from.
+    is_of_run = os.path.basename(config_file) == "config.yaml" and not is_pretrained_config(config_file)
+    if for_results and (is_of_run or not weights) and (found := find_result_file(folder)):
+        logging.getLogger(__name__).info("MODEL.WEIGHTS: %s, found beside %s", found, config_file)
+        return found
+    if weights and "://" not in weights and not os.path.isabs(weights) and not os.path.exists(weights):
+        beside = os.path.normpath(os.path.join(folder, weights))
+        return beside if os.path.isfile(beside) else weights
+    return weights
 
 
 def _check_config_file(path: str, derived: tuple[str, ...] = ()) -> None:

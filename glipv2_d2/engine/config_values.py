@@ -13,6 +13,7 @@ from detectron2.layers import get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY
 
+from ..checkpoint.checkpointer import RANDOM_WEIGHTS
 from ..errors import InputError
 from ..prompts.masking import trains_pretraining_losses
 
@@ -120,9 +121,9 @@ def _check_choice(cfg: CfgNode, key: str, choices: Iterable[str]) -> None:
 def warn_of_tuning(cfg: CfgNode) -> None:
     """Warn of settings with which a part that is tuned has little to learn from."""
     logger, tuning = logging.getLogger(__name__), cfg.MODEL.GLIPV2.TUNING.MODE
-    if tuning != "full" and not cfg.MODEL.WEIGHTS:
+    if tuning != "full" and cfg.MODEL.WEIGHTS in ("", RANDOM_WEIGHTS):
         logger.warning(
-            "MODEL.WEIGHTS is empty: with MODEL.GLIPV2.TUNING.MODE %r all weights but the tuned ones stay random",
+            "MODEL.WEIGHTS names no file: with MODEL.GLIPV2.TUNING.MODE %r all weights but the tuned ones stay random",
             tuning,
         )
     _warn_of_pretraining_losses(cfg)

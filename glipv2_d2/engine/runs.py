@@ -17,9 +17,9 @@ from .command_line import build_config, one_line_errors
 from .trainer import GLIPv2Trainer
 
 
-def start_run(arguments: argparse.Namespace) -> CfgNode:
+def start_run(arguments: argparse.Namespace, *, for_results: bool = False) -> CfgNode:
     """Build the config of a command line and prepare logging and random numbers."""
-    cfg = build_config(arguments.config_file, arguments.opts)
+    cfg = build_config(arguments.config_file, arguments.opts, for_results=for_results)
     default_setup(cfg, arguments)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="glipv2_d2")
     return cfg
@@ -36,7 +36,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any] | None:
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     """Evaluate in this process, one of those that ``launch_run`` starts; return the results."""
     with one_line_errors(arguments.traceback):
-        cfg = start_run(arguments)
+        cfg = start_run(arguments, for_results=True)
         check_test_data(cfg)
         model = GLIPv2Trainer.build_model(cfg)
         checkpointer = GLIPv2Checkpointer.from_config(model, cfg, cfg.OUTPUT_DIR, for_results=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
+
+from detectron2.config import CfgNode
 
 from ..errors import InputError
 from ..structures import CharSpan, TokenizedPrompt
@@ -11,6 +14,54 @@ from .builder import prompt_from_caption
 from .name_checks import check_names_differ, warn_about_unknown
 from .noun_phrases import find_phrase, listed_names, noun_phrases
 from .tokenizer import PromptTokenizer
+from .vocabulary import DefaultPrompts, build_default_prompts
+
+# Names as a list or as one text, or a caption; None: the names of DATASETS.TEST[0].
+NamesOrCaption = Sequence[str] | str | None
+
+
+class UserPrompts:
+    """Make prompts of what a user writes: names, a class list as text, a caption, or nothing.
+
+    Args:
+        tokenizer: Tokenizes them.
+        separator: Text between names.
+        chunk_size: Names of one prompt, see ``PromptTokenizer.tokenize_names``.
+        default: Gives the prompts of nothing.
+    """
+
+    def __init__(self, tokenizer: PromptTokenizer, *, separator: str, chunk_size: int, default: DefaultPrompts) -> None:
+        self.tokenizer = tokenizer
+        self._separator = separator
+        self._chunk_size = chunk_size
+        self._default = default
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> UserPrompts:
+        """Read the arguments that the config decides."""
+        return cls(
+            PromptTokenizer.from_config(cfg),
+            separator=cfg.INPUT.PROMPT.SEPARATOR,
+            chunk_size=cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE,
+            default=DefaultPrompts(functools.partial(build_default_prompts, cfg)),
+        )
+
+    def __call__(
+        self, names_or_caption: NamesOrCaption, phrases: Sequence[str | CharSpan] | None = None
+    ) -> list[TokenizedPrompt]:
+        """Tokenize one prompt of a user, see ``GLIPv2Predictor.__call__``; many names give several prompts."""
+        if phrases is not None and not isinstance(names_or_caption, str):
+            raise InputError(f"phrases: expected a caption that holds them, found the prompt {names_or_caption!r:.100}")
+        if names_or_caption is None:
+            return self._default()
+        if isinstance(names_or_caption, str):
+            names = names_in(names_or_caption) if phrases is None else []
+            if not names:
+                return [caption_prompt(names_or_caption, phrases, self.tokenizer)]
+            names_or_caption = names
+        return names_prompts(
+            names_or_caption, tokenizer=self.tokenizer, separator=self._separator, chunk_size=self._chunk_size
+        )
 
 
 def names_in(text: str) -> list[str]:

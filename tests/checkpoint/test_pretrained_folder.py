@@ -100,12 +100,16 @@ def test_the_config_of_a_folder_is_one_for_every_command_line(folder):
     assert cfg.MODEL.WEIGHTS == "./other.pth"
 
 
-def test_a_config_elsewhere_keeps_its_paths(folder):
+def test_a_config_elsewhere_keeps_its_paths(folder, tmp_path):
     (folder / MANIFEST_FILE).unlink()
-    assert build_config(str(folder / "config.yaml"), []).MODEL.WEIGHTS == "./model.safetensors"
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(folder / "config.yaml", tmp_path / "elsewhere" / "config.yaml")
+    assert build_config(str(tmp_path / "elsewhere" / "config.yaml"), []).MODEL.WEIGHTS == "./model.safetensors"
+    # Beside the weights it is any config, whose weights are looked for beside it.
+    assert build_config(str(folder / "config.yaml"), []).MODEL.WEIGHTS == str(folder / "model.safetensors")
     shutil.copy(folder / "config.yaml", folder / "other.yaml")
     (folder / MANIFEST_FILE).write_text("no list")
-    assert build_config(str(folder / "other.yaml"), []).MODEL.WEIGHTS == "./model.safetensors"
+    assert build_config(str(folder / "other.yaml"), []).MODEL.WEIGHTS == str(folder / "model.safetensors")
 
 
 def test_a_predictor_runs_where_it_can_whatever_the_config_says(saved, tmp_path, monkeypatch):

@@ -3,7 +3,7 @@ import os
 import pytest
 import torch
 
-from glipv2_d2.checkpoint.resume import find_resume_file
+from glipv2_d2.checkpoint.resume import find_result_file, find_resume_file
 from glipv2_d2.tensor_files import write_checkpoint
 
 
@@ -67,3 +67,19 @@ def test_folders_that_are_absent_or_not_given_hold_nothing(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     assert find_resume_file(str(tmp_path / "no")) == ("", [])
     assert find_resume_file("") == ("", [])
+
+
+@pytest.mark.parametrize(
+    ("files", "tag", "found"),
+    [
+        ([], None, ""),
+        ([(FINAL, 30, True), (BEST, 20, True)], FINAL, BEST),
+        ([(FINAL, 30, True), (BEST, 20, False)], FINAL, FINAL),
+        ([(FIRST, 10, True), (SECOND, 20, True)], SECOND, SECOND),
+        ([(FINAL, 30, True)], None, FINAL),
+    ],
+)
+def test_results_are_those_of_the_best_else_the_newest_weights(tmp_path, files, tag, found):
+    fill(tmp_path, files, tag)
+    assert find_result_file(str(tmp_path)) == (str(tmp_path / found) if found else "")
+    assert find_result_file("") == ""

@@ -10,6 +10,7 @@ from glipv2_d2.engine.command_line import build_config, describe, one_line_error
 from glipv2_d2.engine.config_values import check_solver_values
 from glipv2_d2.engine.train_loop import NonfiniteLossError
 from glipv2_d2.errors import InputError
+from glipv2_d2.tensor_files import write_checkpoint
 
 
 @pytest.mark.parametrize(
@@ -198,3 +199,38 @@ def test_a_file_that_is_no_config_is_named(tmp_path, content, words, as_base):
     with pytest.raises((InputError, FileNotFoundError)) as caught:
         build_config(str(path), [])
     assert_one_line(caught, path.parent, *words)
+
+
+@pytest.fixture
+def run_folder(tmp_path, monkeypatch):
+    """The folder of a run that started from other weights, with a second config of a user in it."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    write_checkpoint(folder / "model_final.pth", {"model": {"a": torch.ones(1)}})
+    for name, weights in (("config", "start.pth"), ("empty", ""), ("mine", "start.pth"), ("beside", "model_final.pth")):
+        (folder / f"{name}.yaml").write_text(f"MODEL:\n  META_ARCHITECTURE: GLIPv2\n  WEIGHTS: '{weights}'\n")
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "opts", "for_results", "expected"),
+    [
+        ("config", [], True, "run/model_final.pth"),
+        ("config", [], False, "start.pth"),
+        ("config", ["MODEL.WEIGHTS", "other.pth"], True, "other.pth"),
+        ("config", ["MODEL.WEIGHTS", ""], True, ""),
+        ("empty", [], True, "run/model_final.pth"),
+        ("empty", [], False, ""),
+        ("mine", [], True, "start.pth"),
+        ("beside", [], False, "run/model_final.pth"),
+    ],
+)
+def test_results_of_a_run_are_those_of_its_own_weights(run_folder, name, opts, for_results, expected):
+    opts = ["MODEL.DEVICE", "cpu", *opts]
+    assert build_config(f"run/{name}.yaml", opts, for_results=for_results).MODEL.WEIGHTS == expected
+
+
+def test_weights_in_the_working_directory_come_before_those_beside_the_config(run_folder):
+    write_checkpoint("model_final.pth", {"model": {"a": torch.ones(1)}})
+    assert build_config("run/beside.yaml", ["MODEL.DEVICE", "cpu"]).MODEL.WEIGHTS == "model_final.pth"

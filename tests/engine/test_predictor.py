@@ -138,9 +138,10 @@ def test_batch_gives_what_single_calls_give_whatever_was_asked_before(cfg):
 
 
 def test_default_predictor_of_detectron2_works_unchanged(cfg):
+    expected = make_predictor(cfg)(make_image())["instances"]
     torch.manual_seed(0)
-    output = DefaultPredictor(cfg)(make_image())
-    assert_same(output["instances"], make_predictor(cfg)(make_image())["instances"])
+    cfg.MODEL.WEIGHTS = ""
+    assert_same(DefaultPredictor(cfg)(make_image())["instances"], expected)
 
 
 def test_weights_are_read_from_the_config(cfg, tmp_path):
@@ -176,10 +177,8 @@ def test_floating_point_image_equals_the_one_of_integers(cfg):
 @pytest.mark.parametrize(
     "image, message",
     [
-        ("image.jpg", "numpy array.*str"),
         (None, "numpy array.*NoneType"),
-        (np.zeros((4, 4), np.uint8), r"\(4, 4\)"),
-        (np.zeros((4, 4, 4), np.uint8), r"\(4, 4, 4\)"),
+        (np.zeros((4, 4, 2), np.uint8), r"\(4, 4, 2\)"),
         (np.zeros((0, 4, 3), np.uint8), r"\(0, 4, 3\)"),
         (np.zeros((4, 4, 3), np.int64), "int64"),
         (np.full((4, 4, 3), np.nan), "NaN"),

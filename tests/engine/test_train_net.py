@@ -111,7 +111,7 @@ def test_a_set_that_fails_is_a_row_and_the_others_are_written_at_once(
     config = write_config(train_cfg, tmp_path / "config.yaml")
     command = ["--config-file", config, "--num-gpus", "0", "--eval-only", "DATASETS.TEST", str(tuple(names))]
     with pytest.raises(SystemExit) as error:
-        train_net.main([*command, "MODEL.WEIGHTS", ""])
+        train_net.main([*command, "MODEL.WEIGHTS", "random"])
     assert (
         "expected 3 datasets that can be evaluated, found 1 that failed" in str(error.value) + capsys.readouterr().err
     )
