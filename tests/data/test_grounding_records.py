@@ -104,6 +104,7 @@ def test_an_annotation_has_a_score_only_if_given():
         "tokens_positive": ((2, 5),),
     }
     assert grounding_annotation((1, 2, 3, 4), ((2, 5),), 1)["score"] == 1.0
+    assert grounding_annotation((1, 2, 3, 4), ((2, 5),), 0)["score"] == 0.0
 
 
 @pytest.mark.parametrize("score", [-0.1, 1.1, float("nan"), "one", True, [0.5]])
