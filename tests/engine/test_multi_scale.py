@@ -1,5 +1,8 @@
 """One image at several sizes and mirrored: the merge equals one by hand, over single runs of the plain model."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ from conftest import load_config
 from detectron2.structures import Boxes, Instances
 
 from glipv2_d2.data import build_test_loader
+from glipv2_d2.data.image_reading import read_image
 from glipv2_d2.data.loading import load_test_dataset
 from glipv2_d2.engine import predictor
 from glipv2_d2.engine.multi_scale import MultiScaleModel, ScaleSettings, merge_detections, multi_scale
@@ -15,6 +19,8 @@ from glipv2_d2.engine.trainer import GLIPv2Trainer
 from glipv2_d2.errors import InputError
 
 SIZES = (64, 96)
+# Real photographs, which are not part of the repository.
+REAL_DATA = Path(os.environ.get("GLIPV2_REAL_DATA", "no-real-data"))
 
 
 @pytest.fixture(autouse=True)
@@ -66,8 +72,26 @@ def single_runs(cfg, image, names):
     return found
 
 
-@pytest.mark.parametrize(("merge", "with_masks"), [("vote", False), ("nms", False), ("vote", True)])
-def test_detections_are_those_of_a_merge_by_hand(tiny_cfg, merge, with_masks):
+def noise():
+    return np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+
+
+def photograph():
+    photographs = sorted((REAL_DATA / "coco_mini" / "images").glob("*.jpg"))
+    return read_image({"file_name": str(photographs[0])}, "BGR")
+
+
+@pytest.mark.parametrize(
+    ("image_of", "merge", "with_masks"),
+    [
+        *((noise, merge, with_masks) for merge, with_masks in [("vote", False), ("nms", False), ("vote", True)]),
+        pytest.param(
+            *(photograph, "vote", False),
+            marks=pytest.mark.skipif(not REAL_DATA.is_dir(), reason="GLIPV2_REAL_DATA names no folder"),
+        ),
+    ],
+)
+def test_detections_are_those_of_a_merge_by_hand(tiny_cfg, image_of, merge, with_masks):
     tiny_cfg.merge_from_list(
         [
             *("MODEL.GLIPV2.TEST.SCORE_THRESH", 0.001, "TEST.DETECTIONS_PER_IMAGE", 30, "MODEL.MASK_ON", with_masks),
@@ -75,7 +99,7 @@ def test_detections_are_those_of_a_merge_by_hand(tiny_cfg, merge, with_masks):
             *("TEST.AUG.MERGE", merge),
         ]
     )
-    image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+    image = image_of()
     names = ["red box", "blue box"]
     torch.manual_seed(0)
     instances = GLIPv2Predictor(tiny_cfg)(image, names)["instances"]
