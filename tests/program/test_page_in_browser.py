@@ -97,7 +97,7 @@ def test_a_file_that_is_not_a_photograph_says_so(browser, address, tmp_path):
     upload(browser, address, path)
     browser.find_element(By.TAG_NAME, "textarea").send_keys("zebra")
     press(browser, "Find")
-    wait(browser, lambda browser: "expected a photograph (JPEG, PNG, WebP, ...)" in shown_text(browser))
+    assert wait(browser, lambda browser: "expected a photograph (JPEG, PNG, WebP, ...)" in shown_text(browser))
 
 
 def test_a_question_and_a_description_are_answered(browser, address, tmp_path):
@@ -109,7 +109,7 @@ def test_a_question_and_a_description_are_answered(browser, address, tmp_path):
         browser, lambda browser: next(x for x in browser.find_elements(By.TAG_NAME, "textarea") if x.is_displayed())
     )
     question.send_keys("is there a dog?", Keys.ENTER)
-    wait(browser, lambda browser: all(answer in shown_text(browser) for answer in ("yes", "no", "two")))
+    assert wait(browser, lambda browser: all(answer in shown_text(browser) for answer in ("yes", "no", "two")))
     press(browser, "Describe")
     press(browser, "Describe")
-    wait(browser, lambda browser: len(browser.find_elements(By.TAG_NAME, "img")) >= 2)
+    assert wait(browser, lambda browser: len(browser.find_elements(By.TAG_NAME, "img")) >= 2)
