@@ -19,7 +19,12 @@ GOOD = {
     "captioning": {"file_name": "a.jpg", "captions": ["a dog"]},
 }
 ALSO_GOOD = {
-    "detection": [{**SIZED, "annotations": []}, SIZED],
+    "detection": [
+        {**SIZED, "annotations": []},
+        SIZED,
+        # Right of the height, but inside.
+        {**SIZED, "annotations": [{"bbox": [50, 2, 3, 4], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 1}]},
+    ],
     "grounding": [{**SIZED, "caption": "a dog", "annotations": []}],
     "pseudo_grounding": [],
     "vqa": [
@@ -37,6 +42,7 @@ FLAWS = [
     ("detection", {}, {"bbox": [1, 2, math.nan, 4]}, "bbox: expected a finite box .*, found .*nan"),
     ("detection", {}, {"bbox": [1, 2, -1, 4]}, "bbox: expected a finite box with sides >= 0 inside its image, found"),
     ("detection", {}, {"bbox": [70, 2, 3, 4]}, "bbox: expected .*inside its image, found"),
+    ("detection", {}, {"bbox": [2, 50, 3, 4]}, "bbox: expected .*inside its image, found"),
     ("detection", {}, {"bbox": [1, 2, 3, 4, 30]}, "bbox: expected four numbers, found"),
     ("detection", {}, {"bbox_mode": BoxMode.XYWHA_ABS}, "bbox_mode: expected XYXY_ABS or XYWH_ABS, found"),
     ("detection", {}, {"category_id": 2}, "category_id: expected a number from 0 to 1, found 2"),

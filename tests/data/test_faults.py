@@ -163,6 +163,11 @@ PATH_FAULTS = {
 LEAVING_FAULTS = {
     "absolute": (image(3, file_name="/a.jpg"), "paths that leave the image folder", "a path inside the folder"),
     "upwards": (image(3, file_name="../a.jpg"), "paths that leave the image folder", "a path inside the folder"),
+    "backslash": (
+        image(3, file_name="b\\..\\..\\a.jpg"),
+        "paths that leave the image folder",
+        "a path inside the folder",
+    ),
 }
 ALL_IMAGE_FAULTS = [
     *[(one, *fault) for one in LOADERS for fault in IMAGE_FAULTS.values()],
@@ -306,6 +311,15 @@ def test_a_first_category_with_objects_or_of_its_own_stays(load, parent, tmp_pat
     assert MetadataCatalog.get(f"{tmp_path.name}_loaded").thing_classes == ["pets", "dog", "cat"]
 
 
+def test_a_first_category_of_only_some_of_the_others_stays(load, tmp_path):
+    content = good_content()
+    parents = ["pets", "zoo"]
+    rows = [{**row, "supercategory": parent} for row, parent in zip(content["categories"], parents, strict=True)]
+    content["categories"] = [ROOT, *rows]
+    load("coco", content)
+    assert MetadataCatalog.get(f"{tmp_path.name}_loaded").thing_classes == ["pets", "dog", "cat"]
+
+
 @pytest.mark.parametrize("category_id", [2, 3])
 @pytest.mark.parametrize("format_name", DETECTION)
 def test_a_category_that_is_listed_twice_counts_once(load, tmp_path, format_name, category_id):
@@ -321,9 +335,10 @@ def test_a_category_that_is_listed_twice_counts_once(load, tmp_path, format_name
     assert len(truth["categories"]) == 2 and [item["category_id"] for item in truth["annotations"]] == [1, 2, 1]
 
 
-def test_boxes_in_shares_of_the_image_are_a_fault_and_not_boxes_of_a_pixel(load):
+@pytest.mark.parametrize("bbox", [[0.25, 0.5, 0.4, 0.3], [0, 0, 1, 1]])
+def test_boxes_in_shares_of_the_image_are_a_fault_and_not_boxes_of_a_pixel(load, bbox):
     content = good_content()
-    content["annotations"][1]["bbox"] = [0.25, 0.5, 0.4, 0.3]
+    content["annotations"][1]["bbox"] = bbox
     records, report = load("coco", content)
     assert report.counts == {("annotations", "boxes not in pixels"): 1} and len(records[1]["annotations"]) == 1
 
@@ -421,6 +436,22 @@ def test_the_report_lists_every_case_and_keeps_other_files(load, tmp_path):
     with pytest.raises(AnnotationError, match=r"run/data_report.json lists all of them"):
         load("coco", content_with(1, 30), folder=str(folder))
     assert len(json.loads((folder / "data_report.json").read_text())["files"][0]["cases"]) == 30
+
+
+def test_a_warning_names_a_case_of_each_kind_before_a_second_of_any(load, caplog):
+    with caplog.at_level(logging.WARNING, "glipv2_d2"):
+        load("coco", content_with(1, 6))
+    (message,) = caplog.messages
+    assert message.count("sides >= 0") == 2 and message.count("an id that stands in images") == 1
+
+
+@pytest.mark.parametrize("flag", [0, False, None, "0"])
+@pytest.mark.parametrize("format_name", SENTENCES)
+def test_no_crowd_may_be_said_in_several_ways(load, format_name, flag):
+    content = good_content()
+    expected = load(format_name, content)[0]
+    content["annotations"][1]["iscrowd"] = flag
+    assert load(format_name, content)[0] == expected
 
 
 def test_a_report_that_is_not_one_of_ours_is_written_anew(load, tmp_path):

@@ -12,6 +12,7 @@ from tar_shards import cut_tar, png, record, sample_files, write_shards, write_t
 from glipv2_d2.data.datasets.formats import register_shards
 from glipv2_d2.data.datasets.tar_shards import (
     TarSample,
+    _members,
     expand_shard_urls,
     find_shards,
     read_shard,
@@ -128,6 +129,11 @@ def test_reading_goes_no_further_than_asked(tmp_path):
     assert next(stream).key == "0" and damage == []
 
 
+def test_the_headers_of_a_shard_do_not_pile_up_in_memory(tmp_path):
+    with tarfile.open(write_tar(tmp_path / "s.tar", FILES)) as archive:
+        assert [len(archive.members) for _ in _members(archive, "s.tar")] == [1] * len(FILES)
+
+
 def test_shards_are_found_by_a_pattern_in_sorted_order(tmp_path):
     names = [str(write_tar(tmp_path / f"{name}.tar", FILES)) for name in ("b", "a2", "a10")]
     assert find_shards([str(tmp_path / "a*.tar"), names[0], names[1]]) == sorted(names)
@@ -161,12 +167,13 @@ def test_a_file_that_claims_more_than_is_read_ends_the_shard(tmp_path, monkeypat
     assert contents(samples) == FILES and "'e.jpg' has 701 bytes, expected a plain one of at most 700" in line
 
 
-def test_a_file_with_holes_ends_the_shard_before_the_holes_are_filled(tmp_path):
+@pytest.mark.parametrize("size", [400_000_000, 400])
+def test_a_file_with_holes_ends_the_shard_before_the_holes_are_filled(tmp_path, size):
     path = tmp_path / "s.tar"
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
         member = tarfile.TarInfo("a.jpg")
-        # Version 0.1 of GNU's sparse files: one byte at the end of 400 MB.
-        sparse = {"map": "399999999,1", "size": "400000000", "numblocks": "1"}
+        # Version 0.1 of GNU's sparse files: one byte at the end.
+        sparse = {"map": f"{size - 1},1", "size": f"{size}", "numblocks": "1"}
         member.pax_headers = {f"GNU.sparse.{key}": value for key, value in sparse.items()}
         member.size = 1
         tar.addfile(member, io.BytesIO(b"x"))
