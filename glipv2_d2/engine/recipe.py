@@ -17,7 +17,7 @@ from detectron2.structures import BoxMode
 INPUT_SIDES = (192, 256, 320, 384, 448, 512)
 ASPECT = 1.5
 # The least median of a box's side, in pixels of the model's input, that is found well.
-READABLE_SIDE = 30
+READABLE_SIDE = 40
 # Training shows windows of at most this short side, so that an update of small objects costs no more than one of large.
 WINDOW_SIDE = 256
 # An update has this many images. More of them cost as much as more updates, which learn more.

@@ -6,6 +6,7 @@ import pytest
 from drawn_images import draw_dataset
 from training_runs import assert_same, load
 
+from glipv2_d2.engine.own_run import find_start, plan_run
 from glipv2_d2.engine.trainer import GLIPv2Trainer
 from glipv2_d2.program.main import main
 
@@ -68,6 +69,20 @@ def test_killed_run_goes_on_and_ends_bit_for_bit_alike(words, tmp_path, monkeypa
         assert_same(load(tmp_path / "whole" / name)["model"], load(tmp_path / "cut" / name)["model"])
     scores = [json.loads((tmp_path / name / "results.json").read_text())["val"] for name in ("whole", "cut")]
     assert scores[0] == scores[1]
+
+
+def test_minutes_become_updates_that_the_config_holds(words, tmp_path):
+    """Half a second holds no evaluation, so the run has its least length; a year is cut to the epochs."""
+    start = find_start("", words[-1], tmp_path)
+    short = plan_run("photos", tmp_path / "short", start, minutes=1 / 120)
+    assert as_dict(short.options)["SOLVER.MAX_ITER"] == "10" and "0.00833333 minutes at" in short.reasons[-1]
+    long = plan_run("photos", tmp_path / "long", start, minutes=500_000, epochs=80)
+    # 3 images in batches of 4.
+    assert as_dict(long.options)["SOLVER.MAX_ITER"] == "60" and "(80 epochs)" in long.reasons[-1]
+
+
+def as_dict(options):
+    return dict(zip(options[::2], options[1::2], strict=True))
 
 
 @pytest.mark.parametrize(

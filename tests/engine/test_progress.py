@@ -1,0 +1,50 @@
+import logging
+import sys
+
+import pytest
+from detectron2.engine import TrainerBase
+
+from glipv2_d2.engine.progress import ProgressBar, show_progress
+
+
+class Steps(TrainerBase):
+    """Three steps with a loss, and a result after the second."""
+
+    def run_step(self):
+        self.storage.put_scalar("total_loss", 3.0 - self.iter)
+        if self.iter == 1:
+            self.storage.put_scalar("bbox/AP", 12.5)
+            self.storage.put_scalar("bbox/AP50", float("nan"))
+
+
+@pytest.fixture
+def console():
+    """A handler as the one that detectron2 writes to the console with."""
+    handler = logging.StreamHandler(sys.stdout)
+    logging.getLogger("detectron2").addHandler(handler)
+    return handler
+
+
+def test_terminal_gets_a_bar_in_place_of_lines(monkeypatch, capsys, console):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    steps = Steps()
+    show_progress(steps)
+    steps.train(0, 3)
+    shown = capsys.readouterr().err
+    assert "training" in shown and "3/3" in shown and "loss=1, AP=12.5" in shown and "AP50" not in shown
+    lines, others = (logging.makeLogRecord({"name": f"detectron2.{name}"}) for name in ("utils.events", "data.build"))
+    assert not console.filter(lines) and console.filter(others)
+
+
+def test_file_gets_no_bar(monkeypatch, console):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    steps = Steps()
+    show_progress(steps)
+    assert not steps._hooks and not console.filters
+
+
+def test_bar_of_a_resumed_run_starts_where_it_had_been(capsys):
+    steps = Steps()
+    steps.register_hooks([ProgressBar()])
+    steps.train(2, 3)
+    assert "2/3" in capsys.readouterr().err
