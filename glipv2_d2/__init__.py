@@ -12,6 +12,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .checkpoint.glip_conversion import convert_glip_state_dict as convert_glip_state_dict
     from .config import add_glipv2_config as add_glipv2_config
+    from .config_files import get_config as get_config
+    from .config_files import get_config_file as get_config_file
     from .data import register_captioning as register_captioning
     from .data import register_coco_grounding as register_coco_grounding
     from .data import register_flickr30k as register_flickr30k
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from .engine.predictor import GLIPv2Predictor as GLIPv2Predictor
     from .engine.trainer import GLIPv2Trainer as GLIPv2Trainer
     from .modeling import GLIPv2 as GLIPv2
+    from .modeling import build_model as build_model
     from .modeling import build_text_encoder as build_text_encoder
     from .prompts.tokenizer import PromptTokenizer as PromptTokenizer
     from .structures import Prompt as Prompt
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "checkpoint.glip_conversion": ("convert_glip_state_dict",),
     "config": ("add_glipv2_config",),
+    "config_files": ("get_config", "get_config_file"),
     "data": (
         "register_captioning",
         "register_coco_grounding",
@@ -56,7 +60,7 @@ _PUBLIC = {
     ),
     "engine.predictor": ("GLIPv2Predictor",),
     "engine.trainer": ("GLIPv2Trainer",),
-    "modeling": ("GLIPv2", "build_text_encoder"),
+    "modeling": ("GLIPv2", "build_model", "build_text_encoder"),
     "prompts.tokenizer": ("PromptTokenizer",),
     "structures": ("Prompt", "TokenizedPrompt"),
 }

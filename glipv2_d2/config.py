@@ -8,6 +8,8 @@ def add_glipv2_config(cfg: CN) -> None:
 
     Source of the defaults: the released GLIP-T configuration, which GLIPv2-T shares (GLIPv2 paper, App. D.1).
     """
+    # "cuda", "cuda:NUMBER", "cpu", or "auto": the GPU where one can be used, otherwise the CPU.
+    cfg.MODEL.DEVICE = "auto"
     _add_backbone(cfg)
     _add_text_encoder(cfg)
     _add_tower(cfg)

@@ -83,8 +83,8 @@ def check_config(cfg: CfgNode) -> None:
         raise InputError(
             f"MODEL.META_ARCHITECTURE: expected 'GLIPv2' or 'DyHead', found {name!r}; take a file of configs/"
         )
-    own = dict(_leaves(cfg))
-    for key, default in _leaves(get_cfg()):
+    own = dict(config_leaves(cfg))
+    for key, default in config_leaves(get_cfg()):
         way_out = way_out_of(key)
         if way_out is None or _plain(own[key]) == _plain(default):
             continue
@@ -105,10 +105,16 @@ def way_out_of(key: str) -> str | None:
     return REFUSED.get(max(known, key=len))
 
 
-def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def is_honoured(key: str) -> bool:
+    """Tell whether a key of detectron2 or of this package has an effect."""
+    return not any(key.startswith(one) for one in REFUSED) or way_out_of(key) is None
+
+
+def config_leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every key of a config that has a value, with dots, and its value."""
     for name, value in node.items():
         if isinstance(value, CfgNode):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from config_leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 

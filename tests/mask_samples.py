@@ -1,9 +1,10 @@
 """A drawn image with masks, and a model of the tiny config that reads it."""
 
 import torch
-from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from prompt_samples import make_prompt
+
+from glipv2_d2.modeling import build_model
 
 BOX_LOSSES = {"loss_grounding", "loss_box_reg", "loss_centerness"}
 

@@ -16,6 +16,8 @@ FLOORS = {
     "structures": 0,
     "distributed": 0,
     "paths": 0,
+    "likeness": 0,
+    "config_files": 0,
     "tensor_files": 0,
     "kernels": 0,
     "layers": 0,

@@ -20,8 +20,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from detectron2.config import CfgNode, get_cfg
-from detectron2.modeling import build_model
+from detectron2.config import CfgNode
 from torch import Tensor
 
 from glipv2_d2.checkpoint.checkpointer import check_fit
@@ -29,7 +28,9 @@ from glipv2_d2.checkpoint.conversion import find_kind
 from glipv2_d2.checkpoint.model_shapes import build_meta_model
 from glipv2_d2.checkpoint.name_rules import ConversionReport, summarize_names
 from glipv2_d2.checkpoint.pretrained_folder import save_pretrained
+from glipv2_d2.config_files import find_config_file
 from glipv2_d2.engine.command_line import build_config, one_line_errors
+from glipv2_d2.modeling import build_model
 from glipv2_d2.tensor_files import CheckpointError, read_checkpoint, unwrap_weights, write_tensors
 
 
@@ -107,7 +108,7 @@ def save_folder(tensors: Mapping[str, Tensor], cfg: CfgNode, args: argparse.Name
     portable = cfg.clone()
     portable.defrost()
     # The device of the user's config, which need not exist here.
-    from_file = CfgNode.load_yaml_with_base(args.config_file).get("MODEL", {}).get("DEVICE", get_cfg().MODEL.DEVICE)
+    from_file = CfgNode.load_yaml_with_base(find_config_file(args.config_file)).get("MODEL", {}).get("DEVICE", "auto")
     portable.MODEL.DEVICE = dict(zip(args.opts[::2], args.opts[1::2], strict=True)).get("MODEL.DEVICE", from_file)
     save_pretrained(model, portable, args.output)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, print_instances_cla
 from detectron2.data.build import filter_images_with_only_crowd_annotations
 
 from ..errors import InputError
+from ..likeness import likeliest
 from .dataset_mappers.base import boxes_to_train_on
 from .dataset_mappers.build import mapper_of
 from .datasets.coco import Truth, keeping_truth, truth_of_images
@@ -140,7 +140,7 @@ def check_is_available(name: str) -> None:
         FileNotFoundError: Annotations or images are not there.
     """
     if name not in DatasetCatalog:
-        similar = difflib.get_close_matches(name, DatasetCatalog.keys()) or ["a name given to register_coco_grounding"]
+        similar = likeliest(name, DatasetCatalog.keys()) or ["a name given to register_coco_grounding"]
         raise InputError(f"dataset {name!r} is not registered, expected for example {', '.join(similar)}")
     check_dataset_files(name)
 

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser
@@ -23,9 +22,11 @@ from torch.multiprocessing import ProcessExitedException
 from ..checkpoint.pretrained_folder import is_pretrained_config, merge_pretrained_config
 from ..checkpoint.resume import find_result_file
 from ..config import add_glipv2_config
+from ..config_files import find_config_file
 from ..data.own_sets import register_configured_sets
-from ..detectron2_keys import check_config
+from ..detectron2_keys import check_config, config_leaves, is_honoured
 from ..errors import InputError
+from ..likeness import did_you_mean
 from .config_values import check_model_values
 from .stopping import RunStopped
 
@@ -63,7 +64,8 @@ def build_config(config_file: str, opts: Sequence[str], *, for_results: bool = F
     one that stands in the file also beside it.
 
     Args:
-        config_file: Path of the file; "": none.
+        config_file: Path of the file, or the name of one that comes with the package, see ``get_config_file``; "":
+            none.
         opts: Keys and values in turn.
         for_results: No training follows: where ``opts`` name no MODEL.WEIGHTS, the config of a run is used with the
             weights of this run, which lie beside it, and so is a file without MODEL.WEIGHTS.
@@ -74,8 +76,8 @@ def build_config(config_file: str, opts: Sequence[str], *, for_results: bool = F
             pretrained folder; or a set of DATASETS.REGISTER cannot be used.
         FileNotFoundError: There is no such file, the pretrained folder around it lacks one, or a set is not there.
     """
-    if config_file and not PathManager.isfile(config_file):
-        raise FileNotFoundError(f"--config-file: expected a YAML file, found none at {config_file}")
+    if config_file:
+        config_file = find_config_file(config_file)
     if len(opts) % 2:
         raise InputError(f"config keys: expected pairs of KEY VALUE, found {' '.join(opts)!r}")
     cfg = get_cfg()
@@ -92,13 +94,12 @@ def build_config(config_file: str, opts: Sequence[str], *, for_results: bool = F
         raise
     except _CONFIG_ERRORS as error:
         where = f"config {config_file} {' '.join(opts)}"
-        raise InputError(f"{where}: expected its keys with values of their types, found {describe(error)}") from error
+        found = f"{describe(error)}{_likely_keys(error)}"
+        raise InputError(f"{where}: expected its keys with values of their types, found {found}") from error
     if config_file and "MODEL.WEIGHTS" not in opts[::2]:
         cfg.MODEL.WEIGHTS = _weights_of_file(cfg.MODEL.WEIGHTS, config_file, for_results)
     check_config(cfg)
     check_model_values(cfg)
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"MODEL.DEVICE: expected 'cpu' on a machine without a usable GPU, found {cfg.MODEL.DEVICE!r}")
     cfg.freeze()
     register_configured_sets(cfg)
     return cfg
@@ -116,6 +117,17 @@ def _weights_of_file(weights: str, config_file: str, for_results: bool) -> str:
         beside = os.path.normpath(os.path.join(folder, weights))
         return beside if os.path.isfile(beside) else weights
     return weights
+
+
+def _likely_keys(error: Exception) -> str:
+    """Return which keys a mistyped one may have meant, as the end of a message; empty for other errors."""
+    mistyped = re.match(r"Non-existent (?:config )?key: (\S+)", describe(error))
+    if mistyped is None:
+        return ""
+    cfg = get_cfg()
+    add_glipv2_config(cfg)
+    # A key that nothing reads is no help.
+    return did_you_mean(mistyped.group(1), (key for key, _ in config_leaves(cfg) if is_honoured(key)))
 
 
 def _check_config_file(path: str, derived: tuple[str, ...] = ()) -> None:

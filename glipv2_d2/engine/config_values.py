@@ -14,7 +14,9 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY
 
 from ..checkpoint.checkpointer import RANDOM_WEIGHTS
+from ..detectron2_keys import check_config
 from ..errors import InputError
+from ..modeling.build import choose_device
 from ..prompts.masking import trains_pretraining_losses
 
 # Numbers, and lists of numbers, by their lower limit.
@@ -42,7 +44,7 @@ def check_model_values(cfg: CfgNode) -> None:
     """Check the keys of the model and of its input.
 
     Raises:
-        InputError: A name is unknown, a number is too low, or numbers do not fit together.
+        InputError: A name is unknown, a number is too low, numbers do not fit together, or there is no GPU.
     """
     _check_limits(cfg, _MODEL_LIMITS)
     _check_widths(cfg)
@@ -55,9 +57,13 @@ def check_model_values(cfg: CfgNode) -> None:
     except (KeyError, ValueError):
         raise InputError(f"MODEL.FPN.NORM: expected a norm of detectron2, found {cfg.MODEL.FPN.NORM!r}") from None
     try:
-        torch.device(cfg.MODEL.DEVICE)
+        device = choose_device(cfg.MODEL.DEVICE)
     except RuntimeError:
-        raise InputError(f"MODEL.DEVICE: expected 'cpu', 'cuda' or 'cuda:NUMBER', found {cfg.MODEL.DEVICE!r}") from None
+        expected = "'auto', 'cpu', 'cuda' or 'cuda:NUMBER'"
+        raise InputError(f"MODEL.DEVICE: expected {expected}, found {cfg.MODEL.DEVICE!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        expected = "'auto' or 'cpu' on a machine without a usable GPU"
+        raise InputError(f"MODEL.DEVICE: expected {expected}, found {cfg.MODEL.DEVICE!r}")
 
 
 def _check_widths(cfg: CfgNode) -> None:
@@ -80,11 +86,13 @@ def _check_widths(cfg: CfgNode) -> None:
 
 
 def check_solver_values(cfg: CfgNode) -> None:
-    """Check the keys of a training.
+    """Check the keys of a training, after ``check_config``.
 
     Raises:
-        InputError: A name is unknown, a number is too low, the steps do not ascend, or expected results are malformed.
+        InputError: A key is changed that nothing reads, a name is unknown, a number is too low, the steps do not
+            ascend, or expected results are malformed.
     """
+    check_config(cfg)
     _check_limits(cfg, _SOLVER_LIMITS)
     _check_choice(
         cfg, "SOLVER.LR_SCHEDULER_NAME", ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR")

@@ -13,13 +13,13 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor
-from detectron2.modeling import build_model
 from torch import Tensor
 
 from ..checkpoint.checkpointer import load_for_results
 from ..checkpoint.pretrained_folder import find_pretrained_config, save_pretrained
 from ..detectron2_keys import check_config
 from ..errors import InputError
+from ..modeling.build import build_model
 from ..modeling.phrase_results import referred_mask
 from ..prompts.answers import AnswerVocabulary
 from ..prompts.questions import question_to_answer
@@ -82,8 +82,7 @@ class GLIPv2Predictor(DefaultPredictor):
         Raises:
             InputError, OSError: A file is missing or damaged, or a key or a value is wrong.
         """
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(build_config(find_pretrained_config(folder), ["MODEL.DEVICE", device, *opts], for_results=True))
+        return cls(build_config(find_pretrained_config(folder), ["MODEL.DEVICE", "auto", *opts], for_results=True))
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write model, config and the files that it needs as a folder, see ``checkpoint.pretrained_folder``."""

@@ -5,23 +5,34 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
-from detectron2.engine import default_setup
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
+from detectron2.utils.env import seed_all_rng
 
 from ..checkpoint.checkpointer import GLIPv2Checkpointer
 from ..evaluation.build import check_test_data
 from ..evaluation.result_tables import write_result_table
 from .command_line import build_config, one_line_errors
+from .run_log import start_log
 from .trainer import GLIPv2Trainer
 
 
 def start_run(arguments: argparse.Namespace, *, for_results: bool = False) -> CfgNode:
-    """Build the config of a command line and prepare logging and random numbers."""
+    """Build the config of a command line and prepare its log and random numbers.
+
+    With ``--num-gpus 0`` the device of a config that leaves it open is the CPU; config.yaml still leaves it open.
+    """
     cfg = build_config(arguments.config_file, arguments.opts, for_results=for_results)
-    default_setup(cfg, arguments)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="glipv2_d2")
+    start_log(cfg, arguments)
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
+    if not arguments.eval_only:
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    if arguments.num_gpus == 0 and cfg.MODEL.DEVICE == "auto":
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.DEVICE = "cpu"
+        cfg.freeze()
     return cfg
 
 

@@ -21,9 +21,9 @@ from torch import nn
 from ..checkpoint.checkpointer import GLIPv2Checkpointer
 from ..data.build import TestLoader, TrainLoader, build_test_loader, build_train_loader, tuned_prompts
 from ..data.loading import LoadedDataset, check_is_available, load_test_dataset
-from ..detectron2_keys import check_config
 from ..errors import InputError
 from ..evaluation.build import build_evaluator
+from ..modeling.build import build_model
 from ..solver import build_gradient_clipper, build_lr_scheduler, build_optimizer
 from .config_values import check_solver_values, warn_of_tuning
 from .data_hooks import DataStateHook, SkippedImagesHook
@@ -51,7 +51,6 @@ class GLIPv2Trainer(DefaultTrainer):
         super(DefaultTrainer, self).__init__()
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
-        check_config(cfg)
         check_solver_values(cfg)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         # DefaultTrainer's methods read it.
@@ -135,6 +134,12 @@ class GLIPv2Trainer(DefaultTrainer):
             save_final = saver.save_final if savers else lambda: None
             built.append(EarlyStopHook(plateau, solver.EARLY_STOP_PATIENCE, save_final))
         return built
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        model = build_model(cfg)
+        logging.getLogger(__name__).debug("model:\n%s", model)
+        return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

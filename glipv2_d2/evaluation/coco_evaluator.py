@@ -86,6 +86,12 @@ class COCOInstanceEvaluator(COCOEvaluator):
                     checked_masks(output["instances"], sample)
         super().process(inputs, outputs)
 
+    def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: Sequence[int] | None = None) -> None:
+        # pycocotools prints its steps; the results are logged as tables.
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            super()._eval_predictions(predictions, img_ids)
+        self._logger.debug("pycocotools:\n%s", printed.getvalue())
+
     def _derive_coco_results(
         self, coco_eval: COCOeval | None, iou_type: str, class_names: Sequence[str] | None = None
     ) -> dict[str, float]:

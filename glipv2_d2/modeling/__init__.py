@@ -3,6 +3,7 @@
 from .backbone.coswin import build_glipv2_coswin_fpn_backbone
 from .backbone.swin import build_glipv2_swin_fpn_backbone
 from .backbone.timm import build_timm_fpn_backbone
+from .build import build_model, choose_device
 from .meta_arch.dyhead import DyHead
 from .meta_arch.glipv2 import GLIPv2
 from .text_encoder import TEXT_ENCODER_REGISTRY, build_text_encoder
@@ -13,6 +14,8 @@ __all__ = [
     "TEXT_ENCODER_REGISTRY",
     "build_glipv2_coswin_fpn_backbone",
     "build_glipv2_swin_fpn_backbone",
+    "build_model",
     "build_text_encoder",
     "build_timm_fpn_backbone",
+    "choose_device",
 ]

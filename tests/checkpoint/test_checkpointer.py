@@ -5,13 +5,13 @@ import timm
 import torch
 from conftest import assert_one_line, make_tiny_cfg
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.modeling import build_model
 from detectron2.utils import comm
 from timm import create_model as create_timm_model
 from torch import nn
 
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
 from glipv2_d2.checkpoint.glip_conversion import revert_to_glip_state_dict
+from glipv2_d2.modeling import build_model
 from glipv2_d2.tensor_files import CheckpointError, read_tensors, write_tensors
 
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
 from conftest import make_tiny_cfg
-from detectron2.modeling import build_model
 
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
 from glipv2_d2.checkpoint.conversion import OWN_WEIGHTS, find_kind
+from glipv2_d2.modeling import build_model
 from glipv2_d2.tensor_files import write_tensors
 
 SWIN = ["patch_embed.proj.weight", "layers.0.blocks.0.attn.qkv.weight"]

@@ -2,9 +2,9 @@ import logging
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
+from glipv2_d2.modeling import build_model
 from glipv2_d2.tensor_files import CheckpointError
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")

@@ -7,13 +7,13 @@ import pytest
 import torch
 from conftest import assert_one_line, load_config, make_tiny_cfg
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from glipv2_d2 import GLIPv2Predictor
 from glipv2_d2.checkpoint import pretrained_folder
 from glipv2_d2.checkpoint.pretrained_folder import MANIFEST_FILE, save_pretrained
 from glipv2_d2.engine.command_line import build_config
+from glipv2_d2.modeling import build_model
 from glipv2_d2.prompts.tokenizer import VOCABULARY_FILE
 from glipv2_d2.tensor_files import CheckpointError, file_sha256, read_tensors, write_tensors
 

@@ -3,12 +3,12 @@ import hashlib
 import pytest
 import torch
 from conftest import make_tiny_cfg
-from detectron2.modeling import build_model
 from safetensors import safe_open
 
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
 from glipv2_d2.checkpoint.tuned_weights import base_hash, load_tuned, save_tuned
 from glipv2_d2.checkpoint.weight_changes import WeightChanges
+from glipv2_d2.modeling import build_model
 from glipv2_d2.tensor_files import CheckpointError, read_tensors, write_tensors
 
 

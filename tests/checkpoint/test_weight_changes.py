@@ -1,12 +1,12 @@
 import pytest
 import torch
 from conftest import make_tiny_cfg
-from detectron2.modeling import build_model
 from torch import nn
 
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
 from glipv2_d2.checkpoint.glip_conversion import revert_to_glip_state_dict
 from glipv2_d2.checkpoint.weight_changes import WeightChanges, interpolate_weights
+from glipv2_d2.modeling import build_model
 from glipv2_d2.modeling.lora import LoRASettings, add_lora
 from glipv2_d2.modeling.prompt_tuning import PromptTuner
 from glipv2_d2.tensor_files import CheckpointError, write_tensors

@@ -53,9 +53,13 @@ def test_a_config_that_was_written_out_repeats_its_lists(tmp_path):
     "opts, message",
     [
         (["SEED"], "KEY VALUE"),
-        (["SEEDS", "1"], "SEEDS"),
+        (["SEEDS", "1"], "SEEDS; did you mean SEED or "),
+        (["SOLVER.BASELR", "1"], "SOLVER.BASELR; did you mean SOLVER.BASE_LR or SOLVER.BASE_LR_END"),
+        (["MAX_ITER", "1"], "MAX_ITER; did you mean SOLVER.MAX_ITER"),
+        # MODEL.RPN.BATCH_SIZE_PER_IMAGE is alike too, but nothing reads it.
+        (["INPUT.MIN_SIZES_TEST", "1"], "did you mean INPUT.MIN_SIZE_TEST"),
         (["SOLVER.MAX_ITER", "many"], "MAX_ITER"),
-        (["MODEL.DEVICE", "cuda"], "MODEL.DEVICE: expected 'cpu'"),
+        (["MODEL.DEVICE", "cuda"], "MODEL.DEVICE: expected 'auto' or 'cpu'"),
         (["MODEL.DEVICE", "gpu"], "MODEL.DEVICE: expected"),
         (["MODEL.META_ARCHITECTURE", "GLIP"], "MODEL.META_ARCHITECTURE: expected one of"),
         (["MODEL.FPN.NORM", "XN"], "MODEL.FPN.NORM: expected"),
@@ -108,6 +112,7 @@ def test_wrong_values_of_a_training_name_their_key(tiny_cfg, key, value):
         None,
         "SEED: [1\n",
         "SEEDS: 1\n",
+        "SOLVER: {BASELR: 1}\n",
         "OUTPUT_DIR: !!python/object/apply:os.getcwd []\n",
     ],
 )

@@ -2,10 +2,9 @@ import copy
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
-from glipv2_d2.modeling import DyHead, GLIPv2
+from glipv2_d2.modeling import DyHead, GLIPv2, build_model
 from glipv2_d2.structures import TokenBatch, TokenizedPrompt
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from conftest import ASSETS, load_config
-from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
+from glipv2_d2.modeling import build_model
 from glipv2_d2.structures import TokenizedPrompt
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")

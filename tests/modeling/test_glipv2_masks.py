@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from mask_samples import BOX_LOSSES, BOXES, PROMPT, build, make_input
 from prompt_samples import make_prompt
 
+from glipv2_d2.modeling import build_model
 from glipv2_d2.modeling.postprocessing import rescale_instances
 from glipv2_d2.modeling.tuning import TuningSettings, apply_tuning
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
+from glipv2_d2.modeling import build_model
 from glipv2_d2.structures import TokenizedPrompt
 
 

@@ -5,11 +5,11 @@ import json
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from prompt_samples import make_prompt
 
 from glipv2_d2.layers.reading import CAUSAL
+from glipv2_d2.modeling import build_model
 from glipv2_d2.modeling.tasks.caption_grounding import BOXES_PER_TOKEN, ground_tokens
 from glipv2_d2.structures import GroundingPredictions, TokenBatch
 

@@ -6,9 +6,9 @@ from collections import Counter
 import pytest
 import torch
 from detectron2.data import MetadataCatalog
-from detectron2.modeling import build_model
 from prompt_samples import make_prompt
 
+from glipv2_d2.modeling import build_model
 from glipv2_d2.prompts.tokenizer import PromptTokenizer
 
 # Ten names in six prompts.

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 
+from glipv2_d2.modeling import build_model
 from glipv2_d2.modeling.text_encoder import build_text_encoder
 from glipv2_d2.modeling.text_encoder.prompt_cache import PromptCache
 from glipv2_d2.structures import LanguageFeatures, TokenBatch, TokenizedPrompt

@@ -1,8 +1,8 @@
 import pytest
 import torch
-from detectron2.modeling import build_model
 from mask_samples import BOX_LOSSES, BOXES, PROMPT, build, make_input
 
+from glipv2_d2.modeling import build_model
 from glipv2_d2.modeling.tuning import TUNING_MODES, tuned_tensors
 from glipv2_d2.solver import build_optimizer
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import ASSETS, load_config
-from detectron2.modeling import build_model
 
 from glipv2_d2 import convert_glip_state_dict
+from glipv2_d2.modeling import build_model
 from glipv2_d2.structures import TokenBatch, TokenizedPrompt
 
 GOLDEN = Path(os.environ.get("GLIPV2_PARITY_DIR", ASSETS.parents[2] / "shared")) / "reference" / "golden"

@@ -8,12 +8,12 @@ import pytest
 import torch
 from batch_samples import text_case
 from conftest import ASSETS, load_config
-from detectron2.modeling import build_model
 from parity_weights import TINY_FOLDER, TINY_SALT, official_state_dict, tensor_for
 from torch.testing import assert_close
 
 from glipv2_d2 import PromptTokenizer, convert_glip_state_dict
 from glipv2_d2.checkpoint.glip_conversion import revert_to_glip_state_dict
+from glipv2_d2.modeling import build_model
 from glipv2_d2.modeling.heads.mlm_head import MLMHead
 from glipv2_d2.prompts.builder import prompt_from_caption
 from glipv2_d2.structures import TokenBatch, TokenizedPrompt

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import ASSETS, load_config
-from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from parity_weights import official_state_dict, tensor_for
 
 from glipv2_d2 import PromptTokenizer, convert_glip_state_dict
 from glipv2_d2.checkpoint.glip_conversion import revert_to_glip_state_dict
 from glipv2_d2.data.transforms import ResizeShortestEdgeLegacy
+from glipv2_d2.modeling import build_model
 from glipv2_d2.prompts.builder import prompt_from_caption, prompt_from_names
 from glipv2_d2.structures import TokenBatch
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.modeling import build_model
 from drawn_images import draw_dataset
 
 from glipv2_d2 import register_coco_grounding
 from glipv2_d2.data.dataset_mappers.grounding import GroundingDatasetMapper
 from glipv2_d2.data.datasets.odinw import ODINW_13, ODINW_SETS
+from glipv2_d2.modeling import build_model
 from glipv2_d2.modeling.heads.table import HEADS
 
 ROOT = Path(__file__).parents[2]

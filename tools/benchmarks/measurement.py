@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from rich.table import Table
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
+from glipv2_d2.modeling import build_model
 
 # The modules that a segment can belong to, in order of the pass.
 MODULES = (

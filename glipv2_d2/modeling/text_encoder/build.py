@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pickle import UnpicklingError
 from typing import Any
 
@@ -13,6 +14,7 @@ from detectron2.utils.registry import Registry
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig
+from transformers.utils import logging as library_logging
 
 from ...errors import InputError
 from ...layers.reading import KeyValues
@@ -132,9 +134,10 @@ def read_library_model(
     safely: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         config = check_config(AutoConfig.from_pretrained(directory, **safely))
-        model, info = model_class.from_pretrained(
-            directory, config=config, weights_only=True, output_loading_info=True, **safely
-        )
+        with _without_progress_bar():
+            model, info = model_class.from_pretrained(
+                directory, config=config, weights_only=True, output_loading_info=True, **safely
+            )
     except UnpicklingError as error:
         raise InputError(f"{_WEIGHTS_KEY}: {weights!r} has a damaged file or one with more than tensors") from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
@@ -145,6 +148,18 @@ def read_library_model(
     if missing:
         raise InputError(f"{_WEIGHTS_KEY}: {weights!r} lacks {len(missing)} tensors of its encoder, as {missing[0]!r}")
     return model, config
+
+
+@contextlib.contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """Within the context the transformers library draws no bar: reading a local file takes no time worth one."""
+    shows = library_logging.is_progress_bar_enabled()
+    library_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shows:
+            library_logging.enable_progress_bar()
 
 
 def build_text_encoder(cfg: CfgNode) -> TextEncoder:

@@ -1,0 +1,72 @@
+"""What a run says: on the terminal what a person needs, in log.txt of its folder everything."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import setup_logger
+
+# Loggers of detectron2 that speak of its own steps.
+_STEPS = ("detectron2.data.common", "detectron2.evaluation.testing")
+
+
+def start_log(cfg: CfgNode, arguments: argparse.Namespace) -> None:
+    """Open terminal and log.txt of ``OUTPUT_DIR`` for the records of a run, and write its config to config.yaml.
+
+    The terminal gets what the first process logs, from the level INFO on. log.txt gets that of DEBUG too: environment,
+    command line, config and model are there alone.
+    """
+    if comm.is_main_process():
+        PathManager.mkdirs(cfg.OUTPUT_DIR)
+    for name in ("fvcore", "detectron2", "glipv2_d2"):
+        logger = setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name=name, color=False)
+        for handler in logger.handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+                handler.setLevel(logging.INFO)
+                handler.setFormatter(_TerminalFormatter("[%(asctime)s] %(message)s", "%H:%M:%S"))
+                handler.addFilter(_is_no_step)
+    logger = logging.getLogger(__name__)
+    logger.debug("process %d of %d", comm.get_rank(), comm.get_world_size())
+    if not comm.is_main_process():
+        return
+    logger.debug("environment:\n%s", _environment())
+    words = {name: value for name, value in vars(arguments).items() if isinstance(value, (bool, int, str, list))}
+    logger.debug("command line: %s", words)
+    logger.debug("config:\n%s", cfg.dump())
+    with PathManager.open(f"{cfg.OUTPUT_DIR}/config.yaml", "w") as file:
+        file.write(cfg.dump())
+    logger.info("files of this run, log.txt among them: %s", cfg.OUTPUT_DIR)
+
+
+class _TerminalFormatter(logging.Formatter):
+    """Time and message; the level where it is more than news."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        text = super().formatMessage(record)
+        if record.levelno < logging.WARNING:
+            return text
+        return text.replace("] ", f"] {record.levelname}: ", 1)
+
+
+def _is_no_step(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING or not record.name.startswith(_STEPS)
+
+
+def _environment() -> str:
+    """Return versions and devices, without what is alarming and means nothing here."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    # It warns of a missing compiler for GPUs.
+    logger.setLevel(logging.ERROR)
+    try:
+        lines = collect_env_info().splitlines()
+    finally:
+        logger.setLevel(level)
+    # No compiled part of detectron2 is used.
+    return "\n".join(line for line in lines if not line.startswith("detectron2._C"))
