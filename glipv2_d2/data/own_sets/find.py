@@ -92,11 +92,8 @@ def _own_yaml(files: Folder) -> SetYaml | None:
 
 def _read_set_yaml(one: SetYaml, report: SkipReport, shapes: ImageShapes, files: Folder | None = None) -> list[Part]:
     """Return what the sources of a yaml file hold: YOLO's files if it has numbered classes and these are there."""
-    if one.classes:
-        files = _common_folder(one, shapes, files)
-        parts = read_yolo(files, report, one.classes, images_of_sources(one, files), has_keypoints=one.has_keypoints)
-        if any(image.boxes for part in parts for image in part.images):
-            return parts
+    if parts := _read_numbered(one, report, _common_folder(one, shapes, files)):
+        return parts
     found: list[Part] = []
     for source in one.sources:
         if os.path.isdir(source.path):
@@ -105,6 +102,14 @@ def _read_set_yaml(one: SetYaml, report: SkipReport, shapes: ImageShapes, files:
             parts = _read_file(source.path, report, shapes, source)
         found += [part._replace(split=source.split or part.split) for part in parts]
     return found
+
+
+def _read_numbered(one: SetYaml, report: SkipReport, files: Folder) -> list[Part]:
+    """Return YOLO's files of the sources of a yaml; nothing if it numbers no classes, or no box is there."""
+    if not one.classes:
+        return []
+    parts = read_yolo(files, report, one.classes, images_of_sources(one, files), has_keypoints=one.has_keypoints)
+    return parts if any(image.boxes for part in parts for image in part.images) else []
 
 
 def _common_folder(one: SetYaml, shapes: ImageShapes, files: Folder | None) -> Folder:
@@ -137,7 +142,8 @@ def _read_folder(
     if labelme_files:
         return read_labelme(labelme_files, files, report)
     if any(map(is_yolo, label_files(files))):
-        return read_yolo(files, report, classes or None)
+        one = None if classes else _own_yaml(files)
+        return (one and _read_numbered(one, report, files)) or read_yolo(files, report, classes or None)
     raise InputError(_nothing_found(files))
 
 

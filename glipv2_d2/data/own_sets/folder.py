@@ -23,13 +23,16 @@ _SPLIT_WORDS = {
     "test": ("test", "testing", "testset", "tst"),
 }
 _SPLIT_OF_WORD = {word: split for split in SPLITS for word in _SPLIT_WORDS[split]}
+# The folder that CVAT gives to all images of a task in YOLO's form, whatever they are for.
+_ALL_OF_DARKNET = "obj_train_data"
 # A word in small letters, with its first letter in any case, or one in capitals; digits and signs are between words.
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
 def split_of(text: str) -> str:
     """Return the split that a name of a file or folder speaks of, the last one; "" for none."""
-    found = [_SPLIT_OF_WORD[word] for word in words_of(text) if word in _SPLIT_OF_WORD]
+    words = [] if text == _ALL_OF_DARKNET else words_of(text)
+    found = [_SPLIT_OF_WORD[word] for word in words if word in _SPLIT_OF_WORD]
     return found[-1] if found else ""
 
 

@@ -103,8 +103,9 @@ def _read_boxes(shapes: Sequence[Any], where: str, report: SkipReport) -> list[O
 
 def _joined(one: OwnBox, other: OwnBox) -> OwnBox:
     """Return the parts of one object as one."""
-    corners = (*map(min, one.corners[:2], other.corners[:2]), *map(max, one.corners[2:], other.corners[2:]))
-    return one._replace(corners=corners, segmentation=one.segmentation + other.segmentation)
+    left, top = map(min, one.corners[:2], other.corners[:2])
+    right, bottom = map(max, one.corners[2:], other.corners[2:])
+    return one._replace(corners=(left, top, right, bottom), segmentation=one.segmentation + other.segmentation)
 
 
 def _read_shape(shape: dict[str, Any], where: str, report: SkipReport) -> OwnBox:

@@ -96,6 +96,15 @@ def read_set_yaml(path: str) -> SetYaml:
     return SetYaml(path, root, name, sources, classes, prompts, seed, "kpt_shape" in content)
 
 
+def read_classes(path: str) -> dict[int, str]:
+    """Return the names of YOLO's classes in a yaml file by their numbers; none if it has none or cannot be read."""
+    try:
+        content = _read_yaml(path)
+        return _read_names(content.get("names") if isinstance(content, dict) else None, path)[0]
+    except InputError:
+        return {}
+
+
 def images_of_sources(one: SetYaml, files: Folder) -> dict[str, str]:
     """Return the split of each image that the sources mean, by its path; an image of two belongs to the first.
 

@@ -16,6 +16,7 @@ from ..datasets.skip_report import SkipReport
 from ..datasets.value_checks import EntryError, OmittedEntry, as_integer, as_number, read_corners, show
 from .folder import Folder, decode_text, read_bytes
 from .pascal_voc import read_split_lists
+from .set_yaml import read_classes
 from .sets import OwnBox, OwnImage, Part
 
 _MOST_BYTES = 2**24
@@ -61,7 +62,7 @@ def read_yolo(
     Args:
         files: The folder.
         report: Counts what is left out.
-        names: The classes; None: they stand in a file such as ``classes.txt`` or ``obj.names`` near the labels.
+        names: The classes; None: they stand in a file such as ``classes.txt`` or ``data.yaml`` near the labels.
         splits: The split of each image, by its path; others are left out. None: that of lists or folders.
         has_keypoints: After the box of a line, keypoints follow, which are not read.
 
@@ -102,12 +103,16 @@ def read_yolo(
 
 
 def read_names(path: str) -> ClassNames:
-    """Return the classes of a file of names, one in each line; the first has the number 0.
+    """Return the classes of a yaml, or of a file with a name in each line, the first with the number 0.
 
-    Raises:
-        EntryError: The file cannot be read.
+    It is empty where the file has none, or cannot be read.
     """
-    lines = decode_text(read_bytes(path, _MOST_BYTES)).splitlines()
+    if path.lower().endswith((".yaml", ".yml")):
+        return read_classes(path)
+    try:
+        lines = decode_text(read_bytes(path, _MOST_BYTES)).splitlines()
+    except EntryError:
+        return {}
     return {number: line.strip() for number, line in enumerate(lines) if line.strip()}
 
 
@@ -150,13 +155,10 @@ def _names_near(label: str, files: Folder) -> ClassNames:
     """
     paths = [*files.others[".names"], *files.others[".labels"], *files.others[".txt"]]
     paths = [one for one in paths if os.path.basename(one).lower() in _NAMES_FILES or one.endswith(".names")]
-    ranked = sorted(paths, key=lambda one: len(os.path.commonpath([one, label])), reverse=True)
-    for path in ranked:
-        try:
-            if found := read_names(path):
-                return found
-        except EntryError:
-            continue
+    paths += [*files.others[".yaml"], *files.others[".yml"]]
+    for path in sorted(paths, key=lambda one: len(os.path.commonpath([one, label])), reverse=True):
+        if found := read_names(path):
+            return found
     raise InputError(
         f"{files.root}: expected the names of the classes beside labels as {files.relative(label)}, found none; write "
         f"them to classes.txt, one in each line, the class 0 first"

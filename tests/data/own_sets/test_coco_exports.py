@@ -1,0 +1,273 @@
+"""COCO json of tools: files that are found, faults that are left out, and what is computed."""
+
+import json
+import struct
+
+import pytest
+from own_set_writers import save_image
+from PIL import Image
+
+from glipv2_d2.data.datasets.value_checks import AnnotationError
+
+
+def coco(images: list, annotations: list, categories: list | None = None) -> str:
+    rows = [{"id": 1, "name": "cat"}] if categories is None else categories
+    items = [{"id": i, "image_id": 1, "category_id": rows[-1]["id"], **item} for i, item in enumerate(annotations)]
+    return json.dumps({"images": images, "annotations": items, "categories": rows})
+
+
+def image(name: str = "a.jpg", number: int = 1, **more) -> dict:
+    return {"id": number, "file_name": name, "width": 100, "height": 80, **more}
+
+
+GOOD = {"bbox": [1, 2, 30, 40]}
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        ({"bbox": None}, "boxes that are not four numbers"),
+        ({"bbox": [1, 2, None, 4]}, "boxes that are not four numbers"),
+        ({"bbox": [1, 2, 0, 4]}, "boxes without area"),
+        ({"bbox": [5, 5, -2, 4]}, "boxes with a negative side"),
+        ({"bbox": [200, 2, 10, 10]}, "boxes outside their image"),
+        ({"bbox": [0.1, 0.2, 0.5, 0.5]}, "boxes not in pixels"),
+        ({"bbox": [1, 2, 3, 4], "category_id": 9}, "unknown category_ids"),
+        ({"bbox": [1, 2, 3, 4], "image_id": 77}, "unknown image_ids"),
+        ({"bbox": [1, 2, 3, 4], "ignore": 1}, "boxes to ignore"),
+        ({"bbox": [1, 2, 3, 4], "iscrowd": "many"}, "malformed flags"),
+    ],
+)
+def test_a_faulty_box_is_left_out_and_counted(tmp_path, find, fault, kind):
+    save_image(tmp_path / "a.jpg", 100, 80)
+    (tmp_path / "x.json").write_text(coco([image()], [GOOD, fault]))
+    found = find(tmp_path)
+    assert found.boxes() == {"a.jpg": [("cat", 1, 2, 30, 40)]} and found.left_out == {kind: 1}
+
+
+@pytest.mark.parametrize(
+    ("item", "expected"),
+    [
+        ({"bbox": ["1", "2.5", "30", "40"]}, (1, 2.5, 30, 40)),
+        ({"bbox": [0.5, 1.5, 20.5, 10.5]}, (0.5, 1.5, 20.5, 10.5)),
+        ({"bbox": [-5, 70, 20, 30]}, (0, 70, 15, 10)),
+        ({"bbox": [1.004, 2.006, 10, 10]}, (1, 2.01, 10, 10)),
+        # The box of a polygon.
+        ({"bbox": None, "segmentation": [[5, 6, 25, 6, 25, 36, 5, 36, 4, 9]]}, (4, 6, 21, 30)),
+    ],
+)
+def test_a_box_that_can_be_read_is_used(tmp_path, find, item, expected):
+    save_image(tmp_path / "a.jpg", 100, 80)
+    (tmp_path / "x.json").write_text(coco([image()], [item]))
+    found = find(tmp_path)
+    assert found.boxes() == {"a.jpg": [("cat", *expected)]} and found.left_out == {}
+
+
+def test_area_and_iscrowd_are_computed_and_masks_stay(tmp_path, find):
+    save_image(tmp_path / "a.jpg", 100, 80)
+    triangle = [[10, 10, 30, 10, 10, 50]]
+    counts = [0, 80 * 100]
+    items = [
+        {"bbox": [1, 2, 3, 4], "area": 99},
+        {"bbox": [10, 10, 20, 40], "segmentation": triangle},
+        {"bbox": [20, 10, 20, 40], "segmentation": [[20, 10, 40, 10, 20, 50]], "area": 333.25},
+        {"bbox": [50, 10, 9, 9], "segmentation": [[50, 10, 59, 19]]},
+        {"bbox": [60, 0, 20, 20], "iscrowd": 1, "segmentation": {"size": [80, 100], "counts": counts}},
+    ]
+    (tmp_path / "x.json").write_text(coco([image()], items))
+    found = find(tmp_path)
+    annotations = found.own.splits["train"].content["annotations"]
+    # A triangle of 20 x 40 has half of the area of its box; a polygon of two points has none, and its box stays.
+    assert [item["area"] for item in annotations] == [12, 400, 333.25, 81, 8000]
+    assert [item["iscrowd"] for item in annotations] == [0, 0, 0, 0, 1]
+    assert ["segmentation" in item for item in annotations] == [False, True, True, False, True]
+    assert annotations[1]["segmentation"] == triangle and found.left_out == {"polygons without area": 1}
+
+
+def test_masks_that_are_all_boxes_are_none(tmp_path, find):
+    save_image(tmp_path / "a.jpg", 100, 80)
+    items = [{"bbox": [1, 2, 3, 4], "segmentation": [[1, 2, 1, 6, 4, 6, 4, 2]], "area": 5}]
+    (tmp_path / "x.json").write_text(coco([image()], items))
+    (item,) = find(tmp_path).own.splits["train"].content["annotations"]
+    assert "segmentation" not in item and item["area"] == 12
+
+
+@pytest.mark.parametrize(
+    ("categories", "names"),
+    [
+        (
+            [{"id": 0, "name": "pets", "supercategory": "none"}, {"id": 1, "name": "cat", "supercategory": "pets"}],
+            ["cat"],
+        ),
+        ([{"id": 0, "name": "cat", "supercategory": "N/A"}], ["cat"]),
+        ([{"id": 3, "name": "dog"}, {"id": 1, "name": "cat"}], ["cat"]),
+        ([{"id": 1, "name": " red  cat "}], ["red cat"]),
+        ([{"id": 3, "name": "cat", "supercategory": "a"}, {"id": 1, "name": "cat", "supercategory": "b"}], ["cat"]),
+    ],
+    ids=["an empty row 0", "class 0", "an unused class", "white space", "a class twice"],
+)
+def test_classes_are_those_that_have_boxes(tmp_path, find, categories, names):
+    save_image(tmp_path / "a.jpg", 100, 80)
+    (tmp_path / "x.json").write_text(coco([image()], [GOOD], categories))
+    own = find(tmp_path).own
+    assert own.names == names and [row["name"] for row in own.splits["train"].content["categories"]] == names
+
+
+def test_an_unused_class_is_told(tmp_path, find):
+    save_image(tmp_path / "a.jpg", 100, 80)
+    (tmp_path / "x.json").write_text(coco([image()], [GOOD], [{"id": 3, "name": "dog"}, {"id": 1, "name": "cat"}]))
+    found = find(tmp_path)
+    assert found.own.unused_names == ["dog"] and found.changed == {"classes left out that no box has": 1}
+
+
+def test_images_that_are_missing_or_no_images_are_left_out(tmp_path, find):
+    save_image(tmp_path / "a.jpg", 100, 80)
+    (tmp_path / "pointer.jpg").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 3\n")
+    images = [image(), image("missing.jpg", 2), image("pointer.jpg", 3)]
+    (tmp_path / "x.json").write_text(coco(images, [GOOD, {**GOOD, "image_id": 2}, {**GOOD, "image_id": 3}]))
+    found = find(tmp_path)
+    assert list(found.boxes()) == ["a.jpg"]
+    assert found.left_out["missing files"] == 1 and found.left_out["unreadable images"] == 1
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "truncated", "L", "RGBA", "P"])
+def test_odd_images_are_used(tmp_path, find, kind):
+    path = tmp_path / "a.jpg"
+    save_image(path, 100, 80)
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-30])
+    elif kind in ("GIF", "PNG"):
+        Image.open(path).convert("RGB").save(path, format=kind)
+    else:
+        Image.open(path).convert(kind).save(path, format="PNG")
+    (tmp_path / "x.json").write_text(coco([image()], [GOOD]))
+    found = find(tmp_path)
+    assert list(found.boxes()) == ["a.jpg"] and found.left_out == {}
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size", "expected"),
+    [
+        # Boxes that were made in the upright image.
+        (0, (100, 80), (1, 2, 30, 40)),
+        (3, (100, 80), (1, 2, 30, 40)),
+        (65537, (100, 80), (1, 2, 30, 40)),
+        (6, (80, 100), (1, 2, 30, 40)),
+        # Boxes of the stored image, 100 x 80: its left side comes to the top, its upper side to the right.
+        (6, (100, 80), (80 - 42, 1, 40, 30)),
+        (8, (100, 80), (2, 100 - 31, 40, 30)),
+        (5, (100, 80), (2, 1, 40, 30)),
+        (7, (100, 80), (80 - 42, 100 - 31, 40, 30)),
+    ],
+)
+def test_boxes_are_in_pixels_of_the_upright_image(tmp_path, find, orientation, size, expected):
+    # A header of little-endian TIFF and one entry: tag 0x0112, type LONG, one value.
+    exif = b"Exif\0\0II*\0" + struct.pack("<IHHHIII", 8, 1, 0x0112, 4, 1, orientation, 0)
+    save_image(tmp_path / "a.jpg", 100, 80, exif=exif)
+    polygon = [1, 2, 31, 2, 31, 42, 16, 42, 1, 22]
+    entry = image(width=size[0], height=size[1])
+    (tmp_path / "x.json").write_text(coco([entry], [{**GOOD, "segmentation": [polygon]}]))
+    found = find(tmp_path)
+    assert found.boxes() == {"a.jpg": [("cat", *expected)]}
+    (item,) = found.own.splits["train"].content["annotations"]
+    (points,) = item["segmentation"]
+    assert (min(points[::2]), min(points[1::2])) == expected[:2] and max(points[::2]) == expected[0] + expected[2]
+    is_turned = size == (100, 80) and orientation in (5, 6, 7, 8)
+    assert found.changed == ({"images whose boxes were turned upright with them": 1} if is_turned else {})
+
+
+@pytest.mark.parametrize(
+    ("size", "is_used"),
+    [
+        ((100, 80), True),
+        ((80, 100), True),
+        ((0, 0), True),
+        ((None, None), True),
+        (("100", "80"), True),
+        ((50, 40), False),
+    ],
+)
+def test_the_size_of_an_image_is_that_of_its_file(tmp_path, find, size, is_used):
+    for name in ("a.jpg", "b.jpg"):
+        save_image(tmp_path / name, 100, 80)
+    images = [image(width=size[0], height=size[1]), image("b.jpg", 2)]
+    (tmp_path / "x.json").write_text(coco(images, [GOOD, {**GOOD, "image_id": 2}]))
+    found = find(tmp_path)
+    content = (
+        found.own.splits["train"].content["images"]
+        + found.own.splits.get("val", found.own.splits["train"]).content["images"]
+    )
+    assert {(one["width"], one["height"]) for one in content} == {(100, 80)}
+    assert found.left_out == ({} if is_used else {"sizes that differ": 1})
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        {"train/_annotations.coco.json": "train/{}", "valid/_annotations.coco.json": "valid/{}"},
+        {"annotations/instances_train2017.json": "train2017/{}", "annotations/instances_val2017.json": "val2017/{}"},
+        {"train.json": "images/{}", "val.json": "images/{}"},
+        {"Training/labels.json": "Training/pics/{}", "Validation/labels.json": "Validation/pics/{}"},
+        {"annotations/train.txt": "images/train/{}", "annotations/dev.txt": "images/dev/{}"},
+    ],
+)
+def test_splits_are_found_whatever_their_folders_are_called(tmp_path, find, places):
+    for number, (json_file, pattern) in enumerate(places.items()):
+        name = f"{number}.jpg"
+        save_image(tmp_path / pattern.format(name), 100, 80)
+        (tmp_path / json_file).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / json_file).write_text(coco([image(name)], [GOOD]))
+    found = find(tmp_path)
+    assert found.boxes("train") == {"0.jpg": [("cat", 1, 2, 30, 40)]}
+    assert list(found.boxes("val")) == ["1.jpg"] and found.own.seed is None
+
+
+def test_a_json_of_another_split_does_not_take_its_images(tmp_path, find):
+    for split in ("train", "valid"):
+        save_image(tmp_path / split / f"{split}.jpg", 100, 80)
+        images = [image(f"{split}.jpg"), image("valid.jpg", 2)][: 2 if split == "train" else 1]
+        (tmp_path / split / "_annotations.coco.json").write_text(coco(images, [GOOD]))
+    found = find(tmp_path)
+    assert list(found.boxes("train")) == ["train.jpg"] and found.left_out == {"missing files": 1}
+
+
+def test_of_files_about_the_same_images_the_largest_is_used(tmp_path, find):
+    save_image(tmp_path / "images" / "a.jpg", 100, 80)
+    rows = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+    (tmp_path / "instances_train.json").write_text(coco([image()], [GOOD, {**GOOD, "category_id": 1}], rows))
+    (tmp_path / "keypoints_train.json").write_text(coco([image()], [GOOD]))
+    (tmp_path / "captions_train.json").write_text(json.dumps({"images": [image()], "annotations": []}))
+    found = find(tmp_path)
+    assert found.own.names == ["cat", "dog"] and found.left_out == {"other annotation files": 2}
+
+
+def test_a_name_in_several_folders_is_that_beside_the_json(tmp_path, find):
+    for folder, width in (("train", 100), ("valid", 90), ("old", 70)):
+        save_image(tmp_path / folder / "images" / "a.jpg", width, 80)
+    for folder, width in (("train", 100), ("valid", 90)):
+        (tmp_path / folder / "x.json").write_text(coco([image(width=width)], [GOOD]))
+    own = find(tmp_path).own
+    assert own.splits["train"].image_root.endswith("train/images")
+    assert own.splits["val"].content["images"][0]["width"] == 90
+
+
+def test_paths_of_other_computers_long_names_and_upper_case_are_found(tmp_path, find):
+    long_name = "stock photo of a cat on a sofa, seen from above " * 4
+    for name in (f"{long_name}.jpg", "B.JPG"):
+        save_image(tmp_path / "images" / name, 100, 80)
+    images = [image(f"C:\\data\\images\\{long_name}.jpg"), image("https://example.com/x/b.jpg?size=1", 2)]
+    (tmp_path / "x.json").write_text(coco(images, [GOOD, {**GOOD, "image_id": 2}]))
+    own = find(tmp_path).own
+    assert {one["file_name"] for split in own.splits.values() for one in split.content["images"]} == {
+        f"{long_name}.jpg",
+        "B.JPG",
+    }
+
+
+@pytest.mark.parametrize("text", ["{", '{"images": 3, "categories": [], "annotations": []}', ""])
+def test_a_folder_of_one_unusable_json_is_one_clear_error(tmp_path, find, text):
+    save_image(tmp_path / "a.jpg", 100, 80)
+    (tmp_path / "x.json").write_text('{"images": [' if text == "{" else text)
+    with pytest.raises(ValueError, match="expected") as raised:
+        find(tmp_path)
+    assert isinstance(raised.value, AnnotationError) == (text == "{") and "\n" not in str(raised.value)

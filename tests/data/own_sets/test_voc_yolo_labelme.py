@@ -1,0 +1,255 @@
+"""Files of Pascal VOC, YOLO and LabelMe: layouts that are found, and faults that are left out."""
+
+import json
+
+import pytest
+from own_set_writers import Photo, save_image, write_voc, write_yolo
+
+from glipv2_d2.data.datasets.value_checks import AnnotationError
+from glipv2_d2.errors import InputError
+
+GOOD = "<xmin>1</xmin><ymin>2</ymin><xmax>31</xmax><ymax>42</ymax>"
+
+
+def voc(*boxes: str, name: str = "cat", head: str = "") -> str:
+    objects = "".join(f"<object><name>{name}</name><bndbox>{box}</bndbox></object>" for box in boxes)
+    return f"{head}<annotation><filename>other.jpg</filename>{objects}</annotation>"
+
+
+@pytest.mark.parametrize(
+    ("xml", "picture"),
+    [
+        ("Annotations/{}.xml", "JPEGImages/{}.jpg"),
+        ("annots/{}.xml", "images/{}.jpg"),
+        ("{}.xml", "{}.JPG"),
+        ("train/{}.xml", "train/{}.png"),
+        ("a/b/c/{}.xml", "d/{}.jpeg"),
+    ],
+)
+def test_xml_and_images_are_found_wherever_they_lie(tmp_path, find, xml, picture):
+    for stem in ("one", "two"):
+        save_image(tmp_path / picture.format(stem), 100, 80)
+        path = tmp_path / xml.format(stem)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(voc(GOOD))
+    found = find(tmp_path)
+    suffix = picture.rsplit(".", 1)[1]
+    assert {**found.boxes("train"), **found.boxes("val")} == {
+        f"{stem}.{suffix}": [("cat", 1, 2, 30, 40)] for stem in ("one", "two")
+    }
+    assert found.own.seed == 0 and found.left_out == {}
+
+
+def test_folders_of_splits_and_lists_are_splits(tmp_path, find):
+    for split in ("train", "validation", "testing"):
+        save_image(tmp_path / "f" / split / "images" / f"{split}.jpg", 100, 80)
+        (tmp_path / "f" / split / "annotations").mkdir()
+        (tmp_path / "f" / split / "annotations" / f"{split}.xml").write_text(voc(GOOD))
+    found = find(tmp_path / "f")
+    assert {split: list(found.boxes(split)) for split in found.own.splits} == {
+        "train": ["train.jpg"],
+        "val": ["validation.jpg"],
+        "test": ["testing.jpg"],
+    }
+    photos = [Photo(f"{i}.png", 50, 40, [("cat", 1, 2, 31, 32)]) for i in range(4)]
+    root = write_voc(tmp_path / "v", {"trainval": photos[:3], "test": photos[2:3], "cat_train": photos}, ["cat"])
+    found = find(root)
+    # Image 3 is in no list that counts, and image 2 in two.
+    assert list(found.boxes("train")) + list(found.boxes("val")) == ["0.png", "1.png", "2.png"] or found.own.seed == 0
+    assert found.left_out == {"annotations of images in no list": 1}
+
+
+BOMB = '<!DOCTYPE a [<!ENTITY x "xxxxxxxx"><!ENTITY y "&x;&x;&x;&x;">]>'
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("<annotation><object>", "files that are not xml"),
+        (voc(GOOD, name="&y;", head=BOMB), "files that are not xml"),
+        (voc(GOOD, head='<!DOCTYPE a SYSTEM "file:///etc/passwd">'), "files that are not xml"),
+        (voc(GOOD, head="<!DOCTYPE a>").encode("utf-16"), "files that are not xml"),
+        (voc(GOOD, name=" "), "boxes without a name"),
+        (voc("<xmin>1</xmin><ymin>2</ymin><xmax>x</xmax><ymax>3</ymax>"), "boxes that are not four numbers"),
+        (voc(""), "boxes that are not four numbers"),
+        (voc("<xmin>5</xmin><ymin>5</ymin><xmax>5</xmax><ymax>9</ymax>"), "boxes without area"),
+    ],
+)
+def test_a_faulty_xml_does_not_end_it(tmp_path, find, text, kind):
+    for stem in ("a", "b"):
+        save_image(tmp_path / f"{stem}.jpg", 100, 80)
+    (tmp_path / "a.xml").write_text(voc(GOOD))
+    (tmp_path / "b.xml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    found = find(tmp_path)
+    assert found.boxes()["a.jpg"] == [("cat", 1, 2, 30, 40)] and found.left_out == {kind: 1}
+
+
+def test_many_faulty_files_are_one_error(tmp_path, find):
+    for number in range(12):
+        save_image(tmp_path / f"{number}.jpg", 100, 80)
+        (tmp_path / f"{number}.xml").write_text("<annotation>" if number else voc(GOOD))
+    with pytest.raises(AnnotationError, match="MAX_FAULTY_SHARE"):
+        find(tmp_path)
+
+
+YOLO_LAYOUTS = [
+    ("images/{}/a.jpg", "labels/{}/a.txt", "data.yaml"),
+    ("{}/images/a.jpg", "{}/labels/a.txt", "data.yaml"),
+    ("{}/a.jpg", "{}/a.txt", "classes.txt"),
+    ("{}/obj_train_data/a.jpg", "{}/obj_train_data/a.txt", "obj.names"),
+    ("pictures/{}/a.jpg", "text/{}/a.txt", "_darknet.labels"),
+]
+
+
+@pytest.mark.parametrize(("picture", "label", "names"), YOLO_LAYOUTS)
+def test_yolo_is_found_in_its_layouts(tmp_path, find, picture, label, names):
+    for split, x in (("train", 0.5), ("val", 0.25)):
+        save_image(tmp_path / picture.format(split), 100, 80)
+        path = tmp_path / label.format(split)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(f"1 {x} 0.5 0.2 0.5\r\n\r\n0 0.5 0.5 1 1".encode())
+    text = "dog\ncat\n"
+    if names == "data.yaml":
+        # As Roboflow writes it: the paths start from a folder that is not there.
+        folder = picture.format("train").rsplit("/", 1)[0]
+        text = (
+            f"train: ../{folder}\nval: ../{folder.replace('train', 'val')}\ntest: ../test/images\nnames: [dog, cat]\n"
+        )
+        (tmp_path / "test" / "images").mkdir(parents=True)
+    (tmp_path / names).write_text(text)
+    found = find(tmp_path)
+    assert found.boxes("train") == {"a.jpg": [("dog", 0, 0, 100, 80), ("cat", 40, 20, 20, 40)]}
+    assert found.boxes("val") == {"a.jpg": [("dog", 0, 0, 100, 80), ("cat", 15, 20, 20, 40)]}
+    assert found.left_out == {}
+
+
+@pytest.mark.parametrize("names", ["{0: dog, 1: cat}", "[dog, cat]", "\n  0: dog\n  1: cat"])
+@pytest.mark.parametrize("train", ["images/train", "[images/train]", "train_list.txt", "./images/train/"])
+def test_data_yaml_in_its_forms(tmp_path, find, names, train):
+    root = write_yolo(tmp_path, {"train": [Photo("a.png", 100, 80, [("cat", 10, 20, 30, 40)])]}, ["dog", "cat"])
+    (root / "train_list.txt").write_text("./images/train/a.png\n")
+    (root / "data.yaml").write_text(f"path: /elsewhere/datasets/mine\ntrain: {train}\nval:\nnames: {names}\n")
+    for path in (root, root / "data.yaml"):
+        assert find(path).boxes() == {"a.png": [("cat", 10, 20, 20, 20)]}
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("7 0.5 0.5 0.2 0.2", "unknown classes"),
+        ("0 50 50 20 20", "boxes in other units"),
+        ("0 0.5 0.5 0.2", "malformed lines"),
+        ("0 0.5 0.5 nan 0.2", "malformed lines"),
+        ("cat 0.5 0.5 0.2 0.2", "unknown classes"),
+        ("0 0.5 0.5 0 0.2", "boxes without area"),
+        ("0 1.6 0.5 0.2 0.2", "boxes outside their image"),
+        ("0 0.1 0.1 0.5 0.5 0.9", None),
+        ("0 0.1 0.1 0.6 0.1 0.6 0.6", None),
+    ],
+)
+def test_a_faulty_line_is_left_out(tmp_path, find, line, kind):
+    save_image(tmp_path / "a.jpg", 100, 80)
+    (tmp_path / "a.txt").write_text(f"0 0.5 0.5 0.2 0.5\n{line}\n")
+    (tmp_path / "classes.txt").write_text("cat\n")
+    found = find(tmp_path)
+    assert ("cat", 40, 20, 20, 40) in found.boxes()["a.jpg"]
+    assert found.left_out == ({} if kind is None else {kind: 1}) and len(found.boxes()["a.jpg"]) == 1 + (kind is None)
+
+
+def test_polygons_of_yolo_are_masks(tmp_path, find):
+    save_image(tmp_path / "a.jpg", 100, 80)
+    (tmp_path / "a.txt").write_text("0 0.1 0.1 0.6 0.1 0.6 0.6\n")
+    (tmp_path / "classes.txt").write_text("cat\n")
+    (item,) = find(tmp_path).own.splits["train"].content["annotations"]
+    assert item["segmentation"] == [[10, 8, 60, 8, 60, 48]] and item["bbox"] == [10, 8, 50, 40] and item["area"] == 1000
+
+
+@pytest.mark.parametrize(("digits", "expected"), [(6, 337), (5, 337), (4, 337), (3, 336.96)])
+def test_digits_say_whether_a_corner_was_a_whole_pixel(tmp_path, find, digits, expected):
+    save_image(tmp_path / "a.jpg", 960, 80)
+    center, side = (337 + 700) / 2 / 960, (700 - 337) / 960
+    (tmp_path / "a.txt").write_text(f"0 {center:.{digits}f} 0.5 {side:.{digits}f} 0.5\n")
+    (tmp_path / "classes.txt").write_text("cat\n")
+    ((_, left, _, width, _),) = find(tmp_path).boxes()["a.jpg"]
+    # 0.54 - 0.378 / 2 = 0.351 of 960.
+    assert left == expected and (width == 363 or digits == 3)
+
+
+def test_yolo_without_names_of_classes_says_what_to_write(tmp_path, find):
+    save_image(tmp_path / "a.jpg", 100, 80)
+    (tmp_path / "a.txt").write_text("0 0.5 0.5 0.2 0.5\n")
+    with pytest.raises(InputError, match="classes.txt, one in each line"):
+        find(tmp_path)
+
+
+def test_images_of_yolo_without_a_file_have_no_objects_but_unlabelled_tests_are_left_out(tmp_path, find):
+    photos = [Photo(f"{i}.png", 50, 40, [("cat", 1, 2, 31, 32)] * (i == 0)) for i in range(3)]
+    root = write_yolo(tmp_path, {"train": photos[:2], "val": photos[:1], "test": photos[2:]}, ["cat"])
+    found = find(root)
+    assert list(found.own.splits) == ["train", "val"] and found.boxes()["1.png"] == []
+    assert found.left_out == {"images without labels": 1}
+
+
+def shape(kind: str | None, points: list, label: str = "cat", **more) -> dict:
+    return {"label": label, "points": points, "shape_type": kind, **more}
+
+
+TRIANGLE = [[10, 10], [30, 10], [10, 50]]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "boxes", "left_out"),
+    [
+        ([shape("rectangle", [[30, 40], [10, 20]])], [(10, 20, 20, 20)], {}),
+        ([shape(None, TRIANGLE)], [(10, 10, 20, 40)], {}),
+        ([shape("circle", [[50, 40], [50, 60]])], [(30, 20, 40, 40)], {}),
+        (
+            [shape("polygon", TRIANGLE, group_id=3), shape("polygon", [[60, 10], [70, 10], [60, 20]], group_id=3)],
+            [(10, 10, 60, 40)],
+            {},
+        ),
+        (
+            [shape("polygon", TRIANGLE), shape("point", [[1, 2]]), shape("line", [[1, 2], [3, 4]])],
+            [(10, 10, 20, 40)],
+            {"shapes without area": 2},
+        ),
+        (
+            [shape("polygon", TRIANGLE), shape("polygon", TRIANGLE[:2])],
+            [(10, 10, 20, 40)],
+            {"polygons without area": 1},
+        ),
+        (
+            [shape("polygon", TRIANGLE), shape("rectangle", [[1, None], [3, 4]])],
+            [(10, 10, 20, 40)],
+            {"malformed points": 1},
+        ),
+        (
+            [shape("polygon", TRIANGLE), shape("polygon", TRIANGLE, "__ignore__")],
+            [(10, 10, 20, 40)],
+            {"shapes of no class": 1},
+        ),
+    ],
+)
+def test_shapes_of_labelme(tmp_path, find, shapes, boxes, left_out):
+    save_image(tmp_path / "a.jpg", 100, 80)
+    content = {"version": "5", "shapes": shapes, "imagePath": "..\\pics\\old.jpg", "imageHeight": 80, "imageWidth": 100}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    found = find(tmp_path)
+    assert found.boxes() == {"a.jpg": [("cat", *box) for box in boxes]} and found.left_out == left_out
+
+
+def test_groups_of_labelme_keep_their_polygons(tmp_path, find):
+    save_image(tmp_path / "a.jpg", 100, 80)
+    shapes = [shape("polygon", TRIANGLE, group_id=0), shape("polygon", [[60, 10], [70, 10], [60, 20]], group_id=0)]
+    (tmp_path / "a.json").write_text(json.dumps({"shapes": shapes, "imagePath": "a.jpg"}))
+    (item,) = find(tmp_path).own.splits["train"].content["annotations"]
+    assert item["segmentation"] == [[10, 10, 30, 10, 10, 50], [60, 10, 70, 10, 60, 20]] and item["area"] == 450
+
+
+@pytest.mark.parametrize("text", ['{"shapes": 3, "imagePath": "b.jpg"}', '{"shapes": [', "[" * 9999])
+def test_a_faulty_json_of_labelme_does_not_end_it(tmp_path, find, text):
+    for stem in ("a", "b"):
+        save_image(tmp_path / f"{stem}.jpg", 100, 80)
+    (tmp_path / "a.json").write_text(json.dumps({"shapes": [shape(None, TRIANGLE)], "imagePath": "a.jpg"}))
+    (tmp_path / "b.json").write_text(text)
+    assert list(find(tmp_path).boxes()) == ["a.jpg"]

@@ -1,0 +1,148 @@
+"""Our own yaml, names of splits and of sets, and validation images that a seed chooses."""
+
+import json
+import shutil
+
+import pytest
+from own_set_writers import Photo, save_image, write_coco, write_voc, write_yolo
+
+from glipv2_d2.data.own_sets.find import set_name
+from glipv2_d2.data.own_sets.folder import split_of
+from glipv2_d2.errors import InputError
+
+PHOTOS = [Photo(f"{i}.png", 50, 40, [("RBC", 1 + i, 2, 31, 32)]) for i in range(10)]
+
+
+def test_a_yaml_of_ours_names_splits_and_words(tmp_path, find):
+    write_coco(tmp_path / "a", {"train": PHOTOS[:4]}, ["RBC"])
+    shutil.move(tmp_path / "a" / "train" / "_annotations.coco.json", tmp_path / "boxes.json")
+    write_voc(tmp_path / "b", {"x": PHOTOS[4:6]}, ["RBC"])
+    write_yolo(tmp_path / "c", {"train": PHOTOS[6:8], "val": PHOTOS[8:]}, ["RBC"])
+    text = """
+        name: my blood
+        train: {json: boxes.json, images: a/train}
+        val: [b, {path: c}]
+        names: {RBC: red blood cell}
+    """
+    (tmp_path / "set.yaml").write_text(text)
+    for path in (tmp_path / "set.yaml", tmp_path):
+        found = find(path)
+        assert found.own.name == "my_blood" and found.own.prompts == {"RBC": "red blood cell"}
+        assert len(found.boxes("train")) == 4 and len(found.boxes("val")) == 6 and found.left_out == {}
+
+
+def test_a_yaml_may_only_say_words_and_a_seed(tmp_path, find):
+    write_voc(tmp_path / "data", {"x": PHOTOS}, ["RBC"])
+    chosen = []
+    for seed in (1, 2):
+        (tmp_path / "set.yaml").write_text(f"path: data\nseed: {seed}\nnames: {{RBC: cell}}\n")
+        found = find(tmp_path / "set.yaml")
+        assert found.own.seed == seed and len(found.boxes("val")) == 2
+        chosen.append(set(found.boxes("val")))
+    assert chosen[0] != chosen[1]
+
+
+ALIASES = "a: &a [x, x]\nb: &b [*a, *a]\npath: data\ntrain: *b"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path: data\nnames: {WBC: white}", "names: expected classes of the set, 'RBC', found 'WBC'"),
+        ("path: data\nnames: 3", "names: expected a list or a mapping"),
+        ("path: data\nnames: {RBC: [a]}", "expected a text"),
+        ("path: data\nseed: x", "seed: expected an integer"),
+        ("path: 3", "path: expected a path"),
+        ("train: {json: a.json, path: data}", "expected json and images, or path"),
+        ("train: nowhere", "expected a folder or file, found none"),
+        ("[1, 2]", "expected lines of KEY: VALUE"),
+        ("path: {", "expected a yaml file"),
+        ("colour: red", "expected train, val or path"),
+        (ALIASES, "found an alias"),
+        ("path: !!python/object/apply:os.system ['true']", "expected a yaml file"),
+    ],
+)
+def test_a_yaml_that_cannot_be_used_says_why(tmp_path, find, text, message):
+    write_voc(tmp_path / "data", {"x": PHOTOS[:2]}, ["RBC"])
+    (tmp_path / "set.yaml").write_text(text)
+    with pytest.raises((InputError, FileNotFoundError), match=message) as raised:
+        find(tmp_path / "set.yaml")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_data_yaml_without_its_images_leaves_the_rest_to_what_is_there(tmp_path, find):
+    root = write_yolo(tmp_path, {"train": PHOTOS[:2], "val": PHOTOS[2:3]}, ["RBC"])
+    (root / "data.yaml").write_text("train: nowhere/a\nval: nowhere/b\nnames: [RBC]\n")
+    assert len(find(root).boxes("train")) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "split"),
+    [
+        *(("train", "train"), ("Training", "train"), ("train2017", "train"), ("instances_train", "train")),
+        *(("valid", "val"), ("validation", "val"), ("val_images", "val"), ("dev", "val"), ("VAL", "val")),
+        *(("test", "test"), ("testing", "test"), ("TestImages", "test"), ("trainval", "train")),
+        *(("images", ""), ("contest", ""), ("invalid", ""), ("constrained", ""), ("latest", "")),
+        ("obj_train_data", ""),
+    ],
+)
+def test_names_of_splits(text, split):
+    assert split_of(text) == split
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/data/Raccoon", "Raccoon"),
+        ("/data/my cats (v2)/", "my_cats_v2"),
+        ("/data/cats/train/images", "cats"),
+        ("/data/cats/annotations", "cats"),
+        ("/data", "data"),
+        ("/", "own"),
+    ],
+)
+def test_a_set_has_the_name_of_its_folder(path, name):
+    assert set_name(path.rstrip("/") or "/") == name
+
+
+def test_a_fifth_is_chosen_by_the_seed_and_the_names_alone(tmp_path, find):
+    chosen = []
+    for number, writer in enumerate((write_coco, write_voc)):
+        root = writer(tmp_path / str(number) / "set", {"train": PHOTOS}, ["RBC"])
+        found = find(root)
+        assert found.own.seed == 0 and list(found.own.splits) == ["train", "val"] and len(found.boxes("val")) == 2
+        assert not found.boxes("val").keys() & found.boxes("train").keys()
+        chosen.append({split: one.json_text() for split, one in found.own.splits.items()})
+    assert chosen[0] == chosen[1]
+
+
+def test_equal_files_stay_together_and_each_class_keeps_an_image(tmp_path, find):
+    photos = [Photo(f"{i}.png", 50, 40, [("cat", 1, 2, 31, 32)]) for i in range(9)]
+    photos.append(Photo("alone.png", 50, 40, [("dog", 1, 2, 31, 32)]))
+    root = write_voc(tmp_path / "set", {"x": photos}, ["cat", "dog"])
+    shutil.rmtree(root / "ImageSets")
+    for copy in range(1, 7):
+        shutil.copy(root / "JPEGImages" / "0.png", root / "JPEGImages" / f"{copy}.png")
+    for seed in range(4):
+        (root / "set.yaml").write_text(f"path: .\nseed: {seed}\n")
+        found = find(root / "set.yaml")
+        assert sorted(found.boxes("val")) == ["7.png", "8.png"]
+
+
+def test_sets_without_training_images_stay_as_they_are(tmp_path, find):
+    found = find(write_coco(tmp_path / "set", {"valid": PHOTOS[:3], "test": PHOTOS[3:]}, ["RBC"]))
+    assert {split: len(found.boxes(split)) for split in found.own.splits} == {"val": 3, "test": 7}
+
+
+def test_training_and_test_images_without_validation_keep_their_test(tmp_path, find):
+    found = find(write_coco(tmp_path / "set", {"train": PHOTOS[:5], "test": PHOTOS[5:]}, ["RBC"]))
+    assert {split: len(found.boxes(split)) for split in found.own.splits} == {"train": 4, "val": 1, "test": 5}
+
+
+def test_a_folder_of_other_files_says_what_was_found(tmp_path, find):
+    save_image(tmp_path / "a.jpg", 40, 30)
+    (tmp_path / "via.json").write_text(json.dumps({"a.jpg": {"regions": []}}))
+    with pytest.raises(InputError, match="found 1 images and 1 .json files"):
+        find(tmp_path)
+    with pytest.raises(FileNotFoundError, match="found nothing"):
+        find(tmp_path / "nowhere")
