@@ -161,6 +161,17 @@ def test_weights_that_are_no_finite_numbers_are_named(tmp_path, model, weights, 
     assert not any(tensor.any() for tensor in model.state_dict().values())
 
 
+def test_results_need_the_heads_that_give_them_and_a_training_starts_without(tmp_path, weights, messages):
+    write_tensors(tmp_path / "x.safetensors", weights)
+    cfg = make_tiny_cfg()
+    cfg.MODEL.MASK_ON = True
+    model = build_model(cfg)
+    GLIPv2Checkpointer(model).load(str(tmp_path / "x.safetensors"))
+    assert any(level == "WARNING" and "no weights for mask_head" in text for level, text in messages)
+    with pytest.raises(CheckpointError, match="expected weights for mask_head, which the config switches on"):
+        GLIPv2Checkpointer(model, for_results=True).load(str(tmp_path / "x.safetensors"))
+
+
 @pytest.mark.parametrize("part", ["head.", "fusion_tower.", "backbone."])
 def test_results_need_every_part_of_the_detector(tmp_path, model, weights, part):
     write_tensors(tmp_path / "x.safetensors", without(weights, part))

@@ -43,6 +43,9 @@ def test_own_weights_keep_their_names_and_lose_heads_that_the_model_lacks():
     converted, report = OWN_WEIGHTS.convert(tensors, expected={OWN[0]: torch.ones(1), "head.bias0": torch.ones(1)})
     assert converted.keys() == {*OWN, "odd"} and report.missing == ("head.bias0",)
     assert report.ignored.keys() == {"mlm_head.dense.bias", "contrastive_head.log_scale"}
+    # A head that the model has is filled.
+    expected = {"mlm_head.dense.bias": torch.ones(1)}
+    assert "mlm_head.dense.bias" in OWN_WEIGHTS.convert(tensors, expected=expected)[0]
 
 
 def test_a_unicl_file_as_weights_fills_image_and_text_of_a_model(tmp_path):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
+from glipv2_d2.checkpoint.fit_check import check_update_scales, without_other_classes
 from glipv2_d2.modeling import build_model
 from glipv2_d2.tensor_files import CheckpointError
 
@@ -54,6 +55,23 @@ def test_class_layer_of_another_width_is_refused(tiny_cfg, five_classes):
     tiny_cfg.MODEL.GLIPV2.TOWER.CHANNELS = 48
     with pytest.raises(CheckpointError, match="expected shape"):
         GLIPv2Checkpointer(build(tiny_cfg, 3)).load(file)
+
+
+@pytest.mark.parametrize(("shape", "is_left_out"), [((5, 8, 1, 1), True), ((3, 8, 1, 1), False), ((5, 9, 1, 1), False)])
+def test_a_class_layer_is_left_out_where_only_its_number_of_classes_differs(shape, is_left_out):
+    model = {"head.cls_logits.weight": torch.zeros(3, 8, 1, 1)}
+    tensors = {"head.cls_logits.weight": torch.zeros(shape), "head.scale": torch.zeros(1)}
+    kept = without_other_classes(tensors, model)
+    assert kept.keys() == tensors.keys() - ({"head.cls_logits.weight"} if is_left_out else set())
+
+
+def test_low_rank_updates_have_the_scale_of_the_config():
+    name = "fusion_tower.blocks.0.lora.scale"
+    check_update_scales({name: torch.tensor(2.0)}, {name: torch.tensor(2.0)}, "x.pth")
+    with pytest.raises(
+        CheckpointError, match=r"x\.pth: .*scale: expected MODEL.GLIPV2.TUNING.LORA.ALPHA / RANK 4, found 2"
+    ):
+        check_update_scales({name: torch.tensor(2.0)}, {name: torch.tensor(4.0)}, "x.pth")
 
 
 def test_weights_of_the_detector_without_fusion_start_the_one_without_text(tiny_cfg, tmp_path):

@@ -47,6 +47,13 @@ FINAL, BEST = "model_final.pth", "model_best.pth"
         pytest.param([(FINAL, 80, True), (BEST, 90, True)], BEST, BEST, [], id="the best"),
         pytest.param([(FIRST, 80, True), (BEST, 20, True)], FIRST, FIRST, [], id="the best of an earlier time"),
         pytest.param([(FIRST, 80, True)], SECOND, FIRST, [], id="the tagged one is gone"),
+        pytest.param(
+            [("model_9999999.pth", 80, True), ("model_10000000.pth", 70, True)],
+            None,
+            "model_10000000.pth",
+            [],
+            id="more digits",
+        ),
         pytest.param([("swin_tiny_224.pth", 80, True)], None, "", [], id="weights that are no training checkpoint"),
     ],
 )

@@ -86,8 +86,10 @@ def test_the_hash_is_of_names_types_shapes_and_values_of_what_stays():
     assert base_hash(model, ["prompt_tuner.embeddings"]) == digest.hexdigest()
     model.prompt_tuner.embeddings.data += 1
     assert base_hash(model, ["prompt_tuner.embeddings"]) == digest.hexdigest()
+    without_bias = base_hash(model, ["head.bias0"])
     model.head.bias0.data += 1
     assert base_hash(model, ["prompt_tuner.embeddings"]) != digest.hexdigest()
+    assert base_hash(model, ["head.bias0"]) == without_bias != digest.hexdigest()
 
 
 def test_other_weights_below_are_warned_of(prompt_file, caplog):
