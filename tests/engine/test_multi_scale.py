@@ -134,6 +134,21 @@ def test_a_vote_is_the_mean_by_the_scores_and_keeps_the_best_score():
     assert rows.tolist() == [3, 0] and merged.pred_boxes.tensor[1].tolist() == [0, 0, 10, 10]
 
 
+@pytest.mark.parametrize(("merge", "expected"), [("vote", [0]), ("nms", [0, 1])])
+def test_an_overlap_of_the_threshold_is_voted_on_and_not_suppressed(merge, expected):
+    found = detections([[0, 0, 10, 10], [0, 0, 10, 5]], [0.6, 0.2], [0, 0])
+    assert merge_detections(found, merge, 0.5, 0)[1].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(0, [0, 1, 2, 3]), (1, [0]), (2, [0, 1, 2]), (3, [0, 1, 2]), (4, [0, 1, 2, 3])]
+)
+def test_those_that_tie_with_the_last_are_kept(limit, expected):
+    boxes = [[20 * row, 0, 20 * row + 10, 10] for row in range(4)]
+    found = detections(boxes, [0.9, 0.5, 0.5, 0.4], [0, 0, 0, 0])
+    assert merge_detections(found, "vote", 0.6, limit)[1].tolist() == expected
+
+
 @pytest.mark.parametrize("merge", ["vote", "nms"])
 def test_nothing_found_is_merged_to_nothing(merge):
     merged, rows = merge_detections(detections([], [], []), merge, 0.6, 5)
