@@ -74,8 +74,9 @@ class GroundingVisualizer:
         """Draw the detections of one image.
 
         Args:
-            instances: ``pred_boxes`` XYXY in pixels of the image, ``scores`` in [0, 1], ``pred_classes``, rows of
-                ``phrases``, and ``pred_masks`` (K, H, W) bool, if there are masks. K may be 0.
+            instances: ``pred_boxes`` XYXY in pixels of the image, ``pred_classes``, rows of ``phrases``, ``scores`` in
+                [0, 1], unless the boxes were drawn by a person, and ``pred_masks`` (K, H, W) bool, if there are masks.
+                K may be 0.
             phrases: P strings.
             caption: Text below the image, if there is one.
 
@@ -168,13 +169,16 @@ class GroundingVisualizer:
         pen = ImageDraw.Draw(drawing)
         boxes = instances.pred_boxes.tensor.cpu() * self._scale
         rows = instances.pred_classes.tolist()
-        texts = [f"{labels[row]} {score:.0%}" for row, score in zip(rows, instances.scores.tolist(), strict=True)]
+        texts, order = [labels[row] for row in rows], list(range(len(rows)))
+        if instances.has("scores"):
+            texts = [f"{text} {score:.0%}" for text, score in zip(texts, instances.scores.tolist(), strict=True)]
+            # The best detections choose the position of their label first.
+            order = instances.scores.argsort(descending=True, stable=True).tolist()
         look, is_thin = self._choose_look(texts)
         for row, box in zip(rows, boxes.tolist(), strict=True):
             pen.rectangle(_drawable(box), outline=phrase_color(row), width=look.line_width)
         taken: list[Rectangle] = []
-        # The best detections choose the position of their label first.
-        for k in instances.scores.argsort(descending=True, stable=True).tolist():
+        for k in order:
             text, face = legible(texts[k], look.font)
             chip = place_label(boxes[k].tolist(), look.label_size(text, face), drawing.size, taken)
             if is_thin and not self._has_room(chip, boxes[k].tolist(), taken):

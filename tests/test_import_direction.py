@@ -26,6 +26,7 @@ FLOORS = {
     "data": 2,
     "registrations": 2,
     "checkpoint": 3,
+    "data_check": 3,
     "solver": 3,
     "evaluation": 3,
     "engine": 3,

@@ -200,6 +200,73 @@ def read_image_shape(path: str | os.PathLike[str]) -> ImageShape:
         raise UnreadableImageError(f"{os.fspath(path)}: expected an image, found {reason}") from error
 
 
+class ImageKind(NamedTuple):
+    """What an image file is besides its pixels.
+
+    Attributes:
+        file_format: As PIL names it, such as "JPEG".
+        orientation: EXIF orientation, 1 to 8; 1 for every other value, and for a PNG that has it behind its pixels.
+        upright_size: Height and width in pixels with this orientation.
+        is_gray: It has one channel, besides transparency.
+        has_alpha: It has transparency.
+        is_animated: It holds more than one image.
+    """
+
+    file_format: str
+    orientation: int
+    upright_size: tuple[int, int]
+    is_gray: bool
+    has_alpha: bool
+    is_animated: bool
+
+    @property
+    def num_pixels(self) -> int:
+        """Height times width."""
+        return self.upright_size[0] * self.upright_size[1]
+
+
+def image_kind(content: bytes) -> ImageKind:
+    """Return what the header of an image file says; no pixel is decoded.
+
+    Raises:
+        ValueError: The bytes are not an image.
+    """
+    try:
+        with _open_cut(content) as image:
+            # A PNG without it in its header would be decoded.
+            exif = Image.Exif() if image.format == "PNG" and "exif" not in image.info else image.getexif()
+            orientation = exif.get(0x0112, 1)
+            orientation = orientation if orientation in range(1, 9) else 1
+            size = (image.height, image.width)
+            return ImageKind(
+                # Photographs of phones with a second, small image.
+                "JPEG" if image.format == "MPO" else str(image.format),
+                orientation,
+                size[::-1] if orientation > 4 else size,
+                image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I"),
+                image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info,
+                image.format not in ("MPO", "TIFF") and getattr(image, "n_frames", 1) > 1,
+            )
+    except _DECODING_ERRORS as error:
+        raise ValueError(_reason(error)) from error
+
+
+def _open_cut(content: bytes) -> Image.Image:
+    """Open an image file, also one that ends between its header and its pixels."""
+    try:
+        return Image.open(io.BytesIO(content), formats=_FORMATS)
+    except OSError:
+        if not content.startswith(_JPEG_BEGIN):
+            raise
+        return Image.open(io.BytesIO(content + _JPEG_ENDS), formats=_FORMATS)
+
+
+def format_of_suffix(suffix: str) -> str:
+    """Return the format, as PIL names it, of a file suffix with its dot in lower case; "" for one that is not read."""
+    name = Image.registered_extensions().get(suffix, "")
+    return name if name in _FORMATS else ""
+
+
 def image_size(content: bytes) -> tuple[int, int]:
     """Return the height and width, upright, of the bytes of an image file.
 

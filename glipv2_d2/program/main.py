@@ -26,6 +26,15 @@ class Command(NamedTuple):
 
 # In the order in which a person meets them.
 COMMANDS = {
+    "check-data": Command(
+        "check_data",
+        "say what is wrong with own images, boxes and names",
+        (
+            "glipv2 check-data --data my_photos",
+            "glipv2 check-data --data my_photos/train.json --output report INPUT.MIN_SIZE_TEST 384",
+            "glipv2 check-data --config-file configs/finetune/coco_swin_t.yaml",
+        ),
+    ),
     "train": Command(
         "train",
         "train a detector on your own images and boxes",

@@ -1,0 +1,7 @@
+"""What can be said of data before anything is trained: images, boxes and names, as lines and as a page."""
+
+from .check import check_own_sets, configured_sets, find_reported
+from .findings import Finding
+from .report import DataFindings
+
+__all__ = ["DataFindings", "Finding", "check_own_sets", "configured_sets", "find_reported"]

@@ -1,0 +1,188 @@
+"""Check a set: read its files, then draw findings from images, boxes and names."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+
+from ..data.dataset_mappers.build import mapper_of
+from ..data.datasets.skip_report import DataReport, SkipReport, with_progress
+from ..data.loading import check_is_available
+from ..data.own_sets import CocoSet, OwnSets, find_own_sets
+from ..errors import InputError
+from ..prompts.tokenizer import PromptTokenizer
+from .boxes import box_findings, class_findings
+from .facts import BoxFacts, DataFacts, ImageFacts
+from .findings import Finding, counted
+from .images import image_findings, read_file
+from .names import name_findings, prompt_findings, prompt_tokens
+from .report import DataFindings
+
+
+def check_own_sets(
+    own: OwnSets, cfg: CfgNode, *, left_out: Iterable[SkipReport] = (), max_read: int = 0
+) -> DataFindings:
+    """Check the images, boxes and names of a set for the model of a config.
+
+    Each file is read once, one after the other; only figures are kept of it.
+
+    Args:
+        own: The set.
+        cfg: Its INPUT, prompts, text encoder and limit of detections count.
+        left_out: What was left out when the set was found, see ``find_reported``.
+        max_read: Most files that are read, spread evenly over the set; 0 for all.
+    """
+    tokenizer = PromptTokenizer.from_config(cfg)
+    images = list(_images_of(own.splits))
+    rows = range(len(images))
+    if 0 < max_read < len(images):
+        rows = np.linspace(0, len(images) - 1, max_read).round().astype(int).tolist()
+    for row in with_progress(rows, f"{own.name}: images"):
+        images[row] = read_file(images[row])
+    texts = [own.prompts.get(name, name) for name in own.names]
+    chunk_size = max(0, cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE)
+    facts = DataFacts(
+        own.name,
+        images,
+        list(own.names),
+        dict(own.prompts),
+        (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
+        prompt_tokens(texts, tokenizer, cfg.INPUT.PROMPT.SEPARATOR, chunk_size),
+    )
+    findings = [
+        *image_findings(facts),
+        *class_findings(facts),
+        *box_findings(facts, cfg.TEST.DETECTIONS_PER_IMAGE),
+        *name_findings(own.names, own.prompts, tokenizer),
+        *prompt_findings(facts.num_tokens, own.names, tokenizer.max_tokens),
+        *_left_out(left_out),
+        *_unused(own.unused_names),
+        *_unread(images),
+    ]
+    return DataFindings(facts, findings)
+
+
+def find_reported(path: str) -> tuple[OwnSets, list[SkipReport]]:
+    """Find the set of a path, however much of it is faulty, and return it with what was left out.
+
+    Raises:
+        FileNotFoundError, InputError: See ``find_own_sets``.
+    """
+    with DataReport(max_share=1.0) as report:
+        own = find_own_sets(path)
+    return own, list(report.files.values())
+
+
+def configured_sets(cfg: CfgNode) -> tuple[OwnSets, list[SkipReport]]:
+    """Return the detection data of DATASETS.TRAIN and DATASETS.TEST as one set, and what was left out of it.
+
+    Its images have their whole paths.
+
+    Raises:
+        InputError: There is none; one is not registered, is not of files with boxes and names, or has other names
+            than the first.
+        FileNotFoundError: Annotations or images are not there.
+        AnnotationError: A file cannot be used at all.
+    """
+    splits: dict[str, list[str]] = {"train": list(cfg.DATASETS.TRAIN), "val": list(cfg.DATASETS.TEST)}
+    if not any(splits.values()):
+        raise InputError("DATASETS.TRAIN: expected datasets to check, found none; --data PATH checks a folder")
+    names: list[str] = []
+    sets: dict[str, CocoSet] = {}
+    left_out: list[SkipReport] = []
+    for split, datasets in splits.items():
+        content: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": []}
+        for dataset in datasets:
+            with DataReport(max_share=1.0) as report:
+                found = _read_registered(dataset, content)
+            left_out += report.files.values()
+            if names and found != names:
+                raise InputError(
+                    f"dataset {dataset!r}: expected the names of the other datasets, found others; check them apart"
+                )
+            names = found
+        content["categories"] = [{"id": row, "name": name} for row, name in enumerate(names)]
+        if content["images"]:
+            sets[split] = CocoSet("", content, {})
+    first = next(name for found in splits.values() for name in found)
+    prompts = {name: "".join(text) for name, text in MetadataCatalog.get(first).get("prompt_texts", {}).items()}
+    return OwnSets(first, sets, names, prompts, [], None), left_out
+
+
+def _read_registered(dataset: str, content: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Add the images and boxes of a registered dataset to a content, and return its names."""
+    check_is_available(dataset)
+    records = DatasetCatalog.get(dataset)
+    names = list(MetadataCatalog.get(dataset).get("thing_classes", ()))
+    if not mapper_of(dataset).has_category_names or not names or any(_is_packed(record) for record in records):
+        raise InputError(f"dataset {dataset!r}: expected detection data, each image a file, found other data")
+    for record in records:
+        image_id = len(content["images"])
+        image = {"file_name": os.path.abspath(record["file_name"]), "id": image_id}
+        content["images"].append(image | {key: record[key] for key in ("height", "width")})
+        for item in record.get("annotations", ()):
+            content["annotations"].append(
+                {
+                    "image_id": image_id,
+                    "category_id": item["category_id"],
+                    "bbox": list(BoxMode.convert(list(item["bbox"]), item["bbox_mode"], BoxMode.XYWH_ABS)),
+                    "iscrowd": item.get("iscrowd", 0),
+                }
+            )
+    return names
+
+
+def _is_packed(record: Mapping[str, Any]) -> bool:
+    return "image_bytes" in record or "tsv_offset" in record or "height" not in record
+
+
+def _images_of(splits: Mapping[str, CocoSet]) -> Iterator[ImageFacts]:
+    for split, one in splits.items():
+        names = {category["id"]: category["name"] for category in one.content["categories"]}
+        boxes: dict[int, list[BoxFacts]] = {}
+        for item in one.content["annotations"]:
+            left, top, width, height = item["bbox"]
+            corners = (left, top, left + width, top + height)
+            box = BoxFacts(names[item["category_id"]], corners, bool(item.get("iscrowd", 0)))
+            boxes.setdefault(item["image_id"], []).append(box)
+        for image in one.content["images"]:
+            path = os.path.join(one.image_root, image["file_name"])
+            size = (image["height"], image["width"])
+            yield ImageFacts(split, image["file_name"], path, size, tuple(boxes.get(image["id"], ())))
+
+
+def _left_out(reports: Iterable[SkipReport]) -> Iterator[Finding]:
+    """Yield a finding for each kind of entry that a reader left out or changed."""
+    for report in reports:
+        for (unit, kind), number in report.counts.items():
+            cases = tuple(
+                f"{case.where}: {case.reason}" for case in report.cases if (case.unit, case.kind) == (unit, kind)
+            )
+            text = f"{number} of {report.totals[unit] or number} {unit} were left out: {kind}"
+            # A file of something else, such as figures, is no fault of the set.
+            is_other = unit == "annotation files"
+            advice = "" if is_other else "correct them if they are needed"
+            yield Finding("note" if is_other else "warning", f"left out: {kind}", number, text, advice, cases)
+        for kind, number in report.changed.items():
+            if kind.startswith("classes left out"):
+                continue  # They have a finding of their own, with their names.
+            yield Finding("note", f"changed: {kind}", number, f"{number} {kind}")
+
+
+def _unused(names: list[str]) -> Iterator[Finding]:
+    if names:
+        text = f"{counted(len(names), 'class')} of the files {'has' if len(names) == 1 else 'have'} no box, left out"
+        yield Finding("note", "unused names", len(names), text, "", tuple(names))
+
+
+def _unread(images: list[ImageFacts]) -> Iterator[Finding]:
+    number = sum(not image.is_read for image in images)
+    if number:
+        text = f"{number:,} of {counted(len(images), 'image')} were not opened; glipv2 check-data opens all"
+        yield Finding("note", "images not opened", number, text)

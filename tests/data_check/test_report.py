@@ -1,0 +1,88 @@
+import html
+import json
+import re
+
+import pytest
+from check_cases import DOG, by_kind, check, encoded, micro_cfg
+from own_set_writers import Photo, write_coco
+
+from glipv2_d2.data_check import DataFindings, Finding, check_own_sets, find_reported
+from glipv2_d2.data_check.page import choose_images
+from glipv2_d2.program.main import main
+
+GOOD = {f"{k}.jpg": (encoded(k), [DOG]) for k in range(5)}
+
+
+def test_the_gravest_findings_come_first_and_say_what_to_do(tmp_path):
+    facts = check(tmp_path, {"train": GOOD}).facts
+    note, stop = Finding("note", "b", 1, "a note"), Finding("stop", "a", 5, "a stop", "do this", tuple("uvwxy"))
+    findings = DataFindings(facts, [note, stop])
+    assert findings.lines()[2:] == ["stop: a stop; do this", "    u; v; w and 2 more", "note: a note"]
+    assert findings.stops == [stop]
+
+
+def test_json_and_page_hold_everything_and_nothing_is_run(tmp_path):
+    name = "<script>alert(1)</script>"
+    images = GOOD | {"<b>.jpg": (encoded(9)[:-900], [(name, 1, 1, 30, 30)])}
+    findings = check(tmp_path, {"train": images, "val": {"v.jpg": (encoded(8), [DOG])}}, ("dog", name))
+    paths = findings.write(tmp_path / "report")
+    content = json.loads((tmp_path / "report" / "data_check.json").read_text())
+    assert content["splits"]["train"] == {"images": 6, "images_without_boxes": 0, "boxes": 6}
+    assert content["classes"] == {"dog": {"train": 5, "val": 1}, name: {"train": 1, "val": 0}}
+    assert [one["kind"] for one in content["findings"]] == [one.kind for one in findings.findings]
+    page = (tmp_path / "report" / "data_check.html").read_text()
+    assert "<script" not in page and html.escape(name) in page and paths[1].endswith("data_check.html")
+    # Self-contained: seven photographs inside, no other file.
+    assert len(re.findall(r"<img [^>]*src='data:image/jpeg;base64,", page)) == 7
+    assert not re.search(r"(src|href)='(?!data:)", page) and "url(" not in page
+
+
+def test_images_of_the_page_show_every_class_and_never_a_copy_twice(tmp_path):
+    names = ("dog", "cat")
+    images = {f"{k}.jpg": (encoded(k), [DOG]) for k in range(40)}
+    images |= {
+        "cat.jpg": (encoded(50), [("cat", 1, 1, 30, 30)]),
+        "copy.jpg": (encoded(3), [DOG]),
+        "e.jpg": (encoded(60), []),
+    }
+    facts = check(tmp_path, {"train": images}, names).facts
+    chosen = choose_images(facts, 10)
+    assert len(chosen) == 10 and chosen == choose_images(facts, 10) and "cat.jpg" in [one.name for one in chosen[:2]]
+    every = choose_images(facts, 99)
+    assert len(every) == 42 and every[-1].name == "e.jpg"
+
+
+def test_a_damaged_image_is_no_photograph_of_the_page(tmp_path):
+    findings = check(tmp_path, {"train": GOOD | {"x.jpg": (b"text", [DOG])}})
+    findings.write(tmp_path / "report")
+    assert (tmp_path / "report" / "data_check.html").read_text().count("<figure>") == 5
+
+
+def test_what_a_reader_leaves_out_is_a_finding(tmp_path):
+    photos = [Photo(f"{k}.png", 64, 48, [("dog", 4, 4, 40, 40)]) for k in range(6)]
+    root = write_coco(tmp_path / "mine", {"train": photos, "val": photos[:1]}, ["dog", "unused"])
+    (json_file,) = [path for path in root.rglob("*.json") if len(json.loads(path.read_text())["images"]) == 6]
+    content = json.loads(json_file.read_text())
+    content["annotations"][0]["bbox"] = [4, 4, 0, 9]
+    content["annotations"][1]["bbox"] = None
+    json_file.write_text(json.dumps(content))
+    own, left_out = find_reported(str(root))
+    found = by_kind(check_own_sets(own, micro_cfg(), left_out=left_out))
+    kinds = [kind for kind in found if kind.startswith("left out: ")]
+    assert sum(found[kind].number for kind in kinds) == 2 and all(found[kind].severity == "warning" for kind in kinds)
+    assert "boxes without area" in " ".join(kinds) and found["unused names"].cases == ("unused",)
+
+
+@pytest.mark.parametrize(("boxes", "status"), [([("dog", 4, 4, 40, 40)], 0), ([("dog", 0, 0, 1, 1)], 1)])
+def test_the_program_ends_with_1_only_if_nothing_can_be_trained(tmp_path, boxes, status, capsys):
+    photos = [Photo(f"{k}.png", 64, 48, boxes) for k in range(6)]
+    root = write_coco(tmp_path / "mine", {"train": photos, "val": photos[:1]}, ["dog"])
+    output = tmp_path / "report"
+    words = ["--data", str(root), "--output", str(output), "--config-file", "configs/demo/glipv2_micro.yaml"]
+    assert main(["check-data", *words]) == status
+    printed = capsys.readouterr().out.splitlines()
+    # Boxes of relative coordinates are left out.
+    assert printed[0].startswith(f"mine: 7 images, 1 class, {0 if status else 7} boxes")
+    assert printed[-1].startswith("written: ") and (output / "data_check.html").is_file()
+    assert printed[2].startswith("stop: no image has a box; check that") == bool(status)
+    assert any("left out: boxes not in pixels" in line for line in printed) == bool(status)
