@@ -80,3 +80,10 @@ def test_a_resnet_has_its_keys():
     assert check_config(cfg) is None
     cfg.MODEL.ANCHOR_GENERATOR.ANGLES = ((-90, 0, 90),)  # A tuple for a list is no change.
     check_config(cfg)
+
+
+def test_of_several_beginnings_of_a_key_the_longest_counts():
+    assert way_out_of("MODEL.ANCHOR_GENERATOR.SIZES") is None
+    assert way_out_of("MODEL.ANCHOR_GENERATOR.ANGLES") == REFUSED["MODEL.ANCHOR_GENERATOR.ANGLES"]
+    assert way_out_of("MODEL.ROI_HEADS.NUM_CLASSES") == REFUSED["MODEL.ROI_HEADS.NUM_CLASSES"]
+    assert way_out_of("MODEL.ROI_HEADS.NAME") == REFUSED["MODEL.ROI_"]
