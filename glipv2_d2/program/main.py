@@ -45,6 +45,17 @@ COMMANDS = {
             "glipv2 train --output output/mine --resume",
         ),
     ),
+    "predict": Command(
+        "predict",
+        "find, segment, answer or describe in images and videos",
+        (
+            "glipv2 predict photos/ --model output/mine --names raccoon,dog",
+            "glipv2 predict a.jpg b.mp4 --config-file FILE --caption 'a man on a board' --opts MODEL.WEIGHTS FILE",
+            "glipv2 predict 'photos/*.jpg' --model output/mine --threshold 0.3 --max-boxes 50 --save images,coco,yolo",
+            "glipv2 predict a.jpg --model FOLDER --task vqa --question 'What is it?'",
+            "glipv2 predict 0 --model output/mine --names person     # a webcam, until Ctrl-C",
+        ),
+    ),
     "eval": Command(
         "evaluate",
         "measure a model on datasets",

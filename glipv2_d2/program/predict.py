@@ -1,0 +1,185 @@
+"""Find what a prompt names in images, videos or a webcam; segment what a phrase refers to, answer a question, or write
+captions. Drawings and results are saved as each image is done; an image that cannot be read is named and left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import InputError
+from .output import write_line
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+    from ..engine.predictor import GLIPv2Predictor
+    from .predict_sources import Source
+    from .predict_tasks import Prompt
+
+TASKS = ("detect", "refer", "vqa", "caption")
+# What is saved, and of which tasks.
+KINDS = ("images", "json", "jsonl", "coco", "yolo", "crops")
+_KINDS_OF_NAMES = ("coco", "yolo", "crops")
+_DEFAULT_KINDS = "images,json"
+
+# Lowest score of a detection that is kept, unless the command line names another.
+DEFAULT_THRESHOLD = 0.5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``glipv2 predict``."""
+    source = parser.add_argument_group("what to look at")
+    source.add_argument(
+        "inputs", nargs="*", metavar="INPUT", help="image, folder, quoted glob, video, webcam number, or address"
+    )
+    source.add_argument("--input", nargs="+", default=[], metavar="INPUT", dest="more_inputs", help="the same")
+    source.add_argument("--video-input", metavar="FILE", help="a video, whatever its name ends with")
+    source.add_argument("--allow-downloads", action="store_true", help="fetch images and models at addresses")
+    model = parser.add_argument_group("the model").add_mutually_exclusive_group(required=True)
+    model.add_argument("--config-file", metavar="FILE", help="config; that of a run is used with the run's weights")
+    model.add_argument(
+        "--model", metavar="FOLDER", help="folder of a run or of save_pretrained; USER/NAME with --allow-downloads"
+    )
+    asked = parser.add_argument_group("what to find")
+    asked.add_argument("--task", choices=TASKS, default=TASKS[0], help=f"default: {TASKS[0]}")
+    prompt = asked.add_mutually_exclusive_group()
+    prompt.add_argument(
+        *("--names", "--vocabulary"), metavar="A,B,C", help="names to find; default: those of DATASETS.TEST[0]"
+    )
+    prompt.add_argument("--names-file", metavar="FILE", help="file with a name on each line")
+    prompt.add_argument(
+        *("--caption", "--prompt"), metavar="TEXT", help="text with noun phrases to find; one phrase for refer"
+    )
+    prompt.add_argument("--question", metavar="TEXT", help="question for --task vqa")
+    score_help = f"lowest score kept; default: {DEFAULT_THRESHOLD}, for refer MODEL.GLIPV2.TEST.REFERRING_THRESH"
+    asked.add_argument("--threshold", "--confidence-threshold", type=float, metavar="SCORE", help=score_help)
+    asked.add_argument("--max-boxes", type=int, metavar="N", help="keep the best N of an image")
+    saved = parser.add_argument_group("what to save")
+    saved.add_argument("--output", default="output/predictions", metavar="FOLDER", help="default: output/predictions")
+    save_help = f"of {', '.join(KINDS)}; default: {_DEFAULT_KINDS}"
+    saved.add_argument("--save", default=_DEFAULT_KINDS, metavar="A,B", help=save_help)
+    saved.add_argument("--style", choices=("auto", "full", "thin"), default="auto", help="thin: for crowded images")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at once, for detect; default: 1")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys; last")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the task of the command line on all inputs, and say at the end what was found and where it lies."""
+    kinds = check_arguments(arguments)
+    prompt = read_prompt(arguments)
+    from .predict_files import ResultFolder
+    from .predict_run import predict_sources
+    from .predict_sources import find_sources
+    from .predict_tasks import make_task
+
+    inputs = [*arguments.inputs, *arguments.more_inputs]
+    sources = find_sources(inputs, arguments.video_input, arguments.allow_downloads)
+    check_sources(arguments.task, sources, kinds)
+    predictor = build_predictor(arguments)
+    threshold = DEFAULT_THRESHOLD if arguments.threshold is None else arguments.threshold
+    limits = {"threshold": threshold, "max_boxes": arguments.max_boxes, "batch_size": arguments.batch_size}
+    task = make_task(arguments.task, predictor, prompt, style=arguments.style, **limits)
+    asked = {} if arguments.task == "caption" else {"question" if arguments.task == "vqa" else "prompt": prompt}
+    folder = ResultFolder(Path(arguments.output), kinds, asked)
+    counts = predict_sources(task, sources, folder, arguments.allow_downloads)
+    if counts.num_skipped:
+        total = counts.num_images + counts.num_skipped
+        sys.stderr.write(f"{counts.num_skipped} of {total} images were skipped, see above\n")
+    found = f", {counts.num_detections} detections" if arguments.task in ("detect", "vqa") else ""
+    write_line(f"wrote {arguments.output}: {counts.num_images} images{found}")
+
+
+def check_arguments(arguments: argparse.Namespace) -> list[str]:
+    """Refuse flags whose values cannot be used or do not fit the task; return the kinds of results to save."""
+    threshold, folder = arguments.threshold, Path(arguments.output)
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise InputError(f"--threshold: expected a number from 0 to 1, found {threshold}")
+    for flag, value in (("--batch-size", arguments.batch_size), ("--max-boxes", arguments.max_boxes)):
+        if value is not None and value < 1:
+            raise InputError(f"{flag}: expected a number from 1, found {value}")
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"--output: expected a folder, found a file at {existing}")
+    _check_task(arguments)
+    kinds = [kind.strip() for kind in arguments.save.split(",")]
+    allowed = [kind for kind in KINDS if arguments.task == "detect" or kind not in _KINDS_OF_NAMES]
+    unknown = [kind for kind in kinds if kind not in allowed]
+    if unknown:
+        raise InputError(
+            f"--save: expected some of {', '.join(allowed)} with --task {arguments.task}, found {unknown[0]!r}"
+        )
+    return kinds
+
+
+def check_sources(task: str, sources: Sequence[Source], kinds: Sequence[str]) -> None:
+    """Refuse drawn videos of texts: the height of these drawings follows the text, but all frames have one height."""
+    videos = [source.name for source in sources if source.kind != "image"]
+    if task in ("vqa", "caption") and videos and "images" in kinds:
+        raise InputError(
+            f"--save: expected json or jsonl with --task {task} and the video {videos[0]}, found images; --save json"
+        )
+
+
+def _check_task(arguments: argparse.Namespace) -> None:
+    """Refuse a prompt, a question or an input that does not fit the task."""
+    task, has_names = arguments.task, arguments.names is not None or arguments.names_file is not None
+    if (task == "vqa") != (arguments.question is not None):
+        found = "no question" if arguments.question is None else f"--task {task}"
+        raise InputError(f"--question: expected a question with --task vqa and none with other tasks, found {found}")
+    if task == "refer" and arguments.caption is None:
+        found = "--names" if has_names else "no prompt"
+        raise InputError(f"--caption: expected a phrase with --task refer, found {found}")
+    if task in ("detect", "refer"):
+        return
+    if arguments.caption is not None or has_names:
+        raise InputError(f"--caption, --names: expected --task detect or refer, found --task {task}")
+
+
+def read_prompt(arguments: argparse.Namespace) -> Prompt:
+    """Return the question, the caption, the names, or None for those of the config.
+
+    Raises:
+        InputError, OSError: The file of names has none, or cannot be read as text.
+    """
+    if arguments.names_file is not None:
+        try:
+            text = Path(arguments.names_file).read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise InputError(f"--names-file: expected text in UTF-8, found {arguments.names_file}: {error}") from error
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+        if not names:
+            raise InputError(f"--names-file: expected a name on each line, found none in {arguments.names_file}")
+        return names
+    if arguments.names is None:
+        return arguments.caption if arguments.question is None else arguments.question
+    return [name.strip() for name in arguments.names.split(",")]
+
+
+def build_predictor(arguments: argparse.Namespace) -> GLIPv2Predictor:
+    """Build the predictor of a folder or of a config."""
+    from ..engine.predictor import GLIPv2Predictor
+
+    if arguments.model is not None:
+        download = {"download": True} if arguments.allow_downloads else {}
+        return GLIPv2Predictor.from_pretrained(arguments.model, _keys(arguments), **download)
+    return GLIPv2Predictor(read_config(arguments))
+
+
+def read_config(arguments: argparse.Namespace) -> CfgNode:
+    """Build the config; for ``--task refer`` the model applies the threshold, which is a key of the config."""
+    from ..engine.command_line import build_config
+
+    cfg = build_config(arguments.config_file, _keys(arguments), for_results=True)
+    if arguments.task == "refer" and not cfg.MODEL.MASK_ON:
+        raise InputError(f"MODEL.MASK_ON: expected True with --task refer, found False in {arguments.config_file}")
+    return cfg
+
+
+def _keys(arguments: argparse.Namespace) -> list[str]:
+    if arguments.task != "refer" or arguments.threshold is None:
+        return list(arguments.opts)
+    return ["MODEL.GLIPV2.TEST.REFERRING_THRESH", str(arguments.threshold), *arguments.opts]
