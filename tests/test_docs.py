@@ -1,6 +1,8 @@
 """What the documentation names exists: files, flags, config keys, links, registering functions."""
 
+import argparse
 import ast
+import importlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from detectron2.config import CfgNode, get_cfg
 import glipv2_d2
 from glipv2_d2 import add_glipv2_config
 from glipv2_d2.engine.command_line import parse_train_arguments
+from glipv2_d2.program.main import COMMANDS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*/README.md")})
@@ -60,6 +63,8 @@ def flags(program: Path) -> set[str]:
     if program.name == "train_net.py":
         return {"--" + name.replace("_", "-") for name in vars(parse_train_arguments([]))}
     tree = ast.parse(program.read_text(encoding="utf-8"))
+    if (command := door_of(tree)) is not None:
+        return command_flags(command)
     imported = [
         node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module
     ]
@@ -67,6 +72,19 @@ def flags(program: Path) -> set[str]:
     files += [file for name in imported for file in program.parent.glob(f"{name}/*.py")]
     nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
     return {str(node.value) for node in nodes if isinstance(node, ast.Constant) and str(node.value).startswith("--")}
+
+
+def door_of(tree: ast.AST) -> str | None:
+    """The command of ``glipv2`` that a program calls, if it is no more than a door to it."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
+    called = [node.args[0] for node in calls if isinstance(node.func, ast.Name) and node.func.id == "run_command"]
+    return next((str(name.value) for name in called if isinstance(name, ast.Constant)), None)
+
+
+def command_flags(command: str) -> set[str]:
+    parser = argparse.ArgumentParser()
+    importlib.import_module(f"glipv2_d2.program.{COMMANDS[command].module}").add_arguments(parser)
+    return {word for action in parser._actions for word in action.option_strings} | {"--traceback"}
 
 
 def config() -> CfgNode:
