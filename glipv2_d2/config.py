@@ -19,6 +19,7 @@ def add_glipv2_config(cfg: CN) -> None:
     _add_tuning(cfg)
     _add_understanding(cfg)
     _add_data(cfg)
+    _add_datasets(cfg)
     _add_solver(cfg)
 
 
@@ -341,6 +342,8 @@ def _add_data(cfg: CN) -> None:
     # before it. The weights are model_best_NAME.pth, with "_" for what is neither letter nor digit in the name.
     cfg.TEST.BEST_METRICS = ()
 
+
+def _add_datasets(cfg: CN) -> None:
     # Folders and files of own images and boxes, see docs/own_data.md. Each is registered as NAME_train, NAME_val and
     # NAME_test, with the name of its folder, and its COCO json is written to OUTPUT_DIR/datasets.
     cfg.DATASETS.REGISTER = ()
@@ -354,6 +357,9 @@ def _add_data(cfg: CN) -> None:
     # Faulty annotations and images of a file are left out and listed in OUTPUT_DIR/data_report.json. More than this
     # share of them, and more than ten, end the run; 0: any fault does.
     cfg.DATASETS.MAX_FAULTY_SHARE = 0.02
+    # Files of data may name images outside their image folder, a TSV yaml other folders, and shards may be commands
+    # ("pipe:COMMAND"), which are run. Only for files that one wrote or read oneself.
+    cfg.DATASETS.ALLOW_OUTSIDE_FILES = False
     # Few-shot training: this many images of each category are taken from the training data, which must be detection
     # data only; 0: all images.
     cfg.DATASETS.FEW_SHOT = CN()

@@ -33,6 +33,8 @@ from torch import Tensor, nn
 from .errors import InputError
 
 _ZIP_MAGIC = b"PK\x03\x04"
+# A compressed member may be larger than this only if it does not expand by more than the factor.
+_MOST_UNPACKED, _MOST_EXPANSION = 2**28, 100
 _HASHED_AT_ONCE = 1 << 20
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Names that ``atomic_path`` gives.
@@ -243,6 +245,12 @@ def _read_torch(local_path: str, path: str, *, is_zip: bool, mmap: bool) -> Any:
             raise CheckpointError(
                 f"{path}: expected tensors, found a TorchScript archive, which holds code; {_SAFE_COPY}"
             )
+        for member in members:
+            if member.file_size > max(_MOST_UNPACKED, _MOST_EXPANSION * member.compress_size):
+                raise CheckpointError(
+                    f"{path}: expected a member {member.filename!r:.100} of at most {_MOST_EXPANSION} times its "
+                    f"{member.compress_size} bytes, found one that claims {member.file_size}; {_NEW_COPY}"
+                )
         # torch would map compressed members as if they were numbers.
         mmap = mmap and is_zip and all(member.compress_type == zipfile.ZIP_STORED for member in members)
         return torch.load(local_path, map_location="cpu", weights_only=True, mmap=mmap)

@@ -161,10 +161,10 @@ def test_patterns_that_name_no_shard_are_errors(urls, message):
 
 
 def test_a_file_that_claims_more_than_is_read_ends_the_shard(tmp_path, monkeypatch):
-    monkeypatch.setattr("glipv2_d2.data.datasets.tar_shards._MAX_FILE_BYTES", 700)
-    path = write_tar(tmp_path / "s.tar", {**FILES, "e.jpg": b"x" * 701, "f.jpg": b"y"})
+    monkeypatch.setattr("glipv2_d2.data.datasets.tar_shards._MAX_SAMPLE_BYTES", 1500)
+    path = write_tar(tmp_path / "s.tar", {**FILES, "e.jpg": b"x" * 1501, "f.jpg": b"y"})
     samples, (line,) = read(path)
-    assert contents(samples) == FILES and "'e.jpg' has 701 bytes, expected a plain one of at most 700" in line
+    assert contents(samples) == FILES and "'e.jpg' has 1501 bytes, expected plain ones of at most 1500" in line
 
 
 @pytest.mark.parametrize("size", [400_000_000, 400])

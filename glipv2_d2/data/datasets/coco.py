@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from .value_checks import (
     cut_box,
     is_text,
     read_corners,
+    read_file_name,
     read_four_numbers,
     read_integer,
     read_text,
@@ -129,6 +131,7 @@ def load_detection_truth(json_file: str, image_root: str | None = None, *, is_lv
         AnnotationError: As in ``load_coco_grounding``.
     """
     content = CocoJson(json_file)
+    # No image is read here.
     images = content.images(_read_lvis_path if is_lvis else _read_any_path, one_entry_per_file=True)
     if image_root is not None:
         paths = {os.path.join(image_root, image.file_name): image.id for image in images.values() if image is not None}
@@ -151,7 +154,8 @@ def _load_records(
 ) -> tuple[Images, dict[int, dict]]:
     """Return the images of a file and their dataset dicts, both by image id, and fill the metadata."""
     content = CocoJson(json_file, name)
-    images = content.images(_read_lvis_path if is_lvis else _read_any_path, one_entry_per_file=True)
+    path_of = functools.partial(_read_lvis_path, folder=image_root) if is_lvis else None
+    images = content.images(path_of, folder=image_root, one_entry_per_file=True)
     names = content.categories()
     rows = {category_id: row for row, category_id in enumerate(names)}
     records = {image.id: image_record(image, image_root) for image in images.values() if image is not None}
@@ -249,11 +253,11 @@ def _read_flag(item: dict, field: str) -> int:
 
 
 def _read_any_path(entry: dict) -> str:
-    """Return ``file_name``, which may leave the image folder, as in detectron2's own reader."""
+    """Return ``file_name``, wherever it leads."""
     return read_text(entry, "file_name")
 
 
-def _read_lvis_path(entry: dict) -> str:
+def _read_lvis_path(entry: dict, folder: str | None = None) -> str:
     """Return the last two parts of ``coco_url``, as "val2017/000000000139.jpg", and check the lists of categories."""
     for field in _LVIS_FIELDS:
         ids = entry.get(field, [])
@@ -261,7 +265,7 @@ def _read_lvis_path(entry: dict) -> str:
             raise EntryError(f"{field}: expected a list of category ids, found {show(ids)}", "malformed images")
     url = entry.get("coco_url")
     if url is None and "file_name" in entry:
-        return _read_any_path(entry)
+        return _read_any_path(entry) if folder is None else read_file_name(entry, "file_name", folder)
     parts = url.split("/")[-2:] if is_text(url) else []
     if not (len(parts) == 2 and all(parts) and stays_inside("/".join(parts))):
         raise EntryError(f"coco_url: expected a URL that ends with a folder and a file, found {show(url)}")

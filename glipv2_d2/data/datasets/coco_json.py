@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -78,13 +79,15 @@ class CocoJson:
         self,
         path_of: Callable[[dict[str, Any]], str] | None = None,
         *,
+        folder: str = "",
         one_entry_per_file: bool = False,
         needs_size: bool = True,
     ) -> Images:
         """Read ``images`` with ``id``, ``file_name``, ``height`` and ``width``, in the order of the file.
 
         Args:
-            path_of: Reads the path of an image from its entry; None: ``file_name``, which may not leave its folder.
+            path_of: Reads the path of an image from its entry; None: ``file_name``, see ``read_file_name``.
+            folder: The folder that these paths are relative to.
             one_entry_per_file: A second entry of the same file is a fault.
             needs_size: An image without a proper ``height`` and ``width`` is a fault.
 
@@ -103,7 +106,7 @@ class CocoJson:
                 known = images.setdefault(image_id, None)
                 if known is not None:
                     raise self._doubled(where, known, entry)
-                path = read_file_name(entry, "file_name") if path_of is None else path_of(entry)
+                path = read_file_name(entry, "file_name", folder) if path_of is None else path_of(entry)
                 if one_entry_per_file and path in paths:
                     raise EntryError(f"file_name: expected one entry, found {show(path)} again", "images listed twice")
                 size = read_image_size(entry) if needs_size or has_image_size(entry) else []
@@ -200,11 +203,13 @@ class CocoJson:
     def _empty_rows(self, rows: Sequence[dict[str, Any]], names: Mapping[int, str]) -> list[int]:
         """Return the ids of the categories that only stand for the others."""
         parents = {as_integer(row["id"]): row.get("supercategory") for row in rows}
+        counts = Counter(parent for parent in parents.values() if isinstance(parent, str))
+        num_others = len(parents) - 1
         found = []
         for category_id, name in names.items():
-            others = [parent for other, parent in parents.items() if other != category_id]
-            is_root = parents[category_id] in (None, "", "none") and all(parent == name for parent in others)
-            if others and (name in _BACKGROUND or is_root):
+            own = parents[category_id]
+            is_root = own in (None, "", "none") and counts[name] - (own == name) == num_others
+            if num_others and (name in _BACKGROUND or is_root):
                 found.append(category_id)
         if not found:
             return []

@@ -15,6 +15,7 @@ from .value_checks import (
     OmittedEntry,
     check_no_crowd,
     read_box,
+    read_file_name,
     read_spans,
     read_text,
     show,
@@ -44,7 +45,7 @@ def load_grounding_json(json_file: str, image_root: str | Mapping[str, str], nam
     half-open box is cut at the border of the image.
     """
     content = CocoJson(json_file, name)
-    images = content.images()
+    images = content.images(lambda entry: read_file_name(entry, "file_name", _directory(entry, image_root, json_file)))
     records: dict[int, dict | None] = {}
     for image_id, image in images.items():
         records[image_id] = None

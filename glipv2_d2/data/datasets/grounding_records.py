@@ -21,6 +21,10 @@ from .value_checks import (
     show,
 )
 
+# By the phrases of a region, the places of all of them; one for a caption. A short line can ask for thousands of places
+# for each of thousands of boxes.
+Places = dict[tuple[str, ...], tuple[CharSpan, ...]]
+
 
 def grounding_annotation(
     box: Box, spans: tuple[CharSpan, ...], score: Any = None, segmentation: Any = None
@@ -74,9 +78,10 @@ def read_odvg_grounding(record: Any) -> tuple[dict[str, Any], list[EntryError]]:
         raise EntryError(f"regions: expected a list, found {show(regions)}")
     annotations: list[dict] = []
     left_out: list[EntryError] = []
+    known: Places = {}
     for region in regions:
         try:
-            boxes, scores, spans = _read_region(region, caption)
+            boxes, scores, spans = _read_region(region, caption, known)
         except EntryError as error:
             left_out.append(error)
             continue
@@ -88,7 +93,7 @@ def read_odvg_grounding(record: Any) -> tuple[dict[str, Any], list[EntryError]]:
     return {"height": height, "width": width, "caption": caption, "annotations": annotations}, left_out
 
 
-def _read_region(region: Any, caption: str) -> tuple[list, list, tuple[CharSpan, ...]]:
+def _read_region(region: Any, caption: str, known: Places) -> tuple[list, list, tuple[CharSpan, ...]]:
     boxes = read_object(region).get("bbox")
     if not isinstance(boxes, list) or not boxes:
         raise EntryError(f"bbox: expected a box or a list of boxes, found {show(boxes)}")
@@ -102,21 +107,26 @@ def _read_region(region: Any, caption: str) -> tuple[list, list, tuple[CharSpan,
     if region.get("tokens_positive") is not None:
         return boxes, scores, read_spans(region["tokens_positive"], caption)
     phrases = region.get("phrase")
-    return boxes, scores, _search(phrases if isinstance(phrases, list) else [phrases], caption)
+    return boxes, scores, _search(phrases if isinstance(phrases, list) else [phrases], caption, known)
 
 
-def _search(phrases: list, caption: str) -> tuple[CharSpan, ...]:
-    spans: list[CharSpan] = []
+def _search(phrases: list, caption: str, known: Places) -> tuple[CharSpan, ...]:
+    if not phrases:
+        raise EntryError(f"phrase: expected at least one, found {show(phrases)}", "malformed texts")
     for phrase in phrases:
         if not is_text(phrase):
             raise EntryError(f"phrase: expected a string that is not empty, found {show(phrase)}", "malformed texts")
-        try:
-            spans += find_phrase(caption, phrase)[1]
-        except ValueError as error:
-            expected = f"words of the caption {show(caption)}"
-            raise EntryError(
-                f"phrase: expected {expected}, found {show(phrase)}", "phrases that are not in their caption"
-            ) from error
-    if not spans:
-        raise EntryError(f"phrase: expected at least one, found {show(phrases)}", "malformed texts")
-    return tuple(sorted(set(spans)))
+    wanted = tuple(dict.fromkeys(phrases))
+    if wanted not in known:
+        known[wanted] = tuple(sorted({span for phrase in wanted for span in _places(phrase, caption)}))
+    return known[wanted]
+
+
+def _places(phrase: str, caption: str) -> list[CharSpan]:
+    try:
+        return find_phrase(caption, phrase)[1]
+    except ValueError as error:
+        expected = f"words of the caption {show(caption)}"
+        raise EntryError(
+            f"phrase: expected {expected}, found {show(phrase)}", "phrases that are not in their caption"
+        ) from error

@@ -62,7 +62,7 @@ def load_odvg(jsonl_file: str, image_root: str, names_file: str | None, name: st
         where = f"line {number}"
         try:
             content = parse_line(line)
-            file_name = os.path.join(image_root, read_file_name(content, "filename"))
+            file_name = os.path.join(image_root, read_file_name(content, "filename", image_root))
             _check_kind(content, task, f"{jsonl_file}: {where}")
             if names is not None:
                 record = _read_detection(content, names, report, where)

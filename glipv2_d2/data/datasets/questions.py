@@ -125,7 +125,7 @@ def load_vqa_json(json_file: str, image_root: str, name: str) -> list[dict]:
         AnnotationError: The file cannot be used, two different questions have one id, or there are too many faults.
     """
     content = CocoJson(json_file, name)
-    images = content.images()
+    images = content.images(folder=image_root)
     has_annotations = bool(content.annotation_entries())
     boxes: dict[int, dict[str, list[Box]]] = {}
 
@@ -188,7 +188,7 @@ def load_vqa_jsonl(jsonl_file: str, image_root: str, name: str) -> list[dict]:
         try:
             entry = _without_pope(parse_line(line))
             question_id = read_integer(entry, "question_id") if "question_id" in entry else number
-            file_name = read_file_name(entry, "filename")
+            file_name = read_file_name(entry, "filename", image_root)
             size = read_image_size(entry) if "height" in entry or "width" in entry else None
             record = _record(os.path.join(image_root, file_name), size, file_name, read_text(entry, "question"))
             _set_own_answers(record, entry, "answer_type")

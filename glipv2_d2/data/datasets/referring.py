@@ -49,7 +49,7 @@ def load_referring_json(json_file: str, image_root: str, name: str) -> list[dict
         AnnotationError: The file cannot be used, or there are too many faults.
     """
     content = CocoJson(json_file, name)
-    images = content.images()
+    images = content.images(folder=image_root)
     records: dict[int, dict[str, dict]] = {image_id: {} for image_id in images}
 
     def read(image: CocoImage, item: dict) -> None:
@@ -92,7 +92,7 @@ def load_refcoco(json_file: str, instances_file: str, image_root: str, split: st
     if split not in splits:
         raise AnnotationError(f"{json_file}: splits: expected {split!r} among them, found {show(splits)}")
     instances = CocoJson(instances_file, name)
-    images = instances.images()
+    images = instances.images(folder=image_root)
     annotations = {
         as_integer(entry.get("id")): entry for entry in instances.annotation_entries() if isinstance(entry, dict)
     }

@@ -16,7 +16,7 @@ from detectron2.utils.file_io import PathManager
 from tqdm import tqdm
 
 from ...errors import InputError
-from .value_checks import AnnotationError, EntryError, OmittedEntry, Value
+from .value_checks import AnnotationError, EntryError, OmittedEntry, Value, outside_files_allowed
 
 REPORT_FILE = "data_report.json"
 # As many faults are never an error: in a small file, one is soon more than the share.
@@ -158,6 +158,7 @@ class DataReport:
         max_share: Share of the entries of a file that may have a fault, in [0, 1]; up to ``FEW_FAULTS`` of them are
             allowed anyway, but with 0 none is.
         folder: Where the report is written; None: it is not.
+        outside_files: Files of data may name files outside their folders, and commands as shards.
 
     Attributes:
         files: The report of each file, by the file and the name of the dataset.
@@ -165,15 +166,19 @@ class DataReport:
 
     _current: ContextVar[DataReport | None] = ContextVar("data_report", default=None)
 
-    def __init__(self, max_share: float = DEFAULT_SHARE, folder: str | None = None) -> None:
+    def __init__(
+        self, max_share: float = DEFAULT_SHARE, folder: str | None = None, outside_files: bool = False
+    ) -> None:
         self.max_share = max_share
+        self._outside_files = outside_files
+        self._outside_token: Token[bool] | None = None
         self.path = None if folder is None else os.path.join(folder, REPORT_FILE)
         self.files: dict[tuple[str, str], SkipReport] = {}
         self._token: Token[DataReport | None] | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> DataReport:
-        """Return a report for OUTPUT_DIR with DATASETS.MAX_FAULTY_SHARE.
+        """Return a report for OUTPUT_DIR with DATASETS.MAX_FAULTY_SHARE and DATASETS.ALLOW_OUTSIDE_FILES.
 
         Raises:
             InputError: The share is outside [0, 1].
@@ -181,7 +186,7 @@ class DataReport:
         share = cfg.DATASETS.MAX_FAULTY_SHARE
         if not 0 <= share <= 1:
             raise InputError(f"DATASETS.MAX_FAULTY_SHARE: expected a number in [0, 1], found {share}")
-        return cls(share, cfg.OUTPUT_DIR)
+        return cls(share, cfg.OUTPUT_DIR, cfg.DATASETS.ALLOW_OUTSIDE_FILES)
 
     @classmethod
     def current(cls) -> DataReport:
@@ -190,11 +195,14 @@ class DataReport:
 
     def __enter__(self) -> DataReport:
         self._token = self._current.set(self)
+        self._outside_token = outside_files_allowed.set(self._outside_files)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._token is not None:
             self._current.reset(self._token)
+        if self._outside_token is not None:
+            outside_files_allowed.reset(self._outside_token)
         if self.path is not None and self.files and comm.is_main_process():
             self.write(self.path)
 

@@ -23,7 +23,7 @@ from webdataset.tariterators import group_by_keys
 from ...errors import InputError
 from .grounding_records import read_odvg_grounding
 from .skip_report import SkipReport
-from .value_checks import EntryError, one_line
+from .value_checks import EntryError, one_line, outside_files_allowed
 
 _IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 # Addresses that webdataset opens, by a program such as curl. All others are paths of detectron2's PathManager.
@@ -31,8 +31,8 @@ _REMOTE = re.compile(r"(pipe|https?|sftp|ftps|scp|gs|ais|hf):")
 _COMPRESSED = (".tar.gz", ".tgz")
 # A tar archive ends with blocks of zeros.
 _END_OF_ARCHIVE = bytes(tarfile.BLOCKSIZE)
-# Limit for one file in a shard. A header can claim any size, also in few bytes: a sparse or a compressed file.
-_MAX_FILE_BYTES = 2**28
+# Limit for the files of a sample together. A header can claim any size, also in few bytes: a sparse or compressed file.
+_MAX_SAMPLE_BYTES = 2**28
 
 
 def expand_shard_urls(urls: str | Sequence[str]) -> list[str]:
@@ -76,9 +76,15 @@ def find_shards(urls: Iterable[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: A file does not exist, or nothing matches. A remote shard is not looked for.
+        InputError: A shard is a command, and the config does not allow that.
     """
     found: set[str] = set()
     for url in urls:
+        if url.startswith("pipe:") and not outside_files_allowed.get():
+            raise InputError(
+                f"shard {url!r}: expected a path or an address, found a command; "
+                "DATASETS.ALLOW_OUTSIDE_FILES True lets it run"
+            )
         is_pattern = "*" in url and not _REMOTE.match(url)
         matches = glob.glob(url) if is_pattern else [url]
         if not matches or not (is_pattern or _REMOTE.match(url) or PathManager.isfile(url)):
@@ -242,12 +248,19 @@ def _files(url: str, on_error: Callable[[Exception], bool]) -> Iterator[dict[str
 
 def _members(archive: Any, url: str) -> Iterator[dict[str, Any]]:
     """Yield name and content of each plain file of an open ``TarFile``."""
+    key, num_bytes = "", 0
     for member in archive:
         if not member.isreg():
             continue
-        if member.issparse() or member.size > _MAX_FILE_BYTES:
+        # The files of a sample share this, see ``TarSample``; webdataset keeps them in memory together.
+        folder, _, file_name = member.name.rpartition("/")
+        own_key = f"{folder}/{file_name.partition('.')[0]}"
+        key, num_bytes = own_key, member.size + (num_bytes if own_key == key else 0)
+        if member.issparse() or num_bytes > _MAX_SAMPLE_BYTES:
             size = f"{member.size} bytes" + " with holes" * member.issparse()
-            raise OSError(f"file {member.name!r:.100} has {size}, expected a plain one of at most {_MAX_FILE_BYTES}")
+            raise OSError(
+                f"file {member.name!r:.100} has {size}, expected plain ones of at most {_MAX_SAMPLE_BYTES} in a sample"
+            )
         yield {"fname": member.name, "data": archive.extractfile(member).read(), "__url__": url}
         # The archive keeps all headers otherwise; it has no public way to forget them.
         archive.members = []

@@ -23,6 +23,7 @@ from .value_checks import (
     is_integer,
     is_text,
     one_line,
+    path_inside,
     read_all,
     read_box,
     read_image_size,
@@ -35,6 +36,7 @@ from .value_checks import (
 
 # Keys of the yaml file that may name the json of class names; the second is joined as the word is not one of ours.
 _NAMES_KEYS = ("jsondict", "label" + "map")
+_FILE_KEYS = ("img", "label", "hw", "linelist", *_NAMES_KEYS)
 _BACKGROUND = "__background__"
 _MAX_DIGITS = 10
 
@@ -99,7 +101,12 @@ def _read_yaml(yaml_file: str) -> dict[str, str]:
     if not isinstance(content, dict):
         raise AnnotationError(f"{yaml_file}: expected img, label and other keys, found {show(content)}")
     folder = os.path.dirname(yaml_file)
-    paths = {key: os.path.join(folder, value) for key, value in content.items() if is_text(key) and is_text(value)}
+    named = {key: value for key, value in content.items() if is_text(key) and is_text(value)}
+    for key, value in named.items():
+        if key in _FILE_KEYS and path_inside(value, folder or ".") is None:
+            expected = f"a file below {folder or 'its folder'} (or DATASETS.ALLOW_OUTSIDE_FILES True)"
+            raise AnnotationError(f"{yaml_file}: {key}: expected {expected}, found {show(value)}")
+    paths = {key: os.path.join(folder, value) for key, value in named.items()}
     for key in ("img", "label"):
         if key not in paths:
             raise AnnotationError(f"{yaml_file}: {key}: expected a TSV file, found {show(content.get(key))}")

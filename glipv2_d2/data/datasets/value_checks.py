@@ -11,6 +11,7 @@ import os
 import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
+from contextvars import ContextVar
 from typing import Any, NoReturn, TypeGuard, TypeVar
 
 from detectron2.utils.file_io import PathManager
@@ -23,6 +24,9 @@ _LARGEST_INTEGER = 2**63  # ids are kept as 64 bits
 _LARGE_FILE = 100 * 2**20  # bytes; the reading takes seconds, and cannot say how far it is
 _NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?\s*", re.ASCII)
 _LONGEST_NUMBER = 40  # characters
+
+# Whether files of data may name files outside their folders, and commands as shards.
+outside_files_allowed: ContextVar[bool] = ContextVar("outside_files_allowed", default=False)
 
 Box = tuple[float, float, float, float]
 Value = TypeVar("Value")
@@ -134,6 +138,20 @@ def stays_inside(path: str) -> bool:
     return not os.path.isabs(path) and ".." not in path.replace("\\", "/").split("/")
 
 
+def path_inside(path: str, folder: str = "") -> str | None:
+    """Return a path that stands in a file, relative to the folder that it is joined to.
+
+    An absolute path below the folder is inside. A path that leaves it stays as it is where ``outside_files_allowed`` is
+    set, as the config does with DATASETS.ALLOW_OUTSIDE_FILES; otherwise it is None. Links are not followed.
+    """
+    relative = path
+    if folder and os.path.isabs(path):
+        relative = os.path.relpath(path, os.path.abspath(folder))
+    if stays_inside(relative):
+        return relative
+    return path if outside_files_allowed.get() else None
+
+
 def as_number(value: Any) -> float | None:
     """Return a finite number, also one that is given as text; None for every other value."""
     if type(value) is str and len(value) <= _LONGEST_NUMBER and _NUMBER.fullmatch(value):
@@ -190,12 +208,14 @@ def read_text(entry: Mapping[str, Any], field: str) -> str:
     return text
 
 
-def read_file_name(entry: Mapping[str, Any], field: str) -> str:
-    """Return the path of an image relative to its folder, which it does not leave."""
+def read_file_name(entry: Mapping[str, Any], field: str, folder: str = "") -> str:
+    """Return the path of an image relative to its folder, which it does not leave, see ``path_inside``."""
     file_name = read_text(entry, field)
-    if not stays_inside(file_name):
-        _fail(field, "a path inside the folder of the images", file_name, "paths that leave the image folder")
-    return file_name
+    path = path_inside(file_name, folder)
+    if path is None:
+        expected = "a path inside the folder of the images (or DATASETS.ALLOW_OUTSIDE_FILES True)"
+        _fail(field, expected, file_name, "paths that leave the image folder")
+    return path
 
 
 def read_spans(value: Any, caption: str) -> tuple[CharSpan, ...]:
