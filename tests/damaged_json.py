@@ -19,7 +19,7 @@ _VALUES = st.recursive(
 )
 
 
-def damaged(data: st.DataObject, files: dict[str, Any]) -> dict[str, Any]:
+def damaged(data: st.DataObject, files: dict[str, Any], values: st.SearchStrategy = _VALUES) -> dict[str, Any]:
     """A copy of some files' content in which one random value is replaced or removed; a whole file is replaced only."""
     files = copy.deepcopy(files)
     owner, key = files, data.draw(st.sampled_from(sorted(files)))
@@ -29,7 +29,7 @@ def damaged(data: st.DataObject, files: dict[str, Any]) -> dict[str, Any]:
     if owner is not files and data.draw(st.booleans()):
         del owner[key]
     else:
-        owner[key] = data.draw(_VALUES)
+        owner[key] = data.draw(values)
     return files
 
 

@@ -36,9 +36,10 @@ _TRUNCATED = "truncated images were decoded as far as they go, save them again"
 # Truncated images that a warning names.
 _MOST_NAMED = 3
 
-# The limit for an image without a size in its annotation. A small file can claim any size, and the memory for it is
-# taken before the pixels are read.
+# The limits for images without and with a size in their annotation. A small file can claim any size, and the memory for
+# it, up to 14 bytes a pixel, is taken before the pixels are read.
 _MAX_PIXELS = 2**26
+_MAX_ANNOTATED_PIXELS = 2**27
 
 
 # The end of a JPEG file, as often as the longest of its segments needs it: libjpeg ends the data of a file that was cut
@@ -112,7 +113,7 @@ def read_pil_image(image: Image.Image, image_format: str) -> np.ndarray:
             an unknown range.
     """
     try:
-        return _upright_array(image, image_format)
+        return _as_array(ImageOps.exif_transpose(image), image.format, image_format)
     except _DECODING_ERRORS as error:
         raise UnreadableImageError(f"image: {_reason(error)}; expected a readable image") from error
 
@@ -123,8 +124,8 @@ def decode_image(content: bytes, image_format: str, height: int | None = None, w
     Args:
         content: A JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, JPEG 2000 or AVIF file with 8 or 16 bits a channel.
         image_format: "BGR" or "RGB".
-        height, width: The size that the image should have, checked before a pixel is decoded. Without them the image
-            may have at most 64 million pixels.
+        height, width: The size that the image should have, checked before a pixel is decoded. With both the image may
+            have at most 134 million pixels, otherwise 67 million.
 
     Raises:
         OSError, ValueError, SyntaxError, EOFError, struct.error, PIL.Image.DecompressionBombError: The bytes are
@@ -152,23 +153,24 @@ def _decode(content: bytes, image_format: str, height: int | None, width: int | 
 
 def _decode_whole(content: bytes, image_format: str, height: int | None, width: int | None) -> np.ndarray:
     with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-        limit: int | None = _MAX_PIXELS
+        limit = _MAX_PIXELS
         if height is not None and width is not None:
             # First, since a PNG is decoded to find its orientation.
             if image.height * image.width != height * width:
                 raise ValueError(f"{image.height} x {image.width} pixels, and {height} x {width} in its annotation")
-            limit = None
+            limit = _MAX_ANNOTATED_PIXELS
         found = _upright_size(image, limit)
         for side, expected, number in zip(("height", "width"), (height, width), found, strict=True):
             if expected is not None and number != expected:
                 raise ValueError(f"{side} is {number}, and {expected} in its annotation")
-        return _upright_array(image, image_format)
+        # In place: a copy of a large image is a gigabyte.
+        ImageOps.exif_transpose(image, in_place=True)
+        return _as_array(image, image.format, image_format)
 
 
-def _upright_array(image: Image.Image, image_format: str) -> np.ndarray:
-    """Return an image of PIL as (H, W, 3) uint8, upright."""
-    upright = _with_8_bits(ImageOps.exif_transpose(image), image.format)
-    return detection_utils.convert_PIL_to_numpy(upright, image_format)
+def _as_array(upright: Image.Image, file_format: str | None, image_format: str) -> np.ndarray:
+    """Return an upright image of PIL as (H, W, 3) uint8."""
+    return detection_utils.convert_PIL_to_numpy(_with_8_bits(upright, file_format), image_format)
 
 
 class ImageShape(NamedTuple):
@@ -188,7 +190,7 @@ def read_image_shape(path: str | os.PathLike[str]) -> ImageShape:
     """Read the size of an image file of a local folder; of its pixels only those of a PNG are decoded.
 
     Raises:
-        UnreadableImageError: The file is missing or not an image, or it has more than 64 million pixels.
+        UnreadableImageError: The file is missing or not an image, or it has more than 67 million pixels.
     """
     try:
         with Image.open(path, formats=_FORMATS) as image:
@@ -271,7 +273,7 @@ def image_size(content: bytes) -> tuple[int, int]:
     """Return the height and width, upright, of the bytes of an image file.
 
     Raises:
-        ValueError: The bytes are not an image, or it has more than 64 million pixels.
+        ValueError: The bytes are not an image, or it has more than 67 million pixels.
     """
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
@@ -287,11 +289,12 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _upright_size(image: Image.Image, limit: int | None) -> tuple[int, int]:
+def _upright_size(image: Image.Image, limit: int) -> tuple[int, int]:
     """Return height and width as they are once the EXIF orientation is applied; 5 to 8 exchange the sides."""
-    if limit is not None and image.height * image.width > limit:
+    if image.height * image.width > limit:
         raise ValueError(f"{image.height} x {image.width} pixels are more than {limit}")
-    turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    # PIL gives the sides of a TIFF upright already.
+    turned = image.format != "TIFF" and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
     return (image.width, image.height) if turned else (image.height, image.width)
 
 

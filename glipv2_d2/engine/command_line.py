@@ -93,7 +93,7 @@ def build_config(config_file: str, opts: Sequence[str], *, for_results: bool = F
     except InputError:
         raise
     except _CONFIG_ERRORS as error:
-        where = f"config {config_file} {' '.join(opts)}"
+        where = " ".join(f"config {config_file} {' '.join(opts)}".split())
         found = f"{describe(error)}{_likely_keys(error)}"
         raise InputError(f"{where}: expected its keys with values of their types, found {found}") from error
     if config_file and "MODEL.WEIGHTS" not in opts[::2]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation import COCOEvaluator, coco_evaluation
 from detectron2.utils.file_io import PathManager
 from pycocotools.coco import COCO
@@ -46,16 +47,14 @@ class COCOInstanceEvaluator(COCOEvaluator):
     ) -> None:
         metadata = MetadataCatalog.get(dataset_name)
         if truth is None and metadata.get("json_file") is None:
-            super().__init__(dataset_name, tasks=tuple(tasks), output_dir=output_folder)
-            truth = self._coco_api.dataset
-        else:
-            if truth is None:
-                json_file = PathManager.get_local_path(metadata.json_file)
-                truth = load_detection_truth(json_file, metadata.get("image_root"))
-            self._set_up(metadata, output_folder)
-            self._coco_api = COCO()
-            self._coco_api.dataset = truth
-            self._do_evaluation = "annotations" in truth
+            truth = convert_to_coco_dict(dataset_name)
+        elif truth is None:
+            json_file = PathManager.get_local_path(metadata.json_file)
+            truth = load_detection_truth(json_file, metadata.get("image_root"))
+        self._set_up(metadata, output_folder)
+        self._coco_api = COCO()
+        self._coco_api.dataset = truth
+        self._do_evaluation = "annotations" in truth
         annotations = truth.get("annotations", [])
         self._tasks = measurable_tasks(dataset_name, tasks, annotations, truth["images"])
         for number, annotation in enumerate(annotations, 1):

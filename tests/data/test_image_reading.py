@@ -28,11 +28,11 @@ def encoded(image_format="PNG", pixels=PIXELS, **options) -> bytes:
     return buffer.getvalue()
 
 
-def rotated(orientation=6) -> bytes:
-    """A JPEG of 20 x 12 pixels that is shown turned, by default by a quarter."""
+def rotated(orientation=6, image_format="JPEG") -> bytes:
+    """An image of 20 x 12 pixels that is shown turned, by default by a quarter."""
     exif = Image.Exif()
     exif[274] = orientation
-    return encoded("JPEG", exif=exif)
+    return encoded(image_format, exif=exif)
 
 
 @pytest.fixture
@@ -73,6 +73,15 @@ def test_the_orientation_is_applied_wherever_the_image_stands(tmp_path):
     from_file = read_image({"file_name": str(tmp_path / "a.jpg")}, "RGB")
     assert from_file.shape == (20, 12, 3) and image_size(rotated()) == (20, 12)
     assert np.array_equal(decode_image(rotated(), "RGB"), from_file)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_every_format_is_measured_as_it_is_shown(image_format, orientation):
+    content = rotated(orientation, image_format)
+    expected = (20, 12) if orientation in (6, 8) else (12, 20)
+    assert image_size(content) == expected
+    assert decode_image(content, "RGB", *expected).shape == (*expected, 3)
 
 
 @pytest.mark.parametrize("content", [b"", b"text", encoded()[:-40], b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9"])
@@ -140,9 +149,14 @@ def test_size_is_checked_before_any_pixel_is_decoded(tmp_path, monkeypatch):
     assert decoded == []
 
 
-def test_annotated_image_may_be_larger_than_one_of_unknown_size(monkeypatch):
+def test_annotated_image_may_be_larger_than_one_of_unknown_size_but_is_bounded_too(monkeypatch):
     monkeypatch.setattr("glipv2_d2.data.image_reading._MAX_PIXELS", 1)
     assert decode_image(encoded(), "RGB", 12, 20).shape == (12, 20, 3)
+    # An annotation file can claim the size that a damaged image claims.
+    large = io.BytesIO()
+    Image.new("1", (13_000, 13_000)).save(large, "PNG")
+    with pytest.raises(UnreadableImageError, match="13000 x 13000 pixels are more than 134217728"):
+        read_image({"file_name": "a.png", "image_bytes": large.getvalue(), "height": 13_000, "width": 13_000}, "BGR")
 
 
 def test_file_that_pil_would_hand_to_another_program_is_unreadable(tmp_path, monkeypatch):

@@ -206,6 +206,13 @@ def test_a_file_that_is_no_config_is_named(tmp_path, content, words, as_base):
     assert_one_line(caught, path.parent, *words)
 
 
+@pytest.mark.parametrize("opts", [["\r", ""], ["VERSION", "\x85"], ["a\nb", "1"], ["SEED", "1\u20282"]])
+def test_line_breaks_in_keys_and_values_stay_out_of_the_message(opts):
+    with pytest.raises(InputError) as caught:
+        build_config("", opts)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 @pytest.fixture
 def run_folder(tmp_path, monkeypatch):
     """The folder of a run that started from other weights, with a second config of a user in it."""

@@ -8,7 +8,7 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 
-from glipv2_d2 import add_glipv2_config, register_coco_grounding, register_lvis
+from glipv2_d2 import add_glipv2_config, register_coco_grounding, register_lvis, register_odvg
 from glipv2_d2.data.loading import LoadedDataset, load_test_dataset
 from glipv2_d2.evaluation import build_evaluator
 from glipv2_d2.evaluation.build import check_test_data
@@ -99,6 +99,20 @@ def test_data_that_are_not_there_are_found_before_the_first_image(dataset, tmp_p
 def test_detection_data_without_an_evaluator_type_are_scored_as_coco(dataset, tmp_path):
     del MetadataCatalog.get(dataset).evaluator_type
     evaluator = build_evaluator(get_cfg(), LoadedDataset(dataset, []), str(tmp_path / "out"))
+    assert evaluate(evaluator, (0, 1)) == pytest.approx(100.0)
+
+
+def test_detection_data_of_other_formats_are_scored_as_coco(tmp_path):
+    lines = []
+    for number, label in ((1, 4), (2, 7)):
+        (tmp_path / f"{number}.png").touch()
+        instances = [{"bbox": [10, 10, 50, 50], "label": label}]
+        content = {"filename": f"{number}.png", "height": 100, "width": 100, "detection": {"instances": instances}}
+        lines.append(json.dumps(content))
+    (tmp_path / "boxes.jsonl").write_text("\n".join(lines))
+    (tmp_path / "names.json").write_text(json.dumps({"4": "cup", "7": "dog"}))
+    register_odvg("lines", tmp_path / "boxes.jsonl", tmp_path, names_file=tmp_path / "names.json")
+    evaluator = build_evaluator(get_cfg(), load_test_dataset(masked_cfg(False), "lines"), str(tmp_path / "out"))
     assert evaluate(evaluator, (0, 1)) == pytest.approx(100.0)
 
 
