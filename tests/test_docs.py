@@ -1,8 +1,6 @@
 """What the documentation names exists: files, flags, config keys, links, registering functions."""
 
-import argparse
 import ast
-import importlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -13,8 +11,8 @@ from detectron2.config import CfgNode, get_cfg
 
 import glipv2_d2
 from glipv2_d2 import add_glipv2_config
-from glipv2_d2.engine.command_line import parse_train_arguments
-from glipv2_d2.program.main import COMMANDS
+from glipv2_d2.program.config_arguments import parse_train_arguments
+from glipv2_d2.program.main import COMMANDS, command_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*/README.md")})
@@ -27,9 +25,11 @@ FILE = re.compile(
 KEY = re.compile(r"\b(?:MODEL|INPUT|DATASETS|DATALOADER|SOLVER|TEST)(?:\.[A-Z][A-Z0-9_]*)+\b")
 # A word in capitals stands for a name that the reader puts there, LENGTH is the head that CONTRIBUTING.md adds.
 PLACEHOLDER = re.compile(r"[A-Z]{4}\w*\.(?:py|yaml)$|^MODEL\.GLIPV2\.LENGTH\b")
+# The modules of the program glipv2.
+PROGRAM = ROOT / "glipv2_d2" / "program"
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 # A command, with the lines that a backslash joins to it.
-COMMAND = re.compile(r"^(?:\S+=\S* )*(?:python|torchrun) (?:.*\\\n)*.*$", re.MULTILINE)
+COMMAND = re.compile(r"^(?:\S+=\S* )*(?:python|torchrun|glipv2) (?:.*\\\n)*.*$", re.MULTILINE)
 
 
 def read(page: Path) -> str:
@@ -56,6 +56,11 @@ def commands(text: str) -> Iterator[tuple[Path, list[str]]]:
         for place, word in enumerate(words):
             if word.endswith(".py") and (ROOT / word).is_file():
                 yield ROOT / word, words[place + 1 :]
+            elif (place == 0 and word == "glipv2") or words[max(place - 1, 0) : place + 1] == ["-m", "glipv2_d2"]:
+                name = words[place + 1]
+                # A word in capitals stands for any command.
+                if not name.startswith("-") and not name.isupper():
+                    yield PROGRAM / f"{COMMANDS[name].module}.py", words[place + 2 :]
 
 
 def flags(program: Path) -> set[str]:
@@ -63,8 +68,10 @@ def flags(program: Path) -> set[str]:
     if program.name == "train_net.py":
         return {"--" + name.replace("_", "-") for name in vars(parse_train_arguments([]))}
     tree = ast.parse(program.read_text(encoding="utf-8"))
-    if (command := door_of(tree)) is not None:
-        return command_flags(command)
+    doors = [node.args[0].value for node in ast.walk(tree) if isinstance(node, ast.Call) and is_door(node)]
+    doors += [name for name, command in COMMANDS.items() if program == PROGRAM / f"{command.module}.py"]
+    if doors:
+        return set(command_parser(doors[0])._option_string_actions)
     imported = [
         node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module
     ]
@@ -74,17 +81,9 @@ def flags(program: Path) -> set[str]:
     return {str(node.value) for node in nodes if isinstance(node, ast.Constant) and str(node.value).startswith("--")}
 
 
-def door_of(tree: ast.AST) -> str | None:
-    """The command of ``glipv2`` that a program calls, if it is no more than a door to it."""
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
-    called = [node.args[0] for node in calls if isinstance(node.func, ast.Name) and node.func.id == "run_command"]
-    return next((str(name.value) for name in called if isinstance(name, ast.Constant)), None)
-
-
-def command_flags(command: str) -> set[str]:
-    parser = argparse.ArgumentParser()
-    importlib.import_module(f"glipv2_d2.program.{COMMANDS[command].module}").add_arguments(parser)
-    return {word for action in parser._actions for word in action.option_strings} | {"--traceback"}
+def is_door(call: ast.Call) -> bool:
+    """True for a call that hands a tool's arguments to a command of the program."""
+    return isinstance(call.func, ast.Name) and call.func.id == "run_command"
 
 
 def config() -> CfgNode:
@@ -170,6 +169,9 @@ def test_pages_name_public_functions_and_have_short_lines(page):
         ("python train_net.py --a b \\\n    C d  # e", "train_net.py", ["--a", "b", "C", "d"]),
         ("A=b torchrun --n 2 train_net.py --a", "train_net.py", ["--a"]),
         ("    python train_net.py --a", None, None),
+        ("glipv2 eval --a B", "glipv2_d2/program/evaluate.py", ["--a", "B"]),
+        ("python -m glipv2_d2 eval C", "glipv2_d2/program/evaluate.py", ["C"]),
+        ("glipv2 --version", None, None),
     ],
 )
 def test_commands_are_found(text, program, words):

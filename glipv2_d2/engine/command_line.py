@@ -1,8 +1,7 @@
-"""The command lines of the package: their arguments, their config, and errors in one line."""
+"""The command lines of the package: their config, and errors in one line."""
 
 from __future__ import annotations
 
-import argparse
 import errno
 import logging
 import os
@@ -14,7 +13,6 @@ from contextlib import contextmanager
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch.multiprocessing import ProcessExitedException
@@ -45,16 +43,6 @@ _FILE_TROUBLES = (
     errno.ENOSPC,
     errno.EROFS,
 )
-
-
-def parse_train_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse detectron2's training flags; config keys may follow with or without ``--opts`` before them."""
-    parser = default_argument_parser()
-    parser.add_argument("--opts", dest="more_opts", nargs=argparse.REMAINDER, default=[], help="the same as opts")
-    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
-    arguments = parser.parse_args(argv)
-    arguments.opts = [word for word in (*arguments.opts, *arguments.more_opts) if word != "--opts"]
-    return arguments
 
 
 def build_config(config_file: str, opts: Sequence[str], *, for_results: bool = False) -> CfgNode:

@@ -13,7 +13,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from detectron2.engine import default_argument_parser
 from detectron2.engine import launch as spawn_processes
 from detectron2.utils import comm
 from torch import distributed
@@ -34,7 +33,7 @@ def launch_run(run: Callable[[argparse.Namespace], Any], arguments: argparse.Nam
 
     Args:
         run: Function of a process; it has to be picklable where processes are spawned.
-        arguments: Result of ``parse_train_arguments``.
+        arguments: Those of ``add_process_arguments``.
 
     Raises:
         InputError: ``--num-gpus`` contradicts torchrun or is more than the machine has, or several machines have no
@@ -44,7 +43,7 @@ def launch_run(run: Callable[[argparse.Namespace], Any], arguments: argparse.Nam
         _join_torchrun(run, arguments)
         return
     _check_num_processes(arguments.num_gpus)
-    if arguments.num_machines > 1 and arguments.dist_url in ("auto", default_argument_parser().get_default("dist_url")):
+    if arguments.num_machines > 1 and arguments.dist_url == "auto":
         raise InputError(
             f"--dist-url: expected for {arguments.num_machines} machines the address of the first of them, the same on "
             f"all: tcp://HOST:PORT; found {arguments.dist_url!r}"

@@ -45,5 +45,5 @@ def show_progress(trainer: TrainerBase) -> None:
         return
     trainer.register_hooks([ProgressBar()])
     for handler in logging.getLogger("detectron2").handlers:
-        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
             handler.addFilter(lambda record: record.name != "detectron2.utils.events")

@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+
+_TRAIN_EXAMPLES = """examples:
+  python train_net.py --config-file configs/finetune/custom_swin_t.yaml --num-gpus 8 MODEL.WEIGHTS FILE
+  python train_net.py --config-file configs/finetune/custom_swin_t.yaml --num-gpus 8 --resume
+  python train_net.py --config-file configs/zero_shot/coco.yaml --num-gpus 8 --eval-only MODEL.WEIGHTS FILE
+
+torchrun may start the processes instead of --num-gpus."""
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add ``--config-file`` and config keys, which follow all flags, with or without ``--opts`` before them."""
-    parser.add_argument("--config-file", default="", metavar="FILE", help="config, a YAML file")
+def add_config_arguments(parser: argparse.ArgumentParser, *, has_positionals: bool = False) -> None:
+    """Add ``--config-file`` and config keys, which follow all flags, with or without ``--opts`` before them.
+
+    Args:
+        parser: The parser of a command.
+        has_positionals: The command has other words without a flag: before keys it needs ``--opts``.
+    """
     parser.add_argument(
-        "opts",
-        nargs=argparse.REMAINDER,
-        metavar="KEY VALUE",
-        help="changed keys of the config, after all flags; glipv2_d2/config.py explains every key",
+        "--config-file", default="", metavar="FILE", help="config, a YAML file or a name such as glip_swin_t_c"
     )
-    parser.add_argument("--opts", dest="more_opts", nargs=argparse.REMAINDER, default=[], help=argparse.SUPPRESS)
+    keys = "changed keys of the config, after all flags; docs/config_keys.md and glipv2_d2/config.py explain every key"
+    if not has_positionals:
+        parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help=keys)
+    parser.add_argument(
+        "--opts",
+        dest="more_opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help=keys if has_positionals else argparse.SUPPRESS,
+    )
 
 
 def config_keys(arguments: argparse.Namespace) -> list[str]:
     """Return the keys and values of a command line, in their order."""
-    return [word for word in (*arguments.opts, *arguments.more_opts) if word != "--opts"]
+    given = [*vars(arguments).get("opts", []), *arguments.more_opts]
+    return [word for word in given if word != "--opts"]
 
 
 def add_process_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,3 +52,25 @@ def add_process_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dist-url", default="auto", metavar="URL", help="where several machines meet: tcp://HOST:PORT of the first"
     )
+
+
+def parse_train_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line of ``train_net.py``, the flags of detectron2's training programs.
+
+    Returns:
+        Its flags; ``opts`` are the changed keys and their values.
+    """
+    parser = argparse.ArgumentParser(
+        prog="train_net.py",
+        description="Train or evaluate the model of a config.",
+        epilog=_TRAIN_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint of OUTPUT_DIR")
+    add_process_arguments(parser)
+    add_config_arguments(parser)
+    parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
+    arguments = parser.parse_args(argv)
+    arguments.opts = config_keys(arguments)
+    return arguments

@@ -7,12 +7,12 @@ or None for 0. Its module imports little, so that ``--help`` is quick; ``run`` i
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ..likeness import did_you_mean
 from .output import write_line
 
 
@@ -61,6 +61,14 @@ COMMANDS = {
         "measure a model on datasets",
         ("glipv2 eval --config-file output/mine/config.yaml MODEL.WEIGHTS output/mine/model_final.pth",),
     ),
+    "convert-weights": Command(
+        "convert_weights",
+        "convert weights of GLIP and of other models",
+        (
+            "glipv2 convert-weights glip_tiny_model_o365_goldg.pth glip_t_c.safetensors --config-file glip_swin_t_c",
+            "glipv2 convert-weights output/mine/model_final.pth mine --config-file output/mine/config.yaml",
+        ),
+    ),
     "serve": Command(
         "serve",
         "show a page in the browser",
@@ -98,6 +106,16 @@ def run_command(name: str, words: Sequence[str], program: str | None = None) -> 
         words: Its arguments.
         program: What its help calls it; None for ``glipv2 NAME``.
     """
+    module = importlib.import_module(f".{COMMANDS[name].module}", __package__)
+    arguments = command_parser(name, program).parse_args(list(words))
+    from ..engine.command_line import one_line_errors
+
+    with one_line_errors(arguments.traceback):
+        return module.run(arguments) or 0
+
+
+def command_parser(name: str, program: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of a command; see ``run_command``."""
     command = COMMANDS[name]
     module = importlib.import_module(f".{command.module}", __package__)
     parser = argparse.ArgumentParser(
@@ -108,11 +126,7 @@ def run_command(name: str, words: Sequence[str], program: str | None = None) -> 
     )
     module.add_arguments(parser)
     parser.add_argument("--traceback", action="store_true", help="show where an error comes from")
-    arguments = parser.parse_args(list(words))
-    from ..engine.command_line import one_line_errors
-
-    with one_line_errors(arguments.traceback):
-        return module.run(arguments) or 0
+    return parser
 
 
 def overview() -> str:
@@ -126,6 +140,5 @@ def overview() -> str:
 
 
 def _unknown_command(found: str) -> str:
-    near = difflib.get_close_matches(found, COMMANDS, n=2)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    return f"error: COMMAND: expected one of {', '.join(COMMANDS)}, found {found!r}{hint}"
+    known = ", ".join(COMMANDS)
+    return f"error: COMMAND: expected one of {known}, found {found!r}{did_you_mean(found, COMMANDS)}"

@@ -6,10 +6,11 @@ import torch
 from conftest import assert_one_line
 from torch._utils import ExceptionWrapper
 
-from glipv2_d2.engine.command_line import build_config, describe, one_line_errors, parse_train_arguments
+from glipv2_d2.engine.command_line import build_config, describe, one_line_errors
 from glipv2_d2.engine.config_values import check_solver_values
 from glipv2_d2.engine.train_loop import NonfiniteLossError
 from glipv2_d2.errors import InputError
+from glipv2_d2.program.config_arguments import parse_train_arguments
 from glipv2_d2.tensor_files import write_checkpoint
 
 

@@ -17,9 +17,9 @@ import torch
 from detectron2.utils import comm
 from torch import distributed
 
-from glipv2_d2.engine.command_line import parse_train_arguments
 from glipv2_d2.engine.launch import launch_run
 from glipv2_d2.errors import InputError
+from glipv2_d2.program.config_arguments import parse_train_arguments
 
 
 def free_port():

@@ -11,8 +11,8 @@ from conftest import make_tiny_cfg
 from detectron2.data import MetadataCatalog
 
 from glipv2_d2 import GLIPv2Predictor, GLIPv2Trainer, register_coco_grounding
-from glipv2_d2.engine.command_line import parse_train_arguments
 from glipv2_d2.engine.launch import launch_run
+from glipv2_d2.program.config_arguments import parse_train_arguments
 from glipv2_d2.tensor_files import CheckpointError
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")

@@ -13,10 +13,10 @@ from training_runs import assert_same, load, train, without_evaluation
 
 from glipv2_d2 import GLIPv2Trainer, register_coco_grounding
 from glipv2_d2.data import register_shards
-from glipv2_d2.engine.command_line import parse_train_arguments
 from glipv2_d2.engine.launch import launch_run
 from glipv2_d2.engine.train_loop import amp_dtype
 from glipv2_d2.errors import InputError
+from glipv2_d2.program.config_arguments import parse_train_arguments
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
