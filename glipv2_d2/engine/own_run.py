@@ -17,9 +17,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.events import EventStorage
 
 from ..checkpoint.checkpointer import GLIPv2Checkpointer
+from ..config_files import get_config_file
 from ..data.build import build_train_loader
 from ..data.loading import load_test_dataset
 from ..data.own_sets import register_configured_sets
+from ..data_check import check_own_sets, find_reported
 from ..errors import InputError
 from ..solver import build_optimizer
 from .command_line import build_config
@@ -41,10 +43,11 @@ from .trainer import GLIPv2Trainer
 CONFIG_NAME = "config.yaml"
 RESULTS_NAME = "results.json"
 REPORT_FOLDER = "report"
+CHECK_FOLDER = "data_check"
 # Where `make demo` and `make train` leave weights, in the folder that a command is called from. The second has learned
 # more names.
 HOME_WEIGHTS = ("output/train/run/model_final.pth", "output/demo/run/model_final.pth")
-SMALL_MODEL, LARGE_MODEL = "models/glipv2_micro.yaml", "finetune/custom_swin_t.yaml"
+SMALL_MODEL, LARGE_MODEL = "models/glipv2_micro", "finetune/custom_swin_t"
 # What shows that a folder holds a run.
 _TRACES = (CONFIG_NAME, "last_checkpoint", "metrics.json", "model_final.pth")
 # Updates and images that are timed for --minutes, after as many that are not.
@@ -114,8 +117,8 @@ def find_start(weights: str, config_file: str, folder: Path) -> Start:
         reason = "the pretrained encoders of image and text; the detector itself starts from random weights"
     beside = os.path.join(os.path.dirname(weights), CONFIG_NAME)
     if not config_file and weights:
-        config_file = beside if os.path.isfile(beside) else _bundled_config(LARGE_MODEL)
-    return Start(weights, config_file or _bundled_config(SMALL_MODEL), reason)
+        config_file = beside if os.path.isfile(beside) else get_config_file(LARGE_MODEL)
+    return Start(weights, config_file or get_config_file(SMALL_MODEL), reason)
 
 
 def plan_run(
@@ -160,7 +163,9 @@ def plan_run(
         if epochs is None or fitting < updates:
             updates, why = fitting, f"{minutes:g} minutes at {update:.2f} s each"
     chosen = [*fixed, *recipe.options, *(schedule(updates) if is_small else large_schedule(updates))]
+    report = check_data(data, cfg)
     reasons = [
+        *report,
         f"data: {facts.num_images} images with {facts.num_boxes} boxes of {facts.num_names} names ({train})",
         f"start: {start.reason}",
         *recipe.reasons,
@@ -169,6 +174,21 @@ def plan_run(
     if options:
         reasons.append(f"changed by you: {' '.join(options)}")
     return OwnRun(start.config_file, [*_words(chosen), *options], reasons)
+
+
+def check_data(data: str, cfg: CfgNode) -> list[str]:
+    """Check images, boxes and names for the model of a config, write the report to its folder, and return its lines.
+
+    Raises:
+        InputError: The data cannot be trained on.
+    """
+    own, left_out = find_reported(data)
+    findings = check_own_sets(own, cfg, left_out=left_out)
+    *_, page = findings.write(os.path.join(cfg.OUTPUT_DIR, CHECK_FOLDER))
+    if findings.stops:
+        found = "; ".join(" ".join(one.lines()) for one in findings.stops)
+        raise InputError(f"--data {data}: expected data that can be trained on, found: {found}; all of it: {page}")
+    return [*findings.lines(), f"the check of the data: {page}"]
 
 
 def own_datasets(cfg: CfgNode) -> tuple[str, str]:
@@ -240,13 +260,6 @@ def finish_run(cfg: CfgNode, model: torch.nn.Module, minutes: float) -> list[str
         f"figures: {output / RESULTS_NAME}; curves and drawings: {output / REPORT_FOLDER}",
         f"next: glipv2 predict --weights {weights} --threshold {cut_off.score:.2f} --names {names} --input PHOTOS",
     ]
-
-
-def _bundled_config(name: str) -> str:
-    """Return the path of a config of the package: a wheel has them inside, a checkout beside the package."""
-    package = Path(__file__).resolve().parents[1]
-    folder = package / "configs"
-    return str((folder if folder.is_dir() else package.parent / "configs") / name)
 
 
 def _words(options: Sequence[Any]) -> list[str]:

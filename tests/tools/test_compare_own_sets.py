@@ -1,0 +1,126 @@
+"""The table of ways to train on own sets: which commands it runs, how it goes on after a stop, and what it writes."""
+
+import json
+import shlex
+import sys
+
+import pytest
+import torch
+from detectron2.structures import Boxes, Instances
+from drawn_images import draw_dataset
+
+from glipv2_d2.engine.own_run import find_start, plan_run
+
+
+@pytest.fixture
+def tool(load_tool):
+    return load_tool("compare_own_sets")
+
+
+def result(folder, ap, minutes=2.0):
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"val": {"bbox": {"AP": ap, "AP50": 2 * ap}}, "minutes": minutes, "weights": "model_best.pth"}
+    (folder / "results.json").write_text(json.dumps(content))
+
+
+def words(command):
+    return shlex.join(command).removeprefix(shlex.quote(sys.executable)).strip()
+
+
+def test_cells_are_sets_times_shots_times_methods_and_zero_shot_once(tool):
+    arguments = tool.parse_arguments(
+        [
+            *("--data", "/x/cats", "/x/dogs", "--shots", "1", "all"),
+            *("--methods", "fcos", "full", "zero_shot", "--weights", "w.pth"),
+        ]
+    )
+    cells = [(cell.name, cell.shots, cell.method) for cell in tool.cells_of(arguments)]
+    assert cells[:5] == [
+        ("cats", "1", "zero_shot"),
+        ("cats", "1", "full"),
+        ("cats", "1", "fcos"),
+        ("cats", "all", "full"),
+        ("cats", "all", "fcos"),
+    ]
+    assert [name for name, _, _ in cells] == ["cats"] * 5 + ["dogs"] * 5
+
+
+def test_commands_are_those_of_the_program(tool, tmp_path):
+    cell = tool.Cell(tmp_path / "cats", "full", "all")
+    folder = tmp_path / "out" / "cats" / "all" / "full"
+    assert words(tool.command_of(cell, tmp_path / "out", "")) == (
+        f"-m glipv2_d2 train --data {tmp_path}/cats --output {folder} --overwrite"
+    )
+    few = words(tool.command_of(cell._replace(shots="3", method="lora"), tmp_path / "out", "/w.pth"))
+    assert "--weights /w.pth DATASETS.FEW_SHOT.SHOTS 3" in few and "MODEL.GLIPV2.TUNING.MODE lora" in few
+    folder.mkdir(parents=True)
+    (folder / "last_checkpoint").write_text("")
+    assert words(tool.command_of(cell, tmp_path / "out", "")) == f"-m glipv2_d2 train --output {folder} --resume"
+    baseline = words(tool.command_of(cell._replace(method="fcos"), tmp_path / "out", ""))
+    assert f"closed_vocabulary.py --detector fcos --run {folder} --output" in baseline
+
+
+def test_done_cells_are_skipped_and_failed_ones_are_named(tool, tmp_path, monkeypatch, capsys):
+    result(tmp_path / "out" / "cats" / "all" / "full", 30.0)
+    monkeypatch.setattr(tool, "command_of", lambda *_: [sys.executable, "-c", "print('no way'); raise SystemExit(3)"])
+    done = tool.main(["--data", str(tmp_path / "cats"), "--methods", "full", "fcos", "--output", str(tmp_path / "out")])
+    assert done == 1
+    lines = (tmp_path / "out" / "table.md").read_text().splitlines()
+    assert lines[0] == "| set | shots | full | fcos |"
+    assert lines[2] == "| cats | all | 30.0 / 60.0 (2.0 min) | failed |"
+    assert lines[4] == "cats all fcos: exit status 3: no way"
+    assert capsys.readouterr().out.count("$ ") == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--methods", "lora"], "expected --weights for lora"),
+        (["--methods", "fcos"], "expected 'full' beside a baseline"),
+        (["--shots", "0"], "expected numbers above 0, or all"),
+    ],
+)
+def test_arguments_that_cannot_be_run_are_named(tool, more, message, capsys):
+    with pytest.raises(SystemExit):
+        tool.parse_arguments(["--data", "x", *more])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("name", ["retinanet", "fcos"])
+def test_baseline_trains_with_the_config_of_a_run(load_tool, tiny_cfg, tmp_path, name):
+    tool = load_tool("closed_vocabulary")
+    (tmp_path / "photos").mkdir()
+    draw_dataset(tmp_path / "photos")
+    (tmp_path / "tiny.yaml").write_text(tiny_cfg.dump())
+    plan = plan_run(
+        str(tmp_path / "photos"), tmp_path / "run", find_start("", str(tmp_path / "tiny.yaml"), tmp_path), epochs=3
+    )
+    (tmp_path / "run").mkdir(exist_ok=True)
+    cfg = tool.build_config(plan.config_file, plan.options)
+    (tmp_path / "run" / "config.yaml").write_text(cfg.dump())
+    # Group normalization needs more than one position on the coarsest level, of stride 128.
+    sizes = ["--opts", "INPUT.MIN_SIZE_TRAIN", "(160,)", "INPUT.MIN_SIZE_TEST", "160"]
+    sizes += ["INPUT.MAX_SIZE_TRAIN", "300", "INPUT.MAX_SIZE_TEST", "300"]
+    tool.main(["--detector", name, "--run", str(tmp_path / "run"), "--output", str(tmp_path / "other"), *sizes])
+    results = json.loads((tmp_path / "other" / "results.json").read_text())
+    assert results["val"]["bbox"].keys() >= {"AP", "AP50"} and (tmp_path / "other" / "model_best.pth").is_file()
+
+
+def test_baseline_learns_the_number_of_a_class_not_its_row_in_the_prompt(load_tool):
+    tool = load_tool("closed_vocabulary")
+    instances = Instances((8, 8), gt_boxes=Boxes(torch.zeros(2, 4)), gt_classes=torch.tensor([0, 1]))
+    instances.gt_category_ids = torch.tensor([5, 3])
+    assert tool._numbered(instances).gt_classes.tolist() == [5, 3]
+    assert instances.gt_classes.tolist() == [0, 1]
+
+
+def test_best_evaluation_counts(load_tool, tmp_path):
+    tool = load_tool("closed_vocabulary")
+    records = [
+        {"iteration": 1, "bbox/AP": 3.0, "bbox/AP50": 9.0},
+        {"total_loss": 1.0},
+        {"bbox/AP": 2.0, "bbox/AP50": 10.0},
+    ]
+    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, records)))
+    assert tool.best_results(tmp_path / "metrics.json") == {"AP": 3.0, "AP50": 9.0}

@@ -1,0 +1,171 @@
+#!/usr/bin/env python
+"""Compare ways to train on sets of one's own images and boxes: a table of sets, numbers of shots and methods.
+
+    python tools/compare_own_sets.py --data real/raccoon real/bccd real/face_mask
+    python tools/compare_own_sets.py --data real/* --weights output/demo/run/model_final.pth \\
+        --methods zero_shot prompt linear_probe lora full retinanet fcos --shots 1 3 5 10 all
+
+Each cell is a run of `glipv2 train` with the settings that it chooses, "full", or with a smaller part of the model
+trained; "retinanet" and "fcos" train the detectors of detectron2 on the same backbone, with the updates and image sizes
+of "full" (tools/closed_vocabulary.py). A cell is done when its results.json is there: the same command goes on where it
+was stopped. The table is table.md in the output folder, with AP, AP50 and minutes of every cell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from glipv2_d2.data.own_sets.find import set_name
+from glipv2_d2.tensor_files import write_text
+
+ROOT = Path(__file__).resolve().parents[1]
+ZERO_SHOT, BASELINES, TUNED = "zero_shot", ("retinanet", "fcos"), ("prompt", "linear_probe", "lora")
+METHODS = (ZERO_SHOT, *TUNED, "full", *BASELINES)
+ALL_DATA = "all"
+RESULTS, LOG = "results.json", "process.log"
+
+
+class Cell(NamedTuple):
+    """A cell of the table."""
+
+    data: Path
+    method: str
+    shots: str
+
+    def folder(self, output: Path) -> Path:
+        """Return the folder of this cell."""
+        shots = [] if self.method == ZERO_SHOT else [self.shots]
+        return output.joinpath(self.name, *shots, self.method)
+
+    @property
+    def name(self) -> str:
+        """The name of the set."""
+        return set_name(str(self.data))
+
+
+def cells_of(arguments: argparse.Namespace) -> list[Cell]:
+    """Return the cells in the order in which they run: a baseline after the run that it is like."""
+    methods = [method for method in METHODS if method in arguments.methods]
+    return [
+        Cell(Path(os.path.abspath(data)), method, shots)
+        for data in arguments.data
+        for shots in arguments.shots
+        for method in methods
+        if method != ZERO_SHOT or shots == arguments.shots[0]
+    ]
+
+
+def command_of(cell: Cell, output: Path, weights: str) -> list[str]:
+    """Return the command of a cell that is not done."""
+    folder = cell.folder(output)
+    if cell.method in BASELINES:
+        run = cell._replace(method="full").folder(output)
+        script = str(ROOT / "tools" / "closed_vocabulary.py")
+        return [sys.executable, script, "--detector", cell.method, "--run", str(run), "--output", str(folder)]
+    program = [sys.executable, "-m", "glipv2_d2"]
+    if cell.method == ZERO_SHOT:
+        config = str(Path(weights).with_name("config.yaml"))
+        keys = ["DATASETS.REGISTER", str((str(cell.data),)), "DATASETS.TEST", str((f"{cell.name}_val",))]
+        keys += ["MODEL.WEIGHTS", weights, "OUTPUT_DIR", str(folder)]
+        return [*program, "eval", "--config-file", config, "--num-gpus", "0", *keys]
+    if (folder / "last_checkpoint").is_file():
+        return [*program, "train", "--output", str(folder), "--resume"]
+    words = ["train", "--data", str(cell.data), "--output", str(folder), "--overwrite"]
+    words += ["--weights", weights] if weights else []
+    if cell.shots != ALL_DATA:
+        words += ["DATASETS.FEW_SHOT.SHOTS", cell.shots, "DATASETS.FEW_SHOT.ALLOW_FEWER", "True"]
+    if cell.method in TUNED:
+        # The prompt is the same for every image, as prompt tuning needs it.
+        words += ["MODEL.GLIPV2.TUNING.MODE", cell.method, "INPUT.PROMPT.SHUFFLE", "False"]
+    return [*program, *words]
+
+
+def run_cell(cell: Cell, output: Path, weights: str) -> str:
+    """Run a cell unless it is done; return "" or why it failed."""
+    folder = cell.folder(output)
+    if (folder / RESULTS).is_file():
+        return ""
+    command = command_of(cell, output, weights)
+    folder.mkdir(parents=True, exist_ok=True)
+    sys.stdout.write(f"$ {shlex.join(command)}\n")
+    sys.stdout.flush()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    with (folder / LOG).open("a") as log:
+        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    if done.returncode:
+        lines = (folder / LOG).read_text(errors="replace").strip().splitlines()
+        return f"exit status {done.returncode}: {lines[-1] if lines else 'no output'}"
+    if cell.method == ZERO_SHOT:
+        table = json.loads((folder / "result_table.json").read_text())
+        (results,) = table["results"].values()
+        write_text(str(folder / RESULTS), json.dumps({"val": results, "minutes": 0.0, "weights": weights}) + "\n")
+    return ""
+
+
+def table_of(cells: Sequence[Cell], output: Path, failures: dict[Cell, str]) -> str:
+    """Return the table in markdown: AP / AP50 and minutes, "-" for a cell that is not done."""
+    methods = list(dict.fromkeys(cell.method for cell in cells))
+    rows = list(dict.fromkeys((cell.name, cell.shots) for cell in cells))
+    lines = [f"| set | shots | {' | '.join(methods)} |", f"| --- | --- |{' ---: |' * len(methods)}"]
+    by_place = {(cell.name, cell.shots, cell.method): cell for cell in cells}
+    for name, shots in rows:
+        texts = []
+        for method in methods:
+            cell = by_place.get((name, shots, method))
+            path = cell.folder(output) / RESULTS if cell else None
+            if path is None or not path.is_file():
+                texts.append("failed" if cell in failures else "-")
+                continue
+            content = json.loads(path.read_text())
+            box = content["val"]["bbox"]
+            scores = " / ".join("-" if box[key] is None else f"{box[key]:.1f}" for key in ("AP", "AP50"))
+            texts.append(f"{scores} ({content['minutes']:.1f} min)")
+        lines.append(f"| {name} | {shots} | {' | '.join(texts)} |")
+    lines += ["", *(f"{cell.name} {cell.shots} {cell.method}: {reason}" for cell, reason in failures.items())]
+    return "\n".join(lines).strip() + "\n"
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", nargs="+", required=True, help="folders or files, one for each set")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["full", *BASELINES])
+    parser.add_argument("--shots", nargs="+", default=[ALL_DATA], help="images of each class, or all; default: all")
+    parser.add_argument("--weights", default="", help="start from these; default: from the pretrained encoders")
+    parser.add_argument("--output", type=Path, default=ROOT / "output" / "own_sets", help="default: output/own_sets")
+    arguments = parser.parse_args(argv)
+    needing = [method for method in arguments.methods if method in (ZERO_SHOT, *TUNED)]
+    if needing and not arguments.weights:
+        parser.error(f"--methods: expected --weights for {', '.join(needing)}, found none")
+    if set(arguments.methods) & set(BASELINES) and "full" not in arguments.methods:
+        parser.error("--methods: expected 'full' beside a baseline, which takes its settings, found none")
+    for shots in arguments.shots:
+        if shots != ALL_DATA and not (shots.isdigit() and int(shots) > 0):
+            parser.error(f"--shots: expected numbers above 0, or {ALL_DATA}, found {shots!r}")
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return how many cells failed, at most 1."""
+    arguments = parse_arguments(argv)
+    output, weights = arguments.output.resolve(), arguments.weights and os.path.abspath(arguments.weights)
+    cells, failures = cells_of(arguments), {}
+    for cell in cells:
+        if reason := run_cell(cell, output, weights):
+            failures[cell] = reason
+        output.mkdir(parents=True, exist_ok=True)
+        write_text(str(output / "table.md"), table_of(cells, output, failures))
+    sys.stdout.write(table_of(cells, output, failures))
+    return int(bool(failures))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
