@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from .config import add_glipv2_config as add_glipv2_config
     from .config_files import get_config as get_config
     from .config_files import get_config_file as get_config_file
+    from .data import find_own_sets as find_own_sets
     from .data import register_captioning as register_captioning
     from .data import register_coco_grounding as register_coco_grounding
     from .data import register_flickr30k as register_flickr30k
     from .data import register_grounding_json as register_grounding_json
     from .data import register_lvis as register_lvis
     from .data import register_odvg as register_odvg
+    from .data import register_own_sets as register_own_sets
     from .data import register_phrasecut as register_phrasecut
     from .data import register_refcoco as register_refcoco
     from .data import register_referring_json as register_referring_json
@@ -43,12 +45,14 @@ _PUBLIC = {
     "config": ("add_glipv2_config",),
     "config_files": ("get_config", "get_config_file"),
     "data": (
+        "find_own_sets",
         "register_captioning",
         "register_coco_grounding",
         "register_flickr30k",
         "register_grounding_json",
         "register_lvis",
         "register_odvg",
+        "register_own_sets",
         "register_phrasecut",
         "register_refcoco",
         "register_referring_json",

@@ -7,10 +7,14 @@
     python tools/run_odinw.py --config-file configs/dyhead/dyhead_swin_t.yaml --weights dyhead_o365.pth \\
         --modes full --shots 1 3 5 10 all                                            # the detector without text
 
-A set NAME is three registered detection datasets, NAME_train, NAME_val and NAME_test; odinw13 and odinw35 stand for
-all sets of these suites. Each cell of the grid trains and tests in processes of train_net.py, in a folder of its own,
-and is done when its results.json is there. The same command goes on where a run was stopped: it skips the cells that
-are done, and resumes the one that was stopped. Shots are images of each category, "0" is zero-shot, "all" is all data.
+    python tools/run_odinw.py --config-file configs/demo/glipv2_micro.yaml --weights model_final.pth --num-gpus 0 \\
+        --data photos other_photos --modes full --shots 0 all                         # own images, see docs/own_data.md
+
+A set NAME is three registered detection datasets, NAME_train, NAME_val and NAME_test; odinw13 and odinw35 stand for all
+sets of these suites. A set without test images is tested on NAME_val. Each cell of the grid trains and tests in
+processes of train_net.py, in a folder of its own, and is done when its results.json is there. The same command goes on
+where a run was stopped: it skips the cells that are done, and resumes the one that was stopped. Shots are images of
+each category, "0" is zero-shot, "all" is all data.
 
 The recipe is that of the official runner: at most 200 epochs, where an epoch shows all images of a cell 8, 4, 2 or 1
 times for 1, 3, 5 or 10 shots. After each epoch, the validation set decides on the learning rate, the best weights and
@@ -32,12 +36,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from detectron2.data import DatasetCatalog
 from detectron2.utils.file_io import PathManager
 from odinw_report import ALL_DATA, ZERO_SHOT, finite, write_report
 
 from glipv2_d2.data.datasets.few_shot import few_shot_settings
 from glipv2_d2.data.datasets.odinw import ODINW_13, ODINW_SETS
 from glipv2_d2.data.loading import load_training_dicts
+from glipv2_d2.data.own_sets import find_own_sets, register_own_sets
 from glipv2_d2.engine.command_line import build_config, describe
 from glipv2_d2.errors import InputError
 from glipv2_d2.modeling.tuning import TUNING_MODES
@@ -90,7 +96,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", default="configs/glip/glip_swin_t_c.yaml", help="default: %(default)s")
     parser.add_argument("--weights", required=True, help="weights of the model that is tuned")
-    parser.add_argument("--sets", nargs="+", default=["odinw13"], help="default: odinw13")
+    parser.add_argument("--sets", nargs="+", help="default: those of --data, or odinw13")
+    parser.add_argument("--data", nargs="+", default=[], metavar="PATH", help="own images and boxes: more sets")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=["full", "prompt"], help="default: full prompt")
     parser.add_argument("--shots", nargs="+", default=["0", "1", "3", "5", "10", ALL_DATA], help="default: %(default)s")
     parser.add_argument("--seeds", nargs="+", type=int, default=[3, 30, 300], help="default: 3 30 300; all: the 1st")
@@ -113,6 +120,28 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         if words[0] not in arguments.modes or len(words) % 2 == 0:
             parser.error(f"--mode-opts: expected one of --modes and KEY VALUE pairs, found {' '.join(words)!r}")
     return arguments
+
+
+def add_own_sets(arguments: argparse.Namespace) -> None:
+    """Register the sets of ``--data`` here and in the processes of all cells; without ``--sets`` they are the sets.
+
+    Raises:
+        InputError, FileNotFoundError: One cannot be used.
+    """
+    paths = [os.path.abspath(path) for path in arguments.data]
+    own = [find_own_sets(path) for path in paths]
+    for one in own:
+        register_own_sets(one, arguments.output / "datasets")
+    arguments.sets = arguments.sets or [one.name for one in own] or ["odinw13"]
+    if paths:
+        arguments.opts = ["DATASETS.REGISTER", str(tuple(paths)), *arguments.opts]
+
+
+def tested_data(dataset: str) -> str:
+    """Return the name of the data that a set is tested on."""
+    name = f"{dataset}_test"
+    has_no_test = name not in DatasetCatalog and f"{dataset}_val" in DatasetCatalog
+    return f"{dataset}_val" if has_no_test else name
 
 
 def expand_sets(sets: Sequence[str]) -> list[str]:
@@ -145,7 +174,8 @@ def schedule(arguments: argparse.Namespace, cell: Cell) -> list[str]:
         FileNotFoundError: The data is not there.
     """
     options = [*data_options(cell), *mode_options(arguments, cell)]
-    cfg = build_config(str(ROOT / arguments.config_file), [*options, "MODEL.DEVICE", "cpu"])
+    options_here = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(arguments.output)]
+    cfg = build_config(str(ROOT / arguments.config_file), [*options, *options_here])
     filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     few_shot = few_shot_settings(cfg)
     num_images = sum(len(load_training_dicts(name, filter_empty, few_shot=few_shot)) for name in cfg.DATASETS.TRAIN)
@@ -189,7 +219,7 @@ def commands(arguments: argparse.Namespace, cell: Cell, length: Sequence[str]) -
     start = ["train_net.py", "--config-file", arguments.config_file, "--num-gpus", str(arguments.num_gpus)]
     # A tuned prompt answers for its own names alone, see ``base_results``.
     old_sets = () if cell.mode == "prompt" else arguments.old_sets
-    tests = str((f"{cell.dataset}_test", *old_sets))
+    tests = str((tested_data(cell.dataset), *old_sets))
     test = ["OUTPUT_DIR", str(folder / "test"), "DATASETS.TEST", tests, "MODEL.WEIGHTS"]
     if cell.mode == ZERO_SHOT:
         return [[*start, "--eval-only", *arguments.opts, *test, arguments.weights]]
@@ -278,7 +308,7 @@ def run_cell(arguments: argparse.Namespace, cell: Cell, weights_hash: str, lock:
     for program in programs:
         call(program, folder / LOG, lock)
     table = _read_json(folder / "test" / "result_table.json")["results"]
-    results = {**cell._asdict(), "value": _value(table[f"{cell.dataset}_test"], arguments.metric)}
+    results = {**cell._asdict(), "value": _value(table[tested_data(cell.dataset)], arguments.metric)}
     if cell.mode == "prompt" and arguments.old_sets:
         table = {**table, **base_results(arguments, weights_hash, lock)}
     results["old"] = {name: _value(table[name], arguments.metric) for name in arguments.old_sets}
@@ -348,6 +378,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     lock = os.open(arguments.output, os.O_RDONLY)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        add_own_sets(arguments)
         failures = run_grid(arguments, lock)
     except BlockingIOError:
         sys.exit(f"run_odinw: {arguments.output}: another run, or a process of a killed run, is at work there")

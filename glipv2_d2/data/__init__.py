@@ -19,17 +19,20 @@ from .datasets.formats import (
     register_vqa_json,
     register_vqa_jsonl,
 )
+from .own_sets import find_own_sets, register_own_sets
 
 __all__ = [
     "DetectionDatasetMapper",
     "build_test_loader",
     "build_train_loader",
+    "find_own_sets",
     "register_captioning",
     "register_coco_grounding",
     "register_flickr30k",
     "register_grounding_json",
     "register_lvis",
     "register_odvg",
+    "register_own_sets",
     "register_phrasecut",
     "register_refcoco",
     "register_referring_json",

@@ -69,6 +69,14 @@ COMMANDS = {
             "glipv2 convert-weights output/mine/model_final.pth mine --config-file output/mine/config.yaml",
         ),
     ),
+    "convert-data": Command(
+        "convert_data",
+        "turn images and boxes of any tool into COCO json",
+        (
+            "glipv2 convert-data photos output/coco",
+            "glipv2 convert-data photos/data.yaml output/coco --copy-images",
+        ),
+    ),
     "serve": Command(
         "serve",
         "show a page in the browser",

@@ -5,6 +5,7 @@ They are not part of the repository; without the variable these tests are skippe
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from glipv2_d2.data.datasets.coco import load_detection_truth
 from glipv2_d2.data.datasets.skip_report import DataReport
 from glipv2_d2.data.image_reading import read_image
 from glipv2_d2.data.loading import load_dataset
+from glipv2_d2.data.own_sets import OwnSets, find_own_sets
 from glipv2_d2.errors import InputError
 
 ROOT = Path(os.environ.get("GLIPV2_REAL_DATA", "no-real-data"))
@@ -152,3 +154,113 @@ def test_phrases_can_be_the_names_of_a_set(tmp_path, new_name):
     register_referring_json(new_name, tmp_path / "a.json", ROOT / "voc100" / "images")
     records = load_dataset(new_name, with_masks=True)
     assert sum(len(record["annotations"]) for record in records) == len(content["annotations"])
+
+
+# Images and boxes of each set and split as its source tells them, and the number of classes with boxes.
+OWN_SETS = {
+    "animals_masks": ({"train": (70, 114), "val": (35, 46), "test": (20, 29)}, 7),
+    "bccd": ({"train": (103, 1417), "val": (87, 1137), "test": (72, 945)}, 3),
+    "bike_helmets": ({"train": (80, 205), "val": (40, 90), "test": (30, 82)}, 2),
+    "coco_mini": ({"train": (50, 470), "val": (50, 382)}, 59),
+    "face_mask": ({"train": (120, 519), "val": (60, 271)}, 3),
+    "plant_defects": ({"val": (50, 184), "test": (30, 92)}, 15),
+    "playing_cards": ({"train": (99, 179), "val": (67, 143)}, 6),
+    "raccoon": ({"train": (160, 173), "val": (40, 44)}, 1),
+    "traffic_vn": ({"train": (70, 276), "val": (6, 8)}, 2),
+    "voc100": ({"train": (80, 216), "val": (20, 57)}, 20),
+}
+
+
+def sizes(own: OwnSets) -> dict[str, tuple[int, int]]:
+    return {split: (len(one.content["images"]), len(one.content["annotations"])) for split, one in own.splits.items()}
+
+
+@pytest.mark.parametrize("name", OWN_SETS)
+def test_a_set_is_found_by_its_folder(name):
+    own = find_own_sets(ROOT / name)
+    assert own.name == name and (sizes(own), len(own.names)) == OWN_SETS[name] and own.seed is None
+
+
+@pytest.mark.parametrize(
+    ("folder", "boxes"), [("raccoon/as_found", 3), ("bccd/as_found", 24), ("formats/labelme/coco_export", 12)]
+)
+def test_an_export_is_found_by_its_folder(folder, boxes):
+    # Two cells of bccd have no area.
+    assert sum(number for _, number in sizes(find_own_sets(ROOT / folder)).values()) == boxes
+
+
+def write_forms(folder: Path, name: str) -> dict[str, Path]:
+    """Links to the images of a set of ROOT, with its boxes as VOC xml, as YOLO and as COCO json."""
+    forms = {form: folder / form / name for form in ("coco", "voc", "yolo")}
+    for split in ("train", "val"):
+        content = json.loads((ROOT / name / f"{split}.json").read_text(encoding="utf-8"))
+        names = [row["name"] for row in content["categories"]]
+        rows = {row["id"]: number for number, row in enumerate(content["categories"])}
+        places = {"coco": "images", "voc": f"{split}/images", "yolo": f"images/{split}"}
+        for form, root in forms.items():
+            (root / places[form]).mkdir(parents=True, exist_ok=True)
+        (forms["voc"] / split / "annots").mkdir()
+        (forms["yolo"] / "labels" / split).mkdir(parents=True)
+        (forms["yolo"] / "data.yaml").write_text(f"train: images/train\nval: images/val\nnames: {json.dumps(names)}\n")
+        (forms["coco"] / f"{split}.json").write_text(json.dumps(content))
+        for image in content["images"]:
+            for form, root in forms.items():
+                (root / places[form] / image["file_name"]).symlink_to(ROOT / name / "images" / image["file_name"])
+            stem, width, height = os.path.splitext(image["file_name"])[0], image["width"], image["height"]
+            objects, lines = "", ""
+            for item in content["annotations"]:
+                if item["image_id"] == image["id"]:
+                    x, y, w, h = item["bbox"]
+                    row = rows[item["category_id"]]
+                    sides = "".join(
+                        f"<{side}>{value:.10g}</{side}>"
+                        for side, value in zip(("xmin", "ymin", "xmax", "ymax"), (x, y, x + w, y + h))
+                    )
+                    objects += f"<object><name>{names[row]}</name><bndbox>{sides}</bndbox></object>"
+                    shares = ((x + w / 2) / width, (y + h / 2) / height, w / width, h / height)
+                    lines += " ".join([str(row), *(f"{share:.6f}" for share in shares)]) + "\n"
+            (forms["voc"] / split / "annots" / f"{stem}.xml").write_text(f"<annotation>{objects}</annotation>")
+            (forms["yolo"] / "labels" / split / f"{stem}.txt").write_text(lines)
+    return forms
+
+
+@pytest.mark.parametrize("name", ["raccoon", "bccd", "playing_cards", "face_mask", "voc100", "traffic_vn"])
+def test_three_forms_of_a_set_are_one(tmp_path, name):
+    texts = [
+        {split: one.json_text() for split, one in find_own_sets(path).splits.items()}
+        for path in write_forms(tmp_path, name).values()
+    ]
+    assert texts[0] == texts[1] == texts[2]
+
+
+FORMS = {
+    "pascalvoc_format": "",
+    "imagenet_format": "",
+    "labelme_format": "",
+    "yolo_format": "person\n\n\n\n\n\n\n\n\ntvmonitor\ntrain\n\naeroplane\n",
+    "coco_format_v1/instances_default.json": "",
+    "coco_format_v2/instances_v2.json": "",
+}
+
+
+def test_the_forms_of_one_truth_agree(tmp_path):
+    """Five images are there in all of the forms that this package reads."""
+    stems = [path.stem for path in (ROOT / "formats/voc100/pascalvoc_format/pascalvoc_format").glob("*.xml")]
+    assert len(stems) == 5
+    texts = {}
+    for number, (form, classes) in enumerate(FORMS.items()):
+        source, folder = ROOT / "formats" / "voc100" / form, tmp_path / str(number)
+        (folder / "images").mkdir(parents=True)
+        for stem in stems:
+            (folder / "images" / f"{stem}.jpg").symlink_to(ROOT / "voc100" / "images" / f"{stem}.jpg")
+        if source.is_dir():
+            shutil.copytree(source, folder / "files")
+            (folder / "classes.txt").write_text(classes)
+        else:
+            content = json.loads(source.read_text())
+            content["images"] = [one for one in content["images"] if one["file_name"][:-4] in stems]
+            ids = {one["id"] for one in content["images"]}
+            content["annotations"] = [one for one in content["annotations"] if one["image_id"] in ids]
+            (folder / "boxes.json").write_text(json.dumps(content))
+        texts[form] = {split: one.json_text() for split, one in find_own_sets(folder).splits.items()}
+    assert [form for form in texts if texts[form] != texts["pascalvoc_format"]] == []

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from drawn_images import draw_dataset
+from own_set_writers import Photo, write_yolo
 
 from glipv2_d2 import register_coco_grounding
 from glipv2_d2.data.dataset_mappers.grounding import GroundingDatasetMapper
@@ -391,6 +393,31 @@ def test_missing_weights_end_the_run(run, tmp_path):
     (tmp_path / "weights.pth").unlink()
     with pytest.raises(SystemExit, match="run_odinw: .*weights.pth"):
         run("--shots", "0")
+
+
+def test_own_images_are_sets_of_every_process(tool, config, tmp_path, monkeypatch):
+    commands = []
+
+    def call(command, log, lock):
+        commands.append(command)
+        (Path(command[command.index("OUTPUT_DIR") + 1])).mkdir(parents=True, exist_ok=True)
+        raise tool.CellError("stopped here")
+
+    monkeypatch.setattr(tool, "call", call)
+    monkeypatch.setattr(tool.signal, "signal", lambda *_: None)
+    (tmp_path / "weights.pth").touch()
+    photos = [Photo(f"{i}.png", 40, 30, [("cat", 2, 3, 22, 23)]) for i in range(5)]
+    root = write_yolo(tmp_path / "odinw_cats", {"train": photos[:3], "val": photos[3:]}, ["cat"])
+    monkeypatch.chdir(tmp_path)
+    words = ["--config-file", config, "--weights", "weights.pth", "--output", "out", "--data", "odinw_cats"]
+    with pytest.raises(SystemExit, match="2 cells failed"):
+        tool.main([*words, "--modes", "full", "--shots", "0", "all", "--seeds", "3"])
+    assert DatasetCatalog["odinw_cats_val"] and "odinw_cats_test" not in DatasetCatalog
+    for command in commands:
+        assert command[command.index("DATASETS.REGISTER") + 1] == str((str(root),))
+    # Without test images, both cells are tested on the validation images.
+    assert commands[0][commands[0].index("DATASETS.TEST") + 1] == "('odinw_cats_val',)"
+    assert (tmp_path / "out" / "datasets" / "odinw_cats_train.json").is_file()
 
 
 def test_two_runs_never_share_an_output(run, tool, monkeypatch):

@@ -3,5 +3,13 @@
 from .find import find_own_sets
 from .register import register_configured_sets, register_own_sets
 from .sets import CocoSet, OwnSets
+from .writing import write_own_sets
 
-__all__ = ["CocoSet", "OwnSets", "find_own_sets", "register_configured_sets", "register_own_sets"]
+__all__ = [
+    "CocoSet",
+    "OwnSets",
+    "find_own_sets",
+    "register_configured_sets",
+    "register_own_sets",
+    "write_own_sets",
+]

@@ -191,5 +191,5 @@ def _finish(
     notes = f"; val chosen from train by seed {seed}" if is_made else ""
     notes += f"; left out, since no box has them: {', '.join(unused)}" if unused else ""
     logging.getLogger(__name__).info("%s: images: %s; classes: %s%s", name, sizes, ", ".join(names), notes)
-    prompts = {class_name: text for class_name, text in prompts.items() if class_name in names}
-    return OwnSets(name, sets, names, prompts, unused, seed if is_made else None)
+    prompts = {key: text for key, text in prompts.items() if key in names and key != text}
+    return OwnSets(name, sets, names, prompts, unused, seed if is_made else None, path)

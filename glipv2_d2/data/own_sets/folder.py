@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 from ...errors import InputError
+from ..datasets.skip_report import REPORT_FILE
 from ..datasets.value_checks import EntryError, show
 from ..image_reading import IMAGE_SUFFIXES, ImageShape, UnreadableImageError, read_image_shape
 from .sets import SPLITS
@@ -89,7 +90,7 @@ class ImageShapes:
 
 
 class Folder:
-    """The files below a folder; hidden ones are passed over, links are followed once.
+    """The files below a folder; hidden ones and folders of runs are passed over, links are followed once.
 
     Args:
         root: The folder.
@@ -201,7 +202,8 @@ class Folder:
         depth = self.root.rstrip(os.sep).count(os.sep)
         for folder, folders, files in os.walk(self.root, followlinks=True):
             here = os.path.realpath(folder)
-            if here in seen or folder.count(os.sep) - depth > _MOST_FOLDERS_DEEP:
+            is_run = REPORT_FILE in files and folder != self.root
+            if is_run or here in seen or folder.count(os.sep) - depth > _MOST_FOLDERS_DEEP:
                 folders.clear()
                 continue
             seen.add(here)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import uuid
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -14,7 +12,8 @@ from ...errors import InputError
 from ..datasets.formats import register
 from ..datasets.skip_report import DataReport
 from .find import find_own_sets
-from .sets import OwnSets
+from .sets import SPLITS, OwnSets
+from .writing import made_split_text, write_split, write_text_once
 
 
 def register_own_sets(own: OwnSets, folder: str | os.PathLike[str]) -> dict[str, str]:
@@ -37,24 +36,21 @@ def register_own_sets(own: OwnSets, folder: str | os.PathLike[str]) -> dict[str,
     folder = os.path.abspath(os.fspath(folder))
     os.makedirs(folder, exist_ok=True)
     if own.seed is not None:
-        files = {split: [image["file_name"] for image in one.content["images"]] for split, one in own.splits.items()}
-        _write(os.path.join(folder, f"{own.name}_splits.json"), json.dumps({"seed": own.seed, **files}, indent=1))
+        write_text_once(os.path.join(folder, f"{own.name}_splits.json"), made_split_text(own))
     registered = {}
     for split, one in own.splits.items():
-        name = f"{own.name}_{split}"
-        json_file = os.path.join(folder, f"{name}.json")
-        _write(json_file, one.json_text())
-        if any(one.source_ids.values()):
-            _write(os.path.join(folder, f"{name}_ids.json"), json.dumps(one.source_ids, indent=1))
-        _register(name, own, json_file, one.image_root)
-        registered[split] = name
+        registered[split] = f"{own.name}_{split}"
+        json_file = os.path.join(folder, f"{registered[split]}.json")
+        write_split(one, json_file)
+        _register(registered[split], own, json_file, one.image_root)
     return registered
 
 
 def register_configured_sets(cfg: CfgNode) -> dict[str, dict[str, str]]:
     """Find and register the sets of DATASETS.REGISTER; their files go to the folder ``datasets`` of OUTPUT_DIR.
 
-    A validation split that has to be made is the same in all processes and with all SEEDs.
+    A validation split that has to be made is the same in all processes and with all SEEDs. A process reads each set
+    once.
 
     Returns:
         For each path the registered name of each split.
@@ -62,18 +58,31 @@ def register_configured_sets(cfg: CfgNode) -> dict[str, dict[str, str]]:
     Raises:
         FileNotFoundError, InputError: See ``find_own_sets`` and ``register_own_sets``.
     """
-    if not cfg.DATASETS.REGISTER:
-        return {}
-    folder = os.path.join(cfg.OUTPUT_DIR, "datasets")
-    with DataReport.from_config(cfg):
-        return {path: register_own_sets(find_own_sets(path), folder) for path in cfg.DATASETS.REGISTER}
+    folder = os.path.abspath(os.path.join(cfg.OUTPUT_DIR, "datasets"))
+    found = {}
+    for path in cfg.DATASETS.REGISTER:
+        found[path] = _known_splits(path, folder)
+        if not found[path]:
+            with DataReport.from_config(cfg):
+                found[path] = register_own_sets(find_own_sets(path), folder)
+    return found
+
+
+def _known_splits(path: str, folder: str) -> dict[str, str]:
+    """Return the registered name of each split of a set that this process has written to a folder before."""
+    known = {}
+    for name in DatasetCatalog:
+        metadata = MetadataCatalog.get(name)
+        if metadata.get("own_source") == os.path.abspath(path) and os.path.dirname(metadata.json_file) == folder:
+            known[name.rpartition("_")[2]] = name
+    is_there = all(os.path.isfile(MetadataCatalog.get(name).json_file) for name in known.values())
+    return {split: known[split] for split in SPLITS if split in known} if is_there else {}
 
 
 def _register(name: str, own: OwnSets, json_file: str, image_root: str) -> None:
-    """Register one split; one that was registered from the same images before is replaced."""
+    """Register one split; one that was registered from the same path before is replaced."""
     if name in DatasetCatalog:
-        known = MetadataCatalog.get(name).get("own_images")
-        if known != image_root:
+        if MetadataCatalog.get(name).get("own_source") != own.source:
             raise InputError(
                 f"dataset name {name!r}: expected a new name, found one that is registered already; rename the folder "
                 f"of the set, or give its yaml file a name"
@@ -81,22 +90,6 @@ def _register(name: str, own: OwnSets, json_file: str, image_root: str) -> None:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
     texts = {class_name: ("", text, "") for class_name, text in own.prompts.items()}
-    metadata = {"own_images": image_root, "prompt_texts": texts, "thing_classes": list(own.names)}
+    metadata = {"own_source": own.source, "prompt_texts": texts, "thing_classes": list(own.names)}
     register("coco", name, metadata, json_file=json_file, image_root=image_root)
     logging.getLogger(__name__).info("registered %s: %s", name, json_file)
-
-
-def _write(path: str, text: str) -> None:
-    """Write a text file whole, or not at all, while others may do the same; a file of the same text stays as it is."""
-    if os.path.isfile(path):
-        with open(path, encoding="utf-8", newline="") as file:
-            if file.read() == text:
-                return
-    unfinished = f"{path}.{uuid.uuid4().hex}.tmp"
-    try:
-        with open(unfinished, "x", encoding="utf-8", newline="") as file:
-            file.write(text)
-        os.replace(unfinished, path)
-    finally:
-        if os.path.exists(unfinished):
-            os.unlink(unfinished)

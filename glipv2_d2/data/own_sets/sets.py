@@ -91,6 +91,7 @@ class OwnSets(NamedTuple):
         prompts: What prompts say for some of the classes.
         unused_names: Classes that the files list and no box has; they are not among ``names``.
         seed: The seed by which a validation split was made; None where the splits were found.
+        source: The absolute path of the folder or file that it was read from.
     """
 
     name: str
@@ -99,3 +100,4 @@ class OwnSets(NamedTuple):
     prompts: dict[str, str]
     unused_names: list[str]
     seed: int | None
+    source: str

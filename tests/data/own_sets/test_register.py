@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from own_set_writers import Photo, write_coco, write_voc
 
 from glipv2_d2.data.loading import load_dataset
-from glipv2_d2.data.own_sets import find_own_sets, register_own_sets
+from glipv2_d2.data.own_sets import find_own_sets, register_configured_sets, register_own_sets
 from glipv2_d2.engine.command_line import build_config
 from glipv2_d2.errors import InputError
 
@@ -63,3 +63,27 @@ def test_the_key_registers_with_every_config(tmp_path):
         build_config(str(CONFIG), options)
     assert len(load_dataset("key_cats_train")) == 6 and len(load_dataset("key_cats_val")) == 4
     assert (tmp_path / "out" / "datasets" / "key_cats_train.json").is_file()
+
+
+def test_a_process_reads_a_configured_set_once(tmp_path, monkeypatch):
+    root = write_voc(tmp_path / "once cats", {"train": PHOTOS[:6], "val": PHOTOS[6:]}, ["cat"])
+    options = ["DATASETS.REGISTER", str((str(root),)), "OUTPUT_DIR", str(tmp_path / "out"), "MODEL.DEVICE", "cpu"]
+    cfg = build_config(str(CONFIG), options)
+    monkeypatch.setattr("glipv2_d2.data.own_sets.register.find_own_sets", None)
+    assert register_configured_sets(cfg) == {str(root): {"train": "once_cats_train", "val": "once_cats_val"}}
+
+
+def test_words_of_a_yaml_are_what_prompts_say(tmp_path):
+    write_voc(tmp_path / "cells", {"train": PHOTOS}, ["cat"])
+    (tmp_path / "set.yaml").write_text("name: worded\npath: cells\nnames: {cat: tabby cat}\n")
+    names = register_own_sets(find_own_sets(tmp_path / "set.yaml"), tmp_path / "out")
+    assert MetadataCatalog.get(names["train"]).prompt_texts == {"cat": ("", "tabby cat", "")}
+    assert MetadataCatalog.get(names["train"]).thing_classes == ["cat"]
+
+
+def test_a_run_inside_the_folder_of_its_data_changes_nothing(tmp_path, monkeypatch):
+    root = write_voc(tmp_path / "inner cats", {"train": PHOTOS[:6], "val": PHOTOS[6:]}, ["cat"])
+    before = find_own_sets(root)
+    options = ["DATASETS.REGISTER", str((str(root),)), "OUTPUT_DIR", str(root / "out"), "MODEL.DEVICE", "cpu"]
+    build_config(str(CONFIG), options)
+    assert (root / "out" / "datasets" / "inner_cats_train.json").is_file() and find_own_sets(root) == before

@@ -1,0 +1,81 @@
+"""Files of own sets: whole or not at all, while other processes may write the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+
+import yaml
+
+from ..datasets.skip_report import with_progress
+from .sets import CocoSet, OwnSets
+
+
+def write_text_once(path: str, text: str) -> None:
+    """Write a text file whole, or not at all, while others may do the same; a file of the same text stays as it is."""
+    if os.path.isfile(path):
+        with open(path, encoding="utf-8", newline="") as file:
+            if file.read() == text:
+                return
+    unfinished = f"{path}.{uuid.uuid4().hex}.tmp"
+    try:
+        with open(unfinished, "x", encoding="utf-8", newline="") as file:
+            file.write(text)
+        os.replace(unfinished, path)
+    finally:
+        if os.path.exists(unfinished):
+            os.unlink(unfinished)
+
+
+def write_split(one: CocoSet, json_file: str) -> None:
+    """Write a split as COCO json; ``NAME_ids.json`` beside it has the ids of the json that it was read from."""
+    write_text_once(json_file, one.json_text())
+    if any(one.source_ids.values()):
+        write_text_once(f"{os.path.splitext(json_file)[0]}_ids.json", json.dumps(one.source_ids, indent=1))
+
+
+def made_split_text(own: OwnSets) -> str:
+    """Return json of the seed and the images of each split, of a set whose validation images a seed chose."""
+    files = {split: [image["file_name"] for image in one.content["images"]] for split, one in own.splits.items()}
+    return json.dumps({"seed": own.seed, **files}, indent=1)
+
+
+def write_own_sets(own: OwnSets, folder: str | os.PathLike[str], *, copy_images: bool = False) -> dict[str, str]:
+    """Write a set for other programs: ``SPLIT.json`` in COCO's format, and ``set.yaml``, which names them.
+
+    Args:
+        own: The set.
+        folder: Made if it is not there.
+        copy_images: Copy the images to ``images/SPLIT``; otherwise the yaml names the folder that they lie in.
+
+    Returns:
+        The json file of each split.
+    """
+    folder = os.path.abspath(os.fspath(folder))
+    os.makedirs(folder, exist_ok=True)
+    written = {}
+    content: dict[str, object] = {"name": own.name}
+    for split, one in own.splits.items():
+        written[split] = os.path.join(folder, f"{split}.json")
+        write_split(one, written[split])
+        images = f"images/{split}" if copy_images else one.image_root
+        if copy_images:
+            _copy_images(one, os.path.join(folder, "images", split), split)
+        content[split] = {"json": f"{split}.json", "images": images}
+    if own.seed is not None:
+        write_text_once(os.path.join(folder, "splits.json"), made_split_text(own))
+    content["names"] = {name: own.prompts.get(name, name) for name in own.names}
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    write_text_once(os.path.join(folder, "set.yaml"), text)
+    return written
+
+
+def _copy_images(one: CocoSet, folder: str, split: str) -> None:
+    for image in with_progress(one.content["images"], f"copying images of {split}"):
+        target = os.path.join(folder, image["file_name"])
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        source = os.path.join(one.image_root, image["file_name"])
+        if not (os.path.exists(target) and os.path.samefile(source, target)):
+            shutil.copyfile(source, target)
