@@ -23,6 +23,7 @@ _MOST_IMAGES = 24
 _MOST_BARS = 40
 _MOST_CASES = 12
 _THUMBNAIL = 520  # pixels of the longer side
+_MOST_FULL = 8  # boxes with full labels in a photograph
 _SPLIT_COLORS = {"train": "#2f6f9f", "val": "#e39a2d", "test": "#7a6aa8"}
 # Upper ends of the bars of the histogram of sides, in pixels.
 _SIDE_ENDS = (4, 8, 16, 32, 64, 128, 256, 512)
@@ -183,7 +184,8 @@ def _photo(image: ImageFacts, facts: DataFacts) -> str:
     instances = Instances((small.height, small.width))
     instances.pred_boxes = Boxes(np.array([box.corners for box in image.objects]).reshape(-1, 4) * scale)
     instances.pred_classes = np.array([rows[box.name] for box in image.objects], dtype=np.int64)
-    drawing = GroundingVisualizer(np.asarray(small), min_long_side=0).draw_predictions(instances, facts.names)
+    visualizer = GroundingVisualizer(np.asarray(small), 0, "thin" if len(image.objects) > _MOST_FULL else "auto")
+    drawing = visualizer.draw_predictions(instances, facts.names)
     buffer = io.BytesIO()
     Image.fromarray(drawing).save(buffer, "JPEG", quality=82)
     encoded = base64.b64encode(buffer.getvalue()).decode()

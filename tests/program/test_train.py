@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import pytest
 from drawn_images import draw_dataset
 from training_runs import assert_same, load
@@ -99,3 +100,27 @@ def as_dict(options):
 def test_arguments_that_do_not_fit_are_named(words, message):
     with pytest.raises(SystemExit, match=message):
         main(["train", *words])
+
+
+def test_data_are_checked_before_the_first_update(words, tmp_path, monkeypatch, capsys):
+    (image,) = (tmp_path / "photos").rglob("0.png")
+    pixels = cv2.imread(str(image))
+    # A JPEG that was cut off, under the same name.
+    image.write_bytes(cv2.imencode(".jpg", pixels)[1].tobytes()[:-30])
+    kill_at(monkeypatch, 0)
+    with pytest.raises(Killed):
+        main([*words, "--output", "out"])
+    printed = capsys.readouterr().out.splitlines()
+    (begin,) = [row for row, line in enumerate(printed) if line.startswith("check: ")]
+    assert "warnings; out/data_check/data_check.html" in printed[begin]
+    assert any(line.startswith("warning: 1 of 4 images are cut off") for line in printed[begin:])
+    assert (tmp_path / "out" / "data_check" / "data_check.html").is_file()
+
+
+def test_data_that_cannot_be_trained_on_end_in_one_line_and_leave_no_run(words, tmp_path):
+    (json_file,) = (tmp_path / "photos").rglob("*.json")
+    json_file.write_text(json_file.read_text().replace("red box", "\U0001f600").replace("blue box", "\U0001f601"))
+    message = "--data photos: the model cannot tell some names apart; rename them"
+    for _ in range(2):
+        with pytest.raises(SystemExit, match=message):
+            main([*words, "--output", "out"])
