@@ -154,7 +154,7 @@ def plan_run(
     cfg = build_config(start.config_file, [*_words([*fixed, *recipe.options]), *options])
     batch = cfg.SOLVER.IMS_PER_BATCH
     updates, why = (
-        num_updates(facts, batch, epochs),
+        num_updates(facts.num_images, batch, recipe.base_updates, epochs),
         "by the size of the data" if epochs is None else f"{epochs:g} epochs",
     )
     if minutes is not None:

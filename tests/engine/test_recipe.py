@@ -61,7 +61,7 @@ def test_small_objects_get_larger_images(box_side, expected):
     ],
 )
 def test_updates_follow_the_data(num_images, epochs, expected):
-    assert num_updates(Facts(num_images, 1, 1, 0.5), 4, epochs) == expected
+    assert num_updates(num_images, 4, 1000, epochs) == expected
 
 
 @pytest.mark.parametrize(
@@ -98,8 +98,11 @@ def test_many_names_are_drawn_for_each_prompt():
 
 
 def test_windows_of_small_objects_are_smaller_than_test_images():
-    keys = as_dict(small_model_recipe(Facts(100, 500, 3, 0.05)).options)
+    small = small_model_recipe(Facts(100, 500, 3, 0.05))
+    keys = as_dict(small.options)
     assert (keys["INPUT.MIN_SIZE_TEST"], keys["INPUT.MAX_SIZE_TEST"]) == (512, 768)
     assert (keys["INPUT.MIN_SIZE_TRAIN"], keys["INPUT.MAX_SIZE_TRAIN"]) == ((256,), 384)
-    keys = as_dict(small_model_recipe(Facts(100, 500, 3, 0.5)).options)
+    large = small_model_recipe(Facts(100, 500, 3, 0.5))
+    keys = as_dict(large.options)
     assert (keys["INPUT.MIN_SIZE_TEST"], keys["INPUT.MIN_SIZE_TRAIN"]) == (192, (192,))
+    assert (small.base_updates, large.base_updates) == (1200, 1500)
