@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..engine.predictor import GLIPv2Predictor
 
 _TRAIN_EXAMPLES = """examples:
   python train_net.py --config-file configs/finetune/custom_swin_t.yaml --num-gpus 8 MODEL.WEIGHTS FILE
@@ -74,3 +80,31 @@ def parse_train_arguments(argv: Sequence[str] | None = None) -> argparse.Namespa
     arguments = parser.parse_args(argv)
     arguments.opts = config_keys(arguments)
     return arguments
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add ``--config-file`` and ``--model``, of which one is needed: a model with weights, for ``build_predictor``."""
+    model = parser.add_argument_group("the model").add_mutually_exclusive_group(required=True)
+    model.add_argument("--config-file", metavar="FILE", help="config; that of a run is used with the run's weights")
+    model.add_argument(
+        "--model", metavar="FOLDER", help="folder of a run or of save_pretrained; USER/NAME with --allow-downloads"
+    )
+
+
+def build_predictor(arguments: argparse.Namespace, keys: Sequence[str], needs_masks: bool = False) -> GLIPv2Predictor:
+    """Build the predictor of a folder or of a config, with changed keys.
+
+    Raises:
+        InputError, OSError: There are no weights, a config has no masks though they are needed, or a file, a key or a
+            value is wrong.
+    """
+    from ..engine.command_line import build_config
+    from ..engine.predictor import GLIPv2Predictor
+
+    if arguments.model is not None:
+        download = {"download": True} if arguments.allow_downloads else {}
+        return GLIPv2Predictor.from_pretrained(arguments.model, keys, **download)
+    cfg = build_config(arguments.config_file, keys, for_results=True)
+    if needs_masks and not cfg.MODEL.MASK_ON:
+        raise InputError(f"MODEL.MASK_ON: expected True with --task refer, found False in {arguments.config_file}")
+    return GLIPv2Predictor(cfg)

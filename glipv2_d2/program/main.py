@@ -81,8 +81,8 @@ COMMANDS = {
         "serve",
         "show a page in the browser",
         (
-            "glipv2 serve --config-file output/mine/config.yaml MODEL.WEIGHTS output/mine/model_final.pth",
-            "glipv2 serve --port 8000 --config-file glip_swin_t_c MODEL.WEIGHTS glip_tiny_model_o365_goldg.pth",
+            "glipv2 serve --model output/mine",
+            "glipv2 serve --port 8000 --config-file glip_swin_t_c --opts MODEL.WEIGHTS glip_tiny_model_o365_goldg.pth",
         ),
     ),
 }

@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from .config_arguments import add_model_arguments, build_predictor
 from .output import write_line
 
 if TYPE_CHECKING:
-    from detectron2.config import CfgNode
-
-    from ..engine.predictor import GLIPv2Predictor
     from .predict_sources import Source
     from .predict_tasks import Prompt
 
@@ -39,11 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--input", nargs="+", default=[], metavar="INPUT", dest="more_inputs", help="the same")
     source.add_argument("--video-input", metavar="FILE", help="a video, whatever its name ends with")
     source.add_argument("--allow-downloads", action="store_true", help="fetch images and models at addresses")
-    model = parser.add_argument_group("the model").add_mutually_exclusive_group(required=True)
-    model.add_argument("--config-file", metavar="FILE", help="config; that of a run is used with the run's weights")
-    model.add_argument(
-        "--model", metavar="FOLDER", help="folder of a run or of save_pretrained; USER/NAME with --allow-downloads"
-    )
+    add_model_arguments(parser)
     asked = parser.add_argument_group("what to find")
     asked.add_argument("--task", choices=TASKS, default=TASKS[0], help=f"default: {TASKS[0]}")
     prompt = asked.add_mutually_exclusive_group()
@@ -79,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
     inputs = [*arguments.inputs, *arguments.more_inputs]
     sources = find_sources(inputs, arguments.video_input, arguments.allow_downloads)
     check_sources(arguments.task, sources, kinds)
-    predictor = build_predictor(arguments)
+    predictor = build_predictor(arguments, _keys(arguments), needs_masks=arguments.task == "refer")
     threshold = DEFAULT_THRESHOLD if arguments.threshold is None else arguments.threshold
     limits = {"threshold": threshold, "max_boxes": arguments.max_boxes, "batch_size": arguments.batch_size}
     task = make_task(arguments.task, predictor, prompt, style=arguments.style, **limits)
@@ -159,27 +153,8 @@ def read_prompt(arguments: argparse.Namespace) -> Prompt:
     return [name.strip() for name in arguments.names.split(",")]
 
 
-def build_predictor(arguments: argparse.Namespace) -> GLIPv2Predictor:
-    """Build the predictor of a folder or of a config."""
-    from ..engine.predictor import GLIPv2Predictor
-
-    if arguments.model is not None:
-        download = {"download": True} if arguments.allow_downloads else {}
-        return GLIPv2Predictor.from_pretrained(arguments.model, _keys(arguments), **download)
-    return GLIPv2Predictor(read_config(arguments))
-
-
-def read_config(arguments: argparse.Namespace) -> CfgNode:
-    """Build the config; for ``--task refer`` the model applies the threshold, which is a key of the config."""
-    from ..engine.command_line import build_config
-
-    cfg = build_config(arguments.config_file, _keys(arguments), for_results=True)
-    if arguments.task == "refer" and not cfg.MODEL.MASK_ON:
-        raise InputError(f"MODEL.MASK_ON: expected True with --task refer, found False in {arguments.config_file}")
-    return cfg
-
-
 def _keys(arguments: argparse.Namespace) -> list[str]:
+    """Return the config keys of the command line; for ``--task refer`` the model applies the threshold, a key too."""
     if arguments.task != "refer" or arguments.threshold is None:
         return list(arguments.opts)
     return ["MODEL.GLIPV2.TEST.REFERRING_THRESH", str(arguments.threshold), *arguments.opts]

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from ..errors import InputError
-from .config_arguments import add_config_arguments, config_keys
+from .config_arguments import add_model_arguments, build_predictor
 from .output import write_line
 
 # Larger files are refused while they arrive.
@@ -16,9 +16,11 @@ _LARGEST_FILE = "100mb"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``glipv2 serve``."""
-    add_config_arguments(parser)
+    add_model_arguments(parser)
+    parser.add_argument("--allow-downloads", action="store_true", help="fetch a model at an address")
     parser.add_argument("--host", default="127.0.0.1", help="address that listens; 0.0.0.0: the whole network may ask")
     parser.add_argument("--port", type=int, default=7860, help="its port")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys; last")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -31,12 +33,10 @@ def run(arguments: argparse.Namespace) -> None:
         import gradio  # noqa: F401  is looked for before the model is built, which takes seconds
     except ImportError as error:
         raise InputError("glipv2 serve: expected gradio, found none; pip install 'glipv2_d2[web]'") from error
-    from ..engine.command_line import build_config
-    from ..engine.predictor import GLIPv2Predictor
     from .page import THEME, build_page
 
-    cfg = build_config(arguments.config_file, config_keys(arguments))
-    page = build_page(GLIPv2Predictor(cfg), Path(cfg.MODEL.WEIGHTS).name)
+    predictor = build_predictor(arguments, arguments.opts)
+    page = build_page(predictor, Path(arguments.model or arguments.config_file).resolve().stem)
     # It logs every request.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
