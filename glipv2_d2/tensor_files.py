@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import glob
 import hashlib
+import http.client
 import logging
 import os
 import pickle
@@ -93,7 +94,7 @@ def read_checkpoint(path: str | os.PathLike, *, mmap: bool = False) -> tuple[dic
         CheckpointError, FileNotFoundError: See ``read_tensors``.
     """
     path = os.path.expanduser(path)
-    local_path = PathManager.get_local_path(path)
+    local_path = _fetched(path)
     if not os.path.isfile(local_path):
         raise FileNotFoundError(f"{path}: expected a checkpoint, found no such file")
     with open(local_path, "rb") as file:
@@ -109,6 +110,21 @@ def read_checkpoint(path: str | os.PathLike, *, mmap: bool = False) -> tuple[dic
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path}: expected a dict of tensors, found {type(content).__name__}")
     return dict(content), {}
+
+
+def _fetched(path: str) -> str:
+    """Return the path of a file in the file system; one behind an address is fetched."""
+    try:
+        return PathManager.get_local_path(path)
+    except FileNotFoundError:
+        raise
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        if "://" not in path:
+            raise
+        raise CheckpointError(
+            f"{path}: expected a checkpoint at this address, found {_first_line(error)}; without network, put the file "
+            "on the disk and name its path"
+        ) from error
 
 
 def unwrap_weights(content: Mapping[str, Any], source: str, *, ema: bool = False) -> dict[str, Tensor]:

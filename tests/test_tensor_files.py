@@ -403,3 +403,10 @@ def test_files_have_the_mode_that_the_umask_leaves(tmp_path, mask, mode):
     finally:
         os.umask(before)
     assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("a.safetensors", "a.pth")] == [mode, mode]
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9/weights.pth", "catalog://no/such"])
+def test_an_address_that_cannot_be_fetched_is_named(address):
+    with pytest.raises(CheckpointError) as caught:
+        read_tensors(address)
+    assert_one_line(caught, address, "expected a checkpoint at this address", "without network")

@@ -40,6 +40,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.utils.file_io import PathManager
 from odinw_report import ALL_DATA, ZERO_SHOT, finite, write_report
 
+from glipv2_d2 import GLIPv2Trainer
 from glipv2_d2.data.datasets.few_shot import few_shot_settings
 from glipv2_d2.data.datasets.odinw import ODINW_13, ODINW_SETS
 from glipv2_d2.data.loading import load_training_dicts
@@ -194,6 +195,19 @@ def schedule(arguments: argparse.Namespace, cell: Cell) -> list[str]:
     ]
 
 
+def check_tests(arguments: argparse.Namespace, cell: Cell) -> None:
+    """Read what a cell is tested on after its training, before it; what it is validated on the training reads first.
+
+    Raises:
+        InputError: Data cannot be used.
+        FileNotFoundError: Data are not there.
+    """
+    test = str((f"{cell.dataset}_test",))
+    output = ["OUTPUT_DIR", str(cell.folder(arguments.output)), "DATASETS.TEST", test, "MODEL.DEVICE", "cpu"]
+    options = [*mode_options(arguments, cell), *output]
+    GLIPv2Trainer.check_test_data(build_config(str(ROOT / arguments.config_file), options))
+
+
 def data_options(cell: Cell) -> list[str]:
     """Return the options that choose training data, validation data and seed."""
     shots = "0" if cell.shots == ALL_DATA else cell.shots
@@ -298,7 +312,10 @@ def run_cell(arguments: argparse.Namespace, cell: Cell, weights_hash: str, lock:
         _remove_checkpoints(folder, keep_best=True)
         return results
     # This reads the data, which would take long for many cells that are done.
-    settings["length"] = [] if cell.mode == ZERO_SHOT else schedule(arguments, cell)
+    settings["length"] = []
+    if cell.mode != ZERO_SHOT:
+        settings["length"] = schedule(arguments, cell)
+        check_tests(arguments, cell)
     if known not in (None, settings):
         raise CellError(changed)
     programs = commands(arguments, cell, settings["length"])

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
@@ -74,9 +75,10 @@ def build_config(config_file: str, opts: Sequence[str], *, for_results: bool = F
         if is_pretrained_config(config_file):
             merge_pretrained_config(cfg, config_file)
         elif config_file:
-            _check_config_file(config_file)
+            _check_config_file(cfg, config_file)
             # detectron2's default would run code from the file.
             cfg.merge_from_file(config_file, allow_unsafe=False)
+        _check_option_keys(cfg, opts[::2])
         cfg.merge_from_list(list(opts))
     except InputError:
         raise
@@ -86,6 +88,7 @@ def build_config(config_file: str, opts: Sequence[str], *, for_results: bool = F
         raise InputError(f"{where}: expected its keys with values of their types, found {found}") from error
     if config_file and "MODEL.WEIGHTS" not in opts[::2]:
         cfg.MODEL.WEIGHTS = _weights_of_file(cfg.MODEL.WEIGHTS, config_file, for_results)
+    cfg.OUTPUT_DIR = os.path.expanduser(cfg.OUTPUT_DIR)
     check_config(cfg)
     check_model_values(cfg)
     cfg.freeze()
@@ -118,12 +121,12 @@ def _likely_keys(error: Exception) -> str:
     return did_you_mean(mistyped.group(1), (key for key, _ in config_leaves(cfg) if is_honoured(key)))
 
 
-def _check_config_file(path: str, derived: tuple[str, ...] = ()) -> None:
+def _check_config_file(cfg: CfgNode, path: str, derived: tuple[str, ...] = ()) -> None:
     """Check the form of a YAML file and of those that it derives from, which the reader of configs takes for granted.
 
     Raises:
-        InputError: One is empty or not a mapping, repeats values inside repeated ones, which might never end, or
-            derives from itself.
+        InputError: One is empty or not a mapping, has a value where the config has keys or the other way round, repeats
+            values inside repeated ones, which might never end, or derives from itself.
         FileNotFoundError: One derives from a file that is not there.
     """
     if path in derived:
@@ -140,6 +143,7 @@ def _check_config_file(path: str, derived: tuple[str, ...] = ()) -> None:
     if not isinstance(node, yaml.MappingNode):
         found = "an empty file" if node is None else "a list" if isinstance(node, yaml.SequenceNode) else "one value"
         raise InputError(f"{path}: expected lines of KEY: VALUE, found {found}")
+    _check_sections(cfg, node, path)
     for key, value in node.value:
         if key.value == "_BASE_":
             bases = yaml.safe_load(yaml.serialize(value))
@@ -149,8 +153,43 @@ def _check_config_file(path: str, derived: tuple[str, ...] = ()) -> None:
         base = os.path.expanduser(base)
         is_relative = not base.startswith(("/", "http://", "https://"))
         _check_config_file(
-            os.path.normpath(os.path.join(os.path.dirname(path), base)) if is_relative else base, (*derived, path)
+            cfg, os.path.normpath(os.path.join(os.path.dirname(path), base)) if is_relative else base, (*derived, path)
         )
+
+
+def _check_sections(cfg: CfgNode, node: yaml.MappingNode, where: str) -> None:
+    """Check that a file has keys below those of the config's keys that have some, and values at the others."""
+    for key, value in node.value:
+        if not isinstance(key.value, str) or key.value not in cfg:
+            continue
+        default = cfg[key.value]
+        has_keys = isinstance(value, yaml.MappingNode)
+        if isinstance(default, CfgNode) and not has_keys:
+            found = "a list" if isinstance(value, yaml.SequenceNode) else f"{value.value!r:.100}"
+            expected = f"keys below it, such as {next(iter(default), 'none')}"
+            raise InputError(f"{where}: {key.value}: expected {expected}, found {found}")
+        if not isinstance(default, (CfgNode, dict)) and has_keys:
+            raise InputError(f"{where}: {key.value}: expected a value such as {default!r:.100}, found keys below it")
+        if isinstance(default, CfgNode):
+            _check_sections(default, value, f"{where}: {key.value}")
+
+
+def _check_option_keys(cfg: CfgNode, keys: Sequence[str]) -> None:
+    """Check that KEY VALUE pairs give values to keys that have values; keys that do not exist are left to yacs."""
+    for key in keys:
+        node: Any = cfg
+        parts = key.split(".")
+        for depth, part in enumerate(parts):
+            if not isinstance(node, CfgNode):
+                raise InputError(
+                    f"{key}: expected a key of the config, found a part below {'.'.join(parts[:depth])}, a value"
+                )
+            if part not in node:
+                break
+            node = node[part]
+        else:
+            if isinstance(node, CfgNode):
+                raise InputError(f"{key}: expected a key below it, such as {key}.{next(iter(node), 'KEY')}, found none")
 
 
 def _has_nested_alias(text: str) -> bool:

@@ -3,7 +3,7 @@ import logging
 
 import pytest
 import torch
-from conftest import assert_one_line
+from conftest import CONFIGS, assert_one_line
 from torch._utils import ExceptionWrapper
 
 from glipv2_d2.engine.command_line import build_config, describe, one_line_errors
@@ -191,11 +191,17 @@ def test_trainer_does_not_log_the_traceback_of_bad_input(caplog):
         ("- 1", ("found a list",)),
         ("5", ("found one value",)),
         ("SOLVER: {STEPS: &a [*a]}", ("an alias",)),
-        ("MODEL: 3", ("found",)),
+        ("MODEL: 3", ("x.yaml: MODEL: expected keys below it, such as", "found '3'")),
+        ("MODEL: {FPN: [1]}", ("x.yaml: MODEL: FPN: expected keys below it, such as", "found a list")),
+        ("MODEL: {FPN:}", ("x.yaml: MODEL: FPN: expected keys below it, such as", "found ''")),
+        ("SOLVER: {BASE_LR: {A: 1}}", ("x.yaml: SOLVER: BASE_LR: expected a value such as", "found keys below it")),
         ("SOLVER: {MAX_ITER: [1]}", ("SOLVER.MAX_ITER",)),
         ("[" * 5000, ("found",)),
     ],
-    ids=["loop", "number as base", "missing base", "empty", "list", "number", "alias", "no node", "type", "nested"],
+    ids=[
+        *("loop", "number as base", "missing base", "empty", "list", "number", "alias"),
+        *("no node", "list as node", "empty node", "node", "type", "nested"),
+    ],
 )
 @pytest.mark.parametrize("as_base", [False, True])
 def test_a_file_that_is_no_config_is_named(tmp_path, content, words, as_base):
@@ -212,6 +218,28 @@ def test_line_breaks_in_keys_and_values_stay_out_of_the_message(opts):
     with pytest.raises(InputError) as caught:
         build_config("", opts)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["MODEL", "5"], "MODEL: expected a key below it, such as MODEL."),
+        (["MODEL.FPN", "[]"], "MODEL.FPN: expected a key below it, such as MODEL.FPN."),
+        (
+            ["SOLVER.BASE_LR.X", "5"],
+            "SOLVER.BASE_LR.X: expected a key of the config, found a part below SOLVER.BASE_LR, a value",
+        ),
+    ],
+)
+def test_a_section_has_no_value_and_a_value_no_keys(opts, message):
+    with pytest.raises(InputError) as caught:
+        build_config(str(CONFIGS / "Base-GLIPv2.yaml"), opts)
+    assert str(caught.value).startswith(message)
+
+
+def test_the_output_folder_may_begin_with_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert build_config(str(CONFIGS / "Base-GLIPv2.yaml"), ["OUTPUT_DIR", "~/runs"]).OUTPUT_DIR == f"{tmp_path}/runs"
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from drawn_images import draw_dataset
 from own_set_writers import Photo, write_yolo
 
@@ -387,6 +387,19 @@ def test_a_cell_that_fails_is_named_and_the_others_go_on(run, tool, monkeypatch)
     assert len(json.loads((run.output / "table.json").read_text())["failed"]) == 2
     with pytest.raises(SystemExit, match="1 cells failed.*\n.*--metric: .* one of bbox/AP, bbox/AP50, found 'segm/AP'"):
         run("--shots", "0", "--metric", "segm/AP", "--output", str(run.output / "other"))
+
+
+def test_test_data_are_read_before_a_cell_trains(run, tool, monkeypatch):
+    calls = fake_call(run, tool, monkeypatch, stop_at=0)
+    json_file = Path(MetadataCatalog.get(f"{run.set}_test").json_file)
+    damaged = json_file.with_name("damaged.json")
+    damaged.write_text(json_file.read_text().replace('"categories"', '"kinds"'))
+    MetadataCatalog.pop(f"{run.set}_test")
+    DatasetCatalog.pop(f"{run.set}_test")
+    register_coco_grounding(f"{run.set}_test", damaged, json_file.parent)
+    with pytest.raises(SystemExit, match="1 cells failed.*\n.*damaged.json: categories: expected a list, found None"):
+        run("--modes", "full", "--shots", "1", "--seeds", "3")
+    assert not calls
 
 
 def test_missing_weights_end_the_run(run, tmp_path):
