@@ -48,6 +48,8 @@ CHECK_FOLDER = "data_check"
 # more names.
 HOME_WEIGHTS = ("output/train/run/model_final.pth", "output/demo/run/model_final.pth")
 SMALL_MODEL, LARGE_MODEL = "models/glipv2_micro", "finetune/custom_swin_t"
+# Images that are opened for the check of the data; of more, as many of them all over the set.
+_MOST_OPENED = 2000
 # What shows that a folder holds a run.
 _TRACES = (CONFIG_NAME, "last_checkpoint", "metrics.json", "model_final.pth")
 # Updates and images that are timed for --minutes, after as many that are not.
@@ -177,18 +179,19 @@ def plan_run(
 
 
 def check_data(data: str, cfg: CfgNode) -> list[str]:
-    """Check images, boxes and names for the model of a config, write the report to its folder, and return its lines.
+    """Check images, boxes and names for the model of a config, write the report to its folder, and return its warnings.
 
     Raises:
         InputError: The data cannot be trained on.
     """
     own, left_out = find_reported(data)
-    findings = check_own_sets(own, cfg, left_out=left_out)
+    findings = check_own_sets(own, cfg, left_out=left_out, max_read=_MOST_OPENED)
     *_, page = findings.write(os.path.join(cfg.OUTPUT_DIR, CHECK_FOLDER))
     if findings.stops:
         found = "; ".join(" ".join(one.lines()) for one in findings.stops)
         raise InputError(f"--data {data}: expected data that can be trained on, found: {found}; all of it: {page}")
-    return [*findings.lines(), f"the check of the data: {page}"]
+    warnings = [line for one in findings.findings if one.severity == "warning" for line in one.lines()]
+    return [*warnings, f"the check of the data: {page}"]
 
 
 def own_datasets(cfg: CfgNode) -> tuple[str, str]:

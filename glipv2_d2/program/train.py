@@ -10,17 +10,10 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import InputError
 from .config_arguments import add_config_arguments, add_process_arguments, config_keys
 from .output import write_line
-
-if TYPE_CHECKING:
-    from ..engine.own_run import OwnRun
-
-# Images that are opened before training; of more, as many of them all over the set.
-_MOST_OPENED = 2000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,10 +63,9 @@ def _run_own(arguments: argparse.Namespace) -> None:
         start = find_start(arguments.weights, arguments.config_file, Path.cwd())
         limits = {"epochs": arguments.epochs, "minutes": arguments.minutes}
         plan = plan_run(arguments.data, output, start, **limits, options=arguments.opts)
-        warnings = _check_data(arguments.data, output, plan)
         clear_output(output)
         arguments.config_file, arguments.opts = plan.config_file, plan.options
-        for line in (*plan.reasons, *warnings):
+        for line in plan.reasons:
             write_line(line)
     cfg = start_run(arguments)
     trainer = GLIPv2Trainer(cfg)
@@ -86,26 +78,6 @@ def _run_own(arguments: argparse.Namespace) -> None:
         raise RunStopped(stop.exit_status - 128, f"{str(stop).splitlines()[0]}\n{way_on}") from None
     for line in finish_run(cfg, trainer.model, (time.time() - begin) / 60):
         write_line(line)
-
-
-def _check_data(data: str, output: Path, plan: OwnRun) -> list[str]:
-    """Check the images, boxes and names of a run, write the page of the check, and return its warnings.
-
-    Raises:
-        InputError: Nothing useful can be trained on them.
-    """
-    from ..data_check import check_own_sets, find_reported
-    from ..engine.command_line import build_config
-
-    own, left_out = find_reported(data)
-    cfg = build_config(plan.config_file, plan.options)
-    findings = check_own_sets(own, cfg, left_out=left_out, max_read=_MOST_OPENED)
-    for stop in findings.stops:
-        raise InputError(f"--data {data}: {stop.text}; {stop.advice or 'glipv2 check-data says more'}")
-    _, page = findings.write(output / "data_check")
-    warnings = [one for one in findings.findings if one.severity == "warning"]
-    found = "no warning" if not warnings else "1 warning" if len(warnings) == 1 else f"{len(warnings)} warnings"
-    return [f"check: {found}; {page}", *(line for one in warnings for line in one.lines())]
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:

@@ -111,16 +111,15 @@ def test_data_are_checked_before_the_first_update(words, tmp_path, monkeypatch, 
     with pytest.raises(Killed):
         main([*words, "--output", "out"])
     printed = capsys.readouterr().out.splitlines()
-    (begin,) = [row for row, line in enumerate(printed) if line.startswith("check: ")]
-    assert "warnings; out/data_check/data_check.html" in printed[begin]
-    assert any(line.startswith("warning: 1 of 4 images are cut off") for line in printed[begin:])
+    assert "the check of the data: out/data_check/data_check.html" in printed
+    assert any(line.startswith("warning: 1 of 4 images are cut off") for line in printed)
     assert (tmp_path / "out" / "data_check" / "data_check.html").is_file()
 
 
 def test_data_that_cannot_be_trained_on_end_in_one_line_and_leave_no_run(words, tmp_path):
     (json_file,) = (tmp_path / "photos").rglob("*.json")
     json_file.write_text(json_file.read_text().replace("red box", "\U0001f600").replace("blue box", "\U0001f601"))
-    message = "--data photos: the model cannot tell some names apart; rename them"
+    message = "expected data that can be trained on, found: stop: the model cannot tell some names apart; rename them"
     for _ in range(2):
         with pytest.raises(SystemExit, match=message):
             main([*words, "--output", "out"])
