@@ -85,7 +85,7 @@ def test_answers_are_normalized_on_both_sides(answer, references, expected):
         # White space at the ends and line breaks are taken away before the references are compared.
         (" t-shirt", ["t-shirt", "t-shirt\n", "\tt-shirt"] + ["t-shirt"] * 7, 1.0, 1.0),
         ("t shirt", ["t-shirt"] * 9 + ["T-shirt"], 1.0, 1.0),
-        ("red car", ["red\ncar"] * 5 + ["red\tcar"] * 5, 1.0, 1.0),
+        ("red car", ["red\ncar"] * 10, 1.0, 1.0),
         ("Yes", ["yes"] * 10, 0.0, 1.0),
     ],
 )
