@@ -23,6 +23,7 @@ from ..data.loading import load_test_dataset
 from ..data.own_sets import register_configured_sets
 from ..data_check import check_own_sets, find_reported
 from ..errors import InputError
+from ..modeling.build import choose_device
 from ..solver import build_optimizer
 from .command_line import build_config
 from .plateau import BEST_WEIGHTS
@@ -73,15 +74,17 @@ class OwnRun(NamedTuple):
     reasons: list[str]
 
 
-def check_output(folder: Path, resume: bool, overwrite: bool) -> None:
-    """Check that a run may write to a folder.
+def check_output(folder: Path, resume: bool, overwrite: bool, weights: str = "") -> None:
+    """Check that a run that starts from ``weights`` may write to a folder.
 
     Raises:
-        InputError: It holds another run, or with ``resume`` none.
+        InputError: It holds another run, or with ``resume`` none, or with ``overwrite`` the weights.
     """
     traces = [name for name in _TRACES if (folder / name).exists()]
     if resume and CONFIG_NAME not in traces:
         raise InputError(f"--resume: expected a run in --output {folder}, found no {CONFIG_NAME} there")
+    if overwrite and weights and Path(weights).resolve().parent == folder.resolve():
+        raise InputError(f"--weights: expected a file outside of --output, which is replaced, found {weights}")
     if traces and not resume and not overwrite:
         raise InputError(
             f"--output {folder}: expected a new folder, found a run ({', '.join(traces)}); go on with it by --resume, "
@@ -173,6 +176,8 @@ def plan_run(
         *recipe.reasons,
         f"length: {updates} updates of {batch} images ({why}), an evaluation every {updates // NUM_EVALUATIONS}",
     ]
+    if not is_small and choose_device(cfg.MODEL.DEVICE).type == "cpu":
+        reasons.append("note: this model takes about a minute for an update on a CPU; without --weights, a small one")
     if options:
         reasons.append(f"changed by you: {' '.join(options)}")
     return OwnRun(start.config_file, [*_words(chosen), *options], reasons)

@@ -56,7 +56,7 @@ def _run_own(arguments: argparse.Namespace) -> None:
     begin = time.time()
     _check_arguments(arguments)
     output = arguments.output
-    check_output(output, arguments.resume, arguments.overwrite)
+    check_output(output, arguments.resume, arguments.overwrite, arguments.weights)
     if arguments.resume:
         arguments.config_file = str(output / CONFIG_NAME)
     else:

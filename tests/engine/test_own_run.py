@@ -23,6 +23,13 @@ def test_folder_of_another_run_is_refused(tmp_path):
         check_output(tmp_path / "new", resume=True, overwrite=False)
 
 
+def test_weights_that_would_be_replaced_are_refused(tmp_path):
+    weights = touch(tmp_path / "old" / "model_best.pth")
+    with pytest.raises(InputError, match="--weights: expected a file outside of --output"):
+        check_output(tmp_path / "old", resume=False, overwrite=True, weights=str(weights))
+    check_output(tmp_path / "new", resume=False, overwrite=True, weights=str(weights))
+
+
 def test_files_of_the_person_stay_when_a_run_is_replaced(tmp_path):
     for name in ("model_0000009.pth", "model_best.pth", "last_checkpoint", "metrics.json", "notes.txt", "mine.pth"):
         touch(tmp_path / name)

@@ -5,6 +5,7 @@ import json
 import cv2
 import pytest
 from drawn_images import draw_dataset
+from own_set_writers import Photo, write_coco, write_voc, write_yolo
 from training_runs import assert_same, load
 
 from glipv2_d2.engine.own_run import find_start, plan_run
@@ -29,13 +30,13 @@ def words(tiny_cfg, tmp_path, monkeypatch):
     return ["train", "--data", "photos", "--epochs", "10", "--config-file", str(config)]
 
 
-def kill_at(monkeypatch, update):
-    """End every run before this update, without any clean-up of the program."""
+def kill_at(monkeypatch, update, error=Killed):
+    """End every run before this update, by default without any clean-up of the program."""
     whole = GLIPv2Trainer.before_step
 
     def before_step(self):
         if self.iter == update:
-            raise Killed
+            raise error
         whole(self)
 
     monkeypatch.setattr(GLIPv2Trainer, "before_step", before_step)
@@ -70,6 +71,29 @@ def test_killed_run_goes_on_and_ends_bit_for_bit_alike(words, tmp_path, monkeypa
         assert_same(load(tmp_path / "whole" / name)["model"], load(tmp_path / "cut" / name)["model"])
     scores = [json.loads((tmp_path / name / "results.json").read_text())["val"] for name in ("whole", "cut")]
     assert scores[0] == scores[1]
+
+
+def test_interrupted_run_says_how_it_goes_on(words, monkeypatch, capsys):
+    kill_at(monkeypatch, 2, KeyboardInterrupt)
+    with pytest.raises(SystemExit) as exit_info:
+        main([*words, "--output", "out"])
+    assert exit_info.value.code == 130
+    *_, first, second = capsys.readouterr().err.strip().splitlines()
+    assert first.startswith("stopped by Ctrl-C") and second == "go on by: glipv2 train --output out --resume"
+
+
+@pytest.mark.slow
+def test_equal_sets_in_three_formats_give_equal_weights(words, tmp_path):
+    boxes = [("cat", 5, 5, 40, 50), ("red dog", 30, 20, 90, 60)]
+    photos = [Photo(f"{stem}.png", 96, 64, boxes[: 1 + number % 2]) for number, stem in enumerate("abcde")]
+    models = []
+    for writer in (write_coco, write_voc, write_yolo):
+        data = writer(tmp_path / writer.__name__, {"train": photos[:3], "val": photos[3:]}, ["cat", "red dog"])
+        output = str(tmp_path / f"out_{writer.__name__}")
+        main(["train", "--data", str(data), "--output", output, "--epochs", "4", *words[-2:]])
+        models.append(load(f"{output}/model_final.pth")["model"])
+    assert_same(models[0], models[1])
+    assert_same(models[0], models[2])
 
 
 def test_minutes_become_updates_that_the_config_holds(words, tmp_path):
