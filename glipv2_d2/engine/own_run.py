@@ -171,7 +171,8 @@ def plan_run(
     report = check_data(data, cfg)
     reasons = [
         *report,
-        f"data: {facts.num_images} images with {facts.num_boxes} boxes of {facts.num_names} names ({train})",
+        f"data: {facts.num_images} images with {facts.num_boxes} boxes of {facts.num_names} names ({train}), "
+        f"validated with {val}",
         f"start: {start.reason}",
         *recipe.reasons,
         f"length: {updates} updates of {batch} images ({why}), an evaluation every {updates // NUM_EVALUATIONS}",
@@ -202,14 +203,18 @@ def check_data(data: str, cfg: CfgNode) -> list[str]:
 def own_datasets(cfg: CfgNode) -> tuple[str, str]:
     """Return the names of the training and validation data of the one set of DATASETS.REGISTER.
 
+    Of a set with images for validation and test alone, the first train and the second validate.
+
     Raises:
-        InputError: A split is missing.
+        InputError: There are no images to train on, or none to validate with.
     """
     (path, splits), *_ = register_configured_sets(cfg).items()
-    for split in ("train", "val"):
-        if split not in splits:
-            raise InputError(f"--data {path}: expected images for training and validation, found none of {split!r}")
-    return splits["train"], splits["val"]
+    train, val = ("train", "val") if "train" in splits else ("val", "test")
+    if train not in splits or val not in splits:
+        raise InputError(
+            f"--data {path}: expected images for training and for validation, found only {', '.join(splits)}"
+        )
+    return splits[train], splits[val]
 
 
 def measure_seconds(cfg: CfgNode) -> tuple[float, float]:
@@ -261,6 +266,9 @@ def finish_run(cfg: CfgNode, model: torch.nn.Module, minutes: float) -> list[str
     table, cut_off = write_report(output / REPORT_FOLDER, truth, Path(metadata.image_root), found)
     write_results(output / RESULTS_NAME, results, minutes, str(weights))
     names = " ".join(map(shlex.quote, metadata.thing_classes))
+    for numbered in output.glob("model_[0-9]*.pth"):
+        # model_final.pth is the same.
+        numbered.unlink()
     return [
         *table,
         f"precision {cut_off.precision:.2f} and recall {cut_off.recall:.2f} from score {cut_off.score:.2f} on",

@@ -8,8 +8,9 @@ from drawn_images import draw_dataset
 from own_set_writers import Photo, write_coco, write_voc, write_yolo
 from training_runs import assert_same, load
 
-from glipv2_d2.engine.own_run import find_start, plan_run
+from glipv2_d2.engine.own_run import find_start, own_datasets, plan_run
 from glipv2_d2.engine.trainer import GLIPv2Trainer
+from glipv2_d2.errors import InputError
 from glipv2_d2.program.main import main
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -47,6 +48,7 @@ def test_run_leaves_weights_report_results_and_the_next_command(words, tmp_path,
     out = tmp_path / "out"
     names = {path.name for path in out.iterdir()}
     assert {"model_best.pth", "model_final.pth", "last_checkpoint", "config.yaml", "report", "results.json"} <= names
+    assert {name for name in names if name.endswith(".pth")} == {"model_best.pth", "model_final.pth"}
     results = json.loads((out / "results.json").read_text())
     assert results.keys() == {"val", "minutes", "weights"} and {"AP", "AP50"} <= results["val"]["bbox"].keys()
     assert results["weights"].endswith("model_best.pth")
@@ -104,6 +106,26 @@ def test_minutes_become_updates_that_the_config_holds(words, tmp_path):
     long = plan_run("photos", tmp_path / "long", start, minutes=500_000, epochs=80)
     # 3 images in batches of 4.
     assert as_dict(long.options)["SOLVER.MAX_ITER"] == "60" and "(80 epochs)" in long.reasons[-1]
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        (("train", "valid", "test"), ("set_train", "set_val")),
+        (("valid", "test"), ("set_val", "set_test")),
+        (("test",), None),
+    ],
+)
+def test_what_trains_and_what_validates(tiny_cfg, tmp_path, folders, expected):
+    for folder in folders:
+        (tmp_path / "set" / folder).mkdir(parents=True)
+        draw_dataset(tmp_path / "set" / folder)
+    tiny_cfg.DATASETS.REGISTER, tiny_cfg.OUTPUT_DIR = (str(tmp_path / "set"),), str(tmp_path / "out")
+    if expected:
+        assert own_datasets(tiny_cfg) == expected
+    else:
+        with pytest.raises(InputError, match="expected images for training and for validation, found only test"):
+            own_datasets(tiny_cfg)
 
 
 def as_dict(options):
