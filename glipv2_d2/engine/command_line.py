@@ -91,8 +91,13 @@ def build_config(config_file: str, opts: Sequence[str], *, for_results: bool = F
     cfg.OUTPUT_DIR = os.path.expanduser(cfg.OUTPUT_DIR)
     check_config(cfg)
     check_model_values(cfg)
+    for path in cfg.DATASETS.REGISTER:
+        if not isinstance(path, str):
+            raise InputError(f"DATASETS.REGISTER: expected paths of folders and files, found {path!r}")
+    # A config that a run writes is read from other folders, too.
+    cfg.DATASETS.REGISTER = tuple(map(os.path.abspath, cfg.DATASETS.REGISTER))
     cfg.freeze()
-    register_configured_sets(cfg)
+    register_configured_sets(cfg, os.path.dirname(config_file), needs_images=not for_results)
     return cfg
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from ...errors import InputError
 from ..datasets.skip_report import SkipReport
+from ..datasets.value_checks import OmittedEntry
 from .canonical import make_coco_sets
 from .coco_exports import looks_like_coco, read_coco_exports
 from .folder import Folder, ImageShapes, split_of, words_of
@@ -51,6 +52,8 @@ def find_own_sets(path: str | os.PathLike[str], *, seed: int = 0) -> OwnSets:
         files = Folder(path, shapes)
         one = _own_yaml(files)
         parts = _read_folder(files, report) if one is None else _read_set_yaml(one, report, shapes, files)
+        if one is None:
+            _count_unused_images(parts, files, report)
     elif path.lower().endswith(_YAML_SUFFIXES):
         one = read_set_yaml(path)
         parts = _read_set_yaml(one, report, shapes)
@@ -145,6 +148,20 @@ def _read_folder(
         one = None if classes else _own_yaml(files)
         return (one and _read_numbered(one, report, files)) or read_yolo(files, report, classes or None)
     raise InputError(_nothing_found(files))
+
+
+def _count_unused_images(parts: Sequence[Part], files: Folder, report: SkipReport) -> None:
+    """Count the images that lie among those of a set and do not belong to it."""
+    used = {image.path for part in parts for image in part.images}
+    folders = set(map(os.path.dirname, used))
+    # A file that was left out may be the annotation of an image.
+    told = {os.path.splitext(os.path.basename(case.where))[0] for case in report.cases}
+    for path in files.images:
+        stem = os.path.splitext(os.path.basename(path))[0]
+        if path not in used and os.path.dirname(path) in folders and stem not in told:
+            report.count("images")
+            error = OmittedEntry("expected an annotation, found none", "images without annotations")
+            report.skip("images", files.relative(path), error)
 
 
 def _read_file(path: str, report: SkipReport, shapes: ImageShapes, source: Source | None = None) -> list[Part]:

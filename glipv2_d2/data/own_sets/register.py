@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import logging
 import os
+from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -11,9 +13,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ...errors import InputError
 from ..datasets.formats import register
 from ..datasets.skip_report import DataReport
+from ..datasets.value_checks import is_text, read_json_file
 from .find import find_own_sets
 from .sets import SPLITS, OwnSets
-from .writing import made_split_text, write_split, write_text_once
+from .writing import set_text, write_split, write_text_once
+
+# At the end of the name of the file that says what a set is.
+_RECORD = "_set.json"
 
 
 def register_own_sets(own: OwnSets, folder: str | os.PathLike[str]) -> dict[str, str]:
@@ -21,7 +27,7 @@ def register_own_sets(own: OwnSets, folder: str | os.PathLike[str]) -> dict[str,
 
     The same set may be registered again, also by several processes at once: files are replaced whole. Beside
     ``NAME_SPLIT.json`` lie ``NAME_SPLIT_ids.json``, the ids of a COCO json that the set was read from, and
-    ``NAME_splits.json``, the images of each split, where a seed chose them.
+    ``NAME_set.json``: where it was read, its classes, and the images of each split where a seed chose them.
 
     Args:
         own: The set.
@@ -35,8 +41,7 @@ def register_own_sets(own: OwnSets, folder: str | os.PathLike[str]) -> dict[str,
     """
     folder = os.path.abspath(os.fspath(folder))
     os.makedirs(folder, exist_ok=True)
-    if own.seed is not None:
-        write_text_once(os.path.join(folder, f"{own.name}_splits.json"), made_split_text(own))
+    write_text_once(os.path.join(folder, own.name + _RECORD), set_text(own))
     registered = {}
     for split, one in own.splits.items():
         registered[split] = f"{own.name}_{split}"
@@ -46,11 +51,19 @@ def register_own_sets(own: OwnSets, folder: str | os.PathLike[str]) -> dict[str,
     return registered
 
 
-def register_configured_sets(cfg: CfgNode) -> dict[str, dict[str, str]]:
+def register_configured_sets(
+    cfg: CfgNode, run_folder: str = "", *, needs_images: bool = True
+) -> dict[str, dict[str, str]]:
     """Find and register the sets of DATASETS.REGISTER; their files go to the folder ``datasets`` of OUTPUT_DIR.
 
     A validation split that has to be made is the same in all processes and with all SEEDs. A process reads each set
-    once.
+    once. Of a set that is not there any more, what a run has written about it is registered, with its classes, if it
+    lies in OUTPUT_DIR or beside the config.
+
+    Args:
+        cfg: Full config.
+        run_folder: The folder of the config file, "" for none.
+        needs_images: A set of which nothing is there is an error; otherwise it is a warning.
 
     Returns:
         For each path the registered name of each split.
@@ -58,22 +71,49 @@ def register_configured_sets(cfg: CfgNode) -> dict[str, dict[str, str]]:
     Raises:
         FileNotFoundError, InputError: See ``find_own_sets`` and ``register_own_sets``.
     """
-    folder = os.path.abspath(os.path.join(cfg.OUTPUT_DIR, "datasets"))
+    folders = [os.path.abspath(os.path.join(folder, "datasets")) for folder in (cfg.OUTPUT_DIR, run_folder or ".")]
     found = {}
     for path in cfg.DATASETS.REGISTER:
-        found[path] = _known_splits(path, folder)
+        source = os.path.abspath(path)
+        found[path] = _known_splits(source, folders[0])
+        if not found[path] and not os.path.exists(source):
+            found[path] = _recorded_splits(source, folders)
+            if not found[path] and not needs_images:
+                logging.getLogger(__name__).warning(
+                    "DATASETS.REGISTER: found nothing at %s, whose names are not known", source
+                )
+                continue
         if not found[path]:
             with DataReport.from_config(cfg):
-                found[path] = register_own_sets(find_own_sets(path), folder)
+                found[path] = register_own_sets(find_own_sets(source), folders[0])
     return found
 
 
-def _known_splits(path: str, folder: str) -> dict[str, str]:
+def _recorded_splits(source: str, folders: Sequence[str]) -> dict[str, str]:
+    """Register a set whose images are gone from what a run has written about it; return the name of each split."""
+    for record_file in [path for folder in folders for path in sorted(glob.glob(f"{glob.escape(folder)}/*{_RECORD}"))]:
+        record = read_json_file(record_file)
+        names, prompts, roots = (record.get(key) for key in ("names", "prompts", "image_roots"))
+        is_whole = isinstance(names, list) and isinstance(prompts, dict) and isinstance(roots, dict)
+        texts = [*names, *prompts.values(), *roots.values()] if is_whole else [None]
+        if record.get("source") != source or not all(map(is_text, texts)):
+            continue
+        name = os.path.basename(record_file).removesuffix(_RECORD)
+        own = OwnSets(name, {}, names, prompts, [], None, source)
+        registered = {split: f"{name}_{split}" for split in SPLITS if split in roots}
+        for split, dataset in registered.items():
+            _register(dataset, own, os.path.join(os.path.dirname(record_file), f"{dataset}.json"), roots[split])
+        logging.getLogger(__name__).warning("%s is not there: its classes are those of %s", source, record_file)
+        return registered
+    return {}
+
+
+def _known_splits(source: str, folder: str) -> dict[str, str]:
     """Return the registered name of each split of a set that this process has written to a folder before."""
     known = {}
     for name in DatasetCatalog:
         metadata = MetadataCatalog.get(name)
-        if metadata.get("own_source") == os.path.abspath(path) and os.path.dirname(metadata.json_file) == folder:
+        if metadata.get("own_source") == source and os.path.dirname(metadata.json_file) == folder:
             known[name.rpartition("_")[2]] = name
     is_there = all(os.path.isfile(MetadataCatalog.get(name).json_file) for name in known.values())
     return {split: known[split] for split in SPLITS if split in known} if is_there else {}

@@ -36,10 +36,20 @@ def write_split(one: CocoSet, json_file: str) -> None:
         write_text_once(f"{os.path.splitext(json_file)[0]}_ids.json", json.dumps(one.source_ids, indent=1))
 
 
-def made_split_text(own: OwnSets) -> str:
-    """Return json of the seed and the images of each split, of a set whose validation images a seed chose."""
-    files = {split: [image["file_name"] for image in one.content["images"]] for split, one in own.splits.items()}
-    return json.dumps({"seed": own.seed, **files}, indent=1)
+def set_text(own: OwnSets) -> str:
+    """Return json of what a set is, but for its images and boxes; the names of its images, if a seed chose splits."""
+    record = {
+        "source": own.source,
+        "names": own.names,
+        "unused_names": own.unused_names,
+        "prompts": own.prompts,
+        "image_roots": {split: one.image_root for split, one in own.splits.items()},
+        "seed": own.seed,
+    }
+    if own.seed is not None:
+        images = {split: [image["file_name"] for image in one.content["images"]] for split, one in own.splits.items()}
+        record["chosen"] = images
+    return json.dumps(record, indent=1)
 
 
 def write_own_sets(own: OwnSets, folder: str | os.PathLike[str], *, copy_images: bool = False) -> dict[str, str]:
@@ -65,7 +75,7 @@ def write_own_sets(own: OwnSets, folder: str | os.PathLike[str], *, copy_images:
             _copy_images(one, os.path.join(folder, "images", split), split)
         content[split] = {"json": f"{split}.json", "images": images}
     if own.seed is not None:
-        write_text_once(os.path.join(folder, "splits.json"), made_split_text(own))
+        write_text_once(os.path.join(folder, "splits.json"), set_text(own))
     content["names"] = {name: own.prompts.get(name, name) for name in own.names}
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     write_text_once(os.path.join(folder, "set.yaml"), text)

@@ -51,9 +51,9 @@ def test_a_set_may_be_registered_again_but_not_over_another(tmp_path):
 def test_a_made_split_is_written_down(tmp_path):
     own = find_own_sets(write_voc(tmp_path / "cats", {"train": PHOTOS}, ["cat"]), seed=3)
     register_own_sets(own, tmp_path / "out")
-    content = json.loads((tmp_path / "out" / "cats_splits.json").read_text())
-    assert content["seed"] == 3 and len(content["val"]) == 2
-    assert sorted(content["train"] + content["val"]) == [photo.name for photo in PHOTOS]
+    content = json.loads((tmp_path / "out" / "cats_set.json").read_text())
+    assert content["seed"] == 3 and len(content["chosen"]["val"]) == 2
+    assert sorted(content["chosen"]["train"] + content["chosen"]["val"]) == [photo.name for photo in PHOTOS]
 
 
 def test_the_key_registers_with_every_config(tmp_path):
@@ -87,3 +87,35 @@ def test_a_run_inside_the_folder_of_its_data_changes_nothing(tmp_path, monkeypat
     options = ["DATASETS.REGISTER", str((str(root),)), "OUTPUT_DIR", str(root / "out"), "MODEL.DEVICE", "cpu"]
     build_config(str(CONFIG), options)
     assert (root / "out" / "datasets" / "inner_cats_train.json").is_file() and find_own_sets(root) == before
+
+
+def test_a_run_knows_its_classes_when_its_images_are_gone(tmp_path):
+    write_voc(tmp_path / "gone", {"train": PHOTOS[:6], "val": PHOTOS[6:]}, ["cat"])
+    (tmp_path / "set.yaml").write_text("name: gone cats\npath: gone\nnames: {cat: tabby cat}\n")
+    options = ["DATASETS.REGISTER", str((str(tmp_path / "set.yaml"),)), "MODEL.DEVICE", "cpu"]
+    cfg = build_config(str(CONFIG), [*options, "OUTPUT_DIR", str(tmp_path / "run")])
+    (tmp_path / "run" / "config.yaml").write_text(cfg.dump())
+    for name in ("gone_cats_train", "gone_cats_val"):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    (tmp_path / "set.yaml").unlink()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    build_config(str(tmp_path / "moved" / "config.yaml"), [], for_results=True)
+    assert MetadataCatalog.get("gone_cats_val").thing_classes == ["cat"]
+    assert MetadataCatalog.get("gone_cats_val").prompt_texts == {"cat": ("", "tabby cat", "")}
+    assert len(DatasetCatalog.get("gone_cats_train")) == 6
+
+
+def test_a_set_that_is_not_there_stops_a_training_but_no_prediction(tmp_path, caplog):
+    options = ["DATASETS.REGISTER", str((str(tmp_path / "nowhere"),)), "OUTPUT_DIR", str(tmp_path / "out")]
+    build_config(str(CONFIG), options, for_results=True)
+    assert "nowhere" in caplog.text
+    with pytest.raises(FileNotFoundError, match="nowhere: expected a folder or a file"):
+        build_config(str(CONFIG), options)
+
+
+def test_a_relative_path_of_a_set_may_be_read_from_another_folder(tmp_path, monkeypatch):
+    write_voc(tmp_path / "near cats", {"train": PHOTOS[:6], "val": PHOTOS[6:]}, ["cat"])
+    monkeypatch.chdir(tmp_path)
+    cfg = build_config(str(CONFIG), ["DATASETS.REGISTER", "('near cats',)", "OUTPUT_DIR", "out"])
+    assert cfg.DATASETS.REGISTER == (str(tmp_path / "near cats"),)

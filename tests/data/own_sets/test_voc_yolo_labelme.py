@@ -84,6 +84,15 @@ def test_a_faulty_xml_does_not_end_it(tmp_path, find, text, kind):
     assert found.boxes()["a.jpg"] == [("cat", 1, 2, 30, 40)] and found.left_out == {kind: 1}
 
 
+def test_an_image_without_annotation_is_told(tmp_path, find):
+    for stem in ("a", "b"):
+        save_image(tmp_path / f"{stem}.jpg", 100, 80)
+    save_image(tmp_path / "elsewhere" / "c.jpg", 100, 80)
+    (tmp_path / "a.xml").write_text(voc(GOOD))
+    found = find(tmp_path)
+    assert list(found.boxes()) == ["a.jpg"] and found.left_out == {"images without annotations": 1}
+
+
 def test_many_faulty_files_are_one_error(tmp_path, find):
     for number in range(12):
         save_image(tmp_path / f"{number}.jpg", 100, 80)
