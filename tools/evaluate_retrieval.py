@@ -22,8 +22,7 @@ from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
-from glipv2_d2 import GLIPv2Trainer
-from glipv2_d2.checkpoint.checkpointer import load_for_results
+from glipv2_d2.checkpoint.checkpointer import build_for_results
 from glipv2_d2.data import DetectionDatasetMapper
 from glipv2_d2.engine.command_line import build_config, one_line_errors
 from glipv2_d2.errors import InputError
@@ -127,8 +126,7 @@ def annotated_samples(mapper: DetectionDatasetMapper, dataset_dicts: list[dict])
 
 def evaluate(cfg: CfgNode, dataset: str) -> dict[str, RetrievalResult]:
     """Load the model of a config, and rank the names of a detection data set in every space of the model."""
-    model = GLIPv2Trainer.build_model(cfg).eval()
-    load_for_results(model, cfg)
+    model = build_for_results(cfg)
     mapper = DetectionDatasetMapper(cfg, is_train=False, dataset_names=(dataset,))
     dataset_dicts = DatasetCatalog.get(dataset)
     results = {}

@@ -13,6 +13,7 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..modeling.build import build_model
 from ..modeling.heads.table import HEADS
 from ..modeling.lora import merge_lora
 from ..tensor_files import CheckpointError, read_checkpoint, unwrap_weights, write_checkpoint, write_text
@@ -32,14 +33,16 @@ _TIMM_PREFIX = "timm://"
 _TUNED_NAMES = {"prompt": re.compile(r"prompt_tuner\..*"), "lora": re.compile(r".*\.lora\.(up|down|scale)")}
 
 
-def load_for_results(model: nn.Module, cfg: CfgNode) -> None:
-    """Load ``MODEL.WEIGHTS`` into a model that is not trained any more, changed as the config says.
+def build_for_results(cfg: CfgNode) -> nn.Module:
+    """Build the model of a config, in evaluation mode, with ``MODEL.WEIGHTS`` changed as the config says.
 
     Raises:
         CheckpointError, FileNotFoundError: See ``GLIPv2Checkpointer.load``.
         InputError: ``MODEL.WEIGHTS`` is empty; or see ``WeightChanges``.
     """
+    model = build_model(cfg).eval()
     GLIPv2Checkpointer.from_config(model, cfg, for_results=True).load(cfg.MODEL.WEIGHTS)
+    return model
 
 
 class GLIPv2Checkpointer(DetectionCheckpointer):

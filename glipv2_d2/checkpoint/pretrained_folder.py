@@ -1,7 +1,8 @@
 """A folder that holds a whole model, to be moved and shared: config, weights, and the files that inference needs.
 
 ``config.yaml`` is a config like any other; paths in it that begin with "./" are relative to the folder.
-``files.json`` lists every file with its SHA-256. Nothing in a folder is executed.
+``files.json`` lists every file with its SHA-256, but for ``README.md``, a page that a person may change. Nothing in a
+folder is executed.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ..modeling.text_encoder.clip import CLIPTextEncoder
 from ..prompts.pretrained import resolve_pretrained
 from ..tensor_files import CheckpointError, file_sha256, write_tensors
 from .fit_check import check_fit
+from .model_card import CARD_FILE, check_license, find_measured, model_card
 from .model_shapes import build_meta_model
 from .name_rules import summarize_names
 from .resume import find_result_file
@@ -46,26 +48,42 @@ _BERT_FORM = {
 }
 
 
-def save_pretrained(model: nn.Module, cfg: CfgNode, folder: str | os.PathLike) -> None:
+def save_pretrained(
+    model: nn.Module,
+    cfg: CfgNode,
+    folder: str | os.PathLike,
+    *,
+    overwrite: bool = False,
+    license_name: str = "",
+    results: str | os.PathLike | None = None,
+    title: str = "",
+) -> None:
     """Write a model as a folder from which it can be built without any other file; whole or not at all.
 
     The folder gets the config; all weights in one file; the tokenizer unless it is the packaged one; the list of
     answers of a model that answers questions; and a pretrained text encoder that its sizes do not describe completely.
-    Names of datasets stay in the config; their files are not copied.
+    Names of datasets stay in the config; their files are not copied. A page about the model says what the config says,
+    and what was measured with its weights.
 
     Args:
         model: The model in the state to save.
         cfg: Config that the model was built from; it is not changed.
         folder: New or empty folder.
+        overwrite: It may also be one that this function wrote, if nothing was added to it; it is replaced.
+        license_name: Licence of the model, for the page, such as "apache-2.0"; "": none is named.
+        results: File or folder of results that were measured with the weights, see ``find_measured``.
+        title: Of the page; "": the name of the folder.
 
     Raises:
         FileExistsError: The folder is not empty.
         FileNotFoundError: The parent folder is missing, or a file that the config names.
         CheckpointError: The model does not fit the config.
+        InputError: The licence is no short name, or the results are not those of these weights.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise FileExistsError(f"{folder}: expected a new or an empty folder, found one with files; name another folder")
+    check_license(license_name)
+    _check_target(folder, overwrite)
+    card = model_card(title or folder.name, cfg, model, find_measured(cfg, results), license_name)
     if not folder.absolute().parent.is_dir():
         raise FileNotFoundError(f"{folder}: expected the folder {folder.absolute().parent}, found none")
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.absolute().parent) as workspace:
@@ -78,7 +96,31 @@ def save_pretrained(model: nn.Module, cfg: CfgNode, folder: str | os.PathLike) -
         write_tensors(written / WEIGHTS_FILE, tensors, {"source": "glipv2_d2"})
         hashes = {name: file_sha256(written / name) for name in _file_names(written)}
         (written / MANIFEST_FILE).write_text(json.dumps({"files": hashes}, indent=2) + "\n", encoding="utf-8")
+        (written / CARD_FILE).write_text(card, encoding="utf-8")
+        if folder.exists():
+            os.replace(folder, Path(workspace) / "before")
         os.replace(written, folder)
+
+
+def _check_target(folder: Path, overwrite: bool) -> None:
+    """Make sure that nothing is lost where a folder will be written.
+
+    Raises:
+        FileExistsError: There is a file, or a folder with files that may not be replaced.
+        CheckpointError: The list of files of a folder that may be replaced is damaged.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    found = "one with files; name another folder"
+    if folder.is_dir() and (folder / MANIFEST_FILE).is_file():
+        found = "one that save_pretrained wrote; overwrite=True replaces it"
+        if overwrite:
+            known = {*_read_manifest(folder / MANIFEST_FILE), MANIFEST_FILE, CARD_FILE}
+            others = [name for name in _file_names(folder) if name not in known]
+            if not others:
+                return
+            found = f"one to which {others[0]} was added; name another folder"
+    raise FileExistsError(f"{folder}: expected a new or an empty folder, found {found}")
 
 
 def find_pretrained_config(folder: str | os.PathLike) -> str:

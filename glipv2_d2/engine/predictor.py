@@ -15,11 +15,11 @@ from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from torch import Tensor
 
-from ..checkpoint.checkpointer import load_for_results
-from ..checkpoint.pretrained_folder import find_pretrained_config, save_pretrained
+from ..checkpoint.checkpointer import build_for_results
+from ..checkpoint.hub import locate_pretrained, push_pretrained
+from ..checkpoint.pretrained_folder import save_pretrained
 from ..detectron2_keys import check_config
 from ..errors import InputError
-from ..modeling.build import build_model
 from ..modeling.phrase_results import referred_mask
 from ..prompts.answers import AnswerVocabulary
 from ..prompts.questions import question_to_answer
@@ -57,8 +57,7 @@ class GLIPv2Predictor(DefaultPredictor):
             raise InputError(f"INPUT.FORMAT: expected 'RGB' or 'BGR', found {cfg.INPUT.FORMAT!r}")
         # Code written for DefaultPredictor reads it.
         self.cfg = cfg
-        self.model = build_model(cfg).eval()
-        load_for_results(self.model, cfg)
+        self.model = build_for_results(cfg)
         if cfg.DATASETS.TEST:
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
         self.aug = single_scale(cfg)
@@ -71,22 +70,43 @@ class GLIPv2Predictor(DefaultPredictor):
         self._referring_thresh = cfg.MODEL.GLIPV2.TEST.REFERRING_THRESH
 
     @classmethod
-    def from_pretrained(cls, folder: str | os.PathLike, opts: Sequence[str] = ()) -> GLIPv2Predictor:
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike,
+        opts: Sequence[str] = (),
+        *,
+        download: bool = False,
+        revision: str | None = None,
+    ) -> GLIPv2Predictor:
         """Make a predictor from a folder that ``save_pretrained`` wrote; its files are checked, nothing is executed.
 
         Args:
-            folder: Path of the folder; or that of a training's output, whose best or else newest weights are taken.
+            folder: Path of the folder; or that of a training's output, whose best or else newest weights are taken; or
+                USER/NAME of a repository of huggingface.co that ``push_to_hub`` made.
             opts: Pairs of KEY VALUE that change its config. Without MODEL.DEVICE among them the model uses the GPU if
                 there is one, otherwise the CPU.
+            download: Fetch the repository; only known files, and of weights safetensors only.
+            revision: Branch, tag or commit of the repository.
 
         Raises:
             InputError, OSError: A file is missing or damaged, or a key or a value is wrong.
         """
-        return cls(build_config(find_pretrained_config(folder), ["MODEL.DEVICE", "auto", *opts], for_results=True))
+        config_file = locate_pretrained(folder, download=download, revision=revision)
+        return cls(build_config(config_file, ["MODEL.DEVICE", "auto", *opts], for_results=True))
 
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write model, config and the files that it needs as a folder, see ``checkpoint.pretrained_folder``."""
-        save_pretrained(self.model, self.cfg, folder)
+    def save_pretrained(self, folder: str | os.PathLike, **options: Any) -> None:
+        """Write model, config, the files that it needs and a page about it as a folder.
+
+        For the options ``overwrite``, ``license_name`` and ``results`` see ``checkpoint.pretrained_folder``.
+        """
+        save_pretrained(self.model, self.cfg, folder, **options)
+
+    def push_to_hub(self, repository: str, **options: Any) -> str:
+        """Send what ``save_pretrained`` writes to USER/NAME on huggingface.co; return its address.
+
+        A repository that is made is private unless ``private=False``; for the other options see ``push_pretrained``.
+        """
+        return push_pretrained(self.model, self.cfg, repository, **options)
 
     @overload
     def __call__(

@@ -74,7 +74,8 @@ def renew_hash(folder, name):
 
 
 def test_a_folder_gives_the_same_model_wherever_it_lies(saved, folder, monkeypatch):
-    assert sorted(path.name for path in folder.iterdir()) == ["config.yaml", "files.json", "model.safetensors"]
+    names = ["README.md", "config.yaml", "files.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == names
     assert len({path.stat().st_mode for path in saved[1].iterdir()}) == 1
     predictor = GLIPv2Predictor.from_pretrained(folder)
     assert_same(predictor, saved[0])
@@ -117,7 +118,7 @@ def test_a_predictor_runs_where_it_can_whatever_the_config_says(saved, tmp_path,
     cfg.MODEL.DEVICE = "cuda:3"
     save_pretrained(saved[0].model, cfg, tmp_path / "folder")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert GLIPv2Predictor.from_pretrained(tmp_path / "folder").cfg.MODEL.DEVICE == "cpu"
+    assert GLIPv2Predictor.from_pretrained(tmp_path / "folder").model.device.type == "cpu"
     with pytest.raises(ValueError, match="MODEL.DEVICE: .*found 'cuda'"):
         GLIPv2Predictor.from_pretrained(tmp_path / "folder", ["MODEL.DEVICE", "cuda"])
     predictor = GLIPv2Predictor.from_pretrained(tmp_path / "folder", ["TEST.DETECTIONS_PER_IMAGE", "3"])
@@ -199,7 +200,7 @@ def test_weights_of_an_encoder_of_another_type_are_copied(tmp_path, name):
     assert cfg.MODEL.TEXT_ENCODER.WEIGHTS == str(tmp_path / "folder" / f"text_encoder{suffix}")
     files = sorted(path.relative_to(tmp_path / "folder").as_posix() for path in (tmp_path / "folder").rglob("*.*"))
     copied = "text_encoder.safetensors" if suffix else "text_encoder/config.json"
-    assert files == sorted(["config.yaml", "files.json", "model.safetensors", copied])
+    assert files == sorted(["README.md", "config.yaml", "files.json", "model.safetensors", copied])
 
 
 def test_a_model_without_text_has_no_text_encoder_to_bring(tmp_path):
@@ -275,7 +276,7 @@ def test_a_folder_with_something_in_it_is_not_touched(saved, tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["folder", "mine.txt"]
     (tmp_path / "folder" / "mine.txt").unlink()
     saved[0].save_pretrained(str(tmp_path / "folder"))
-    assert len(list((tmp_path / "folder").iterdir())) == 3
+    assert len(list((tmp_path / "folder").iterdir())) == 4
 
 
 def test_a_write_that_fails_leaves_nothing(saved, tmp_path, monkeypatch):
