@@ -102,8 +102,7 @@ def build_predictor(arguments: argparse.Namespace, keys: Sequence[str], needs_ma
     from ..engine.predictor import GLIPv2Predictor
 
     if arguments.model is not None:
-        download = {"download": True} if arguments.allow_downloads else {}
-        return GLIPv2Predictor.from_pretrained(arguments.model, keys, **download)
+        return GLIPv2Predictor.from_pretrained(arguments.model, keys, download=arguments.allow_downloads)
     cfg = build_config(arguments.config_file, keys, for_results=True)
     if needs_masks and not cfg.MODEL.MASK_ON:
         raise InputError(f"MODEL.MASK_ON: expected True with --task refer, found False in {arguments.config_file}")
