@@ -53,7 +53,7 @@ def own_set(folder: Path, splits, names=("dog",), prompts=None) -> OwnSets:
                 content["annotations"].append(row)
         content["categories"] = [{"id": row, "name": name} for row, name in enumerate(names)]
         sets[split] = CocoSet(str(folder / split), content, {})
-    return OwnSets("mine", sets, list(names), prompts or {}, [], None)
+    return OwnSets("mine", sets, list(names), prompts or {}, [], None, str(folder))
 
 
 def check(folder: Path, splits, names=("dog",), prompts=None, **options):

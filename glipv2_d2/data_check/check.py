@@ -112,7 +112,7 @@ def configured_sets(cfg: CfgNode) -> tuple[OwnSets, list[SkipReport]]:
             sets[split] = CocoSet("", content, {})
     first = next(name for found in splits.values() for name in found)
     prompts = {name: "".join(text) for name, text in MetadataCatalog.get(first).get("prompt_texts", {}).items()}
-    return OwnSets(first, sets, names, prompts, [], None), left_out
+    return OwnSets(first, sets, names, prompts, [], None, ""), left_out
 
 
 def _read_registered(dataset: str, content: dict[str, list[dict[str, Any]]]) -> list[str]:

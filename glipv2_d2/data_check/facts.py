@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -75,7 +76,7 @@ class ImageFacts(NamedTuple):
     @property
     def place(self) -> str:
         """Split and name, for reports."""
-        return f"{self.split}/{self.name}"
+        return f"{self.split} {self.name}" if os.path.isabs(self.name) else f"{self.split}/{self.name}"
 
     @property
     def objects(self) -> list[BoxFacts]:

@@ -11,7 +11,7 @@ from .config_arguments import add_config_arguments, config_keys
 from .output import write_line
 
 # The model that a machine without a GPU trains.
-_SMALL_MODEL = "configs/demo/glipv2_micro.yaml"
+_SMALL_MODEL = "models/glipv2_micro"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -32,7 +32,7 @@ COMMANDS = {
         (
             "glipv2 check-data --data my_photos",
             "glipv2 check-data --data my_photos/train.json --output report INPUT.MIN_SIZE_TEST 384",
-            "glipv2 check-data --config-file configs/finetune/coco_swin_t.yaml",
+            "glipv2 check-data --config-file finetune/coco_swin_t",
         ),
     ),
     "train": Command(

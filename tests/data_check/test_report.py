@@ -6,9 +6,35 @@ import pytest
 from check_cases import DOG, by_kind, check, encoded, micro_cfg
 from own_set_writers import Photo, write_coco
 
-from glipv2_d2.data_check import DataFindings, Finding, check_own_sets, find_reported
+from glipv2_d2 import register_coco_grounding
+from glipv2_d2.data_check import DataFindings, Finding, check_own_sets, configured_sets, find_reported
 from glipv2_d2.data_check.page import choose_images
+from glipv2_d2.errors import InputError
 from glipv2_d2.program.main import main
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """The folder of two registered datasets: one file is missing, one has another size, one box has no area."""
+    boxes = [[4, 4, 40, 40], [4, 4, 40, 40], [4, 4, 9, 9], [4, 4, 30, 30], [4, 4, 0, 9]]
+    for split, rows in (("train", (0, 1, 2)), ("val", (3, 4))):
+        images = [{"id": row, "file_name": f"{row}.png", "height": 48, "width": 64} for row in rows if row < 4]
+        items = [{"id": row, "image_id": min(row, 3), "category_id": 1 + row % 2, "bbox": boxes[row]} for row in rows]
+        categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
+        content = {"images": images, "annotations": items, "categories": categories}
+        (tmp_path / f"{split}.json").write_text(json.dumps(content))
+        register_coco_grounding(f"{tmp_path.name}_{split}", tmp_path / f"{split}.json", tmp_path)
+    for row, size in ((0, (64, 48)), (2, (30, 20)), (3, (64, 48))):
+        (tmp_path / f"{row}.png").write_bytes(encoded(row, size, "PNG"))
+    return tmp_path
+
+
+@pytest.fixture
+def micro(mine):
+    cfg = micro_cfg()
+    cfg.merge_from_list(["DATASETS.TRAIN", (f"{mine.name}_train",), "DATASETS.TEST", (f"{mine.name}_val",)])
+    return cfg
+
 
 GOOD = {f"{k}.jpg": (encoded(k), [DOG]) for k in range(5)}
 
@@ -86,3 +112,20 @@ def test_the_program_ends_with_1_only_if_nothing_can_be_trained(tmp_path, boxes,
     assert printed[-1].startswith("written: ") and (output / "data_check.html").is_file()
     assert printed[2].startswith("stop: no image has a box; check that") == bool(status)
     assert any("left out: boxes not in pixels" in line for line in printed) == bool(status)
+
+
+def test_registered_data_are_checked_as_their_files_are(tmp_path, mine, micro):
+    own, left_out = configured_sets(micro)
+    assert own.names == ["cat", "dog"] and [len(one.content["images"]) for one in own.splits.values()] == [3, 1]
+    findings = check_own_sets(own, micro, left_out=left_out)
+    found = by_kind(findings)
+    assert found["left out: boxes without area"].number == 1
+    assert found["sizes that differ"].cases == (f"train {mine}/2.png: 64 x 48 annotated, 30 x 20 in the file",)
+    # The missing one is named by the check alone.
+    assert list(findings.unreadable) == ["train"] and findings.unreadable["train"] == [f"{mine}/1.png"]
+
+
+def test_other_than_detection_data_are_refused(micro):
+    micro.merge_from_list(["DATASETS.TRAIN", (), "DATASETS.TEST", ()])
+    with pytest.raises(InputError, match="DATASETS.TRAIN: expected datasets to check, found none"):
+        configured_sets(micro)
