@@ -155,7 +155,7 @@ def unwrap_weights(content: Mapping[str, Any], source: str, *, ema: bool = False
                 f"{source}: expected named tensors, at the top or under 'model' or 'state_dict', found {name!r} of "
                 f"type {type(value).__name__}"
             )
-        if value.is_nested or value.is_quantized or value.is_meta or value.layout != torch.strided:
+        if value.is_nested or value.is_quantized or value.layout != torch.strided:
             raise CheckpointError(f"{source}: {name}: expected a dense tensor of numbers, found another kind")
     prefix = "module." if all(name.startswith("module.") for name in content) else ""
     return {name.removeprefix(prefix): tensor for name, tensor in content.items()}

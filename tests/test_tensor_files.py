@@ -95,9 +95,8 @@ def test_what_is_no_dict_of_named_tensors_is_refused(content):
         torch.eye(2).to_sparse(),
         torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
         torch.nested.nested_tensor([torch.ones(1), torch.ones(2)]),
-        torch.ones(2, device="meta"),
     ],
-    ids=["sparse", "quantized", "nested", "without values"],
+    ids=["sparse", "quantized", "nested"],
 )
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_weights_are_dense(tmp_path, kind):

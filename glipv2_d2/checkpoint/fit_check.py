@@ -116,6 +116,8 @@ def check_values(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], 
             continue
         if tensor.dtype not in _FLOAT_TYPES:
             raise CheckpointError(f"{source}: {name}: expected floating-point numbers, found {tensor.dtype}")
+        if tensor.is_meta:
+            raise CheckpointError(f"{source}: {name}: expected finite numbers, found a tensor without values")
         if not bool(torch.isfinite(tensor).all()):
             number = int((~torch.isfinite(tensor)).sum())
             raise CheckpointError(f"{source}: {name}: expected finite numbers, found {number} NaN or infinite ones")

@@ -150,6 +150,7 @@ def test_names_that_do_not_meet_are_said_once_and_grouped(tmp_path, model, weigh
         (lambda tensor: tensor.to(torch.int8), ("torch.int8",)),
         (lambda tensor: tensor.to(torch.complex64), ("torch.complex64",)),
         (lambda tensor: tensor.to(torch.float8_e4m3fn), ("torch.float8_e4m3fn",)),
+        (lambda tensor: tensor.to("meta"), ("without values",)),
     ],
 )
 def test_weights_that_are_no_finite_numbers_are_named(tmp_path, model, weights, change, words):
