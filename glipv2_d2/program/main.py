@@ -77,6 +77,14 @@ COMMANDS = {
             "glipv2 convert-data photos/data.yaml output/coco --copy-images",
         ),
     ),
+    "export": Command(
+        "export",
+        "write a detector for other programs, its names frozen in",
+        (
+            "glipv2 export --config-file output/mine/config.yaml --output mine.pt2",
+            "glipv2 export --names raccoon,dog --size 800 1088 --config-file FILE --output pets.pt2 MODEL.WEIGHTS FILE",
+        ),
+    ),
     "serve": Command(
         "serve",
         "show a page in the browser",
