@@ -1,4 +1,4 @@
-"""The progress of a training, as a person wants to see it: a bar on a terminal; elsewhere the lines of the log do."""
+"""The progress of a training, as a person wants to see it: a bar on a terminal, and a line for each evaluation."""
 
 from __future__ import annotations
 
@@ -8,6 +8,23 @@ import sys
 
 from detectron2.engine import HookBase, TrainerBase
 from tqdm import tqdm
+
+# Loggers that say of an evaluation in many lines what one line says; log.txt has them all.
+_EVALUATION = ("detectron2.evaluation", "glipv2_d2.evaluation", "glipv2_d2.engine.trainer")
+_LOSSES = "detectron2.utils.events"
+
+
+class EvaluationLine(HookBase):
+    """Log the results of each evaluation of boxes before the last, in one line."""
+
+    def after_step(self) -> None:
+        latest = self.trainer.storage.latest()
+        value, iteration = latest.get("bbox/AP", (math.nan, -1))
+        if iteration == self.trainer.iter:
+            logging.getLogger(__name__).info(
+                "after %d of %d updates: AP %.1f, AP50 %.1f",
+                *(iteration + 1, self.trainer.max_iter, value, latest["bbox/AP50"][0]),
+            )
 
 
 class ProgressBar(HookBase):
@@ -40,10 +57,17 @@ class ProgressBar(HookBase):
 
 
 def show_progress(trainer: TrainerBase) -> None:
-    """Add a bar to a trainer if standard error is a terminal, in place of the lines on the console."""
-    if not sys.stderr.isatty():
-        return
-    trainer.register_hooks([ProgressBar()])
-    for handler in logging.getLogger("detectron2").handlers:
-        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
-            handler.addFilter(lambda record: record.name != "detectron2.utils.events")
+    """Keep the console to losses and a line for each evaluation; on a terminal a bar takes the place of the losses."""
+    trainer.register_hooks([EvaluationLine()])
+    hidden: tuple[str, ...] = _EVALUATION
+    if sys.stderr.isatty():
+        trainer.register_hooks([ProgressBar()])
+        hidden = (*hidden, _LOSSES)
+
+    def is_wanted(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.WARNING or not record.name.startswith(hidden)
+
+    handlers = {handler for name in ("detectron2", "glipv2_d2") for handler in logging.getLogger(name).handlers}
+    for handler in handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.addFilter(is_wanted)

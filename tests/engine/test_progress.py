@@ -25,6 +25,10 @@ def console():
     return handler
 
 
+def shows(console, name, level=logging.INFO):
+    return bool(console.filter(logging.makeLogRecord({"name": name, "levelno": level})))
+
+
 def test_terminal_gets_a_bar_in_place_of_lines(monkeypatch, capsys, console):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     steps = Steps()
@@ -32,15 +36,21 @@ def test_terminal_gets_a_bar_in_place_of_lines(monkeypatch, capsys, console):
     steps.train(0, 3)
     shown = capsys.readouterr().err
     assert "training" in shown and "3/3" in shown and "loss=1, AP=12.5" in shown and "AP50" not in shown
-    lines, others = (logging.makeLogRecord({"name": f"detectron2.{name}"}) for name in ("utils.events", "data.build"))
-    assert not console.filter(lines) and console.filter(others)
+    assert not shows(console, "detectron2.utils.events") and shows(console, "detectron2.data.build")
 
 
-def test_file_gets_no_bar(monkeypatch, console):
+def test_file_gets_lines_of_losses_and_one_for_each_evaluation(monkeypatch, capsys, caplog, console):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
     steps = Steps()
     show_progress(steps)
-    assert not steps._hooks and not console.filters
+    with caplog.at_level(logging.INFO):
+        steps.train(0, 3)
+    assert "training:" not in capsys.readouterr().err
+    assert [record.message for record in caplog.records if "updates: AP" in record.message] == [
+        "after 2 of 3 updates: AP 12.5, AP50 nan"
+    ]
+    assert shows(console, "detectron2.utils.events") and not shows(console, "detectron2.evaluation.evaluator")
+    assert shows(console, "detectron2.evaluation.evaluator", logging.WARNING)
 
 
 def test_bar_of_a_resumed_run_starts_where_it_had_been(capsys):
