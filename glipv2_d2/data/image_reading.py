@@ -244,10 +244,11 @@ def image_kind(content: bytes) -> ImageKind:
                 # Photographs of phones with a second, small image.
                 "JPEG" if image.format == "MPO" else str(image.format),
                 orientation,
-                size[::-1] if orientation > 4 else size,
+                # PIL gives the sides of a TIFF upright already.
+                size[::-1] if orientation > 4 and image.format != "TIFF" else size,
                 image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I"),
                 image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info,
-                image.format not in ("MPO", "TIFF") and getattr(image, "n_frames", 1) > 1,
+                image.format != "MPO" and getattr(image, "is_animated", False),
             )
     except _DECODING_ERRORS as error:
         raise ValueError(_reason(error)) from error

@@ -175,7 +175,9 @@ def _side_panel(facts: DataFacts) -> str:
 
 def _photo(image: ImageFacts, facts: DataFacts) -> str:
     """Return a photograph with its boxes."""
-    pixels = read_image({"file_name": image.path}, "RGB", [])
+    # Of known size, an image may be larger.
+    height, width = image.file_size
+    pixels = read_image({"file_name": image.path, "height": height, "width": width}, "RGB", [])
     scale = _THUMBNAIL / max(pixels.shape[:2])
     small = Image.fromarray(pixels).resize(
         (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))), Image.Resampling.LANCZOS

@@ -14,6 +14,8 @@ from glipv2_d2.data.image_reading import (
     IMAGE_SUFFIXES,
     UnreadableImageError,
     decode_image,
+    format_of_suffix,
+    image_kind,
     image_size,
     read_image,
     read_tsv_image,
@@ -343,3 +345,50 @@ def test_any_bytes_are_an_image_or_an_unreadable_one(content):
 def test_formats_and_suffixes_belong_together():
     assert {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".ppm", ".jp2"} <= set(IMAGE_SUFFIXES)
     assert not {".eps", ".pdf", ".svg", ".mp4", ".txt"} & set(IMAGE_SUFFIXES)
+
+
+# --- what a header says
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", [0, 1, 3, 6, 8, 9])
+def test_the_size_of_a_header_is_that_of_the_pixels(image_format, orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    content = encoded(image_format, exif=exif)
+    kind = image_kind(content)
+    assert kind.upright_size == image_size(content) == decode_image(content, "RGB").shape[:2]
+    assert kind.file_format == image_format and kind.orientation == (orientation if orientation in (3, 6, 8) else 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (encoded("JPEG", PIXELS[:, :, 0]), (True, False, False)),
+        (encoded(pixels=PIXELS[:, :, :2]), (True, True, False)),
+        (encoded(pixels=np.dstack([PIXELS, PIXELS[:, :, :1]])), (False, True, False)),
+        (palette(), (False, False, False)),
+        (palette(transparency=3), (False, True, False)),
+        (encoded(pixels=GRAY16), (True, False, False)),
+        (encoded("GIF", save_all=True, append_images=[Image.new("RGB", (20, 12))]), (False, False, True)),
+        (encoded("TIFF", save_all=True, append_images=[Image.new("RGB", (9, 9))]), (False, False, True)),
+        (CUT_FILES["gray"][:-300], (True, False, False)),
+    ],
+)
+def test_a_header_says_gray_transparent_and_several_images(content, expected):
+    kind = image_kind(content)
+    assert (kind.is_gray, kind.has_alpha, kind.is_animated) == expected
+
+
+@pytest.mark.parametrize("content", [b"", b"text", encoded()[:20], encoded("JPEG")[:20]])
+def test_a_header_of_no_image_is_an_error_in_one_line(content):
+    with pytest.raises(ValueError, match=".") as raised:
+        image_kind(content)
+    assert "\n" not in str(raised.value) and "0x" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "expected"), [(".jpg", "JPEG"), (".jpeg", "JPEG"), (".tif", "TIFF"), (".eps", ""), ("", "")]
+)
+def test_suffixes_have_their_format(suffix, expected):
+    assert format_of_suffix(suffix) == expected

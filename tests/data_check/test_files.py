@@ -86,6 +86,14 @@ def test_huge_images_are_named_with_their_size(tmp_path, monkeypatch):
     assert one.kind == "huge images" and one.cases[0].startswith("train/x.jpg: 65 x 48, 0.0 MB")
 
 
+def test_images_of_any_size_are_read_and_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr("glipv2_d2.data.image_reading._MAX_PIXELS", 64 * 48 - 1)
+    findings = check(tmp_path, {"train": GOOD})
+    assert findings.findings == []
+    findings.write(tmp_path / "report")
+    assert (tmp_path / "report" / "data_check.html").read_text().count("<figure>") == 5
+
+
 def test_images_without_a_readable_one_to_train_on_are_a_stop(tmp_path):
     findings = check(tmp_path, {"train": {"x.jpg": (b"text", [DOG])}, "val": GOOD})
     assert [one.kind for one in findings.stops] == ["unreadable images"] and findings.unreadable == {"train": ["x.jpg"]}
