@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from detectron2.config import CfgNode
 
-from ..checkpoint.checkpointer import load_for_results
+from ..checkpoint.checkpointer import build_for_results
 from ..errors import InputError
-from ..modeling.build import build_model
 from ..modeling.fixed_prompt import FixedPromptDetector
+from ..modeling.meta_arch.glipv2 import GLIPv2
 from ..prompts.tokenizer import PromptTokenizer
 from ..prompts.user_prompts import names_prompts
 from ..prompts.vocabulary import build_default_prompts, dataset_names
@@ -52,8 +52,9 @@ def export_detector(
     if output.suffix != ".pt2":
         raise InputError(f"--output: expected a name that ends in .pt2, found {output}")
     prompt, names = _single_prompt(cfg, names)
-    model = build_model(cfg).eval()
-    load_for_results(model, cfg)
+    model = build_for_results(cfg)
+    if not isinstance(model, GLIPv2):
+        raise InputError("MODEL.META_ARCHITECTURE: expected 'GLIPv2' to freeze names in, found another")
     size = size or _default_size(cfg, model.backbone.size_divisibility)
     detector = FixedPromptDetector(model, prompt, size).eval().requires_grad_(False)
     example = (torch.full((3, *size), 127.0), torch.tensor(size), torch.tensor(size))

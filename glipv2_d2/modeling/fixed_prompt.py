@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from detectron2.structures import Boxes
 from torch import Tensor, nn
@@ -9,8 +11,8 @@ from torchvision.ops import nms
 
 from ..errors import InputError
 from ..structures import LanguageFeatures, TokenizedPrompt
-from .heads.grounding_head import GroundingHead
 from .meta_arch.glipv2 import GLIPv2
+from .tasks.detection import Detection
 from .token_scoring import token_to_phrase_scores
 
 
@@ -25,17 +27,24 @@ class FixedPromptDetector(nn.Module):
         size: Height and width of the images, pixels; multiples of the largest stride of the model.
 
     Raises:
-        InputError: ``size`` is not such a size, or the model is a detector without text.
+        InputError: ``size`` is not such a size.
     """
+
+    hidden: Tensor
+    embedded: Tensor
+    mask: Tensor
+    anchors: Tensor
+    phrase_token_map: Tensor
+    category_ids: Tensor
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     def __init__(self, model: GLIPv2, prompt: TokenizedPrompt, size: tuple[int, int]) -> None:
         super().__init__()
         divisor = model.backbone.size_divisibility
         if any(side < divisor or side % divisor for side in size):
             raise InputError(f"--size: expected height and width in multiples of {divisor}, found {size[0]} {size[1]}")
-        if not isinstance(model, GLIPv2) or not isinstance(model.head, GroundingHead):
-            raise InputError("MODEL.META_ARCHITECTURE: expected 'GLIPv2' to freeze names in, found another")
-        task = model.tasks["detection"]
+        task = cast(Detection, model.tasks[Detection.name])
         self._reading = task.test_reading
         self._max_detections = task.max_detections
         self._selector = model.head.selector
