@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..likeness import likeliest
 from .dataset_mappers.base import boxes_to_train_on
 from .dataset_mappers.build import mapper_of
-from .datasets.coco import Truth, keeping_truth, truth_of_images
+from .datasets.coco import Truth, keeping_truth, truth_of_dicts, truth_of_images
 from .datasets.dict_checks import check_dataset_dicts
 from .datasets.few_shot import FewShot, take_few_shots
 from .datasets.mask_checks import keep_usable_masks, leave_out_masks
@@ -27,9 +27,10 @@ class LoadedDataset(NamedTuple):
 
     Attributes:
         name: Name in the catalog.
-        dicts: Dataset dicts, checked; with masks if the model has them and the dataset is of sentences.
-        truth: What AP compares with, of the same images; None if ``load_coco_grounding`` or ``load_lvis`` is not the
-            registered reader.
+        dicts: Dataset dicts, checked; with masks if the model has them and the dataset is of sentences, and of
+            detection data that come from no file in COCO's format.
+        truth: What AP compares with, of the same images; None if they are no detection data, or come from a file in
+            COCO's or LVIS's format that another reader than ``load_coco_grounding`` or ``load_lvis`` has read.
     """
 
     name: str
@@ -39,10 +40,13 @@ class LoadedDataset(NamedTuple):
 
 def load_test_dataset(cfg: CfgNode, name: str) -> LoadedDataset:
     """Read a dataset that is tested on; see ``load_dataset`` for the errors."""
-    # Evaluators of AP check the masks of detection data, which are part of the truth.
-    with_masks = cfg.MODEL.MASK_ON and not mapper_of(name).has_category_names
+    is_detection = mapper_of(name).has_category_names
+    is_converted = is_detection and MetadataCatalog.get(name).get("json_file") is None
+    # Evaluators of AP check the masks of a file in COCO's format, which are part of the truth.
     with DataReport.from_config(cfg), keeping_truth() as truth:
-        dicts = load_dataset(name, with_masks)
+        dicts = load_dataset(name, is_converted or (cfg.MODEL.MASK_ON and not is_detection))
+    if is_converted and all("height" in record and "width" in record for record in dicts):
+        return LoadedDataset(name, dicts, truth_of_dicts(name, dicts))
     if not truth or not is_read_here(name):
         return LoadedDataset(name, dicts)
     return LoadedDataset(name, dicts, truth_of_images(truth, {record["image_id"] for record in dicts}))

@@ -16,7 +16,12 @@ from PIL import Image
 from glipv2_d2.data import build_test_loader, build_train_loader, register_captioning, register_vqa_json
 from glipv2_d2.data.datasets import coco, registration
 from glipv2_d2.data.datasets.coco import load_detection_truth
-from glipv2_d2.data.datasets.formats import register_coco_grounding, register_grounding_json, register_lvis
+from glipv2_d2.data.datasets.formats import (
+    register_coco_grounding,
+    register_grounding_json,
+    register_lvis,
+    register_odvg,
+)
 from glipv2_d2.data.image_reading import UnreadableImageError
 from glipv2_d2.data.loading import LoadedDataset, load_test_dataset, load_training_dicts
 from glipv2_d2.data.stream.order import StreamEntry
@@ -609,6 +614,49 @@ def test_a_test_reads_a_dataset_once_and_a_question_once(understanding_cfg, monk
     model.forward = lambda inputs: [{"answer_scores": torch.tensor([0.9, 0.1])} for _ in inputs]
     results = GLIPv2Trainer.test(understanding_cfg, model)
     assert results["vqa"] and read == [vqa] and len(asked) == 8
+
+
+def test_detection_data_without_a_json_file_are_read_once_for_each_test(data_cfg, mixed_dataset, tmp_path, monkeypatch):
+    dicts, metadata = DatasetCatalog.get(mixed_dataset), MetadataCatalog.get(mixed_dataset)
+    jsonl_file = tmp_path / "lines.jsonl"
+
+    def write(first: int) -> None:
+        lines = []
+        for row, record in enumerate(dicts):
+            names = [metadata.thing_classes[item["category_id"]] for item in record["annotations"]]
+            boxes = [
+                {"bbox": item["bbox"], "label": item["category_id"], "category": name}
+                for item, name in zip(record["annotations"], names)
+            ]
+            image = {"filename": Path(record["file_name"]).name, "height": record["height"], "width": record["width"]}
+            lines.append(json.dumps({**image, "detection": {"instances": boxes if row >= first else []}}))
+        jsonl_file.write_text("\n".join(lines))
+
+    def find_all(inputs: list[dict]) -> list[dict]:
+        """What the lines of the beginning hold; the ids of images are numbers of lines."""
+        found = []
+        for sample in inputs:
+            items = dicts[sample["image_id"] - 1]["annotations"]
+            instances = Instances((sample["height"], sample["width"]))
+            instances.pred_boxes = Boxes(torch.tensor([item["bbox"] for item in items]).float().reshape(-1, 4))
+            instances.scores = torch.ones(len(items))
+            instances.pred_classes = torch.tensor([item["category_id"] for item in items], dtype=torch.int64)
+            found.append({"instances": instances})
+        return found
+
+    write(0)
+    register_odvg("lines", jsonl_file, metadata.image_root, task="detection")
+    data_cfg.DATASETS.TEST = ("lines",)
+    model = torch.nn.Identity()
+    model.forward = find_all
+    opened, original_open = [], open
+    monkeypatch.setattr("builtins.open", lambda path, *a, **k: opened.append(str(path)) or original_open(path, *a, **k))
+    assert GLIPv2Trainer.test(data_cfg, model)["bbox"]["AP"] == pytest.approx(100)
+    assert opened.count(str(jsonl_file)) == 1
+    # Boxes that are gone from the file are wrong from now on.
+    write(3)
+    assert 0 < GLIPv2Trainer.test(data_cfg, model)["bbox"]["AP"] < 90
+    assert opened.count(str(jsonl_file)) == 2
 
 
 @pytest.mark.parametrize("evaluator_type", ["coco", "lvis"])

@@ -8,7 +8,8 @@ from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.structures import BoxMode
 
 from .coco_json import CocoImage, CocoJson, Images, image_record
@@ -101,6 +102,27 @@ def keeping_truth() -> Iterator[Truth]:
         yield truth
     finally:
         _kept_truth.reset(token)
+
+
+def truth_of_dicts(name: str, dicts: list[dict]) -> Truth:
+    """Return the truth of detection data that come from no file in COCO's format, by detectron2's conversion.
+
+    Args:
+        name: The dataset, for the names in its metadata.
+        dicts: Its dicts, with height and width; byte strings of masks become text.
+    """
+    metadata = MetadataCatalog.get(name)
+    # The conversion asks the catalog, whose reader would read the files a second time.
+    as_read = f"{name} as it was read"
+    DatasetCatalog.register(as_read, lambda: dicts)
+    fields = {field: metadata.get(field) for field in ("thing_classes", "thing_dataset_id_to_contiguous_id")}
+    MetadataCatalog.get(as_read).set(**{field: value for field, value in fields.items() if value is not None})
+    try:
+        converted = convert_to_coco_dict(as_read)
+    finally:
+        DatasetCatalog.remove(as_read)
+        MetadataCatalog.remove(as_read)
+    return {kind: converted[kind] for kind in ("images", "categories", "annotations") if kind in converted}
 
 
 def truth_of_images(truth: Truth, image_ids: Container[int]) -> Truth:
