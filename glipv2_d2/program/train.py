@@ -90,6 +90,11 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     for name, value in chosen.items():
         if value is not None and not value > 0:
             raise InputError(f"{name}: expected a number above 0, found {value:g}")
+    if arguments.num_gpus > 1 or arguments.num_machines > 1:
+        raise InputError(
+            "--num-gpus: expected one process with --data, found several; way out: start a run, stop it, and give its "
+            "config.yaml to glipv2 train --config-file"
+        )
     if arguments.output is None:
         raise InputError("--output: expected the folder of the run, found none")
     if arguments.resume:

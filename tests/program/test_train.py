@@ -140,6 +140,7 @@ def as_dict(options):
         (["--output", "out", "--resume", "--epochs", "3"], "--resume: expected --output alone"),
         (["--output", "out", "--resume", "SOLVER.MAX_ITER", "3"], "--resume: expected --output alone"),
         (["--data", "photos", "--output", "out", "--minutes", "0"], "--minutes: expected a number above 0, found 0"),
+        (["--data", "photos", "--output", "out", "--num-gpus", "2"], "--num-gpus: expected one process with --data"),
         ([], "expected --data PATH and --output DIR, or --config-file FILE"),
     ],
 )
