@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from ...errors import InputError
 from ..datasets.skip_report import SkipReport
-from ..datasets.value_checks import OmittedEntry
+from ..datasets.value_checks import EntryError, OmittedEntry
 from .canonical import make_coco_sets
 from .coco_exports import looks_like_coco, read_coco_exports
 from .folder import Folder, ImageShapes, split_of, words_of
@@ -182,13 +182,26 @@ def _nothing_found(files: Folder) -> str:
     return f"{files.root}: expected {expected}, found {found}; see docs/own_data.md"
 
 
+def _readable(images: Sequence[OwnImage], shapes: ImageShapes, report: SkipReport) -> list[OwnImage]:
+    """Return the images that can be opened; the others must not change how a set is split."""
+    kept = []
+    for image in images:
+        try:
+            shapes.of(image.path)
+            kept.append(image)
+        except EntryError as error:
+            report.count("images")
+            report.skip("images", image.path, error)
+    return kept
+
+
 def _finish(
     path: str, one: SetYaml | None, parts: Sequence[Part], shapes: ImageShapes, report: SkipReport, seed: int
 ) -> OwnSets:
     found: dict[str, list[OwnImage]] = {}
     source_ids: dict[str, int] = {}
     for part in parts:
-        found.setdefault(part.split, []).extend(part.images)
+        found.setdefault(part.split, []).extend(_readable(part.images, shapes, report))
         for class_name, source_id in part.source_ids.items():
             source_ids.setdefault(class_name, source_id)
     seed = seed if one is None or one.seed is None else one.seed

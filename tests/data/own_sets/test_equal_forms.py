@@ -58,3 +58,19 @@ def test_the_form_is_that_of_coco(tmp_path, writer):
         {"id": 1, "image_id": 2, "category_id": 1, "bbox": [0, 0, 60, 40], "area": 2400, "iscrowd": 0},
         {"id": 2, "image_id": 2, "category_id": 2, "bbox": [10, 5, 20, 20], "area": 400, "iscrowd": 0},
     ]
+
+
+def test_broken_images_and_a_made_split_are_the_same_in_all_forms(tmp_path):
+    found = []
+    for number, writer in enumerate(WRITERS):
+        photos = [Photo(f"{i}.png", 50, 40, [("cat", 1 + i, 2, 31, 32)]) for i in range(12)]
+        root = writer(tmp_path / str(number) / "mine", {"train": photos}, NAMES)
+        for stem in (0, 2, 5, 7, 9):
+            (path,) = root.rglob(f"{stem}.png")
+            path.write_text("version https://git-lfs.github.com/spec/v1")
+        (path,) = root.rglob("8.png")
+        path.write_bytes(path.read_bytes()[:-20])
+        names, seed, splits = texts(root)
+        assert names == ["cat"] and seed == 0 and "7.png" not in "".join(splits.values())
+        found.append(splits)
+    assert found[0] == found[1] == found[2] and '"8.png"' in "".join(found[0].values())
