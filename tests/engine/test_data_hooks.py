@@ -3,12 +3,14 @@ from types import SimpleNamespace
 
 import pytest
 from detectron2.utils.events import EventStorage
+from rank_runs import run_ranks
 from torch import nn
 
 from glipv2_d2.data.stream.state import StreamState, TrainLoader
 from glipv2_d2.engine import data_hooks
 from glipv2_d2.engine.data_hooks import DataStateHook, SkippedImagesHook, merge_positions
 from glipv2_d2.engine.stopping import StopHook
+from glipv2_d2.errors import InputError
 
 
 def make_hook(max_share, batches, num_images=0):
@@ -85,6 +87,26 @@ def test_a_file_that_several_ranks_met_counts_once(monkeypatch):
     others |= {"bad_9.png"}
     with pytest.raises(ValueError, match="found 3 of 12"):
         make_hook(0.0, batches).after_step()
+
+
+def stop_of_rank(rank):
+    """The number of the step that ends the run of a rank, and why."""
+    bad_files = [["a", "b"], ["b", "b"], ["", ""], ["", "c"], ["", ""]]
+    batches = [[{"skipped_files": [files[rank]]} if files[rank] else {}] for files in bad_files]
+    hook = SkippedImagesHook(0.0)
+    hook.trainer = SimpleNamespace(model=nn.Linear(1, 1), storage=EventStorage())
+    for step, _ in enumerate(hook.watch(batches)):
+        try:
+            hook.after_step()
+        except InputError as error:
+            return {"step": step, "message": str(error)}
+    return {}
+
+
+def test_two_ranks_stop_at_the_same_step_by_the_files_of_both():
+    first, second = run_ranks(stop_of_rank)
+    # Two in each of four steps, and one more for each of the five that could not be read.
+    assert first == second and first["step"] == 3 and "found 3 of 13, such as a;" in first["message"]
 
 
 def test_truncated_images_are_named_once_and_listed_at_the_end(caplog):
