@@ -83,3 +83,19 @@ def write_yolo(root: Path, splits: dict[str, list[Photo]], names: list[str]) -> 
     paths = "".join(f"{split}: images/{split}\n" for split in splits)
     (root / "data.yaml").write_text(f"path: .\n{paths}nc: {len(names)}\nnames: {json.dumps(names)}\n")
     return root
+
+
+def write_labelme(root: Path, splits: dict[str, list[Photo]], names: list[str]) -> Path:
+    """A json beside each image, with rectangles whose second point is the first corner."""
+    for split, photos in splits.items():
+        for photo in photos:
+            path = root / split / photo.name
+            save_image(path, photo.width, photo.height)
+            shapes = [
+                {"label": name, "shape_type": "rectangle", "points": [[right, bottom], [left, top]], "group_id": None}
+                for name, left, top, right, bottom in photo.objects
+            ]
+            content = {"version": "5.4.1", "flags": {}, "shapes": shapes, "imagePath": photo.name, "imageData": None}
+            size = {"imageHeight": photo.height, "imageWidth": photo.width}
+            path.with_suffix(".json").write_text(json.dumps({**content, **size}))
+    return root

@@ -11,7 +11,7 @@ from ...errors import InputError
 from ..datasets.skip_report import SkipReport
 from ..datasets.value_checks import EntryError, OmittedEntry
 from .canonical import make_coco_sets
-from .coco_exports import looks_like_coco, read_coco_exports
+from .coco_exports import looks_like_coco, read_coco_exports, sniff
 from .folder import Folder, ImageShapes, split_of, words_of
 from .labelme import looks_like_labelme, read_labelme
 from .pascal_voc import is_pascal_voc, read_pascal_voc
@@ -22,6 +22,15 @@ from .yolo import is_yolo, label_files, read_yolo
 
 _JSON_SUFFIXES = (".json", ".txt")
 _YAML_SUFFIXES = (".yaml", ".yml")
+# Forms that are not read, by the suffix of their files and a text in them; some files of a folder are looked into.
+_FOREIGN = (
+    (".xml", b"<annotations>", "CVAT's xml"),
+    (".json", b'"shape_attributes"', "VIA's json"),
+    (".csv", b",", "tables"),
+    (".tfrecord", b"", "TFRecords"),
+    (".ndjson", b"{", "Labelbox's json lines"),
+)
+_SNIFFED = 20
 # Names of folders that say nothing about a set, but for those of splits.
 _PLAIN_WORDS = {"image", "images", "annotation", "annotations", "annots", "label", "labels", "data", "dataset", "jpeg"}
 
@@ -178,8 +187,10 @@ def _read_file(path: str, report: SkipReport, shapes: ImageShapes, source: Sourc
 def _nothing_found(files: Folder) -> str:
     suffixes = ", ".join(f"{len(paths)} {suffix or 'other'}" for suffix, paths in sorted(files.others.items()) if paths)
     found = f"{len(files.images)} images and {suffixes or 'no other'} files"
+    foreign = {name for suffix, key, name in _FOREIGN for path in files.others[suffix][:_SNIFFED] if key in sniff(path)}
+    way_out = f"export {' and '.join(sorted(foreign))} as COCO json" if foreign else "see docs/own_data.md"
     expected = "COCO json, Pascal VOC xml, LabelMe json or YOLO text files beside images"
-    return f"{files.root}: expected {expected}, found {found}; see docs/own_data.md"
+    return f"{files.root}: expected {expected}, found {found}; {way_out}"
 
 
 def _readable(images: Sequence[OwnImage], shapes: ImageShapes, report: SkipReport) -> list[OwnImage]:

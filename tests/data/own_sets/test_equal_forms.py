@@ -3,12 +3,12 @@
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from own_set_writers import Photo, write_coco, write_voc, write_yolo
+from own_set_writers import Photo, write_coco, write_labelme, write_voc, write_yolo
 
 from glipv2_d2.data.own_sets import find_own_sets
 
 NAMES = ["Zebra", "cat", "red dog", "unused"]
-WRITERS = [write_coco, write_voc, write_yolo]
+WRITERS = [write_coco, write_voc, write_yolo, write_labelme]
 
 
 @st.composite
@@ -73,4 +73,4 @@ def test_broken_images_and_a_made_split_are_the_same_in_all_forms(tmp_path):
         names, seed, splits = texts(root)
         assert names == ["cat"] and seed == 0 and "7.png" not in "".join(splits.values())
         found.append(splits)
-    assert found[0] == found[1] == found[2] and '"8.png"' in "".join(found[0].values())
+    assert all(one == found[0] for one in found) and '"8.png"' in "".join(found[0].values())

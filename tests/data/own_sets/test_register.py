@@ -1,6 +1,7 @@
 """Registered names of own sets, and the key that every process reads."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from own_set_writers import Photo, write_coco, write_voc
 
 from glipv2_d2.data.loading import load_dataset
 from glipv2_d2.data.own_sets import find_own_sets, register_configured_sets, register_own_sets
+from glipv2_d2.data.own_sets.writing import write_text_once
 from glipv2_d2.engine.command_line import build_config
 from glipv2_d2.errors import InputError
 
@@ -119,3 +121,10 @@ def test_a_relative_path_of_a_set_may_be_read_from_another_folder(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     cfg = build_config(str(CONFIG), ["DATASETS.REGISTER", "('near cats',)", "OUTPUT_DIR", "out"])
     assert cfg.DATASETS.REGISTER == (str(tmp_path / "near cats"),)
+
+
+def test_many_may_write_one_file_at_once(tmp_path):
+    path, text = tmp_path / "a.json", "x" * 100_000
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: write_text_once(str(path), text), range(64)))
+    assert path.read_text() == text and list(tmp_path.iterdir()) == [path]

@@ -142,7 +142,10 @@ def test_training_and_test_images_without_validation_keep_their_test(tmp_path, f
 def test_a_folder_of_other_files_says_what_was_found(tmp_path, find):
     save_image(tmp_path / "a.jpg", 40, 30)
     (tmp_path / "via.json").write_text(json.dumps({"a.jpg": {"regions": []}}))
-    with pytest.raises(InputError, match="found 1 images and 1 .json files"):
+    with pytest.raises(InputError, match="found 1 images and 1 .json files; see docs/own_data.md"):
+        find(tmp_path)
+    (tmp_path / "cvat.xml").write_text("<annotations><image/></annotations>")
+    with pytest.raises(InputError, match="export CVAT's xml as COCO json"):
         find(tmp_path)
     with pytest.raises(FileNotFoundError, match="found nothing"):
         find(tmp_path / "nowhere")
