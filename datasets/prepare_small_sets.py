@@ -123,7 +123,7 @@ def write_split(output: Path, key: str, name: str, split: Split, num_images: int
     images, annotations = [], []
     # Tests of all names are the scenes of the world's val_novel: same generators, names and backgrounds.
     stream = SPLIT_SEEDS["val_novel"] if (key, name) == ("all", "test") else zlib.crc32(f"{key}/{name}".encode())
-    for index in tqdm(range(1, num_images + 1), desc=f"{key}/{name}", unit="scene", delay=1):
+    for index in tqdm(range(1, num_images + 1), desc=f"{key}/{name}", unit="scene", delay=1, disable=None):
         rng = np.random.default_rng([seed, stream, index])
         scene = compose_scene(rng, split.cut_outs, split.backgrounds, SceneRules(size=size))
         file_name = f"{index:06d}.jpg"

@@ -61,12 +61,18 @@ def train(command: list[str], output: Path, environment: dict[str, str], max_ite
     # detectron2 appends to the file of an earlier run.
     (output / "metrics.json").unlink(missing_ok=True)
     log = output / "stdout.txt"
-    with log.open("w") as stream, tqdm(total=max_iter, desc="training", unit="step", dynamic_ncols=True) as bar:
+    bar = tqdm(total=max_iter, desc="training", unit="step", dynamic_ncols=True, disable=None)
+    tenths = 0
+    with log.open("w") as stream, bar:
         process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT)
         while process.poll() is None:
             time.sleep(1.0)
             if records := read_metrics(output):
                 bar.n = min(records[-1]["iteration"] + 1, max_iter)
+                # A bar in a file would be a line each second.
+                if bar.disable and 10 * bar.n // max_iter > tenths:
+                    tenths = 10 * bar.n // max_iter
+                    CONSOLE.print(f"training: {bar.n} of {max_iter} steps")
                 if bar.n == max_iter:
                     bar.set_description("evaluation")
                 if "total_loss" in records[-1]:

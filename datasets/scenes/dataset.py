@@ -133,7 +133,9 @@ def write_dataset(output: Path, source: SceneSource, parameters: DatasetParamete
         for split in splits:
             (output / split.name).mkdir(exist_ok=True)
         job = _Job(output, {split.name: split for split in splits}, parameters)
-        with tqdm(total=sum(split.num_images for split in splits), desc=parameters.name, unit="scene", delay=1) as bar:
+        total = sum(split.num_images for split in splits)
+        # None: no bar in a file.
+        with tqdm(total=total, desc=parameters.name, unit="scene", delay=1, disable=None) as bar:
             for num_images in _run(job, workers):
                 bar.update(num_images)
         for split in splits:

@@ -101,7 +101,7 @@ def _unpack(package: Path, folder: Path) -> None:
 def _call(command: list[str], step: str, folder: Path | None, watch: Path | None = None, total: int = 0) -> None:
     """Run a command, with a progress bar: the size of the file ``watch``, or else the lines that it prints."""
     form = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "total": total} if watch else {"unit": " lines"}
-    with tempfile.TemporaryFile("w+") as errors, tqdm(desc=step, delay=1, **form) as bar:
+    with tempfile.TemporaryFile("w+") as errors, tqdm(desc=step, delay=1, disable=None, **form) as bar:
         process = subprocess.Popen(
             command,
             cwd=folder,

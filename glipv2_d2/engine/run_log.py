@@ -36,7 +36,8 @@ def start_log(cfg: CfgNode, arguments: argparse.Namespace) -> None:
     if not comm.is_main_process():
         return
     logger.debug("environment:\n%s", _environment())
-    words = {name: value for name, value in vars(arguments).items() if isinstance(value, (bool, int, str, list))}
+    # The words after --opts are among the others.
+    words = {name: value for name, value in vars(arguments).items() if name != "more_opts"}
     logger.debug("command line: %s", words)
     logger.debug("config:\n%s", cfg.dump())
     with PathManager.open(f"{cfg.OUTPUT_DIR}/config.yaml", "w") as file:

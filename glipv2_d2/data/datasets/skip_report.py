@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sized
 from contextvars import ContextVar, Token
@@ -253,4 +254,6 @@ def read_lines(path: str) -> Iterator[tuple[int, bytes]]:
 
 
 def _bar_options() -> dict[str, Any]:
-    return {"delay": _SILENT_SECONDS, "mininterval": 1, "disable": not comm.is_main_process()}
+    # In a file each step of a bar is a line.
+    seconds = 1 if sys.stderr.isatty() else 30
+    return {"delay": _SILENT_SECONDS, "mininterval": seconds, "disable": not comm.is_main_process()}
