@@ -28,8 +28,8 @@ from ..solver import build_optimizer
 from .command_line import build_config
 from .plateau import BEST_WEIGHTS
 from .recipe import (
-    NUM_EVALUATIONS,
     Facts,
+    evaluation_period,
     large_model_recipe,
     large_schedule,
     num_updates,
@@ -150,6 +150,8 @@ def plan_run(
     """
     data = os.path.abspath(data)
     fixed: list[Any] = ["DATASETS.REGISTER", (data,), "OUTPUT_DIR", str(output), "MODEL.WEIGHTS", start.weights]
+    # The config beside the weights may be that of several datasets.
+    fixed += ["DATASETS.TRAIN_RATIOS", (), "DATASETS.TRAIN_COPIES", (), "TEST.BEST_METRICS", ()]
     cfg = build_config(start.config_file, _words(fixed))
     train, val = own_datasets(cfg)
     facts = Facts.of(DatasetCatalog.get(train), len(MetadataCatalog.get(train).thing_classes))
@@ -157,25 +159,25 @@ def plan_run(
     fixed += ["DATASETS.TRAIN", (train,), "DATASETS.TEST", (val,)]
     recipe = small_model_recipe(facts) if is_small else large_model_recipe(facts)
     cfg = build_config(start.config_file, [*_words([*fixed, *recipe.options]), *options])
+    report = check_data(data, cfg)
     batch = cfg.SOLVER.IMS_PER_BATCH
-    updates, why = (
-        num_updates(facts.num_images, batch, recipe.base_updates, epochs),
-        "by the size of the data" if epochs is None else f"{epochs:g} epochs",
-    )
+    updates = num_updates(facts.num_images, batch, recipe.base_updates, epochs)
+    why = "by the size of the data" if epochs is None else f"{epochs:g} epochs"
     if minutes is not None:
         update, image = measure_seconds(cfg)
         fitting = updates_within(minutes, update, image * len(DatasetCatalog.get(val)))
         if epochs is None or fitting < updates:
             updates, why = fitting, f"{minutes:g} minutes at {update:.2f} s each"
+    if "SOLVER.MAX_ITER" in options:
+        updates, why = cfg.SOLVER.MAX_ITER, "SOLVER.MAX_ITER"
     chosen = [*fixed, *recipe.options, *(schedule(updates) if is_small else large_schedule(updates))]
-    report = check_data(data, cfg)
     reasons = [
         *report,
         f"data: {facts.num_images} images with {facts.num_boxes} boxes of {facts.num_names} names ({train}), "
         f"validated with {val}",
         f"start: {start.reason}",
         *recipe.reasons,
-        f"length: {updates} updates of {batch} images ({why}), an evaluation every {updates // NUM_EVALUATIONS}",
+        f"length: {updates} updates of {batch} images ({why}), an evaluation every {evaluation_period(updates)}",
     ]
     if not is_small and choose_device(cfg.MODEL.DEVICE).type == "cpu":
         reasons.append("note: this model takes about a minute for an update on a CPU; without --weights, a small one")

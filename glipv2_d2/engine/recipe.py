@@ -106,9 +106,14 @@ def updates_within(minutes: float, seconds_per_update: float, seconds_per_evalua
     return max(NUM_EVALUATIONS, updates)
 
 
+def evaluation_period(updates: int) -> int:
+    """Return the updates from one evaluation to the next, a tenth of the run."""
+    return max(1, updates // NUM_EVALUATIONS)
+
+
 def schedule(updates: int) -> list[Any]:
     """Return the keys that follow from the number of updates: warm-up, average, evaluations and checkpoints."""
-    period = updates // NUM_EVALUATIONS
+    period = evaluation_period(updates)
     return [
         *("SOLVER.MAX_ITER", updates),
         *("SOLVER.WARMUP_ITERS", min(100, max(1, updates // 20))),

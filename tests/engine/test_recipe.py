@@ -79,7 +79,8 @@ def test_updates_and_evaluations_fit_into_the_time(minutes, per_update, per_eval
 
 
 @pytest.mark.parametrize(
-    ("updates", "period", "warmup", "decay"), [(10, 1, 1, 0.5), (400, 40, 20, 0.95), (1000, 100, 50, 0.98)]
+    ("updates", "period", "warmup", "decay"),
+    [(3, 1, 1, 0.5), (10, 1, 1, 0.5), (105, 10, 5, 0.8095), (400, 40, 20, 0.95), (1000, 100, 50, 0.98)],
 )
 def test_schedule_is_in_tenths(updates, period, warmup, decay):
     keys = as_dict(schedule(updates))

@@ -102,10 +102,23 @@ def test_minutes_become_updates_that_the_config_holds(words, tmp_path):
     """Half a second holds no evaluation, so the run has its least length; a year is cut to the epochs."""
     start = find_start("", words[-1], tmp_path)
     short = plan_run("photos", tmp_path / "short", start, minutes=1 / 120)
-    assert as_dict(short.options)["SOLVER.MAX_ITER"] == "10" and "0.00833333 minutes at" in short.reasons[-1]
+    assert as_dict(short.options)["SOLVER.MAX_ITER"] == "10" and "0.00833333 minutes at" in " ".join(short.reasons)
     long = plan_run("photos", tmp_path / "long", start, minutes=500_000, epochs=80)
     # 3 images in batches of 4.
-    assert as_dict(long.options)["SOLVER.MAX_ITER"] == "60" and "(80 epochs)" in long.reasons[-1]
+    assert as_dict(long.options)["SOLVER.MAX_ITER"] == "60" and "(80 epochs)" in " ".join(long.reasons)
+
+
+def test_keys_of_the_person_go_before_choices(words, tmp_path):
+    plan = plan_run(
+        "photos",
+        tmp_path / "run",
+        find_start("", words[-1], tmp_path),
+        epochs=7,
+        options=["SOLVER.MAX_ITER", "50", "SOLVER.EMA_DECAY", "0.5"],
+    )
+    keys = as_dict(plan.options)
+    assert (keys["SOLVER.MAX_ITER"], keys["TEST.EVAL_PERIOD"], keys["SOLVER.EMA_DECAY"]) == ("50", "5", "0.5")
+    assert plan.reasons[-1] == "changed by you: SOLVER.MAX_ITER 50 SOLVER.EMA_DECAY 0.5"
 
 
 @pytest.mark.parametrize(
