@@ -228,7 +228,7 @@ def write_file(path: Path, content: Any) -> None:
 
 def write_files(data: st.DataObject, folder: Path, files: dict[str, Any]) -> None:
     """Write the files of a case, damaged in a few values or in a few bytes of one of them."""
-    for _ in range(data.draw(st.integers(0, 3))):
+    for _ in range(data.draw(st.integers(0, 2))):
         files = damaged(data, files, ODD_VALUES | st.integers(-3, 70) | st.text(max_size=9))
     broken = data.draw(st.sampled_from([*sorted(files), "", ""]))
     for name, content in files.items():
@@ -305,22 +305,42 @@ def test_the_files_are_good_before_they_are_damaged(folder, name, is_train):
     use(small_config(folder, "fuzzed", True), "fuzzed", is_train)
 
 
-@pytest.mark.parametrize("groups", [("coco", "lvis", "odinw", "mdetr", "odvg", "tsv"), ("",)], ids=["boxes", "all"])
-def test_damaged_files_train_and_are_evaluated_or_are_refused_in_one_line(folder, groups):
-    names = [name for name in CASES if name.startswith(groups)]
+def assert_used_or_refused(folder: Path, damage: Callable[[st.DataObject], str]) -> None:
+    """Use datasets for a given time; ``damage`` writes the files of a case and returns its name."""
 
     def check(data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(names))
-        write_files(data, folder, CASES[name].files)
-        register(folder, CASES[name])
-        cfg, is_train = small_config(folder, "fuzzed", data.draw(st.booleans())), data.draw(st.booleans())
+        name = damage(data)
+        with_masks, is_train = data.draw(st.booleans()), data.draw(st.booleans())
         try:
-            use(cfg, "fuzzed", is_train or name in TRAIN_ONLY)
+            register(folder, CASES[name])
+            use(small_config(folder, "fuzzed", with_masks), "fuzzed", is_train or name in TRAIN_ONLY)
         finally:
             DatasetCatalog.pop("fuzzed", None)
             MetadataCatalog.pop("fuzzed", None)
 
     assert_holds_for_random_input(check)
+
+
+def test_damaged_files_train_and_are_evaluated_or_are_refused_in_one_line(folder):
+    def damage(data: st.DataObject) -> str:
+        name = data.draw(st.sampled_from(sorted(CASES)))
+        write_files(data, folder, CASES[name].files)
+        return name
+
+    assert_used_or_refused(folder, damage)
+
+
+def test_damaged_files_of_names_name_the_classes_or_are_refused_in_one_line(folder):
+    def damage(data: st.DataObject) -> str:
+        name = data.draw(st.sampled_from(["odvg boxes", "tsv boxes"]))
+        for path, content in CASES[name].files.items():
+            if path in ("names.json", "n.json"):
+                write_files(data, folder, {path: content})
+            else:
+                write_file(folder / path, content)
+        return name
+
+    assert_used_or_refused(folder, damage)
 
 
 SOURCES: dict[str, tuple[dict[str, Any], Callable[[Path], Any]]] = {
