@@ -51,7 +51,7 @@ class ImageFacts(NamedTuple):
         file_format: Such as "JPEG".
         orientation: EXIF orientation, 1 to 8.
         is_gray, has_alpha, is_animated: One channel; transparency; more than one image.
-        bytes_digest, pixels_digest: Equal for files of equal bytes, and for images of equal pixels.
+        pixels_digest: Equal for images of equal pixels.
     """
 
     split: str
@@ -70,7 +70,6 @@ class ImageFacts(NamedTuple):
     is_gray: bool = False
     has_alpha: bool = False
     is_animated: bool = False
-    bytes_digest: str = ""
     pixels_digest: str = ""
 
     @property
@@ -150,6 +149,7 @@ class DataFacts(NamedTuple):
                 }
                 for split, count in counts.items()
             },
+            "prompts": dict(self.prompts),
             "classes": {name: {split: count[name] for split, count in counts.items()} for name in self.names},
             "input_size": list(self.input_size),
             "short_sides": {

@@ -36,7 +36,7 @@ def read_file(image: ImageFacts) -> ImageFacts:
         pixels = read_image(record, "RGB", truncated)
     except (UnreadableImageError, ValueError) as error:
         reason = str(error).removeprefix(f"{image.name}: ").split("; expected")[0]
-        return image._replace(is_read=True, error=reason, num_bytes=len(content), bytes_digest=_digest(content))
+        return image._replace(is_read=True, error=reason, num_bytes=len(content))
     return image._replace(
         is_read=True,
         truncated=truncated[0].removeprefix(f"{image.name}: ") if truncated else "",
@@ -48,8 +48,7 @@ def read_file(image: ImageFacts) -> ImageFacts:
         is_gray=kind.is_gray,
         has_alpha=kind.has_alpha,
         is_animated=kind.is_animated,
-        bytes_digest=_digest(content),
-        pixels_digest=_digest(np.ascontiguousarray(pixels).data, str(pixels.shape)),
+        pixels_digest=f"{pixels.shape[:2]} {hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()}",
     )
 
 
@@ -172,9 +171,3 @@ def _misnamed(image: ImageFacts) -> str | bool:
 
 def _cases(images: Iterable[ImageFacts], what: Callable[[ImageFacts], str]) -> tuple[str, ...]:
     return tuple(f"{image.place}: {what(image)}".removesuffix(": ") for image in images)
-
-
-def _digest(content: bytes | memoryview, prefix: str = "") -> str:
-    digest = hashlib.sha256(prefix.encode())
-    digest.update(content)
-    return digest.hexdigest()

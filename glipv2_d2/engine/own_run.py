@@ -49,8 +49,8 @@ CHECK_FOLDER = "data_check"
 # more names.
 HOME_WEIGHTS = ("output/train/run/model_final.pth", "output/demo/run/model_final.pth")
 SMALL_MODEL, LARGE_MODEL = "models/glipv2_micro", "finetune/custom_swin_t"
-# Images that are opened for the check of the data; of more, as many of them all over the set.
-_MOST_OPENED = 2000
+# Pixels that are read for the check of the data, some ten seconds; of more, files all over the set.
+_MOST_PIXELS = 1e9
 # What shows that a folder holds a run.
 _TRACES = (CONFIG_NAME, "last_checkpoint", "metrics.json", "model_final.pth")
 # Updates and images that are timed for --minutes, after as many that are not.
@@ -193,7 +193,7 @@ def check_data(data: str, cfg: CfgNode) -> list[str]:
         InputError: The data cannot be trained on.
     """
     own, left_out = find_reported(data)
-    findings = check_own_sets(own, cfg, left_out=left_out, max_read=_MOST_OPENED)
+    findings = check_own_sets(own, cfg, left_out=left_out, max_pixels=_MOST_PIXELS)
     *_, page = findings.write(os.path.join(cfg.OUTPUT_DIR, CHECK_FOLDER))
     if findings.stops:
         found = "; ".join(" ".join(one.lines()) for one in findings.stops)
