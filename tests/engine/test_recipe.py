@@ -106,4 +106,4 @@ def test_windows_of_small_objects_are_smaller_than_test_images():
     large = small_model_recipe(Facts(100, 500, 3, 0.5))
     keys = as_dict(large.options)
     assert (keys["INPUT.MIN_SIZE_TEST"], keys["INPUT.MIN_SIZE_TRAIN"]) == (192, (192,))
-    assert (small.base_updates, large.base_updates) == (1200, 1500)
+    assert small.base_updates == large.base_updates == 1200
