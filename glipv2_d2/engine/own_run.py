@@ -267,7 +267,8 @@ def finish_run(cfg: CfgNode, model: torch.nn.Module, minutes: float) -> list[str
     found = json.loads((output / "inference" / val / "coco_instances_results.json").read_text(encoding="utf-8"))
     table, cut_off = write_report(output / REPORT_FOLDER, truth, Path(metadata.image_root), found)
     write_results(output / RESULTS_NAME, results, minutes, str(weights))
-    names = " ".join(map(shlex.quote, metadata.thing_classes))
+    texts = metadata.get("prompt_texts", {})
+    names = ",".join("".join(texts.get(name, (name,))) for name in metadata.thing_classes)
     for numbered in output.glob("model_[0-9]*.pth"):
         # model_final.pth is the same.
         numbered.unlink()
@@ -276,7 +277,7 @@ def finish_run(cfg: CfgNode, model: torch.nn.Module, minutes: float) -> list[str
         f"precision {cut_off.precision:.2f} and recall {cut_off.recall:.2f} from score {cut_off.score:.2f} on",
         f"{minutes:.1f} minutes; weights: {weights}",
         f"figures: {output / RESULTS_NAME}; curves and drawings: {output / REPORT_FOLDER}",
-        f"next: glipv2 predict --weights {weights} --threshold {cut_off.score:.2f} --names {names} --input PHOTOS",
+        f"next: glipv2 predict PHOTOS --model {output} --threshold {cut_off.score:.2f} --names {shlex.quote(names)}",
     ]
 
 

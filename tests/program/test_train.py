@@ -1,6 +1,7 @@
 """``glipv2 train --data`` from end to end, with the tiny model on four drawn images."""
 
 import json
+import shlex
 
 import cv2
 import pytest
@@ -55,8 +56,12 @@ def test_run_leaves_weights_report_results_and_the_next_command(words, tmp_path,
     text = capsys.readouterr().out
     assert "length: 10 updates of 4 images (10 epochs), an evaluation every 1" in text
     last = text.strip().splitlines()[-1]
-    assert last.startswith("next: glipv2 predict --weights out/model_best.pth --threshold ")
-    assert "--names 'blue box' 'green box' 'red box' --input PHOTOS" in last
+    assert last.startswith("next: glipv2 predict PHOTOS --model out --threshold ")
+    assert last.endswith(" --names 'blue box,green box,red box'")
+    # It is what the next command takes.
+    command = shlex.split(last.replace("PHOTOS", "photos").removeprefix("next: glipv2 "))
+    assert main([*command, "--output", "found"]) == 0
+    assert (tmp_path / "found" / "predictions.json").is_file()
     with pytest.raises(SystemExit, match="--output out: expected a new folder, found a run"):
         main([*words, "--output", "out"])
 
