@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +19,8 @@ from .folder import ImageShapes
 from .sets import CocoSet, OwnBox, OwnImage
 
 _DIGITS = 2  # of coordinates, in pixels
+_PER_CENT = 100
+_LEAST_BOXES = 10  # fewer may lie in a corner by chance
 
 
 class _Object(NamedTuple):
@@ -69,6 +72,7 @@ def make_coco_sets(
     images = {split: found for split, found in images.items() if found}
     if not _has_masks(images, report):
         images = {split: [_without_masks(image) for image in found] for split, found in images.items()}
+    _warn_of_per_cent(images, report)
     used = {one.name for found in images.values() for image in found for one in image.objects}
     listed = {same_name(name) for name in declared}
     names = sorted(used or listed)
@@ -77,6 +81,21 @@ def make_coco_sets(
         report.change("classes left out that no box has")
     ids = {same_name(name): source_id for name, source_id in source_ids.items()}
     return {split: _coco_set(found, names, ids) for split, found in images.items()}, names, unused
+
+
+def _warn_of_per_cent(images: Mapping[str, Sequence[_Image]], report: SkipReport) -> None:
+    """Say so if boxes look like per cent of the sides: all in the first 100 pixels, in images of twice that."""
+    found = [image for split in images.values() for image in split if image.objects]
+    boxes = [one.bbox for image in found for one in image.objects]
+    if len(boxes) < _LEAST_BOXES or min(min(image.shape[:2]) for image in found) < 2 * _PER_CENT:
+        return
+    if all(left + width <= _PER_CENT >= top + height for left, top, width, height in boxes):
+        for _ in boxes:
+            report.change("boxes that may be in per cent, taken as pixels")
+        logging.getLogger(__name__).warning(
+            "%s: all %d boxes lie in the first %d pixels of their images; are they in per cent? Pixels are expected",
+            *(report.source, len(boxes), _PER_CENT),
+        )
 
 
 def _read_images(found: Sequence[OwnImage], shapes: ImageShapes, report: SkipReport, split: str) -> list[_Image]:

@@ -38,7 +38,7 @@ def write_split(one: CocoSet, json_file: str) -> None:
 
 def set_text(own: OwnSets) -> str:
     """Return json of what a set is, but for its images and boxes; the names of its images, if a seed chose splits."""
-    record = {
+    record: dict[str, object] = {
         "source": own.source,
         "names": own.names,
         "unused_names": own.unused_names,

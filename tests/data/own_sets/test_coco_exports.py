@@ -271,3 +271,13 @@ def test_a_folder_of_one_unusable_json_is_one_clear_error(tmp_path, find, text):
     with pytest.raises(ValueError, match="expected") as raised:
         find(tmp_path)
     assert isinstance(raised.value, AnnotationError) == (text == "{") and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("last", "is_told"), [([60, 60, 40, 40], True), ([60, 60, 41, 40], False)])
+def test_boxes_that_may_be_in_per_cent_are_told(tmp_path, find, caplog, last, is_told):
+    save_image(tmp_path / "a.jpg", 640, 480)
+    items = [{"bbox": [number, 2, 30, 40]} for number in range(9)] + [{"bbox": last}]
+    (tmp_path / "x.json").write_text(coco([image(width=640, height=480)], items))
+    found = find(tmp_path)
+    assert found.changed == ({"boxes that may be in per cent, taken as pixels": 10} if is_told else {})
+    assert ("are they in per cent?" in caplog.text) == is_told
