@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -243,5 +244,6 @@ def _start_worker(worker_id: int) -> None:
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGUSR1):
-        # The first one went to the whole group, and the main process may still need samples. The next is its own.
-        signal.signal(number, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+        # The first one went to the whole group, and the main process may still need samples. The next is its own, and a
+        # worker that it ends must not look like one that has died.
+        signal.signal(number, lambda number, frame: signal.signal(number, lambda *_: os._exit(0)))

@@ -226,7 +226,8 @@ def one_line_errors(show_traceback: bool = False) -> Iterator[None]:
         yield
     except ProcessExitedException as error:
         # The process has said why.
-        raise SystemExit(error.exit_code if error.exit_code > 0 else 1) from None
+        # A negative code is the signal that ended it.
+        raise SystemExit(error.exit_code if error.exit_code > 0 else 128 - error.exit_code) from None
     except RunStopped as stop:
         if comm.is_main_process():
             sys.stderr.write(f"{stop}\n")

@@ -57,6 +57,12 @@ class StopHook(HookBase):
         before = {number: signal.signal(number, self._receive) for number in SIGNALS}
         try:
             yield
+        except Exception as error:
+            if not self._received:
+                raise
+            # Workers and other ranks that the same signal has ended: what fails now is its consequence.
+            name = signal.Signals(self.signum).name
+            raise RunStopped(self.signum, f"stopped by {name}; --resume goes on from the last checkpoint") from error
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -77,8 +83,10 @@ class StopHook(HookBase):
         self.requested = bool(reduce_mean(torch.tensor(float(self._received > 0), device=device)) > 0)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
+        # A launcher may pass on what the whole group of processes has got already.
+        is_first = not self._received
         self._received = signum
-        if self._at_once:
+        if self._at_once and is_first:
             self._raise()
 
     def _raise(self) -> None:

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,9 @@ import torch
 from conftest import assert_one_line
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
+from torch.multiprocessing import ProcessExitedException
 
-from glipv2_d2.data.build import build_test_loader
+from glipv2_d2.data.build import _start_worker, build_test_loader
 from glipv2_d2.data.dataset_mappers import base
 from glipv2_d2.data.loading import load_test_dataset
 from glipv2_d2.engine.command_line import one_line_errors
@@ -27,6 +30,8 @@ from glipv2_d2.evaluation.vqa import VQAEvaluator
 from glipv2_d2.prompts.decoding import DecodedText
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+FORK = multiprocessing.get_context("fork")
 
 
 class Annotations(torch.nn.Module):
@@ -137,3 +142,31 @@ def test_a_data_worker_that_dies_ends_a_run_in_one_line(train_cfg, drawn_dataset
     with pytest.raises(SystemExit) as caught, one_line_errors():
         list(loader)
     assert_one_line(caught, "error: DATALOADER.NUM_WORKERS: expected data workers that live", "DataLoader worker (pid")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_worker_outlives_a_signal_to_its_group_and_ends_quietly_at_the_next(number):
+    ready = FORK.Event()
+    worker = FORK.Process(target=work, args=(ready,), daemon=True)
+    worker.start()
+    assert ready.wait(60)
+    os.kill(worker.pid, number)
+    worker.join(0.5)
+    assert worker.is_alive()
+    os.kill(worker.pid, number)
+    worker.join(60)
+    assert worker.exitcode == 0
+
+
+def work(ready):
+    _start_worker(0)
+    ready.set()
+    while True:
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("code", "status"), [(-signal.SIGTERM, 143), (-signal.SIGKILL, 137), (130, 130), (1, 1)])
+def test_a_process_that_a_signal_has_ended_gives_its_status_to_the_run(code, status):
+    with pytest.raises(SystemExit) as caught, one_line_errors():
+        raise ProcessExitedException("process 0", error_index=0, error_pid=1, exit_code=code)
+    assert caught.value.code == status

@@ -169,6 +169,21 @@ def test_a_signal_in_an_evaluation_ends_it(train_cfg, monkeypatch):
     assert names(train_cfg) == {"model_0000001.pth"}
 
 
+def test_what_fails_after_a_signal_is_its_consequence(train_cfg, monkeypatch):
+    def evaluate(self):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except RunStopped:
+            # The same signal has ended a worker.
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.") from None
+
+    give_results(monkeypatch, 1.0)
+    monkeypatch.setattr(Counted, "evaluate", evaluate)
+    with pytest.raises(RunStopped, match="^stopped by SIGTERM; --resume goes on") as caught:
+        train(train_cfg)
+    assert caught.value.exit_status == 143
+
+
 def test_ctrl_c_ends_in_two_lines(train_cfg, capsys):
     train_cfg.merge_from_list(["DATASETS.TEST", ()])
     trainer = send_at(GLIPv2Trainer(train_cfg), 2, signal.SIGINT)
