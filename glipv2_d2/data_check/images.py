@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from .findings import Finding, counted
 # From here on reading an image takes longer than a training step of a small model.
 _HUGE_PIXELS = 16_000_000
 _HUGE_BYTES = 20_000_000
+_ROBOFLOW_NAME = re.compile(r"(.+)\.rf\.[0-9a-f]{16,}\.\w+$")
 _READ_AGAIN = "open and save these files again, or leave them out"
 
 
@@ -106,6 +108,7 @@ def image_findings(facts: DataFacts) -> Iterator[Finding]:
         "note", "animated images", "hold several images; the first is used", "", lambda one: one.is_animated
     )
     yield from _copies(good)
+    yield from _variants(facts.images)
 
 
 def _copies(images: Iterable[ImageFacts]) -> Iterator[Finding]:
@@ -150,6 +153,32 @@ def _copies(images: Iterable[ImageFacts]) -> Iterator[Finding]:
                 for group in differing
             ),
         )
+
+
+def _variants(images: Iterable[ImageFacts]) -> Iterator[Finding]:
+    """Yield what was found about augmented copies of one photograph, which Roboflow names NAME.rf.NUMBER."""
+    groups: dict[str, list[ImageFacts]] = {}
+    for image in images:
+        found = _ROBOFLOW_NAME.match(os.path.basename(image.name))
+        if found:
+            groups.setdefault(found[1], []).append(image)
+    copied = [group for group in groups.values() if len(group) > 1]
+    leaks = [group for group in copied if len({image.split for image in group}) > 1]
+    if leaks:
+        text = f"{counted(len(leaks), 'photograph')} of Roboflow {'is' if len(leaks) == 1 else 'are'} in several splits"
+        yield Finding(
+            "warning",
+            "variants across splits",
+            len(leaks),
+            f"{text} as augmented copies, so results are better than they should be",
+            "leave the copies in the training split out",
+            tuple(" = ".join(image.place for image in group) for group in leaks),
+        )
+    elif copied:
+        number = sum(map(len, copied))
+        text = f"{counted(number, 'image')} are augmented copies of {counted(len(copied), 'photograph')}"
+        cases = tuple(" = ".join(image.place for image in group) for group in copied)
+        yield Finding("note", "variants within a split", number, text, "", cases)
 
 
 def _box_key(image: ImageFacts) -> tuple:

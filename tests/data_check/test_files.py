@@ -126,6 +126,22 @@ def test_the_order_of_boxes_makes_no_difference_between_copies(tmp_path):
     assert list(by_kind(check(tmp_path, {"train": train}))) == ["rare classes", "copies within a split"]
 
 
+def test_augmented_copies_are_found_by_their_names(tmp_path):
+    def named(stem, number):
+        return f"{stem}_jpg.rf.{number:032x}.jpg"
+
+    train = {named("a", 1): (encoded(1), [DOG]), named("a", 2): (encoded(2), [DOG]), named("b", 3): (encoded(3), [DOG])}
+    train |= {named("c", 4): (encoded(4), [DOG]), "a_jpg.rf.jpg": (encoded(5), [DOG])}
+    val = {named("b", 6): (encoded(6), [DOG])}
+    (tmp_path / "one").mkdir()
+    (note,) = check(tmp_path / "one", {"train": train}).findings
+    assert (note.kind, note.severity, note.number) == ("variants within a split", "note", 2)
+    (tmp_path / "two").mkdir()
+    (warning,) = check(tmp_path / "two", {"train": train, "val": val}).findings
+    assert (warning.kind, warning.severity, warning.number) == ("variants across splits", "warning", 1)
+    assert warning.cases == (f"train/{named('b', 3)} = val/{named('b', 6)}",)
+
+
 def test_some_files_can_be_left_unread(tmp_path):
     findings = check(tmp_path, {"train": GOOD}, max_pixels=2.9 * 64 * 48)
     assert [image.is_read for image in findings.facts.images] == [True, False, False, False, True]
