@@ -152,6 +152,11 @@ def test_the_model_zoo_has_every_config():
     assert [name for name in names if f"`{name}`" not in zoo] == []
 
 
+def test_the_page_of_the_program_has_every_command():
+    page = (ROOT / "docs" / "program.md").read_text(encoding="utf-8")
+    assert [name for name in COMMANDS if f"| `glipv2 {name}` |" not in page] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_pages_name_public_functions_and_have_short_lines(page):
     text = page.read_text(encoding="utf-8")

@@ -67,6 +67,26 @@ def test_the_package_is_that_of_the_wheel_and_brings_its_configs(run, program):
     assert all(Path(file).is_relative_to(program.parent) and Path(file).is_file() for file in files)
 
 
+def test_every_command_has_its_help(run):
+    text = run("glipv2", "--help").stdout
+    names = re.findall(r"^  (\S+)  +\S", text.partition("commands:")[2].partition("examples:")[0], re.MULTILINE)
+    assert {"train", "eval", "predict", "check-data", "convert-data", "convert-weights", "export", "serve"} == {*names}
+    for name in names:
+        assert f"glipv2 {name}" in run("glipv2", name, "--help").stdout
+
+
+def test_data_are_checked_and_converted_and_an_image_is_looked_at(run, tmp_path):
+    (tmp_path / "photos").mkdir()
+    draw_dataset(tmp_path / "photos")
+    run("glipv2", "check-data", "--data", "photos", "--output", "report")
+    assert any((tmp_path / "report").iterdir())
+    run("glipv2", "convert-data", "photos", "coco")
+    assert list((tmp_path / "coco").glob("*.json"))
+    model = ["--config-file", "glipv2_micro", "--names", "red box", "--opts", "MODEL.WEIGHTS", "random"]
+    done = run("glipv2", "predict", "photos/0.png", "--output", "found", *model)
+    assert "1 images" in done.stdout and list((tmp_path / "found").glob("*0*"))
+
+
 def test_a_model_is_measured_by_the_name_of_its_config_and_the_terminal_stays_short(run, tmp_path):
     images = tmp_path / "data" / "shapeworld" / "val"
     images.mkdir(parents=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from detectron2.utils.env import seed_all_rng
 from ..checkpoint.checkpointer import GLIPv2Checkpointer
 from ..evaluation.build import check_test_data
 from ..evaluation.result_tables import write_result_table
+from ..modeling.build import choose_device
 from .command_line import build_config, one_line_errors
 from .run_log import start_log
 from .trainer import GLIPv2Trainer
@@ -33,6 +35,7 @@ def start_run(arguments: argparse.Namespace, *, for_results: bool = False) -> Cf
         cfg.defrost()
         cfg.MODEL.DEVICE = "cpu"
         cfg.freeze()
+    logging.getLogger(__name__).info("device: %s", choose_device(cfg.MODEL.DEVICE))
     return cfg
 
 
