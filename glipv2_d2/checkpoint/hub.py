@@ -14,10 +14,20 @@ from torch import nn
 
 from ..errors import InputError
 from .pretrained_folder import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, find_pretrained_config, save_pretrained
+from .saved_names import NAMES_FILE
 
 # What is fetched: of weights, safetensors only.
 _HUB_FILES = (
-    *(CONFIG_FILE, WEIGHTS_FILE, MANIFEST_FILE, "answers.json", "answers.txt", "tokenizer/*.json", "tokenizer/*.txt"),
+    *(
+        CONFIG_FILE,
+        WEIGHTS_FILE,
+        MANIFEST_FILE,
+        NAMES_FILE,
+        "answers.json",
+        "answers.txt",
+        "tokenizer/*.json",
+        "tokenizer/*.txt",
+    ),
     *("text_encoder.safetensors", "text_encoder/*.json", "text_encoder/*.txt", "text_encoder/*.safetensors"),
 )
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

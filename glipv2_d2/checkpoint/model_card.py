@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from torch import nn
 
 from ..errors import InputError
 from ..tensor_files import file_sha256
+from .saved_names import class_names
 
 CARD_FILE = "README.md"
 
@@ -171,18 +171,11 @@ def _facts(cfg: CfgNode, model: nn.Module) -> list[str]:
         "DATASETS.TRAIN": ", ".join(cfg.DATASETS.TRAIN) or "none",
         "updates (SOLVER.MAX_ITER)": f"{cfg.SOLVER.MAX_ITER:,}",
     }
-    names = _class_names(cfg)
+    names = class_names(cfg)
     if names:
         more = ", ..." if len(names) > _MOST_NAMES else ""
         facts["names of its test data"] = ", ".join(names[:_MOST_NAMES]) + more
     return ["| | |", "| --- | --- |", *(f"| {key} | {_cell(value)} |" for key, value in facts.items())]
-
-
-def _class_names(cfg: CfgNode) -> list[str]:
-    """Return the names of ``DATASETS.TEST[0]`` if they are known; its files are not read."""
-    if not cfg.DATASETS.TEST or cfg.DATASETS.TEST[0] not in MetadataCatalog.list():
-        return []
-    return list(MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes", []))
 
 
 def _results(measured: Sequence[Measured]) -> list[str]:

@@ -30,6 +30,7 @@ from .model_card import CARD_FILE, check_license, find_measured, model_card
 from .model_shapes import build_meta_model
 from .name_rules import summarize_names
 from .resume import find_result_file
+from .saved_names import NAMES_FILE, use_names, write_names
 
 CONFIG_FILE = "config.yaml"
 WEIGHTS_FILE = "model.safetensors"
@@ -62,8 +63,8 @@ def save_pretrained(
 
     The folder gets the config; all weights in one file; the tokenizer unless it is the packaged one; the list of
     answers of a model that answers questions; and a pretrained text encoder that its sizes do not describe completely.
-    Names of datasets stay in the config; their files are not copied. A page about the model says what the config says,
-    and what was measured with its weights.
+    The class names of the test data come along, but no other part of datasets. A page about the model says what the
+    config says, and what was measured with its weights.
 
     Args:
         model: The model in the state to save.
@@ -93,6 +94,7 @@ def save_pretrained(
         tensors = model.state_dict()
         _check_rebuilt(portable, tensors, written)
         (written / CONFIG_FILE).write_text(portable.dump(), encoding="utf-8")
+        write_names(cfg, written)
         write_tensors(written / WEIGHTS_FILE, tensors, {"source": "glipv2_d2"})
         hashes = {name: file_sha256(written / name) for name in _file_names(written)}
         (written / MANIFEST_FILE).write_text(json.dumps({"files": hashes}, indent=2) + "\n", encoding="utf-8")
@@ -173,6 +175,8 @@ def merge_pretrained_config(cfg: CfgNode, path: str) -> None:
         raise CheckpointError(f"{folder / CONFIG_FILE}: _BASE_: expected a config that stands alone, found a base")
     cfg.merge_from_file(str(folder / CONFIG_FILE), allow_unsafe=False)
     _bind(cfg, folder, hashes)
+    if NAMES_FILE in hashes:
+        use_names(cfg, folder, hashes[NAMES_FILE])
 
 
 def _bind(cfg: CfgNode, folder: Path, files: Collection[str]) -> None:
@@ -208,6 +212,7 @@ def _portable_config(cfg: CfgNode, model: nn.Module, folder: Path) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR = "./output"
+    cfg.DATASETS.REGISTER = ()
     cfg.MODEL.WEIGHTS = _HERE + WEIGHTS_FILE
     # These are part of the weights now.
     cfg.MODEL.TIMM.WEIGHTS = ""

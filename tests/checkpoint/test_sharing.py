@@ -211,7 +211,7 @@ def test_a_model_is_sent_and_fetched(predictor, fake_hub, monkeypatch, tmp_path)
     assert fields["license"] == "mit" and "| val | bbox | AP | 51.04 |" in body
     assert 'from_pretrained("someone/my-model", download=True)' in body
     # What else lies there is not fetched.
-    for name in ("model.pth", "code.py", "weights.bin"):
+    for name in ("model.pth", "code.py", "weights.bin", "names.txt"):
         (sent / name).write_text("no")
     fetched = GLIPv2Predictor.from_pretrained("someone/my-model", download=True, revision="v1")
     assert fake_hub.calls[-1] == ("download", "someone/my-model", "v1")
@@ -283,3 +283,47 @@ def test_a_hub_that_refuses_is_one_line(predictor, monkeypatch, error):
     with pytest.raises(ValueError) as caught:
         predictor.push_to_hub("someone/x")
     assert_one_line(caught, "someone/x: expected to send the model to huggingface.co, found", reason)
+
+
+# --- names
+
+
+@pytest.mark.parametrize("other_names", [None, ["zebra"], ["RBC", "cup"]])
+def test_a_folder_brings_its_names(predictor, tmp_path, other_names):
+    """Also where no dataset of that name is known, or one with other names."""
+    texts = {"RBC": ("", "red blood cell", "")}
+    MetadataCatalog.get("my_val").set(thing_classes=["RBC", "cup"], prompt_texts=texts)
+    predictor.cfg.DATASETS.REGISTER = (str(tmp_path / "photos"),)
+    expected = predictor(IMAGE)
+    predictor.save_pretrained(tmp_path / "model")
+    MetadataCatalog.pop("my_val")
+    if other_names is not None:
+        MetadataCatalog.get("my_val").set(thing_classes=other_names, prompt_texts=texts if len(other_names) > 1 else {})
+    fetched = GLIPv2Predictor.from_pretrained(tmp_path / "model")
+    found = fetched(IMAGE)
+    assert found["phrases"] == expected["phrases"] and len(found["instances"])
+    assert torch.equal(found["instances"].scores, expected["instances"].scores)
+    assert str(tmp_path) not in (tmp_path / "model" / "config.yaml").read_text()
+    assert fetched.cfg.DATASETS.REGISTER == ()
+    assert (fetched.cfg.DATASETS.TEST == ("my_val",)) == (other_names == ["RBC", "cup"])
+
+
+def test_unknown_names_are_not_written(predictor, tmp_path):
+    predictor.save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model" / "names.json").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["no json", "[]", '{"names": []}', '{"names": "ab", "texts": {}}', '{"names": ["a"], "texts": {"a": ["", 1, ""]}}'],
+)
+def test_damaged_names_are_named(predictor, tmp_path, content):
+    MetadataCatalog.get("my_val").thing_classes = ["cup"]
+    predictor.save_pretrained(tmp_path / "model")
+    names, manifest = tmp_path / "model" / "names.json", tmp_path / "model" / "files.json"
+    files = json.loads(manifest.read_text())["files"]
+    names.write_text(content)
+    manifest.write_text(json.dumps({"files": {**files, "names.json": file_sha256(names)}}))
+    with pytest.raises(ValueError) as caught:
+        GLIPv2Predictor.from_pretrained(tmp_path / "model")
+    assert_one_line(caught, f"{names}: expected")
