@@ -14,6 +14,7 @@ from ..image_reading import IMAGE_SUFFIXES
 from .folder import Folder, decode_text, read_bytes, split_of
 
 _MOST_BYTES = 2**22
+_OWN_KEYS = {"name", "path", "names", "seed"}
 _FORM = "see docs/own_data.md"
 
 
@@ -56,13 +57,16 @@ class SetYaml(NamedTuple):
 
 
 def is_set_yaml(path: str) -> bool:
-    """Tell whether a yaml file says what a set is: it has splits or a path, and nothing says it is something else."""
+    """Tell whether a yaml file says what a set is: splits, or a path and nothing that has other uses."""
     try:
         content = _read_yaml(path)
     except InputError:
         return False
-    keys = {key for key in content if isinstance(key, str)} if isinstance(content, dict) else set()
-    return bool(keys & {"names", "path"} or _split_values(content)) and bool(_split_values(content) or "path" in keys)
+    if not isinstance(content, dict):
+        return False
+    # The settings of a training may have "val: true".
+    splits = [value for _, value in _split_values(content) if isinstance(value, (str, list, dict))]
+    return bool(splits) or (is_text(content.get("path")) and set(content) <= _OWN_KEYS)
 
 
 def read_set_yaml(path: str) -> SetYaml:

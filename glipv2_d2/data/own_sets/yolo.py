@@ -72,34 +72,26 @@ def read_yolo(
     by_stem: defaultdict[str, list[str]] = defaultdict(list)
     for path in label_files(files):
         by_stem[os.path.splitext(os.path.basename(path))[0].lower()].append(path)
-    lists = read_split_lists(files) if splits is None else {}
+    labels = {path: _label_of(path, by_stem, files) for path in files.images}
+    if splits is None:
+        splits = _found_splits(labels, files, report)
     parts: dict[str, Part] = {}
-    labeled: dict[str, int] = defaultdict(int)
     known: dict[str, ClassNames] = {}
-    for path in files.images:
-        if splits is not None:
-            if path not in splits:
-                continue
-            split = splits[path]
-        else:
-            split = lists.get(path, "") if lists else files.split_of_path(path)
-        label = _label_of(path, by_stem, files)
-        own_names: ClassNames = names or {}
+    for path, split in _with_labels(splits, labels, files, report).items():
+        label, own_names = labels[path], names or {}
         if label is not None and names is None:
             folder = os.path.dirname(label)
             if folder not in known:
                 known[folder] = _names_near(label, files)
             own_names = known[folder]
-        if split == "" and label is not None and splits is None and not lists:
-            split = files.split_of_path(label)
-        part = parts.setdefault(split, Part(split, [], list(own_names.values()), {}))
-        labeled[split] += label is not None
+        part = parts.setdefault(split, Part(split, [], [], {}))
+        part.names.extend(name for name in own_names.values() if name not in part.names)
         try:
             part.images.append(_read_image(path, label, own_names, files, report, has_keypoints))
         except EntryError as error:
             report.count("images")
             report.skip("images", files.relative(path), error)
-    return _with_labels(parts, labeled, report)
+    return list(parts.values())
 
 
 def read_names(path: str) -> ClassNames:
@@ -116,17 +108,42 @@ def read_names(path: str) -> ClassNames:
     return {number: line.strip() for number, line in enumerate(lines) if line.strip()}
 
 
-def _with_labels(parts: Mapping[str, Part], labeled: Mapping[str, int], report: SkipReport) -> list[Part]:
-    found = []
-    for split, part in parts.items():
-        if labeled[split] or split in ("train", "val") or not any(labeled.values()):
-            found.append(part)
-            continue
-        expected = "a text file for some image of the split, found none"
-        report.count("images", len(part.images))
-        for image in part.images:
-            report.skip("images", image.path, OmittedEntry(f"expected {expected}", "images without labels"))
-    return found
+def _found_splits(labels: Mapping[str, str | None], files: Folder, report: SkipReport) -> dict[str, str]:
+    """Return the split of each image by lists, if there are some, or else by folders.
+
+    Images of no list are left out, and so are those of folders where no image has a label file, such as drawings.
+    """
+    lists = read_split_lists(files)
+    labeled = {os.path.dirname(path) for path, label in labels.items() if label is not None}
+    splits = {}
+    for path, label in labels.items():
+        if lists and path not in lists:
+            _leave_out(path, "an image that a list of a split names", "images in no list", files, report)
+        elif not lists and os.path.dirname(path) not in labeled:
+            _leave_out(path, "a text file for some image of its folder", "images without labels", files, report)
+        else:
+            folder_split = files.split_of_path(path) or (files.split_of_path(label) if label else "")
+            splits[path] = lists.get(path, folder_split)
+    return splits
+
+
+def _with_labels(
+    splits: Mapping[str, str], labels: Mapping[str, str | None], files: Folder, report: SkipReport
+) -> dict[str, str]:
+    """Return the images and splits but for test images, and images of no split, if none of them has a label file."""
+    labeled = {split for path, split in splits.items() if labels.get(path) is not None}
+    kept = {}
+    for path, split in splits.items():
+        if split in labeled or split in ("train", "val"):
+            kept[path] = split
+        else:
+            _leave_out(path, "a text file for some image of the split", "images without labels", files, report)
+    return kept
+
+
+def _leave_out(path: str, expected: str, kind: str, files: Folder, report: SkipReport) -> None:
+    report.count("images")
+    report.skip("images", files.relative(path), OmittedEntry(f"expected {expected}, found none", kind))
 
 
 def _label_of(image: str, by_stem: Mapping[str, Sequence[str]], files: Folder) -> str | None:

@@ -203,6 +203,30 @@ def shape(kind: str | None, points: list, label: str = "cat", **more) -> dict:
     return {"label": label, "points": points, "shape_type": kind, **more}
 
 
+def test_drawings_and_settings_of_other_programs_do_not_belong_to_a_set(tmp_path, find):
+    photos = [Photo(f"{i}.png", 50, 40, [("cat", 1, 2, 31, 32)] * (i > 0)) for i in range(4)]
+    root = write_yolo(tmp_path, {"train": photos[:2], "val": photos[2:]}, ["cat"])
+    save_image(root / "runs" / "detect" / "train" / "results.png", 50, 40)
+    (root / "runs" / "detect" / "train" / "args.yaml").write_text("task: detect\nval: true\npath: x\nsplit: val\n")
+    (root / "data.yaml").unlink()
+    (root / "classes.txt").write_text("cat\n")
+    found = find(root)
+    assert list(found.boxes("train")) == ["0.png", "1.png"] and list(found.boxes("val")) == ["2.png", "3.png"]
+    assert found.left_out == {"images without labels": 1}
+
+
+def test_lists_of_darknet_are_splits(tmp_path, find):
+    photos = [Photo(f"{i}.png", 50, 40, [("cat", 1, 2, 31, 32)]) for i in range(4)]
+    root = write_yolo(tmp_path, {"train": photos}, ["cat"])
+    (root / "data.yaml").unlink()
+    (root / "obj.names").write_text("cat\n")
+    (root / "train.txt").write_text("data/images/train/0.png\n/home/me/images/train/1.png\n")
+    (root / "valid.txt").write_text("images/train/2.png\n")
+    found = find(root)
+    assert list(found.boxes("train")) == ["0.png", "1.png"] and list(found.boxes("val")) == ["2.png"]
+    assert found.left_out == {"images in no list": 1}
+
+
 TRIANGLE = [[10, 10], [30, 10], [10, 50]]
 
 
