@@ -15,15 +15,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from glipv2_d2.data.own_sets.find import set_name
+from glipv2_d2.engine.run_report import write_results
 from glipv2_d2.tensor_files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +34,10 @@ ZERO_SHOT, BASELINES, TUNED = "zero_shot", ("retinanet", "fcos"), ("prompt", "li
 METHODS = (ZERO_SHOT, *TUNED, "full", *BASELINES)
 ALL_DATA = "all"
 RESULTS, LOG = "results.json", "process.log"
+# Beside the mode. The prompt is the same for every image, as prompt tuning needs it; its rates are those of run_odinw.
+MODE_KEYS = {
+    "prompt": ("INPUT.PROMPT.SHUFFLE", "False", "SOLVER.BASE_LR", "0.05", "SOLVER.WEIGHT_DECAY", "0.25"),
+}
 
 
 class Cell(NamedTuple):
@@ -63,19 +70,20 @@ def cells_of(arguments: argparse.Namespace) -> list[Cell]:
     ]
 
 
-def command_of(cell: Cell, output: Path, weights: str) -> list[str]:
-    """Return the command of a cell that is not done."""
+def command_of(cell: Cell, output: Path, weights: str, keys: Sequence[str] = ()) -> list[str]:
+    """Return the command of a cell that is not done, with changed config keys."""
     folder = cell.folder(output)
     if cell.method in BASELINES:
         run = cell._replace(method="full").folder(output)
         script = str(ROOT / "tools" / "closed_vocabulary.py")
-        return [sys.executable, script, "--detector", cell.method, "--run", str(run), "--output", str(folder)]
+        words = [script, "--detector", cell.method, "--run", str(run), "--output", str(folder)]
+        return [sys.executable, *words, *(["--opts", *keys] if keys else [])]
     program = [sys.executable, "-m", "glipv2_d2"]
     if cell.method == ZERO_SHOT:
         config = str(Path(weights).with_name("config.yaml"))
-        keys = ["DATASETS.REGISTER", str((str(cell.data),)), "DATASETS.TEST", str((f"{cell.name}_val",))]
-        keys += ["MODEL.WEIGHTS", weights, "OUTPUT_DIR", str(folder)]
-        return [*program, "eval", "--config-file", config, "--num-gpus", "0", *keys]
+        words = ["DATASETS.REGISTER", str((str(cell.data),)), "DATASETS.TEST", str((f"{cell.name}_val",))]
+        words += ["MODEL.WEIGHTS", weights, "OUTPUT_DIR", str(folder)]
+        return [*program, "eval", "--config-file", config, "--num-gpus", "0", *words, *keys]
     if (folder / "last_checkpoint").is_file():
         return [*program, "train", "--output", str(folder), "--resume"]
     words = ["train", "--data", str(cell.data), "--output", str(folder), "--overwrite"]
@@ -83,17 +91,16 @@ def command_of(cell: Cell, output: Path, weights: str) -> list[str]:
     if cell.shots != ALL_DATA:
         words += ["DATASETS.FEW_SHOT.SHOTS", cell.shots, "DATASETS.FEW_SHOT.ALLOW_FEWER", "True"]
     if cell.method in TUNED:
-        # The prompt is the same for every image, as prompt tuning needs it.
-        words += ["MODEL.GLIPV2.TUNING.MODE", cell.method, "INPUT.PROMPT.SHUFFLE", "False"]
-    return [*program, *words]
+        words += ["MODEL.GLIPV2.TUNING.MODE", cell.method, *MODE_KEYS.get(cell.method, ())]
+    return [*program, *words, *keys]
 
 
-def run_cell(cell: Cell, output: Path, weights: str) -> str:
+def run_cell(cell: Cell, output: Path, weights: str, keys: Sequence[str] = ()) -> str:
     """Run a cell unless it is done; return "" or why it failed."""
     folder = cell.folder(output)
     if (folder / RESULTS).is_file():
         return ""
-    command = command_of(cell, output, weights)
+    command, begin = command_of(cell, output, weights, keys), time.time()
     folder.mkdir(parents=True, exist_ok=True)
     sys.stdout.write(f"$ {shlex.join(command)}\n")
     sys.stdout.flush()
@@ -106,7 +113,8 @@ def run_cell(cell: Cell, output: Path, weights: str) -> str:
     if cell.method == ZERO_SHOT:
         table = json.loads((folder / "result_table.json").read_text())
         (results,) = table["results"].values()
-        write_text(str(folder / RESULTS), json.dumps({"val": results, "minutes": 0.0, "weights": weights}) + "\n")
+        results = {task: {k: math.nan if v is None else v for k, v in one.items()} for task, one in results.items()}
+        write_results(folder / RESULTS, results, (time.time() - begin) / 60, weights)
     return ""
 
 
@@ -141,6 +149,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shots", nargs="+", default=[ALL_DATA], help="images of each class, or all; default: all")
     parser.add_argument("--weights", default="", help="start from these; default: from the pretrained encoders")
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "own_sets", help="default: output/own_sets")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for every cell; last")
     arguments = parser.parse_args(argv)
     needing = [method for method in arguments.methods if method in (ZERO_SHOT, *TUNED)]
     if needing and not arguments.weights:
@@ -159,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     output, weights = arguments.output.resolve(), arguments.weights and os.path.abspath(arguments.weights)
     cells, failures = cells_of(arguments), {}
     for cell in cells:
-        if reason := run_cell(cell, output, weights):
+        if reason := run_cell(cell, output, weights, arguments.opts):
             failures[cell] = reason
         output.mkdir(parents=True, exist_ok=True)
         write_text(str(output / "table.md"), table_of(cells, output, failures))

@@ -51,8 +51,9 @@ def test_commands_are_those_of_the_program(tool, tmp_path):
     assert words(tool.command_of(cell, tmp_path / "out", "")) == (
         f"-m glipv2_d2 train --data {tmp_path}/cats --output {folder} --overwrite"
     )
-    few = words(tool.command_of(cell._replace(shots="3", method="lora"), tmp_path / "out", "/w.pth"))
-    assert "--weights /w.pth DATASETS.FEW_SHOT.SHOTS 3" in few and "MODEL.GLIPV2.TUNING.MODE lora" in few
+    few = words(tool.command_of(cell._replace(shots="3", method="prompt"), tmp_path / "out", "/w.pth", ["SEED", "2"]))
+    assert "--weights /w.pth DATASETS.FEW_SHOT.SHOTS 3" in few and "MODEL.GLIPV2.TUNING.MODE prompt" in few
+    assert few.endswith("INPUT.PROMPT.SHUFFLE False SOLVER.BASE_LR 0.05 SOLVER.WEIGHT_DECAY 0.25 SEED 2")
     folder.mkdir(parents=True)
     (folder / "last_checkpoint").write_text("")
     assert words(tool.command_of(cell, tmp_path / "out", "")) == f"-m glipv2_d2 train --output {folder} --resume"
