@@ -130,8 +130,8 @@ def _check_config_file(cfg: CfgNode, path: str, derived: tuple[str, ...] = ()) -
     """Check the form of a YAML file and of those that it derives from, which the reader of configs takes for granted.
 
     Raises:
-        InputError: One is empty or not a mapping, has a value where the config has keys or the other way round, repeats
-            values inside repeated ones, which might never end, or derives from itself.
+        InputError: One is empty or not a mapping, has a key twice, has a value where the config has keys or the other
+            way round, repeats values inside repeated ones, which might never end, or derives from itself.
         FileNotFoundError: One derives from a file that is not there.
     """
     if path in derived:
@@ -163,10 +163,14 @@ def _check_config_file(cfg: CfgNode, path: str, derived: tuple[str, ...] = ()) -
 
 
 def _check_sections(cfg: CfgNode, node: yaml.MappingNode, where: str) -> None:
-    """Check that a file has keys below those of the config's keys that have some, and values at the others."""
+    """Check that a file has each key once, keys below those of the config's keys that have some, else values."""
+    seen: set[str] = set()
     for key, value in node.value:
         if not isinstance(key.value, str) or key.value not in cfg:
             continue
+        if key.value in seen:
+            raise InputError(f"{where}: {key.value}: expected once, found again in line {key.start_mark.line + 1}")
+        seen.add(key.value)
         default = cfg[key.value]
         has_keys = isinstance(value, yaml.MappingNode)
         if isinstance(default, CfgNode) and not has_keys:
