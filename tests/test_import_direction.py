@@ -19,6 +19,7 @@ FLOORS = {
     "likeness": 0,
     "config_files": 0,
     "tensor_files": 0,
+    "yaml_texts": 0,
     "kernels": 0,
     "layers": 0,
     "prompts": 1,

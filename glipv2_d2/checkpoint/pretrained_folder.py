@@ -21,10 +21,12 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 from transformers import BertModel
 
+from ..errors import InputError
 from ..modeling.text_encoder.bert import BertTextEncoder
 from ..modeling.text_encoder.clip import CLIPTextEncoder
 from ..prompts.pretrained import resolve_pretrained
 from ..tensor_files import CheckpointError, file_sha256, write_tensors
+from ..yaml_texts import check_yaml
 from .fit_check import check_fit
 from .model_card import CARD_FILE, check_license, find_measured, model_card
 from .model_shapes import build_meta_model
@@ -153,8 +155,8 @@ def merge_pretrained_config(cfg: CfgNode, path: str) -> None:
 
     Raises:
         FileNotFoundError: A file of the list is missing.
-        CheckpointError: The list is damaged, a file differs from it, the config names a file that is not in the list,
-            or a folder that the config names holds a file that is not.
+        CheckpointError: The list is damaged, a file differs from it, the config is too deep, the config names a file
+            that is not in the list, or a folder that the config names holds a file that is not.
         AssertionError, KeyError, yaml.YAMLError: As ``CfgNode.merge_from_file``.
     """
     folder = Path(path).parent
@@ -171,7 +173,12 @@ def merge_pretrained_config(cfg: CfgNode, path: str) -> None:
                 f"{file}: expected sha256 {expected}, found {found}; copy the folder again, and give other settings as "
                 "KEY VALUE instead of in its config"
             )
-    if re.search(r"^\s*_BASE_\s*:", (folder / CONFIG_FILE).read_text(encoding="utf-8"), re.MULTILINE):
+    text = (folder / CONFIG_FILE).read_text(encoding="utf-8")
+    try:
+        check_yaml(text)
+    except InputError as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
+    if re.search(r"^\s*_BASE_\s*:", text, re.MULTILINE):
         raise CheckpointError(f"{folder / CONFIG_FILE}: _BASE_: expected a config that stands alone, found a base")
     cfg.merge_from_file(str(folder / CONFIG_FILE), allow_unsafe=False)
     _bind(cfg, folder, hashes)

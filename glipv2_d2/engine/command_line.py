@@ -26,6 +26,7 @@ from ..data.own_sets import register_configured_sets
 from ..detectron2_keys import check_config, config_leaves, is_honoured
 from ..errors import InputError
 from ..likeness import did_you_mean
+from ..yaml_texts import check_yaml
 from .config_values import check_model_values
 from .stopping import RunStopped
 
@@ -131,7 +132,7 @@ def _check_config_file(cfg: CfgNode, path: str, derived: tuple[str, ...] = ()) -
 
     Raises:
         InputError: One is empty or not a mapping, has a key twice, has a value where the config has keys or the other
-            way round, repeats values inside repeated ones, which might never end, or derives from itself.
+            way round, is too deep, repeats values inside repeated ones, which might never end, or derives from itself.
         FileNotFoundError: One derives from a file that is not there.
     """
     if path in derived:
@@ -140,8 +141,10 @@ def _check_config_file(cfg: CfgNode, path: str, derived: tuple[str, ...] = ()) -
         raise FileNotFoundError(f"{derived[-1]}: _BASE_: expected a YAML file, found none at {path}")
     with PathManager.open(path, "r") as file:
         text = file.read()
-    if _has_nested_alias(text):
-        raise InputError(f"{path}: expected values written out, found an alias (*NAME) inside a value with an anchor")
+    try:
+        check_yaml(text)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     # Python objects are refused when the config is read, before anything is made.
     bases = None
     node = yaml.compose(text, yaml.SafeLoader)
@@ -199,19 +202,6 @@ def _check_option_keys(cfg: CfgNode, keys: Sequence[str]) -> None:
         else:
             if isinstance(node, CfgNode):
                 raise InputError(f"{key}: expected a key below it, such as {key}.{next(iter(node), 'KEY')}, found none")
-
-
-def _has_nested_alias(text: str) -> bool:
-    """Tell whether a YAML text repeats values inside repeated values; a config that was written out repeats lists."""
-    anchors: list[str | None] = []
-    for event in yaml.parse(text, yaml.SafeLoader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            anchors.append(event.anchor)
-        elif isinstance(event, yaml.CollectionEndEvent):
-            anchors.pop()
-        elif isinstance(event, yaml.AliasEvent) and any(anchors):
-            return True
-    return False
 
 
 @contextmanager

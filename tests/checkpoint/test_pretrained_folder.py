@@ -375,6 +375,15 @@ def test_the_config_of_a_folder_stands_alone(folder, tmp_path):
     assert_one_line(caught, folder / "config.yaml", "_BASE_")
 
 
+def test_a_config_of_a_folder_is_read_in_a_moment(folder):
+    with open(folder / "config.yaml", "a") as file:
+        file.write("SEED: " + "[" * 20_000)
+    renew_hash(folder, "config.yaml")
+    with pytest.raises(CheckpointError) as caught:
+        GLIPv2Predictor.from_pretrained(folder)
+    assert_one_line(caught, folder / "config.yaml", "levels deep")
+
+
 def test_code_in_a_config_does_not_run(folder, tmp_path):
     line = f"SEED: !!python/object/apply:os.mkdir ['{tmp_path / 'ran'}']\n"
     text = (folder / "config.yaml").read_text()

@@ -280,6 +280,7 @@ WRONG_FILES = {
     ),
     "empty yaml": (replaced("data.yaml", ""), "data.yaml: expected img, .*, found None"),
     "list as yaml": (replaced("data.yaml", "- a\n"), "data.yaml: expected img, label and other keys, found"),
+    "deep yaml": (replaced("data.yaml", "img: " + "[" * 20_000), "data.yaml: expected values at most 64 levels deep"),
     "broken yaml": (replaced("data.yaml", "img: [\n"), "data.yaml: .*expected a yaml file"),
     "object in yaml": (replaced("data.yaml", "img: !!python/object/apply:os.getcwd []\n"), "expected a yaml file"),
     "no label file": (

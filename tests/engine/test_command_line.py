@@ -196,12 +196,15 @@ def test_trainer_does_not_log_the_traceback_of_bad_input(caplog):
         ("MODEL: {FPN:}", ("x.yaml: MODEL: FPN: expected keys below it, such as", "found ''")),
         ("SOLVER: {BASE_LR: {A: 1}}", ("x.yaml: SOLVER: BASE_LR: expected a value such as", "found keys below it")),
         ("SOLVER: {MAX_ITER: [1]}", ("SOLVER.MAX_ITER",)),
-        ("[" * 5000, ("found",)),
-        ("SOLVER:\n  MAX_ITER: 1\n  MAX_ITER: 2", ("x.yaml: SOLVER: MAX_ITER: expected once, found again in line 3",)),
+        ("[" * 20_000, ("found deeper ones",)),
+        ("SEED: " + "{a: " * 20_000, ("found deeper ones",)),
+        ("SOLVER:
+  MAX_ITER: 1
+  MAX_ITER: 2", ("x.yaml: SOLVER: MAX_ITER: expected once, found again in line 3",)),
     ],
     ids=[
         *("loop", "number as base", "missing base", "empty", "list", "number", "alias"),
-        *("no node", "list as node", "empty node", "node", "type", "nested", "twice"),
+        *("no node", "list as node", "empty node", "node", "type", "nested", "nested keys", "twice"),
     ],
 )
 @pytest.mark.parametrize("as_base", [False, True])

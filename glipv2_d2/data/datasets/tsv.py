@@ -11,6 +11,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
+from ...errors import InputError
+from ...yaml_texts import check_yaml
 from ..image_reading import image_size, read_tsv_image
 from .grounding_records import grounding_annotation
 from .registration import set_thing_classes
@@ -95,7 +97,11 @@ def load_tsv(yaml_file: str, name: str) -> list[dict]:
 def _read_yaml(yaml_file: str) -> dict[str, str]:
     try:
         with PathManager.open(yaml_file, "r", encoding="utf-8") as file:
-            content = yaml.safe_load(file)
+            text = file.read()
+        check_yaml(text)
+        content = yaml.safe_load(text)
+    except InputError as error:
+        raise AnnotationError(f"{yaml_file}: {error}") from error
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise AnnotationError(f"{yaml_file}: expected a yaml file, found {one_line(error)}") from error
     if not isinstance(content, dict):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from ...errors import InputError
+from ...yaml_texts import check_yaml
 from ..datasets.value_checks import EntryError, is_integer, is_text, one_line, show
 from ..image_reading import IMAGE_SUFFIXES
 from .folder import Folder, decode_text, read_bytes, split_of
@@ -141,14 +142,15 @@ def _listed_images(list_file: str, files: Folder) -> list[str]:
 def _read_yaml(path: str) -> Any:
     try:
         text = decode_text(read_bytes(path, _MOST_BYTES))
+        check_yaml(text)
         # Aliases may repeat each other without end, and a short list of paths and names needs none.
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
-            raise InputError(f"{path}: expected values written out, found an alias (*NAME)")
+            raise InputError("expected values written out, found an alias (*NAME)")
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, EntryError) as error:
         raise InputError(f"{path}: expected a yaml file, found {one_line(error)}") from error
-    except InputError:
-        raise
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     except ValueError as error:  # A date that does not exist, for example.
         raise InputError(f"{path}: expected a yaml file, found {one_line(error)}") from error
 

@@ -59,6 +59,7 @@ ALIASES = "a: &a [x, x]\nb: &b [*a, *a]\npath: data\ntrain: *b"
         ("path: {", "expected a yaml file"),
         ("colour: red", "expected train, val or path"),
         (ALIASES, "found an alias"),
+        ("train: " + "[" * 20_000, "at most 64 levels deep"),
         ("path: !!python/object/apply:os.system ['true']", "expected a yaml file"),
     ],
 )
