@@ -161,8 +161,11 @@ class Folder:
             path = os.path.normpath(os.path.join(folder, *parts))
             if path in self._paths:
                 return path
-        # "photo.2" may be a name without its suffix.
-        same = self._by_stem.get(_stem(parts[-1])) or self._by_stem.get(parts[-1].lower(), [])
+        # What follows the last dot of "photo.2" is no suffix.
+        stems = [_stem(parts[-1]), parts[-1].lower()]
+        if os.path.splitext(parts[-1])[1].lower() not in IMAGE_SUFFIXES:
+            stems.reverse()
+        same = self._by_stem.get(stems[0]) or self._by_stem.get(stems[1], [])
         named = [path for path in same if os.path.basename(path).lower() == parts[-1].lower()]
         ranked = [(self._likeness(path, parts, near), path) for path in named or same]
         if not ranked:

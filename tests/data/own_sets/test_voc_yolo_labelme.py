@@ -84,6 +84,15 @@ def test_a_faulty_xml_does_not_end_it(tmp_path, find, text, kind):
     assert found.boxes()["a.jpg"] == [("cat", 1, 2, 30, 40)] and found.left_out == {kind: 1}
 
 
+def test_names_with_dots_are_kept_apart(tmp_path, find):
+    for number, (picture, xml) in enumerate((("a", "a"), ("a.2", "a.2"), ("a.3", "a.3.jpg"))):
+        save_image(tmp_path / "images" / f"{picture}.jpg", 100, 80)
+        (tmp_path / f"{xml}.xml").write_text(voc(GOOD.replace("<xmin>1<", f"<xmin>{number}<")))
+    found = find(tmp_path)
+    boxes = {**found.boxes("train"), **found.boxes("val")}
+    assert {name: left for name, ((_, left, *_),) in boxes.items()} == {"a.jpg": 0, "a.2.jpg": 1, "a.3.jpg": 2}
+
+
 def test_an_image_without_annotation_is_told(tmp_path, find):
     for stem in ("a", "b"):
         save_image(tmp_path / f"{stem}.jpg", 100, 80)
