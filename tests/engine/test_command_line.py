@@ -198,9 +198,7 @@ def test_trainer_does_not_log_the_traceback_of_bad_input(caplog):
         ("SOLVER: {MAX_ITER: [1]}", ("SOLVER.MAX_ITER",)),
         ("[" * 20_000, ("found deeper ones",)),
         ("SEED: " + "{a: " * 20_000, ("found deeper ones",)),
-        ("SOLVER:
-  MAX_ITER: 1
-  MAX_ITER: 2", ("x.yaml: SOLVER: MAX_ITER: expected once, found again in line 3",)),
+        ("SOLVER:\n  MAX_ITER: 1\n  MAX_ITER: 2", ("x.yaml: SOLVER: MAX_ITER: expected once, found again in line 3",)),
     ],
     ids=[
         *("loop", "number as base", "missing base", "empty", "list", "number", "alias"),
