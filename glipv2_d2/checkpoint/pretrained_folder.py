@@ -137,7 +137,9 @@ def find_pretrained_config(folder: str | os.PathLike) -> str:
         return str(Path(folder) / CONFIG_FILE)
     for path in (Path(folder), Path(folder) / MANIFEST_FILE, Path(folder) / CONFIG_FILE):
         if not path.exists():
-            raise FileNotFoundError(f"{path}: expected a folder that save_pretrained wrote, found nothing")
+            raise FileNotFoundError(
+                f"{path}: expected a folder that save_pretrained wrote, or that of a run with weights, found nothing"
+            )
     return str(Path(folder) / CONFIG_FILE)
 
 

@@ -26,7 +26,13 @@ _MAX_SECONDS = 30.0
 _READ_AT_ONCE = 2**18
 
 
-def as_bgr(image: ImageInput, *, channel_order: str = "BGR", allow_downloads: bool = False) -> np.ndarray:
+def as_bgr(
+    image: ImageInput,
+    *,
+    channel_order: str = "BGR",
+    allow_downloads: bool = False,
+    truncated: list[str] | None = None,
+) -> np.ndarray:
     """Return an image in any form as an array in BGR order; files give the pixels that reading a dataset gives.
 
     Args:
@@ -36,6 +42,7 @@ def as_bgr(image: ImageInput, *, channel_order: str = "BGR", allow_downloads: bo
             uint8 or floating point in 0..255. Gray levels become three equal channels, transparency is left out.
         channel_order: Order of the channels in arrays and tensors, "BGR" or "RGB". Files and PIL images know theirs.
         allow_downloads: Fetch addresses: at most 64 MiB in 30 seconds.
+        truncated: For files, see ``read_image``.
 
     Returns:
         (H, W, 3), an array of this shape in BGR order as it is.
@@ -47,9 +54,9 @@ def as_bgr(image: ImageInput, *, channel_order: str = "BGR", allow_downloads: bo
     if channel_order not in CHANNEL_ORDERS:
         raise InputError(f"channel_order: expected 'BGR' or 'RGB', found {channel_order!r:.100}")
     if isinstance(image, (str, os.PathLike)):
-        return _read_named(os.fspath(image), allow_downloads)
+        return _read_named(os.fspath(image), allow_downloads, truncated)
     if isinstance(image, (bytes, bytearray, memoryview)):
-        return read_image({"file_name": "image", "image_bytes": bytes(image)}, "BGR")
+        return read_image({"file_name": "image", "image_bytes": bytes(image)}, "BGR", truncated)
     if isinstance(image, Image.Image):
         return read_pil_image(image, "BGR")
     array = _with_three_channels(_as_array(image))
@@ -112,15 +119,15 @@ def _with_three_channels(image: np.ndarray) -> np.ndarray:
     return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image[:, :, :3] if image.shape[2] == 4 else image
 
 
-def _read_named(name: str, allow_downloads: bool) -> np.ndarray:
+def _read_named(name: str, allow_downloads: bool, truncated: list[str] | None) -> np.ndarray:
     if not is_address(name):
         # Other addresses that detectron2 knows would be fetched.
         if "://" in name and not name.startswith("package://"):
             raise InputError(f"image: expected a path, or an address with http or https, found {name!r:.200}")
-        return read_image({"file_name": name}, "BGR")
+        return read_image({"file_name": name}, "BGR", truncated)
     if not allow_downloads:
         raise InputError(f"image: expected a file, found the address {name!r:.200}; allow_downloads=True fetches it")
-    return read_image({"file_name": name, "image_bytes": download(name)}, "BGR")
+    return read_image({"file_name": name, "image_bytes": download(name)}, "BGR", truncated)
 
 
 def download(address: str) -> bytes:

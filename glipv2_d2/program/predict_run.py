@@ -58,11 +58,14 @@ def _predict_images(
 
     def images() -> Iterator[np.ndarray]:
         for file in tqdm(files, unit="image", disable=None):
+            truncated: list[str] = []
             try:
-                image = as_bgr(file, allow_downloads=allow_downloads)
+                image = as_bgr(file, allow_downloads=allow_downloads, truncated=truncated)
             except (InputError, MemoryError) as error:
                 _skip(file, error, counts)
                 continue
+            for line in truncated:
+                tqdm.write(f"{line}; decoded as far as it goes", file=sys.stderr)
             waiting.append((file, image))
             yield image
 

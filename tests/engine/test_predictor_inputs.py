@@ -170,9 +170,9 @@ def test_too_much_memory_of_one_image_does_not_end_the_stream(predictor, monkeyp
 def test_pixels_of_a_path_are_those_of_the_one_reader(predictor, photos, monkeypatch):
     asked = []
 
-    def note(record, image_format):
+    def note(record, image_format, truncated):
         asked.append((Path(record["file_name"]).name, image_format))
-        return read_image(record, image_format)
+        return read_image(record, image_format, truncated)
 
     monkeypatch.setattr(image_inputs, "read_image", note)
     predictor(photos[0], ["dog"])

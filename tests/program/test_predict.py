@@ -601,6 +601,19 @@ def test_an_input_that_is_not_there_does_not_end_the_run(run, fixed_predictor, t
     assert output.out == f"wrote {tmp_path / 'out'}: 1 images, 1 detections\n"
 
 
+def test_every_truncated_image_is_named_and_drawn(run, fixed_predictor, tmp_path, capsys):
+    images = write_images(tmp_path / "images", "a.jpg")
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    content = cv2.imencode(".jpg", pixels)[1].tobytes()
+    for name in ("b.jpg", "c.jpg"):
+        (images / name).write_bytes(content[:-200])
+    records = run(source=[str(images)])["predictions"]
+    assert len(records) == 3
+    lines = capsys.readouterr().err.splitlines()
+    named = [line for line in lines if line.endswith("; decoded as far as it goes")]
+    assert [line.split(": ")[0] for line in named] == [str(images / "b.jpg"), str(images / "c.jpg")]
+
+
 def test_images_and_a_broken_video_in_one_run(run, fixed_predictor, tmp_path, capsys):
     images = write_images(tmp_path / "images", "a.png")
     (images / "broken.mp4").write_bytes(b"no video")
