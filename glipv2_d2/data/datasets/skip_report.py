@@ -112,7 +112,9 @@ class SkipReport:
                 )
         logger = logging.getLogger(__name__)
         changed = "".join(f"; {number} {kind}" for kind, number in self.changed.items())
-        logger.info("%s: %d records%s", self.source, len(records), changed)
+        # A file is read anew for each evaluation: as it should be, it is no news.
+        level = logging.INFO if changed else logging.DEBUG
+        logger.log(level, "%s: %d records%s", self.source, len(records), changed)
         if self.counts:
             logger.warning("%s: left out %s", self.source, self._summary(self.counts))
 
