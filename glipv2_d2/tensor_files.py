@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from .errors import InputError
 
 _ZIP_MAGIC = b"PK\x03\x04"
-# A compressed member may be larger than this only if it does not expand by more than the factor.
+# A compressed member, or all together, may be larger than this only if they do not expand by more than the factor.
 _MOST_UNPACKED, _MOST_EXPANSION = 2**28, 100
 _HASHED_AT_ONCE = 1 << 20
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -267,6 +267,12 @@ def _read_torch(local_path: str, path: str, *, is_zip: bool, mmap: bool) -> Any:
                     f"{path}: expected a member {member.filename!r:.100} of at most {_MOST_EXPANSION} times its "
                     f"{member.compress_size} bytes, found one that claims {member.file_size}; {_NEW_COPY}"
                 )
+        size, claimed = os.path.getsize(local_path), sum(member.file_size for member in members)
+        if claimed > max(_MOST_UNPACKED, _MOST_EXPANSION * size):
+            raise CheckpointError(
+                f"{path}: expected members of at most {_MOST_EXPANSION} times its {size} bytes, found some that claim "
+                f"{claimed} together; {_NEW_COPY}"
+            )
         # torch would map compressed members as if they were numbers.
         mmap = mmap and is_zip and all(member.compress_type == zipfile.ZIP_STORED for member in members)
         return torch.load(local_path, map_location="cpu", weights_only=True, mmap=mmap)

@@ -145,6 +145,13 @@ def tested_data(dataset: str) -> str:
     return f"{dataset}_val" if has_no_test else name
 
 
+def tested_datasets(arguments: argparse.Namespace, cell: Cell) -> tuple[str, ...]:
+    """Return the names of all data that a cell is tested on."""
+    # A tuned prompt answers for its own names alone, see ``base_results``.
+    old_sets = () if cell.mode == "prompt" else arguments.old_sets
+    return (tested_data(cell.dataset), *old_sets)
+
+
 def expand_sets(sets: Sequence[str]) -> list[str]:
     """Return the sets, each once; ``odinw13`` and ``odinw35`` stand for all sets of these suites."""
     groups = {"odinw13": ODINW_13, "odinw35": tuple(ODINW_SETS)}
@@ -202,8 +209,8 @@ def check_tests(arguments: argparse.Namespace, cell: Cell) -> None:
         InputError: Data cannot be used.
         FileNotFoundError: Data are not there.
     """
-    test = str((f"{cell.dataset}_test",))
-    output = ["OUTPUT_DIR", str(cell.folder(arguments.output)), "DATASETS.TEST", test, "MODEL.DEVICE", "cpu"]
+    tests = str(tested_datasets(arguments, cell))
+    output = ["OUTPUT_DIR", str(cell.folder(arguments.output)), "DATASETS.TEST", tests, "MODEL.DEVICE", "cpu"]
     options = [*mode_options(arguments, cell), *output]
     GLIPv2Trainer.check_test_data(build_config(str(ROOT / arguments.config_file), options))
 
@@ -231,9 +238,7 @@ def commands(arguments: argparse.Namespace, cell: Cell, length: Sequence[str]) -
     """Return the programs of a cell: the training, if there is one, and the test."""
     folder = cell.folder(arguments.output)
     start = ["train_net.py", "--config-file", arguments.config_file, "--num-gpus", str(arguments.num_gpus)]
-    # A tuned prompt answers for its own names alone, see ``base_results``.
-    old_sets = () if cell.mode == "prompt" else arguments.old_sets
-    tests = str((tested_data(cell.dataset), *old_sets))
+    tests = str(tested_datasets(arguments, cell))
     test = ["OUTPUT_DIR", str(folder / "test"), "DATASETS.TEST", tests, "MODEL.WEIGHTS"]
     if cell.mode == ZERO_SHOT:
         return [[*start, "--eval-only", *arguments.opts, *test, arguments.weights]]

@@ -587,6 +587,15 @@ def test_changed_annotations_are_named_when_a_run_goes_on(data_cfg, mixed_datase
     assert f"annotations of '{mixed_dataset}' was " in message
 
 
+def test_a_checkpoint_without_digests_goes_on_with_the_same_samples(data_cfg, mixed_dataset, caplog):
+    data_cfg.DATASETS.TRAIN = (mixed_dataset,)
+    state = build_train_loader(data_cfg).state.as_dict()
+    layout = {key: value for key, value in state["layout"].items() if not key.startswith("annotations of")}
+    assert layout != state["layout"]
+    assert build_train_loader(data_cfg, 3, {**state, "layout": layout}).state.as_dict() == state
+    assert not [text for text in caplog.messages if "goes on with other content" in text]
+
+
 def test_images_of_a_run_that_goes_on_may_have_moved(data_cfg, mixed_dataset, monkeypatch, tmp_path, caplog):
     data_cfg.DATASETS.TRAIN = (mixed_dataset,)
     state = build_train_loader(data_cfg).state.as_dict()

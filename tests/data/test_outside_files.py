@@ -95,6 +95,8 @@ def test_an_absolute_path_below_the_image_folder_is_inside(load, tmp_path):
         ("/a/../b.png", "/a", None),
         ("..\\b.png", "/a", None),
         ("..a/b..png", "/a", "..a/b..png"),
+        ("https://host/b.png", "", None),
+        ("https://host/b.png", "a", "https://host/b.png"),
     ],
 )
 def test_paths_inside_a_folder(path, folder, expected):
@@ -149,6 +151,17 @@ def test_a_member_of_a_checkpoint_that_expands_without_measure_is_named(tmp_path
     assert torch.equal(read_tensors(packed)[0]["a"], torch.zeros(100_000))
     monkeypatch.setattr("glipv2_d2.tensor_files._MOST_UNPACKED", 399_999)
     with pytest.raises(CheckpointError, match="packed.pth: expected a member '.*/data/0' .*one that claims 400000"):
+        read_tensors(packed)
+
+
+def test_members_of_a_checkpoint_that_expand_without_measure_together_are_refused(tmp_path, monkeypatch):
+    packed = tmp_path / "packed.pth"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(5):
+            archive.writestr(f"packed/data/{number}", bytes(399_999))
+    size = packed.stat().st_size
+    monkeypatch.setattr("glipv2_d2.tensor_files._MOST_UNPACKED", 400_000)
+    with pytest.raises(CheckpointError, match=f"packed.pth: .*100 times its {size} bytes, found .* claim 1999995"):
         read_tensors(packed)
 
 

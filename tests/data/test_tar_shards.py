@@ -13,6 +13,7 @@ from glipv2_d2.data.datasets.formats import register_shards
 from glipv2_d2.data.datasets.tar_shards import (
     TarSample,
     _members,
+    _TailReader,
     expand_shard_urls,
     find_shards,
     read_shard,
@@ -130,8 +131,9 @@ def test_reading_goes_no_further_than_asked(tmp_path):
 
 
 def test_the_headers_of_a_shard_do_not_pile_up_in_memory(tmp_path):
-    with tarfile.open(write_tar(tmp_path / "s.tar", FILES)) as archive:
-        assert [len(archive.members) for _ in _members(archive, "s.tar")] == [1] * len(FILES)
+    stream = _TailReader(io.BytesIO(write_tar(tmp_path / "s.tar", FILES).read_bytes()))
+    with tarfile.open(fileobj=stream, mode="r|") as archive:
+        assert [len(archive.members) for _ in _members(archive, "s.tar", stream)] == [1] * len(FILES)
 
 
 def test_shards_are_found_by_a_pattern_in_sorted_order(tmp_path):
@@ -165,6 +167,24 @@ def test_a_file_that_claims_more_than_is_read_ends_the_shard(tmp_path, monkeypat
     path = write_tar(tmp_path / "s.tar", {**FILES, "e.jpg": b"x" * 1501, "f.jpg": b"y"})
     samples, (line,) = read(path)
     assert contents(samples) == FILES and "'e.jpg' has 1501 bytes, expected plain ones of at most 1500" in line
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, b"Z"])
+def test_a_header_that_claims_more_than_is_read_ends_the_shard(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("glipv2_d2.data.datasets.tar_shards._MAX_SAMPLE_BYTES", 1500)
+    plain, header = write_tar(tmp_path / "plain.tar", FILES), tarfile.TarInfo("long")
+    header.type, header.size = kind, 10**6
+    files = Path(plain).read_bytes().rstrip(b"\0")
+    path = tmp_path / "s.tar"
+    path.write_bytes(files + bytes(-len(files) % tarfile.BLOCKSIZE) + header.tobuf() + b"x" * 10**6)
+    samples, (line,) = read(path)
+    assert contents(samples) == FILES and "more than 3000 bytes up to the next file" in line
+
+
+def test_json_of_any_length_is_not_parsed(tmp_path, monkeypatch):
+    monkeypatch.setattr("glipv2_d2.data.datasets.tar_shards._MAX_JSON_BYTES", 3)
+    with pytest.raises(EntryError, match="expected json of at most 3 bytes, found 4"):
+        read_shard_sample(TarSample("a", {"jpg": b"x", "json": b"null"}, False), "s.tar")
 
 
 @pytest.mark.parametrize("size", [400_000_000, 400])

@@ -402,6 +402,13 @@ def test_test_data_are_read_before_a_cell_trains(run, tool, monkeypatch):
     assert not calls
 
 
+def test_old_sets_are_read_before_a_cell_trains(run, tool, monkeypatch):
+    calls = fake_call(run, tool, monkeypatch, stop_at=0)
+    with pytest.raises(SystemExit, match="1 cells failed.*\n.*dataset 'no_such_set' is not registered"):
+        run("--modes", "full", "--shots", "1", "--seeds", "3", "--old-sets", "no_such_set")
+    assert not calls
+
+
 def test_missing_weights_end_the_run(run, tmp_path):
     (tmp_path / "weights.pth").unlink()
     with pytest.raises(SystemExit, match="run_odinw: .*weights.pth"):
@@ -423,7 +430,7 @@ def test_own_images_are_sets_of_every_process(tool, config, tmp_path, monkeypatc
     root = write_yolo(tmp_path / "odinw_cats", {"train": photos[:3], "val": photos[3:]}, ["cat"])
     monkeypatch.chdir(tmp_path)
     words = ["--config-file", config, "--weights", "weights.pth", "--output", "out", "--data", "odinw_cats"]
-    with pytest.raises(SystemExit, match="2 cells failed"):
+    with pytest.raises(SystemExit, match="2 cells failed:\n.*: stopped here\n.*: stopped here"):
         tool.main([*words, "--modes", "full", "--shots", "0", "all", "--seeds", "3"])
     assert DatasetCatalog["odinw_cats_val"] and "odinw_cats_test" not in DatasetCatalog
     for command in commands:

@@ -33,6 +33,8 @@ _COMPRESSED = (".tar.gz", ".tgz")
 _END_OF_ARCHIVE = bytes(tarfile.BLOCKSIZE)
 # Limit for the files of a sample together. A header can claim any size, also in few bytes: a sparse or compressed file.
 _MAX_SAMPLE_BYTES = 2**28
+# Limit for its json, of which Python makes objects many times as large.
+_MAX_JSON_BYTES = 2**24
 
 
 def expand_shard_urls(urls: str | Sequence[str]) -> list[str]:
@@ -181,6 +183,9 @@ def read_shard_sample(sample: TarSample, url: str) -> tuple[dict, list[str]]:
     missing = "an image" if suffix is None else "json"
     if suffix is None or "json" not in sample.files:
         raise EntryError(f"{where}: expected {missing} among its files, found {sorted(sample.files)}")
+    num_bytes = len(sample.files["json"])
+    if num_bytes > _MAX_JSON_BYTES:
+        raise EntryError(f"{where}: expected json of at most {_MAX_JSON_BYTES} bytes, found {num_bytes}")
     try:
         entries, left_out = read_odvg_grounding(json.loads(sample.files["json"]))
     except (ValueError, RecursionError) as error:
@@ -238,7 +243,7 @@ def _files(url: str, on_error: Callable[[Exception], bool]) -> Iterator[dict[str
         with raw:
             stream: Any = _TailReader(gzip.GzipFile(fileobj=raw) if url.endswith(_COMPRESSED) else raw)
             with tarfile.open(fileobj=stream, mode="r|") as archive:
-                yield from _members(archive, url)
+                yield from _members(archive, url, stream)
                 # tarfile raises no error for a cut between two files, or where the next header is not one.
                 if stream.block_at(archive.offset) != _END_OF_ARCHIVE:
                     raise EOFError("unexpected end of data")
@@ -246,10 +251,11 @@ def _files(url: str, on_error: Callable[[Exception], bool]) -> Iterator[dict[str
         on_error(error)
 
 
-def _members(archive: Any, url: str) -> Iterator[dict[str, Any]]:
+def _members(archive: Any, url: str, stream: _TailReader) -> Iterator[dict[str, Any]]:
     """Yield name and content of each plain file of an open ``TarFile``."""
     key, num_bytes = "", 0
     for member in archive:
+        stream.begin_member()
         if not member.isreg():
             continue
         # The files of a sample share this, see ``TarSample``; webdataset keeps them in memory together.
@@ -267,18 +273,29 @@ def _members(archive: Any, url: str) -> Iterator[dict[str, Any]]:
 
 
 class _TailReader:
-    """A binary stream that remembers the end of what was read from it."""
+    """A binary stream that remembers the end of what was read from it, and bounds what stands between two files."""
 
     def __init__(self, stream: Any):
         self._stream = stream
         self._tail = b""
         self._position = 0
+        self._begin = 0
+
+    def begin_member(self) -> None:
+        """Count anew: a header was read."""
+        self._begin = self._position
 
     def read(self, size: int = -1) -> bytes:
-        """Read as from the stream itself."""
+        """Read as from the stream itself.
+
+        Raises:
+            OSError: Too much was read since the last header: tarfile keeps names and comments of any length in memory.
+        """
         data = self._stream.read(size)
         self._tail = (self._tail + data)[-2 * tarfile.RECORDSIZE :]
         self._position += len(data)
+        if self._position - self._begin > 2 * _MAX_SAMPLE_BYTES + len(self._tail):
+            raise OSError(f"more than {2 * _MAX_SAMPLE_BYTES} bytes up to the next file, expected its header")
         return data
 
     def block_at(self, offset: int) -> bytes:

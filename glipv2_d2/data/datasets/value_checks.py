@@ -142,12 +142,13 @@ def path_inside(path: str, folder: str = "") -> str | None:
     """Return a path that stands in a file, relative to the folder that it is joined to.
 
     An absolute path below the folder is inside. A path that leaves it stays as it is where ``outside_files_allowed`` is
-    set, as the config does with DATASETS.ALLOW_OUTSIDE_FILES; otherwise it is None. Links are not followed.
+    set, as the config does with DATASETS.ALLOW_OUTSIDE_FILES; otherwise it is None. Without a folder an address leaves
+    it. Links are not followed.
     """
     relative = path
     if folder and os.path.isabs(path):
         relative = os.path.relpath(path, os.path.abspath(folder))
-    if stays_inside(relative):
+    if stays_inside(relative) and (folder or "://" not in relative):
         return relative
     return path if outside_files_allowed.get() else None
 

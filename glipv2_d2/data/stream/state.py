@@ -12,6 +12,9 @@ from torch.utils.data import DataLoader
 
 Value = TypeVar("Value")
 
+# Notes of this kind tell whether a dataset holds what it held before.
+DIGEST_OF = "annotations of "
+
 
 class NotedConfig:
     """A config that notes which of its keys are read, with their values.
@@ -91,9 +94,11 @@ def resume_state(saved: Mapping[str, Any] | None, seed: int, layout: dict[str, A
     if saved is None:
         return StreamState(seed, layout)
     now, then = {"SEED": seed, **layout}, {"SEED": saved["seed"], **saved["layout"]}
-    changed = [key for key in {**then, **now} if then.get(key) != now.get(key)]
+    # Checkpoints of older versions have none of these; where datasets come or go, DATASETS.TRAIN changes, too.
+    uncompared = {key for key in now.keys() ^ then.keys() if key.startswith(DIGEST_OF)}
+    changed = [key for key in {**then, **now} if key not in uncompared and then.get(key) != now.get(key)]
     if not changed:
-        return StreamState(**{**saved, "positions": dict(saved["positions"])})
+        return StreamState(**{**saved, "layout": layout, "positions": dict(saved["positions"])})
     logging.getLogger(__name__).warning(
         "the training data goes on with other content or in another order than the checkpoint's would: %s",
         "; ".join(f"{key} was {then.get(key)}, is {now.get(key)}" for key in changed),

@@ -21,7 +21,7 @@ from ..datasets.tar_shards import shard_urls_of
 from ..loading import check_is_available, load_training_dicts, training_names
 from .order import draw_by_ratio, draw_by_size, shard_draw
 from .shards import ShardSet
-from .state import NotedConfig
+from .state import DIGEST_OF, NotedConfig
 
 
 class TrainingSets(NamedTuple):
@@ -89,7 +89,7 @@ def load_training_sets(cfg: NotedConfig) -> TrainingSets:
         urls = shard_urls_of(name)
         if urls is None:
             own = _load_dicts(cfg, name, mapper)
-            cfg.note(f"annotations of {name!r}", annotations_digest(name, own))
+            cfg.note(f"{DIGEST_OF}{name!r}", annotations_digest(name, own))
             members.append(len(dicts) + np.arange(len(own)))
             dicts += own
             kinds += _kinds(cfg, mapper, own)
