@@ -41,6 +41,7 @@ from detectron2.utils.file_io import PathManager
 from odinw_report import ALL_DATA, ZERO_SHOT, finite, write_report
 
 from glipv2_d2 import GLIPv2Trainer
+from glipv2_d2.config_files import find_config_file
 from glipv2_d2.data.datasets.few_shot import few_shot_settings
 from glipv2_d2.data.datasets.odinw import ODINW_13, ODINW_SETS
 from glipv2_d2.data.loading import load_training_dicts
@@ -386,10 +387,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the grid; end with an error if a cell failed."""
     arguments = parse(argv)
     arguments.output = arguments.output.resolve()
+    try:
+        config = Path(find_config_file(arguments.config_file)).resolve()
+    except (FileNotFoundError, InputError) as error:
+        sys.exit(f"run_odinw: --config-file: {error}")
     # Programs run in the folder of the repository.
-    if (config := Path(arguments.config_file).resolve()).is_file():
-        inside = config.is_relative_to(ROOT)
-        arguments.config_file = str(config.relative_to(ROOT) if inside else config)
+    arguments.config_file = str(config.relative_to(ROOT) if config.is_relative_to(ROOT) else config)
     if "://" not in arguments.weights:
         arguments.weights = str(Path(arguments.weights).resolve())
         if not Path(arguments.weights).is_file():

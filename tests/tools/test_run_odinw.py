@@ -409,6 +409,11 @@ def test_old_sets_are_read_before_a_cell_trains(run, tool, monkeypatch):
     assert not calls
 
 
+def test_a_config_that_is_not_there_ends_the_run_and_similar_names_are_said(run):
+    with pytest.raises(SystemExit, match="--config-file: .*found neither at 'glip_swin_t_e'; did you mean glip/"):
+        run("--shots", "0", "--config-file", "glip_swin_t_e")
+
+
 def test_missing_weights_end_the_run(run, tmp_path):
     (tmp_path / "weights.pth").unlink()
     with pytest.raises(SystemExit, match="run_odinw: .*weights.pth"):
