@@ -33,6 +33,9 @@ from .stopping import RunStopped
 # detectron2 and yacs raise these for keys and values that do not fit, and for YAML that is not a config.
 _CONFIG_ERRORS = (AssertionError, AttributeError, KeyError, RecursionError, TypeError, ValueError, yaml.YAMLError)
 
+# None, as in detectron2, is the decay of all other parameters.
+_NONE_IS_A_VALUE = "SOLVER.WEIGHT_DECAY_NORM"
+
 # Errors of files and disks that a user can mend.
 _FILE_ERRORS = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 _FILE_TROUBLES = (
@@ -72,6 +75,7 @@ def build_config(config_file: str, opts: Sequence[str], *, for_results: bool = F
         raise InputError(f"config keys: expected pairs of KEY VALUE, found {' '.join(opts)!r}")
     cfg = get_cfg()
     add_glipv2_config(cfg)
+    defaults = dict(config_leaves(cfg))
     try:
         if is_pretrained_config(config_file):
             merge_pretrained_config(cfg, config_file)
@@ -87,6 +91,9 @@ def build_config(config_file: str, opts: Sequence[str], *, for_results: bool = F
         where = " ".join(f"config {config_file} {' '.join(opts)}".split())
         found = f"{describe(error)}{_likely_keys(error)}"
         raise InputError(f"{where}: expected its keys with values of their types, found {found}") from error
+    for key, value in config_leaves(cfg):
+        if value is None and defaults.get(key) is not None and key != _NONE_IS_A_VALUE:
+            raise InputError(f"{key}: expected a value such as {defaults[key]!r}, found none")
     if config_file and "MODEL.WEIGHTS" not in opts[::2]:
         cfg.MODEL.WEIGHTS = _weights_of_file(cfg.MODEL.WEIGHTS, config_file, for_results)
     cfg.OUTPUT_DIR = os.path.expanduser(cfg.OUTPUT_DIR)

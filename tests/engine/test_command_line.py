@@ -215,6 +215,16 @@ def test_a_file_that_is_no_config_is_named(tmp_path, content, words, as_base):
     assert_one_line(caught, path.parent, *words)
 
 
+@pytest.mark.parametrize("key", ["OUTPUT_DIR", "SOLVER.BASE_LR", "DATASETS.TRAIN", "MODEL.GLIPV2.TEST.SCORE_THRESH"])
+@pytest.mark.parametrize("in_file", [True, False])
+def test_a_key_without_its_value_is_named(tmp_path, key, in_file):
+    *nodes, name = key.split(".")
+    text = "".join(f"{'  ' * depth}{node}:\n" for depth, node in enumerate(nodes))
+    (tmp_path / "x.yaml").write_text(f"{text}{'  ' * len(nodes)}{name}:\n" if in_file else "SEED: 1\n")
+    with pytest.raises(InputError, match=f"^{key}: expected a value such as .*, found none$"):
+        build_config(str(tmp_path / "x.yaml"), [] if in_file else [key, "None"])
+
+
 @pytest.mark.parametrize("opts", [["\r", ""], ["VERSION", "\x85"], ["a\nb", "1"], ["SEED", "1\u20282"]])
 def test_line_breaks_in_keys_and_values_stay_out_of_the_message(opts):
     with pytest.raises(InputError) as caught:
