@@ -22,6 +22,7 @@ from ..datasets.value_checks import (
     as_integer,
     as_number,
     is_text,
+    list_of,
     read_corners,
     read_four_numbers,
     read_integer,
@@ -137,7 +138,8 @@ def _is_detection_data(content: dict[str, Any]) -> bool:
 
 
 def _read(content: CocoJson, split: str, files: Folder) -> Part:
-    content.content["categories"] = _plain_categories(content.content["categories"])
+    rows = list_of(content.content, "categories", content.json_file)
+    content.content["categories"] = _plain_categories(rows)
     names = content.categories()
     found = content.images(lambda entry: read_text(entry, "file_name"), one_entry_per_file=True, needs_size=False)
     images: dict[int, OwnImage | None] = {}

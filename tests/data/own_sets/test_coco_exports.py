@@ -8,6 +8,7 @@ from own_set_writers import save_image
 from PIL import Image
 
 from glipv2_d2.data.datasets.value_checks import AnnotationError
+from glipv2_d2.data.own_sets import find_own_sets
 
 
 def coco(images: list, annotations: list, categories: list | None = None) -> str:
@@ -281,3 +282,10 @@ def test_boxes_that_may_be_in_per_cent_are_told(tmp_path, find, caplog, last, is
     found = find(tmp_path)
     assert found.changed == ({"boxes that may be in per cent, taken as pixels": 10} if is_told else {})
     assert ("are they in per cent?" in caplog.text) == is_told
+
+
+@pytest.mark.parametrize("categories", [True, {"id": 1}, "cat", 3])
+def test_categories_that_are_no_list_are_named(tmp_path, categories):
+    (tmp_path / "a.json").write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+    with pytest.raises(AnnotationError, match="a.json: categories: expected a list, found"):
+        find_own_sets(tmp_path)
