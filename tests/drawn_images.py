@@ -46,7 +46,7 @@ def draw_dataset(folder: Path, sizes: tuple[tuple[int, int], ...] = ((96, 64), (
 
 def register_drawn(folder: Path, **options) -> str:
     """Draw the images into a new folder; return the name of the dataset."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     name = f"drawn_{folder.parent.name}"
     register_coco_grounding(name, draw_dataset(folder, **options), folder)
     return name

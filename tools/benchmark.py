@@ -23,6 +23,7 @@ from benchmarks import contrastive, losses, masks, model, vocabulary
 from rich.console import Console
 
 from glipv2_d2.engine.command_line import build_config, one_line_errors
+from glipv2_d2.modeling.build import choose_device
 
 MIN_WIDTH = 110  # of the tables, also where the output is not a terminal
 # Each has ``add_arguments(parser)``; ``CONFIG_KEYS``, what it sets in the config before --opts, None where it reads no
@@ -62,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     benchmark = SUBCOMMANDS[arguments.command]
     with one_line_errors(arguments.traceback):
+        arguments.device = str(choose_device(arguments.device))
         facts = {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": arguments.device}
         if torch.device(arguments.device).type == "cuda" and torch.cuda.is_available():
             facts["device"] = torch.cuda.get_device_name(arguments.device)

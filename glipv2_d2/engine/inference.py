@@ -14,10 +14,15 @@ from torch import nn
 
 from ..data.build import TestLoader
 from ..data.datasets.skip_report import DataReport, SkipReport
-from ..data.datasets.value_checks import EntryError
+from ..data.datasets.value_checks import AnnotationError, EntryError
+from ..errors import InputError
 from .multi_scale import multi_scale
 
 _KIND = "unreadable ones, which count as images without results"
+
+
+class JudgementError(InputError):
+    """The results of a dataset cannot be judged, or too many of its images read; all processes raise it alike."""
 
 
 def run_on_dataset(
@@ -37,10 +42,13 @@ def run_on_dataset(
         evaluator: Judges them.
 
     Raises:
-        AnnotationError: More images are unreadable than DATASETS.MAX_FAULTY_SHARE allows, or all are.
+        JudgementError: More images are unreadable than DATASETS.MAX_FAULTY_SHARE allows, or all are; or the evaluator
+            cannot judge the results.
     """
-    samples = ReadableSamples(loader, evaluator)
-    results = inference_on_dataset(multi_scale(cfg, model), samples, evaluator)
+    samples, judge = ReadableSamples(loader, evaluator), _Judge(evaluator)
+    results = inference_on_dataset(multi_scale(cfg, model), samples, judge)
+    if reasons := list(filter(None, comm.all_gather(judge.failure))):
+        raise JudgementError(reasons[0]) from judge.error
     unreadable = dict.fromkeys(line for lines in comm.all_gather(list(samples.unreadable)) for line in lines)
     if not unreadable:
         return results
@@ -50,8 +58,11 @@ def run_on_dataset(
     for line in unreadable:
         file, _, reason = line.partition(": ")
         report.skip("images", file, EntryError(reason, _KIND))
-    with DataReport.from_config(cfg):
-        report.close(range(num_readable), "images that can be read")
+    try:
+        with DataReport.from_config(cfg):
+            report.close(range(num_readable), "images that can be read")
+    except AnnotationError as error:
+        raise JudgementError(str(error)) from error
     return {**results, "data": {"unreadable_images": float(len(unreadable))}} if comm.is_main_process() else results
 
 
@@ -84,6 +95,35 @@ class ReadableSamples:
                     self._evaluator.process([sample], [_nothing(sample)])
             if readable:
                 yield readable
+
+
+class _Judge(DatasetEvaluator):
+    """An evaluator whose main process, which judges alone, keeps an error until the others can hear of it.
+
+    Attributes:
+        error: The error.
+        failure: Its text in one line, "" for none.
+    """
+
+    def __init__(self, evaluator: DatasetEvaluator) -> None:
+        self.error: Exception | None = None
+        self.failure = ""
+        self._evaluator = evaluator
+
+    def reset(self) -> None:
+        self._evaluator.reset()
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        self._evaluator.process(inputs, outputs)
+
+    def evaluate(self) -> dict[str, Any] | None:
+        try:
+            return self._evaluator.evaluate()
+        except (InputError, OSError) as error:
+            if not comm.is_main_process():
+                raise
+            self.error, self.failure = error, " ".join(str(error).split()) or type(error).__name__
+            return None
 
 
 def _nothing(sample: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from ..solver import build_gradient_clipper, build_lr_scheduler, build_optimizer
 from .config_values import check_solver_values, warn_of_tuning
 from .data_hooks import DataStateHook, SkippedImagesHook
 from .ema import EMAHook, ModelEMA, averaged
-from .inference import run_on_dataset
+from .inference import JudgementError, run_on_dataset
 from .plateau import EarlyStopHook, TrainingEnded, build_best_weights_hook, build_plateau_hook
 from .saving import EMACheckpointer, SafeStepHook, SolverKeysHook
 from .stopping import RunStopped, StopHook
@@ -193,6 +193,7 @@ class GLIPv2Trainer(DefaultTrainer):
                 fails_alike = comm.get_world_size() == 1
                 results[name] = run_on_dataset(cfg, model, name, loader, evaluator)
             except (InputError, OSError) as error:
+                fails_alike = fails_alike or isinstance(error, JudgementError)
                 if report is None or not fails_alike or len(cfg.DATASETS.TEST) == 1:
                     raise
                 failures[name] = " ".join(str(error).split())

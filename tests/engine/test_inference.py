@@ -13,13 +13,17 @@ import torch
 from conftest import assert_one_line
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
+from drawn_images import register_drawn
 from torch.multiprocessing import ProcessExitedException
 
 from glipv2_d2.data.build import _start_worker, build_test_loader
 from glipv2_d2.data.dataset_mappers import base
 from glipv2_d2.data.loading import load_test_dataset
+from glipv2_d2.engine import trainer
 from glipv2_d2.engine.command_line import one_line_errors
 from glipv2_d2.engine.inference import ReadableSamples, run_on_dataset
+from glipv2_d2.engine.trainer import GLIPv2Trainer
+from glipv2_d2.errors import InputError
 from glipv2_d2.evaluation.build import build_evaluator
 from glipv2_d2.evaluation.captioning import CaptioningEvaluator
 from glipv2_d2.evaluation.flickr30k import Flickr30kEvaluator
@@ -91,6 +95,43 @@ def test_too_many_unreadable_images_are_an_error(train_cfg, drawn_dataset, share
     with pytest.raises(ValueError) as caught:
         run_on_dataset(train_cfg, Annotations(drawn_dataset), drawn_dataset, loader, evaluator)
     assert_one_line(caught, "test images of dataset", "expected", "found", broken[0])
+
+
+@pytest.mark.parametrize("fault", ["images", "judge"])
+def test_a_set_that_fails_alike_in_all_processes_does_not_end_the_others(
+    train_cfg, drawn_dataset, tmp_path, monkeypatch, fault
+):
+    """Of two processes the first runs; the other one would have the same."""
+    judged, other = (
+        build_evaluator.__globals__["COCOInstanceEvaluator"],
+        register_drawn(tmp_path / f"{tmp_path.name}_other" / "drawn"),
+    )
+    if fault == "images":
+        for number in range(4):
+            break_image(drawn_dataset, number)
+    else:
+        original = judged.evaluate
+
+        def evaluate(self):
+            if self._metadata.name == drawn_dataset:
+                raise OSError(28, "no space left")
+            return original(self)
+
+        monkeypatch.setattr(judged, "evaluate", evaluate)
+    train_cfg.DATASETS.TEST = (drawn_dataset, other)
+    monkeypatch.setattr(trainer.comm, "get_world_size", lambda: 2)
+    for name in ("all_gather", "gather"):
+        monkeypatch.setattr(trainer.comm, name, lambda value, **_: [value])
+    monkeypatch.setattr(trainer.comm, "synchronize", lambda: None)
+    seen = []
+    with pytest.raises(InputError, match="found 1 that failed") as caught:
+        GLIPv2Trainer.test(
+            train_cfg,
+            Annotations(drawn_dataset),
+            report=lambda found, failed: seen.append((list(found), failed)),
+        )
+    assert ("no space left" if fault == "judge" else "test images of dataset") in str(caught.value)
+    assert seen[-1][0] == [other] and list(seen[-1][1]) == [drawn_dataset]
 
 
 RECORD = {

@@ -256,6 +256,7 @@ def test_numbers_of_masks_are_printed_and_written(run, capsys):
         ((*MODEL, "--num-names", "5000"), "--num-names: expected at most 1203, found 5000"),
         ((*MODEL, "--prompt", ". ."), "--prompt: expected names with full stops between them"),
         ((*MODEL, "--train", "--num-names", "200"), "--train: expected names for one prompt, found names for"),
+        ((*CONTRASTIVE, "--device", "gpu"), "MODEL.DEVICE: expected 'auto', 'cpu', .*, found 'gpu'"),
         ((*CONTRASTIVE, "--form", "triton"), "--form triton: expected --device cuda, found cpu"),
         (
             ("masks", "--boxes", "2", "--tokens", "3", "--dim", "7"),
@@ -266,6 +267,13 @@ def test_numbers_of_masks_are_printed_and_written(run, capsys):
 def test_bad_requests_end_in_one_line(run, arguments, message):
     with pytest.raises(SystemExit, match=f"error: {message}"):
         run(*arguments)
+
+
+@pytest.mark.parametrize(
+    "words", [(*CONTRASTIVE, "--device", "auto"), (*VOCABULARY, "--num-names", "3", "--opts", "MODEL.DEVICE", "auto")]
+)
+def test_the_device_may_be_left_open(run, words):
+    assert run(*words)["results"]
 
 
 @pytest.mark.parametrize(

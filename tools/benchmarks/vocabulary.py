@@ -33,6 +33,7 @@ from rich.table import Table
 from torch import nn
 from tqdm import tqdm
 
+from glipv2_d2.modeling.build import choose_device
 from glipv2_d2.prompts.tokenizer import PromptTokenizer
 from glipv2_d2.structures import TokenizedPrompt
 
@@ -138,7 +139,7 @@ def run(arguments: argparse.Namespace, cfg: CfgNode) -> tuple[dict[str, Any], Ro
     }
     ways = run_ways(load_model(cfg).eval(), inputs, prompts, cfg.MODEL.TEXT_ENCODER.MAX_TOKENS)
     count = time.process_time if arguments.clock == "cpu" else time.perf_counter
-    rows = measure(ways, arguments.repeat, clock(torch.device(cfg.MODEL.DEVICE), count))
+    rows = measure(ways, arguments.repeat, clock(choose_device(cfg.MODEL.DEVICE), count))
     table = make_table("", "run", ["s", "s a chunk", "of separate", "of official", "detections"])
     for way, row in rows.items():
         shares = [f"{row['seconds'] / rows[other]['seconds']:.3f}" for other in ("separate", "official")]
