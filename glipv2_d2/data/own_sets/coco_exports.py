@@ -103,7 +103,8 @@ def read_coco_exports(json_files: Sequence[str], files: Folder, report: SkipRepo
             if not _is_detection_data(content.content):
                 raise OmittedEntry("expected images and categories, found other content", "other annotation files")
             own = split or files.split_of_path(json_file, of_file=True)
-            by_split[own].append(_Candidate(json_file, _read(content, own, files), content.report))
+            part = _read(content, own, files)
+            by_split[own].append(_Candidate(json_file, part, content.report))
         except OmittedEntry as error:
             report.skip("annotation files", files.relative(json_file), error)
         except AnnotationError as error:

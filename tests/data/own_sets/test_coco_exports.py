@@ -286,6 +286,10 @@ def test_boxes_that_may_be_in_per_cent_are_told(tmp_path, find, caplog, last, is
 
 @pytest.mark.parametrize("categories", [True, {"id": 1}, "cat", 3])
 def test_categories_that_are_no_list_are_named(tmp_path, categories):
-    (tmp_path / "a.json").write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+    Image.new("RGB", (64, 48)).save(tmp_path / "1.png")
+    images = [{"id": 1, "file_name": "1.png", "height": 48, "width": 64}]
+    annotations = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [4, 6, 20, 10]}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "a.json").write_text(json.dumps(content))
     with pytest.raises(AnnotationError, match="a.json: categories: expected a list, found"):
         find_own_sets(tmp_path)
