@@ -191,13 +191,13 @@ class GroundingVisualizer:
     def _choose_look(self, texts: Sequence[str]) -> tuple[_Look, bool]:
         """Return how boxes and labels look, and whether that is thin."""
         size = self._image.size
-        font = _font(size)
+        font = text_font(size)
         full = _Look(font, max(2, int(font.size) // 5), font.size / 2, 1.4)
         labels = [full.label_size(*legible(text, font)) for text in texts] if self._style == "auto" else []
         covered = sum(width * height for width, height in labels)
         if self._style != "thin" and covered <= _MOST_COVERED * size[0] * size[1]:
             return full, False
-        small = _font(size, least=10, share=80)
+        small = text_font(size, least=10, share=80)
         return _Look(small, max(1, int(small.size) // 10), small.size / 5, 1.2), True
 
     def _has_room(self, chip: Rectangle, box: Sequence[float], taken: Sequence[Rectangle]) -> bool:
@@ -209,7 +209,7 @@ class GroundingVisualizer:
 
     def _with_text(self, drawing: Image.Image, *texts: Sequence[Word]) -> np.ndarray:
         """Return a drawing with texts below it, one under the other."""
-        strips = [draw_words(words, _font(drawing.size), drawing.width) for words in texts]
+        strips = [draw_words(words, text_font(drawing.size), drawing.width) for words in texts]
         return np.concatenate([np.asarray(drawing), *strips])
 
     def _with_masks(self, masks: np.ndarray, rows: Sequence[int], name: str) -> Image.Image:
@@ -220,7 +220,7 @@ class GroundingVisualizer:
         order = np.argsort(-masks.sum(axis=(1, 2)), kind="stable").tolist()
         size = self._image.size
         enlarged = ((rows[k], masks[k] if self._scale == 1 else enlarge_mask(masks[k], size)) for k in order)
-        line_width = max(2, int(_font(size).size) // 8)
+        line_width = max(2, int(text_font(size).size) // 8)
         return Image.fromarray(paint_masks(np.asarray(self._image), enlarged, line_width))
 
 
@@ -306,8 +306,8 @@ def place_label(
     return next(free, positions[0] if positions else (left, bottom, left + width, bottom + height))
 
 
-def _font(image_size: tuple[int, int], *, least: int = 14, share: int = 50) -> ImageFont.FreeTypeFont:
-    """Return the font whose size is this share of the long side of the image, but at least ``least``."""
+def text_font(image_size: tuple[int, int], *, least: int = 14, share: int = 50) -> ImageFont.FreeTypeFont:
+    """Return the font for drawings of a size: its own is this share of the long side, but at least ``least`` pixels."""
     # This font comes with matplotlib.
     return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), max(least, max(image_size) // share))
 

@@ -52,8 +52,8 @@ def locate_pretrained(name: str | os.PathLike, *, download: bool = False, revisi
         return find_pretrained_config(text)
     if not download:
         raise FileNotFoundError(
-            f"{text}: expected a folder that save_pretrained wrote, found none; download=True fetches the repository "
-            "of that name from huggingface.co"
+            f"{text}: expected a folder that save_pretrained wrote, found none; download=True, on the command "
+            "line --allow-downloads, fetches the repository of that name from huggingface.co"
         )
     try:
         folder = snapshot_download(text, revision=revision, allow_patterns=list(_HUB_FILES))

@@ -79,7 +79,11 @@ def check_output(folder: Path, resume: bool, overwrite: bool, weights: str = "")
 
     Raises:
         InputError: It holds another run, or with ``resume`` none, or with ``overwrite`` the weights.
+        NotADirectoryError: It is a file, or lies below one.
     """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"--output: expected a folder, found a file at {existing}")
     traces = [name for name in _TRACES if (folder / name).exists()]
     if resume and CONFIG_NAME not in traces:
         raise InputError(f"--resume: expected a run in --output {folder}, found no {CONFIG_NAME} there")
@@ -173,7 +177,8 @@ def plan_run(
     chosen = [*fixed, *recipe.options, *(schedule(updates) if is_small else large_schedule(updates))]
     reasons = [
         *report,
-        f"data: {facts.num_images} images with {facts.num_boxes} boxes of {facts.num_names} names ({train}), "
+        f"data: {facts.num_images} images with {facts.num_boxes} boxes of {facts.num_names} "
+        f"{'name' if facts.num_names == 1 else 'names'} ({train}), "
         f"validated with {val}",
         f"start: {start.reason}",
         *recipe.reasons,
@@ -214,7 +219,8 @@ def own_datasets(cfg: CfgNode) -> tuple[str, str]:
     train, val = ("train", "val") if "train" in splits else ("val", "test")
     if train not in splits or val not in splits:
         raise InputError(
-            f"--data {path}: expected images for training and for validation, found only {', '.join(splits)}"
+            f"--data {path}: expected images for training and for validation, found only {', '.join(splits)}; "
+            "add images: without splits, two are enough"
         )
     return splits[train], splits[val]
 

@@ -15,6 +15,7 @@ from detectron2.structures import Boxes, Instances
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ..colored_text import draw_words
 from ..data.image_reading import UnreadableImageError, read_image
 from ..evaluation.detection_report import (
     ClassReport,
@@ -25,7 +26,7 @@ from ..evaluation.detection_report import (
     find_cut_off,
 )
 from ..tensor_files import write_text
-from ..visualizer import GroundingVisualizer
+from ..visualizer import GroundingVisualizer, text_font
 
 # Validation images that are drawn.
 NUM_DRAWN = 12
@@ -135,7 +136,10 @@ def draw_images(
     detections: Sequence[Mapping[str, Any]],
     score: float,
 ) -> list[Path]:
-    """Draw images evenly spread over the validation data, beside each the detections from a score on."""
+    """Draw images evenly spread over the validation data, beside each the detections from a score on.
+
+    A line above each side says which it is.
+    """
     for old in folder.glob("val_[0-9][0-9].png"):
         old.unlink()
     images = truth["images"]
@@ -148,12 +152,15 @@ def draw_images(
             pixels = read_image({"file_name": str(image_root / image["file_name"])}, "RGB")
         except UnreadableImageError:
             continue
-        boxes = [{**box, "score": 1.0} for box in truth["annotations"] if box["image_id"] == image["id"]]
+        boxes = [box for box in truth["annotations"] if box["image_id"] == image["id"]]
         found = [one for one in detections if one["image_id"] == image["id"] and one["score"] >= score]
         sides = []
-        for group in (boxes, found):
+        for heading, group in (("annotated", boxes), (f"found, score from {score:.2f} on", found)):
             visualizer = GroundingVisualizer(pixels, _DRAWN_SIDE)
-            sides.append(visualizer.draw_predictions(_instances(group, rows, pixels.shape[:2]), names))
+            drawing = visualizer.draw_predictions(_instances(group, rows, pixels.shape[:2]), names)
+            height, width = drawing.shape[:2]
+            # One word is never wrapped: both headings have the same height.
+            sides.append(np.concatenate([draw_words([(heading, None)], text_font((width, height)), width), drawing]))
         border = np.full((sides[0].shape[0], 8, 3), 255, np.uint8)
         path = folder / f"val_{len(written) + 1:02d}.png"
         Image.fromarray(np.concatenate([sides[0], border, sides[1]], axis=1)).save(path)
@@ -165,6 +172,7 @@ def _instances(boxes: Sequence[Mapping[str, Any]], rows: Mapping[int, int], size
     instances = Instances(size)
     corners = [[x, y, x + width, y + height] for x, y, width, height in (box["bbox"] for box in boxes)]
     instances.pred_boxes = Boxes(torch.tensor(corners, dtype=torch.float32).reshape(-1, 4))
-    instances.scores = torch.tensor([box["score"] for box in boxes], dtype=torch.float32)
+    if all("score" in box for box in boxes):
+        instances.scores = torch.tensor([box["score"] for box in boxes], dtype=torch.float32)
     instances.pred_classes = torch.tensor([rows[box["category_id"]] for box in boxes], dtype=torch.int64)
     return instances

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..errors import InputError
 from .config_arguments import add_config_arguments, config_keys
 from .output import write_line
 
@@ -31,6 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
     from ..engine.command_line import build_config
 
     opts = ["MODEL.DEVICE", "cpu", *config_keys(arguments)]
+    if not arguments.data and not arguments.config_file:
+        raise InputError("check-data: expected --data PATH, or --config-file FILE with datasets, found neither")
     cfg = build_config(arguments.config_file or _SMALL_MODEL, opts)
     own, left_out = find_reported(arguments.data) if arguments.data else configured_sets(cfg)
     findings = check_own_sets(own, cfg, left_out=left_out)

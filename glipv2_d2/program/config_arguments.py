@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -43,9 +44,17 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, has_positionals: bo
 
 
 def config_keys(arguments: argparse.Namespace) -> list[str]:
-    """Return the keys and values of a command line, in their order."""
-    given = [*vars(arguments).get("opts", []), *arguments.more_opts]
-    return [word for word in given if word != "--opts"]
+    """Return the keys and values of a command line, in their order.
+
+    Raises:
+        InputError: They begin with a path, whose flag was forgotten, or with a flag.
+    """
+    given = [word for word in [*vars(arguments).get("opts", []), *arguments.more_opts] if word != "--opts"]
+    if given and os.path.exists(given[0]) and "data" in arguments:
+        raise InputError(f"--data: expected the flag before the path of the data, found {given[0]!r} without it")
+    if len(given) % 2:
+        raise InputError(f"config keys: expected pairs of KEY VALUE, after all flags, found {' '.join(given)!r}")
+    return given
 
 
 def add_process_arguments(parser: argparse.ArgumentParser) -> None:

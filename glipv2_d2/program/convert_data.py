@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from ..errors import InputError
 from .output import write_line
 
 if TYPE_CHECKING:
@@ -18,8 +19,9 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``glipv2 convert-data``."""
-    parser.add_argument("path", metavar="PATH", help="folder or file of images and boxes")
-    parser.add_argument("output", metavar="OUT", help="folder of the results; made if it is not there")
+    parser.add_argument("paths", nargs="*", metavar="PATH OUT", help="the same as --data PATH --output OUT")
+    parser.add_argument("--data", metavar="PATH", help="folder or file of images and boxes")
+    parser.add_argument("--output", metavar="OUT", help="folder of the results; made if it is not there")
     parser.add_argument("--copy-images", action="store_true", help="copy the images to OUT/images/SPLIT")
     parser.add_argument(
         "--seed", type=int, default=0, help="chooses the validation images of a set without any (default: 0)"
@@ -35,17 +37,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Convert a set, and say what became of it."""
+    path, output = _paths(arguments)
     from ..data.datasets.skip_report import DataReport
     from ..data.own_sets import find_own_sets, write_own_sets
 
     share = arguments.max_faulty_share
     if not 0 <= share <= 1:
-        from ..errors import InputError
-
         raise InputError(f"--max-faulty-share: expected a number in [0, 1], found {share}")
-    with DataReport(share, arguments.output) as report:
-        own = find_own_sets(arguments.path, seed=arguments.seed)
-        written = write_own_sets(own, arguments.output, copy_images=arguments.copy_images)
+    with DataReport(share, output) as report:
+        own = find_own_sets(path, seed=arguments.seed)
+        written = write_own_sets(own, output, copy_images=arguments.copy_images)
     for split, json_file in written.items():
         content = own.splits[split].content
         numbers = f"{len(content['images'])} images, {len(content['annotations'])} boxes"
@@ -57,6 +58,18 @@ def run(arguments: argparse.Namespace) -> None:
         write_line(f"validation images chosen by seed {own.seed}: the set names none")
     for one in report.files.values():
         _tell_left_out(one)
+
+
+def _paths(arguments: argparse.Namespace) -> tuple[str, str]:
+    """Return the paths of the set and of the results, which may come with their flags or without them."""
+    words = iter(arguments.paths)
+    path = arguments.data if arguments.data is not None else next(words, None)
+    output = arguments.output if arguments.output is not None else next(words, None)
+    unused = next(words, None)
+    if path is None or output is None or unused is not None:
+        found = "fewer" if unused is None else repr(unused)
+        raise InputError(f"convert-data: expected --data PATH and --output OUT, found {found}")
+    return path, output
 
 
 def _tell_left_out(report: SkipReport) -> None:

@@ -73,8 +73,8 @@ COMMANDS = {
         "convert_data",
         "turn images and boxes of any tool into COCO json",
         (
-            "glipv2 convert-data photos output/coco",
-            "glipv2 convert-data photos/data.yaml output/coco --copy-images",
+            "glipv2 convert-data --data photos --output output/coco",
+            "glipv2 convert-data --data photos/data.yaml --output output/coco --copy-images",
         ),
     ),
     "export": Command(

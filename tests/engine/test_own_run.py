@@ -23,6 +23,13 @@ def test_folder_of_another_run_is_refused(tmp_path):
         check_output(tmp_path / "new", resume=True, overwrite=False)
 
 
+def test_a_file_is_no_folder_of_a_run(tmp_path):
+    file = touch(tmp_path / "photos.json")
+    for folder in (file, file / "run"):
+        with pytest.raises(NotADirectoryError, match="--output: expected a folder, found a file at .*photos.json"):
+            check_output(folder, resume=False, overwrite=False)
+
+
 def test_weights_that_would_be_replaced_are_refused(tmp_path):
     weights = touch(tmp_path / "old" / "model_best.pth")
     with pytest.raises(InputError, match="--weights: expected a file outside of --output"):

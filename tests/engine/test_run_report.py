@@ -65,14 +65,30 @@ def test_report_draws_truth_beside_detections(images, tmp_path):
             assert image.width > 300 and np.asarray(image.convert("L")).std() > 1
     drawn = np.asarray(Image.open(folder / "val_01.png")).astype(int)
     half = (drawn.shape[1] - 8) // 2
-    left, right = drawn[:, :half], drawn[:, half + 8 :]
     scale = half / 80
+    # A heading in black on white over each side.
+    heading, drawn = np.split(drawn, [drawn.shape[0] - round(60 * scale)])
+    assert 20 < len(heading) < 60
+    for words in (heading[:, :half], heading[:, half + 8 :]):
+        assert words.min() < 50 and words.max() == 255 and np.ptp(words, axis=2).max() == 0
+    left, right = drawn[:, :half], drawn[:, half + 8 :]
     # Red of the outline at the lower edge of the wrong box, on the right only.
     row, column = round(50 * scale) - 1, round(60 * scale)
     assert np.ptp(left[row, column]) < 10 and np.ptp(right[row - 3 : row + 4, column], axis=1).max() > 50
     # The right box is on both sides.
     row, column = round(30 * scale) - 1, round(20 * scale)
     assert all(np.ptp(side[row - 3 : row + 4, column], axis=1).max() > 50 for side in (left, right))
+
+
+def test_boxes_of_a_person_have_no_score(images, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "glipv2_d2.engine.run_report.GroundingVisualizer.draw_predictions",
+        lambda self, instances, names: drawn.append(instances.has("scores")) or np.zeros((60, 80, 3), np.uint8),
+    )
+    detections = [{"image_id": n, "category_id": 1, "bbox": [10, 10, 20, 20], "score": 0.8} for n in range(1, 15)]
+    write_report(tmp_path / "report", TRUTH, images, detections)
+    assert drawn == [False, True] * 12
 
 
 def test_report_of_a_run_that_found_nothing(images, tmp_path):

@@ -49,3 +49,15 @@ def test_bad_words_end_in_one_line(tmp_path, monkeypatch, words, message):
     with pytest.raises(SystemExit) as raised:
         main(["convert-data", words[0], "out", *words[1:]])
     assert message in str(raised.value.code) and "\n" not in str(raised.value.code)
+
+
+def test_paths_come_with_the_flags_of_the_other_commands_too(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_yolo(tmp_path / "cats", {"train": PHOTOS[:4], "val": PHOTOS[4:]}, ["cat"])
+    for words in (["cats", "one"], ["--data", "cats", "--output", "two"], ["--output", "three", "cats"]):
+        assert main(["convert-data", *words]) == 0
+    assert (tmp_path / "one/val.json").read_bytes() == (tmp_path / "two/val.json").read_bytes()
+    assert (tmp_path / "one/val.json").read_bytes() == (tmp_path / "three/val.json").read_bytes()
+    for words, found in ((["cats"], "fewer"), (["cats", "four", "five"], "'five'")):
+        with pytest.raises(SystemExit, match=f"expected --data PATH and --output OUT, found {found}"):
+            main(["convert-data", *words])

@@ -79,3 +79,20 @@ def test_every_command_has_the_two_functions():
         module = importlib.import_module(f"glipv2_d2.program.{command.module}")
         module.add_arguments(argparse.ArgumentParser())
         assert callable(module.run) and module.__doc__
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "photos"], "--data: expected the flag before the path of the data, found 'photos' without it"),
+        (["check-data", "photos", "--output", "out"], "--data: expected the flag before the path of the data"),
+        (["check-data"], "check-data: expected --data PATH, or --config-file FILE with datasets, found neither"),
+        (["check-data", "--data", "photos", "SOLVER.MAX_ITER"], "after all flags, found 'SOLVER.MAX_ITER'"),
+    ],
+)
+def test_a_forgotten_flag_of_the_data_is_told(tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(SystemExit) as raised:
+        main(words)
+    assert message in str(raised.value.code) and "\n" not in str(raised.value.code)

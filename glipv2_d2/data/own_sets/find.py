@@ -31,6 +31,7 @@ _FOREIGN = (
     (".ndjson", b"{", "Labelbox's json lines"),
 )
 _SNIFFED = 20
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".7z", ".rar")
 # Names of folders that say nothing about a set, but for those of splits.
 _PLAIN_WORDS = {"image", "images", "annotation", "annotations", "annots", "label", "labels", "data", "dataset", "jpeg"}
 
@@ -181,14 +182,18 @@ def _read_file(path: str, report: SkipReport, shapes: ImageShapes, source: Sourc
         return read_pascal_voc([path], files, report)
     if looks_like_labelme(path):
         return read_labelme([path], files, report)
-    raise InputError(f"{path}: expected json in COCO's format or yaml, found another file; give the folder of the set")
+    way_out = "unpack it" if path.lower().endswith(_ARCHIVES) else "give the folder of the set"
+    raise InputError(f"{path}: expected json in COCO's format or yaml, found another file; {way_out}")
 
 
 def _nothing_found(files: Folder) -> str:
     suffixes = ", ".join(f"{len(paths)} {suffix or 'other'}" for suffix, paths in sorted(files.others.items()) if paths)
     found = f"{len(files.images)} images and {suffixes or 'no other'} files"
     foreign = {name for suffix, key, name in _FOREIGN for path in files.others[suffix][:_SNIFFED] if key in sniff(path)}
-    way_out = f"export {' and '.join(sorted(foreign))} as COCO json" if foreign else "see docs/own_data.md"
+    packed = [path for paths in files.others.values() for path in paths if path.lower().endswith(_ARCHIVES)]
+    way_out = f"unpack {files.relative(packed[0])}" if packed else "see docs/own_data.md"
+    if foreign:
+        way_out = f"export {' and '.join(sorted(foreign))} as COCO json"
     expected = "COCO json, Pascal VOC xml, LabelMe json or YOLO text files beside images"
     return f"{files.root}: expected {expected}, found {found}; {way_out}"
 

@@ -145,6 +145,12 @@ def test_a_folder_of_other_files_says_what_was_found(tmp_path, find):
     (tmp_path / "via.json").write_text(json.dumps({"a.jpg": {"regions": []}}))
     with pytest.raises(InputError, match="found 1 images and 1 .json files; see docs/own_data.md"):
         find(tmp_path)
+    (tmp_path / "more" / "b.zip").parent.mkdir()
+    (tmp_path / "more" / "b.zip").write_bytes(b"PK")
+    with pytest.raises(InputError, match="1 .zip files; unpack more/b.zip"):
+        find(tmp_path)
+    with pytest.raises(InputError, match="b.zip: .* found another file; unpack it"):
+        find(tmp_path / "more" / "b.zip")
     (tmp_path / "cvat.xml").write_text("<annotations><image/></annotations>")
     with pytest.raises(InputError, match="export CVAT's xml as COCO json"):
         find(tmp_path)
