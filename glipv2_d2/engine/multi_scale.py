@@ -174,7 +174,8 @@ def _vote(boxes: Tensor, scores: Tensor, classes: Tensor, thresh: float) -> tupl
         while len(left):
             taken = box_iou(boxes[left[:1]].double(), boxes[left].double())[0] >= thresh
             taken[0] = True  # A box without area overlaps not even itself.
-            weights = scores[left[taken]].double()
+            # Scores of 0 weigh alike.
+            weights = scores[left[taken]].double().clamp(min=torch.finfo(torch.float64).tiny)
             means.append((boxes[left[taken]].double() * weights[:, None]).sum(dim=0) / weights.sum())
             leaders.append(left[0])
             left = left[~taken]

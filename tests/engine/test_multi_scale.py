@@ -244,3 +244,10 @@ def test_sizes_are_the_official_ones():
         2500,
         True,
     )
+
+
+def test_boxes_without_any_score_have_a_mean():
+    boxes = Boxes(torch.tensor([[0.0, 0.0, 10.0, 10.0], [2.0, 0.0, 10.0, 10.0]]))
+    found = Instances((10, 10), pred_boxes=boxes, scores=torch.zeros(2), pred_classes=torch.zeros(2, dtype=torch.int64))
+    merged, _ = merge_detections(found, "vote", 0.6, 100)
+    assert merged.pred_boxes.tensor.tolist() == [[1.0, 0.0, 10.0, 10.0]]
