@@ -96,9 +96,26 @@ def _run_and_leave(run: Callable[[argparse.Namespace], Any], arguments: argparse
     if several and not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
         # One thread per core in every process would make the processes compete for the cores.
         torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
-    run(arguments)
+    try:
+        run(arguments)
+    except BaseException:
+        _end_workers()
+        raise
     if several:
         _leave_group()
+
+
+def _end_workers() -> None:
+    """End the data workers of a process that an error or a signal ends.
+
+    They leave the first SIGTERM to this process, and multiprocessing, which would send them one at its end, waits.
+    """
+    if threading.current_thread() is threading.main_thread():
+        # torch would report them as killed, and the exit status would be lost.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def _leave_group() -> None:
