@@ -132,7 +132,10 @@ def find_pretrained_config(folder: str | os.PathLike) -> str:
 
     Raises:
         FileNotFoundError: There is no such folder, or it lacks its config or its list of files.
+        NotADirectoryError: It is a file.
     """
+    if Path(folder).is_file():
+        raise NotADirectoryError(f"{folder}: expected the folder of a model, found a file; give {Path(folder).parent}")
     if (Path(folder) / CONFIG_FILE).is_file() and find_result_file(str(folder)):
         return str(Path(folder) / CONFIG_FILE)
     for path in (Path(folder), Path(folder) / MANIFEST_FILE, Path(folder) / CONFIG_FILE):

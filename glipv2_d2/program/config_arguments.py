@@ -100,6 +100,26 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_folder_argument(parser: argparse.ArgumentParser) -> None:
+    """Add ``--model``, which a command takes in place of ``--config-file``; see ``find_config``."""
+    parser.add_argument("--model", metavar="FOLDER", help="folder of a run or of save_pretrained, with its weights")
+
+
+def find_config(arguments: argparse.Namespace) -> str:
+    """Return the config of ``--model`` or ``--config-file``, "" if neither is given.
+
+    Raises:
+        InputError, OSError: Both are given, or the folder holds no model.
+    """
+    if arguments.model is None:
+        return arguments.config_file
+    if arguments.config_file:
+        raise InputError("--model: expected it or --config-file, found both")
+    from ..checkpoint.pretrained_folder import find_pretrained_config
+
+    return find_pretrained_config(arguments.model)
+
+
 def build_predictor(arguments: argparse.Namespace, keys: Sequence[str], needs_masks: bool = False) -> GLIPv2Predictor:
     """Build the predictor of a folder or of a config, with changed keys.
 

@@ -40,10 +40,13 @@ def run(arguments: argparse.Namespace) -> None:
     path, output = _paths(arguments)
     from ..data.datasets.skip_report import DataReport
     from ..data.own_sets import find_own_sets, write_own_sets
+    from ..data.own_sets.writing import check_target
 
     share = arguments.max_faulty_share
     if not 0 <= share <= 1:
         raise InputError(f"--max-faulty-share: expected a number in [0, 1], found {share}")
+    # The report would be the first file in the folder.
+    check_target(path, output)
     with DataReport(share, output) as report:
         own = find_own_sets(path, seed=arguments.seed)
         written = write_own_sets(own, output, copy_images=arguments.copy_images)

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import InputError
-from .config_arguments import add_config_arguments, config_keys
+from .config_arguments import add_config_arguments, add_folder_argument, config_keys, find_config
 from .output import write_line
 
 
@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("HEIGHT", "WIDTH"),
         help="size of its images, pixels; default: a photograph of 4:3 in INPUT.MIN_SIZE_TEST",
     )
+    add_folder_argument(parser)
     add_config_arguments(parser)
 
 
@@ -35,13 +36,14 @@ def run(arguments: argparse.Namespace) -> None:
     from ..engine.export import export_detector
     from ..prompts.user_prompts import names_in
 
-    if not arguments.config_file:
-        raise InputError("--config-file: expected the config of a model, found none")
+    config_file = find_config(arguments)
+    if not config_file:
+        raise InputError("--config-file, --model: expected the config or the folder of a model, found neither")
     names = [] if arguments.names is None else names_in(arguments.names) or [arguments.names]
     if arguments.names is not None and not arguments.names.strip():
         raise InputError("--names: expected at least one name, found none")
     keys = [*config_keys(arguments), "MODEL.DEVICE", "cpu"]
-    cfg = build_config(arguments.config_file, keys, for_results=True)
+    cfg = build_config(config_file, keys, for_results=True)
     size = None if arguments.size is None else (arguments.size[0], arguments.size[1])
     exported = export_detector(cfg, arguments.output, names, size)
     write_line(f"wrote {exported.program} and {exported.description.name}: {', '.join(exported.names)}")

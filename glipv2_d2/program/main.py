@@ -59,7 +59,7 @@ COMMANDS = {
     "eval": Command(
         "evaluate",
         "measure a model on datasets",
-        ("glipv2 eval --config-file output/mine/config.yaml MODEL.WEIGHTS output/mine/model_final.pth",),
+        ("glipv2 eval --model output/mine",),
     ),
     "convert-weights": Command(
         "convert_weights",
@@ -81,7 +81,7 @@ COMMANDS = {
         "export",
         "write a detector for other programs, its names frozen in",
         (
-            "glipv2 export --config-file output/mine/config.yaml --output mine.pt2",
+            "glipv2 export --model output/mine --output mine.pt2",
             "glipv2 export --names raccoon,dog --size 800 1088 --config-file FILE --output pets.pt2 MODEL.WEIGHTS FILE",
         ),
     ),

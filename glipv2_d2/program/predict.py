@@ -150,7 +150,10 @@ def read_prompt(arguments: argparse.Namespace) -> Prompt:
         return names
     if arguments.names is None:
         return arguments.caption if arguments.question is None else arguments.question
-    return [name.strip() for name in arguments.names.split(",")]
+    names = [name.strip() for name in arguments.names.split(",") if name.strip()]
+    if not names:
+        raise InputError(f"--names: expected names with commas between them, found {arguments.names!r}")
+    return names
 
 
 def _keys(arguments: argparse.Namespace) -> list[str]:

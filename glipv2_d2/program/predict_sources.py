@@ -77,8 +77,15 @@ def _sources_of(name: str) -> list[Source]:
 
 
 def list_images(folder: str) -> list[str]:
-    """List the image files of a folder, sorted."""
-    return sorted(str(file) for file in Path(folder).iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    """List the image files of a folder, sorted; if it has none, those of the folders below it that are not hidden."""
+    direct = [str(file) for file in Path(folder).iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
+    if direct:
+        return sorted(direct)
+    below: list[str] = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        below += [os.path.join(root, name) for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    return sorted(below)
 
 
 def _kind_of(file: str) -> str:

@@ -226,6 +226,12 @@ def test_a_public_repository_is_asked_for(predictor, fake_hub):
     assert fake_hub.calls[1] == ("create", "someone/open", False, True)
 
 
+def test_a_file_of_a_model_is_not_its_folder(tmp_path):
+    (tmp_path / "model_best.pth").touch()
+    with pytest.raises(NotADirectoryError, match=f"expected the folder of a model, found a file; give {tmp_path}"):
+        GLIPv2Predictor.from_pretrained(tmp_path / "model_best.pth")
+
+
 def test_nothing_is_fetched_unless_that_is_asked_for(fake_hub):
     with pytest.raises(FileNotFoundError) as caught:
         GLIPv2Predictor.from_pretrained("someone/my-model")

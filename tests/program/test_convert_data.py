@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from own_set_writers import Photo, write_voc, write_yolo
+from own_set_writers import Photo, write_coco, write_voc, write_yolo
 
 from glipv2_d2.data.own_sets import find_own_sets
 from glipv2_d2.program.main import main
@@ -61,3 +61,21 @@ def test_paths_come_with_the_flags_of_the_other_commands_too(tmp_path, monkeypat
     for words, found in ((["cats"], "fewer"), (["cats", "four", "five"], "'five'")):
         with pytest.raises(SystemExit, match=f"expected --data PATH and --output OUT, found {found}"):
             main(["convert-data", *words])
+
+
+def test_a_set_is_never_replaced_by_its_own_conversion(tmp_path):
+    root = write_coco(tmp_path / "cats", {"train": PHOTOS}, ["dog", "cat"])
+    other = write_coco(tmp_path / "other", {"train": PHOTOS[:2]}, ["cat"])
+    json_file = root / "train" / "_annotations.coco.json"
+    before = json_file.read_bytes()
+    for source, target in ((root, root), (json_file, json_file.parent)):
+        with pytest.raises(SystemExit, match="expected another folder than that of the set, found the same"):
+            main(["convert-data", str(source), str(target)])
+    (other / "train.json").write_text("mine")
+    with pytest.raises(SystemExit, match="expected a new folder or one of an earlier conversion, found train.json"):
+        main(["convert-data", str(root), str(other)])
+    assert not list(tmp_path.rglob("data_report.json"))
+    assert json_file.read_bytes() == before and (other / "train.json").read_text() == "mine"
+    # A conversion may be made again.
+    for _ in range(2):
+        assert main(["convert-data", str(root), str(tmp_path / "out")]) == 0

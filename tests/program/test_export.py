@@ -77,4 +77,4 @@ def test_what_cannot_be_exported_is_one_line(arguments, message, weights, tmp_pa
 def test_a_config_is_needed():
     with pytest.raises(SystemExit) as exit_info:
         main(["export"])
-    assert "--config-file: expected the config of a model, found none" in exit_info.value.code
+    assert "--config-file, --model: expected the config or the folder of a model, found neither" in exit_info.value.code

@@ -96,3 +96,15 @@ def test_a_forgotten_flag_of_the_data_is_told(tmp_path, monkeypatch, words, mess
     with pytest.raises(SystemExit) as raised:
         main(words)
     assert message in str(raised.value.code) and "\n" not in str(raised.value.code)
+
+
+def test_eval_takes_the_folder_of_a_run(tmp_path, monkeypatch):
+    launched = []
+    monkeypatch.setattr("glipv2_d2.engine.launch.launch_run", lambda job, arguments: launched.append(arguments))
+    (tmp_path / "config.yaml").touch()
+    importlib.import_module("torch").save({"model": {}}, tmp_path / "model_final.pth")
+    assert main(["eval", "--model", str(tmp_path), "MODEL.DEVICE", "cpu"]) == 0
+    (arguments,) = launched
+    assert arguments.config_file == str(tmp_path / "config.yaml") and arguments.opts == ["MODEL.DEVICE", "cpu"]
+    with pytest.raises(SystemExit, match="--model: expected it or --config-file, found both"):
+        main(["eval", "--model", str(tmp_path), "--config-file", "glip_swin_t_c"])

@@ -16,8 +16,10 @@ from glipv2_d2 import GLIPv2Predictor
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
 from glipv2_d2.colored_text import phrase_color
 from glipv2_d2.engine import predictor as engine_predictor
+from glipv2_d2.errors import InputError
 from glipv2_d2.program import predict_run, predict_sources, predict_tasks
-from glipv2_d2.program.main import run_command
+from glipv2_d2.program.main import command_parser, run_command
+from glipv2_d2.program.predict import read_prompt
 from glipv2_d2.program.predict_files import folder_name
 from glipv2_d2.program.predict_sources import list_images
 
@@ -208,6 +210,26 @@ def test_a_folder_shows_every_format_that_training_reads(tmp_path):
     assert [Path(file).name for file in list_images(str(tmp_path))] == names
 
 
+def test_a_folder_of_folders_shows_the_images_below_it(tmp_path):
+    for name in ("train/a.jpg", "val/deep/b.png", ".thumbs/c.png", "labels.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = [str(Path(file).relative_to(tmp_path)) for file in list_images(str(tmp_path))]
+    assert found == ["train/a.jpg", "val/deep/b.png"]
+    (tmp_path / "d.jpg").touch()
+    assert [Path(file).name for file in list_images(str(tmp_path))] == ["d.jpg"]
+
+
+@pytest.mark.parametrize(("text", "names"), [("cat, dog,", ["cat", "dog"]), ("cat,,dog", ["cat", "dog"]), (" ,", None)])
+def test_commas_too_many_name_nothing(text, names):
+    arguments = command_parser("predict").parse_args(["--model", "m", "--names", text])
+    if names:
+        assert read_prompt(arguments) == names
+    else:
+        with pytest.raises(InputError, match="--names: expected names with commas between them, found ' ,'"):
+            read_prompt(arguments)
+
+
 def test_video_becomes_a_video(run, fixed_predictor, tmp_path):
     records = run("--prompt", "a dog", source=["--video-input", write_video(tmp_path / "in.mp4")])["predictions"]
     assert [record["frame"] for record in records] == [0, 1, 2]
@@ -242,7 +264,7 @@ def test_real_model_answers_the_command_line(run):
     detections = content["predictions"][0]["detections"]
     assert detections and {detection["phrase"] for detection in detections} <= {"dog", "cat"}
     with pytest.raises(SystemExit, match=r"names\[1\]"):
-        run("--vocabulary", "dog,,cat")
+        run("--vocabulary", "dog,_,cat")
 
 
 @pytest.fixture

@@ -62,8 +62,12 @@ def write_own_sets(own: OwnSets, folder: str | os.PathLike[str], *, copy_images:
 
     Returns:
         The json file of each split.
+
+    Raises:
+        FileExistsError: See ``check_target``.
     """
     folder = os.path.abspath(os.fspath(folder))
+    check_target(own.source, folder)
     os.makedirs(folder, exist_ok=True)
     written = {}
     content: dict[str, object] = {"name": own.name}
@@ -80,6 +84,25 @@ def write_own_sets(own: OwnSets, folder: str | os.PathLike[str], *, copy_images:
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     write_text_once(os.path.join(folder, "set.yaml"), text)
     return written
+
+
+def check_target(source: str, folder: str) -> None:
+    """Check, before anything is written, that the files of a conversion replace none that others made.
+
+    Args:
+        source: What the set is read from.
+        folder: Folder of the conversion.
+
+    Raises:
+        FileExistsError: The folder is that of the set, or holds json of a split that no conversion wrote.
+    """
+    origin, target = os.path.realpath(source), os.path.realpath(folder)
+    if target in (origin, os.path.dirname(origin)):
+        raise FileExistsError(f"{folder}: expected another folder than that of the set, found the same")
+    names = ("set.yaml", "train.json", "val.json", "test.json")
+    present = [name for name in names if os.path.exists(os.path.join(target, name))]
+    if present and present[0] != "set.yaml":
+        raise FileExistsError(f"{folder}: expected a new folder or one of an earlier conversion, found {present[0]}")
 
 
 def _copy_images(one: CocoSet, folder: str, split: str) -> None:
