@@ -107,12 +107,12 @@ def plot_precision_recall(reports: Sequence[ClassReport], path: Path) -> None:
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title="IoU 0.5; AP50 beside the names")
     axes.grid(alpha=0.3)
     if measured:
-        axes.legend(loc="lower left")
+        axes.legend(loc="best")
     figure.savefig(path, dpi=120)
 
 
 def plot_confusion(found: Confusion, path: Path) -> None:
-    """Draw the confusion matrix: rows are boxes, columns are detections, colours are shares of a row."""
+    """Draw the confusion matrix: rows are annotated boxes, columns are found ones, colours are shares of a row."""
     side = min(24.0, 3.5 + 0.45 * len(found.counts))
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
@@ -125,7 +125,7 @@ def plot_confusion(found: Confusion, path: Path) -> None:
     ticks = range(len(found.counts))
     axes.set_xticks(ticks, [*found.names, "not found"], rotation=90)
     axes.set_yticks(ticks, [*found.names, "nothing there"])
-    axes.set(xlabel="detection", ylabel="box", title=f"IoU 0.5, score from {found.score:.2f} on")
+    axes.set(xlabel="found", ylabel="annotated", title=f"IoU 0.5, score from {found.score:.2f} on")
     figure.savefig(path, dpi=120)
 
 

@@ -33,6 +33,8 @@ def run(arguments: argparse.Namespace) -> None:
         import gradio  # noqa: F401  is looked for before the model is built, which takes seconds
     except ImportError as error:
         raise InputError("glipv2 serve: expected gradio, found none; pip install 'glipv2_d2[web]'") from error
+    if not 1 <= arguments.port <= 65535:
+        raise InputError(f"--port: expected a number from 1 to 65535, found {arguments.port}")
     from .page import THEME, build_page
 
     predictor = build_predictor(arguments, arguments.opts)

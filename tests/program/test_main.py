@@ -108,3 +108,9 @@ def test_eval_takes_the_folder_of_a_run(tmp_path, monkeypatch):
     assert arguments.config_file == str(tmp_path / "config.yaml") and arguments.opts == ["MODEL.DEVICE", "cpu"]
     with pytest.raises(SystemExit, match="--model: expected it or --config-file, found both"):
         main(["eval", "--model", str(tmp_path), "--config-file", "glip_swin_t_c"])
+
+
+@pytest.mark.parametrize("port", ["0", "65536"])
+def test_a_port_that_cannot_be_is_told_before_the_model_is_built(port):
+    with pytest.raises(SystemExit, match=f"--port: expected a number from 1 to 65535, found {port}"):
+        main(["serve", "--model", "nowhere", "--port", port])

@@ -14,6 +14,8 @@ from ..image_reading import IMAGE_SUFFIXES, ImageShape, UnreadableImageError, re
 from .sets import SPLITS
 
 _MOST_FILES = 2_000_000
+# What check-data writes.
+_CHECK_FILE = "data_check.json"
 _MOST_FOLDERS_DEEP = 12
 # Folders that programs make.
 _NOT_ENTERED = ("__MACOSX", "__pycache__", "node_modules", "System Volume Information")
@@ -90,7 +92,7 @@ class ImageShapes:
 
 
 class Folder:
-    """The files below a folder; hidden ones and folders of runs are passed over, links are followed once.
+    """The files below a folder; hidden ones, reports and folders of runs are passed over, links are followed once.
 
     Args:
         root: The folder.
@@ -211,7 +213,10 @@ class Folder:
                 continue
             seen.add(here)
             folders[:] = sorted(one for one in folders if not one.startswith(".") and one not in _NOT_ENTERED)
-            yield from (os.path.join(folder, one) for one in sorted(files) if not one.startswith("."))
+            names = sorted({*files} - {REPORT_FILE, _CHECK_FILE})
+            yield from (
+                os.path.join(folder, one) for one in sorted(files) if not one.startswith(".") and one not in own
+            )
 
 
 def _stem(path: str) -> str:

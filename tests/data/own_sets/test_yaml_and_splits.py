@@ -156,3 +156,10 @@ def test_a_folder_of_other_files_says_what_was_found(tmp_path, find):
         find(tmp_path)
     with pytest.raises(FileNotFoundError, match="found nothing"):
         find(tmp_path / "nowhere")
+
+
+def test_reports_about_a_set_are_no_annotations_that_were_left_out(tmp_path, find):
+    root = write_coco(tmp_path / "set", {"train": PHOTOS[:5], "val": PHOTOS[5:]}, ["RBC"])
+    for name in ("data_check.json", "data_report.json"):
+        (root / name).write_text('{"files": []}')
+    assert find(root).left_out == {}
