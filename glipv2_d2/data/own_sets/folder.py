@@ -214,9 +214,7 @@ class Folder:
             seen.add(here)
             folders[:] = sorted(one for one in folders if not one.startswith(".") and one not in _NOT_ENTERED)
             names = sorted({*files} - {REPORT_FILE, _CHECK_FILE})
-            yield from (
-                os.path.join(folder, one) for one in sorted(files) if not one.startswith(".") and one not in own
-            )
+            yield from (os.path.join(folder, one) for one in names if not one.startswith("."))
 
 
 def _stem(path: str) -> str:

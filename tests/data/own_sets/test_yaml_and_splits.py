@@ -161,5 +161,5 @@ def test_a_folder_of_other_files_says_what_was_found(tmp_path, find):
 def test_reports_about_a_set_are_no_annotations_that_were_left_out(tmp_path, find):
     root = write_coco(tmp_path / "set", {"train": PHOTOS[:5], "val": PHOTOS[5:]}, ["RBC"])
     for name in ("data_check.json", "data_report.json"):
-        (root / name).write_text('{"files": []}')
+        (root / name).write_text('{"images": 7, "annotations": {}}')
     assert find(root).left_out == {}
