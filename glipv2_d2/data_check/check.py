@@ -72,7 +72,7 @@ def find_reported(path: str) -> tuple[OwnSets, list[SkipReport]]:
     Raises:
         FileNotFoundError, InputError: See ``find_own_sets``.
     """
-    with DataReport(max_share=1.0) as report:
+    with DataReport(max_share=1.0, is_quiet=True) as report:
         own = find_own_sets(path)
     return own, list(report.files.values())
 

@@ -84,7 +84,7 @@ def test_a_damaged_image_is_no_photograph_of_the_page(tmp_path):
     assert (tmp_path / "report" / "data_check.html").read_text().count("<figure>") == 5
 
 
-def test_what_a_reader_leaves_out_is_a_finding(tmp_path):
+def test_what_a_reader_leaves_out_is_a_finding_and_not_a_warning_besides(tmp_path, caplog):
     photos = [Photo(f"{k}.png", 64, 48, [("dog", 4, 4, 40, 40)]) for k in range(6)]
     root = write_coco(tmp_path / "mine", {"train": photos, "val": photos[:1]}, ["dog", "unused"])
     (json_file,) = [path for path in root.rglob("*.json") if len(json.loads(path.read_text())["images"]) == 6]
@@ -97,6 +97,7 @@ def test_what_a_reader_leaves_out_is_a_finding(tmp_path):
     kinds = [kind for kind in found if kind.startswith("left out: ")]
     assert sum(found[kind].number for kind in kinds) == 2 and all(found[kind].severity == "warning" for kind in kinds)
     assert "boxes without area" in " ".join(kinds) and found["unused names"].cases == ("unused",)
+    assert not [record for record in caplog.records if record.levelname == "WARNING" and "left out" in record.message]
 
 
 @pytest.mark.parametrize(("boxes", "status"), [([("dog", 4, 4, 40, 40)], 0), ([("dog", 0, 0, 1, 1)], 1)])

@@ -115,7 +115,7 @@ class SkipReport:
         # A file is read anew for each evaluation: as it should be, it is no news.
         level = logging.INFO if changed else logging.DEBUG
         logger.log(level, "%s: %d records%s", self.source, len(records), changed)
-        if self.counts:
+        if self.counts and not report.is_quiet:
             logger.warning("%s: left out %s", self.source, self._summary(self.counts))
 
     def content(self) -> dict[str, Any]:
@@ -162,6 +162,7 @@ class DataReport:
             allowed anyway, but with 0 none is.
         folder: Where the report is written; None: it is not.
         outside_files: Files of data may name files outside their folders, and commands as shards.
+        is_quiet: Readers do not warn of what they leave out, because the owner of the report tells it.
 
     Attributes:
         files: The report of each file, by the file and the name of the dataset.
@@ -170,9 +171,14 @@ class DataReport:
     _current: ContextVar[DataReport | None] = ContextVar("data_report", default=None)
 
     def __init__(
-        self, max_share: float = DEFAULT_SHARE, folder: str | None = None, outside_files: bool = False
+        self,
+        max_share: float = DEFAULT_SHARE,
+        folder: str | None = None,
+        outside_files: bool = False,
+        is_quiet: bool = False,
     ) -> None:
         self.max_share = max_share
+        self.is_quiet = is_quiet
         self._outside_files = outside_files
         self._outside_token: Token[bool] | None = None
         self.path = None if folder is None else os.path.join(folder, REPORT_FILE)
