@@ -90,7 +90,7 @@ def test_machines_meet_at_the_address_of_the_first():
     assert found == ["rank 0 of 2, local 0, sum 1", "rank 1 of 2, local 0, sum 1"]
 
 
-@pytest.mark.parametrize("threads", ["", "3"])
+@pytest.mark.parametrize("threads", ["", pytest.param("3", marks=pytest.mark.slow)])
 def test_processes_on_cpus_share_the_cores_unless_they_are_told_their_threads(threads):
     command = [sys.executable, __file__, "--num-gpus", "2", "--dist-url", "auto"]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}

@@ -184,6 +184,15 @@ def test_what_fails_after_a_signal_is_its_consequence(train_cfg, monkeypatch):
     assert caught.value.exit_status == 143
 
 
+@pytest.fixture
+def heeds_ctrl_c():
+    """Ctrl-C reaches the test: a process that a shell has put into the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_ctrl_c")
 def test_ctrl_c_ends_in_two_lines(train_cfg, capsys):
     train_cfg.merge_from_list(["DATASETS.TEST", ()])
     trainer = send_at(GLIPv2Trainer(train_cfg), 2, signal.SIGINT)

@@ -61,7 +61,8 @@ def be_rank(arguments):
 
 
 def main():
-    """Be a run of several ranks."""
+    """Be a run of several ranks, which heeds Ctrl-C also where a shell has put the tests into the background."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with one_line_errors():
         launch_run(be_rank, parse_train_arguments())
 

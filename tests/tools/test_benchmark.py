@@ -270,7 +270,11 @@ def test_bad_requests_end_in_one_line(run, arguments, message):
 
 
 @pytest.mark.parametrize(
-    "words", [(*CONTRASTIVE, "--device", "auto"), (*VOCABULARY, "--num-names", "3", "--opts", "MODEL.DEVICE", "auto")]
+    "words",
+    [
+        pytest.param((*CONTRASTIVE, "--device", "auto"), marks=pytest.mark.slow),
+        (*VOCABULARY, "--num-names", "3", "--opts", "MODEL.DEVICE", "auto"),
+    ],
 )
 def test_the_device_may_be_left_open(run, words):
     assert run(*words)["results"]
