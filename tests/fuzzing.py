@@ -1,6 +1,6 @@
 """Random input for a given time: each example has a bound on its time, and all of them have one on their memory.
 
-``GLIPV2_FUZZ_MINUTES`` is the time of one test (default: a third of a minute), ``GLIPV2_FUZZ_SEED`` the seed of its
+``GLIPV2_FUZZ_MINUTES`` is the time of one test (default: a tenth of a minute), ``GLIPV2_FUZZ_SEED`` the seed of its
 first round (default: 14). A round of a seed draws the same examples every time.
 """
 
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from glipv2_d2.errors import InputError
 
-MINUTES = float(os.environ.get("GLIPV2_FUZZ_MINUTES", "0.33"))
+MINUTES = float(os.environ.get("GLIPV2_FUZZ_MINUTES", "0.1"))
 FIRST_SEED = int(os.environ.get("GLIPV2_FUZZ_SEED", "14"))
 EXAMPLES_OF_A_ROUND = 100
 MOST_SECONDS = 10
