@@ -29,12 +29,12 @@ def run(arguments: argparse.Namespace) -> None:
     Raises:
         InputError: gradio is not installed, the port is taken, or the model cannot be built.
     """
+    if not 1 <= arguments.port <= 65535:
+        raise InputError(f"--port: expected a number from 1 to 65535, found {arguments.port}")
     try:
         import gradio  # noqa: F401  is looked for before the model is built, which takes seconds
     except ImportError as error:
         raise InputError("glipv2 serve: expected gradio, found none; pip install 'glipv2_d2[web]'") from error
-    if not 1 <= arguments.port <= 65535:
-        raise InputError(f"--port: expected a number from 1 to 65535, found {arguments.port}")
     from .page import THEME, build_page
 
     predictor = build_predictor(arguments, arguments.opts)
