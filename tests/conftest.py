@@ -60,12 +60,14 @@ def assets() -> Path:
 
 @pytest.fixture(autouse=True)
 def log_handlers_end_with_their_test():
-    """Remove the handlers that a program adds: they write to the captured output of its test, which is closed then."""
+    """Remove the handlers that a program adds, which write to the captured output of its test, and its levels."""
     loggers = [logging.getLogger(name) for name in ("detectron2", "glipv2_d2", "fvcore")]
     before = [list(logger.handlers) for logger in loggers]
     yield
     for logger, handlers in zip(loggers, before):
         logger.handlers[:] = handlers
+        logger.setLevel(logging.NOTSET)
+        logger.propagate = True
     # It remembers for which arguments there is a handler.
     setup_logger.cache_clear()
 
