@@ -82,8 +82,8 @@ def push_pretrained(
         model, cfg, license_name, results: See ``save_pretrained``.
         repository: USER/NAME; it is made if it is not there.
         private: Only its owner sees a repository that is made.
-        message: Of the commit.
-        token: Of the user; None: the one that ``hf auth login`` has stored.
+        message: Message of the commit.
+        token: Token of the user; None: the one that ``hf auth login`` has stored.
 
     Returns:
         The address of the repository.

@@ -75,7 +75,7 @@ def save_pretrained(
         overwrite: It may also be one that this function wrote, if nothing was added to it; it is replaced.
         license_name: Licence of the model, for the page, such as "apache-2.0"; "": none is named.
         results: File or folder of results that were measured with the weights, see ``find_measured``.
-        title: Of the page; "": the name of the folder.
+        title: Title of the page; "": the name of the folder.
 
     Raises:
         FileExistsError: The folder is not empty.

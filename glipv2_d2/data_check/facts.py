@@ -47,7 +47,7 @@ class ImageFacts(NamedTuple):
         truncated: What is missing of the file; "" for nothing.
         gray_share: Share of a truncated image that has no pixels, in [0, 1].
         file_size: Height and width of the upright file.
-        num_bytes: Of the file.
+        num_bytes: Size of the file.
         file_format: Such as "JPEG".
         orientation: EXIF orientation, 1 to 8.
         is_gray, has_alpha, is_animated: One channel; transparency; more than one image.
@@ -88,7 +88,7 @@ class DataFacts(NamedTuple):
 
     Attributes:
         name: Its name.
-        images: Of all splits, one split after the other.
+        images: The images of all splits, one split after the other.
         names: Its classes.
         prompts: What prompts say for some of them.
         input_size: Shortest and longest side in pixels that the model will see images with, as in the config.

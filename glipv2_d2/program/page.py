@@ -42,8 +42,8 @@ class Found(NamedTuple):
         instances: K detections on the CPU.
         phrases: P strings, which ``pred_classes`` are rows of.
         caption: The sentence that was looked for, or was written; None for a list of names.
-        spans: Of a written caption, the half-open character ranges of each phrase; empty otherwise.
-        words: Of a written caption, its words with a box; empty otherwise.
+        spans: Half-open character ranges of each phrase of a written caption; empty otherwise.
+        words: Words of a written caption that have a box; empty otherwise.
     """
 
     image: np.ndarray

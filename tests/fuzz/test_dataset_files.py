@@ -271,8 +271,9 @@ def placed(folder: Path, value: Any) -> Any:
     return type(value)(placed(folder, one) for one in value) if isinstance(value, (list, tuple)) else value
 
 
-def use(cfg: CfgNode, name: str, is_train: bool) -> None:
-    """Read a dataset as training or evaluation do, and make its first samples."""
+def use(cfg: CfgNode, name: str, is_train: bool) -> int:
+    """Read a dataset as training or evaluation do, make its first samples, and return their number."""
+    made = 0
     if is_train:
         records = load_training_dicts(name, filter_empty=True, with_masks=cfg.MODEL.MASK_ON)
         mapper = build_train_mapper(cfg)
@@ -280,11 +281,14 @@ def use(cfg: CfgNode, name: str, is_train: bool) -> None:
             sample = mapper({**item, "sample_seed": 3})
             boxes = sample["instances"].gt_boxes.tensor if "instances" in sample else torch.zeros(0, 4)
             assert torch.isfinite(boxes).all() and (boxes[:, 2:] > boxes[:, :2]).all()
-        return
+            made += 1
+        return made
     dataset = load_test_dataset(cfg, name)
     build_evaluator(cfg, dataset)
     for batch in itertools.islice(build_test_loader(cfg, dataset), 2):
         assert all(sample["image"].numel() if "image" in sample else sample["unreadable"] for sample in batch)
+        made += len(batch)
+    return made
 
 
 def register(folder: Path, case: Case) -> None:
@@ -301,7 +305,7 @@ def test_the_files_are_good_before_they_are_damaged(folder, name, is_train):
     for path, content in CASES[name].files.items():
         write_file(folder / path, content)
     register(folder, CASES[name])
-    use(small_config(folder, "fuzzed", True), "fuzzed", is_train)
+    assert use(small_config(folder, "fuzzed", True), "fuzzed", is_train) > 0
 
 
 def assert_used_or_refused(folder: Path, damage: Callable[[st.DataObject], str]) -> None:

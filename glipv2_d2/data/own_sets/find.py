@@ -141,7 +141,7 @@ def _read_folder(
         files: The folder.
         report: Counts what is left out.
         split: The split of all of it, where it is known.
-        classes: Of YOLO's files, where they are known.
+        classes: Classes of the YOLO files, where they are known.
     """
     json_files = [path for suffix in _JSON_SUFFIXES for path in files.others[suffix]]
     coco_files = [path for path in json_files if looks_like_coco(path)]

@@ -18,7 +18,7 @@ class OwnBox(NamedTuple):
         corners: XYXY in pixels, perhaps larger than the image.
         segmentation: Polygons or run lengths as COCO writes them, not checked; None for none.
         iscrowd: 1 for a region of many objects.
-        area: Of its mask in square pixels, where the file says it.
+        area: Area of its mask in square pixels, where the file says it.
         where: Its place in the file, for reports.
     """
 
