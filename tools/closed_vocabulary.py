@@ -4,8 +4,9 @@
     python tools/closed_vocabulary.py --detector fcos --run output/mine --output output/mine_fcos
 
 --run is the folder of a run of `glipv2 train`. Its config.yaml decides everything but the detector on the pyramid: four
-convolutions with group normalization for classes and for boxes, as wide as the pyramid. results.json has the form of
-that of the run.
+convolutions with group normalization for classes and for boxes, as wide as the pyramid. Backbone and pyramid start from
+the weights that the run started from, where there were some; the rest is new. results.json has the form of that of the
+run.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from glipv2_d2.engine.run_log import start_log
 from glipv2_d2.engine.run_report import write_results
 from glipv2_d2.engine.trainer import GLIPv2Trainer
 from glipv2_d2.modeling.build import choose_device
+from glipv2_d2.tensor_files import read_checkpoint, unwrap_weights
 
 # Anchors of RetinaNet (arXiv 1708.02002): three scales and three shapes at each place.
 _SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
@@ -67,7 +69,10 @@ class ClosedVocabularyTrainer(GLIPv2Trainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        return build_detector(cls.detector, cfg)
+        detector = build_detector(cls.detector, cfg)
+        if cfg.MODEL.WEIGHTS:
+            load_backbone(detector.backbone, cfg.MODEL.WEIGHTS)
+        return detector
 
 
 class FCOSTrainer(ClosedVocabularyTrainer):
@@ -115,6 +120,19 @@ def build_detector(name: str, cfg: CfgNode) -> nn.Module:
     ).to(choose_device(cfg.MODEL.DEVICE))
 
 
+def load_backbone(backbone: nn.Module, path: str) -> None:
+    """Load backbone and pyramid from weights of this package; the rest of the file is that of another detector.
+
+    Raises:
+        CheckpointError: The file cannot be read.
+        RuntimeError: It lacks weights of this backbone, or has them in another shape.
+    """
+    content, _ = read_checkpoint(path)
+    prefix = "backbone."
+    tensors = unwrap_weights(content, path)
+    backbone.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+
+
 def _numbered(instances: Any) -> Any:
     """Return instances whose ``gt_classes`` are the numbers of the classes, not rows of the prompt."""
     numbered = type(instances)(instances.image_size, gt_boxes=instances.gt_boxes)
@@ -132,13 +150,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     begin = time.time()
     with one_line_errors():
-        # The weights that the run started from are those of another detector.
-        options = ["OUTPUT_DIR", str(arguments.output), "MODEL.WEIGHTS", "", *arguments.opts]
+        options = ["OUTPUT_DIR", str(arguments.output), *arguments.opts]
         cfg = build_config(str(arguments.run / "config.yaml"), options)
         start_log(cfg, arguments)
         seed_all_rng(cfg.SEED)
         trainer = TRAINERS[arguments.detector](cfg)
-        trainer.resume_or_load(resume=False)
         trainer.train()
         # The best of the evaluations, as in the run: the weights were kept there.
         results = {"bbox": best_results(arguments.output / "metrics.json")}

@@ -8,7 +8,8 @@
 Each cell is a run of `glipv2 train` with the settings that it chooses, "full", or with a smaller part of the model
 trained; "retinanet" and "fcos" train the detectors of detectron2 on the same backbone, with the updates and image sizes
 of "full" (tools/closed_vocabulary.py). A cell is done when its results.json is there: the same command goes on where it
-was stopped. The table is table.md in the output folder, with AP, AP50 and minutes of every cell.
+was stopped. The output folder gets table.md, with AP, AP50 and minutes of every cell, and table.json, the same in
+numbers, from which table.md is made.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from glipv2_d2.data.own_sets.find import set_name
+from glipv2_d2.engine.own_run import find_start, plan_run
 from glipv2_d2.engine.run_report import write_results
 from glipv2_d2.tensor_files import write_text
 
@@ -80,10 +82,9 @@ def command_of(cell: Cell, output: Path, weights: str, keys: Sequence[str] = ())
         return [sys.executable, *words, *(["--opts", *keys] if keys else [])]
     program = [sys.executable, "-m", "glipv2_d2"]
     if cell.method == ZERO_SHOT:
-        config = str(Path(weights).with_name("config.yaml"))
-        words = ["DATASETS.REGISTER", str((str(cell.data),)), "DATASETS.TEST", str((f"{cell.name}_val",))]
-        words += ["MODEL.WEIGHTS", weights, "OUTPUT_DIR", str(folder)]
-        return [*program, "eval", "--config-file", config, "--num-gpus", "0", *words, *keys]
+        # The images and sizes that a training of these data is validated with.
+        plan = plan_run(str(cell.data), folder, find_start(weights, "", ROOT), options=keys)
+        return [*program, "eval", "--config-file", plan.config_file, "--num-gpus", "0", *plan.options]
     if (folder / "last_checkpoint").is_file():
         return [*program, "train", "--output", str(folder), "--resume"]
     words = ["train", "--data", str(cell.data), "--output", str(folder), "--overwrite"]
@@ -118,27 +119,52 @@ def run_cell(cell: Cell, output: Path, weights: str, keys: Sequence[str] = ()) -
     return ""
 
 
-def table_of(cells: Sequence[Cell], output: Path, failures: dict[Cell, str]) -> str:
-    """Return the table in markdown: AP / AP50 and minutes, "-" for a cell that is not done."""
-    methods = list(dict.fromkeys(cell.method for cell in cells))
-    rows = list(dict.fromkeys((cell.name, cell.shots) for cell in cells))
+def record_of(cell: Cell, output: Path, failure: str = "") -> dict[str, Any]:
+    """Return what is known of a cell: where it stands, and its scores and minutes, why it failed, or nothing more."""
+    record: dict[str, Any] = {"set": cell.name, "shots": cell.shots, "method": cell.method}
+    path = cell.folder(output) / RESULTS
+    if not path.is_file():
+        return {**record, "failed": failure} if failure else record
+    content = json.loads(path.read_text())
+    box = content["val"]["bbox"]
+    return {**record, "AP": box["AP"], "AP50": box["AP50"], "minutes": content["minutes"]}
+
+
+def table_of(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table in markdown: AP / AP50 and minutes, "-" for a cell that is not done; then what it says."""
+    methods = list(dict.fromkeys(record["method"] for record in records))
     lines = [f"| set | shots | {' | '.join(methods)} |", f"| --- | --- |{' ---: |' * len(methods)}"]
-    by_place = {(cell.name, cell.shots, cell.method): cell for cell in cells}
-    for name, shots in rows:
-        texts = []
-        for method in methods:
-            cell = by_place.get((name, shots, method))
-            path = cell.folder(output) / RESULTS if cell else None
-            if path is None or not path.is_file():
-                texts.append("failed" if cell in failures else "-")
-                continue
-            content = json.loads(path.read_text())
-            box = content["val"]["bbox"]
-            scores = " / ".join("-" if box[key] is None else f"{box[key]:.1f}" for key in ("AP", "AP50"))
-            texts.append(f"{scores} ({content['minutes']:.1f} min)")
+    by_place = {(record["set"], record["shots"], record["method"]): record for record in records}
+    for name, shots in dict.fromkeys((record["set"], record["shots"]) for record in records):
+        texts = [_cell_text(by_place.get((name, shots, method), {})) for method in methods]
         lines.append(f"| {name} | {shots} | {' | '.join(texts)} |")
-    lines += ["", *(f"{cell.name} {cell.shots} {cell.method}: {reason}" for cell, reason in failures.items())]
-    return "\n".join(lines).strip() + "\n"
+    failures = [one for one in records if "failed" in one]
+    ahead = [line for shots in dict.fromkeys(one["shots"] for one in records) for line in _ahead(by_place, shots)]
+    notes = [*ahead, *(f"{one['set']} {one['shots']} {one['method']}: {one['failed']}" for one in failures)]
+    return "\n".join([*lines, "", *notes]).strip() + "\n"
+
+
+def _cell_text(record: Mapping[str, Any]) -> str:
+    if "minutes" not in record:
+        return "failed" if "failed" in record else "-"
+    scores = " / ".join("-" if record[key] is None else f"{record[key]:.1f}" for key in ("AP", "AP50"))
+    return f"{scores} ({record['minutes']:.1f} min)"
+
+
+def _ahead(by_place: Mapping[tuple[str, str, str], Mapping[str, Any]], shots: str) -> list[str]:
+    """Say on how many sets "full" is ahead of all baselines, of those where all are done."""
+    names = dict.fromkeys(name for name, number, _ in by_place if number == shots)
+    rows = [[by_place.get((name, shots, method), {}) for method in ("full", *BASELINES)] for name in names]
+    rows = [row for row in rows if all("minutes" in one for one in row)]
+    if not rows:
+        return []
+    # A class without boxes leaves no AP.
+    counts = {
+        key: sum((full[key] or 0) > max(one[key] or 0 for one in others) for full, *others in rows)
+        for key in ("AP", "AP50")
+    }
+    parts = ", ".join(f"{count} in {key}" for key, count in counts.items())
+    return [f"Shots {shots}: full is ahead of {' and '.join(BASELINES)} on {parts}, of {len(rows)} sets."]
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -171,8 +197,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if reason := run_cell(cell, output, weights, arguments.opts):
             failures[cell] = reason
         output.mkdir(parents=True, exist_ok=True)
-        write_text(str(output / "table.md"), table_of(cells, output, failures))
-    sys.stdout.write(table_of(cells, output, failures))
+        records = [record_of(one, output, failures.get(one, "")) for one in cells]
+        write_text(str(output / "table.json"), json.dumps(records, indent=1) + "\n")
+        write_text(str(output / "table.md"), table_of(records))
+    sys.stdout.write(table_of(records))
     return int(bool(failures))
 
 

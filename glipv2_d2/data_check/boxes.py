@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from ..data.own_sets import training_splits
 from .facts import BoxFacts, DataFacts, ImageFacts
 from .findings import Finding, counted, percent, some
 
@@ -174,9 +175,14 @@ def class_findings(facts: DataFacts) -> Iterator[Finding]:
     """Yield what was found about the spread of boxes over classes, splits and images."""
     counts = {split: facts.boxes_of(split) for split in facts.splits}
     total = sum(counts.values(), Counter())
-    train, val = counts.get("train"), counts.get("val")
-    if train is None:
+    train_split, val_split = training_splits(counts)
+    train, val = counts.get(train_split), counts.get(val_split)
+    if train is None or val is None and train_split != "train":
+        train = None
         yield Finding("stop", "no training images", 0, "no split for training was found", "name a folder train")
+    elif train_split != "train":
+        text = f"no split for training was found: the images of {train_split} train, those of {val_split} validate"
+        yield Finding("warning", "no training images", 0, text, "name a folder train")
 
     def missing(severity: str, kind: str, text: str, advice: str, keep: Callable[[str], bool]) -> Iterator[Finding]:
         names = [name for name in facts.names if keep(name)]

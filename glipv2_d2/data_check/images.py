@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..data.image_reading import UnreadableImageError, format_of_suffix, image_kind, read_image
+from ..data.own_sets import training_splits
 from .facts import DataFacts, ImageFacts
 from .findings import Finding, counted
 
@@ -61,7 +62,8 @@ def image_findings(facts: DataFacts) -> Iterator[Finding]:
     bad = [image for image in read if image.error]
     total = counted(len(read), "image")
     if bad:
-        severity = "warning" if any(image.split == "train" for image in good) else "stop"
+        train_split, _ = training_splits(facts.splits)
+        severity = "warning" if any(image.split == train_split for image in good) else "stop"
         text = f"{len(bad)} of {total} cannot be read"
         yield Finding(severity, "unreadable images", len(bad), text, _READ_AGAIN, _cases(bad, lambda one: one.error))
 

@@ -20,7 +20,7 @@ from ..checkpoint.checkpointer import GLIPv2Checkpointer
 from ..config_files import get_config_file
 from ..data.build import build_train_loader
 from ..data.loading import load_test_dataset
-from ..data.own_sets import register_configured_sets
+from ..data.own_sets import register_configured_sets, training_splits
 from ..data_check import check_own_sets, find_reported
 from ..errors import InputError
 from ..modeling.build import choose_device
@@ -216,7 +216,7 @@ def own_datasets(cfg: CfgNode) -> tuple[str, str]:
         InputError: There are no images to train on, or none to validate with.
     """
     (path, splits), *_ = register_configured_sets(cfg).items()
-    train, val = ("train", "val") if "train" in splits else ("val", "test")
+    train, val = training_splits(splits)
     if train not in splits or val not in splits:
         raise InputError(
             f"--data {path}: expected images for training and for validation, found only {', '.join(splits)}; "

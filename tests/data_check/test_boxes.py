@@ -152,6 +152,14 @@ def test_a_set_without_training_images_is_a_stop(tmp_path):
     assert [one.kind for one in findings.stops] == ["no training images"]
 
 
+def test_validation_images_train_where_there_are_test_images_to_validate_with(tmp_path):
+    images = {"a.jpg": (encoded(1), [DOG])}, {"b.jpg": (encoded(2), [("cat", 1, 1, 30, 30)])}
+    findings = check(tmp_path, dict(zip(("val", "test"), images, strict=True)), ("dog", "cat"))
+    found = by_kind(findings)
+    assert not findings.stops and found["no training images"].severity == "warning"
+    assert found["classes not trained"].cases == ("cat (1)",) and found["classes not in val"].cases == ("dog (1)",)
+
+
 @pytest.mark.parametrize(("empty", "severity"), [(1, "note"), (7, "warning")])
 def test_images_without_boxes_are_counted(tmp_path, empty, severity):
     images = {f"{k}.jpg": (encoded(k), [DOG]) for k in range(5)}

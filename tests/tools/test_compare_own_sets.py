@@ -70,7 +70,38 @@ def test_done_cells_are_skipped_and_failed_ones_are_named(tool, tmp_path, monkey
     assert lines[0] == "| set | shots | full | fcos |"
     assert lines[2] == "| cats | all | 30.0 / 60.0 (2.0 min) | failed |"
     assert lines[4] == "cats all fcos: exit status 3: no way"
+    assert json.loads((tmp_path / "out" / "table.json").read_text()) == [
+        {"set": "cats", "shots": "all", "method": "full", "AP": 30.0, "AP50": 60.0, "minutes": 2.0},
+        {"set": "cats", "shots": "all", "method": "fcos", "failed": "exit status 3: no way"},
+    ]
     assert capsys.readouterr().out.count("$ ") == 1
+
+
+def test_table_counts_the_sets_on_which_the_whole_model_is_ahead_of_both_baselines(tool):
+    def cells(name, full, retinanet, fcos):
+        scores = {"full": full, "retinanet": retinanet, "fcos": fcos}
+        place = {"set": name, "shots": "all", "minutes": 1.0}
+        return [{**place, "method": method, "AP": ap, "AP50": 50.0} for method, ap in scores.items() if ap is not None]
+
+    records = [*cells("a", 9.0, 8.0, 7.0), *cells("b", 9.0, 8.0, 10.0), *cells("c", 9.0, 8.0, None)]
+    table = tool.table_of(records)
+    assert table.splitlines()[2] == "| a | all | 9.0 / 50.0 (1.0 min) | 8.0 / 50.0 (1.0 min) | 7.0 / 50.0 (1.0 min) |"
+    assert table.splitlines()[4].endswith("| - |")
+    assert table.endswith("Shots all: full is ahead of retinanet and fcos on 1 in AP, 0 in AP50, of 2 sets.\n")
+
+
+def test_zero_shot_is_evaluated_on_what_a_training_is_validated_with(tool, tiny_cfg, tmp_path):
+    """A set with images for validation and test alone is validated with the latter."""
+    for split in ("valid", "test"):
+        (tmp_path / "cats" / split).mkdir(parents=True)
+        draw_dataset(tmp_path / "cats" / split)
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "config.yaml").write_text(tiny_cfg.dump())
+    (tmp_path / "w" / "w.pth").write_bytes(b"")
+    cell = tool.Cell(tmp_path / "cats", "zero_shot", "all")
+    command = tool.command_of(cell, tmp_path / "out", str(tmp_path / "w" / "w.pth"))
+    assert command[3:7] == ["eval", "--config-file", str(tmp_path / "w" / "config.yaml"), "--num-gpus"]
+    assert "cats_test" in words(command)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +137,16 @@ def test_baseline_trains_with_the_config_of_a_run(load_tool, tiny_cfg, tmp_path,
     tool.main(["--detector", name, "--run", str(tmp_path / "run"), "--output", str(tmp_path / "other"), *sizes])
     results = json.loads((tmp_path / "other" / "results.json").read_text())
     assert results["val"]["bbox"].keys() >= {"AP", "AP50"} and (tmp_path / "other" / "model_best.pth").is_file()
+
+
+def test_baseline_starts_from_backbone_and_pyramid_of_the_weights_of_the_run(load_tool, tiny_cfg, tmp_path):
+    tool = load_tool("closed_vocabulary")
+    tiny_cfg.MODEL.DEVICE = "cpu"
+    backbone = tool.build_backbone(tiny_cfg)
+    weights = {f"backbone.{name}": tensor + 1 for name, tensor in backbone.state_dict().items()}
+    torch.save({"model": {**weights, "head.other": torch.ones(2)}}, tmp_path / "start.pth")
+    tool.load_backbone(backbone, str(tmp_path / "start.pth"))
+    assert all(torch.equal(tensor, weights[f"backbone.{name}"]) for name, tensor in backbone.state_dict().items())
 
 
 def test_baseline_learns_the_number_of_a_class_not_its_row_in_the_prompt(load_tool):

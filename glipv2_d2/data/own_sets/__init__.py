@@ -2,7 +2,7 @@
 
 from .find import find_own_sets
 from .register import register_configured_sets, register_own_sets
-from .sets import CocoSet, OwnSets
+from .sets import CocoSet, OwnSets, training_splits
 from .writing import write_own_sets
 
 __all__ = [
@@ -11,5 +11,6 @@ __all__ = [
     "find_own_sets",
     "register_configured_sets",
     "register_own_sets",
+    "training_splits",
     "write_own_sets",
 ]

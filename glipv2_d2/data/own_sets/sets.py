@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from ..datasets.value_checks import Box
 
 SPLITS = ("train", "val", "test")
+
+
+def training_splits(found: Collection[str]) -> tuple[str, str]:
+    """Return the splits that train and validate: without images to train on, those of validation and of test.
+
+    Args:
+        found: Splits of a set; a returned one need not be among them.
+    """
+    return ("train", "val") if "train" in found else ("val", "test")
 
 
 class OwnBox(NamedTuple):
