@@ -1,6 +1,7 @@
 """The Triton kernels against the whole matrix, on any machine by Triton's interpreter, which has a process of its own.
 
-The file is also the program of that process: ``python test_contrastive_kernel.py FILE``.
+The file is also the program of that process: ``python test_contrastive_kernel.py FILE``. Its products are rounded as
+tensor cores round them.
 """
 
 import os
@@ -9,6 +10,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -109,5 +111,23 @@ def test_gpu_repeats_bit_for_bit_and_takes_the_kernel_by_itself():
     assert all(torch.equal(one, other) for one, other in zip(*results))
 
 
+def round_mantissa(numbers, nearest):
+    """The 11 leading bits of float32 numbers, which tensor cores multiply: the nearest ones, or the rest cut off."""
+    bits = numbers.view(np.uint32) + np.uint32(0x1000 if nearest else 0)
+    return (bits & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+def multiply_by_tensor_cores(builder, one, other, total, *precision):
+    """``tl.dot`` of the interpreter as tf32x3: the parts that rounding leaves over are multiplied in their own turn."""
+    assert precision[0].name == "TF32x3", precision
+    parts = [(round_mantissa(matrix.data, True), matrix.data) for matrix in (one, other)]
+    (large, small), (other_large, other_small) = ((big, round_mantissa(all_ - big, False)) for big, all_ in parts)
+    products = small @ other_large + large @ other_small + large @ other_large
+    return type(total)(products + total.data, total.dtype.scalar)
+
+
 if __name__ == "__main__":
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    InterpreterBuilder.create_dot = multiply_by_tensor_cores
     torch.save({name: run(name, lambda *problem: masked_logsumexp(*problem, "triton")) for name in NAMES}, sys.argv[1])
