@@ -175,6 +175,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--shots", nargs="+", default=[ALL_DATA], help="images of each class, or all; default: all")
     parser.add_argument("--weights", default="", help="start from these; default: from the pretrained encoders")
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "own_sets", help="default: output/own_sets")
+    parser.add_argument("--remove-weights", action="store_true", help="keep of a cell that is done its results alone")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for every cell; last")
     arguments = parser.parse_args(argv)
     needing = [method for method in arguments.methods if method in (ZERO_SHOT, *TUNED)]
@@ -196,9 +197,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for cell in cells:
         if reason := run_cell(cell, output, weights, arguments.opts):
             failures[cell] = reason
+        elif arguments.remove_weights:
+            for path in cell.folder(output).glob("*.pth"):
+                path.unlink()
         output.mkdir(parents=True, exist_ok=True)
         records = [record_of(one, output, failures.get(one, "")) for one in cells]
-        write_text(str(output / "table.json"), json.dumps(records, indent=1) + "\n")
+        write_text(str(output / "table.json"), "[\n" + ",\n".join(map(json.dumps, records)) + "\n]\n")
         write_text(str(output / "table.md"), table_of(records))
     sys.stdout.write(table_of(records))
     return int(bool(failures))

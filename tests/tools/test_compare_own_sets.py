@@ -62,7 +62,9 @@ def test_commands_are_those_of_the_program(tool, tmp_path):
 
 
 def test_done_cells_are_skipped_and_failed_ones_are_named(tool, tmp_path, monkeypatch, capsys):
-    result(tmp_path / "out" / "cats" / "all" / "full", 30.0)
+    folder = tmp_path / "out" / "cats" / "all" / "full"
+    result(folder, 30.0)
+    (folder / "model_best.pth").write_text("")
     monkeypatch.setattr(tool, "command_of", lambda *_: [sys.executable, "-c", "print('no way'); raise SystemExit(3)"])
     done = tool.main(["--data", str(tmp_path / "cats"), "--methods", "full", "fcos", "--output", str(tmp_path / "out")])
     assert done == 1
@@ -75,6 +77,11 @@ def test_done_cells_are_skipped_and_failed_ones_are_named(tool, tmp_path, monkey
         {"set": "cats", "shots": "all", "method": "fcos", "failed": "exit status 3: no way"},
     ]
     assert capsys.readouterr().out.count("$ ") == 1
+    assert (folder / "model_best.pth").is_file()
+    tool.main(
+        ["--data", str(tmp_path / "cats"), "--methods", "full", "--output", str(tmp_path / "out"), "--remove-weights"]
+    )
+    assert not (folder / "model_best.pth").exists() and (folder / "results.json").is_file()
 
 
 def test_table_counts_the_sets_on_which_the_whole_model_is_ahead_of_both_baselines(tool):
