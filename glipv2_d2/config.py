@@ -306,8 +306,8 @@ def _add_data(cfg: CN) -> None:
     # features are computed once for all of them. SOLVER.IMS_PER_BATCH counts images.
     cfg.INPUT.QUESTIONS_PER_IMAGE = 1
 
-    # Least and greatest zoom of training images over the scale that test images have; the network sees a window of
-    # them, at most MIN_SIZE_TRAIN (its last number) by MAX_SIZE_TRAIN. Empty: whole images of MIN_SIZE_TRAIN.
+    # Least and greatest zoom of training images over the scale that test images have; the network sees a window with at
+    # least one box, at most MIN_SIZE_TRAIN (its last number) by MAX_SIZE_TRAIN. Empty: whole images of MIN_SIZE_TRAIN.
     cfg.INPUT.ZOOM = ()
     # Brightness, contrast and saturation of training images change by factors between 1 - this and 1 + this.
     cfg.INPUT.COLOR_JITTER = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 
@@ -106,8 +107,8 @@ class ResizeShortestEdgeLegacy(T.Augmentation):
 class ZoomWindow(T.Augmentation):
     """Show the network a window of the image at a sampled scale, so that objects come in more sizes than they have.
 
-    The scale is that of the test times a zoom. An image that is larger than the window is cut to it at a random place;
-    a smaller one stays whole.
+    The scale is that of the test times a zoom. An image that is larger than the window is cut to it at a random place
+    where the middle of one of its boxes is in the window, of each box equally often; a smaller one stays whole.
 
     Args:
         zoom: Smallest and largest zoom, above 0; it is drawn log-uniformly.
@@ -119,14 +120,23 @@ class ZoomWindow(T.Augmentation):
         super().__init__()
         self._init({"zoom": zoom, "window": window, "test_size": test_size})
 
-    def get_transform(self, image: np.ndarray) -> Transform:
-        """Sample zoom and place from ``np.random`` and return the transform of an image of (H, W, ...)."""
+    def get_transform(self, image: np.ndarray, boxes: np.ndarray | None = None) -> Transform:
+        """Sample zoom and place from ``np.random`` and return the transform of an image of (H, W, ...).
+
+        Args:
+            image: Its size counts alone.
+            boxes: (M, 4) XYXY in pixels; without any the window lies anywhere.
+        """
         height, width = image.shape[:2]
         test_height, _ = ResizeShortestEdgeLegacy.get_output_shape(height, width, *self.test_size)
         scale = test_height / height * np.exp(np.random.uniform(*np.log(self.zoom)))
         window = self.window if height <= width else self.window[::-1]
         size = [min(side, max(1, round(limit / scale))) for side, limit in zip((height, width), window, strict=True)]
-        top, left = (np.random.randint(side - part + 1) for side, part in zip((height, width), size, strict=True))
+        middle: tuple[float | None, float | None] = (None, None)
+        if boxes is not None and len(boxes):
+            x1, y1, x2, y2 = boxes[np.random.randint(len(boxes))]
+            middle = ((y1 + y2) / 2, (x1 + x2) / 2)
+        top, left = map(_random_begin, (height, width), size, middle)
         new_height, new_width = (max(1, round(part * scale)) for part in size)
         return T.TransformList(
             [
@@ -134,6 +144,15 @@ class ZoomWindow(T.Augmentation):
                 ResizeTransformLegacy(*size, new_height, new_width, Image.Resampling.BILINEAR),
             ]
         )
+
+
+def _random_begin(side: int, part: int, shown: float | None) -> int:
+    """Sample where a part of a side of an image begins, in pixels, with a place in it that is to be shown, if any."""
+    least, most = 0, side - part
+    if shown is not None:
+        pixel = min(max(math.floor(shown), 0), side - 1)
+        least, most = max(least, pixel - part + 1), min(most, pixel)
+    return int(np.random.randint(least, most + 1))
 
 
 def build_augmentations(cfg: CfgNode, is_train: bool, at_original_size: bool = False) -> list[T.Augmentation]:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from glipv2_d2.data.dataset_mappers.detection import DetectionDatasetMapper
 from glipv2_d2.data.image_reading import UnreadableImageError
+from glipv2_d2.data.transforms import ZoomWindow
 from glipv2_d2.prompts.tokenizer import PromptTokenizer
 
 LONG_NAME = "very " * 60 + "long dog"
@@ -47,6 +48,14 @@ def test_a_training_sample_follows_the_contract(record):
     assert phrases_of_boxes(sample) == ["cat", "red dog"]
     assert sample["instances"].gt_category_ids.tolist() == [1, 0]
     assert len(sample["prompts"]) == 1 and set(sample["prompts"][0].phrases) == {"red dog", "cat", "fish"}
+
+
+def test_a_zoomed_window_holds_a_box_that_trains(record):
+    """The crowd is no such box. Free windows of 16 x 16 of this image often hold none."""
+    window = ZoomWindow((1.0, 1.0), (16, 16), (48, 64))
+    samples = [make_mapper(augmentations=[window])({**record, "sample_seed": seed}) for seed in range(40)]
+    assert all(len(sample["instances"]) > 0 for sample in samples)
+    assert {name for sample in samples for name in phrases_of_boxes(sample)} == {"cat", "red dog"}
 
 
 def test_gt_classes_are_rows_that_spell_the_name(record):

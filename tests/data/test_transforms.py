@@ -156,6 +156,32 @@ def test_zoom_window_shows_every_part_of_the_image():
     assert max(part.max() for part in shown) == 199
 
 
+def test_zoom_window_shows_the_middle_of_a_box_and_each_box_equally_often():
+    """A box at the left border, and one below the middle; in half of all free windows there would be none of them."""
+    boxes = np.array([[0.0, 0.0, 5.0, 6.0], [150.0, 60.0, 190.0, 100.0]])
+    window = ZoomWindow((1.0, 1.0), (40, 40), (100, 1000))
+    image = np.zeros((100, 200, 3), np.uint8)
+    np.random.seed(0)
+    places = []
+    for _ in range(300):
+        middles = window.get_transform(image, boxes).apply_coords(np.array([[2.5, 3.0], [170.0, 80.0]]))
+        places.append(((middles >= 0) & (middles < 40)).all(axis=1))
+    shown = np.array(places)
+    assert (shown.sum(axis=1) == 1).all() and 0.44 < shown[:, 0].mean() < 0.56
+
+
+def test_zoom_window_of_a_box_reaches_every_place_of_it():
+    window = ZoomWindow((1.0, 1.0), (10, 10), (100, 1000))
+    image = np.zeros((100, 100, 3), np.uint8)
+    np.random.seed(0)
+    corners = [
+        window.get_transform(image, np.array([[40.0, 0.0, 61.0, 4.0]])).apply_coords(np.zeros((1, 2)))[0]
+        for _ in range(300)
+    ]
+    # The middle is in pixel 50 of the columns and pixel 2 of the rows.
+    assert {-int(x) for x, _ in corners} == set(range(41, 51)) and {-int(y) for _, y in corners} == {0, 1, 2}
+
+
 def test_zoom_is_drawn_alike_on_a_scale_of_logarithms():
     image = np.zeros((100, 100, 3), np.uint8)
     np.random.seed(0)

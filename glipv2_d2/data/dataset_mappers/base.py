@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -252,14 +252,13 @@ class PromptDatasetMapper(ABC):
             sample["truncated_files"] = truncated
         sample.setdefault("height", image.shape[0])
         sample.setdefault("width", image.shape[1])
-        aug_input = T.AugInput(image)
+        aug_input = T.AugInput(image, boxes=_boxes_of(boxes_to_train_on(dataset_dict)))
         transforms = self.augmentations(aug_input)
         sample["image"] = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))  # (3, H, W)
         return sample, transforms
 
     def _instances(self, target: PromptedBoxes, transforms: T.TransformList, image_size: Sequence[int]) -> Instances:
-        source = [BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS) for item in target.annotations]
-        moved = transforms.apply_box(np.array(source, dtype=np.float64).reshape(-1, 4))
+        moved = transforms.apply_box(_boxes_of(target.annotations))
         boxes = Boxes(torch.from_numpy(moved.astype(np.float32)))
         instances = Instances(tuple(image_size))
         boxes.clip(instances.image_size)
@@ -308,6 +307,12 @@ def boxes_to_train_on(dataset_dict: dict, min_score: float = 0.0) -> list[dict]:
         for item in dataset_dict.get("annotations", ())
         if not item.get("iscrowd", 0) and item.get("score", 1.0) >= min_score
     ]
+
+
+def _boxes_of(annotations: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Return the boxes of M annotations, (M, 4) XYXY in pixels."""
+    boxes = [BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS) for item in annotations]
+    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
 
 
 def check_probability(key: str, value: float) -> None:
