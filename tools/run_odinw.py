@@ -32,7 +32,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -251,18 +251,29 @@ def commands(arguments: argparse.Namespace, cell: Cell, length: Sequence[str]) -
     return [train, [*start, "--eval-only", *options, *result]]
 
 
-def call(command: Sequence[str], log: Path, lock: int) -> None:
+def call(command: Sequence[str], log: Path, lock: int, environment: Mapping[str, str] | None = None) -> None:
     """Run a program of this repository to its end, with its output in a file.
 
     The process holds the lock too. If this runner is killed, the process goes on, and the next runner must not start
     another one.
+
+    Args:
+        command: The program and its arguments.
+        log: The file.
+        lock: Descriptor of the locked folder.
+        environment: Variables that the process has beside those of this one.
 
     Raises:
         CellError: The program failed.
     """
     with log.open("a") as stream:
         process = subprocess.Popen(
-            [sys.executable, *command], cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT, pass_fds=(lock,)
+            [sys.executable, *command],
+            cwd=ROOT,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            pass_fds=(lock,),
+            env={**os.environ, **(environment or {})},
         )
         try:
             process.wait()

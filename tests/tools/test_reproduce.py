@@ -1,0 +1,352 @@
+"""The rows of published figures: their commands, their files, and how results are compared with them."""
+
+import importlib
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CONFIGS
+from official_layouts import register_below, write_official_data
+from published_rows import DATA_FILES, MODELS, NUM_IMAGES, ROWS, SUITES, Figure, KnownFile, Margin
+
+from glipv2_d2.data.datasets.odinw import ODINW_13
+from glipv2_d2.engine.command_line import build_config
+from glipv2_d2.modeling import build_model
+from glipv2_d2.program.config_arguments import parse_train_arguments
+from glipv2_d2.prompts.protocols import chunk_size_of, limits_of
+
+ROOT = Path(__file__).parents[2]
+ZOO = (ROOT / "docs" / "MODEL_ZOO.md").read_text("utf-8")
+
+
+@pytest.fixture
+def tool(load_tool):
+    return load_tool("reproduce")
+
+
+# --- the table
+
+
+def test_the_model_zoo_shows_the_table_of_rows(tool):
+    assert tool.list_rows(ROWS) in ZOO
+
+
+def value(row, metric, source):
+    """The figure of a row, by the start of the name of its source."""
+    (found,) = [one.value for one in ROWS[row] if one.metric == metric and one.source.startswith(source)]
+    return found
+
+
+def test_other_tables_of_the_model_zoo_have_the_figures_of_the_rows():
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in ZOO.splitlines() if line.startswith("|")]
+    by_file = {row[2]: row[3] for row in rows if row[0].startswith("`glip/") and len(row) == 5}
+    shown = dict(
+        pair for files, figures in by_file.items() for pair in zip(files.split(", "), map(float, figures.split(", ")))
+    )
+    expected = {
+        f"`{MODELS[name].file.path}`": value(f"{name}/coco", "bbox/AP", "README")
+        for name in ("glip_t_a", "glip_t_b", "glip_t_c", "glip_t", "glip_l")
+    }
+    assert shown == expected
+    few_shot = {row[0].split(",")[0]: row[1] for row in rows if len(row) == 8}
+    assert float(few_shot["GLIP-T"]) == value("glip_t/odinw13", "bbox/AP", "GLIPv2")
+    assert float(few_shot["GLIP-L"]) == value("glip_l/odinw13", "bbox/AP", "GLIP,")
+
+
+@pytest.mark.parametrize(
+    ("model", "coco", "last", "best", "odinw"),
+    # As the model zoo of the official README has them; APr of LVIS minival with the last and the best checkpoint.
+    [
+        ("glip_t_a", 42.9, None, 14.2, 28.7),
+        ("glip_t_b", 44.9, None, 13.5, 33.2),
+        ("glip_t_c", 46.7, 14.3, 17.7, 44.4),
+        ("glip_t", 46.6, 17.6, 20.1, 42.7),
+        ("glip_l", 51.4, 29.3, 30.1, 51.2),
+    ],
+)
+def test_figures_of_the_official_readme(model, coco, last, best, odinw):
+    assert value(f"{model}/coco", "bbox/AP", "README") == coco
+    assert value(f"{model}/odinw13", "bbox/AP", "README") == odinw
+    if last is None:
+        assert value(f"{model}/lvis_minival", "bbox_fixed/APr", "GLIP") == best
+    else:
+        assert value(f"{model}/lvis_minival", "bbox_fixed/APr", "README") == last
+        assert value(f"{model}_lvisbest/lvis_minival", "bbox_fixed/APr", "README") == best
+
+
+@pytest.mark.parametrize(
+    ("model", "per_set"),
+    # "Official" in mmdetection's table of ODinW-35, in the order of its rows: the thirteen sets of ODinW-13.
+    [
+        ("glip_t_a", [0.122, 0.175, 0.709, 0.010, 0.502, 0.569, 0.512, 0.339, 0.010, 0.074, 0.253, 0.372, 0.566]),
+        ("glip_t_b", [0.110, 0.171, 0.683, 0.006, 0.450, 0.279, 0.540, 0.501, 0.025, 0.288, 0.338, 0.475, 0.547]),
+        ("glip_t_c", [0.130, 0.182, 0.752, 0.508, 0.497, 0.712, 0.565, 0.504, 0.101, 0.244, 0.302, 0.510, 0.534]),
+    ],
+)
+def test_means_over_thirteen_of_the_35_sets(model, per_set):
+    assert value(f"{model}/odinw13", "bbox/AP", "official code") == round(100 * sum(per_set) / 13, 1)
+
+
+def test_figures_that_decide_come_first_and_say_why():
+    for row, figures in ROWS.items():
+        decides = [one.margin is not None for one in figures]
+        assert figures and decides == sorted(decides, reverse=True), row
+        assert all(one.margin is None or (0 < one.margin.points <= 1 and one.margin.reason) for one in figures)
+        model, suite = row.split("/")
+        assert model in MODELS and suite in SUITES
+    assert all(re.fullmatch("[0-9a-f]{64}", one.file.sha256 or "0" * 64) for one in MODELS.values())
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_the_command_of_a_row_has_the_protocol_of_its_figures(tool, row):
+    arguments = tool.parse([row])
+    command = tool.command_of(row, arguments, Path("out"))
+    parsed = parse_train_arguments(command[1:])
+    cfg = build_config(str(ROOT / parsed.config_file), [*parsed.opts, "MODEL.DEVICE", "cpu"])
+    model, suite = row.split("/")
+    assert parsed.eval_only and (ROOT / command[0]).is_file()
+    assert cfg.MODEL.WEIGHTS.endswith(MODELS[model].file.path)
+    assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (800, 1333)
+    assert (cfg.MODEL.SWIN.EMBED_DIM == 192) == model.startswith("glip_l")
+    assert cfg.MODEL.GLIPV2.FUSION.ENABLED == (model != "glip_t_a")
+    assert cfg.INPUT.PROMPT.DATASET_TEXTS == (suite != "odinw13_names")
+    data = set(cfg.DATASETS.TEST)
+    if suite == "lvis_minival":
+        assert (chunk_size_of(cfg, "lvis_v1_minival"), *limits_of(cfg, "lvis_v1_minival")) == (40, 300, 0)
+        assert cfg.TEST.LVIS_BOXES == "official"
+    assert data == {
+        "coco": {"coco_2017_val"},
+        "lvis_minival": {"lvis_v1_minival"},
+        "flickr30k": {"flickr30k_val", "flickr30k_test"},
+    }.get(suite, {f"odinw_{key}_test" for key in ODINW_13})
+    # A figure is of data that the row tests on.
+    assert {one.data for one in ROWS[row]} <= {*data, "odinw13 test"}
+
+
+def test_numbers_of_images_are_of_tested_data():
+    tested = {name for suite in SUITES.values() for name in build_test(suite.config)}
+    assert set(NUM_IMAGES) == tested - {"lvis_v1_minival"}
+
+
+def build_test(config):
+    return build_config(str(ROOT / config), ["MODEL.DEVICE", "cpu"]).DATASETS.TEST
+
+
+def test_patterns_choose_rows_and_mistyped_ones_are_named(tool, capsys):
+    assert tool.parse(["glip_l/*", "*/coco"]).rows == [row for row in ROWS if "glip_l/" in row or "/coco" in row]
+    assert len(tool.parse(["--list"]).rows) == len(ROWS)
+    for words, message in ((["glip_t_d/coco"], "found 'glip_t_d/coco'; did you mean"), ([], "found none; --list")):
+        with pytest.raises(SystemExit):
+            tool.parse(words)
+        assert message in capsys.readouterr().err
+
+
+# --- comparison
+
+
+MARGIN = Margin(0.3, "because")
+
+
+@pytest.mark.parametrize(
+    ("measured", "margin", "word"),
+    [
+        (46.4, MARGIN, "pass"),
+        (47.0, MARGIN, "pass"),
+        (46.39, MARGIN, "fail"),
+        (47.01, MARGIN, "fail"),
+        (None, MARGIN, "fail"),
+        (10.0, None, "compared"),
+    ],
+)
+def test_a_result_passes_within_the_margin_on_both_sides(tool, measured, margin, word):
+    figure = Figure("x", "bbox/AP", 46.7, "README", margin)
+    table = {"results": {"x": {"bbox": {"AP": measured}}}, "summary": {}}
+    found = tool.compare(figure, table)
+    assert (found["verdict"], found["measured"], found["published"]) == (word, measured, 46.7)
+    assert tool.compare(figure, table, is_smoke=True)["verdict"] == "ran"
+
+
+def test_a_figure_of_a_suite_is_its_mean(tool):
+    figure = Figure("odinw13 test", "bbox/AP", 42.6, "README", MARGIN)
+    table = {"results": {}, "summary": {"odinw13 test": {"mean": {"bbox": {"AP": 42.5}}, "median": {}}}}
+    assert tool.compare(figure, table)["verdict"] == "pass"
+
+
+def test_one_figure_that_fails_makes_the_row_fail(tool):
+    verdicts = [{"verdict": word} for word in ("pass", "compared")]
+    assert tool.verdict(verdicts) == "pass"
+    assert tool.verdict([*verdicts, {"verdict": "fail"}]) == "fail"
+    assert tool.verdict(verdicts[1:]) == "compared"
+
+
+# --- files
+
+
+@pytest.fixture
+def official(tmp_path, monkeypatch):
+    """A folder of all datasets with two images in each, and the datasets registered there."""
+    root = tmp_path / "official data"
+    write_official_data(root)
+    register_below(root, monkeypatch)
+    return root
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A folder with a file for every model, which all have the same few bytes."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    for model in MODELS.values():
+        (folder / model.file.path).write_bytes(b"weights")
+    return folder
+
+
+def test_a_row_that_lacks_files_says_which_and_where_to_get_them(tool, tmp_path, monkeypatch, capsys):
+    register_below(tmp_path, monkeypatch)
+    words = ["--weights", str(tmp_path), "--output", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as caught:
+        tool.main(["glip_t_c/coco", "glip_t_c/lvis_minival", "glip_t_c/flickr30k", "glip_t_c/odinw13", *words])
+    assert caught.value.code == 1
+    text = capsys.readouterr().out
+    for name in ("glip_tiny_model_o365_goldg.pth", "instances_val2017.json", "lvis_v1_minival", "flickr30k/flickr30k"):
+        assert name in text
+    for address in ("GLIPModel/GLIP", "annotations_trainval2017.zip", "zips/val2017.zip", "flickr30k_entities"):
+        assert address in text
+    assert all(f"odinw_{key}_test" in text for key in ODINW_13)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())["rows"]
+    assert [row["verdict"] for row in report] == ["missing"] * 4
+    assert "| glip_t_c/coco | missing: weights: expected" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_check_names_files_that_are_not_the_published_ones(tool, official, weights, capsys):
+    with pytest.raises(SystemExit) as caught:
+        tool.main(["--check", "glip_t_c/coco", "glip_l_lvisbest/lvis_minival", "--weights", str(weights)])
+    assert caught.value.code == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["WRONG", "WRONG", "WRONG", "good", "WRONG", "good"]
+    assert "o365_goldg.pth: expected 3,710,104,213 bytes, found 7; get it again from" in lines[0]
+    assert "instances_val2017.json: expected 19,987,840 bytes" in lines[1]
+    assert "coco_2017_val: expected 5000 images that can be used, found 2" in lines[2]
+    # sha256sum of "weights"
+    digest = "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"
+    assert lines[3].endswith(f"7 bytes, SHA-256 {digest}; no published sum is known")
+    assert "lvis_v1_minival_inserted_image_name.json: expected SHA-256 02301f6c" in lines[4]
+    assert lines[5] == "good: lvis_v1_minival: 2 images; no published number is known"
+
+
+def test_a_file_with_the_published_sum_is_good(tool, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"weights")
+    digest = "9a129038d9a00aed0cf6a7ea059ca50a813449061ab87848cf1a13eafdf33b2c"
+    assert tool.check_file(path, KnownFile("file", "there", 7, digest))[0]
+    assert tool.check_file(path, KnownFile("file", "there", None, digest)) == (
+        True,
+        f"{path}: 7 bytes, the published SHA-256",
+    )
+    assert not tool.check_file(path, KnownFile("file", "there", 7, "0" * 64))[0]
+
+
+@pytest.mark.parametrize("suite", ["coco", "lvis_minival", "flickr30k", "odinw13"])
+def test_small_copies_have_the_first_images_and_their_annotations(tool, official, tmp_path, monkeypatch, suite):
+    names = build_test(SUITES[suite].config)
+    small = tmp_path / "small"
+    assert tool.copy_first_images(names, official, small, 1) == dict.fromkeys(names, 1)
+    whole = {name: tool.load_dataset(name) for name in names}
+    register_below(small, monkeypatch)
+    for name in names:
+        records = tool.load_dataset(name)
+        # Flickr30K has two captions of each image.
+        assert len(records) == (2 if suite == "flickr30k" else 1)
+        assert [one["image_id"] for one in records] == [one["image_id"] for one in whole[name]][: len(records)]
+        assert all(Path(one["file_name"]).is_symlink() and one["annotations"] for one in records)
+
+
+# --- running
+
+
+@pytest.fixture
+def run(tool, official, weights, tiny_cfg, config, tmp_path, monkeypatch):
+    """Run rows with the tiny model in place of the released ones, in this process; ``calls`` are their commands."""
+    tiny_cfg.merge_from_list(["MODEL.GLIPV2.TEST.SCORE_THRESH", 0.0])
+    Path(config).write_text(tiny_cfg.dump())
+    torch.manual_seed(0)
+    torch.save({"model": build_model(tiny_cfg).state_dict()}, weights / "tiny.pth")
+    for model in MODELS.values():
+        (weights / model.file.path).unlink()
+        os.link(weights / "tiny.pth", weights / model.file.path)
+    monkeypatch.syspath_prepend(str(ROOT))
+    train_net = importlib.import_module("train_net")
+    monkeypatch.setattr(tool.signal, "signal", lambda *_: None)
+    calls = []
+
+    def call(command, log, lock, environment):
+        calls.append(command)
+        assert command[:2] == ["train_net.py", "--config-file"] and command[2].startswith(f"{CONFIGS.name}/glip/")
+        with monkeypatch.context() as patch:
+            register_below(Path(environment["DETECTRON2_DATASETS"]), patch)
+            train_net.main(["--config-file", config, *command[3:]])
+
+    monkeypatch.setattr(tool, "call", call)
+
+    def main(*words):
+        words = [*words, "--weights", str(weights), "--num-gpus", "0", "--output", str(tmp_path / "out")]
+        with pytest.raises(SystemExit) as caught:
+            tool.main(words)
+        return caught.value.code or 0
+
+    main.calls, main.output, main.weights = calls, tmp_path / "out", weights
+    return main
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_a_row_runs_is_compared_and_is_not_done_twice(tool, run, monkeypatch, capsys):
+    # Random weights do not give the published AP.
+    assert run("glip_t_c/coco") == 1
+    result = json.loads((run.output / "full/glip_t_c/coco/result.json").read_text())
+    (figure,) = result["figures"]
+    assert result["verdict"] == figure["verdict"] == "fail" and figure["published"] == 46.7
+    assert figure["measured"] == pytest.approx(0, abs=40)
+    text = capsys.readouterr().out
+    assert "46.7 published (README): fail, margin 0.3: one decimal is published" in text
+    assert "not the published file: 4274770c" in text
+    assert "| glip_t_c/coco | fail | coco_2017_val | bbox/AP |" in (run.output / "report.md").read_text()
+    monkeypatch.setattr(tool, "call", lambda command, *_: run.calls.append(command))
+    run("glip_t_c/coco")
+    assert len(run.calls) == 1
+    # Another file of this name runs again.
+    os.utime(run.weights / MODELS["glip_t_c"].file.path, ns=(1, 1))
+    run("glip_t_c/coco")
+    assert len(run.calls) == 2
+    assert "its files or its command have changed since its result" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("row", ROWS)
+def test_every_row_runs_on_small_files_in_the_official_folders(run, row, capsys):
+    assert run("--smoke", row) == 0
+    (result,) = json.loads((run.output / "smoke_report.json").read_text())["rows"]
+    assert result["verdict"] == "ran" and set(result["images"].values()) == {2}
+    # LVIS has boxes of one common category here.
+    undefined = {one["metric"] for one in result["figures"] if one["measured"] is None}
+    assert undefined <= {"bbox_fixed/APr", "bbox_fixed/APf"}
+    assert "images: " in capsys.readouterr().out
+
+
+def test_a_program_that_fails_is_an_error_of_its_row_and_the_others_go_on(tool, run, monkeypatch, capsys):
+    def fail(command, log, lock, environment):
+        raise tool.InputError("log: no memory")
+
+    monkeypatch.setattr(tool, "call", fail)
+    assert run("glip_t_a/coco", "glip_t_b/coco") == 1
+    report = json.loads((run.output / "report.json").read_text())["rows"]
+    assert [(row["verdict"], row["reason"]) for row in report] == [("error", "log: no memory")] * 2
+    assert "| glip_t_b/coco | error: log: no memory |" in (run.output / "report.md").read_text()
+
+
+def test_known_annotations_lie_in_the_folders_of_the_named_datasets(tool, official):
+    paths = {tool._known(path).path for row in ROWS for path in tool.annotation_files(row)}
+    assert set(DATA_FILES) <= paths
