@@ -96,6 +96,8 @@ setup(
         "data": ["supervision>=0.25"],
         # The page of "glipv2 serve".
         "web": ["gradio>=6"],
+        # "glipv2 export" to ONNX; what it writes runs with onnxruntime alone.
+        "onnx": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"],
         "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.80", "selenium>=4.20"],
         # make lint. Another ruff may format otherwise: the exact version is in requirements.lock.
         "dev": ["ruff>=0.17", "mypy>=2.4", "types-PyYAML>=6.0", "types-tabulate>=0.9", "types-tqdm>=4.65"],
