@@ -85,5 +85,6 @@ def test_wheel_says_its_version_licence_and_extras(wheel):
     fields = email.message_from_bytes(wheel.read(metadata))
     assert fields["Version"] == glipv2_d2.__version__
     assert fields["Requires-Python"] == ">=3.10" and fields["License"] == "Apache-2.0"
-    assert {*fields.get_all("Provides-Extra")} == {"spacy", "captions", "demo", "data", "web", "test", "dev"}
+    extras = {"spacy", "captions", "demo", "data", "web", "evaluation", "onnx", "test", "dev"}
+    assert {*fields.get_all("Provides-Extra")} == extras
     assert any(name.endswith("LICENSE") for name in wheel.namelist())
