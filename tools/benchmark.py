@@ -6,6 +6,7 @@
     python tools/benchmark.py losses --config-file configs/pretrain/glipv2_micro.yaml
     python tools/benchmark.py contrastive
     python tools/benchmark.py masks
+    python tools/benchmark.py evaluation
 
 ``python tools/benchmark.py SUBCOMMAND --help`` says what its columns mean. ``--json FILE`` also writes the numbers.
 """
@@ -19,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from benchmarks import contrastive, losses, masks, model, vocabulary
+from benchmarks import contrastive, evaluation, losses, masks, model, vocabulary
 from rich.console import Console
 
 from glipv2_d2.engine.command_line import build_config, one_line_errors
@@ -35,6 +36,7 @@ SUBCOMMANDS = {
     "losses": losses,
     "contrastive": contrastive,
     "masks": masks,
+    "evaluation": evaluation,
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -163,7 +163,7 @@ class DetectionRows(NamedTuple):
 
         Args:
             instances: Detections, with ``pred_boxes`` XYXY in pixels of the original image.
-            sample: Model input of the image, with ``image_id``, ``height`` and ``width``.
+            sample: Model input of the image, with ``image_id`` and, for masks, ``height`` and ``width``.
             category_ids: (number of classes,) id in the annotation file for each value of ``pred_classes``.
             with_masks: Encode the masks too. Otherwise they are ignored.
 
@@ -183,12 +183,28 @@ class DetectionRows(NamedTuple):
         boxes = instances.pred_boxes.tensor.detach().float().cpu()
         return cls(
             image_ids=np.full(len(classes), sample["image_id"], dtype=np.int64),
-            image_sizes=np.tile(np.array([sample["height"], sample["width"]], dtype=np.int32), (len(classes), 1)),
+            image_sizes=np.tile(np.array(instances.image_size, dtype=np.int32), (len(classes), 1)),
             category_ids=category_ids[classes],
             scores=instances.scores.detach().float().cpu().numpy(),
             boxes=BoxMode.convert(boxes, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS).numpy(),
             counts=counts,
         )
+
+    @classmethod
+    def from_results(cls, results: Sequence[Mapping[str, Any]]) -> DetectionRows:
+        """Make rows of boxes from dicts in COCO's format of results; of masks nothing is read."""
+        columns = {
+            name: np.array([one[key] for one in results], dtype=dtype)
+            for name, key, dtype in (
+                ("image_ids", "image_id", np.int64),
+                ("category_ids", "category_id", np.int64),
+                ("scores", "score", np.float64),
+                ("boxes", "bbox", np.float64),
+            )
+        }
+        nothing = np.full(len(results), None, dtype=object)
+        columns["boxes"] = columns["boxes"].reshape(-1, 4)
+        return cls(image_sizes=np.zeros((len(results), 2), dtype=np.int32), counts=nothing, **columns)
 
     @classmethod
     def join(cls, parts: Sequence[DetectionRows]) -> DetectionRows:

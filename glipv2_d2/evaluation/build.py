@@ -18,20 +18,18 @@ from .captioning import CaptioningEvaluator
 from .coco_evaluator import COCOInstanceEvaluator
 from .flickr30k import Flickr30kEvaluator
 from .grounded_captioning import GroundedCaptioningEvaluator
+from .lvis_evaluator import LVISEvaluator
 from .referring import ReferringEvaluator
 from .vqa import VQAEvaluator
 
 
 def build_coco_evaluator(cfg: CfgNode, dataset: LoadedDataset, output_folder: str) -> DatasetEvaluator:
     """Build the evaluator of COCO's AP of boxes and, if the model has masks, of masks."""
-    return COCOInstanceEvaluator(dataset.name, _tasks(cfg), output_folder, dataset.truth)
+    return COCOInstanceEvaluator(dataset.name, _tasks(cfg), output_folder, dataset.truth, cfg.TEST.EVALUATION_ENGINE)
 
 
 def build_lvis_evaluator(cfg: CfgNode, dataset: LoadedDataset, output_folder: str) -> DatasetEvaluator:
     """Build the evaluator of LVIS's AP of boxes and, if the model has masks, of masks, by ``TEST.LVIS_*``."""
-    # Imported late: lvis configures the root logger, and imports OpenCV and matplotlib.
-    from .lvis_evaluator import LVISEvaluator
-
     return LVISEvaluator(
         dataset.name,
         _tasks(cfg),
@@ -39,6 +37,7 @@ def build_lvis_evaluator(cfg: CfgNode, dataset: LoadedDataset, output_folder: st
         boxes=cfg.TEST.LVIS_BOXES,
         output_folder=output_folder,
         truth=dataset.truth,
+        engine=cfg.TEST.EVALUATION_ENGINE,
     )
 
 

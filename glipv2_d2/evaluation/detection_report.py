@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from pycocotools import mask
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+
+from .ap_engine import precisions
+from .ap_inputs import DetectionRows
 
 # A detection and a box that was drawn by a person mean the same object from this IoU on.
 MATCH_IOU = 0.5
@@ -62,30 +61,21 @@ def class_reports(truth: Mapping[str, Any], detections: Sequence[Mapping[str, An
     """Measure each class by COCO's rules: the best 100 detections of an image and class.
 
     Args:
-        truth: In COCO's format, with ``area`` and ``iscrowd``, annotations numbered from 1; stays as it is.
+        truth: In COCO's format, with ``area`` and ``iscrowd``; stays as it is.
         detections: In COCO's format of results.
 
     Returns:
         In the order of the categories.
     """
-    with contextlib.redirect_stdout(io.StringIO()):
-        dataset = COCO()
-        dataset.dataset = {**truth, "annotations": [dict(one) for one in truth["annotations"]]}
-        dataset.createIndex()
-        found = COCO()
-        found.dataset = {**truth, "annotations": _as_annotations(detections)}
-        found.createIndex()
-        evaluation = COCOeval(dataset, found, "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
+    found = precisions(truth, DetectionRows.from_results(detections), "bbox")[..., 0]
     reports = []
-    for number, category_id in enumerate(evaluation.params.catIds):
-        # IoU, recall, class, all areas, at most 100 detections.
-        precisions = np.where(evaluation.eval["precision"][:, :, number, 0, -1] < 0, np.nan, 1.0)
-        precisions = precisions * evaluation.eval["precision"][:, :, number, 0, -1]
-        boxes = dataset.loadAnns(dataset.getAnnIds(catIds=[category_id], iscrowd=False))
-        ap, ap50 = (100 * float(np.mean(part)) for part in (precisions, precisions[0]))
-        reports.append(ClassReport(dataset.cats[category_id]["name"], len(boxes), ap, ap50, precisions[0]))
+    for number, category in enumerate(sorted(truth["categories"], key=lambda one: one["id"])):
+        of_class = np.where(found[:, :, number] < 0, np.nan, found[:, :, number])  # IoU, recall.
+        num_boxes = sum(
+            box["category_id"] == category["id"] and not box.get("iscrowd", 0) for box in truth["annotations"]
+        )
+        ap, ap50 = (100 * float(np.mean(part)) for part in (of_class, of_class[0]))
+        reports.append(ClassReport(category["name"], num_boxes, ap, ap50, of_class[0]))
     return reports
 
 
@@ -148,13 +138,6 @@ def confusion(truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]],
             if number not in row_of and in_crowd[number] < MATCH_IOU:
                 counts[-1, ids[one["category_id"]]] += 1
     return Confusion(counts, [category["name"] for category in truth["categories"]], score)
-
-
-def _as_annotations(detections: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {**one, "id": number, "area": one["bbox"][2] * one["bbox"][3], "iscrowd": 0}
-        for number, one in enumerate(detections, 1)
-    ]
 
 
 def _boxes_by_image(boxes: Any) -> dict[int, list[Mapping[str, Any]]]:

@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator
-from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
 from ..data.datasets.coco import Truth, load_detection_truth
+from ..data.datasets.value_checks import AnnotationError, show
 from ..errors import InputError
-from .ap_inputs import DetectionRows, measurable_tasks
-from .lvis_ap import LVISGroundTruth, lvis_ap
+from .ap_engine import average_precisions, mean_precision, precisions
+from .ap_evaluator import APEvaluator
+from .ap_inputs import DetectionRows, check_fields
 
 # Protocol: suffix of the names of its results.
 _SUFFIXES = {"standard": "", "fixed": "_fixed"}
 _TASKS = ("bbox", "segm")
 _BOXES = ("official", "exact")
+# Fields that the evaluation needs beside those of COCO's format.
+_FIELDS = {"images": ("neg_category_ids", "not_exhaustive_category_ids"), "categories": ("frequency",)}
 
 
-class LVISEvaluator(DatasetEvaluator):
+class LVISEvaluator(APEvaluator):
     """AP of boxes and masks on LVIS, by the standard protocol and as Fixed AP.
 
     The standard protocol counts the best 300 detections of each image. Its result depends on how scores compare between
     categories. Fixed AP counts the best 10,000 detections of each category over all images, any number of them
     in one image.
 
-    Results are "bbox" and "segm", with ``METRICS`` each, and "bbox_fixed" and "segm_fixed". Detections are written to
-    ``lvis_instances_results.json``. A metric is 0 if nothing was found, and NaN if there is nothing to find (APr
-    without rare categories). Images that no process saw count as images without detections.
+    Results are "bbox" and "segm", and "bbox_fixed" and "segm_fixed": each AP, AP50, AP75, APs, APm, APl, and APr, APc
+    and APf for rare, common and frequent categories. Detections are written to ``lvis_instances_results.json``. A
+    metric is 0 if nothing was found, and NaN if there is nothing to find (APr without rare categories). Images that no
+    process saw count as images without detections.
 
     Args:
         dataset_name: Registered dataset whose metadata has ``json_file`` in LVIS's format. Its
@@ -49,7 +49,9 @@ class LVISEvaluator(DatasetEvaluator):
         output_folder: Folder of the detections; None: they are not written.
         detections_per_image: Limit of the standard protocol.
         detections_per_category: Limit of Fixed AP.
-        truth: What the detections are compared with; its annotations are changed. None: ``json_file`` is read.
+        truth: What the detections are compared with; unusable masks of its annotations are changed. None: ``json_file``
+            is read.
+        engine: "auto" or "reference", as ``precisions`` takes it.
 
     Raises:
         InputError: A task or protocol is unknown, or none is given.
@@ -58,6 +60,9 @@ class LVISEvaluator(DatasetEvaluator):
     Source: LVIS API; "Evaluating Large-Vocabulary Object Detectors: The Devil is in the Details" (Fixed AP), the
     protocol of the official GLIP.
     """
+
+    file_name = "lvis_instances_results.json"
+    first_category_id = 1
 
     def __init__(
         self,
@@ -71,6 +76,7 @@ class LVISEvaluator(DatasetEvaluator):
         detections_per_image: int = 300,
         detections_per_category: int = 10_000,
         truth: Truth | None = None,
+        engine: str = "auto",
     ) -> None:
         for field, found, known in (
             ("tasks", tasks, _TASKS),
@@ -79,64 +85,48 @@ class LVISEvaluator(DatasetEvaluator):
         ):
             if not found or not set(found) <= set(known):
                 raise InputError(f"{field}: expected one or more of {known}, found {tuple(found)}")
-        self._boxes = boxes
-        self._tasks, self._protocols = tuple(tasks), tuple(protocols)
-        self._distributed, self._output_folder = distributed, output_folder
+        super().__init__(dataset_name, tasks, distributed=distributed, output_folder=output_folder, engine=engine)
+        self._boxes, self._protocols = boxes, tuple(protocols)
         self._limits = {"standard": detections_per_image, "fixed": detections_per_category}
-        metadata = MetadataCatalog.get(dataset_name)
-        self._category_ids = _category_ids(metadata)
-        self._logger = logging.getLogger(__name__)
-        # The annotations of LVIS take a gigabyte, and only the first process compares with them.
-        self._ground_truth: LVISGroundTruth | None = None
-        if not distributed or comm.is_main_process():
+        if self._judges:
+            metadata = MetadataCatalog.get(dataset_name)
             if truth is None:
                 truth = load_detection_truth(metadata.json_file, metadata.get("image_root"), is_lvis=True)
-            self._ground_truth = LVISGroundTruth(metadata.json_file, truth)
-            content = self._ground_truth.dataset
-            self._tasks = measurable_tasks(dataset_name, self._tasks, content["annotations"], content["images"])
-        self._parts: list[DetectionRows] = []
-
-    def reset(self) -> None:
-        self._parts = []
+            self._compare_with(_checked_truth(metadata.json_file, truth))
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Keep the detections of some images; of masks, the run lengths.
-
-        Raises:
-            InputError: A class is not of the dataset, or masks are evaluated, and those of the instances are missing or
-                not of the size of their image.
-        """
-        for sample, output in zip(inputs, outputs, strict=True):
-            with_masks = "segm" in self._tasks
-            rows = DetectionRows.from_instances(output["instances"], sample, self._category_ids, with_masks)
-            self._parts.append(rows.with_inclusive_sizes() if self._boxes == "official" else rows)
+        """Keep the detections of some images, in the form of ``boxes``."""
+        seen = len(self._parts)
+        super().process(inputs, outputs)
+        if self._boxes == "official":
+            self._parts[seen:] = [rows.with_inclusive_sizes() for rows in self._parts[seen:]]
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
         """Measure the detections; empty on all processes but the first, and for a dataset without annotations."""
         results: OrderedDict[str, dict[str, float]] = OrderedDict()
-        rows = self._counted_by_a_protocol(DetectionRows.join(self._parts))
-        if self._distributed:
-            # The best detections of all processes are among the best of each.
-            rows = self._counted_by_a_protocol(DetectionRows.join(comm.gather(rows)))
-        if self._ground_truth is None:
+        rows = self._gather()
+        if rows is None:
             return results
-        if self._output_folder:
-            PathManager.mkdirs(self._output_folder)
-            rows.write(os.path.join(self._output_folder, "lvis_instances_results.json"))
-        if not self._ground_truth.dataset["annotations"]:
-            self._logger.info("no annotations to evaluate against")
-            return results
-        _check_image_ids(rows, self._ground_truth)
+        known = _known_pairs(self._truth)
+        by_id = sorted(self._truth["categories"], key=lambda category: category["id"])
+        frequencies = np.array([category["frequency"] for category in by_id])
         for protocol in self._protocols:
             counted = rows.select(self._best(protocol, rows))
-            counted = counted.select(_is_annotated(counted, self._ground_truth))
+            counted = counted.select(_are_among(counted, *known))
             for task in self._tasks:
+                precision = precisions(self._truth, counted, task, rules="lvis", engine=self._engine)
                 name = task + _SUFFIXES[protocol]
-                results[name] = lvis_ap(self._ground_truth, counted.to_results(task), task)
+                results[name] = {
+                    **average_precisions(precision),
+                    **{f"AP{one}": mean_precision(precision[:, :, frequencies == one, 0]) for one in "rcf"},
+                }
                 self._logger.info("LVIS, %s protocol, %s:\n%s", protocol, task, create_small_table(results[name]))
         return results
 
-    def _counted_by_a_protocol(self, rows: DetectionRows) -> DetectionRows:
+    def _is_unannotated(self) -> bool:
+        return not self._truth["annotations"]
+
+    def _counted(self, rows: DetectionRows) -> DetectionRows:
         return rows.select(np.any([self._best(protocol, rows) for protocol in self._protocols], axis=0))
 
     def _best(self, protocol: str, rows: DetectionRows) -> np.ndarray:
@@ -144,24 +134,48 @@ class LVISEvaluator(DatasetEvaluator):
         return rows.best_of_images(limit) if protocol == "standard" else rows.best_of_categories(limit)
 
 
-def _category_ids(metadata: Any) -> np.ndarray:
-    """Return the category ids of the contiguous ids 0, 1, ..."""
-    contiguous = metadata.get("thing_dataset_id_to_contiguous_id")
-    if contiguous is None:
-        return np.arange(1, 1 + len(metadata.thing_classes))
-    return np.array(sorted(contiguous, key=contiguous.get))
+def _checked_truth(json_file: str, truth: Truth) -> Truth:
+    """Return the annotations, an empty list for a file without them, as of a test set.
+
+    Raises:
+        AnnotationError: An entry lacks a field that the evaluation needs, or has another value than it needs.
+    """
+    content = {"annotations": [], **truth}
+    if not content["annotations"]:
+        # Nothing is judged, so the fields that judging needs may be absent.
+        return content
+    for kind, fields in _FIELDS.items():
+        check_fields(json_file, kind, content[kind], fields, "LVIS")
+    for number, image in enumerate(content["images"]):
+        for field in _FIELDS["images"]:
+            if not isinstance(image[field], list):
+                found = show(image[field])
+                raise AnnotationError(
+                    f"{json_file}: images[{number}].{field}: expected a list of category ids, found {found}"
+                )
+    for number, category in enumerate(content["categories"]):
+        if category["frequency"] not in ("r", "c", "f"):
+            found = show(category["frequency"])
+            raise AnnotationError(
+                f"{json_file}: categories[{number}].frequency: expected 'r', 'c' or 'f', found {found}"
+            )
+    return content
 
 
-def _check_image_ids(rows: DetectionRows, ground_truth: LVISGroundTruth) -> None:
-    unknown = rows.image_ids[~np.isin(rows.image_ids, ground_truth.get_img_ids())]
-    if len(unknown):
-        raise InputError(
-            f"image {unknown[0]}: expected an image id of the annotation file, found detections for another"
-        )
+def _known_pairs(truth: Truth) -> tuple[np.ndarray, np.ndarray]:
+    """Return image ids and category ids, both (number of pairs,) int64, of the pairs in which detections count.
+
+    These are the pairs of an image and a category that is annotated in it or known to be absent. LVIS says nothing
+    about other pairs.
+    """
+    pairs = {(annotation["image_id"], annotation["category_id"]) for annotation in truth["annotations"]}
+    for image in truth["images"]:
+        pairs.update((image["id"], category_id) for category_id in image["neg_category_ids"])
+    images_and_categories = np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
+    return images_and_categories[:, 0], images_and_categories[:, 1]
 
 
-def _is_annotated(rows: DetectionRows, ground_truth: LVISGroundTruth) -> np.ndarray:
-    """Mark, (K,) bool, the detections in images that say whether the category is there."""
-    image_ids, category_ids = ground_truth.counted_pairs()
+def _are_among(rows: DetectionRows, image_ids: np.ndarray, category_ids: np.ndarray) -> np.ndarray:
+    """Mark, (K,) bool, the detections whose image and category are a pair of those given."""
     stride = 1 + max(int(ids.max(initial=0)) for ids in (category_ids, rows.category_ids))
     return np.isin(rows.image_ids * stride + rows.category_ids, image_ids * stride + category_ids)

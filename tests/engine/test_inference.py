@@ -113,7 +113,7 @@ def test_a_set_that_fails_alike_in_all_processes_does_not_end_the_others(
         original = judged.evaluate
 
         def evaluate(self):
-            if self._metadata.name == drawn_dataset:
+            if self._name == drawn_dataset:
                 raise OSError(28, "no space left")
             return original(self)
 

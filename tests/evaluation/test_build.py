@@ -18,6 +18,13 @@ from glipv2_d2.evaluation.grounded_captioning import GroundedCaptioningEvaluator
 BOX = [10, 10, 40, 40]
 
 
+def masked_cfg(mask_on, *options):
+    cfg = get_cfg()
+    add_glipv2_config(cfg)
+    cfg.merge_from_list(["MODEL.MASK_ON", mask_on, *options])
+    return cfg
+
+
 @pytest.fixture
 def dataset(tmp_path):
     """Two images, one box of category 5 and one of category 9."""
@@ -51,13 +58,13 @@ def evaluate(evaluator, predicted_classes):
 
 @pytest.mark.parametrize("predicted_classes, expected", [((0, 1), 100.0), ((1, 0), 0.0)])
 def test_coco_dataset_is_scored_by_box_ap(dataset, tmp_path, predicted_classes, expected):
-    evaluator = build_evaluator(get_cfg(), LoadedDataset(dataset, []), str(tmp_path / "out"))
+    evaluator = build_evaluator(masked_cfg(False), LoadedDataset(dataset, []), str(tmp_path / "out"))
     assert evaluate(evaluator, predicted_classes) == pytest.approx(expected)
     assert (tmp_path / "out" / "coco_instances_results.json").is_file()
 
 
 def test_predictions_go_to_a_folder_per_dataset(dataset, tmp_path):
-    cfg = get_cfg()
+    cfg = masked_cfg(False)
     cfg.OUTPUT_DIR = str(tmp_path)
     evaluate(build_evaluator(cfg, LoadedDataset(dataset, [])), (0, 1))
     assert (tmp_path / "inference" / "evaluated" / "coco_instances_results.json").is_file()
@@ -80,11 +87,11 @@ def test_unknown_evaluator_type_names_the_dataset(dataset):
     del metadata.evaluator_type
     metadata.evaluator_type = "sem_seg"
     with pytest.raises(ValueError, match="'evaluated'.*'sem_seg'"):
-        build_evaluator(get_cfg(), LoadedDataset(dataset, []))
+        build_evaluator(masked_cfg(False), LoadedDataset(dataset, []))
 
 
 def test_data_that_are_not_there_are_found_before_the_first_image(dataset, tmp_path):
-    cfg = get_cfg()
+    cfg = masked_cfg(False)
     cfg.DATASETS.TEST = (dataset,)
     check_test_data(cfg)
     cfg.DATASETS.TEST = (dataset, "odinw_nowhere_test")
@@ -98,7 +105,7 @@ def test_data_that_are_not_there_are_found_before_the_first_image(dataset, tmp_p
 
 def test_detection_data_without_an_evaluator_type_are_scored_as_coco(dataset, tmp_path):
     del MetadataCatalog.get(dataset).evaluator_type
-    evaluator = build_evaluator(get_cfg(), LoadedDataset(dataset, []), str(tmp_path / "out"))
+    evaluator = build_evaluator(masked_cfg(False), LoadedDataset(dataset, []), str(tmp_path / "out"))
     assert evaluate(evaluator, (0, 1)) == pytest.approx(100.0)
 
 
@@ -112,26 +119,19 @@ def test_detection_data_of_other_formats_are_scored_as_coco(tmp_path):
     (tmp_path / "boxes.jsonl").write_text("\n".join(lines))
     (tmp_path / "names.json").write_text(json.dumps({"4": "cup", "7": "dog"}))
     register_odvg("lines", tmp_path / "boxes.jsonl", tmp_path, names_file=tmp_path / "names.json")
-    evaluator = build_evaluator(get_cfg(), load_test_dataset(masked_cfg(False), "lines"), str(tmp_path / "out"))
+    evaluator = build_evaluator(masked_cfg(False), load_test_dataset(masked_cfg(False), "lines"), str(tmp_path / "out"))
     assert evaluate(evaluator, (0, 1)) == pytest.approx(100.0)
 
 
 def test_of_several_datasets_one_without_data_is_a_warning(dataset, tmp_path, caplog):
     register_coco_grounding("not_there", tmp_path / "missing.json", tmp_path)
-    cfg = get_cfg()
+    cfg = masked_cfg(False)
     cfg.DATASETS.TEST = ("not_there", dataset)
     check_test_data(cfg)
     assert "'not_there': json_file" in caplog.text
     cfg.DATASETS.TEST = ("not_there", "not_there")
     with pytest.raises(FileNotFoundError, match="'not_there': json_file"):
         check_test_data(cfg)
-
-
-def masked_cfg(mask_on, *options):
-    cfg = get_cfg()
-    add_glipv2_config(cfg)
-    cfg.merge_from_list(["MODEL.MASK_ON", mask_on, *options])
-    return cfg
 
 
 @pytest.mark.parametrize(("mask_on", "tasks"), [(True, ["bbox", "segm"]), (False, ["bbox"])])

@@ -247,6 +247,23 @@ def test_numbers_of_masks_are_printed_and_written(run, capsys):
     assert "head, MiB" in printed and "maps, MiB" in printed and "share" in printed
 
 
+# --- evaluation -------------------------------------------------------------------------------------------------------
+
+
+def test_engines_of_ap_are_compared_on_the_same_boxes(run, capsys):
+    numbers = run("evaluation", "--images", "60", "--boxes", "100")
+    assert (numbers["images"], numbers["boxes"]) == (60, 100) and list(numbers["results"]) == ["auto", "reference"]
+    fast, reference = (row["seconds"] for row in numbers["results"].values())
+    assert 10 * fast < reference
+    assert "60 x 100 boxes" in capsys.readouterr().out
+
+
+def test_engines_that_differ_end_the_comparison(run, monkeypatch):
+    monkeypatch.setattr("benchmarks.evaluation.precisions", lambda *_, engine: float(engine == "auto"))
+    with pytest.raises(SystemExit, match="engines: expected equal precisions, found different ones"):
+        run("evaluation", "--images", "2", "--boxes", "3")
+
+
 # --- bad requests -----------------------------------------------------------------------------------------------------
 
 
@@ -289,6 +306,7 @@ def test_the_device_may_be_left_open(run, words):
         ("losses", "--num-batches 0"),
         *(("contrastive", argument) for argument in ("--form fast", "--regions 0", "--dim -1")),
         *(("masks", argument) for argument in ("--boxes 0", "--dim -1", "--tokens many")),
+        ("evaluation", "--images 0"),
     ],
 )
 def test_bad_arguments_are_refused(command, argument, capsys):
