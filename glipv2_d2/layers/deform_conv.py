@@ -9,12 +9,13 @@ from torch.autograd.function import once_differentiable
 from torchvision.ops import deform_conv2d
 
 from ..errors import InputError
+from .products import linear
 
 DEFORM_FORMS = ("auto", "torchvision", "gather")
 
-# Number of sampled values that the gather form holds at a time without gradients: 8 MiB in single precision, which fits
-# into the cache of a CPU (a 100 x 168 map of 256 channels takes 0.38 s in chunks, 0.47 s in one piece).
-CHUNK_ELEMENTS = 2**21
+# Number of sampled values that the gather form holds at a time without gradients: 2 MiB in single precision, which the
+# product finds in the cache of a CPU core.
+CHUNK_ELEMENTS = 2**19
 
 # Below this many numbers in an output map, torchvision's operator is faster on the CPU if no gradient is needed.
 SMALL_OUTPUT = 4096
@@ -114,21 +115,21 @@ def deform_conv_gather(
     out_channels, _, kernel_h, kernel_w = weight.shape
     out_h, out_w = offset.shape[-2:]
     taps = kernel_h * kernel_w
-    index, corner_weight = _corners(x.shape[-2:], offset, modulation, (kernel_h, kernel_w), stride, padding)
     rows = x.permute(0, 2, 3, 1).reshape(-1, channels)  # (N*H*W, C)
-    corner_weight = corner_weight.to(rows.dtype)
     matrix = weight.permute(0, 2, 3, 1).reshape(out_channels, taps * channels)  # (Co, K*C)
-
-    def convolve(index: Tensor, corner_weight: Tensor) -> Tensor:
-        sampled = _weighted_rows(rows, index, corner_weight)  # (positions*K, C)
-        return F.linear(sampled.view(-1, taps * channels), matrix, bias)  # (positions, Co)
-
+    find_corners = _corners if torch.is_grad_enabled() else _corners_by_planes
+    index, corner_weight = find_corners(x.shape[-2:], offset, modulation, (kernel_h, kernel_w), stride, padding)
+    corner_weight = corner_weight.to(rows.dtype)
     positions = max(1, CHUNK_ELEMENTS // (taps * channels))
     if torch.is_grad_enabled() or positions >= num_images * out_h * out_w:
-        output = convolve(index, corner_weight)
+        sampled = _weighted_rows(rows, index, corner_weight)  # (positions*K, C)
+        output = linear(sampled.view(-1, taps * channels), matrix, bias)  # (positions, Co)
     else:
-        pieces = zip(index.split(positions * taps), corner_weight.split(positions * taps), strict=True)
-        output = torch.cat([convolve(*piece) for piece in pieces])
+        output = rows.new_empty(num_images * out_h * out_w, out_channels)
+        pieces = (index.split(positions * taps), corner_weight.split(positions * taps), output.split(positions))
+        for piece_index, piece_weight, piece in zip(*pieces, strict=True):
+            sampled = _weighted_rows(rows, piece_index, piece_weight)
+            piece.copy_(linear(sampled.view(-1, taps * channels), matrix, bias))
     return output.view(num_images, out_h, out_w, out_channels).permute(0, 3, 1, 2)
 
 
@@ -162,7 +163,7 @@ def _weighted_rows(rows: Tensor, index: Tensor, weight: Tensor) -> Tensor:
     """Sum rows with weights: (number of rows, C), index (B, 4), weight (B, 4) to (B, C)."""
     # The gradient of the weights comes from embedding_bag, that of the rows from _ScatterToRows.
     sampled = F.embedding_bag(index, rows.detach(), per_sample_weights=weight, mode="sum")
-    return _ScatterToRows.apply(sampled, rows, index, weight.detach())
+    return _ScatterToRows.apply(sampled, rows, index, weight.detach()) if torch.is_grad_enabled() else sampled
 
 
 def reinterpret_flat(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -225,6 +226,43 @@ def _corners(
     row_share, column_share = share[..., 0, :] * modulation, share[..., 1, :]
     weight = (row_share.unsqueeze(-1) * column_share.unsqueeze(-2)).view(-1, 4)
     return index, weight
+
+
+def _corners_by_planes(
+    size: torch.Size, offset: Tensor, modulation: Tensor, kernel: tuple[int, int], stride: int, padding: int
+) -> tuple[Tensor, Tensor]:
+    """Return what ``_corners`` does, the index as int32 where that is enough.
+
+    Each step runs over planes, (N, K, Ho, Wo), which is several times faster, but has a slow backward pass.
+    """
+    offset, modulation = _at_least_float32(offset), _at_least_float32(modulation)
+    num_images, taps = modulation.shape[:2]
+    grid = _tap_grid(offset.permute(0, 2, 3, 1).unsqueeze(-1), kernel, stride, padding).permute(3, 2, 0, 1)
+    is_small = num_images * size[0] * size[1] < torch.iinfo(torch.int32).max
+    whole = torch.int32 if is_small else torch.int64
+
+    def pixels(axis: int) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the lower and the higher pixel of each tap along an axis, and their shares, (N, K, Ho, Wo) each."""
+        position = offset[:, axis::2] + grid[axis]
+        low = position.floor()
+        fraction = position.sub_(low)
+        pixel = low.to(whole)
+        inside = [(low >= 0) & (low < size[axis]), (low >= -1) & (low < size[axis] - 1)]
+        shares = [(1 - fraction).mul_(inside[0]), fraction.mul_(inside[1])]
+        # Clamping integers keeps the index of a position that is not finite in range.
+        return [pixel.clamp(0, size[axis] - 1), pixel.clamp(-1, size[axis] - 2).add_(1)], shares
+
+    (rows, row_shares), (columns, column_shares) = pixels(0), pixels(1)
+    image = torch.arange(num_images, dtype=whole, device=offset.device).view(-1, 1, 1, 1) * (size[0] * size[1])
+    rows = [row.mul_(size[1]).add_(image) for row in rows]
+    row_shares = [share.mul_(modulation) for share in row_shares]
+    index = torch.empty(num_images, *offset.shape[-2:], taps, 4, dtype=whole, device=offset.device)
+    weight = offset.new_empty(index.shape)
+    for corner in range(4):
+        row, column = corner // 2, corner % 2
+        index[..., corner] = (rows[row] + columns[column]).permute(0, 2, 3, 1)
+        weight[..., corner] = (row_shares[row] * column_shares[column]).permute(0, 2, 3, 1)
+    return index.view(-1, 4), weight.view(-1, 4)
 
 
 def _tap_grid(offset: Tensor, kernel: tuple[int, int], stride: int, padding: int) -> Tensor:

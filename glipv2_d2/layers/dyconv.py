@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .deform_conv import DEFORM_FORMS, choose_deform_form, modulated_deform_conv2d, reinterpret_flat
+from .products import is_cpu_inference
 
 # Channels of the offset maps: two displacements for each of the nine taps, followed by nine modulations.
 NUM_OFFSETS = 18
@@ -41,7 +42,9 @@ class DynamicReLU(nn.Module):
         second = torch.addcmul(intercept2 - 0.5, x, 2 * slope2 - 1)
         # second + relu(first - second) is max(first, second), whose own backward pass would also search for ties.
         difference = torch.addcmul(intercept1 - intercept2, x, 2 * (slope1 - slope2) + 1)
-        return second + F.relu(difference)
+        if not is_cpu_inference(x):
+            return second + F.relu(difference)
+        return second.add_(difference.relu_())
 
 
 class ConvUnit(nn.Module):
@@ -154,7 +157,8 @@ class DyConv(nn.Module):
             branches.append(F.interpolate(up, size=level.shape[-2:], mode="bilinear", align_corners=True))
         mixed = branches[0] * self._importance(branches[0], len(branches))
         for branch in branches[1:]:
-            mixed = torch.addcmul(mixed, branch, self._importance(branch, len(branches)))
+            target = mixed if is_cpu_inference(mixed) else None
+            mixed = torch.addcmul(mixed, branch, self._importance(branch, len(branches)), out=target)
         return mixed
 
     def _offsets(self, level: Tensor) -> tuple[Tensor | None, Tensor | None]:

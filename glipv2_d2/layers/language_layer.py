@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
+from .products import apply
 from .reading import KeyValues, visible_tokens
 
 # Inside the range of half precision (65,504): scores and activations stop here instead of becoming infinite.
@@ -100,14 +101,14 @@ class LanguageLayer(nn.Module):
         return self._update(hidden, self._attend(query, *known, visible)), known
 
     def _update(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        hidden = self.attention_norm(hidden + self._drop(self.attention_output(attended)))
-        inner = F.gelu(clamp_activations(self.intermediate(hidden)))
-        updated = self._drop(clamp_activations(self.output(inner)))
+        hidden = self.attention_norm(hidden + self._drop(apply(self.attention_output, attended)))
+        inner = F.gelu(clamp_activations(apply(self.intermediate, hidden)))
+        updated = self._drop(clamp_activations(apply(self.output, inner)))
         return clamp_activations(self.output_norm(hidden + updated))
 
     def _project(self, hidden: Tensor) -> list[Tensor]:
         return [
-            projection(hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (N, heads, T, D / heads)
+            apply(projection, hidden).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (N, heads, T, D / heads)
             for projection in (self.query, self.key, self.value)
         ]
 

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -137,6 +139,18 @@ def test_bias_is_optional():
     for form, expected in zip(FORMS, with_bias):
         actual = modulated_deform_conv2d(**inputs, bias=None, form=form)
         torch.testing.assert_close(actual + bias, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("stride", "spread"), [(1, 0.7), (2, 3.0), (1, 1e12), (1, float("nan"))])
+def test_corners_by_planes_are_the_corners(stride, spread):
+    inputs = make_inputs((5, 7), stride, dtype=torch.float32)
+    arguments = ((5, 7), inputs["offset"] * spread, inputs["modulation"], (3, 3), stride, 1)
+    index, weight = deform_conv._corners(*arguments)
+    index_by_planes, weight_by_planes = deform_conv._corners_by_planes(*arguments)
+    torch.testing.assert_close(weight_by_planes, weight, rtol=0, atol=0, equal_nan=True)
+    # Where the weight is 0, the index only has to be in range.
+    assert index_by_planes.min() >= 0 and index_by_planes.max() < 2 * 5 * 7
+    assert torch.equal(index_by_planes[weight != 0].long(), index[weight != 0]) or not math.isfinite(spread)
 
 
 def test_pieces_equal_the_whole_and_are_bounded(monkeypatch):

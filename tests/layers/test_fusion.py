@@ -7,6 +7,7 @@ from slow_layers import bi_attention, layer_norm
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from glipv2_d2.layers import fusion
 from glipv2_d2.layers.fusion import BiAttentionBlock, BiMultiHeadAttention, folded_is_faster, split_levels
 
 FORMS = ("plain", "folded")
@@ -234,12 +235,44 @@ def test_the_form_that_runs_is_the_one_chosen(form, tokens, expected, monkeypatc
     assert ran == [expected]
 
 
+@pytest.mark.parametrize("lengths", [[6, 2], [6, 6], [6, 0]])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.float64, 1e-13)])
+def test_blocks_equal_the_folded_form(dtype, tolerance, lengths, monkeypatch):
+    attention = make_attention(c=32, d=16, embed=64, heads=4, dtype=dtype)
+    visual, language = torch.randn(2, 50, 32, dtype=dtype), torch.randn(2, 6, 16, dtype=dtype)
+    # The largest score comes last, so that all sums before it shrink to next to nothing.
+    visual *= torch.linspace(0.1, 30, 50, dtype=dtype)[:, None]
+    mask = make_mask(lengths, 6)
+    expected = [update.detach() for update in attention(visual, language, mask, "folded")]
+    for block_scores in (1, 7 * 24, 2**20):  # blocks of one position, of seven, and of all
+        monkeypatch.setattr(fusion, "BLOCK_SCORES", block_scores)
+        with torch.no_grad():
+            actual = attention(visual, language, mask, "blocks")
+        for side in range(2):
+            scale = expected[side].abs().max().item()
+            torch.testing.assert_close(actual[side], expected[side], rtol=0, atol=tolerance * scale)
+
+
+def test_without_gradients_and_dropout_auto_takes_blocks_on_the_cpu(monkeypatch):
+    ran = []
+    for name in ("_plain", "_folded", "_blocks"):
+        monkeypatch.setattr(BiMultiHeadAttention, name, lambda *_, name=name: ran.append(name))
+    attention = make_attention(c=16, d=5, dtype=torch.float32, dropout=0.1)
+    inputs = (torch.zeros(1, 40, 16), torch.zeros(1, 2, 5), make_mask([2], 2))
+    for form in ("auto", "blocks"):
+        attention(*inputs, form)  # a gradient may be wanted
+        with torch.no_grad():
+            attention.train()(*inputs, form)
+            attention.eval()(*inputs, form)
+    assert ran == ["_folded", "_folded", "_blocks"] * 2
+
+
 def test_wrong_arguments_are_named():
     with pytest.raises(ValueError, match="FUSION.NUM_HEADS: expected a divisor of embed_dim 10, found 4"):
         BiMultiHeadAttention(4, 4, embed_dim=10, num_heads=4)
-    with pytest.raises(ValueError, match="expected one of auto, plain, folded, found 'fast'"):
+    with pytest.raises(ValueError, match="expected one of auto, plain, folded, blocks, found 'fast'"):
         make_attention()(torch.zeros(1, 1, 6), torch.zeros(1, 1, 5), make_mask([1], 1), "fast")
-    with pytest.raises(ValueError, match="form: expected one of auto, plain, folded, found 'fast'"):
+    with pytest.raises(ValueError, match="form: expected one of auto, plain, folded, blocks, found 'fast'"):
         BiAttentionBlock(4, 4, embed_dim=4, num_heads=1, dropout=0.0, layer_scale=1.0, form="fast")
 
 
@@ -366,7 +399,7 @@ def test_tokens_read_the_image_as_in_both_directions(form):
             everything = np.ones(5, dtype=bool)
             _, expected = bi_attention(visual[image].numpy(), language[image].numpy(), everything, weights, 4)
             np.testing.assert_allclose(actual[image], expected, rtol=0, atol=1e-12)
-    with pytest.raises(ValueError, match="expected one of auto, plain, folded, found 'fast'"):
+    with pytest.raises(ValueError, match="expected one of auto, plain, folded, blocks, found 'fast'"):
         attention.read_image(visual, language, "fast")
 
 

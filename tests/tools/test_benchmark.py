@@ -41,7 +41,7 @@ CONTRASTIVE = ("contrastive", "--regions", "40", "--words", "30", "--dim", "8")
 def test_both_forms_are_measured_module_by_module(run, capsys):
     numbers = run(*MODEL, "--prompt", "cat. traffic light.")
     assert numbers["names"] == 2 and numbers["images"] == [1, 3, 64, 96]
-    assert list(numbers["results"]) == ["plain/torchvision", "folded/gather"]
+    assert list(numbers["results"]) == ["plain/torchvision", "blocks/gather"]
     for rows in numbers["results"].values():
         assert list(rows) == [
             *("backbone", "text encoder", "fusion", "language layer", "dyconv", "head"),

@@ -320,6 +320,9 @@ def _flop_formulas() -> dict[Any, Callable[..., int]]:
         # The scores again; then the gradients of queries and keys, and of weights and values.
         return 2 * query[:3].numel() * key[2] * (3 * query[3] + 2 * value[3])
 
+    def product(x, weight, *args, **kwargs) -> int:
+        return 2 * x.numel() * weight[0]
+
     aten, vision = torch.ops.aten, torch.ops.torchvision
     return {
         vision.deform_conv2d: deform,
@@ -328,6 +331,7 @@ def _flop_formulas() -> dict[Any, Callable[..., int]]:
         aten._embedding_bag: bags,
         aten._embedding_bag_forward_only: bags,
         aten._embedding_bag_per_sample_weights_backward: bags_backward,
+        torch.ops.mkldnn._linear_pointwise: product,
         aten._scaled_dot_product_flash_attention_for_cpu: attention,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
     }

@@ -75,9 +75,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--forms",
         nargs="+",
         type=form_pair,
-        default=[("plain", "torchvision"), ("folded", "gather")],
+        default=[("plain", "torchvision"), ("blocks", "gather")],
         metavar="FUSION/DEFORMABLE",
-        help=f"{FORMS} (default: plain/torchvision folded/gather)",
+        help=f"{FORMS} (default: plain/torchvision blocks/gather)",
     )
     parser.add_argument("--train", action="store_true", help="losses and their backward pass, in training mode")
     parser.add_argument("--repeat", type=positive, default=5, metavar="N", help="timed passes (default: 5)")

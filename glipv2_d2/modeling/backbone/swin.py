@@ -9,13 +9,17 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.swin import SwinTransformer
-from torch import nn
+from torch import Tensor, nn
 
+from ...layers.products import is_cpu_inference
 from .fpn import GroundingFPN, build_fpn
+from .swin_stripes import run_stage
 
 
 class FreezableSwin(SwinTransformer):
     """detectron2's Swin Transformer whose frozen stages stay in eval mode when the model is set to training.
+
+    Without gradients its blocks run on a CPU by ``run_stage``, with equal results.
 
     Its features are named ``p{index}`` after the stage, 0..3; their strides are 4, 8, 16, 32. Arguments are those of
     ``SwinTransformer``.
@@ -32,6 +36,24 @@ class FreezableSwin(SwinTransformer):
         super().train(mode)
         self._freeze_stages()
         return self
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Map (N, C, H, W) to the named features, (N, channels, H / stride, W / stride)."""
+        if self.training or self.ape or not is_cpu_inference(images):
+            return super().forward(images)
+        tokens = self.patch_embed(images)  # (N, C, H, W)
+        height, width = tokens.shape[-2:]
+        tokens = tokens.flatten(2).transpose(1, 2)  # (N, H*W, C)
+        features = {}
+        for index, stage in enumerate(self.layers):
+            tokens = run_stage(stage, tokens, height, width)
+            if index in self.out_indices:
+                feature = self.get_submodule(f"norm{index}")(tokens)
+                features[f"p{index}"] = feature.transpose(1, 2).unflatten(2, (height, width))
+            if stage.downsample is not None:
+                tokens = stage.downsample(tokens, height, width)
+                height, width = (height + 1) // 2, (width + 1) // 2
+        return features
 
 
 def _require_gradient(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
