@@ -11,12 +11,14 @@ PACKAGE = "glipv2_d2"
 # Rooms on one floor may use each other, but for those in APART, and never in a circle.
 FLOORS = {
     "errors": 0,
+    "folders": 0,
     "config": 0,
     "detectron2_keys": 0,
     "structures": 0,
     "distributed": 0,
     "paths": 0,
     "likeness": 0,
+    "plurals": 0,
     "config_files": 0,
     "tensor_files": 0,
     "yaml_texts": 0,

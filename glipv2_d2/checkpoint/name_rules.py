@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..plurals import counted
+
 
 @dataclass(frozen=True)
 class ConversionReport:
@@ -29,7 +31,7 @@ class ConversionReport:
     missing: tuple[str, ...]
 
     def __str__(self) -> str:
-        lines = [f"{self.source}: {len(self.used)} tensors used"]
+        lines = [f"{self.source}: {counted(len(self.used), 'tensor')} used"]
         reasons = defaultdict(list)
         for name, reason in self.ignored.items():
             reasons[reason].append(name)

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from ..data.own_sets import training_splits
+from ..plurals import agreeing, counted
 from .facts import BoxFacts, DataFacts, ImageFacts
-from .findings import Finding, counted, percent, some
+from .findings import Finding, percent, some
 
 # A box is tiny where its shorter side is less than this many pixels for the model, the stride of its finest level.
 TINY_PIXELS = 8
@@ -57,7 +58,7 @@ def box_findings(facts: DataFacts, detection_limit: int) -> Iterator[Finding]:
     yield from _doubled(facts)
     crowds = [(image, box) for image in facts.images for box in image.boxes if box.iscrowd]
     if crowds:
-        text = f"{counted(len(crowds), 'box')} {'is' if len(crowds) == 1 else 'are'} of crowds, which are not learned"
+        text = f"{counted(len(crowds), 'box')} {agreeing(len(crowds), 'is', 'are')} of crowds, which are not learned"
         yield Finding("note", "crowd boxes", len(crowds), text, "", _cases(crowds))
     full = [image for image in facts.images if 0 < detection_limit < len(image.objects)]
     if full:
@@ -66,7 +67,7 @@ def box_findings(facts: DataFacts, detection_limit: int) -> Iterator[Finding]:
             "warning",
             "many boxes",
             len(full),
-            f"{counted(len(full), 'image')} {'has' if len(full) == 1 else 'have'} more boxes than the "
+            f"{counted(len(full), 'image')} {agreeing(len(full), 'has', 'have')} more boxes than the "
             f"{detection_limit} detections that are kept",
             f"set TEST.DETECTIONS_PER_IMAGE {most}",
             tuple(f"{image.place}: {len(image.objects)}" for image in full),
@@ -78,22 +79,22 @@ def _impossible(pairs: list[tuple[ImageFacts, BoxFacts]]) -> Iterator[Finding]:
     for image, box in pairs:
         kinds.setdefault(box_kind(box.corners, image.size), []).append((image, box))
     advice = {
-        "faulty": "correct these boxes, or leave them out",
-        "without area": "correct these boxes, or leave them out",
-        "outside": "check that these boxes belong to these images",
+        "faulty": "correct such boxes, or leave them out",
+        "without area": "correct such boxes, or leave them out",
+        "outside": "check that such boxes belong to their images",
         "reaching out": "",
     }
     verbs = {
         "faulty": "not four finite numbers",
         "without area": "without area",
-        "outside": "outside of their image",
-        "reaching out": "partly outside of their image, and are cut at its border",
+        "outside": "outside of the image",
+        "reaching out": "partly outside of the image, and cut at its border",
     }
     for kind, way_out in advice.items():
         found = kinds.get(kind, [])
         if found:
             severity = "note" if kind == "reaching out" else "warning" if len(found) < len(pairs) else "stop"
-            text = f"{len(found)} of {counted(len(pairs), 'box')} are {verbs[kind]}"
+            text = f"{len(found)} of {counted(len(pairs), 'box')} {agreeing(len(found), 'is', 'are')} {verbs[kind]}"
             yield Finding(severity, f"boxes {kind}", len(found), text, way_out, _cases(found))
 
 
@@ -109,9 +110,9 @@ def _relative(pairs: list[tuple[ImageFacts, BoxFacts]]) -> Iterator[Finding]:
                 "stop" if limit == 1 else "warning",
                 "relative boxes",
                 number,
-                f"{number} of {counted(len(pairs), 'box')} end before {counted(int(limit), 'pixel')}, so their "
-                f"coordinates are probably {words}",
-                "multiply them by width and height of their image",
+                f"{number} of {counted(len(pairs), 'box')} {agreeing(number, 'ends', 'end')} before "
+                f"{counted(int(limit), 'pixel')}, so the coordinates are probably {words}",
+                "multiply them by width and height of the image",
                 _cases([pair for pair, flag in zip(pairs, inside.tolist(), strict=True) if flag][:100]),
             )
             return
@@ -125,8 +126,8 @@ def _tiny(facts: DataFacts) -> Iterator[Finding]:
         return
     share = len(tiny) / len(found)
     text = (
-        f"{len(tiny):,} of {counted(len(found), 'box')} ({percent(share)}) are under {TINY_PIXELS} pixels"
-        f" at input size {facts.input_size[0]}"
+        f"{len(tiny):,} of {counted(len(found), 'box')} ({percent(share)}) {agreeing(len(tiny), 'is', 'are')} under "
+        f"{TINY_PIXELS} pixels at input size {facts.input_size[0]}"
     )
     size = needed_input_size(facts)
     advice = f"at INPUT.MIN_SIZE_TEST {size} nine of ten boxes are large enough" if size > facts.input_size[0] else ""
@@ -163,11 +164,11 @@ def _doubled(facts: DataFacts) -> Iterator[Finding]:
                 other_names.append((image, box))
             known.add(box.name)
     if twice:
-        text = f"{counted(len(twice), 'box')} {'stands' if len(twice) == 1 else 'stand'} in the same image twice"
-        yield Finding("warning", "boxes twice", len(twice), text, "leave the second one out", _cases(twice))
+        text = f"{counted(len(twice), 'box')} {agreeing(len(twice), 'stands', 'stand')} in the same image twice"
+        yield Finding("warning", "boxes twice", len(twice), text, "leave the copy out", _cases(twice))
     if other_names:
         number = len(other_names)
-        text = f"{counted(number, 'box')} {'has' if number == 1 else 'have'} the place of a box of another class"
+        text = f"{counted(number, 'box')} {agreeing(number, 'has', 'have')} the place of a box of another class"
         yield Finding("note", "boxes of two classes", number, text, "", _cases(other_names))
 
 
@@ -188,7 +189,7 @@ def class_findings(facts: DataFacts) -> Iterator[Finding]:
         names = [name for name in facts.names if keep(name)]
         if names:
             number = counted(len(names), "class")
-            verb = "has" if len(names) == 1 else "have"
+            verb = agreeing(len(names), "has", "have")
             shown = tuple(f"{name} ({total[name]})" if total[name] else name for name in names)
             yield Finding(severity, kind, len(names), f"{number} {verb} {text}", advice, shown)
 
@@ -196,7 +197,7 @@ def class_findings(facts: DataFacts) -> Iterator[Finding]:
         "warning",
         "classes without boxes",
         "no box at all",
-        "leave them out, or check their names",
+        "leave such classes out, or check their names",
         lambda n: not total[n],
     )
     if train is not None:
@@ -204,28 +205,28 @@ def class_findings(facts: DataFacts) -> Iterator[Finding]:
             "warning",
             "classes not trained",
             "no box to train on, and boxes in other splits",
-            "move some of their images to the training split",
+            "move some images of such classes to the training split",
             lambda name: not train[name] and total[name] > 0,
         )
         yield from missing(
             "warning",
             "rare classes",
-            f"less than {_RARE} boxes to train on",
-            "add images of them",
+            f"fewer than {_RARE} boxes to train on",
+            "add images",
             lambda name: 0 < train[name] < _RARE,
         )
     if train is not None and val is not None:
         yield from missing(
             "note",
             "classes not in val",
-            "no box in the validation split, so its AP is not known",
+            "no box in the validation split, so the AP is not known",
             "",
             lambda name: train[name] > 0 and not val[name],
         )
     empty = [image for image in facts.images if not image.objects]
     if empty and total:
         many = 2 * len(empty) > len(facts.images)
-        text = f"{len(empty)} of {counted(len(facts.images), 'image')} have no box"
+        text = f"{len(empty)} of {counted(len(facts.images), 'image')} {agreeing(len(empty), 'has', 'have')} no box"
         advice = "check that the annotations belong to these images" if many else ""
         cases = tuple(image.place for image in empty)
         yield Finding("warning" if many else "note", "images without boxes", len(empty), text, advice, cases)

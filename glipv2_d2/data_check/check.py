@@ -16,10 +16,11 @@ from ..data.datasets.skip_report import DataReport, SkipReport, with_progress
 from ..data.loading import check_is_available
 from ..data.own_sets import CocoSet, OwnSets, find_own_sets
 from ..errors import InputError
+from ..plurals import agreeing, counted, singular
 from ..prompts.tokenizer import PromptTokenizer
 from .boxes import box_findings, class_findings
 from .facts import BoxFacts, DataFacts, ImageFacts
-from .findings import Finding, counted
+from .findings import Finding
 from .images import image_findings, read_file
 from .names import name_findings, prompt_findings, prompt_tokens
 from .report import DataFindings
@@ -171,7 +172,9 @@ def _left_out(reports: Iterable[SkipReport]) -> Iterator[Finding]:
             cases = tuple(
                 f"{case.where}: {case.reason}" for case in report.cases if (case.unit, case.kind) == (unit, kind)
             )
-            text = f"{number} of {report.totals[unit] or number} {unit} were left out: {kind}"
+            if kind == "annotations of images that are left out":
+                continue  # Their images are told.
+            text = f"left out {number:,} of {counted(report.totals[unit] or number, singular(unit))}: {kind}"
             # A file of something else, such as figures, is no fault of the set.
             is_other = unit == "annotation files"
             advice = "" if is_other else "correct them if they are needed"
@@ -179,17 +182,18 @@ def _left_out(reports: Iterable[SkipReport]) -> Iterator[Finding]:
         for kind, number in report.changed.items():
             if kind.startswith("classes left out"):
                 continue  # They have a finding of their own, with their names.
-            yield Finding("note", f"changed: {kind}", number, f"{number} {kind}")
+            yield Finding("note", f"changed: {kind}", number, f"{kind}: {number:,}")
 
 
 def _unused(names: list[str]) -> Iterator[Finding]:
     if names:
-        text = f"{counted(len(names), 'class')} of the files {'has' if len(names) == 1 else 'have'} no box, left out"
+        text = f"{counted(len(names), 'class')} of the files {agreeing(len(names), 'has', 'have')} no box, left out"
         yield Finding("note", "unused names", len(names), text, "", tuple(names))
 
 
 def _unread(images: list[ImageFacts]) -> Iterator[Finding]:
     number = sum(not image.is_read for image in images)
     if number:
-        text = f"{number:,} of {counted(len(images), 'image')} were not opened; glipv2 check-data opens all"
+        found = f"{number:,} of {counted(len(images), 'image')} {agreeing(number, 'was', 'were')} not opened"
+        text = f"{found}; glipv2 check-data opens all"
         yield Finding("note", "images not opened", number, text)

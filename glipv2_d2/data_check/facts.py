@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..data.transforms import ResizeShortestEdgeLegacy
-from .findings import counted
+from ..plurals import counted
 
 
 class BoxFacts(NamedTuple):

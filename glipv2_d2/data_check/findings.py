@@ -43,12 +43,6 @@ def some(cases: Sequence[str], number: int, separator: str = ", ") -> str:
     return separator.join(cases[:number]) + (f" and {len(cases) - number} more" if len(cases) > number else "")
 
 
-def counted(number: int, thing: str) -> str:
-    """Return "1 image", "2 images", "2 boxes" or "2 classes"."""
-    ending = "" if number == 1 else "es" if thing.endswith(("x", "s")) else "s"
-    return f"{number:,} {thing}{ending}"
-
-
 def percent(share: float) -> str:
     """Return a share in [0, 1] as whole per cent."""
     return f"{100 * share:.0f} %" if share >= 0.005 or share == 0 else "under 1 %"

@@ -12,14 +12,16 @@ import numpy as np
 
 from ..data.image_reading import UnreadableImageError, format_of_suffix, image_kind, read_image
 from ..data.own_sets import training_splits
+from ..plurals import agreeing, counted
 from .facts import DataFacts, ImageFacts
-from .findings import Finding, counted
+from .findings import Finding
 
 # From here on reading an image takes longer than a training step of a small model.
 _HUGE_PIXELS = 16_000_000
 _HUGE_BYTES = 20_000_000
 _ROBOFLOW_NAME = re.compile(r"(.+)\.rf\.[0-9a-f]{16,}\.\w+$")
-_READ_AGAIN = "open and save these files again, or leave them out"
+_SINGULAR = {"are": "is", "have": "has", "hold": "holds"}
+_READ_AGAIN = "open and save such files again, or leave them out"
 
 
 def read_file(image: ImageFacts) -> ImageFacts:
@@ -73,20 +75,22 @@ def image_findings(facts: DataFacts) -> Iterator[Finding]:
         kept = [image for image in good if keep(image)]
         if kept:
             cases = _cases(kept, lambda one: str(keep(one)) if keep(one) is not True else "")
-            yield Finding(severity, kind, len(kept), f"{len(kept)} of {total} {text}", advice, cases)
+            verb, _, what = text.partition(" ")
+            verb = agreeing(len(kept), _SINGULAR[verb], verb)
+            yield Finding(severity, kind, len(kept), f"{len(kept)} of {total} {verb} {what}", advice, cases)
 
     yield from found(
         "warning",
         "truncated images",
-        "are cut off; they are read as far as they go, the rest is gray",
+        "are cut off, and read as far as possible; the rest is gray",
         _READ_AGAIN,
         lambda one: bool(one.truncated) and f"{one.gray_share:.0%} gray",
     )
     yield from found(
         "warning",
         "sizes that differ",
-        "have another size than their annotation says, so training leaves them out",
-        "correct width and height, and check that the boxes belong to these files",
+        "have another size than annotated, and cannot be trained on",
+        "correct width and height, and check that the boxes belong to the files",
         lambda one: (
             one.file_size != one.size
             and f"{one.size[1]} x {one.size[0]} annotated, {one.file_size[1]} x {one.file_size[0]} in the file"
@@ -102,7 +106,7 @@ def image_findings(facts: DataFacts) -> Iterator[Finding]:
             and f"{one.file_size[1]} x {one.file_size[0]}, {one.num_bytes / 1e6:.1f} MB"
         ),
     )
-    yield from found("note", "turned images", "are turned upright by their EXIF orientation", "", _orientation)
+    yield from found("note", "turned images", "are turned upright by EXIF", "", _orientation)
     yield from found("note", "misnamed images", "have the suffix of another format, which does no harm", "", _misnamed)
     yield from found("note", "gray images", "are gray", "", lambda one: one.is_gray)
     yield from found("note", "images with alpha", "are transparent, which is left out", "", lambda one: one.has_alpha)
@@ -127,7 +131,7 @@ def _copies(images: Iterable[ImageFacts]) -> Iterator[Finding]:
             "warning",
             "copies across splits",
             number,
-            f"{counted(number, 'image')} {'is' if number == 1 else 'are'} in more than one split, so results are "
+            f"{counted(number, 'image')} {agreeing(number, 'is', 'are')} in more than one split, so results are "
             f"better than they should be",
             "leave the copies in the training split out",
             tuple(" = ".join(image.place for image in group) for group in leaks),
@@ -138,7 +142,7 @@ def _copies(images: Iterable[ImageFacts]) -> Iterator[Finding]:
             "note",
             "copies within a split",
             number,
-            f"{counted(number, 'image')} {'is a copy' if number == 1 else 'are copies'} of another in the same split",
+            f"{counted(number, 'image')} {agreeing(number, 'is a copy', 'are copies')} of another in the same split",
             "",
             tuple(" = ".join(image.place for image in group) for group in within),
         )
@@ -148,7 +152,7 @@ def _copies(images: Iterable[ImageFacts]) -> Iterator[Finding]:
             "warning",
             "copies with other boxes",
             len(differing),
-            f"the boxes of {counted(len(differing), 'image')} differ between the copies",
+            f"{counted(len(differing), 'image')} {agreeing(len(differing), 'has', 'have')} copies with other boxes",
             "keep the better boxes, and leave the other copy out",
             tuple(
                 " / ".join(f"{image.place} {counted(len(image.boxes), 'box')} {_first_box(image)}" for image in group)
@@ -167,7 +171,7 @@ def _variants(images: Iterable[ImageFacts]) -> Iterator[Finding]:
     copied = [group for group in groups.values() if len(group) > 1]
     leaks = [group for group in copied if len({image.split for image in group}) > 1]
     if leaks:
-        text = f"{counted(len(leaks), 'photograph')} of Roboflow {'is' if len(leaks) == 1 else 'are'} in several splits"
+        text = f"{counted(len(leaks), 'photograph')} of Roboflow {agreeing(len(leaks), 'is', 'are')} in several splits"
         yield Finding(
             "warning",
             "variants across splits",

@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from ..errors import InputError
+from ..plurals import agreeing, counted
 from ..prompts.builder import check_vocabulary, clean_name, namesakes
 from ..prompts.tokenizer import PromptTokenizer
-from .findings import Finding, counted
+from .findings import Finding
 
 # Words of one class in a yaml file of own data; see docs/own_data.md.
 _SAY = "say it in words, in a yaml file of the set"
@@ -51,7 +52,7 @@ def name_findings(names: Sequence[str], prompts: Mapping[str, str], tokenizer: P
     joined = [name for name in own if _parted(name) != name]
     if joined:
         shown = tuple(f'{name}: "{_parted(name)}"' for name in joined)
-        text = f"{counted(len(joined), 'name')} {'is' if len(joined) == 1 else 'are'} words written as one"
+        text = f"{counted(len(joined), 'name')} {agreeing(len(joined), 'is', 'are')} words written as one"
         yield Finding(
             "note", "joined names", len(joined), text, f"{_SAY} ({_mapping(joined[0], _parted(joined[0]))})", shown
         )
@@ -94,7 +95,7 @@ def _found(names: Sequence[str], severity: str, kind: str, what: str, advice: st
     if kept:
         number = counted(len(kept), "name")
         way_out = f"{advice} ({_mapping(kept[0], '...')})" if advice == _SAY else advice
-        text = f"{number} {'is' if len(kept) == 1 else 'are'} {what}"
+        text = f"{number} {agreeing(len(kept), 'is', 'are')} {what}"
         yield Finding(severity, kind, len(kept), text, way_out, tuple(map(repr, kept)))
 
 
@@ -122,7 +123,7 @@ def _alike(texts: Sequence[str], tokenizer: PromptTokenizer) -> Iterator[Finding
             "warning",
             "alike names",
             len(pairs),
-            f"{len(pairs)} {'pair' if len(pairs) == 1 else 'pairs'} of names differ by spelling alone",
+            f"{len(pairs)} {agreeing(len(pairs), 'pair', 'pairs')} of names differ by spelling alone",
             "if they are one class, give them one name",
             tuple(f"{texts[one]!r} and {texts[other]!r}" for one, other in pairs),
         )

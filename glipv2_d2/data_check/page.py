@@ -14,6 +14,7 @@ from PIL import Image
 
 from ..colored_text import phrase_color
 from ..data.image_reading import read_image
+from ..plurals import agreeing, counted
 from ..visualizer import GroundingVisualizer
 from .boxes import TINY_PIXELS
 from .facts import DataFacts, ImageFacts
@@ -64,7 +65,7 @@ def page_html(facts: DataFacts, findings: Sequence[Finding]) -> str:
     verdict = (
         "This set cannot be trained on yet."
         if stops
-        else f"This set can be trained on, with {warnings} {'warning' if warnings == 1 else 'warnings'}."
+        else f"This set can be trained on, with {counted(warnings, 'warning')}."
         if warnings
         else "This set can be trained on."
     )
@@ -104,14 +105,15 @@ def choose_images(facts: DataFacts, number: int = _MOST_IMAGES) -> list[ImageFac
 
 def _tiles(facts: DataFacts) -> str:
     counts = {split: sum(image.split == split for image in facts.images) for split in facts.splits}
-    figures = [(f"{'image' if count == 1 else 'images'} in {split}", f"{count:,}") for split, count in counts.items()]
-    figures += [("boxes", f"{sum(len(image.objects) for image in facts.images):,}")]
-    figures += [("class" if len(facts.names) == 1 else "classes", f"{len(facts.names):,}")]
+    figures = [(f"{agreeing(count, 'image', 'images')} in {split}", f"{count:,}") for split, count in counts.items()]
+    boxes = sum(len(image.objects) for image in facts.images)
+    figures += [(agreeing(boxes, "box", "boxes"), f"{boxes:,}")]
+    figures += [(agreeing(len(facts.names), "class", "classes"), f"{len(facts.names):,}")]
     sides = facts.short_sides()
     if len(sides):
         figures.append((f"side of a medium box at input size {facts.input_size[0]}", f"{np.median(sides):.0f} px"))
     if facts.num_tokens:
-        prompts = "prompt" if len(facts.num_tokens) == 1 else f"{len(facts.num_tokens)} prompts"
+        prompts = agreeing(len(facts.num_tokens), "prompt", f"{len(facts.num_tokens)} prompts")
         figures.append((f"tokens of the {prompts}", f"{sum(facts.num_tokens):,}"))
     return "".join(
         f"<div class='tile'><b>{html.escape(value)}</b><span>{html.escape(name)}</span></div>"
@@ -146,7 +148,8 @@ def _class_panel(facts: DataFacts) -> str:
             rows.append(f"<rect x='{left:.1f}' y='{top + 3}' width='{width:.1f}' height='16' fill='{_color(split)}'/>")
             left += width
         rows.append(_text(left + 7, top + 15, f"{totals[name]:,}", "start"))
-    rest = f"<p class='key'>and {len(names) - _MOST_BARS} classes with less</p>" if len(names) > _MOST_BARS else ""
+    more = len(names) - _MOST_BARS
+    rest = f"<p class='key'>and {counted(more, 'class')} with fewer</p>" if more > 0 else ""
     height = 24 * min(len(names), _MOST_BARS) + 4
     return _panel("Boxes of each class", f"<svg viewBox='0 0 540 {height}'>{''.join(rows)}</svg>{_key(facts)}{rest}")
 

@@ -15,6 +15,7 @@ from ..data.stream.samples import DROPPED_COUNTS
 from ..data.stream.state import TrainLoader
 from ..distributed import reduce_mean
 from ..errors import InputError
+from ..plurals import counted
 from .stopping import StopHook
 
 # Fewer unreadable files never end a training.
@@ -27,12 +28,12 @@ _NUM_LISTED = 1000
 # The ranks compare their unreadable files at each new one at first, later when there are this many times more.
 _CHECK_GROWTH = 1.05
 
-# Keys of a sample that hold lines of a report, with the subject of the report.
+# Keys of a sample that hold lines of a report, with what each line names and what became of it.
 _REPORTS = {
-    "skipped_files": "unreadable images were skipped",
-    "truncated_files": "truncated images were decoded as far as they go, save them again",
-    "damaged_shards": "damaged shards ended early",
-    "skipped_records": "malformed records or boxes of shards were left out",
+    "skipped_files": ("unreadable image", "skipped"),
+    "truncated_files": ("truncated image", "decoded as far as possible; save again"),
+    "damaged_shards": ("damaged shard", "read up to the damage"),
+    "skipped_records": ("malformed record", "left out, or boxes of them"),
 }
 
 
@@ -109,14 +110,17 @@ class SkippedImagesHook(HookBase):
         )
 
     def after_train(self) -> None:
-        """List what was left out on this rank."""
+        """List what was left out on this rank, and warn of it."""
         logger = logging.getLogger(__name__)
-        for key, what in _REPORTS.items():
+        for key, (thing, outcome) in _REPORTS.items():
             lines = self._lines[key]
             if lines:
-                number = f"at least {_NUM_LISTED}" if len(lines) == _NUM_LISTED else len(lines)
-                logger.warning("%s %s:\n%s", number, what, "\n".join(lines))
+                number = f"{'at least ' * (len(lines) == _NUM_LISTED)}{counted(len(lines), thing)}"
+                logger.warning("%s, %s:\n%s", number, outcome, "\n".join(lines))
         dropped = {name: int(n) for name, n in zip(DROPPED_COUNTS, self._counts[2:], strict=True) if n}
+        # A window of an image may hold none of its boxes: nothing is lost, and nothing has to be done.
+        if redrawn := dropped.pop("samples", 0):
+            logger.info("%s without any box left gave way to others", counted(redrawn, "training sample"))
         if dropped:
             found = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in dropped.items())
             logger.warning("dropped from the training data of this process: %s", found)

@@ -5,26 +5,22 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils.events import EventStorage
 
 from ..checkpoint.checkpointer import GLIPv2Checkpointer
 from ..config_files import get_config_file
-from ..data.build import build_train_loader
-from ..data.loading import load_test_dataset
 from ..data.own_sets import register_configured_sets, training_splits
 from ..data_check import check_own_sets, find_reported
 from ..errors import InputError
+from ..folders import check_writable
 from ..modeling.build import choose_device
-from ..solver import build_optimizer
+from ..plurals import counted
 from .command_line import build_config
 from .plateau import BEST_WEIGHTS
 from .recipe import (
@@ -38,7 +34,7 @@ from .recipe import (
     updates_within,
 )
 from .run_report import write_report, write_results
-from .train_loop import GroundingTrainLoop, amp_dtype
+from .speed import measure_seconds
 from .trainer import GLIPv2Trainer
 
 CONFIG_NAME = "config.yaml"
@@ -53,9 +49,6 @@ SMALL_MODEL, LARGE_MODEL = "models/glipv2_micro", "finetune/custom_swin_t"
 _MOST_PIXELS = 1e9
 # What shows that a folder holds a run.
 _TRACES = (CONFIG_NAME, "last_checkpoint", "metrics.json", "model_final.pth")
-# Updates and images that are timed for --minutes, after as many that are not.
-_TIMED_UPDATES = 8
-_TIMED_IMAGES = 4
 
 
 class Start(NamedTuple):
@@ -78,12 +71,11 @@ def check_output(folder: Path, resume: bool, overwrite: bool, weights: str = "")
     """Check that a run that starts from ``weights`` may write to a folder.
 
     Raises:
-        InputError: It holds another run, or with ``resume`` none, or with ``overwrite`` the weights.
+        InputError: It holds another run, or with ``resume`` none, or with ``overwrite`` the weights; or nothing
+            can be written to it.
         NotADirectoryError: It is a file, or lies below one.
     """
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise NotADirectoryError(f"--output: expected a folder, found a file at {existing}")
+    check_writable(folder, "--output")
     traces = [name for name in _TRACES if (folder / name).exists()]
     if resume and CONFIG_NAME not in traces:
         raise InputError(f"--resume: expected a run in --output {folder}, found no {CONFIG_NAME} there")
@@ -177,12 +169,12 @@ def plan_run(
     chosen = [*fixed, *recipe.options, *(schedule(updates) if is_small else large_schedule(updates))]
     reasons = [
         *report,
-        f"data: {facts.num_images} images with {facts.num_boxes} boxes of {facts.num_names} "
-        f"{'name' if facts.num_names == 1 else 'names'} ({train}), "
-        f"validated with {val}",
+        f"data: {counted(facts.num_images, 'image')} with {counted(facts.num_boxes, 'box')} of "
+        f"{counted(facts.num_names, 'name')} ({train}), validated with {val}",
         f"start: {start.reason}",
         *recipe.reasons,
-        f"length: {updates} updates of {batch} images ({why}), an evaluation every {evaluation_period(updates)}",
+        f"length: {counted(updates, 'update')} of {counted(batch, 'image')} ({why}), "
+        f"an evaluation every {evaluation_period(updates)}",
     ]
     if not is_small and choose_device(cfg.MODEL.DEVICE).type == "cpu":
         reasons.append("note: this model takes about a minute for an update on a CPU; without --weights, a small one")
@@ -223,36 +215,6 @@ def own_datasets(cfg: CfgNode) -> tuple[str, str]:
             "add images: without splits, two are enough"
         )
     return splits[train], splits[val]
-
-
-def measure_seconds(cfg: CfgNode) -> tuple[float, float]:
-    """Time updates and test images on this machine, with a model that is thrown away.
-
-    Returns:
-        Seconds of an update, and of a test image.
-    """
-    model = GLIPv2Trainer.build_model(cfg)
-    loop = GroundingTrainLoop(model, build_train_loader(cfg), build_optimizer(cfg, model), precision=amp_dtype(cfg))
-    with EventStorage(0):
-        update = _seconds_of_second_half(loop.run_step, 2 * _TIMED_UPDATES)
-    batches = iter(GLIPv2Trainer.build_test_loader(cfg, load_test_dataset(cfg, cfg.DATASETS.TEST[0])))
-    model.eval()
-    with torch.no_grad():
-        image = _seconds_of_second_half(lambda: model(next(batches)), 2 * _TIMED_IMAGES)
-    return update, image
-
-
-def _seconds_of_second_half(step: Callable[[], object], count: int) -> float:
-    """Call a function ``count`` times, or until its data end; return the mean time of the later calls."""
-    times = []
-    for _ in range(count):
-        begin = time.perf_counter()
-        try:
-            step()
-        except StopIteration:
-            break
-        times.append(time.perf_counter() - begin)
-    return statistics.fmean(times[len(times) // 2 :]) if times else 0.0
 
 
 def finish_run(cfg: CfgNode, model: torch.nn.Module, minutes: float) -> list[str]:

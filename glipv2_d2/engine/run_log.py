@@ -12,6 +12,8 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
+from ..folders import check_writable
+
 # Loggers of detectron2 that speak of its own steps.
 _STEPS = ("detectron2.data.common", "detectron2.evaluation.testing")
 
@@ -23,6 +25,7 @@ def start_log(cfg: CfgNode, arguments: argparse.Namespace) -> None:
     command line, config and model are there alone.
     """
     if comm.is_main_process():
+        check_writable(cfg.OUTPUT_DIR, "OUTPUT_DIR")
         PathManager.mkdirs(cfg.OUTPUT_DIR)
     for name in ("fvcore", "detectron2", "glipv2_d2"):
         logger = setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name=name, color=False)

@@ -16,6 +16,7 @@ from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.utils import comm
 
 from ..checkpoint.tuned_weights import save_tuned
+from ..plurals import counted
 from ..tensor_files import remove_leftovers
 from .ema import ModelEMA, averaged
 from .stopping import RunStopped, StopHook
@@ -68,8 +69,8 @@ class EMACheckpointer(PeriodicCheckpointer):
         trainer = self.trainer
         if trainer.start_iter >= trainer.max_iter:
             logging.getLogger(__name__).warning(
-                "SOLVER.MAX_ITER %d: the checkpoint has had %d updates already, so nothing is trained",
-                *(trainer.max_iter, trainer.start_iter),
+                "SOLVER.MAX_ITER %d: the checkpoint has had %s already, so nothing is trained",
+                *(trainer.max_iter, counted(trainer.start_iter, "update")),
             )
             trainer.iter = trainer.start_iter - 1
             self.save_final()
@@ -160,9 +161,8 @@ class SafeStepHook(HookBase):
             comm.synchronize()
             name = signal.Signals(self._stop.signum).name
             last = trainer.checkpointer.get_checkpoint_file()
-            raise RunStopped(
-                self._stop.signum, f"stopped by {name} after {next_iter} updates\n--resume goes on from {last}"
-            )
+            done = counted(next_iter, "update")
+            raise RunStopped(self._stop.signum, f"stopped by {name} after {done}\n--resume goes on from {last}")
 
     def state_dict(self) -> dict[str, Any]:
         return {"unfinished": True} if self._unfinished else {}

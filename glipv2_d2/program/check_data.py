@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 
 from ..errors import InputError
+from ..folders import check_writable
 from .config_arguments import add_config_arguments, config_keys
 from .output import write_line
 
@@ -34,6 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     opts = ["MODEL.DEVICE", "cpu", *config_keys(arguments)]
     if not arguments.data and not arguments.config_file:
         raise InputError("check-data: expected --data PATH, or --config-file FILE with datasets, found neither")
+    check_writable(arguments.output, "--output")
     cfg = build_config(arguments.config_file or _SMALL_MODEL, opts)
     own, left_out = find_reported(arguments.data) if arguments.data else configured_sets(cfg)
     findings = check_own_sets(own, cfg, left_out=left_out)

@@ -11,6 +11,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from ..folders import check_writable
+from ..plurals import counted
 from .output import write_line
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ def run(arguments: argparse.Namespace) -> None:
     share = arguments.max_faulty_share
     if not 0 <= share <= 1:
         raise InputError(f"--max-faulty-share: expected a number in [0, 1], found {share}")
+    check_writable(output, "--output")
     # The report would be the first file in the folder.
     check_target(path, output)
     with DataReport(share, output) as report:
@@ -52,7 +55,7 @@ def run(arguments: argparse.Namespace) -> None:
         written = write_own_sets(own, output, copy_images=arguments.copy_images)
     for split, json_file in written.items():
         content = own.splits[split].content
-        numbers = f"{len(content['images'])} images, {len(content['annotations'])} boxes"
+        numbers = f"{counted(len(content['images']), 'image')}, {counted(len(content['annotations']), 'box')}"
         write_line(f"{split}: {numbers} in {json_file}")
     write_line(f"classes: {', '.join(own.names)}")
     if own.unused_names:
@@ -78,6 +81,6 @@ def _paths(arguments: argparse.Namespace) -> tuple[str, str]:
 def _tell_left_out(report: SkipReport) -> None:
     for (unit, kind), number in report.counts.items():
         cases = (f"; {case.where}: {case.reason}" for case in report.cases if (case.unit, case.kind) == (unit, kind))
-        write_line(f"left out: {unit}: {number} {kind}{next(cases, '')}")
+        write_line(f"left out: {unit} ({kind}: {number:,}){next(cases, '')}")
     for kind, number in report.changed.items():
-        write_line(f"changed: {number} {kind}")
+        write_line(f"changed: {kind}: {number:,}")

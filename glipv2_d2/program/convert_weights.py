@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..plurals import counted
 from .config_arguments import add_config_arguments, config_keys
 from .output import write_line
 
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace) -> None:
         device = configured_device(arguments.config_file, keys)
         cfg = build_config(arguments.config_file, [*keys, "MODEL.DEVICE", "cpu"])
     count = convert_file(*(arguments.input, arguments.output, cfg), ema=arguments.ema, device=device, report=write_line)
-    write_line(f"wrote {count} tensors to {arguments.output}")
+    write_line(f"wrote {counted(count, 'tensor')} to {arguments.output}")
 
 
 def configured_device(config_file: str, keys: list[str]) -> str:

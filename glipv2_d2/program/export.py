@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from ..errors import InputError
+from ..folders import check_writable
 from .config_arguments import add_config_arguments, add_folder_argument, config_keys, find_config
 from .output import write_line
 
@@ -39,6 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     config_file = find_config(arguments)
     if not config_file:
         raise InputError("--config-file, --model: expected the config or the folder of a model, found neither")
+    check_writable(arguments.output.parent, "--output")
     names = [] if arguments.names is None else names_in(arguments.names) or [arguments.names]
     if arguments.names is not None and not arguments.names.strip():
         raise InputError("--names: expected at least one name, found none")

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from ..folders import check_writable
+from ..plurals import counted
 from .config_arguments import add_model_arguments, build_predictor
 from .output import write_line
 
@@ -71,8 +73,9 @@ def run(arguments: argparse.Namespace) -> None:
     from .predict_tasks import make_task
 
     inputs = [*arguments.inputs, *arguments.more_inputs]
-    sources = find_sources(inputs, arguments.video_input, arguments.allow_downloads)
+    sources, num_missing = find_sources(inputs, arguments.video_input, arguments.allow_downloads)
     check_sources(arguments.task, sources, kinds)
+    check_results(Path(arguments.output), sources, kinds)
     predictor = build_predictor(arguments, _keys(arguments), needs_masks=arguments.task == "refer")
     threshold = DEFAULT_THRESHOLD if arguments.threshold is None else arguments.threshold
     limits = {"threshold": threshold, "max_boxes": arguments.max_boxes, "batch_size": arguments.batch_size}
@@ -80,24 +83,23 @@ def run(arguments: argparse.Namespace) -> None:
     asked = {} if arguments.task == "caption" else {"question" if arguments.task == "vqa" else "prompt": prompt}
     folder = ResultFolder(Path(arguments.output), kinds, asked)
     counts = predict_sources(task, sources, folder, arguments.allow_downloads)
-    if counts.num_skipped:
-        total = counts.num_images + counts.num_skipped
-        sys.stderr.write(f"{counts.num_skipped} of {total} images were skipped, see above\n")
-    found = f", {counts.num_detections} detections" if arguments.task in ("detect", "vqa") else ""
-    write_line(f"wrote {arguments.output}: {counts.num_images} images{found}")
+    if counts.num_skipped or num_missing:
+        skipped = f"{counts.num_skipped} of {counted(counts.num_images + counts.num_skipped, 'image')} skipped"
+        missing = f", {counted(num_missing, 'input')} not found" if num_missing else ""
+        sys.stderr.write(f"{skipped}{missing}, see above\n")
+    found = f", {counted(counts.num_detections, 'detection')}" if arguments.task in ("detect", "vqa") else ""
+    write_line(f"wrote {arguments.output}: {counted(counts.num_images, 'image')}{found}")
 
 
 def check_arguments(arguments: argparse.Namespace) -> list[str]:
     """Refuse flags whose values cannot be used or do not fit the task; return the kinds of results to save."""
-    threshold, folder = arguments.threshold, Path(arguments.output)
+    threshold = arguments.threshold
     if threshold is not None and not 0 <= threshold <= 1:
         raise InputError(f"--threshold: expected a number from 0 to 1, found {threshold}")
     for flag, value in (("--batch-size", arguments.batch_size), ("--max-boxes", arguments.max_boxes)):
         if value is not None and value < 1:
             raise InputError(f"{flag}: expected a number from 1, found {value}")
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    if not existing.is_dir():
-        raise NotADirectoryError(f"--output: expected a folder, found a file at {existing}")
+    check_writable(arguments.output, "--output")
     _check_task(arguments)
     kinds = [kind.strip() for kind in arguments.save.split(",")]
     allowed = [kind for kind in KINDS if arguments.task == "detect" or kind not in _KINDS_OF_NAMES]
@@ -116,6 +118,15 @@ def check_sources(task: str, sources: Sequence[Source], kinds: Sequence[str]) ->
         raise InputError(
             f"--save: expected json or jsonl with --task {task} and the video {videos[0]}, found images; --save json"
         )
+
+
+def check_results(folder: Path, sources: Sequence[Source], kinds: Sequence[str]) -> None:
+    """Refuse a folder of results where drawings would replace the images, or YOLO's files those beside the images."""
+    target = folder.resolve()
+    for source in sources:
+        above = list(Path(source.name).resolve().parents) if Path(source.name).is_file() else []
+        if target in above[:1] * ("images" in kinds) + above * ("yolo" in kinds):
+            raise InputError(f"--output: expected another folder than that of the images, found {folder}")
 
 
 def _check_task(arguments: argparse.Namespace) -> None:

@@ -67,7 +67,7 @@ class ResultFolder:
 
     def frames(self, file_name: str, rate: float) -> Iterator[Item]:
         """Yield the frames of a video, without end, with names for their files."""
-        video = free_name(Path(file_name).stem, self._taken)
+        video = free_name(Path(file_name).stem, self._taken, is_of_frames=True)
         for number in itertools.count():
             yield Item(file_name, f"{video}_{number:06d}", number, rate, video)
 
@@ -217,10 +217,18 @@ class VideoSink:
             self.writer.release()
 
 
-def free_name(stem: str, taken: set[str]) -> str:
-    """Return a name that no file has yet, also where upper and lower case are one, and add it to ``taken``."""
+def free_name(stem: str, taken: set[str], *, is_of_frames: bool = False) -> str:
+    """Return a name that no file has yet, also where upper and lower case are one, and add it to ``taken``.
+
+    Args:
+        stem: The name, if it is free.
+        taken: Names of files, in lower case.
+        is_of_frames: No file may have it with a number behind it either, as a frame has.
+    """
+    ends = [name.rpartition("_") for name in taken] if is_of_frames else []
+    used = taken | {name for name, _, number in ends if number.isdecimal()}
     names = itertools.chain([stem], (f"{stem}_{number}" for number in itertools.count(2)))
-    name = next(name for name in names if name.casefold() not in taken)
+    name = next(name for name in names if name.casefold() not in used)
     taken.add(name.casefold())
     return name
 

@@ -15,6 +15,7 @@ import numpy as np
 from ..data.image_reading import IMAGE_SUFFIXES
 from ..engine.image_inputs import is_address
 from ..errors import InputError
+from ..plurals import counted
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 # Frames in a second of a video or webcam that does not say.
@@ -33,10 +34,13 @@ class Source(NamedTuple):
     kind: str
 
 
-def find_sources(inputs: Sequence[str], video: str | None, allow_downloads: bool) -> list[Source]:
-    """List what the command line names, the files of a folder or glob sorted, each once.
+def find_sources(inputs: Sequence[str], video: str | None, allow_downloads: bool) -> tuple[list[Source], int]:
+    """List what the command line names, the files of a folder or glob sorted, each once, and count what is not there.
 
-    What is not there is named on standard error, if there is anything else.
+    The latter is named on standard error, if there is anything else, and so is what a folder holds and is not used.
+
+    Returns:
+        The sources, and the number of inputs without any.
 
     Raises:
         InputError, FileNotFoundError: Nothing is named or there, a video is not a file, or an address may not be
@@ -60,32 +64,43 @@ def find_sources(inputs: Sequence[str], video: str | None, allow_downloads: bool
         raise FileNotFoundError(f"INPUT: expected image files at {missing[0]}, found none")
     for name in missing:
         sys.stderr.write(f"skipped {name}: no image files there\n")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found)), len(missing)
 
 
 def _sources_of(name: str) -> list[Source]:
     if is_address(name):
         return [Source(name, "image")]
     if os.path.isdir(name):
-        return [Source(file, "image") for file in list_images(name)]
+        images, left_out = list_images(name)
+        if images and left_out:
+            sys.stderr.write(f"{name}: left out {' and '.join(left_out)}; '{os.path.join(name, '**')}' takes all\n")
+        return [Source(file, "image") for file in images]
     if os.path.isfile(name):
         return [Source(name, _kind_of(name))]
     if name.isdecimal():
         return [Source(name, "webcam")]
     files = sorted(file for file in glob.glob(os.path.expanduser(name), recursive=True) if os.path.isfile(file))
-    return [Source(file, _kind_of(file)) for file in files]
+    named = [file for file in files if Path(file).suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES)]
+    return [Source(file, _kind_of(file)) for file in named or files]
 
 
-def list_images(folder: str) -> list[str]:
-    """List the image files of a folder, sorted; if it has none, those of the folders below it that are not hidden."""
-    direct = [str(file) for file in Path(folder).iterdir() if file.suffix.lower() in IMAGE_SUFFIXES]
-    if direct:
-        return sorted(direct)
-    below: list[str] = []
+def list_images(folder: str) -> tuple[list[str], list[str]]:
+    """List the image files of a folder, sorted; if it has none, those of the folders below it that are not hidden.
+
+    Returns:
+        The images, and in words how many images and videos it leaves out.
+    """
+    files: list[Path] = []
     for root, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        below += [os.path.join(root, name) for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES]
-    return sorted(below)
+        files += [Path(root, name) for name in names]
+    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    videos = [file for file in files if file.suffix.lower() in VIDEO_SUFFIXES]
+    taken = [file for file in images if file.parent == Path(folder)] or images
+    below = len(images) - len(taken)
+    left_out = [f"{counted(below, 'image')} in folders below it"] * (below > 0)
+    left_out += [counted(len(videos), "video")] * bool(videos)
+    return sorted(map(str, taken)), left_out
 
 
 def _kind_of(file: str) -> str:

@@ -96,13 +96,13 @@ def test_images_without_a_caption_are_left_out_counted_and_named(load, caplog):
         images = [karpathy(1, captions=[]), karpathy(2), karpathy(3, captions=[" "])]
         (record,) = load({"images": images}, splits=["train"])
     assert record["image_id"] == 2
-    assert "2 images without a caption" in caplog.text
+    assert "images without a caption: 2" in caplog.text
     assert "image id 1: expected at least one caption, found none" in caplog.text
     assert "images[2].sentences[0]: raw: expected a string that is not empty, found ' '" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING, "glipv2_d2"):
         (record,) = load({"images": [coco_image(1), coco_image(2)], "annotations": [coco_caption(2)]})
-    assert record["image_id"] == 2 and "left out images (1 images without a caption)" in caplog.text
+    assert record["image_id"] == 2 and "left out images (images without a caption: 1)" in caplog.text
 
 
 BAD_KARPATHY = {
@@ -119,7 +119,7 @@ def test_bad_images_of_karpathy_are_left_out(load, caplog, bad, kind, reason):
     with caplog.at_level(logging.WARNING, "glipv2_d2"):
         (record,) = load({"images": [bad, karpathy(2)]}, splits=["train"])
     assert record["image_id"] == 2
-    assert f"left out {kind} (1 " in caplog.text and re.search(reason, caplog.text)
+    assert f"left out {kind} (" in caplog.text and re.search(reason, caplog.text)
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_a_dataset_is_loaded_with_the_masks_that_can_be_used_or_with_none(make_d
     with caplog.at_level(logging.WARNING, "glipv2_d2"):
         loaded = load_dataset(name, with_masks=with_masks)
         trained = load_training_dicts(name, filter_empty=True, with_masks=with_masks)
-    assert (f"masks of dataset {name!r}: left out masks (1 malformed masks)" in caplog.text) == with_masks
+    assert (f"masks of dataset {name!r}: left out masks (malformed masks: 1)" in caplog.text) == with_masks
     if with_masks:
         found = "found 'unchecked'"
         assert (

@@ -143,7 +143,7 @@ def test_a_faulty_annotation_is_left_out_counted_and_named(load, caplog, format_
     where = "annotations[1] (id 5)" if isinstance(fields, dict) else "annotations[1]"
     assert case.where == where and expected in case.reason and f"found {found}" in case.reason
     (warning,) = caplog.messages
-    assert warning.endswith(f"a.json: left out annotations (1 {kind}); {where}: {case.reason}") and "\n" not in warning
+    assert warning.endswith(f"a.json: left out annotations ({kind}: 1); {where}: {case.reason}") and "\n" not in warning
 
 
 IMAGE_FAULTS = {
@@ -350,7 +350,7 @@ def test_boxes_are_cut_at_the_border_and_info_and_licenses_may_lack(load, caplog
         records, report = load("coco", content)
     assert records[0]["annotations"][0]["bbox"] == [0, 6, 64, 48]
     assert report.changed == {"boxes cut at the border of their image": 1} and not report.counts
-    assert "a.json: 2 records; 1 boxes cut at the border of their image" in caplog.text
+    assert "a.json: 2 records; boxes cut at the border of their image: 1" in caplog.text
 
 
 def test_ids_may_have_nineteen_digits_and_annotations_may_lack_ids(load):
@@ -415,7 +415,7 @@ def test_too_many_faults_are_one_error_with_a_way_out(load, format_name, num_goo
     with pytest.raises(AnnotationError, match=message) as raised:
         load(format_name, content, max_share=share)
     text = str(raised.value)
-    assert num_bad == 1 or f"{num_bad - 1} boxes with a negative side, 1 unknown image_ids" in text
+    assert num_bad == 1 or f"boxes with a negative side: {num_bad - 1}, unknown image_ids: 1" in text
     assert f"annotations[{num_good}]: " in text and "raise DATASETS.MAX_FAULTY_SHARE" in text and "\n" not in text
 
 
@@ -491,7 +491,7 @@ def test_images_of_another_folder_are_an_error(make_dataset, tmp_path):
     metadata = MetadataCatalog.get(name)
     for path in Path(metadata.image_root).glob("*.png"):
         path.unlink()
-    with pytest.raises(AnnotationError, match=f"images of dataset '{name}': .*found nothing to use.*3 missing files"):
+    with pytest.raises(AnnotationError, match=f"images of dataset '{name}': .*found nothing to use.*missing files: 3"):
         load_dataset(name)
 
 

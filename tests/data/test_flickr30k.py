@@ -73,7 +73,7 @@ def test_every_caption_with_a_box_is_a_dict(load, tmp_path, new_name, caplog):
     assert third["image_id"] == "7_2" and third["caption"] == "A man near a road [ or not ] ."
     assert [item["bbox"] for item in third["annotations"]] == both[1:]
     # The scene has no box, so the second caption has nothing to find.
-    assert "left out captions (1 captions without a box); image 7, caption 1: expected a phrase" in caplog.text
+    assert "left out captions (captions without a box: 1); image 7, caption 1: expected a phrase" in caplog.text
     check_dataset_dicts("x", [first, third], task="grounding")
 
 
@@ -92,7 +92,7 @@ def test_boxes_outside_their_image_are_left_out_and_counted(load, caplog):
         (record,) = load(annotation(objects))
     # The last one begins a pixel before its image, as a few of the release do.
     assert [item["bbox"] for item in record["annotations"]] == [(-1.0, 0.0, 64.0, 48.0)] * 2
-    for kind in ("4 boxes outside their image", "2 boxes without area", "1 boxes that are not four numbers"):
+    for kind in ("boxes outside their image: 4", "boxes without area: 2", "boxes that are not four numbers: 1"):
         assert kind in caplog.text
     assert "image 7: object '11': bbox: expected a box inside its image of 64 x 48" in caplog.text
 
@@ -156,7 +156,7 @@ def test_an_image_whose_files_are_malformed_is_left_out_whole(load, tmp_path, ca
     with caplog.at_level(logging.WARNING, "glipv2_d2"):
         records = load_flickr30k(str(tmp_path), "test", str(tmp_path / "images"), "x")
     assert {record["image_id"][0] for record in records} == {"7"}
-    assert "images (1 malformed files)" in caplog.text and "8.xml: expected the XML" in caplog.text
+    assert "images (malformed files: 1)" in caplog.text and "8.xml: expected the XML" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_an_image_without_files_is_left_out_and_named(load, caplog):
     with caplog.at_level(logging.WARNING, "glipv2_d2"):
         records = load(ids="7\n8\n")
     assert {record["image_id"][0] for record in records} == {"7"}
-    assert "images (1 missing files)" in caplog.text and "8.txt: expected a file of the release" in caplog.text
+    assert "images (missing files: 1)" in caplog.text and "8.txt: expected a file of the release" in caplog.text
 
 
 @pytest.mark.parametrize("missing", ["Annotations", "Sentences", "images", "test.txt"])
@@ -193,7 +193,7 @@ def test_missing_folders_are_named(tmp_path, new_name, missing):
 def test_a_split_without_boxes_is_an_error(load):
     with pytest.raises(
         AnnotationError,
-        match="of the split 'test' with boxes, found nothing to use; left out: captions .3 captions without a box",
+        match="of the split 'test' with boxes, found nothing to use; left out: captions .captions without a box: 3",
     ):
         load(annotation(""))
 

@@ -79,7 +79,7 @@ def test_captions_without_a_box_are_left_out(load, caplog):
     with caplog.at_level(logging.WARNING, "glipv2_d2"):
         records = load([image(1), image(2, "of the and"), image(3)], [box(1), box(3, (1, 1, 0, 0))])
     assert [record["image_id"] for record in records] == [1]
-    assert "annotations (1 boxes without area), images (2 captions without a box)" in caplog.text
+    assert "annotations (boxes without area: 1), images (captions without a box: 2)" in caplog.text
     assert "images (id 2): expected a box for 'of the and', found none" in caplog.text
 
 
@@ -122,6 +122,8 @@ def test_a_grounding_dataset_trains_boxes_whose_masks_cannot_be_used(load, new_n
     with caplog.at_level(logging.WARNING, "glipv2_d2"):
         (record,) = load_training_dicts(new_name, filter_empty=True, with_masks=True)
     assert [item.get("segmentation") for item in record["annotations"]] == [polygon, None]
-    assert "left out masks (1 malformed masks)" in caplog.text and "1.jpg: box 1: segmentation: expected" in caplog.text
+    assert (
+        "left out masks (malformed masks: 1)" in caplog.text and "1.jpg: box 1: segmentation: expected" in caplog.text
+    )
     (record,) = load_training_dicts(new_name, filter_empty=True)
     assert not any("segmentation" in item for item in record["annotations"])

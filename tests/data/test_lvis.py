@@ -104,7 +104,7 @@ def test_a_polygon_of_two_points_costs_its_mask_and_nothing_else(register, tmp_p
     masks = [[item.get("segmentation") for item in record["annotations"]] for record in records]
     assert masks == [[POLYGON, None], [None]]
     assert len([record for record in caplog.records if record.name.startswith("glipv2_d2")]) == 1
-    assert "left out parts of masks (1 polygons without area), masks (1 polygons without area)" in caplog.text
+    assert "left out parts of masks (polygons without area: 1), masks (polygons without area: 1)" in caplog.text
     assert "000000000009.jpg: box 0: polygon: expected at least 3 points" in caplog.text
 
 

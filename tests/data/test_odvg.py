@@ -176,7 +176,7 @@ def test_a_bad_line_is_left_out(load, caplog, bad, reason):
         records = load(detection(instance()), bad, b"", detection(), names=NAMES)
     assert [record["image_id"] for record in records] == [1, 4]
     assert len(caplog.records) == 1
-    assert "data.jsonl: left out lines (1 " in caplog.text and re.search(f"; line 2: .*{reason}", caplog.text)
+    assert "data.jsonl: left out lines (" in caplog.text and re.search(f"; line 2: .*{reason}", caplog.text)
     assert "\n" not in caplog.messages[0]
 
 
@@ -194,7 +194,7 @@ def test_a_bad_box_is_left_out_alone(load, caplog, bad, kind, reason):
         (record,) = load(detection(instance(), bad, instance()), names=NAMES)
     assert len(record["annotations"]) == 2
     (message,) = caplog.messages
-    assert re.search(rf"data.jsonl: left out boxes \(1 {kind}\); line 1: .*{reason}", message) and "\n" not in message
+    assert re.search(rf"data.jsonl: left out boxes \({kind}: 1\); line 1: .*{reason}", message) and "\n" not in message
 
 
 def test_grounding_lines_become_dataset_dicts(load, new_name, tmp_path):
@@ -232,8 +232,8 @@ def test_bad_regions_are_left_out_alone_and_sentences_without_any_box_too(load, 
         )
     assert [record["image_id"] for record in records] == [1] and len(records[0]["annotations"]) == 1
     assert len(caplog.records) == 1
-    assert "left out boxes (2 phrases that are not in their caption)" in caplog.text
-    assert "lines (2 captions without a box, 1 malformed texts); line 1: phrase: expected words of" in caplog.text
+    assert "left out boxes (phrases that are not in their caption: 2)" in caplog.text
+    assert "lines (captions without a box: 2, malformed texts: 1); line 1: phrase: expected words of" in caplog.text
 
 
 def test_long_and_foreign_captions_are_kept_whole(load):

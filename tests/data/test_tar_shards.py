@@ -252,7 +252,7 @@ def test_the_catalog_gives_all_samples_and_counts_what_it_leaves_out(registered,
         dicts = DatasetCatalog.get(name)
     assert [item["image_id"] for item in dicts] == ["0000", "0001", "0002", "0007"]
     (message,) = caplog.messages
-    assert message.startswith("shards of dataset 'caps': left out shards (1 malformed shards), records (1 malformed ")
+    assert message.startswith("shards of dataset 'caps': left out shards (malformed shards: 1), records (malformed ")
     assert "caps-001.tar: unexpected end of data" in message and "caps-002.tar: 'bad'" in message
 
 

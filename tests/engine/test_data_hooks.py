@@ -118,7 +118,7 @@ def test_truncated_images_are_named_once_and_listed_at_the_end(caplog):
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         hook.after_train()
-    expected = "2 truncated images were decoded as far as they go, save them again:\na.jpg: cut\nb.jpg: cut"
+    expected = "2 truncated images, decoded as far as possible; save again:\na.jpg: cut\nb.jpg: cut"
     assert caplog.messages == [expected]
 
 
@@ -130,7 +130,7 @@ def test_unreadable_images_are_named_as_they_come_and_listed_once_at_the_end(cap
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         hook.after_train()
-    assert caplog.messages == ["2 unreadable images were skipped:\nbad_0.png\nbad_3.png"]
+    assert caplog.messages == ["2 unreadable images, skipped:\nbad_0.png\nbad_3.png"]
 
 
 def test_only_the_first_of_a_kind_are_named_as_they_come(caplog, monkeypatch):
@@ -144,8 +144,8 @@ def test_only_the_first_of_a_kind_are_named_as_they_come(caplog, monkeypatch):
     with caplog.at_level(logging.WARNING):
         hook.after_train()
     shards, records = caplog.messages
-    assert shards == "1 damaged shards ended early:\na.tar: cut"
-    assert records == "at least 15 malformed records or boxes of shards were left out:\n" + "\n".join(lines[:15])
+    assert shards == "1 damaged shard, read up to the damage:\na.tar: cut"
+    assert records == "at least 15 malformed records, left out, or boxes of them:\n" + "\n".join(lines[:15])
 
 
 def test_what_was_dropped_is_counted_in_the_metrics_and_at_the_end(caplog):
@@ -162,6 +162,15 @@ def test_what_was_dropped_is_counted_in_the_metrics_and_at_the_end(caplog):
     with caplog.at_level(logging.WARNING):
         hook.after_train()
     assert caplog.messages[-1] == "dropped from the training data of this process: 35 tokens, 2 phrases, 4 records"
+
+
+def test_samples_without_a_box_left_alarm_nobody(caplog):
+    hook = make_hook(1.0, [[{"dropped": {"samples": 2}}, {"dropped": {"samples": 1}}]])
+    with caplog.at_level(logging.INFO):
+        hook.after_train()
+    assert [(record.levelname, record.message) for record in caplog.records] == [
+        ("INFO", "3 training samples without any box left gave way to others")
+    ]
 
 
 def test_counts_are_those_of_all_ranks(monkeypatch):

@@ -151,7 +151,7 @@ def test_one_unreadable_image_does_not_stop_a_run(train_cfg, caplog):
     broken.write_bytes(broken.read_bytes()[:40])
     with caplog.at_level(logging.WARNING, "glipv2_d2"):
         GLIPv2Trainer(train_cfg).train()
-    assert any(message.startswith("1 unreadable images were skipped") for message in caplog.messages)
+    assert any(message.startswith("1 unreadable image, skipped") for message in caplog.messages)
 
 
 def test_learning_rate_follows_the_schedule(train_cfg):

@@ -29,7 +29,7 @@ def test_what_was_left_out_is_told(tmp_path, capsys):
     (root / "Annotations" / "0.xml").write_text("<annotation>")
     main(["convert-data", str(root), str(tmp_path / "out"), "--seed", "5"])
     out = capsys.readouterr().out
-    assert "left out: annotation files: 1 files that are not xml; Annotations/0.xml: expected xml" in out
+    assert "left out: annotation files (files that are not xml: 1); Annotations/0.xml: expected xml" in out
     assert "chosen by seed 5" in out
     assert json.loads((tmp_path / "out" / "splits.json").read_text())["seed"] == 5
     (report,) = json.loads((tmp_path / "out" / "data_report.json").read_text())["files"]

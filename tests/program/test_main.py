@@ -114,3 +114,20 @@ def test_eval_takes_the_folder_of_a_run(tmp_path, monkeypatch):
 def test_a_port_that_cannot_be_is_told_before_the_model_is_built(port):
     with pytest.raises(SystemExit, match=f"--port: expected a number from 1 to 65535, found {port}"):
         main(["serve", "--model", "nowhere", "--port", port])
+
+
+@pytest.mark.parametrize(
+    ("words", "where"),
+    [
+        (["train", "--data", "photos", "--output", "/proc/out"], "/proc/out"),
+        (["predict", "a.png", "--model", "nowhere", "--output", "/proc/out"], "/proc/out"),
+        (["convert-data", "photos", "/proc/out"], "/proc/out"),
+        (["check-data", "--data", "photos", "--output", "/proc/out"], "/proc/out"),
+        (["export", "--config-file", "glip_swin_t_c", "--output", "/proc/out.pt2"], "/proc"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_to_is_named_with_its_flag_before_anything_is_read(words, where):
+    with pytest.raises(SystemExit) as raised:
+        main(words)
+    expected = f"error: --output: expected a folder that can be written to, found {where}, where nothing can be written"
+    assert str(raised.value.code).startswith(expected)

@@ -153,7 +153,7 @@ def test_unreadable_image_is_left_out_and_named(run, fixed_predictor, tmp_path, 
     records = run(source=["--input", str(images)])["predictions"]
     assert [Path(record["file_name"]).name for record in records] == ["a.png", "c.png"]
     output = "".join(capsys.readouterr())
-    assert f"skipped {images / 'b.png'}" in output and "1 of 3 images were skipped" in output
+    assert f"skipped {images / 'b.png'}" in output and "1 of 3 images skipped, see above" in output
 
 
 def test_every_result_is_written_before_the_next_image(run, fixed_predictor, tmp_path, monkeypatch):
@@ -207,17 +207,50 @@ def test_a_folder_shows_every_format_that_training_reads(tmp_path):
     names = [f"a{suffix}" for suffix in (".JPG", ".bmp", ".gif", ".jp2", ".png", ".tiff", ".webp")]
     for name in (*names, "a.eps", "a.mp4", "a.txt"):
         (tmp_path / name).touch()
-    assert [Path(file).name for file in list_images(str(tmp_path))] == names
+    found, left_out = list_images(str(tmp_path))
+    assert [Path(file).name for file in found] == names and left_out == ["1 video"]
 
 
 def test_a_folder_of_folders_shows_the_images_below_it(tmp_path):
     for name in ("train/a.jpg", "val/deep/b.png", ".thumbs/c.png", "labels.json"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = [str(Path(file).relative_to(tmp_path)) for file in list_images(str(tmp_path))]
-    assert found == ["train/a.jpg", "val/deep/b.png"]
-    (tmp_path / "d.jpg").touch()
-    assert [Path(file).name for file in list_images(str(tmp_path))] == ["d.jpg"]
+    found, left_out = list_images(str(tmp_path))
+    assert [str(Path(file).relative_to(tmp_path)) for file in found] == ["train/a.jpg", "val/deep/b.png"]
+    assert left_out == []
+
+
+def test_what_a_folder_holds_and_is_not_looked_at_is_told(run, fixed_predictor, tmp_path, capsys):
+    photos = write_images(tmp_path / "photos", "a.png")
+    write_images(photos / "old", "b.png", "c.png")
+    write_video(photos / "d.mp4")
+    (photos / "notes.txt").touch()
+    assert len(run(source=[str(photos)])["predictions"]) == 1
+    assert (
+        f"{photos}: left out 2 images in folders below it and 1 video; '{photos}/**' takes all\n"
+        in capsys.readouterr().err
+    )
+    records = run(source=[f"{photos}/**"])["predictions"]
+    assert [Path(one["file_name"]).name for one in records] == ["a.png", "b.png", "c.png", *["d.mp4"] * 3]
+    assert capsys.readouterr().err == ""
+
+
+def test_no_frame_has_the_name_of_an_image(run, fixed_predictor, tmp_path):
+    photos = write_images(tmp_path / "photos", "clip_000001.png")
+    write_video(photos / "clip.mp4")
+    run("--save", "json,yolo,crops", source=[f"{photos}/*"])
+    for folder in ("labels", "crops/a dog"):
+        assert len(list((tmp_path / "out" / folder).iterdir())) == 4
+
+
+@pytest.mark.parametrize(("kinds", "output"), [("images", "photos/images"), ("yolo", "photos")])
+def test_results_never_replace_files_of_the_person(run, fixed_predictor, tmp_path, kinds, output):
+    photos = write_images(tmp_path / "photos" / "images", "a.png")
+    before = (photos / "a.png").read_bytes()
+    with pytest.raises(SystemExit, match="--output: expected another folder than that of the images, found"):
+        run("--save", kinds, "--output", str(tmp_path / output), source=[str(photos)])
+    assert (photos / "a.png").read_bytes() == before
+    assert [path.name for path in photos.parent.rglob("*")] == ["images", "a.png"]
 
 
 @pytest.mark.parametrize(("text", "names"), [("cat, dog,", ["cat", "dog"]), ("cat,,dog", ["cat", "dog"]), (" ,", None)])
@@ -620,7 +653,8 @@ def test_an_input_that_is_not_there_does_not_end_the_run(run, fixed_predictor, t
     output = capsys.readouterr()
     for name in (tmp_path / "none" / "*.jpg", images / "b.png"):
         assert f"skipped {name}: no image files there" in output.err
-    assert output.out == f"wrote {tmp_path / 'out'}: 1 images, 1 detections\n"
+    assert output.err.endswith("0 of 1 image skipped, 2 inputs not found, see above\n")
+    assert output.out == f"wrote {tmp_path / 'out'}: 1 image, 1 detection\n"
 
 
 def test_every_truncated_image_is_named_and_drawn(run, fixed_predictor, tmp_path, capsys):

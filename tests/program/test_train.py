@@ -177,7 +177,7 @@ def test_data_are_checked_before_the_first_update(words, tmp_path, monkeypatch, 
         main([*words, "--output", "out"])
     printed = capsys.readouterr().out.splitlines()
     assert "the check of the data: out/data_check/data_check.html" in printed
-    assert any(line.startswith("warning: 1 of 4 images are cut off") for line in printed)
+    assert any(line.startswith("warning: 1 of 4 images is cut off") for line in printed)
     assert (tmp_path / "out" / "data_check" / "data_check.html").is_file()
 
 

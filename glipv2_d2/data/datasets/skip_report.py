@@ -111,7 +111,7 @@ class SkipReport:
                     f"DATASETS.MAX_FAULTY_SHARE"
                 )
         logger = logging.getLogger(__name__)
-        changed = "".join(f"; {number} {kind}" for kind, number in self.changed.items())
+        changed = "".join(f"; {kind}: {number}" for kind, number in self.changed.items())
         # A file is read anew for each evaluation: as it should be, it is no news.
         level = logging.INFO if changed else logging.DEBUG
         logger.log(level, "%s: %d records%s", self.source, len(records), changed)
@@ -138,7 +138,7 @@ class SkipReport:
         units: dict[str, list[str]] = {}
         for (unit, kind), number in self.counts.items():
             if (unit, kind) in keys:
-                units.setdefault(unit, []).append(f"{number} {kind}")
+                units.setdefault(unit, []).append(f"{kind}: {number}")
         counts = ", ".join(f"{unit} ({', '.join(kinds)})" for unit, kinds in units.items())
         seen: Counter[tuple[str, str]] = Counter()
         ranked = []

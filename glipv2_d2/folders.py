@@ -1,0 +1,32 @@
+"""Folders that results go to, checked before anything is computed."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from .errors import InputError
+
+
+def check_writable(folder: str | os.PathLike[str], where: str) -> None:
+    """Check that a folder is one, or can be made, and that files can be written to it; nothing is left behind.
+
+    Args:
+        folder: Its path.
+        where: The flag or config key that names it.
+
+    Raises:
+        NotADirectoryError: It is a file, or lies below one.
+        InputError: Nothing can be written there.
+    """
+    existing = Path(folder).absolute()
+    try:
+        existing = next(one for one in (existing, *existing.parents) if one.exists())
+        with tempfile.TemporaryDirectory(dir=existing):
+            pass
+    except NotADirectoryError as error:
+        raise NotADirectoryError(f"{where}: expected a folder, found a file at {existing}") from error
+    except OSError as error:
+        found = f"{folder}, where nothing can be written: {error.strerror}"
+        raise InputError(f"{where}: expected a folder that can be written to, found {found}") from error
