@@ -2,6 +2,7 @@
 """Measure the time, the memory and the arithmetic of a model and of its parts.
 
     python tools/benchmark.py model --config-file CONFIG --size 800 1333 --num-names 80
+    python tools/benchmark.py compare --config-file CONFIG --page BENCHMARKS.md
     python tools/benchmark.py vocabulary --config-file CONFIG --size 320 320
     python tools/benchmark.py losses --config-file configs/pretrain/glipv2_micro.yaml
     python tools/benchmark.py contrastive
@@ -20,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from benchmarks import contrastive, evaluation, losses, masks, model, vocabulary
+from benchmarks import compare, contrastive, evaluation, losses, masks, model, vocabulary
 from rich.console import Console
 
 from glipv2_d2.engine.command_line import build_config, one_line_errors
@@ -32,6 +33,7 @@ MIN_WIDTH = 110  # of the tables, also where the output is not a terminal
 # row and column, and the tables that show them.
 SUBCOMMANDS = {
     "model": model,
+    "compare": compare,
     "vocabulary": vocabulary,
     "losses": losses,
     "contrastive": contrastive,

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+_PLAIN = ContextVar("plain", default=False)
 
 # From this many multiplications on, a product of oneDNN is not slower than one of MKL (one thread, 128 x 64 x 128: both
 # 20 microseconds; 64 x 64 x 64: 14 and 8).
@@ -40,10 +46,7 @@ def apply(layer: nn.Linear, x: Tensor, gelu: bool = False) -> Tensor:
 
 
 def uses_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Tell whether ``linear`` calls oneDNN: for large products in float32 on a CPU with AVX-512, without gradients.
-
-    ``torch.backends.mkldnn.flags(enabled=False)`` switches it off.
-    """
+    """Tell whether ``linear`` calls oneDNN: for large products in float32 on a CPU with AVX-512, without gradients."""
     return (
         is_cpu_inference(x)
         and x.dtype == weight.dtype == torch.float32
@@ -67,4 +70,15 @@ def is_cpu_inference(x: Tensor) -> bool:
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
+        and not _PLAIN.get()
     )
+
+
+@contextmanager
+def plain_forms() -> Iterator[None]:
+    """Compute as elsewhere, without the forms for CPUs, in this thread: to compare results and times."""
+    token = _PLAIN.set(True)
+    try:
+        yield
+    finally:
+        _PLAIN.reset(token)

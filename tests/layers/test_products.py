@@ -17,7 +17,7 @@ def test_product_equals_that_of_torch_in_double_precision(shape, gelu, bias):
     expected = F.gelu(expected) if gelu else expected
     with torch.no_grad():
         torch.testing.assert_close(products.linear(x, weight, offset, gelu).double(), expected, rtol=0, atol=5e-6)
-        with torch.backends.mkldnn.flags(enabled=False):
+        with products.plain_forms():
             torch.testing.assert_close(products.linear(x, weight, offset, gelu).double(), expected, rtol=0, atol=5e-6)
 
 
@@ -46,5 +46,7 @@ def test_fast_forms_need_single_precision_without_gradients_autocast_and_tracing
         assert not products.is_cpu_inference(x.half())
         assert not products.is_cpu_inference(x.to("meta"))
         assert not products.uses_onednn(x, x)  # too small
+        with products.plain_forms():
+            assert not products.is_cpu_inference(x)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert not products.is_cpu_inference(x)

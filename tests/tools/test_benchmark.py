@@ -6,7 +6,7 @@ import os
 import benchmark
 import pytest
 import torch
-from benchmarks import contrastive, losses, masks, measurement, vocabulary
+from benchmarks import compare, contrastive, losses, masks, measurement, vocabulary
 from drawn_images import register_drawn
 from prompt_samples import make_prompt
 from torch.testing import assert_close
@@ -64,6 +64,45 @@ def test_training_has_losses_and_backward_times(run, capsys):
     assert "losses" in rows and "post-processing" not in rows
     assert all(rows[module]["backward_s"] > 0 for module in ("backbone", "text encoder", "fusion", "dyconv", "head"))
     assert "backward, s" in capsys.readouterr().out
+
+
+# --- compare ----------------------------------------------------------------------------------------------------------
+
+
+def test_contenders_run_in_turn_and_parts_add_up_to_the_total(run, capsys, tmp_path, monkeypatch):
+    shapes = []
+
+    def other_model(pixel_values, input_ids, attention_mask):
+        shapes.append((pixel_values.shape, input_ids.shape == attention_mask.shape))
+
+    monkeypatch.setattr(compare, "build_dino", lambda device: other_model)
+    monkeypatch.setattr(compare, "RATE_SIDES", (64,))
+    page = tmp_path / "page.md"
+    sizes = ("--size", "64", "96", "--size", "64", "64", "--num-names", "2", "--repeat", "2")
+    numbers = run("compare", *sizes, "--page", str(page))
+    rate = max(numbers["results"].pop("rates").values())
+    assert [case.split(",")[0] for case in numbers["results"]] == ["64 x 96", "64 x 64"]
+    assert shapes == [((1, 3, 64, 96), True)] * 4 + [((1, 3, 64, 64), True)] * 4  # warm-up, two rounds, memory
+    for case in numbers["results"].values():
+        assert list(case["contenders"]) == ["ours", "ours, new text", "plain", "GroundingDINO"]
+        assert all(case["contenders"][name]["seconds"] > 0 for name in ("ours", "ours, new text", "plain"))
+        parts = case["parts"]
+        total = parts.pop("total")
+        assert all(parts[part]["gmac"] > 0 for part in ("backbone", "fusion", "language layer", "dyconv", "head"))
+        assert total["gmac"] == pytest.approx(sum(row["gmac"] for row in parts.values()))
+        for row in parts.values():
+            assert row["beyond"] == pytest.approx(row["seconds"] - 2 * row["gmac"] / rate)
+    assert "limit: " in capsys.readouterr().out
+    text = page.read_text()
+    assert "| machine | " in text and "| GroundingDINO | " in text and "## 64 x 96, 2 names" in text
+
+
+def test_a_contender_can_be_left_out(run, monkeypatch):
+    monkeypatch.setattr(compare, "RATE_SIDES", (64,))
+    numbers = run("compare", "--size", "64", "64", "--num-names", "2", "--repeat", "1", "--without", "GroundingDINO")
+    del numbers["results"]["rates"]
+    (case,) = numbers["results"].values()
+    assert list(case["contenders"]) == ["ours", "ours, new text", "plain"]
 
 
 # --- vocabulary -------------------------------------------------------------------------------------------------------

@@ -95,18 +95,20 @@ class PassCutter:
         for module, owner, method in self._calls():
             setattr(owner, method, self._wrap(module, getattr(owner, method)))
 
-    def run(self, inputs: list[dict[str, Any]], read: Callable[[], Any]) -> Cuts:
+    def run(self, inputs: list[dict[str, Any]], read: Callable[[], Any], known_prompts: bool = False) -> Cuts:
         """Run one pass.
 
         Args:
             inputs: For the model.
             read: Called at every cut.
+            known_prompts: The text encoder runs only for prompts that no pass has read before.
 
         Returns:
             The cuts in order: the segment that begins there, and what ``read`` gave. The last one ends the pass.
         """
         self._read, self._cuts = read, []
-        self._forget_prompts()
+        if not known_prompts:
+            self.forget_prompts()
         self.model.zero_grad(set_to_none=True)
         self._cut("other", "forward")
         if self.model.training:
@@ -146,7 +148,8 @@ class PassCutter:
         """Return what marks a tensor: once its gradient is known, the backward pass is in ``module``."""
         return lambda x: _Marked.apply(x, lambda: self._cut(module, "backward")) if x.requires_grad else x
 
-    def _forget_prompts(self) -> None:
+    def forget_prompts(self) -> None:
+        """Let the text encoder read all prompts again."""
         # The prompt cache of the model starts anew after a weight was changed in place, if only by nothing.
         with torch.no_grad():
             next(self.model.text_encoder.parameters()).mul_(1)

@@ -123,11 +123,16 @@ def make_inputs(prompts: list[TokenizedPrompt], size: Sequence[int], batch: int)
 def make_model(cfg: CfgNode, forms: tuple[str, str], train: bool) -> nn.Module:
     """Build the model with one pair of forms; all pairs get the same weights."""
     model = load_model(cfg).train(train)
+    set_forms(model, forms)
+    return model
+
+
+def set_forms(model: nn.Module, forms: tuple[str, str]) -> None:
+    """Choose the forms of the two heavy layers of a model."""
     for block in model.fusion_tower.blocks:
         if block.fusion is not None:
             block.fusion.form = forms[0]
         block.dyconv.deform_form = forms[1]
-    return model
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:

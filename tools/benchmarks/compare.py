@@ -1,0 +1,260 @@
+"""Compare the time of a detection with GroundingDINO of transformers, with the plain forms, and with what is possible.
+
+    python tools/benchmark.py compare --config-file configs/glip/glip_swin_t_c.yaml --page BENCHMARKS.md
+    python tools/benchmark.py compare --config-file configs/glip/glip_swin_t_c.yaml --size 480 640 --num-names 20
+
+For each size and number of names, in one process, the contenders run in turn, round after round, on the same image of
+noise and the same tokens, in single precision, without post-processing of masks:
+
+ours            the model of the config, as it runs by default; the prompt is known from the image before.
+ours, new text  the same, and the text encoder reads the prompt in the pass.
+plain           the same with the structure of the official code: plain fusion, torchvision's deformable convolution,
+                detectron2's Swin, torch's products. The prompt is known.
+GroundingDINO   transformers' model with a Swin-T and a BERT-base, random weights. It reads its prompt in every pass.
+
+s       of the fastest round.
+limit   GMAC / rate: the time of a pass if it were nothing but matrix products, at the highest rate that torch's or
+        oneDNN's products of square matrices reach in this run. GMAC are counted from shapes, without the text encoder.
+memory  MiB, the most that torch's allocator held above weights and inputs (not what MKL and oneDNN get elsewhere).
+
+The second table has the parts of a pass of ours. Their "beyond the limit" add up to what remains to be gained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from collections.abc import Callable, Sequence
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from rich.table import Table
+from torch import nn
+from tqdm import tqdm
+
+from glipv2_d2.layers.products import linear, plain_forms
+
+from .measurement import (
+    MIB,
+    MODULES,
+    PassCutter,
+    clock,
+    count_macs,
+    load_model,
+    make_table,
+    noise_image,
+    positive,
+    sum_segments,
+    summarize_memory,
+    trace_memory,
+)
+from .model import make_prompts, set_forms
+
+CONFIG_KEYS = ()
+SIZES = ([480, 640], [800, 1333])
+NUM_NAMES = (80, 20)
+OWN_FORMS, PLAIN_FORMS = ("auto", "auto"), ("plain", "torchvision")
+OURS, NEW_TEXT, PLAIN, DINO = "ours", "ours, new text", "plain", "GroundingDINO"
+RATE_SIDES = (512, 1024, 2048)  # of the square matrices
+RATE_PASSES = 10
+# Parts of a pass whose prompt is known, and the unit of each number of a row.
+PARTS = [module for module in MODULES if module not in ("text encoder", "losses")]
+
+Rows = dict[str, dict[str, float]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of this subcommand."""
+    several = "may be given several times"
+    parser.add_argument(
+        "--size",
+        nargs=2,
+        type=positive,
+        action="append",
+        metavar=("H", "W"),
+        help=f"of the image, {several} (default: 480 640 and 800 1333)",
+    )
+    parser.add_argument(
+        "--num-names",
+        type=positive,
+        action="append",
+        metavar="K",
+        help=f"the first K names of COCO or LVIS, {several} (default: 80 and 20)",
+    )
+    parser.add_argument("--repeat", type=positive, default=5, metavar="N", help="rounds (default: 5)")
+    parser.add_argument("--without", action="append", choices=(PLAIN, DINO), default=[], help="leave one out")
+    parser.add_argument("--page", metavar="FILE", help="write what was measured there, in Markdown")
+
+
+def measure_rates(device: torch.device) -> dict[str, float]:
+    """Return the highest rate of products of square matrices, in GFLOP/s: by torch, and by the layers of the model."""
+    rates = {"torch.mm": 0.0, "glipv2_d2": 0.0}
+    read = clock(device)
+    for side in RATE_SIDES:
+        a, b = torch.randn(2, side, side, device=device)
+        for name, run in (("torch.mm", partial(torch.mm, a, b)), ("glipv2_d2", partial(linear, a, b))):
+            for _ in range(RATE_PASSES):
+                begin = read()
+                run()
+                rates[name] = max(rates[name], 2 * side**3 / 1e9 / (read() - begin))
+    return rates
+
+
+def build_dino(device: torch.device) -> nn.Module:
+    """Build transformers' GroundingDINO with random weights: Swin-T, BERT-base, six layers each way, 900 queries."""
+    # Loaded here: the other contenders do not need it.
+    from transformers import GroundingDinoConfig, GroundingDinoForObjectDetection
+
+    return GroundingDinoForObjectDetection(GroundingDinoConfig()).eval().to(device)
+
+
+def make_contenders(
+    cutter: PassCutter, dino: nn.Module | None, inputs: dict[str, Any], without: Sequence[str]
+) -> dict[str, Callable[[], Any]]:
+    """Return for each contender a function that runs one pass."""
+    model = cutter.model
+
+    def run_ours(forget: bool = False) -> None:
+        if forget:
+            cutter.forget_prompts()
+        model([inputs])
+
+    def run_plain() -> None:
+        set_forms(model, PLAIN_FORMS)
+        with plain_forms():
+            model([inputs])
+        set_forms(model, OWN_FORMS)
+
+    contenders: dict[str, Callable[[], Any]] = {OURS: run_ours, NEW_TEXT: partial(run_ours, forget=True)}
+    if PLAIN not in without:
+        contenders[PLAIN] = run_plain
+    if dino is not None:
+        ids = inputs["prompts"][0].input_ids.to(model.device)[None]
+        image = (inputs["image"].to(model.device).float() / 255)[None]
+        contenders[DINO] = lambda: dino(pixel_values=image, input_ids=ids, attention_mask=torch.ones_like(ids))
+    return contenders
+
+
+def run_in_turn(contenders: dict[str, Callable[[], Any]], device: torch.device, rounds: Sequence[int]) -> Rows:
+    """Run all contenders once to warm up, then in turn for each round; return the seconds of the fastest."""
+    read = clock(device)
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for run in contenders.values():
+        run()
+    for _ in rounds:
+        for name, run in contenders.items():
+            begin = read()
+            run()
+            seconds[name].append(read() - begin)
+    return {name: {"seconds": min(times)} for name, times in seconds.items()}
+
+
+def measure_parts(cutter: PassCutter, inputs: dict[str, Any], repeat: int, rate: float) -> Rows:
+    """Return for each part of a pass of ours its GMAC, the least of its seconds, and what they are beyond the limit."""
+    device = cutter.model.device
+    run_pass = partial(cutter.run, [inputs], known_prompts=True)
+    macs = count_macs(run_pass)
+    passes = [sum_segments(run_pass(clock(device))) for _ in range(repeat)]
+    rows: Rows = {}
+    for part in PARTS:
+        gmac = macs.get((part, "forward"), 0.0) / 1e9
+        seconds = min(one.get((part, "forward"), 0.0) for one in passes)
+        rows[part] = {"gmac": gmac, "seconds": seconds, "beyond": seconds - 2 * gmac / rate}
+    rows["total"] = {column: sum(row[column] for row in rows.values()) for column in rows["other"]}
+    return rows
+
+
+def measure_memory(run: Callable[[], Any], device: torch.device) -> float:
+    """Return the peak of a pass in MiB."""
+
+    def run_pass(read: Callable[[], Any]) -> list:
+        begin = read()
+        run()
+        return [(("other", "forward"), begin), (("other", "end"), read())]
+
+    return summarize_memory(trace_memory(run_pass, device))[2] / MIB
+
+
+def show(case: str, contenders: Rows, parts: Rows, rate: float) -> list[Table]:
+    """Lay out the numbers of one size and number of names."""
+    ours = contenders[OURS]["seconds"]
+    limit = 2 * parts["total"]["gmac"] / rate
+    table = make_table(case, "contender", ["s", "ours takes", "memory, MiB"])
+    for name, row in contenders.items():
+        table.add_row(name, f"{row['seconds']:.3f}", f"{ours / row['seconds']:.2f} of it", f"{row['memory_mib']:.0f}")
+    table.add_row(f"limit: {parts['total']['gmac']:.1f} GMAC", f"{limit:.3f}", f"{ours / limit:.2f} of it", "")
+    own_parts = make_table("", "part of ours", ["GMAC", "s", "GFLOP/s", "of the rate", "beyond the limit, s"])
+    for part, row in parts.items():
+        if part == "total":
+            own_parts.add_section()
+        speed = 2 * row["gmac"] / row["seconds"] if row["seconds"] else 0.0
+        numbers = f"{row['gmac']:.2f}", f"{row['seconds']:.4f}", f"{speed:.0f}", f"{speed / rate:.0%}"
+        own_parts.add_row(part, *numbers, f"{row['beyond']:.4f}")
+    return [table, own_parts]
+
+
+def write_page(path: str, facts: dict[str, Any], tables: Sequence[Table], command: str) -> None:
+    """Write facts and tables in Markdown."""
+    lines = ["# Benchmarks", "", f"Made by `{command}`; `--help` says what the columns mean.", ""]
+    lines += ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in facts.items())]
+    for table in tables:
+        if table.title:
+            lines += ["", f"## {table.title}"]
+        columns = table.columns
+        lines += ["", "| " + " | ".join(str(column.header) for column in columns) + " |"]
+        lines += ["| --- " + "| ---: " * (len(columns) - 1) + "|"]
+        lines += ["| " + " | ".join(row) + " |" for row in zip(*(column.cells for column in columns), strict=True)]
+    Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def name_machine() -> str:
+    """Return the name of the processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else platform.processor()
+
+
+@torch.no_grad()
+def run(arguments: argparse.Namespace, cfg: CfgNode) -> tuple[dict[str, Any], dict[str, Any], list[Table]]:
+    """Compare all contenders in every case."""
+    import transformers
+
+    cutter = PassCutter(load_model(cfg).eval())
+    device = cutter.model.device
+    dino = None if DINO in arguments.without else build_dino(device)
+    rates = measure_rates(device)
+    facts = {
+        "machine": name_machine(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
+        "transformers": transformers.__version__,
+        "date": date.today().isoformat(),
+        **{f"products by {name}, GFLOP/s": round(rate) for name, rate in rates.items()},
+        "repeat": arguments.repeat,
+    }
+    results: dict[str, Any] = {"rates": rates}
+    tables = []
+    rate = max(rates.values())
+    for size in arguments.size or SIZES:
+        for num_names in arguments.num_names or NUM_NAMES:
+            prompts = make_prompts(cfg, None, num_names)
+            inputs = noise_image(size, torch.Generator().manual_seed(0)) | {"prompts": prompts}
+            case = f"{size[0]} x {size[1]}, {num_names} names ({sum(map(len, prompts))} tokens)"
+            contenders = make_contenders(cutter, dino, inputs, arguments.without)
+            rows = run_in_turn(contenders, device, tqdm(range(arguments.repeat), desc=case, unit="round", leave=False))
+            for name, run_one in contenders.items():
+                rows[name]["memory_mib"] = measure_memory(run_one, device)
+            parts = measure_parts(cutter, inputs, arguments.repeat, rate)
+            results[case] = {"contenders": rows, "parts": parts}
+            tables += show(case, rows, parts, rate)
+    if arguments.page:
+        own = {"torch": torch.__version__, "threads": torch.get_num_threads(), "config": arguments.config_file}
+        command = f"python tools/benchmark.py compare --config-file {arguments.config_file} --page {arguments.page}"
+        write_page(arguments.page, own | facts, tables, command)
+    return facts, results, tables
