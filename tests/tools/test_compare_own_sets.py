@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -109,6 +110,12 @@ def test_zero_shot_is_evaluated_on_what_a_training_is_validated_with(tool, tiny_
     command = tool.command_of(cell, tmp_path / "out", str(tmp_path / "w" / "w.pth"))
     assert command[3:7] == ["eval", "--config-file", str(tmp_path / "w" / "config.yaml"), "--num-gpus"]
     assert "cats_test" in words(command)
+
+
+def test_the_table_of_the_experiments_is_made_from_the_measured_results(tool):
+    page = Path(__file__).parents[2] / "docs" / "experiments" / "own_photographs.md"
+    records = json.loads(page.with_suffix(".json").read_text())
+    assert tool.table_of(records) in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
