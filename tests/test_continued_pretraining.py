@@ -1,5 +1,6 @@
 """The plan for a GLIPv2-T: its commands can be run, and its arithmetic is right."""
 
+import functools
 import gzip
 import re
 from pathlib import Path
@@ -16,10 +17,11 @@ from glipv2_d2.program.config_arguments import parse_train_arguments
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "continued_pretraining.md").read_text("utf-8")
-RUNS = [words for program, words in commands(PAGE) if program.name == "train_net.py"]
+RUNS = [tuple(words) for program, words in commands(PAGE) if program.name == "train_net.py"]
 PARAMETERS, GLIP_PARAMETERS = 255_888_873, 231_759_662
 
 
+@functools.cache
 def config_of(words):
     arguments = parse_train_arguments(words)
     return build_config(str(ROOT / arguments.config_file), [*arguments.opts, "MODEL.DEVICE", "cpu"])

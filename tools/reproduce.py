@@ -268,7 +268,7 @@ def run_row(row: str, arguments: argparse.Namespace, lock: int) -> dict[str, Any
         small = arguments.output / "smoke" / "datasets" / row.split("/")[1]
         images = copy_first_images(datasets_of(row), data_root(), small, SMOKE_IMAGES)
         environment = {"DETECTRON2_DATASETS": str(small)}
-    print(f"{row}: {shlex.join(settings['command'])}", flush=True)
+    print(f"{row}: python {shlex.join(settings['command'])}", flush=True)
     call(settings["command"], folder / LOG, lock, environment)
     table = json.loads((folder / "result_table.json").read_text("utf-8"))
     figures = [compare(one, table, is_smoke=arguments.smoke) for one in ROWS[row]]
@@ -343,11 +343,13 @@ def weights_note(result: Mapping[str, Any]) -> str:
     return f"weights: SHA-256 {found}, " + (f"not the published file: {expected}" if expected else "no sum is known")
 
 
-def write_report(results: Sequence[Mapping[str, Any]], output: Path, name: str) -> None:
-    """Write the rows so far as NAME.json and NAME.md, each whole or not at all."""
-    write_text(output / f"{name}.json", json.dumps({"rows": results}, indent=1) + "\n")
+def write_report(results: Sequence[Mapping[str, Any]], output: Path, *, is_smoke: bool) -> Path:
+    """Write the rows so far as json and as markdown, each whole or not at all; return the path of the markdown."""
+    path = output / ("smoke_report.md" if is_smoke else "report.md")
+    write_text(path.with_suffix(".json"), json.dumps({"rows": results}, indent=1) + "\n")
+    title = f"Rehearsal on at most {SMOKE_IMAGES} images of a dataset: nothing is compared"
     head = ["row", "verdict", "data", "metric", "measured", "published", "margin", "source"]
-    lines = ["# Published figures", "", _line(head), _line(["---"] * len(head))]
+    lines = [f"# {title if is_smoke else 'Published figures'}", "", _line(head), _line(["---"] * len(head))]
     for result in results:
         reason = "; ".join(result.get("missing", [result.get("reason", "")]))
         if not result["figures"]:
@@ -358,9 +360,11 @@ def write_report(results: Sequence[Mapping[str, Any]], output: Path, name: str) 
             lines.append(_line([result["row"], one["verdict"], one["data"], one["metric"], *numbers, one["source"]]))
     notes = [f"- {result['row']}: {note}" for result in results if (note := weights_note(result))]
     reasons = {one["margin"]["reason"] for result in results for one in result["figures"] if one["margin"]}
-    lines += ["", "## Why these margins", "", *(f"- {reason}" for reason in sorted(reasons))] if reasons else []
+    if reasons and not is_smoke:
+        lines += ["", "## Why these margins", "", *(f"- {reason}" for reason in sorted(reasons))]
     lines += ["", "## Weights", "", *notes] if notes else []
-    write_text(output / f"{name}.md", "\n".join(lines) + "\n")
+    write_text(path, "\n".join(lines) + "\n")
+    return path
 
 
 def _line(cells: Iterable[str]) -> str:
@@ -374,7 +378,6 @@ def _value(number: float | None) -> str:
 def run(arguments: argparse.Namespace, lock: int) -> bool:
     """Run all rows; return whether none lacks a file, failed or is too far from its figures."""
     results: list[dict[str, Any]] = []
-    name = "smoke_report" if arguments.smoke else "report"
     for row in arguments.rows:
         try:
             result = run_row(row, arguments, lock)
@@ -382,8 +385,8 @@ def run(arguments: argparse.Namespace, lock: int) -> bool:
             result = {"row": row, "verdict": "error", "reason": describe(error), "figures": []}
         results.append(result)
         print("\n".join(lines_of(result)), flush=True)
-        write_report(results, arguments.output, name)
-    print(f"written: {arguments.output / name}.md", flush=True)
+        path = write_report(results, arguments.output, is_smoke=arguments.smoke)
+    print(f"written: {path}", flush=True)
     return all(result["verdict"] in GOOD for result in results)
 
 
