@@ -37,7 +37,7 @@ def mean_over_ranks(total: Tensor, count: float) -> Tensor:
     Once gradients are averaged over the ranks it is the mean over all that count on any rank. Without any it is 0.
     """
     # One that counts on one rank is a mean count of 1 / ranks.
-    return total / reduce_mean(total.new_tensor(count)).clamp(min=1 / comm.get_world_size())
+    return total / reduce_mean(total.new_full((), count)).clamp(min=1 / comm.get_world_size())
 
 
 class GatheredRows(NamedTuple):

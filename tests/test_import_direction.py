@@ -15,6 +15,7 @@ FLOORS = {
     "config": 0,
     "detectron2_keys": 0,
     "structures": 0,
+    "device_copies": 0,
     "distributed": 0,
     "paths": 0,
     "likeness": 0,

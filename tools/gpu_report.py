@@ -32,7 +32,7 @@ TOOLS = Path(__file__).resolve().parent
 # Name: its share of the time against that of the others, and its heading. The last one can use all that is left: nobody
 # knows how long a compiler takes.
 PARTS = {
-    "machine": (1, "Machine"),
+    "machine": (2, "Machine"),
     "tests": (4, "Tests marked gpu"),
     "equality": (3, "Against the CPU in float32"),
     "contrastive": (1, "Contrastive loss, forward and backward"),

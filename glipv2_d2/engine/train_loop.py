@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import random
 import time
 from collections.abc import Iterable
@@ -85,22 +84,29 @@ class GroundingTrainLoop(SimpleTrainer):
         """
         self.optimizer.zero_grad()
         losses: dict[str, Tensor] = {}
-        suspects: list[str] = []
+        totals: list[Tensor] = []
+        image_ids: list[list[str]] = []
         data_time = 0.0
         for micro_step in range(self.accumulation_steps):
             start = time.perf_counter()
             batch = next(self._data_loader_iter)
             data_time += time.perf_counter() - start
             batch_losses = self._backward(batch, micro_step)
-            if not math.isfinite(sum(batch_losses.values())):
-                suspects += [str(inputs.get("image_id", inputs.get("file_name"))) for inputs in batch]
+            totals.append(torch.stack([*batch_losses.values()]).sum())
+            image_ids.append([str(inputs.get("image_id", inputs.get("file_name"))) for inputs in batch])
             for name, loss in batch_losses.items():
                 losses[name] = losses.get(name, 0.0) + loss / self.accumulation_steps
-        if self._any_rank(bool(suspects)) or not self._update():
+        # The CPU waits once for all numbers. Where losses are scaled, gradients are read only if the losses are finite.
+        norm = [] if self.grad_scaler.is_enabled() else [self.clip_gradients(self.parameters).to(self.device)]
+        numbers = torch.stack([*losses.values(), *totals, *norm]).cpu()
+        logged, total, norm = numbers.split([len(losses), len(totals), len(norm)])
+        finite = total.isfinite().tolist()
+        suspects = [one for ids, is_finite in zip(image_ids, finite, strict=True) for one in ids if not is_finite]
+        if self._any_rank(bool(suspects)) or not self._update(norm):
             self._skip(suspects)
             return
         self.nonfinite_steps = 0
-        self._write_metrics(losses, data_time)
+        self._write_metrics(dict(zip(losses, logged, strict=True)), data_time)
 
     def _backward(self, batch: list[dict[str, Any]], micro_step: int) -> dict[str, Tensor]:
         """Add the gradients of one batch; return its losses, detached."""
@@ -117,15 +123,17 @@ class GroundingTrainLoop(SimpleTrainer):
             self.grad_scaler.scale(total).backward()
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _update(self) -> bool:
-        """Clip and update; return False, with unchanged weights, if the gradients are not finite.
+    def _update(self, norm: Tensor) -> bool:
+        """Update; return False, with unchanged weights, if the gradients are not finite.
 
         Gradients that overflow because of the loss scale are not a failure: the scale shrinks, the next step counts.
+
+        Args:
+            norm: Of the gradients, which are clipped; empty where losses are scaled: then they are clipped here.
         """
         self.grad_scaler.unscale_(self.optimizer)
         # Equal on all ranks, since the gradients are.
-        norm = self.clip_gradients(self.parameters)
-        finite = bool(torch.isfinite(norm))
+        finite = bool(torch.isfinite(norm if len(norm) else self.clip_gradients(self.parameters)))
         if finite:
             self.grad_scaler.step(self.optimizer)
         if not self.grad_scaler.is_enabled():
@@ -149,6 +157,8 @@ class GroundingTrainLoop(SimpleTrainer):
             )
 
     def _any_rank(self, flag: bool) -> bool:
+        if comm.get_world_size() == 1:
+            return flag
         return bool(reduce_mean(torch.tensor(float(flag), device=self.device)) > 0)
 
     def _write_metrics(self, loss_dict: dict[str, Tensor], data_time: float, prefix: str = "") -> None:

@@ -9,10 +9,12 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from detectron2.layers import ShapeSpec
-from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures import BitMasks, Boxes, ImageList, Instances
 from torch import Tensor, nn
 
+from ..device_copies import to_device
 from ..errors import InputError
+from ..layers.true_places import true_places
 from ..structures import GroundingPredictions, LanguageFeatures, TokenBatch, TokenizedPrompt
 
 # Parts of the model below its heads: a loss on fused features is worth computing if one of them trains.
@@ -80,6 +82,8 @@ class TrainBatch(NamedTuple):
         tokens: (M, T), the prompts as token ids.
         instances: For each pair the boxes of its prompt; None where the batch has none (plain questions and captions).
         answer_scores: (M, A) in [0, 1], questions only.
+        on_cpu: ``instances`` as they were on the CPU: who reads them there does not wait for the device; None where
+            ``instances`` are there.
     """
 
     task: str
@@ -88,6 +92,7 @@ class TrainBatch(NamedTuple):
     tokens: TokenBatch
     instances: list[Instances] | None = None
     answer_scores: Tensor | None = None
+    on_cpu: list[Instances] | None = None
 
     @property
     def prompts(self) -> list[TokenizedPrompt]:
@@ -121,15 +126,17 @@ class TrainBatch(NamedTuple):
                 f"found {num_with_boxes} of {len(inputs)}"
             )
         device, pairs = images.tensor.device, Pairs.of_images(prompts)
-        instances = None
+        on_cpu = instances = None
         if num_with_boxes:
-            instances = [
-                _boxes_of_prompt(inputs[row]["instances"], rank, len(prompts[row])).to(device)
+            on_cpu = [
+                _boxes_of_prompt(inputs[row]["instances"], rank, len(prompts[row]))
                 for row, rank in zip(pairs.rows, pairs.ranks, strict=True)
             ]
+            instances = _instances_to(on_cpu, device)
         scores = [one["answer_scores"] for one in inputs if "answer_scores" in one]
+        answer_scores = to_device([torch.cat(scores)], device)[0] if scores else None
         tokens = TokenBatch.from_prompts(pairs.prompts, device)
-        return cls(task, images, pairs, tokens, instances, torch.cat(scores).to(device) if scores else None)
+        return cls(task, images, pairs, tokens, instances, answer_scores, on_cpu)
 
 
 def _boxes_of_prompt(instances: Instances, rank: int, num_prompts: int) -> Instances:
@@ -144,6 +151,40 @@ def _boxes_of_prompt(instances: Instances, rank: int, num_prompts: int) -> Insta
     return instances[instances.gt_prompts == rank]
 
 
+def _instances_to(instances: list[Instances], device: torch.device) -> list[Instances]:
+    """Copy annotations of M prompts to a device: all that are plain numbers in one copy."""
+    if device.type == "cpu":
+        return [one.to(device) for one in instances]
+    wrappers = {Boxes, BitMasks}
+    fields = [(row, name, value) for row, one in enumerate(instances) for name, value in one.get_fields().items()]
+    packed = [(row, name, value) for row, name, value in fields if isinstance(value, Tensor) or type(value) in wrappers]
+    numbers = to_device([value if isinstance(value, Tensor) else value.tensor for *_, value in packed], device)
+    moved = [one.to("cpu") for one in instances]
+    for (row, name, value), tensor in zip(packed, numbers, strict=True):
+        moved[row].set(name, tensor if isinstance(value, Tensor) else type(value)(tensor))
+    return moved
+
+
+class Positives(NamedTuple):
+    """The anchors of N images that have a box.
+
+    Attributes:
+        images: (P,) int64, in ascending order.
+        anchors: (P,) int64, in ascending order within an image.
+        counts: How many each image has.
+    """
+
+    images: Tensor
+    anchors: Tensor
+    counts: list[int]
+
+    @classmethod
+    def find(cls, mask: Tensor) -> Positives:
+        """Find the True entries of a mask, (N, R); on a device the CPU waits for their numbers, and only here."""
+        counts = mask.sum(dim=1).tolist()
+        return cls(*true_places(mask, sum(counts)), counts)
+
+
 class AnchorTargets(NamedTuple):
     """Targets of the anchors of N images.
 
@@ -151,11 +192,17 @@ class AnchorTargets(NamedTuple):
         matched_idxs: (N, R) int64, index of the matched box of the image, -1 for a negative.
         gt_boxes: (N, R, 4) the matched boxes, 0 for a negative.
         token_targets: (N, R, T) bool, the tokens that spell the phrase of the matched box.
+        positives: The anchors that are no negatives, once they have been found.
     """
 
     matched_idxs: Tensor
     gt_boxes: Tensor
     token_targets: Tensor
+    positives: Positives | None = None
+
+    def find_positives(self) -> Positives:
+        """Return the anchors that are no negatives."""
+        return Positives.find(self.matched_idxs >= 0) if self.positives is None else self.positives
 
 
 class Detector(Protocol):
@@ -222,6 +269,11 @@ class Fused:
     def proposals(self, batch: TrainBatch) -> list[Boxes]:
         """Choose M sets of predicted boxes that train the mask head, best first."""
         return self._detector.proposals(self, batch)
+
+
+def boxes_on_cpu(batch: TrainBatch) -> list[Instances]:
+    """Return the boxes of the M prompts of a batch as they were on the CPU, see ``boxes_of``."""
+    return [one.to("cpu") for one in boxes_of(batch)] if batch.on_cpu is None else batch.on_cpu
 
 
 def boxes_of(batch: TrainBatch) -> list[Instances]:

@@ -53,6 +53,25 @@ def scale_boxes_legacy(boxes: Tensor, scale_x: float, scale_y: float) -> Tensor:
     return (boxes - last_pixel) * scale + last_pixel
 
 
+def box_deltas(anchors: Tensor, boxes: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
+    """Encode boxes relative to anchors, as ``Box2BoxTransform.get_deltas``, which waits for a device to check anchors.
+
+    Args:
+        anchors: (M, 4) XYXY, half-open, pixels, wider and higher than 0.
+        boxes: (M, 4) in the same form.
+        weights: Factors of the deltas.
+
+    Returns:
+        (M, 4) dx, dy, dw, dh.
+    """
+    sizes, box_sizes = anchors[:, 2:] - anchors[:, :2], boxes[:, 2:] - boxes[:, :2]
+    (x, y), (box_x, box_y) = (anchors[:, :2] + 0.5 * sizes).unbind(1), (boxes[:, :2] + 0.5 * box_sizes).unbind(1)
+    (width, height), (box_width, box_height) = sizes.unbind(1), box_sizes.unbind(1)
+    wx, wy, ww, wh = weights
+    dx, dy = wx * (box_x - x) / width, wy * (box_y - y) / height
+    return torch.stack((dx, dy, ww * torch.log(box_width / width), wh * torch.log(box_height / height)), dim=1)
+
+
 def center_to_edges_legacy(anchors: Tensor, boxes: Tensor) -> Tensor:
     """Measure how far the edges of boxes lie from the centres of anchors.
 

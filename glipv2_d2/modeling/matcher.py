@@ -51,14 +51,29 @@ class ATSSMatcher:
         Returns:
             (R,) int64 over all levels in order: index of the matched box, -1 for a negative. All -1 if M is 0.
         """
+        image = torch.zeros(len(gt_boxes), dtype=torch.int64, device=gt_boxes.device)
+        return self.match_images(anchors_per_level, gt_boxes, image, 1)[0]
+
+    def match_images(self, anchors_per_level: list[Boxes], gt_boxes: Boxes, images: Tensor, num_images: int) -> Tensor:
+        """Match the anchors of N images at once, each with its own boxes; on a device nobody waits.
+
+        Args:
+            anchors_per_level: L sets of anchors, the same for all images.
+            gt_boxes: The boxes of all images, M in all.
+            images: (M,) int64, the image of each box.
+            num_images: N.
+
+        Returns:
+            (N, R) int64: index of the matched box among the M, -1 for a negative.
+        """
         anchors = Boxes.cat(anchors_per_level)
-        unmatched = torch.full((len(anchors),), -1, dtype=torch.int64, device=gt_boxes.device)
-        if len(gt_boxes) == 0:
-            return unmatched
+        num_boxes, num_anchors = len(gt_boxes), len(anchors)
+        if num_boxes == 0:
+            return torch.full((num_images, num_anchors), -1, dtype=torch.int64, device=anchors.device)
 
         candidates = self._nearest_anchors(anchors_per_level, gt_boxes)  # (M, K)
-        num_boxes, num_candidates = candidates.shape
-        box_ids = torch.arange(num_boxes, device=candidates.device).repeat_interleave(num_candidates)  # (M*K,)
+        num_candidates = candidates.shape[1]
+        box_ids = torch.arange(num_boxes, device=candidates.device)[:, None].expand_as(candidates).flatten()  # (M*K,)
         candidates = candidates.flatten()  # (M*K,)
         candidate_anchors, candidate_boxes = anchors[candidates], gt_boxes[box_ids]
         ious = matched_pairwise_iou(candidate_anchors, candidate_boxes)
@@ -68,11 +83,14 @@ class ATSSMatcher:
         threshold = (per_box.mean(dim=1) + deviation)[box_ids]
         inside = center_to_edges_legacy(candidate_anchors.tensor, candidate_boxes.tensor).amin(dim=1) > MIN_INSIDE
         positive = inside & (ious >= threshold)
-        candidates, box_ids, ious = candidates[positive], box_ids[positive], ious[positive]
 
-        best_iou = ious.new_zeros(len(anchors)).scatter_reduce(0, candidates, ious, "amax")
-        wins = ious == best_iou[candidates]
-        return unmatched.scatter_reduce(0, candidates[wins], box_ids[wins], "amin", include_self=False)
+        places = images[box_ids] * num_anchors + candidates  # among the anchors of all images
+        ious = ious.masked_fill(~positive, 0.0)
+        best_iou = ious.new_zeros(num_images * num_anchors).scatter_reduce(0, places, ious, "amax")
+        wins = positive & (ious == best_iou[places])
+        unmatched = places.new_full((num_images * num_anchors,), num_boxes)
+        matched = unmatched.scatter_reduce(0, places, box_ids.masked_fill(~wins, num_boxes), "amin")
+        return matched.masked_fill(matched == num_boxes, -1).view(num_images, num_anchors)
 
     def _nearest_anchors(self, anchors_per_level: list[Boxes], gt_boxes: Boxes) -> Tensor:
         """Return (M, K) indices, into the anchors of all levels, of the candidates of each box."""

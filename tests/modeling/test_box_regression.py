@@ -8,7 +8,7 @@ from conftest import ASSETS
 from detectron2.modeling.box_regression import Box2BoxTransform
 from torch.testing import assert_close
 
-from glipv2_d2.modeling.box_regression import center_to_edges_legacy, clip_boxes_legacy, scale_boxes_legacy
+from glipv2_d2.modeling.box_regression import box_deltas, center_to_edges_legacy, clip_boxes_legacy, scale_boxes_legacy
 
 PARITY = ASSETS / "parity"
 LAST_PIXEL = torch.tensor([0.0, 0.0, 1.0, 1.0])
@@ -69,3 +69,14 @@ def test_distances_broadcast():
     anchors, boxes = torch.rand(5, 1, 4), torch.rand(3, 4)
     distances = center_to_edges_legacy(anchors, boxes.expand(5, 3, 4))
     assert torch.equal(distances[4, 1], center_to_edges_legacy(anchors[4, 0], boxes[1]))
+
+
+def test_encoded_boxes_are_those_of_detectron2_bit_for_bit():
+    generator = torch.Generator().manual_seed(0)
+    corner, extent = (
+        torch.rand(2, 50, 2, generator=generator) * 300,
+        torch.rand(2, 50, 2, generator=generator) * 200 + 1,
+    )
+    anchors, boxes = torch.cat((corner, corner + extent), dim=2)
+    weights = (10.0, 10.0, 5.0, 5.0)
+    assert torch.equal(box_deltas(anchors, boxes, weights), Box2BoxTransform(weights).get_deltas(anchors, boxes))

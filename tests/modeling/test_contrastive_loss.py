@@ -1,18 +1,20 @@
 """Targets and value of the inter-image contrastive loss: label propagation case by case, and equal forms."""
 
 import math
+from itertools import product
 
 import pytest
 import torch
 from contrastive_samples import Image, make_batch, random_images
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pretended_device import pretended_device
 from torch.testing import assert_close
 
 from glipv2_d2.modeling.losses import masked_logsumexp as masked_logsumexp_module
 from glipv2_d2.modeling.losses.contrastive_loss import contrastive_loss, soft_cross_entropy
 from glipv2_d2.modeling.losses.masked_logsumexp import ignored_pairs
-from glipv2_d2.modeling.losses.region_word_targets import dense_targets, factor_targets
+from glipv2_d2.modeling.losses.region_word_targets import dense_targets, factor_targets, factor_without_counting
 
 PERSON, DOG, CAT = 0, 16, 15
 
@@ -81,8 +83,8 @@ def as_matrix(factored, num_rows, num_columns):
     """Multiply factored targets out, entry by entry."""
     matrix = torch.zeros(num_rows, num_columns, dtype=torch.int64)
     for (hub, row), sign in zip(factored.row_entries.T.tolist(), factored.row_signs.tolist()):
-        for other_hub, column in factored.column_entries.T.tolist():
-            matrix[row, column] += sign * (hub == other_hub)
+        for (other_hub, column), factor in zip(factored.column_entries.T.tolist(), factored.column_signs.tolist()):
+            matrix[row, column] += sign * factor * (hub == other_hub)
     return matrix
 
 
@@ -94,8 +96,10 @@ def test_labels_are_propagated_as_in_figure_2(name):
     targets = dense_targets(rows[0], columns[0], rows[1], columns[1])
     ignored = ignored_pairs(rows[0].groups, columns[0].groups)
     assert as_signs(targets, ignored, images) == expected
-    for (one, one_phrases), (other, other_phrases), wanted in ((rows, columns, targets), (columns, rows, targets.T)):
-        factored = factor_targets(one, other, one_phrases, other_phrases)
+    for ((one, one_phrases), (other, other_phrases), wanted), factor in product(
+        ((rows, columns, targets), (columns, rows, targets.T)), (factor_targets, factor_without_counting)
+    ):
+        factored = factor(one, other, one_phrases, other_phrases)
         assert torch.equal(as_matrix(factored, len(one.images), len(other.images)), wanted.long())
         assert factored.positives_per_row(len(one.images)).tolist() == wanted.sum(1).tolist()
         assert torch.equal(dense_targets(one, other, one_phrases, other_phrases), wanted)
@@ -245,3 +249,27 @@ def test_gpu_equals_the_matrix(form):
         results.append([loss.detach().cpu(), *(leaf.grad.cpu() for leaf in leaves)])
     for actual, expected in zip(*results):
         assert_close(actual, expected, atol=1e-4 * expected.abs().max().item(), rtol=0)
+
+
+def test_a_device_computes_the_same_without_counting():
+    images = random_images(torch.Generator().manual_seed(3), 12)
+    results = []
+    for form, device in (("dense", "cpu"), ("auto", "cuda")):
+        with pretended_device() as traffic:
+            batch = make_batch(images, dim=16, seed=2)
+            leaves = [side.local.vectors.to(device).requires_grad_() for side in (batch.regions, batch.words)]
+            sides = []
+            for side, leaf in zip((batch.regions, batch.words), leaves):
+                local = side.local._replace(
+                    vectors=leaf,
+                    **{name: getattr(side.local, name).to(device) for name in ("images", "categories", "groups")},
+                )
+                sides.append(side._replace(local=local, everywhere=local))
+            phrases = [one.to(device) for one in batch[2:]]
+            traffic.clear()
+            loss = contrastive_loss(*sides, *phrases, form)
+            loss.backward()
+            assert device == "cpu" or not (traffic.waits or traffic.copies)
+            results.append([getattr(one, "numbers", one) for one in (loss.detach(), *(leaf.grad for leaf in leaves))])
+    for found, expected in zip(*results):
+        assert_close(found, expected, atol=1e-5, rtol=1e-4)

@@ -75,6 +75,20 @@ def test_assignment_equals_a_box_by_box_formulation(seed, topk):
     assert len(set(matched.tolist())) > 3
 
 
+def test_images_together_are_matched_as_each_alone():
+    rng = np.random.default_rng(5)
+    anchors = [square_grid(8, 64, 12, 10), square_grid(16, 128, 6, 5), square_grid(32, 256, 3, 2)]
+    corner, extent = rng.uniform(0, 60, (9, 2)), rng.uniform(3, 70, (9, 2))
+    boxes = Boxes(torch.tensor(np.concatenate((corner, corner + extent), axis=1)))
+    images = torch.tensor([0, 0, 0, 2, 2, 3, 3, 3, 3])  # the second image has no box
+    together = ATSSMatcher().match_images(anchors, boxes, images, 4)
+    for image in range(4):
+        own = (images == image).nonzero().squeeze(1)
+        alone = ATSSMatcher()(anchors, boxes[own])
+        assert torch.equal(together[image], torch.where(alone < 0, alone, alone + (own[0] if len(own) else 0)))
+    assert (together >= 0).sum(dim=1).tolist()[1] == 0 < (together >= 0).sum()
+
+
 @pytest.mark.filterwarnings("error")
 def test_no_boxes_give_only_negatives():
     matched = ATSSMatcher()([square_grid(8, 64, 3, 2), square_grid(16, 128, 2, 1)], Boxes(torch.zeros(0, 4)))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ASSETS
+from pretended_device import pretended_device
 from torch.testing import assert_close
 
 from glipv2_d2.modeling.losses.token_focal_loss import token_focal_loss
@@ -106,3 +107,19 @@ def test_nothing_unmasked_is_zero_with_a_gradient():
     loss = token_focal_loss(logits, torch.ones(2, 3, 4, dtype=torch.bool), torch.zeros(2, 4, dtype=torch.bool), 0.25, 2)
     loss.backward()
     assert loss.item() == 0 and torch.equal(logits.grad, torch.zeros(2, 3, 4))
+
+
+def test_all_pairs_at_once_on_a_device_equal_the_few_positive_ones_apart():
+    logits, targets, mask = example(torch.float32)
+    logits.requires_grad_()
+    loss = token_focal_loss(logits, targets, mask, alpha=0.25, gamma=2.0)
+    (loss * 3).backward()
+    with pretended_device() as traffic:
+        there = logits.detach().to("cuda").requires_grad_()
+        others = targets.to("cuda"), mask.to("cuda")
+        traffic.clear()
+        found = token_focal_loss(there, *others, alpha=0.25, gamma=2.0)
+        (found * 3).backward()
+        assert not traffic.waits
+    assert_close(found.detach().numbers, loss.detach())
+    assert_close(there.grad.numbers, logits.grad)

@@ -135,16 +135,16 @@ def report_of_fakes(tmp_path, monkeypatch):
 
 def test_a_slow_part_ends_with_its_share_and_a_dead_one_says_why(report_of_fakes):
     begin = time.monotonic()
-    report, page = report_of_fakes("--minutes", "0.1", "--device", "cpu", "--parts", "eager", "tests", "machine")
-    assert time.monotonic() - begin < 6
+    report, page = report_of_fakes("--minutes", "0.2", "--device", "cpu", "--parts", "eager", "tests", "machine")
+    assert time.monotonic() - begin < 12
     parts = report["parts"]
     assert list(parts) == ["machine", "tests", "eager"]
-    # A tenth of 5.8 s: 1 share of 1 + 4 + 5.
-    assert parts["machine"]["limit"] == pytest.approx(0.58, abs=0.05)
+    # 2 of 11 shares of 11.8 s.
+    assert parts["machine"]["limit"] == pytest.approx(2.15, abs=0.05)
     assert parts["machine"]["rows"][0] == {"case": "machine", "device": "cpu"}
-    assert parts["machine"]["rows"][1]["failed"] == "ended after 1 s, its share of the time"
-    # What was not used is shared by the rest: 4 of 9 of some 5 s.
-    assert 1.5 < parts["tests"]["limit"] < 2.4 < parts["eager"]["limit"]
+    assert parts["machine"]["rows"][1]["failed"] == "ended after 2 s, its share of the time"
+    # 4 of 9 shares of some 9 s, and what this part leaves.
+    assert 3 < parts["tests"]["limit"] < 4.4 < parts["eager"]["limit"]
     assert parts["tests"]["rows"][1]["failed"] == "exit status 1: one | two | three"
     # A line that was being written is none.
     assert parts["eager"]["rows"] == [{"case": "eager", "device": "cpu"}]
@@ -175,8 +175,8 @@ def test_bad_arguments_are_refused(wrong, capsys):
 
 @pytest.mark.slow  # nine processes
 def test_whole_command_on_the_cpu(arguments, tmp_path):
-    command = [sys.executable, str(ROOT / "tools" / "gpu_report.py"), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=570)
+    command = [sys.executable, str(ROOT / "tools" / "gpu_report.py"), *arguments, "--minutes", "60"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stderr
     parts = json.loads((tmp_path / "report" / "gpu_report.json").read_text())["parts"]
     assert list(parts) == list(gpu_report.PARTS)

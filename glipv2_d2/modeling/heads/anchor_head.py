@@ -12,10 +12,12 @@ from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
+from ...device_copies import to_device
 from ...distributed import reduce_mean
 from ...errors import InputError
 from ...structures import GroundingPredictions, TokenizedPrompt
-from ..batch import AnchorTargets, Fused, TrainBatch, TrainingHead, TrunkShapes, boxes_of
+from ..batch import AnchorTargets, Fused, Positives, TrainBatch, TrainingHead, TrunkShapes, boxes_of
+from ..box_regression import box_deltas
 from ..losses.box_losses import centerness_targets, giou_loss_legacy
 from ..losses.token_focal_loss import token_focal_loss
 from ..matcher import ATSSMatcher
@@ -159,21 +161,30 @@ class AnchorHead(TrainingHead):
             prompts: N prompts.
             num_tokens: T, the length of the longest prompt or more.
         """
-        num_anchors = sum(len(level) for level in anchors)
-        device = anchors[0].device
-        matched_idxs = torch.full((len(instances), num_anchors), -1, dtype=torch.int64, device=device)
-        gt_boxes = torch.zeros(len(instances), num_anchors, 4, device=device)
-        token_targets = torch.zeros(len(instances), num_anchors, num_tokens, dtype=torch.bool, device=device)
-        for i, (image, prompt) in enumerate(zip(instances, prompts, strict=True)):
-            matched_idxs[i] = self.matcher(anchors, image.gt_boxes)
-            positive = (matched_idxs[i] >= 0).nonzero().squeeze(1)
-            boxes = matched_idxs[i, positive]
-            gt_boxes[i, positive] = image.gt_boxes.tensor[boxes]
-            rows = prompt.phrase_token_map.to(device)[image.gt_classes[boxes]]  # (positives, real tokens)
-            token_targets[i, positive, : len(prompt)] = rows
+        device, counts = anchors[0].device, torch.tensor([len(image) for image in instances])
+        token_maps = torch.cat([F.pad(one.phrase_token_map, (0, num_tokens - len(one))) for one in prompts])
+        # The first box of each image, the first phrase of the prompt of each box, and the image of each box.
+        first_box = counts.cumsum(0) - counts
+        num_phrases = torch.tensor([len(prompt.phrases) for prompt in prompts])
+        first_phrase = (num_phrases.cumsum(0) - num_phrases).repeat_interleave(counts)
+        images = torch.arange(len(instances)).repeat_interleave(counts)
+        sides = [token_maps, first_box, first_phrase, images]
+        token_maps, first_box, first_phrase, images = to_device(sides, device)
+
+        boxes = Boxes.cat([image.gt_boxes for image in instances])
+        phrases = torch.cat([image.gt_classes for image in instances]) + first_phrase
+        matched = self.matcher.match_images(anchors, boxes, images, len(instances))
+        positives = Positives.find(matched >= 0)
+        places = positives.images, positives.anchors
+        matches = matched[places]
+        gt_boxes = torch.zeros(*matched.shape, 4, device=device)
+        token_targets = torch.zeros(*matched.shape, num_tokens, dtype=torch.bool, device=device)
+        gt_boxes[places] = boxes.tensor[matches]
+        token_targets[places] = token_maps[phrases[matches]]
         if self.no_object_token is not None and self.no_object_token < num_tokens:
-            token_targets[..., self.no_object_token] |= matched_idxs < 0
-        return AnchorTargets(matched_idxs, gt_boxes, token_targets)
+            token_targets[..., self.no_object_token] |= matched < 0
+        matched_idxs = torch.where(matched < 0, matched, matched - first_box[:, None])
+        return AnchorTargets(matched_idxs, gt_boxes, token_targets, positives)
 
     def losses(self, fused: Fused, batch: TrainBatch) -> dict[str, Tensor]:
         """Compute the weighted losses of a batch, in single precision.
@@ -190,16 +201,16 @@ class AnchorHead(TrainingHead):
             Scalars ``naming_loss``, ``loss_box_reg`` and ``loss_centerness``, without those whose weight is 0.
         """
         predictions, anchors, targets = fused.predictions, fused.anchors, fused.targets(batch)
-        image, anchor = (targets.matched_idxs >= 0).nonzero(as_tuple=True)
+        image, anchor, _ = targets.find_positives()
         deltas = torch.cat(predictions.box_deltas, dim=1)[image, anchor]
         centerness_logits = torch.cat(predictions.centerness_logits, dim=1)[image, anchor].float()
         pos_anchors = Boxes.cat(anchors).tensor[anchor]
-        gt_deltas = self.box2box_transform.get_deltas(pos_anchors, targets.gt_boxes[image, anchor])
+        gt_deltas = box_deltas(pos_anchors, targets.gt_boxes[image, anchor], self.box2box_transform.weights)
         gt_boxes = self.box2box_transform.apply_deltas(gt_deltas, pos_anchors)
         pred_boxes = self.box2box_transform.apply_deltas(deltas, pos_anchors)
         centerness = centerness_targets(pos_anchors, gt_boxes)
 
-        sums = torch.stack((centerness.new_tensor(len(anchor)), centerness.sum()))
+        sums = torch.stack((centerness.new_full((), len(anchor)), centerness.sum()))
         num_positive, centerness_sum = reduce_mean(sums).unbind()
         num_positive = num_positive.clamp(min=1)
         centerness_sum = centerness_sum.clamp(min=MIN_CENTERNESS_SUM)

@@ -10,9 +10,10 @@ from detectron2.config import CfgNode, configurable
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from ...device_copies import to_device
 from ...distributed import gather_with_grad
 from ...errors import InputError
-from ..batch import Fused, TrainBatch, TrainingHead, TrunkShapes, boxes_of
+from ..batch import Fused, TrainBatch, TrainingHead, TrunkShapes, boxes_on_cpu
 from ..losses.contrastive_loss import CONTRASTIVE_FORMS, SharedVectors, contrastive_loss
 from ..losses.region_word_targets import label_regions, label_words
 from .region_word_packing import PackedLabels, pack_region_labels, pack_word_labels, take_regions
@@ -116,10 +117,12 @@ class ContrastiveHead(TrainingHead):
         """
         targets, prompts, language = fused.targets(batch), batch.prompts, fused.language
         chosen = self._choose_anchors(targets.matched_idxs)
-        visual, images, boxes = take_regions(fused.features, targets.matched_idxs, chosen)
-        region_labels = pack_region_labels(images, boxes, boxes_of(batch), prompts)
+        count = sum(min(count, self.max_regions_per_image) for count in targets.find_positives().counts)
+        visual, images, boxes = take_regions(fused.features, targets.matched_idxs, chosen, count)
+        region_labels = pack_region_labels(images, boxes, boxes_on_cpu(batch), prompts)
         word_labels = pack_word_labels(prompts, visual.device)
-        regions, words = self(visual, language.embedded[language.mask])
+        (positions,) = to_device([torch.cat([torch.arange(len(prompt)) for prompt in prompts])], visual.device)
+        regions, words = self(visual, language.embedded[word_labels.images, positions])
         with torch.autocast(regions.device.type, enabled=False):
             shared_regions, shared_words = self._share(regions, words, region_labels, word_labels, len(prompts))
             loss = contrastive_loss(shared_regions, shared_words, region_labels.phrases, word_labels.phrases, self.form)
@@ -138,6 +141,14 @@ class ContrastiveHead(TrainingHead):
         self, regions: Tensor, words: Tensor, region_labels: PackedLabels, word_labels: PackedLabels, num_images: int
     ) -> tuple[SharedVectors, SharedVectors]:
         """Gather regions and words of all ranks in one collective operation, and separate them again."""
+        if comm.get_world_size() == 1:
+            locals_ = [
+                join(vectors, own.images, own.categories)
+                for join, vectors, own in ((label_regions, regions, region_labels), (label_words, words, word_labels))
+            ]
+            # Gradients of rows and of columns are summed apart, as those of several ranks are.
+            shared = [SharedVectors(one, one._replace(vectors=one.vectors.view_as(one.vectors)), 0) for one in locals_]
+            return shared[0], shared[1]
         images = torch.cat((region_labels.images, word_labels.images)) * comm.get_world_size() + comm.get_rank()
         categories = torch.cat((region_labels.categories, word_labels.categories))
         is_word = torch.cat((torch.zeros_like(region_labels.images), torch.ones_like(word_labels.images)))

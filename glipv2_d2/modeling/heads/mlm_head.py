@@ -8,6 +8,7 @@ import torch
 from detectron2.config import CfgNode, configurable
 from torch import Tensor
 
+from ...device_copies import to_device
 from ...prompts.masking import IGNORED_LABEL
 from ...structures import TokenizedPrompt
 from ..batch import Fused, TrainBatch, TrunkShapes
@@ -57,7 +58,8 @@ class MLMHead(WordDecoder):
             InputError: A label is not an id below V.
         """
         rows, columns, labels = _tokens_to_restore(batch.prompts)
-        text = fused.hidden[rows.to(fused.hidden.device), columns.to(fused.hidden.device)]  # (tokens to restore, D)
+        rows, columns = to_device([rows, columns], fused.hidden.device)
+        text = fused.hidden[rows, columns]  # (tokens to restore, D)
         return {"loss_mlm": self.mean_cross_entropy(text, labels, "mlm_labels") * self.loss_weight}
 
 

@@ -10,10 +10,11 @@ from detectron2.config import CfgNode, configurable
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from ...device_copies import to_device
 from ...distributed import mean_over_ranks
 from ...layers.positions import relative_coordinates
 from ...structures import TokenizedPrompt
-from ..batch import Fused, TrainBatch, TrainingHead, TrunkShapes, boxes_of
+from ..batch import Fused, TrainBatch, TrainingHead, TrunkShapes, boxes_on_cpu
 
 # Where the loss turns from quadratic to linear: a tenth of the image's longer side.
 _SMOOTH_L1_BETA = 0.2
@@ -69,13 +70,17 @@ class PhraseCenterHead(TrainingHead):
         """
         hidden, image_size = fused.hidden, batch.images.tensor.shape[-2:]
         # Half types are too coarse for pixels.
-        text, centres = [hidden.new_zeros(0, hidden.shape[2])], [hidden.new_zeros(0, 2, dtype=torch.float32)]
-        for tokens, prompt, boxes in zip(hidden, batch.prompts, boxes_of(batch), strict=True):
+        token_maps, centres = [], []
+        for prompt, boxes in zip(batch.prompts, boxes_on_cpu(batch), strict=True):
             phrases, rows = _single_boxes(prompt, boxes)
-            weights = prompt.phrase_token_map.to(tokens)[phrases]
-            text.append(weights @ tokens[: len(prompt)] / weights.sum(1, keepdim=True))
+            token_maps.append(prompt.phrase_token_map[phrases])
             centres.append(relative_coordinates(boxes.gt_boxes.get_centers()[rows].float(), tuple(image_size)))
-        found, expected = self(torch.cat(text)).float(), torch.cat(centres)
+        expected, *token_maps = to_device([torch.cat(centres), *token_maps], hidden.device)
+        text = [hidden.new_zeros(0, hidden.shape[2])]
+        for tokens, token_map in zip(hidden, token_maps, strict=True):
+            weights = token_map.to(tokens.dtype)
+            text.append(weights @ tokens[: weights.shape[1]] / weights.sum(1, keepdim=True))
+        found = self(torch.cat(text)).float()
         total = F.smooth_l1_loss(found, expected, beta=_SMOOTH_L1_BETA, reduction="sum")
         return {"loss_phrase_center": mean_over_ranks(total, expected.numel()) * self.loss_weight}
 
@@ -84,6 +89,6 @@ def _single_boxes(prompt: TokenizedPrompt, instances: Instances) -> tuple[Tensor
     """Return the phrases that have a token and exactly one box, and the rows of these boxes."""
     classes = instances.gt_classes
     counts = classes.bincount(minlength=len(prompt.phrases))
-    has_token = prompt.phrase_token_map.any(dim=1).to(classes.device)
+    has_token = prompt.phrase_token_map.any(dim=1)
     rows = ((counts == 1) & has_token)[classes].nonzero().squeeze(1)
     return classes[rows], rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...device_copies import to_device
 from ...distributed import mean_over_ranks
 from ...errors import InputError
 from ..batch import TrainingHead
@@ -47,7 +48,7 @@ class WordDecoder(TrainingHead):
 
         Args:
             text: (n, D).
-            labels: (n,) int64, the right ids, on any device.
+            labels: (n,) int64, the right ids, on the CPU, which does not wait for the device then.
             name: Name of the labels, for messages.
             label_smoothing: Share of the target that is spread evenly over the vocabulary.
 
@@ -64,5 +65,6 @@ class WordDecoder(TrainingHead):
                 f"MODEL.TEXT_ENCODER.VOCAB_SIZE and TOKENIZER have to fit"
             )
         logits = self(text).float()  # (n, V)
-        total = F.cross_entropy(logits, labels.to(text.device), reduction="sum", label_smoothing=label_smoothing)
+        (targets,) = to_device([labels], text.device)
+        total = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
         return mean_over_ranks(total, len(labels))

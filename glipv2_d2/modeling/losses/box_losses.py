@@ -23,10 +23,8 @@ def giou_loss_legacy(pred_boxes: Tensor, gt_boxes: Tensor) -> Tensor:
 
     Source: GIoU (arXiv 1902.09630); ``GIOULoss`` of the official ATSS loss, which takes x2 - x1 of inclusive boxes.
     """
-    last_pixel = pred_boxes.new_tensor([0, 0, 1, 1])
-    pred_first, pred_last = (pred_boxes - last_pixel).split(2, dim=-1)
-    pred_last = torch.maximum(pred_first, pred_last)
-    gt_first, gt_last = (gt_boxes - last_pixel).split(2, dim=-1)
+    pred_first, gt_first = pred_boxes[..., :2], gt_boxes[..., :2]
+    pred_last, gt_last = torch.maximum(pred_first, pred_boxes[..., 2:] - 1), gt_boxes[..., 2:] - 1
 
     intersection = _area((torch.minimum(pred_last, gt_last) - torch.maximum(pred_first, gt_first)).clamp(min=0))
     union = _area(pred_last - pred_first) + _area(gt_last - gt_first) - intersection + AREA_EPS

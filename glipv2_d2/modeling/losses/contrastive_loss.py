@@ -96,6 +96,10 @@ def soft_cross_entropy(
     weights = used / counts.clamp(min=1).to(rows.vectors.dtype)
     # A row's cross entropy: its log-sum-exp minus the mean score of its positive columns.
     positive_sum = targets.score_sum(rows.vectors, columns.vectors, weights)
+    if rows.vectors.device.type != "cpu":
+        # The others are computed in vain: nobody waits for the number of those that count.
+        every = masked_logsumexp(rows.vectors, columns.vectors, rows.groups, columns.groups, form)
+        return torch.where(used, every, 0.0).sum() - positive_sum, used.sum().to(rows.vectors.dtype)
     # Nearly all regions have a positive, and if all do, no copy is made. Most words have none.
     used_rows = (rows.vectors, rows.groups) if used.all() else (rows.vectors[used], rows.groups[used])
     logsumexp = masked_logsumexp(used_rows[0], columns.vectors, used_rows[1], columns.groups, form)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -82,17 +83,20 @@ class FactoredTargets(NamedTuple):
         row_entries: (2, n) int64, pairs of a hub and a row.
         row_signs: (n,) int64, 1 or -1.
         column_entries: (2, m) int64, pairs of a hub and a column.
-        num_hubs: Number of hubs; each has both rows and columns.
+        num_hubs: Number of hubs, at least.
+        column_signs: (m,) int64, 1, or 0 for a column that is not at its hub; a sign of a row may be 0, too.
     """
 
     row_entries: Tensor
     row_signs: Tensor
     column_entries: Tensor
     num_hubs: int
+    column_signs: Tensor
 
     def positives_per_row(self, num_rows: int) -> Tensor:
         """Count the positive columns of each row, (A,) int64."""
-        columns_per_hub = torch.bincount(self.column_entries[0], minlength=self.num_hubs)
+        columns_per_hub = self.column_signs.new_zeros(self.num_hubs)
+        columns_per_hub = columns_per_hub.index_add(0, self.column_entries[0], self.column_signs)
         hub, row = self.row_entries
         return torch.zeros(num_rows, dtype=torch.int64, device=row.device).index_add(
             0, row, self.row_signs * columns_per_hub[hub]
@@ -111,11 +115,18 @@ class FactoredTargets(NamedTuple):
         """
         weights = self.row_signs * row_weights[self.row_entries[1]]
         row_sums = self._sum_at_hubs(self.row_entries, weights, rows)
-        column_sums = self._sum_at_hubs(self.column_entries, weights.new_ones(self.column_entries.shape[1]), columns)
+        column_sums = self._sum_at_hubs(self.column_entries, self.column_signs.to(weights.dtype), columns)
         return (row_sums * column_sums).sum()
 
     def _sum_at_hubs(self, entries: Tensor, weights: Tensor, vectors: Tensor) -> Tensor:
-        # Unlike index_add, a sparse product needs no intermediate result of the size of the entries.
+        # Unlike index_add, neither form needs an intermediate result of the size of the entries.
+        if vectors.device.type != "cpu":
+            # A sparse product would wait for the device, and bags are summed in a fixed order.
+            order = entries[0].argsort(stable=True)
+            hubs = torch.arange(self.num_hubs, device=vectors.device)
+            begins = torch.searchsorted(entries[0][order], hubs)
+            weights = weights[order].to(vectors.dtype)
+            return F.embedding_bag(entries[1][order], vectors, begins, mode="sum", per_sample_weights=weights)
         members = torch.sparse_coo_tensor(entries, weights, (self.num_hubs, len(vectors)), check_invariants=False)
         return torch.sparse.mm(members, vectors)  # (hubs, E)
 
@@ -124,6 +135,8 @@ def factor_targets(
     rows: LabelledVectors, columns: LabelledVectors, row_phrases: Tensor, column_phrases: Tensor
 ) -> FactoredTargets:
     """Factor the matrix of ``dense_targets``, which has the same arguments."""
+    if rows.vectors.device.type != "cpu":
+        return factor_without_counting(rows, columns, row_phrases, column_phrases)
     num_rows = len(rows.images)
     _, categories = torch.cat((rows.categories, columns.categories)).unique(return_inverse=True)
     _, images = torch.cat((rows.images, columns.images)).unique(return_inverse=True)
@@ -153,4 +166,43 @@ def factor_targets(
         row_signs[row_kept],
         torch.stack((number[column_hubs], column_members))[:, column_kept],
         int(met.sum()),
+        torch.ones_like(column_hubs[column_kept]),
     )
+
+
+def factor_without_counting(
+    rows: LabelledVectors, columns: LabelledVectors, row_phrases: Tensor, column_phrases: Tensor
+) -> FactoredTargets:
+    """Factor the matrix of ``dense_targets`` for a device: no size depends on a number that is known there only.
+
+    Every phrase, category and category of an image that could be a hub is one, whoever is at it: signs of 0 take out
+    the rows and columns of unknown category.
+    """
+    num_rows, num_vectors = len(rows.images), len(rows.images) + len(columns.images)
+    categories = _ranks(torch.cat((rows.categories, columns.categories)))
+    images = _ranks(torch.cat((rows.images, columns.images)))
+    of_images = _ranks(images * num_vectors + categories)
+    phrases = _ranks(torch.cat((row_phrases[1], column_phrases[1])))
+    # One kind of hubs after the other.
+    of_category = len(phrases) + categories
+    of_image = len(phrases) + num_vectors + of_images
+
+    def entries(phrases: Tensor, members: Tensor, own: slice, labels: LabelledVectors) -> tuple[Tensor, Tensor]:
+        """Return pairs of a hub and a member, and 1 or 0 for each."""
+        everyone = torch.arange(len(labels.images), device=members.device)
+        hubs = torch.cat((phrases, of_category[own], of_image[own]))
+        known = (labels.categories >= 0).long()
+        signs = torch.cat((torch.ones_like(members), known, known))
+        return torch.stack((hubs, torch.cat((members, everyone, everyone)))), signs
+
+    first, last = slice(num_rows), slice(num_rows, None)
+    row_entries, row_signs = entries(phrases[: row_phrases.shape[1]], row_phrases[0], first, rows)
+    column_entries, column_signs = entries(phrases[row_phrases.shape[1] :], column_phrases[0], last, columns)
+    row_signs[len(row_signs) - num_rows :] *= -1
+    num_hubs = len(phrases) + 2 * num_vectors
+    return FactoredTargets(row_entries, row_signs, column_entries, num_hubs, column_signs)
+
+
+def _ranks(numbers: Tensor) -> Tensor:
+    """Return for each number how many of them are smaller."""
+    return torch.searchsorted(numbers.sort().values, numbers)

@@ -37,15 +37,20 @@ def token_focal_loss(token_logits: Tensor, targets: Tensor, mask: Tensor, alpha:
 class _TokenFocalLoss(torch.autograd.Function):
     """``token_focal_loss`` with a backward pass that recomputes instead of keeping six (N, R, T) tensors.
 
-    Nearly all targets are 0, so the few positive pairs are taken out and computed separately. A logit that is taken out
-    or masked becomes minus infinity, where value and slope of the loss of a negative pair are 0.
+    Nearly all targets are 0, so on a CPU the few positive pairs are taken out and computed separately. On a device that
+    would wait for their number, and all pairs are computed alike. A logit that is taken out or masked becomes minus
+    infinity, where value and slope of the loss are 0.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor, mask: Tensor, alpha: float, gamma: float) -> Tensor:
+        ctx.alpha, ctx.gamma = alpha, gamma
+        if logits.device.type != "cpu":
+            ctx.save_for_backward(logits, mask, targets)
+            values = _value(_wrong(logits, targets, mask), gamma)
+            return values.mul_(_weights(targets, alpha, 1 - alpha, values.dtype)).sum()
         positive = (targets & mask[:, None]).nonzero(as_tuple=True)
         ctx.save_for_backward(logits, mask, *positive)
-        ctx.alpha, ctx.gamma = alpha, gamma
         negatives, positives = _split(logits, mask, positive)
         return (1 - alpha) * _value(negatives, gamma).sum() + alpha * _value(-positives, gamma).sum()
 
@@ -53,6 +58,10 @@ class _TokenFocalLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor, None, None, None, None]:
         logits, mask, *positive = ctx.saved_tensors
+        if logits.device.type != "cpu":
+            slope = _slope(_wrong(logits, positive[0], mask), ctx.gamma)
+            grad = slope.mul_(_weights(positive[0], -ctx.alpha, 1 - ctx.alpha, slope.dtype)).mul_(grad_loss)
+            return grad.to(logits.dtype), None, None, None, None
         negatives, positives = _split(logits, mask, tuple(positive))
         grad = _slope(negatives, ctx.gamma).mul_((1 - ctx.alpha) * grad_loss)
         grad[tuple(positive)] = _slope(-positives, ctx.gamma) * (-ctx.alpha * grad_loss)
@@ -66,6 +75,17 @@ def _split(logits: Tensor, mask: Tensor, positive: tuple[Tensor, ...]) -> tuple[
     positives = negatives[positive]
     negatives[positive] = -torch.inf
     return negatives, positives
+
+
+def _wrong(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """Return the logit of being wrong for all pairs, (N, R, T), minus infinity in the padding."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return torch.where(targets, -logits, logits).masked_fill_(~mask[:, None], -torch.inf)
+
+
+def _weights(targets: Tensor, positive: float, negative: float, dtype: torch.dtype) -> Tensor:
+    """Return one number for the positive pairs and another for all others."""
+    return torch.full(targets.shape, negative, dtype=dtype, device=targets.device).masked_fill_(targets, positive)
 
 
 def _value(wrong: Tensor, gamma: float) -> Tensor:

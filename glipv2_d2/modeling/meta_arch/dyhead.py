@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...structures import TokenizedPrompt
-from ..batch import TrainBatch
+from ..batch import TrainBatch, boxes_on_cpu
 from ..heads.class_head import ClassHead
 from ..heads.table import HEADS
 from ..tasks.detection import Detection
@@ -80,6 +80,8 @@ class DyHead(Trunk):
         prompts = [self.head.class_prompt()]
         inputs = [{**one, "prompts": prompts} for one in inputs]
         batch = super().train_batch(inputs, task, needs_boxes)
+        for image in boxes_on_cpu(batch):
+            self._check_classes(image.gt_category_ids)
         return batch._replace(instances=[self._with_classes(instances) for instances in batch.instances or ()])
 
     def prompts_of(self, inputs: Mapping[str, Any]) -> list[TokenizedPrompt]:
@@ -96,10 +98,12 @@ class DyHead(Trunk):
     def _with_classes(self, instances: Instances) -> Instances:
         """Return the boxes of an image with their category as ``gt_classes``."""
         classes = instances.gt_category_ids
+        return Instances(instances.image_size, gt_boxes=instances.gt_boxes, gt_classes=classes)
+
+    def _check_classes(self, classes: Tensor) -> None:
         outside = classes[(classes < 0) | (classes >= self.head.num_classes)]
         if len(outside):
             raise InputError(
                 f"model input: gt_category_ids: expected 0 to {self.head.num_classes - 1} "
                 f"(MODEL.GLIPV2.CLASS_HEAD.NUM_CLASSES {self.head.num_classes}), found {int(outside[0])}"
             )
-        return Instances(instances.image_size, gt_boxes=instances.gt_boxes, gt_classes=classes)
