@@ -63,6 +63,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .device_copies import to_device
 from .errors import InputError
 
 CharSpan = tuple[int, int]
@@ -160,10 +161,13 @@ class TokenBatch(NamedTuple):
     Attributes:
         input_ids: (N, T) int64, 0 in the padding.
         mask: (N, T) bool, True at real tokens.
+        distinct: Indices (U,) of the U distinct prompts, and for each prompt its index (N,) among them; None if they
+            were not compared.
     """
 
     input_ids: Tensor
     mask: Tensor
+    distinct: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def from_prompts(cls, prompts: Sequence[TokenizedPrompt], device: torch.device | str = "cpu") -> TokenBatch:
@@ -177,7 +181,17 @@ class TokenBatch(NamedTuple):
         for row, prompt in enumerate(prompts):
             input_ids[row, : len(prompt)] = prompt.input_ids
             mask[row, : len(prompt)] = True
-        return cls(input_ids.to(device), mask.to(device))
+        input_ids, mask, *distinct = to_device([input_ids, mask, *cls(input_ids, mask).compare()], device)
+        return cls(input_ids, mask, (distinct[0], distinct[1]))
+
+    def compare(self) -> tuple[Tensor, Tensor]:
+        """Return ``distinct``, also where it is None; on a device this waits for the numbers."""
+        if self.distinct is not None:
+            return self.distinct
+        # The mask is part of the key, because a real token may have the id that fills the padding.
+        keys = torch.stack([self.input_ids, self.mask.long()], dim=1)
+        distinct, rows = keys.unique(dim=0, return_inverse=True)
+        return rows.new_zeros(len(distinct)).scatter_(0, rows, torch.arange(len(rows), device=rows.device)), rows
 
 
 class LanguageFeatures(NamedTuple):

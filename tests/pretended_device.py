@@ -34,6 +34,8 @@ _WAITS = {
 }
 # They take tensors of two devices.
 _MOVES = {"copy_", "_to_copy"}
+# Addresses of the memory that was pinned.
+_PINNED: set[int] = set()
 _INDEXES = {"index", "index_put", "index_put_", "_index_put_impl_"}
 
 
@@ -178,13 +180,14 @@ def pretended_device() -> Iterator[Traffic]:
             stack.enter_context(PretendedDevice(traffic))
             yield traffic
     finally:
+        _PINNED.clear()
         torch._C._set_only_lift_cpu_tensors(lifts)
         torch.__future__.set_overwrite_module_params_on_conversion(overwrites)
 
 
 def _pin(tensor: torch.Tensor, *_: Any) -> torch.Tensor:
     pinned = tensor.clone()
-    pinned.is_pinned = lambda *_: True
+    _PINNED.add(pinned.untyped_storage().data_ptr())
     return pinned
 
 
@@ -205,10 +208,13 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any], traffic: Traffic) -> Any:
         _count(func, args, kwargs, tensors, traffic)
     if asked is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
+    pins = kwargs.get("pin_memory")
     kwargs = {name: False if name in ("pin_memory", "non_blocking") else value for name, value in kwargs.items()}
     numbers = tree_map_only(DeviceTensor, lambda tensor: tensor.numbers, (args, kwargs))
     result = func(*numbers[0], **numbers[1])
     if not goes_here:
+        if pins:
+            _PINNED.add(result.untyped_storage().data_ptr())
         return result
     if torch.Tag.inplace_view in func.tags:
         # The shape changes in place: that of the numbers has, that of the shell follows.
@@ -255,7 +261,7 @@ def _count_copy(event: Event, source: torch.Tensor, to_here: bool, non_blocking:
         traffic.waits[event] += 1
     if to_here:
         traffic.copies[event] += 1
-        if "is_pinned" not in vars(source):
+        if source.untyped_storage().data_ptr() not in _PINNED:
             traffic.unpinned[event] += 1
 
 
@@ -264,12 +270,12 @@ def _is_cpu(device: Any) -> bool:
 
 
 def _place() -> str:
-    """Return the innermost two places in the package."""
+    """Return the innermost two places in the package, or those that asked for a copy."""
     places: list[str] = []
     frame = sys._getframe(1)
     while frame is not None and len(places) < 2:
         code = frame.f_code
-        if code.co_filename.startswith(_PACKAGE):
+        if code.co_filename.startswith(_PACKAGE) and not code.co_filename.endswith("device_copies.py"):
             places.append(f"{code.co_filename[len(_PACKAGE) + 1 :]}:{frame.f_lineno}")
         frame = frame.f_back
     return " < ".join(places)

@@ -69,7 +69,8 @@ class Pairs(NamedTuple):
             return levels
         if num_images == 1 and not torch.is_grad_enabled():
             return [level.expand(len(self.rows), -1, -1, -1) for level in levels]
-        return [level[self.rows] for level in levels]
+        (rows,) = to_device([torch.tensor(self.rows)], levels[0].device)
+        return [level[rows] for level in levels]
 
 
 class TrainBatch(NamedTuple):

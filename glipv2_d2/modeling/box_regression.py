@@ -8,8 +8,12 @@ clipping, scaling, and distances from a centre to the edges.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from ..device_copies import to_device
 
 # A box reaches from the centre of its first pixel to the centre of its last one in the official distances, half a pixel
 # less on each side than in half-open coordinates.
@@ -29,10 +33,15 @@ def clip_boxes_legacy(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
 
     Source: official ``clip_to_image``, which clamps all coordinates to [0, size - 1].
     """
-    height, width = image_size
-    first = boxes.new_tensor([0, 0, 1, 1])
-    last = boxes.new_tensor([width - 1, height - 1, width, height])
-    return torch.minimum(torch.maximum(boxes, first), last)
+    (bounds,) = to_device([pixel_bounds([image_size]).to(boxes.dtype)], boxes.device)
+    return torch.minimum(torch.maximum(boxes, bounds[0, 0]), bounds[0, 1])
+
+
+def pixel_bounds(image_sizes: Sequence[tuple[int, int]]) -> Tensor:
+    """Return the least and the largest coordinates of boxes in N images, (N, 2, 4), see ``clip_boxes_legacy``."""
+    return torch.tensor(
+        [[[0, 0, 1, 1], [width - 1, height - 1, width, height]] for height, width in image_sizes]
+    ).float()
 
 
 def scale_boxes_legacy(boxes: Tensor, scale_x: float, scale_y: float) -> Tensor:
@@ -48,8 +57,8 @@ def scale_boxes_legacy(boxes: Tensor, scale_x: float, scale_y: float) -> Tensor:
 
     Source: official ``BoxList.resize``, followed by the "+ 1" of its COCO output.
     """
-    scale = boxes.new_tensor([scale_x, scale_y, scale_x, scale_y])
-    last_pixel = boxes.new_tensor([0, 0, 1, 1])
+    numbers = torch.tensor([[scale_x, scale_y, scale_x, scale_y], [0, 0, 1, 1]], dtype=boxes.dtype)
+    scale, last_pixel = to_device([numbers], boxes.device)[0]
     return (boxes - last_pixel) * scale + last_pixel
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from detectron2.layers import paste_masks_in_image
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from ..device_copies import to_device
 from .box_regression import scale_boxes_legacy
 
 
@@ -26,6 +27,32 @@ def rescale_boxes(boxes: Tensor, image_size: tuple[int, int], size: tuple[int, i
     """
     scaled = scale_boxes_legacy(boxes.flatten(0, -2), size[1] / image_size[1], size[0] / image_size[0])
     return scaled.view_as(boxes)
+
+
+def finish_instances(
+    detections: Sequence[Instances], sizes: Sequence[tuple[int, int]], device: torch.device, mask_thresh: float
+) -> list[Instances]:
+    """Do what ``rescale_instances`` does for N images, and move the results to a device in one copy.
+
+    Args:
+        detections: N images, on the CPU but for ``mask_probabilities``.
+        sizes: Height and width of the N original images.
+        device: Where to.
+        mask_thresh: See ``rescale_instances``.
+    """
+    masks = [one.get("mask_probabilities") if one.has("mask_probabilities") else None for one in detections]
+    for instances in detections:
+        instances.get_fields().pop("mask_probabilities", None)
+    scaled = [rescale_instances(one, size) for one, size in zip(detections, sizes, strict=True)]
+    names = list(scaled[0].get_fields())
+    fields = [one.pred_boxes.tensor if name == "pred_boxes" else one.get(name) for one in scaled for name in names]
+    moved = iter(to_device(fields, device))
+    results = [Instances(size, **{name: next(moved) for name in names}) for size in sizes]
+    for result, own_masks, size in zip(results, masks, sizes, strict=True):
+        result.pred_boxes = Boxes(result.pred_boxes)
+        if own_masks is not None:
+            result.pred_masks = paste_masks(own_masks, result.pred_boxes.tensor, size, mask_thresh)
+    return results
 
 
 def rescale_instances(instances: Instances, size: tuple[int, int], mask_thresh: float = 0.5) -> Instances:

@@ -9,6 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import Tensor, nn
 
+from ..device_copies import to_device
 from ..errors import InputError
 from ..structures import LanguageFeatures
 
@@ -52,6 +53,7 @@ class PromptTuner(nn.Module):
             raise InputError(f"{_KEY}: expected at least 1, found {num_prompts}")
         self.embeddings = nn.Parameter(torch.zeros(num_prompts * max_tokens, language_dim))
         self.register_buffer("prompt_ids", torch.full((num_prompts,), _UNBOUND, dtype=torch.int64))
+        self._known: tuple[tuple[int, int], list[int]] | None = None
 
     def bind(self, prompts: Sequence[Sequence[int]] | None) -> None:
         """Say which prompts the tables are for, by their token ids, in the order of the tables; None: for any prompt.
@@ -83,15 +85,17 @@ class PromptTuner(nn.Module):
                 f"max_tokens: expected at least the {num_tokens} tokens of the longest prompt, found {max_tokens}"
             )
         tables = self.embeddings.view(len(self.prompt_ids), max_tokens, -1)
-        rows = tables[self._tables_of(language.fingerprints), :num_tokens]  # (N, T, D), or (T, D)
+        chosen = self._tables_of(language.fingerprints)
+        index = chosen[0] if len(set(chosen)) == 1 else to_device([torch.tensor(chosen)], tables.device)[0]
+        rows = tables[index, :num_tokens]  # (N, T, D), or (T, D)
         embedded = (language.embedded + rows).masked_fill(~language.mask.unsqueeze(-1), 0.0)
         return language._replace(hidden=language.hidden + rows, embedded=embedded)
 
-    def _tables_of(self, fingerprints: Sequence[int] | None) -> int | list[int]:
-        """Return the table of each prompt; the first for all of them if the tables are not bound to any."""
-        known = self.prompt_ids.tolist()
+    def _tables_of(self, fingerprints: Sequence[int] | None) -> list[int]:
+        """Return the table of each prompt, or one for all of them if the tables are not bound to any."""
+        known = self._known_ids()
         if fingerprints is None or known[0] in (_UNBOUND, _ANY):
-            return 0
+            return [0]
         foreign = [one for one in fingerprints if one not in known]
         if foreign:
             raise InputError(
@@ -100,6 +104,13 @@ class PromptTuner(nn.Module):
                 f"table of their own, and the base model answers them"
             )
         return [known.index(one) for one in fingerprints]
+
+    def _known_ids(self) -> list[int]:
+        """Return ``prompt_ids``; a device is asked again only after they have changed."""
+        state = (self.prompt_ids.data_ptr(), self.prompt_ids._version)
+        if self._known is None or self._known[0] != state:
+            self._known = (state, self.prompt_ids.tolist())
+        return self._known[1]
 
 
 def build_prompt_tuner(cfg: CfgNode, language_dim: int) -> PromptTuner | None:

@@ -12,9 +12,11 @@ from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.structures import ImageList
 from torch import Tensor, nn
 
+from ..device_copies import to_device
 from ..errors import InputError
 from ..layers.reading import BOTH_WAYS, Reading
 from ..structures import LanguageFeatures, TokenBatch, TokenizedPrompt
+from .anchors import AnchorCache
 from .batch import Fused, TrainBatch, TrainingHead, TrunkShapes
 from .fusion_tower import FusionTower, build_tower
 from .heads.anchor_head import AnchorHead
@@ -67,6 +69,7 @@ class Trunk(DenseDetector):
         for name in HEADS:
             self.register_module(name, (heads or {}).get(name))
         self.anchor_generator = anchor_generator
+        self.anchors_of = AnchorCache(anchor_generator)
         self.register_module("prompt_tuner", prompt_tuner)
         self._default_prompts = default_prompts
         self._prompt_cache = PromptCache()
@@ -121,6 +124,23 @@ class Trunk(DenseDetector):
             part.eval()
         return self
 
+    def preprocess_image(self, batched_inputs: Sequence[Mapping[str, Any]]) -> ImageList:
+        """Normalize the images of N model inputs and pad them to one size, with zeros."""
+        images = ImageList.from_tensors(
+            [one["image"] for one in batched_inputs],
+            self.backbone.size_divisibility,
+            padding_constraints=self.backbone.padding_constraints,
+        )
+        sizes = torch.tensor(images.image_sizes)
+        pixels, limits = to_device([images.tensor, sizes], self.device)
+        normalized = (pixels - self.pixel_mean) / self.pixel_std
+        size = normalized.shape[-2:]
+        if any(one != size for one in images.image_sizes):
+            row, column = (torch.arange(length, device=self.device) for length in size)
+            outside = (row >= limits[:, :1])[:, :, None] | (column >= limits[:, 1:])[:, None]  # (N, H, W)
+            normalized.masked_fill_(outside[:, None], 0.0)
+        return ImageList(normalized, images.image_sizes)
+
     def visual_features(self, images: ImageList) -> list[Tensor]:
         """Return L levels (N, C, Hl, Wl) of N images, without gradients where the backbone does not train."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.tuning.trains("backbone")):
@@ -136,17 +156,18 @@ class Trunk(DenseDetector):
             nothing = self.pixel_mean.new_zeros(len(tokens.mask), 0, 0)
             return LanguageFeatures(nothing, nothing, nothing.any(dim=-1))
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.tuning.trains("text_encoder")):
-            language = self.text_encoder(tokens, causal=reading.causal)
-        if self.prompt_tuner is None:
-            return language
-        pairs = zip(tokens.input_ids.cpu(), tokens.mask.cpu(), strict=True)
-        return language._replace(fingerprints=tuple(fingerprint(ids[mask].tolist()) for ids, mask in pairs))
+            return self.text_encoder(tokens, causal=reading.causal)
 
     def read_prompts(self, prompts: Sequence[TokenizedPrompt], reading: Reading = BOTH_WAYS) -> LanguageFeatures:
         """Encode M >= 1 prompts at test time, with the cache of ``PromptCache``; causal reading has no cache."""
         if self.text_encoder is None or reading.causal:
-            return self.read(TokenBatch.from_prompts(prompts, self.device), reading)
-        language = self._prompt_cache.encode(self.text_encoder, prompts, self.device)
+            language = self.read(TokenBatch.from_prompts(prompts, self.device), reading)
+        else:
+            language = self._prompt_cache.encode(self.text_encoder, prompts, self.device)
+        return self._with_fingerprints(language, prompts)
+
+    def _with_fingerprints(self, language: LanguageFeatures, prompts: Sequence[TokenizedPrompt]) -> LanguageFeatures:
+        """Say which prompts were read, for a model whose prompt is tuned."""
         if self.prompt_tuner is None:
             return language
         return language._replace(fingerprints=tuple(fingerprint(one.input_ids.tolist()) for one in prompts))
@@ -175,7 +196,7 @@ class Trunk(DenseDetector):
         )
         text = tuned.hidden if self.fusion_tower.fuses_text else tuned.embedded
         levels = mixed if levels is None else levels
-        return Fused(features, language, levels, text, tuned.hidden, self.head, self.anchor_generator)
+        return Fused(features, language, levels, text, tuned.hidden, self.head, self.anchors_of)
 
     def train_batch(self, inputs: Sequence[Mapping[str, Any]], task: str, needs_boxes: bool) -> TrainBatch:
         """Make a batch of N model inputs of one task; see ``TrainBatch.from_inputs`` for arguments and errors."""
@@ -188,8 +209,8 @@ class Trunk(DenseDetector):
             features = batch.pairs.select(features)
         elif batch.pairs.rows != list(range(len(batch.images))):
             # Images run once for all their prompts.
-            rows = torch.tensor(batch.pairs.rows, device=self.device)
-        language = self.read(batch.tokens, reading)
+            (rows,) = to_device([torch.tensor(batch.pairs.rows)], self.device)
+        language = self._with_fingerprints(self.read(batch.tokens, reading), batch.prompts)
         return self.fuse(features, language, reading, with_levels=batch.instances is not None, rows=rows)
 
     def prompts_of(self, inputs: Mapping[str, Any]) -> list[TokenizedPrompt]:

@@ -11,6 +11,7 @@ from transformers import BertConfig, BertModel, ElectraConfig, ElectraModel
 
 from glipv2_d2.layers.reading import CAUSAL, KeyValues, next_position, visible_tokens
 from glipv2_d2.modeling.text_encoder import BertTextEncoder
+from glipv2_d2.modeling.text_encoder.bert_causal import masked_pass
 from glipv2_d2.structures import LanguageFeatures, TokenBatch
 
 KINDS = sorted(ENCODERS)
@@ -48,6 +49,14 @@ def test_position_past_the_last_is_an_error():
     with pytest.raises(ValueError, match="CAPTIONING.MAX_LENGTH: a text of more than 4 tokens") as caught:
         next_position(past, 4)
     assert "\n" not in str(caught.value)
+
+
+@torch.no_grad()
+def test_layers_of_bert_with_a_mask_of_ours_are_the_model_of_the_library():
+    encoder, tokens = make_encoder("bert").eval(), make_tokens(5, 8)
+    found = masked_pass(encoder.bert, tokens.input_ids, tokens.mask, causal=False, use_checkpoint=False)
+    expected = encoder.bert(input_ids=tokens.input_ids, attention_mask=tokens.mask.long()).last_hidden_state
+    torch.testing.assert_close(found[tokens.mask], expected[tokens.mask], rtol=1e-6, atol=1e-6)
 
 
 # --- the encoders -----------------------------------------------------------------------------------------------------

@@ -50,7 +50,9 @@ def test_equal_prompts_are_encoded_once_where_nothing_is_dropped(make, training,
     encoder = make().train(training)
     tokens = some_tokens(4, 7, 5)
     order = [2, 0, 2, 1, 0]
-    each = torch.cat([encoder(TokenBatch(ids[None], mask[None]), causal).hidden for ids, mask in zip(*tokens)])
+    each = torch.cat(
+        [encoder(TokenBatch(ids[None], mask[None]), causal).hidden for ids, mask in zip(tokens.input_ids, tokens.mask)]
+    )
     rows = count_encoded_rows(encoder)
     language = encoder(TokenBatch(tokens.input_ids[order], tokens.mask[order]), causal)
     assert rows == [3]

@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.structures import Instances
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
+from ...device_copies import to_device
 from ...distributed import mean_over_ranks
 from ...errors import InputError
 from ...layers.hourglass import Hourglass
@@ -29,6 +31,8 @@ _SLICES = 12
 _MIN_SLICE = 8
 # Boxes of an image that are run at a time at test time.
 _TEST_SLICE = 128
+# Boxes that are run at a time on a device, of all images together.
+_DEVICE_SLICE = 512
 
 
 class HourglassMaskHead(TrainingHead):
@@ -174,7 +178,10 @@ class HourglassMaskHead(TrainingHead):
             weights = token_map.float() / token_map.sum(dim=1, keepdim=True).clamp(min=1)
             with torch.autocast(tokens.device.type, enabled=False):
                 phrases.append(weights @ tokens[: token_map.shape[1]])  # (K, D)
-        phrase = torch.cat(phrases).to(self.bias_lang.dtype)
+        return self._project(torch.cat(phrases))
+
+    def _project(self, phrase: Tensor) -> tuple[Tensor, Tensor]:
+        phrase = phrase.to(self.bias_lang.dtype)
         return self.text_projection(phrase / 2) / self.log_scale.exp(), phrase @ self.bias_lang
 
     def enlarge(self, regions: Tensor) -> Tensor:
@@ -231,17 +238,36 @@ class HourglassMaskHead(TrainingHead):
             features: L levels (N, C, Hl, Wl).
             text: (N, T, D).
             instances: N images with ``pred_boxes``, in pixels of the padded input, and ``phrase_ids``, rows of the
-                prompt's ``phrase_token_map``.
+                prompt's ``phrase_token_map``; on the CPU.
             prompts: N prompts.
 
         Returns:
             N tensors (K, 2S, 2S) of probabilities, for ``paste_masks``.
         """
+        boxes = [image.pred_boxes.tensor for image in instances]
+        token_maps = [one.phrase_token_map[image.phrase_ids] for image, one in zip(instances, prompts, strict=True)]
+        if text.device.type != "cpu":
+            return self._predict_together(features, text, boxes, token_maps)
         masks = []
-        for i, (image, prompt) in enumerate(zip(instances, prompts, strict=True)):
+        for i, of_image in enumerate(zip(boxes, token_maps, strict=True)):
             levels = [level[i : i + 1] for level in features]
-            token_maps = prompt.phrase_token_map.to(text.device)[image.phrase_ids]
-            parts = zip(image.pred_boxes.tensor.split(_TEST_SLICE), token_maps.split(_TEST_SLICE), strict=True)
-            logits = [self(levels, [boxes], text[i : i + 1], [token_map]) for boxes, token_map in parts]
+            parts = zip(*(one.split(_TEST_SLICE) for one in of_image), strict=True)
+            logits = [self(levels, [part], text[i : i + 1], [token_map]) for part, token_map in parts]
             masks.append(torch.cat(logits).float().sigmoid())
         return masks
+
+    def _predict_together(
+        self, features: list[Tensor], text: Tensor, boxes: list[Tensor], token_maps: list[Tensor]
+    ) -> list[Tensor]:
+        """Predict as image by image, on a device; boxes and token maps are on the CPU."""
+        counts, num_tokens = [len(one) for one in boxes], text.shape[1]
+        maps = pad_sequence([F.pad(one, (0, num_tokens - one.shape[1])) for one in token_maps], batch_first=True)
+        weights = maps.float() / maps.sum(dim=2, keepdim=True).clamp(min=1)  # (N, K, T)
+        real = (torch.arange(maps.shape[1]) < torch.tensor(counts)[:, None]).flatten().nonzero().squeeze(1)
+        weights, real = to_device([weights, real], text.device)
+        with torch.autocast(text.device.type, enabled=False):
+            phrases = weights @ F.normalize(text.float(), dim=-1, eps=1e-12)
+        words, bias = self._project(phrases.flatten(0, 1)[real])
+        parts = [one.split(_DEVICE_SLICE) for one in (self.pooler(features, boxes), words, bias)]
+        logits = torch.cat([self._draw_slice(*part) for part in zip(*parts, strict=True)])
+        return list(logits.float().sigmoid().split(counts))

@@ -6,10 +6,11 @@ import math
 
 import torch
 from detectron2.layers import ROIAlign
-from detectron2.modeling.poolers import assign_boxes_to_levels, convert_boxes_to_pooler_format
+from detectron2.modeling.poolers import assign_boxes_to_levels
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
+from ...device_copies import to_device
 from ...errors import InputError
 
 # A box of this size, in pixels, belongs to the level of this stride, 2^4 (arXiv 1612.03144, Eq. 1).
@@ -66,20 +67,24 @@ class RegionPooler(nn.Module):
 
         Args:
             features: L levels (N, C, Hl, Wl).
-            boxes: N tensors (K, 4) XYXY, half-open, pixels of the padded input.
+            boxes: N tensors (K, 4) XYXY, half-open, pixels of the padded input; on a device the CPU waits for the
+                number of boxes of each level, unless they are on the CPU.
 
         Returns:
             (sum of K, C, S, S), image after image.
         """
-        regions = convert_boxes_to_pooler_format([Boxes(mask_frames(image)) for image in boxes])  # (sum K, 5)
-        pooled = features[0].new_zeros(len(regions), features[0].shape[1], self.resolution, self.resolution)
-        levels = self.assign_levels(boxes)
-        for index, (feature, align) in enumerate(zip(features, self.aligns, strict=True)):
-            rows = (levels == index).nonzero().squeeze(1)
-            # In single precision: ROIAlign brings the boxes to the type of the features, and half a pixel is lost
-            # above 1024 in half precision.
-            pooled[rows] = align(feature.float(), regions[rows]).to(pooled.dtype)
-        return pooled
+        frames, levels = mask_frames(torch.cat(boxes)), self.assign_levels(boxes)
+        image = torch.arange(len(boxes)).repeat_interleave(torch.tensor([len(one) for one in boxes]))
+        (image,) = to_device([image], frames.device)
+        order = levels.argsort(stable=True)
+        counts = (levels[:, None] == torch.arange(len(features), device=levels.device)).sum(dim=0).tolist()
+        regions = torch.cat((image[:, None].to(frames), frames), dim=1)[order]  # (sum K, 5)
+        regions, back = to_device([regions, order.argsort()], features[0].device)
+        # In single precision: ROIAlign brings the boxes to the type of the features, and half a pixel is lost above
+        # 1024 in half precision.
+        levels_and_regions = zip(features, self.aligns, regions.split(counts), strict=True)
+        pooled = [align(feature.float(), own).to(feature.dtype) for feature, align, own in levels_and_regions]
+        return torch.cat(pooled)[back]
 
     def assign_levels(self, boxes: list[Tensor]) -> Tensor:
         """Return the index of the level of each box, (sum of K,) int64 in [0, L)."""

@@ -16,6 +16,7 @@ from ..batch import TrainBatch, boxes_on_cpu
 from ..heads.class_head import ClassHead
 from ..heads.table import HEADS
 from ..tasks.detection import Detection
+from ..tasks.prompt_passes import answer_by_size
 from ..trunk import Trunk
 from ..tuning import TuningSettings
 
@@ -60,7 +61,7 @@ class DyHead(Trunk):
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Run N images; see ``structures`` for the keys of inputs and outputs.
 
-        At test time images run one by one: the network does not mask padding.
+        At test time images run together only if they are padded to the same size: the network does not mask padding.
 
         Raises:
             InputError: An input has another task, a box of a category outside the K classes, or another number of
@@ -73,7 +74,7 @@ class DyHead(Trunk):
         if self.training:
             batch = self.train_batch(batched_inputs, name, needs_boxes=True)
             return self.head.losses(self.fuse_batch(batch, self._detection.reading), batch)
-        return [self._detection.inference(self, [one])[0] for one in batched_inputs]
+        return answer_by_size(self, batched_inputs, lambda _: self._detection)
 
     def train_batch(self, inputs: Sequence[Mapping[str, Any]], task: str, needs_boxes: bool) -> TrainBatch:
         """Put N model inputs together, with the classes as prompt and the category of a box as its phrase."""

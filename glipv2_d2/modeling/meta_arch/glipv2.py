@@ -18,7 +18,7 @@ from ..prompt_tuning import build_prompt_tuner
 from ..tasks.base import Task
 from ..tasks.build import build_tasks, choose_task
 from ..tasks.detection import Detection
-from ..tasks.prompt_passes import rows_by_padded_size
+from ..tasks.prompt_passes import answer_by_size
 from ..trunk import Trunk
 from ..tuning import TuningSettings
 
@@ -66,13 +66,7 @@ class GLIPv2(Trunk):
         """
         if self.training:
             return self._losses(batched_inputs)
-        results: list[dict[str, Any]] = [{}] * len(batched_inputs)
-        for rows in rows_by_padded_size(batched_inputs, self.backbone.size_divisibility):
-            group = [batched_inputs[row] for row in rows]
-            outputs = choose_task(group, self.tasks).inference(self, group)
-            for row, output in zip(rows, outputs, strict=True):
-                results[row] = output
-        return results
+        return answer_by_size(self, batched_inputs, lambda group: choose_task(group, self.tasks))
 
     def _losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Ask the heads of the task for their losses, but those that neither train nor have a part below them train."""

@@ -12,7 +12,6 @@ from torch import Tensor
 from ...errors import InputError
 from ...layers.reading import CAUSAL
 from ...prompts.tokenizer import PromptTokenizer
-from ...structures import TokenBatch
 from ..batch import TrunkShapes
 from ..postprocessing import original_size, rescale_boxes
 from ..trunk import Trunk
@@ -88,9 +87,9 @@ class Captions(Task):
     ) -> None:
         """Add the best boxes of each word of N captions to their outputs, in pixels of the original images."""
         prompts = [caption_prompt(text.token_ids, self.rules.start_id, self.rules.end_id) for text in texts]
-        language = model.read(TokenBatch.from_prompts(prompts, model.device), self.reading)
+        language = model.read_prompts(prompts, self.reading)
         predictions = model.fuse(features, language, self.reading).predictions
-        anchors = model.anchor_generator(features)
+        anchors = model.anchors_of(features)
         for row, (output, text, one) in enumerate(zip(outputs, texts, inputs, strict=True)):
             own = predictions.of_image(row)
             # Without the start token and the tokens after the last word.

@@ -9,11 +9,15 @@ from detectron2.config import CfgNode
 
 from ...layers.reading import BOTH_WAYS, CAUSAL, Reading
 from ..batch import Fused, Pairs, TrunkShapes
-from ..postprocessing import original_size, rescale_instances
+from ..postprocessing import finish_instances, original_size
 from ..trunk import Trunk
 from .base import Task
-from .detection_pool import DetectionPool, PassFeatures
+from .detection_pool import DetectionPool, PassFeatures, WaitingPasses
 from .prompt_passes import plan_passes
+
+# Pairs of an image and a prompt whose detections are chosen together on a device: the candidates of all of them are
+# compared two by two, and the features of pairs that wait are kept for masks.
+_MOST_WAITING = 32
 
 
 class Detection(Task):
@@ -62,27 +66,35 @@ class Detection(Task):
         passes = plan_passes([model.prompts_of(one) for one in inputs], self.prompts_per_pass)
         images = model.preprocess_image(inputs)
         features = model.visual_features(images)
-        anchors = model.anchor_generator(features)
+        anchors = model.anchors_of(features)
         # Without fusion the levels are the same for every prompt.
-        mixed = None if model.fusion_tower.fuses_text else model.fusion_tower.mix_levels(features)
+        mixed = [] if model.fusion_tower.fuses_text else model.fusion_tower.mix_levels(features)
         # Images run together only if their limits are equal.
         limits = inputs[0].get("detection_limits")
         limit = None if limits is None else limits.of_a_prompt
         max_detections = self.max_detections if limits is None else limits.per_image
         pool = DetectionPool(len(inputs), max_detections, model.mask_head)
+        waiting = WaitingPasses(model.head.selector, limit, pool, _MOST_WAITING)
         for pairs in passes:
             language = model.read_prompts(pairs.prompts, self.test_reading)
-            own_levels = None if mixed is None else pairs.select(mixed)
-            fused = model.fuse(pairs.select(features), language, self.test_reading, levels=own_levels)
+            selected = pairs.select([*features, *mixed])
+            own_features, own_levels = selected[: len(features)], selected[len(features) :]
+            fused = model.fuse(own_features, language, self.test_reading, levels=own_levels or None)
             self.answer(model, pairs, fused, outputs)
             image_sizes = [images.image_sizes[row] for row in pairs.rows]
-            detected = model.head.inference(fused.predictions, anchors, image_sizes, pairs.prompts, limit)
-            levels = fused.features if model.mask_head is None else model.mask_head.levels_of(fused)
-            pool.add(detected, PassFeatures(pairs, levels, fused.text))
+            levels = [] if model.mask_head is None else model.mask_head.levels_of(fused)
+            of_pass = PassFeatures(pairs, levels, fused.text)
+            if model.device.type == "cpu":
+                detected = model.head.inference(fused.predictions, anchors, image_sizes, pairs.prompts, limit)
+                pool.add(detected, of_pass)
+            else:
+                waiting.add(fused.predictions, anchors, image_sizes, of_pass)
+        waiting.choose()
+        found = pool.merge()
+        sizes = [original_size(*pair) for pair in zip(inputs, (one.image_size for one in found), strict=True)]
         threshold = 0.5 if model.mask_head is None else model.mask_head.threshold
-        for output, instances, one in zip(outputs, pool.merge(), inputs, strict=True):
-            size = original_size(one, instances.image_size)
-            output["instances"] = rescale_instances(instances, size, threshold)
+        for output, instances in zip(outputs, finish_instances(found, sizes, model.device, threshold), strict=True):
+            output["instances"] = instances
         return outputs
 
     def answer(self, model: Trunk, pairs: Pairs, fused: Fused, outputs: list[dict[str, Any]]) -> None:

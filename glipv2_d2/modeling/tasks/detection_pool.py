@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from ...device_copies import to_device
+from ...structures import GroundingPredictions
 from ..batch import Pairs
+from ..heads.batched_selection import Candidates, find_candidates, select_together
+from ..heads.detection_selector import DetectionSelector
 from ..heads.mask_head import HourglassMaskHead
 
 
@@ -43,6 +47,8 @@ class DetectionPool:
     def __init__(self, num_images: int, max_detections: int, mask_head: HourglassMaskHead | None = None) -> None:
         self._found: list[list[Instances]] = [[] for _ in range(num_images)]
         self._features: list[PassFeatures] = []
+        self._masks: list[Tensor] = []
+        self._num_masks = 0
         self._max_detections = max_detections
         self._mask_head = mask_head
 
@@ -55,9 +61,7 @@ class DetectionPool:
             features: The features of the pass.
         """
         if self._mask_head is not None and not self._max_detections:
-            masks = self._mask_head.inference(features.levels, features.text, detected, features.pairs.prompts)
-            for instances, masks_of_pair in zip(detected, masks, strict=True):
-                instances.mask_probabilities = masks_of_pair
+            self._draw(self._mask_head, detected, features)
         for row, rank, instances in zip(features.pairs.rows, features.pairs.ranks, detected, strict=True):
             instances.ranks = torch.full_like(instances.phrase_ids, rank)
             self._found[row].append(instances)
@@ -77,15 +81,80 @@ class DetectionPool:
             instances = Instances.cat(instances_of_image)
             instances = instances[instances.ranks.argsort(stable=True)]
             merged.append(instances[instances.scores.argsort(descending=True, stable=True)])
-        if self._mask_head is not None and self._max_detections:
-            _set_masks(self._mask_head, self._features, merged)
+        if self._mask_head is not None:
+            self._set_masks(self._mask_head, merged)
         for instances in merged:
             instances.remove("ranks")
         return merged
 
+    def _draw(self, mask_head: HourglassMaskHead, detected: list[Instances], features: PassFeatures) -> None:
+        """Predict the masks of the detections of a pass; ``mask_rows`` are their places among all masks."""
+        self._masks += mask_head.inference(features.levels, features.text, detected, features.pairs.prompts)
+        for instances in detected:
+            instances.mask_rows = torch.arange(self._num_masks, self._num_masks + len(instances))
+            self._num_masks += len(instances)
+
+    def _set_masks(self, mask_head: HourglassMaskHead, merged: Sequence[Instances]) -> None:
+        """Give N images their masks, each with the words that found its box, as ``mask_probabilities`` (K, S, S)."""
+        if self._max_detections:
+            for instances in merged:
+                instances.mask_rows = torch.zeros_like(instances.phrase_ids)
+        for features in self._features:
+            pairs = list(zip(features.pairs.rows, features.pairs.ranks, strict=True))
+            own = [(merged[row].ranks == rank).nonzero().squeeze(1) for row, rank in pairs]
+            detected = [merged[row][index] for (row, _), index in zip(pairs, own, strict=True)]
+            self._draw(mask_head, detected, features)
+            for (row, _), index, instances in zip(pairs, own, detected, strict=True):
+                merged[row].mask_rows[index] = instances.mask_rows
+        size = 2 * mask_head.pooler.resolution
+        masks = torch.cat(self._masks) if self._masks else torch.zeros(0, size, size)
+        (rows,) = to_device([torch.cat([instances.mask_rows for instances in merged])], masks.device)
+        for instances, of_image in zip(merged, masks[rows].split([len(one) for one in merged]), strict=True):
+            instances.remove("mask_rows")
+            instances.mask_probabilities = of_image
+
     def _is_needed(self, pairs: Pairs) -> bool:
         ranks = {row: set(self._found[row][0].ranks.tolist()) for row in set(pairs.rows)}
         return any(rank in ranks[row] for row, rank in zip(pairs.rows, pairs.ranks, strict=True))
+
+
+class WaitingPasses:
+    """Passes on a device whose detections are not chosen yet: the CPU waits for the device once for all of them.
+
+    Args:
+        selector: Chooses the detections of a pair.
+        limit: Detections of a pair that are kept, 0 for all; None: as the selector says.
+        pool: Takes the detections.
+        most_pairs: Pairs that may wait.
+    """
+
+    def __init__(self, selector: DetectionSelector, limit: int | None, pool: DetectionPool, most_pairs: int) -> None:
+        self._selector = selector
+        self._limit = limit
+        self._pool = pool
+        self._most_pairs = most_pairs
+        self._passes: list[tuple[Candidates, PassFeatures]] = []
+
+    def add(
+        self,
+        predictions: GroundingPredictions,
+        anchors: list[Boxes],
+        image_sizes: list[tuple[int, int]],
+        features: PassFeatures,
+    ) -> None:
+        """Take the predictions of a pass; for the arguments see ``find_candidates`` and ``DetectionPool.add``."""
+        found = find_candidates(self._selector, predictions, anchors, image_sizes, features.pairs.prompts)
+        self._passes.append((found, features))
+        if sum(len(waiting.pairs.rows) for _, waiting in self._passes) >= self._most_pairs:
+            self.choose()
+
+    def choose(self) -> None:
+        """Choose the detections of the passes that wait."""
+        if self._passes:
+            chosen = select_together(self._selector, [found for found, _ in self._passes], self._limit)
+            for detected, (_, features) in zip(chosen, self._passes, strict=True):
+                self._pool.add(detected, features)
+            self._passes.clear()
 
 
 def _keep_best(instances: Sequence[Instances], max_detections: int) -> Instances:
@@ -95,19 +164,3 @@ def _keep_best(instances: Sequence[Instances], max_detections: int) -> Instances
         return merged
     threshold = merged.scores.topk(max_detections).values[-1]
     return merged[merged.scores >= threshold]
-
-
-def _set_masks(mask_head: HourglassMaskHead, features: Sequence[PassFeatures], detections: Sequence[Instances]) -> None:
-    """Predict the masks of N images, each with the words that found its box, as ``mask_probabilities`` (K, S, S)."""
-    size = 2 * mask_head.pooler.resolution
-    for instances in detections:
-        instances.mask_probabilities = instances.scores.new_zeros(len(instances), size, size)
-    for pairs, levels, text in features:
-        own = [
-            (detections[row].ranks == rank).nonzero().squeeze(1)
-            for row, rank in zip(pairs.rows, pairs.ranks, strict=True)
-        ]
-        instances = [detections[row][index] for row, index in zip(pairs.rows, own, strict=True)]
-        probabilities = mask_head.inference(levels, text, instances, pairs.prompts)
-        for row, index, masks in zip(pairs.rows, own, probabilities, strict=True):
-            detections[row].mask_probabilities[index] = masks.to(detections[row].mask_probabilities)

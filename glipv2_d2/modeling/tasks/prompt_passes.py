@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ...errors import InputError
 from ...structures import TokenizedPrompt
 from ..batch import Pairs
+from ..trunk import Trunk
+from .base import Task
 
 
 def plan_passes(prompts: Sequence[Sequence[TokenizedPrompt]], max_pairs: int) -> list[Pairs]:
@@ -51,3 +53,15 @@ def rows_by_padded_size(batched_inputs: Sequence[dict[str, Any]], divisor: int) 
         size = -(-height // divisor), -(-width // divisor)
         groups[inputs.get("task", "detection"), inputs.get("detection_limits"), size].append(row)
     return list(groups.values())
+
+
+def answer_by_size(
+    model: Trunk, batched_inputs: Sequence[dict[str, Any]], choose: Callable[[list[dict[str, Any]]], Task]
+) -> list[dict[str, Any]]:
+    """Answer N model inputs in groups that may run together, each by the task that ``choose`` returns for it."""
+    results: list[dict[str, Any]] = [{}] * len(batched_inputs)
+    for rows in rows_by_padded_size(batched_inputs, model.backbone.size_divisibility):
+        group = [batched_inputs[row] for row in rows]
+        for row, output in zip(rows, choose(group).inference(model, group), strict=True):
+            results[row] = output
+    return results

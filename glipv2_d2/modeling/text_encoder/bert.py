@@ -11,7 +11,7 @@ from transformers import AutoModel, BertConfig, BertModel, PreTrainedModel
 
 from ...errors import InputError
 from ...layers.reading import KeyValues, next_position
-from .bert_causal import causal_pass, causal_step
+from .bert_causal import can_be_run, causal_step, masked_pass
 from .build import TEXT_ENCODER_REGISTRY, TextEncoder, read_library_model
 
 # Fields that the config of a pretrained encoder must have: the text layers of the tower have the same sizes.
@@ -119,8 +119,8 @@ class BertTextEncoder(TextEncoder):
     def encode(self, input_ids: Tensor, mask: Tensor, causal: bool) -> Tensor:
         """See ``TextEncoder``; only a plain BERT can be causal, see ``bert_causal``."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
-            if causal:
-                return causal_pass(self.bert, input_ids, mask, self.use_checkpoint and self.training)
+            if causal or (mask.device.type != "cpu" and can_be_run(self.bert)):
+                return masked_pass(self.bert, input_ids, mask, causal, self.use_checkpoint and self.training)
             return self.bert(input_ids=input_ids, attention_mask=mask.long()).last_hidden_state
 
 

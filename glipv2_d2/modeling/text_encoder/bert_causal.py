@@ -1,4 +1,4 @@
-"""BERT read in one direction: its layers with a causal mask, all tokens at once or one by one.
+"""The layers of BERT with a mask of ours: read in one direction, all tokens at once or one by one, or on a device.
 
 The transformers library changes from version to version how a causal mask and kept keys reach the layers of BERT. The
 names of the parts of a layer are those of the weights and do not change, so this module runs the layers part by part.
@@ -18,13 +18,22 @@ from ...errors import InputError
 from ...layers.reading import KeyValues, visible_tokens
 
 
-def causal_pass(bert: Any, input_ids: Tensor, mask: Tensor, use_checkpoint: bool) -> Tensor:
-    """Encode N texts whose tokens see only tokens up to themselves.
+def can_be_run(bert: Any) -> bool:
+    """Tell whether the functions of this module can run a model: a BERT with absolute positions."""
+    return isinstance(bert, BertModel) and getattr(bert.config, "position_embedding_type", "absolute") == "absolute"
+
+
+def masked_pass(bert: Any, input_ids: Tensor, mask: Tensor, causal: bool, use_checkpoint: bool) -> Tensor:
+    """Encode N texts whose tokens see all tokens of their text, or with ``causal`` those up to themselves.
+
+    The library has the same without ``causal``, but looks for padding in the numbers of the mask, for which the CPU has
+    to wait.
 
     Args:
         bert: A BERT with absolute positions.
         input_ids: (N, T) int64.
         mask: (N, T) bool, True at real tokens.
+        causal: See above.
         use_checkpoint: Recompute the activations of each layer in the backward pass.
 
     Returns:
@@ -34,7 +43,7 @@ def causal_pass(bert: Any, input_ids: Tensor, mask: Tensor, use_checkpoint: bool
         InputError: ``bert`` is of another type.
     """
     _check_type(bert)
-    visible = visible_tokens(mask, causal=True)
+    visible = visible_tokens(mask, causal)
     # A token that may see nothing sees everything, because a softmax over nothing would be NaN.
     visible = visible | ~visible.any(dim=-1, keepdim=True)
     hidden = bert.embeddings(input_ids=input_ids)
@@ -49,7 +58,7 @@ def causal_pass(bert: Any, input_ids: Tensor, mask: Tensor, use_checkpoint: bool
 def causal_step(
     bert: Any, input_ids: Tensor, position: int, past: list[KeyValues] | None
 ) -> tuple[Tensor, list[KeyValues]]:
-    """Encode the next token of B texts as ``causal_pass`` does, without running those before it again.
+    """Encode the next token of B texts as ``masked_pass`` does, without running those before it again.
 
     Args:
         bert: A BERT with absolute positions.
@@ -97,8 +106,8 @@ def _finish(layer: Any, hidden: Tensor, attended: Tensor) -> Tensor:
 
 
 def _check_type(bert: Any) -> None:
-    positions = getattr(bert.config, "position_embedding_type", "absolute")
-    if not isinstance(bert, BertModel) or positions != "absolute":
+    if not can_be_run(bert):
+        positions = getattr(bert.config, "position_embedding_type", "absolute")
         raise InputError(
             f"MODEL.TEXT_ENCODER.WEIGHTS: expected a BERT with absolute positions to write captions, found a "
             f"{bert.config.model_type} with {positions} ones"

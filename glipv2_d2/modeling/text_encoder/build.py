@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from safetensors import SafetensorError
@@ -79,13 +78,12 @@ class TextEncoder(nn.Module, ABC):
 
     def forward(self, tokens: TokenBatch, causal: bool = False) -> LanguageFeatures:
         """Encode N prompts of T tokens; with ``causal``, for captions, a token sees only tokens up to itself."""
-        ids, mask = tokens
+        ids, mask = tokens.input_ids, tokens.mask
         if self.is_random:
             hidden = self.encode(ids, mask, causal)
         else:
-            # The mask is part of the key, because a real token may have the id that fills the padding.
-            distinct, prompt_row = torch.stack([ids, mask.long()], dim=1).unique(dim=0, return_inverse=True)
-            hidden = self.encode(distinct[:, 0], distinct[:, 1].bool(), causal)[prompt_row]
+            distinct, rows = tokens.compare()
+            hidden = self.encode(ids[distinct], mask[distinct], causal)[rows]
         return LanguageFeatures(hidden, hidden.masked_fill(~mask.unsqueeze(-1), 0.0), mask)
 
     @abstractmethod

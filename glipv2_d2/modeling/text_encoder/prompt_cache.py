@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...device_copies import to_device
 from ...structures import LanguageFeatures, TokenBatch, TokenizedPrompt
 
 
@@ -55,13 +58,18 @@ class PromptCache:
         if torch.is_grad_enabled():
             return encoder(TokenBatch.from_prompts(prompts, device))
         self._forget_other_states(encoder, device)
-        rows = [self._row(encoder, prompt, device) for prompt in prompts]
-        mask = TokenBatch.from_prompts(prompts, device).mask
-        hidden = nn.utils.rnn.pad_sequence(rows, batch_first=True)  # (N, T, D)
+        keys = [tuple(prompt.input_ids.tolist()) for prompt in prompts]
+        rows = {key: self._row(encoder, key, prompt, device) for key, prompt in zip(keys, prompts, strict=True)}
+        firsts = dict(zip(rows, itertools.accumulate(map(len, rows), initial=0), strict=False))
+        order = torch.arange(max(map(len, keys)))
+        mask = order < torch.tensor([[len(key)] for key in keys])
+        # The last of all tokens is that of the padding.
+        places = (order + torch.tensor([[firsts[key]] for key in keys])).where(mask, sum(map(len, rows)))
+        mask, places = to_device([mask, places], device)
+        hidden = F.pad(torch.cat(list(rows.values())), (0, 0, 0, 1))[places]  # (N, T, D)
         return LanguageFeatures(hidden, hidden, mask)
 
-    def _row(self, encoder: nn.Module, prompt: TokenizedPrompt, device: torch.device) -> Tensor:
-        key = tuple(prompt.input_ids.tolist())
+    def _row(self, encoder: nn.Module, key: tuple[int, ...], prompt: TokenizedPrompt, device: torch.device) -> Tensor:
         with self._lock:
             hidden = self._hidden.get(key)
         if hidden is None:
