@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from glipv2_d2.checkpoint.checkpointer import build_for_results
 from glipv2_d2.data import DetectionDatasetMapper
+from glipv2_d2.data.image_reading import UnreadableImageError
 from glipv2_d2.engine.command_line import build_config, one_line_errors
 from glipv2_d2.errors import InputError
 from glipv2_d2.modeling.box_regression import scale_boxes_legacy
@@ -111,10 +113,14 @@ def _name_scores(model: GLIPv2, levels: list[Tensor], prompts: list[TokenizedPro
 def annotated_samples(mapper: DetectionDatasetMapper, dataset_dicts: list[dict]) -> Iterator[dict[str, Any]]:
     """Yield model inputs with ``gt_boxes`` (M, 4), XYXY in pixels of the resized image, and ``gt_category_ids`` (M,).
 
-    Crowd regions are left out.
+    Crowd regions are left out. An image that cannot be read is named and left out.
     """
     for item in dataset_dicts:
-        sample = mapper.test_image(item)
+        try:
+            sample = mapper.test_image(item)
+        except UnreadableImageError as error:
+            tqdm.write(f"skipped {error}", file=sys.stderr)
+            continue
         annotations = [box for box in item["annotations"] if not box.get("iscrowd", 0)]
         boxes = [BoxMode.convert(box["bbox"], box["bbox_mode"], BoxMode.XYXY_ABS) for box in annotations]
         height, width = sample["image"].shape[1:]

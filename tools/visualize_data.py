@@ -33,6 +33,7 @@ from glipv2_d2.data.image_reading import UnreadableImageError, read_image
 from glipv2_d2.data.loading import load_training_dicts, training_names
 from glipv2_d2.engine.command_line import build_config, one_line_errors
 from glipv2_d2.errors import InputError
+from glipv2_d2.folders import check_writable
 from glipv2_d2.prompts.questions import ANSWER_PHRASE
 from glipv2_d2.visualizer import MIN_LONG_SIDE
 
@@ -172,6 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             opts = ["MODEL.META_ARCHITECTURE", "GLIPv2", *opts]
         cfg = build_config(arguments.config_file, opts)
         folder = Path(arguments.output_dir)
+        check_writable(folder, "--output-dir")
         folder.mkdir(parents=True, exist_ok=True)
         drawings = annotation_drawings(cfg) if arguments.source == "annotation" else loader_drawings(cfg)
         progress = tqdm.tqdm(itertools.islice(drawings, arguments.num), total=arguments.num, unit="drawing")
@@ -180,7 +182,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 show(drawing)
             else:
                 # The number tells two drawings of the same image apart.
-                cv2.imwrite(str(folder / f"{number:04d}_{name}.jpg"), drawing[:, :, ::-1])
+                path = folder / f"{number:04d}_{name}.jpg"
+                if not cv2.imwrite(str(path), drawing[:, :, ::-1]):
+                    raise InputError(f"--output-dir: expected a folder with space for drawings, found none at {path}")
 
 
 if __name__ == "__main__":

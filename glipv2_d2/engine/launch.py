@@ -7,6 +7,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -20,6 +21,7 @@ from torch import distributed
 from ..errors import InputError
 from .stopping import SIGNALS
 
+_OF_TORCH = "ignore:`torch.jit.script` is deprecated:FutureWarning"
 # torchrun sets them in every process that it starts.
 _TORCHRUN_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
@@ -39,16 +41,13 @@ def launch_run(run: Callable[[argparse.Namespace], Any], arguments: argparse.Nam
         InputError: ``--num-gpus`` contradicts torchrun or is more than the machine has, or several machines have no
             address to meet at.
     """
-    if all(name in os.environ for name in _TORCHRUN_VARIABLES):
+    check_processes(arguments)
+    if _is_of_torchrun():
         _join_torchrun(run, arguments)
         return
-    _check_num_processes(arguments.num_gpus)
-    if arguments.num_machines > 1 and arguments.dist_url == "auto":
-        raise InputError(
-            f"--dist-url: expected for {arguments.num_machines} machines the address of the first of them, the same on "
-            f"all: tcp://HOST:PORT; found {arguments.dist_url!r}"
-        )
     several = arguments.num_machines * arguments.num_gpus > 1
+    # Spawned processes import torch's parts before this package can hide the warning.
+    sys.warnoptions += {_OF_TORCH} - {*sys.warnoptions}
     with _forwarded_signals() if several else contextlib.nullcontext():
         spawn_processes(
             _run_and_leave,
@@ -58,6 +57,38 @@ def launch_run(run: Callable[[argparse.Namespace], Any], arguments: argparse.Nam
             dist_url=arguments.dist_url,
             args=(run, arguments),
         )
+
+
+def check_processes(arguments: argparse.Namespace) -> int:
+    """Return how many processes a run has on all machines.
+
+    Raises:
+        InputError: See ``launch_run``.
+    """
+    if _is_of_torchrun():
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        if arguments.num_gpus not in (1, here):
+            raise InputError(
+                f"--num-gpus: expected the {here} processes that torchrun has started on this machine, "
+                f"found {arguments.num_gpus}; leave the flag out"
+            )
+        return int(os.environ["WORLD_SIZE"])
+    _check_num_processes(arguments.num_gpus)
+    if arguments.num_machines > 1 and arguments.dist_url == "auto":
+        raise InputError(
+            f"--dist-url: expected for {arguments.num_machines} machines the address of the first of them, the same on "
+            f"all: tcp://HOST:PORT; found {arguments.dist_url!r}"
+        )
+    return max(1, arguments.num_gpus) * arguments.num_machines
+
+
+def is_first_process(arguments: argparse.Namespace) -> bool:
+    """Tell whether this process, before ``launch_run``, becomes or starts the first one of a run."""
+    return os.environ["RANK"] == "0" if _is_of_torchrun() else arguments.machine_rank == 0
+
+
+def _is_of_torchrun() -> bool:
+    return all(name in os.environ for name in _TORCHRUN_VARIABLES)
 
 
 @contextlib.contextmanager
@@ -132,11 +163,6 @@ def _leave_group() -> None:
 
 def _join_torchrun(run: Callable[[argparse.Namespace], Any], arguments: argparse.Namespace) -> None:
     local_rank, processes_per_machine = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
-    if arguments.num_gpus not in (1, processes_per_machine):
-        raise InputError(
-            f"--num-gpus: expected the {processes_per_machine} processes that torchrun has started on this machine, "
-            f"found {arguments.num_gpus}; leave the flag out"
-        )
     if os.environ["WORLD_SIZE"] == "1":
         run(arguments)
         return

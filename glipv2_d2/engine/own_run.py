@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
 
 from ..checkpoint.checkpointer import GLIPv2Checkpointer
 from ..config_files import get_config_file
@@ -23,7 +24,9 @@ from ..modeling.build import choose_device
 from ..plurals import counted
 from .command_line import build_config
 from .plateau import BEST_WEIGHTS
+from .progress import ElapsedTime
 from .recipe import (
+    BATCH,
     Facts,
     evaluation_period,
     large_model_recipe,
@@ -129,6 +132,7 @@ def plan_run(
     *,
     epochs: float | None = None,
     minutes: float | None = None,
+    num_processes: int = 1,
     options: Sequence[str] = (),
 ) -> OwnRun:
     """Choose the config of a run; of its choices, ``options`` replace any.
@@ -139,6 +143,7 @@ def plan_run(
         start: What it starts from.
         epochs: Passes over the training images; None: chosen by their number.
         minutes: Time for all updates and evaluations on this machine, measured here; None: no limit.
+        num_processes: They share each batch, which has at least an image for each of them.
         options: Config keys and values.
 
     Raises:
@@ -154,13 +159,16 @@ def plan_run(
     is_small = cfg.MODEL.BACKBONE.NAME == "build_timm_fpn_backbone"
     fixed += ["DATASETS.TRAIN", (train,), "DATASETS.TEST", (val,)]
     recipe = small_model_recipe(facts) if is_small else large_model_recipe(facts)
+    if -BATCH % num_processes:
+        more = ["SOLVER.IMS_PER_BATCH", BATCH + -BATCH % num_processes]
+        recipe = recipe._replace(options=[*recipe.options, *more])
     cfg = build_config(start.config_file, [*_words([*fixed, *recipe.options]), *options])
     report = check_data(data, cfg)
     batch = cfg.SOLVER.IMS_PER_BATCH
     updates = num_updates(facts.num_images, batch, recipe.base_updates, epochs)
     why = "by the size of the data" if epochs is None else f"{epochs:g} epochs"
     if minutes is not None:
-        update, image = measure_seconds(cfg)
+        update, image = measure_seconds(cfg, num_processes)
         fitting = updates_within(minutes, update, image * len(DatasetCatalog.get(val)))
         if epochs is None or fitting < updates:
             updates, why = fitting, f"{minutes:g} minutes at {update:.2f} s each"
@@ -217,23 +225,30 @@ def own_datasets(cfg: CfgNode) -> tuple[str, str]:
     return splits[train], splits[val]
 
 
-def finish_run(cfg: CfgNode, model: torch.nn.Module, minutes: float) -> list[str]:
+def finish_run(cfg: CfgNode, model: torch.nn.Module, elapsed: ElapsedTime) -> list[str]:
     """Evaluate the best weights of a run, write its report and results, and return what to say of them, in lines.
+
+    All processes of the run take part in the evaluation; those but the first have nothing to say.
 
     Args:
         cfg: Config of the run.
         model: Its model; it gets the best weights.
-        minutes: Time that the run has taken.
+        elapsed: Knows the time that the run has taken.
     """
     output, (val,) = Path(cfg.OUTPUT_DIR), cfg.DATASETS.TEST
     weights = output / BEST_WEIGHTS
+    # The first process has written them.
+    comm.synchronize()
     checkpointer = GLIPv2Checkpointer.from_config(model, cfg, cfg.OUTPUT_DIR, for_results=True)
     checkpointer.resume_or_load(str(weights), resume=False)
     results = GLIPv2Trainer.test(cfg, model)
+    if not comm.is_main_process():
+        return []
     metadata = MetadataCatalog.get(val)
     truth = json.loads(Path(metadata.json_file).read_text(encoding="utf-8"))
     found = json.loads((output / "inference" / val / "coco_instances_results.json").read_text(encoding="utf-8"))
     table, cut_off = write_report(output / REPORT_FOLDER, truth, Path(metadata.image_root), found)
+    minutes = elapsed.minutes
     write_results(output / RESULTS_NAME, results, minutes, str(weights))
     texts = metadata.get("prompt_texts", {})
     names = ",".join("".join(texts.get(name, (name,))) for name in metadata.thing_classes)

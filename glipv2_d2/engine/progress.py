@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 import math
 import sys
+import time
+from typing import Any
 
 from detectron2.engine import HookBase, TrainerBase
+from detectron2.utils import comm
 from tqdm import tqdm
 
-# Loggers that say of an evaluation in many lines what one line says; log.txt has them all.
-_EVALUATION = ("detectron2.evaluation", "glipv2_d2.evaluation", "glipv2_d2.engine.trainer")
+# What the terminal gets of a run, beside warnings; log.txt has all.
+_SHOWN = (f"{__package__}.progress", f"{__package__}.run_log", f"{__package__}.runs")
 _LOSSES = "detectron2.utils.events"
+_ROOTS = ("fvcore", "detectron2", "glipv2_d2")
 
 
 class EvaluationLine(HookBase):
@@ -56,18 +60,42 @@ class ProgressBar(HookBase):
             self._bar.close()
 
 
-def show_progress(trainer: TrainerBase) -> None:
-    """Keep the console to losses and a line for each evaluation; on a terminal a bar takes the place of the losses."""
-    trainer.register_hooks([EvaluationLine()])
-    hidden: tuple[str, ...] = _EVALUATION
-    if sys.stderr.isatty():
-        trainer.register_hooks([ProgressBar()])
-        hidden = (*hidden, _LOSSES)
+class ElapsedTime(HookBase):
+    """Keep the time that a run has taken in its checkpoints: a run that is resumed goes on counting.
+
+    Args:
+        begin: When this process began, in seconds as ``time.time`` gives them.
+    """
+
+    def __init__(self, begin: float) -> None:
+        self._begin = begin
+
+    @property
+    def minutes(self) -> float:
+        """The time until now, that before a resume included."""
+        return (time.time() - self._begin) / 60
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"minutes": self.minutes}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._begin -= 60 * state_dict["minutes"]
+
+
+def quiet_terminal() -> None:
+    """Keep the terminal to what a person needs of a run, see ``show_progress``, and to warnings."""
+    shown = _SHOWN if sys.stderr.isatty() else (*_SHOWN, _LOSSES)
 
     def is_wanted(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.WARNING or not record.name.startswith(hidden)
+        return record.levelno >= logging.WARNING or record.name in shown
 
-    handlers = {handler for name in ("detectron2", "glipv2_d2") for handler in logging.getLogger(name).handlers}
+    handlers = {handler for name in _ROOTS for handler in logging.getLogger(name).handlers}
     for handler in handlers:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.addFilter(is_wanted)
+
+
+def show_progress(trainer: TrainerBase) -> None:
+    """Show losses and a line for each evaluation; on a terminal a bar takes the place of the losses."""
+    has_bar = sys.stderr.isatty() and comm.is_main_process()
+    trainer.register_hooks([EvaluationLine(), *([ProgressBar()] if has_bar else [])])

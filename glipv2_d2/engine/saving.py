@@ -61,6 +61,7 @@ class EMACheckpointer(PeriodicCheckpointer):
         self._with_tuned = with_tuned
         # A checkpoint outside the period; the next one replaces it.
         self._extra: Path | None = None
+        self._newest = -1
 
     def before_train(self) -> None:
         super().before_train()
@@ -78,22 +79,27 @@ class EMACheckpointer(PeriodicCheckpointer):
 
     def after_step(self) -> None:
         next_iter = self.trainer.iter + 1
-        if next_iter % self.period == 0 or next_iter == self.max_iter:
-            with averaged(self._ema):
-                super().after_step()
-                if next_iter == self.max_iter:
+        is_last = next_iter == self.max_iter
+        if is_last or (next_iter % self.period == 0 and self._newest != self.trainer.iter):
+            self._save_of_period()
+            if is_last:
+                with averaged(self._ema):
                     self._save_tuned()
-            self._remove_extra()
 
-    def save_extra(self) -> None:
-        """Write a checkpoint outside the period, which lasts until the next one."""
+    def save_early(self) -> None:
+        """Write the checkpoint of this step before other hooks are done with it.
+
+        Where it is that of the period, no other one follows in this step; otherwise it lasts until the next one.
+        """
         iteration = self.trainer.iter
+        if (iteration + 1) % self.period == 0:
+            self._save_of_period()
+            return
         name = f"{self.file_prefix}_{iteration:07d}"
         with averaged(self._ema):
             self.save(name, iteration=iteration)
         self._remove_extra()
-        if (iteration + 1) % self.period:
-            self._extra = Path(self.checkpointer.save_dir, f"{name}.pth")
+        self._extra = Path(self.checkpointer.save_dir, f"{name}.pth")
 
     def save_final(self) -> None:
         """Write the last checkpoint of a training that does not end by itself, unless the newest one is it."""
@@ -102,6 +108,12 @@ class EMACheckpointer(PeriodicCheckpointer):
         with averaged(self._ema):
             self.save(_FINAL, iteration=self.trainer.iter)
             self._save_tuned()
+        self._remove_extra()
+
+    def _save_of_period(self) -> None:
+        with averaged(self._ema):
+            super().after_step()
+        self._newest = self.trainer.iter
         self._remove_extra()
 
     def _remove_extra(self) -> None:
@@ -154,7 +166,7 @@ class SafeStepHook(HookBase):
             self._unfinished = evaluates and (self._decides or self._stop.requested)
             # Where nothing decides, the checkpoint of the period is there already.
             if self._unfinished or self._decides or next_iter % self._saver.period:
-                self._saver.save_extra()
+                self._saver.save_early()
             self._unfinished = False
         if self._stop.requested:
             # No process ends before the file is there.

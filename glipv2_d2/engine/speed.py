@@ -12,6 +12,7 @@ from detectron2.utils.events import EventStorage
 
 from ..data.build import build_train_loader
 from ..data.loading import load_test_dataset
+from ..modeling.build import choose_device
 from ..solver import build_optimizer
 from .train_loop import GroundingTrainLoop, amp_dtype
 from .trainer import GLIPv2Trainer
@@ -21,12 +22,22 @@ _TIMED_UPDATES = 8
 _TIMED_IMAGES = 4
 
 
-def measure_seconds(cfg: CfgNode) -> tuple[float, float]:
+def measure_seconds(cfg: CfgNode, num_processes: int = 1) -> tuple[float, float]:
     """Time updates and test images on this machine, with a model that is thrown away.
+
+    Args:
+        cfg: Full config.
+        num_processes: As many share batches and test images, each on a GPU of its own, which is timed alone; on CPUs
+            they share the cores, too.
 
     Returns:
         Seconds of an update, and of a test image.
     """
+    num_processes = num_processes if choose_device(cfg.MODEL.DEVICE).type == "cuda" else 1
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.IMS_PER_BATCH //= num_processes
+    cfg.freeze()
     model = GLIPv2Trainer.build_model(cfg)
     loop = GroundingTrainLoop(model, build_train_loader(cfg), build_optimizer(cfg, model), precision=amp_dtype(cfg))
     with EventStorage(0):
@@ -35,7 +46,7 @@ def measure_seconds(cfg: CfgNode) -> tuple[float, float]:
     model.eval()
     with torch.no_grad():
         image = _seconds_of_second_half(lambda: model(next(batches)), 2 * _TIMED_IMAGES)
-    return update, image
+    return update, image / num_processes
 
 
 def _seconds_of_second_half(step: Callable[[], object], count: int) -> float:

@@ -200,7 +200,7 @@ class GLIPv2Trainer(DefaultTrainer):
                 logging.getLogger(__name__).error("dataset %r failed: %s", name, failures[name])
             else:
                 if comm.is_main_process():
-                    logging.getLogger(__name__).info("results for %s in csv format:", name)
+                    logging.getLogger(__name__).debug("results for %s in csv format:", name)
                     print_csv_format(results[name])
             if report is not None:
                 report(results, failures)

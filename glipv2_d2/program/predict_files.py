@@ -15,6 +15,7 @@ import numpy as np
 from detectron2.structures import Instances
 
 from ..engine.detections import Detections
+from ..errors import InputError
 
 # What may stand in the name of a folder; a phrase may be any text.
 _NOT_IN_NAMES = re.compile(r"[^\w\- ]+")
@@ -89,7 +90,7 @@ class ResultFolder:
             record: The output in plain types.
 
         Raises:
-            OSError: A file cannot be written.
+            InputError, OSError: A file cannot be written.
         """
         self._count += 1
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -208,7 +209,7 @@ class VideoSink:
             size = (frame.shape[1], frame.shape[0])
             self.writer = cv2.VideoWriter(str(self.path), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
             if not self.writer.isOpened():
-                raise OSError(f"--output: no video can be written to {self.path}")
+                raise InputError(f"--output: expected a folder with space for videos, found none at {self.path}")
         self.writer.write(frame)
 
     def close(self) -> None:
@@ -254,12 +255,12 @@ def save_image(path: Path, image: np.ndarray) -> None:
     """Write an image (H, W, 3) in RGB order in place of an older one.
 
     Raises:
-        OSError: It cannot be written.
+        InputError: It cannot be written.
     """
     # A link of that name is replaced, not followed.
     path.unlink(missing_ok=True)
     if not cv2.imwrite(str(path), image[:, :, ::-1]):
-        raise OSError(f"--output: no drawing can be written to {path}")
+        raise InputError(f"--output: expected a folder with space for drawings, found none at {path}")
 
 
 def write_text(path: Path, text: str) -> None:

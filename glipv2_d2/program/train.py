@@ -47,37 +47,62 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _run_own(arguments: argparse.Namespace) -> None:
-    from ..engine.own_run import CONFIG_NAME, check_output, clear_output, find_start, finish_run, plan_run
-    from ..engine.progress import show_progress
+    from ..engine.launch import check_processes, is_first_process, launch_run
+    from ..engine.own_run import CONFIG_NAME
+
+    arguments.begin = time.time()
+    _check_arguments(arguments)
+    num_processes = check_processes(arguments)
+    if is_first_process(arguments):
+        _prepare_run(arguments, num_processes)
+    # The others wait for the first, so they find its config.
+    arguments.config_file, arguments.opts = str(arguments.output / CONFIG_NAME), []
+    launch_run(_train_own, arguments)
+
+
+def _prepare_run(arguments: argparse.Namespace, num_processes: int) -> None:
+    """Write the config of a new run, and say what was chosen; of one that goes on, look for it."""
+    from ..engine.command_line import build_config
+    from ..engine.own_run import CONFIG_NAME, check_output, clear_output, find_start, plan_run
+
+    output = arguments.output
+    check_output(output, arguments.resume, arguments.overwrite, arguments.weights)
+    if arguments.resume:
+        return
+    start = find_start(arguments.weights, arguments.config_file, Path.cwd())
+    limits = {"epochs": arguments.epochs, "minutes": arguments.minutes, "num_processes": num_processes}
+    plan = plan_run(arguments.data, output, start, **limits, options=arguments.opts)
+    clear_output(output)
+    (output / CONFIG_NAME).write_text(build_config(plan.config_file, plan.options).dump(), encoding="utf-8")
+    for line in plan.reasons:
+        write_line(line)
+
+
+def _train_own(arguments: argparse.Namespace) -> None:
+    """Train in this process, one of those that ``launch_run`` starts."""
+    from ..engine.command_line import one_line_errors
+    from ..engine.own_run import finish_run
+    from ..engine.progress import ElapsedTime, quiet_terminal, show_progress
     from ..engine.runs import start_run
     from ..engine.stopping import RunStopped
     from ..engine.trainer import GLIPv2Trainer
 
-    begin = time.time()
-    _check_arguments(arguments)
-    output = arguments.output
-    check_output(output, arguments.resume, arguments.overwrite, arguments.weights)
-    if arguments.resume:
-        arguments.config_file = str(output / CONFIG_NAME)
-    else:
-        start = find_start(arguments.weights, arguments.config_file, Path.cwd())
-        limits = {"epochs": arguments.epochs, "minutes": arguments.minutes}
-        plan = plan_run(arguments.data, output, start, **limits, options=arguments.opts)
-        clear_output(output)
-        arguments.config_file, arguments.opts = plan.config_file, plan.options
-        for line in plan.reasons:
+    with one_line_errors(arguments.traceback):
+        cfg = start_run(arguments)
+        quiet_terminal()
+        trainer = GLIPv2Trainer(cfg)
+        elapsed = ElapsedTime(arguments.begin)
+        # Before the checkpoint is loaded, in which its state is.
+        trainer.register_hooks([elapsed])
+        trainer.resume_or_load(resume=arguments.resume)
+        show_progress(trainer)
+        try:
+            trainer.train()
+        except RunStopped as stop:
+            way_on = f"go on by: glipv2 train --output {arguments.output} --resume"
+            raise RunStopped(stop.exit_status - 128, f"{str(stop).splitlines()[0]}\n{way_on}") from None
+        for line in finish_run(cfg, trainer.checkpointer.model, elapsed):
             write_line(line)
-    cfg = start_run(arguments)
-    trainer = GLIPv2Trainer(cfg)
-    trainer.resume_or_load(resume=arguments.resume)
-    show_progress(trainer)
-    try:
-        trainer.train()
-    except RunStopped as stop:
-        way_on = f"go on by: glipv2 train --output {output} --resume"
-        raise RunStopped(stop.exit_status - 128, f"{str(stop).splitlines()[0]}\n{way_on}") from None
-    for line in finish_run(cfg, trainer.model, (time.time() - begin) / 60):
-        write_line(line)
 
 
 def _check_arguments(arguments: argparse.Namespace) -> None:
@@ -90,11 +115,6 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     for name, value in chosen.items():
         if value is not None and not value > 0:
             raise InputError(f"{name}: expected a number above 0, found {value:g}")
-    if arguments.num_gpus > 1 or arguments.num_machines > 1:
-        raise InputError(
-            "--num-gpus: expected one process with --data, found several; way out: start a run, stop it, and give its "
-            "config.yaml to glipv2 train --config-file"
-        )
     if arguments.output is None:
         raise InputError("--output: expected the folder of the run, found none")
     if arguments.resume:

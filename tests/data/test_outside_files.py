@@ -95,12 +95,24 @@ def test_an_absolute_path_below_the_image_folder_is_inside(load, tmp_path):
         ("/a/../b.png", "/a", None),
         ("..\\b.png", "/a", None),
         ("..a/b..png", "/a", "..a/b..png"),
+        ("a/../b.png", "/a", "b.png"),
+        ("a/../b.png", "", "b.png"),
+        ("a/../../b.png", "/a", None),
+        ("a/..\\..\\b.png", "/a", None),
         ("https://host/b.png", "", None),
         ("https://host/b.png", "a", "https://host/b.png"),
     ],
 )
 def test_paths_inside_a_folder(path, folder, expected):
     assert path_inside(path, folder) == expected
+
+
+def test_an_absolute_path_and_its_folder_may_be_named_through_links(tmp_path):
+    (tmp_path / "real" / "a").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real")
+    for folder, path in (("real", "link/a/b.png"), ("link", "real/a/b.png"), ("link", "link/a/b.png")):
+        assert path_inside(str(tmp_path / path), str(tmp_path / folder)) == "a/b.png"
+    assert path_inside(str(tmp_path / "link" / "b.png"), str(tmp_path / "real" / "a")) is None
 
 
 @pytest.mark.parametrize("key", ["img", "hw", "jsondict"])

@@ -4,7 +4,7 @@ import sys
 import pytest
 from detectron2.engine import TrainerBase
 
-from glipv2_d2.engine.progress import ProgressBar, show_progress
+from glipv2_d2.engine.progress import ElapsedTime, ProgressBar, quiet_terminal, show_progress
 
 
 class Steps(TrainerBase):
@@ -32,16 +32,18 @@ def shows(console, name, level=logging.INFO):
 def test_terminal_gets_a_bar_in_place_of_lines(monkeypatch, capsys, console):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     steps = Steps()
+    quiet_terminal()
     show_progress(steps)
     steps.train(0, 3)
     shown = capsys.readouterr().err
     assert "training" in shown and "3/3" in shown and "loss=1, AP=12.5" in shown and "AP50" not in shown
-    assert not shows(console, "detectron2.utils.events") and shows(console, "detectron2.data.build")
+    assert not shows(console, "detectron2.utils.events") and shows(console, "glipv2_d2.engine.runs")
 
 
 def test_file_gets_lines_of_losses_and_one_for_each_evaluation(monkeypatch, capsys, caplog, console):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
     steps = Steps()
+    quiet_terminal()
     show_progress(steps)
     with caplog.at_level(logging.INFO):
         steps.train(0, 3)
@@ -49,8 +51,9 @@ def test_file_gets_lines_of_losses_and_one_for_each_evaluation(monkeypatch, caps
     assert [record.message for record in caplog.records if "updates: AP" in record.message] == [
         "after 2 of 3 updates: AP 12.5, AP50 nan"
     ]
-    assert shows(console, "detectron2.utils.events") and not shows(console, "detectron2.evaluation.evaluator")
-    assert shows(console, "detectron2.evaluation.evaluator", logging.WARNING)
+    assert shows(console, "detectron2.utils.events") and shows(console, "glipv2_d2.engine.progress")
+    for name in ("fvcore.common.checkpoint", "detectron2.data.build", "glipv2_d2.engine.plateau"):
+        assert not shows(console, name) and shows(console, name, logging.WARNING)
 
 
 def test_bar_of_a_resumed_run_starts_where_it_had_been(capsys):
@@ -58,3 +61,15 @@ def test_bar_of_a_resumed_run_starts_where_it_had_been(capsys):
     steps.register_hooks([ProgressBar()])
     steps.train(2, 3)
     assert "2/3" in capsys.readouterr().err
+
+
+def test_time_before_a_resume_counts(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr("glipv2_d2.engine.progress.time.time", lambda: now)
+    first = ElapsedTime(begin=940.0)
+    saved = first.state_dict()
+    now = 5000.0
+    resumed = ElapsedTime(begin=4880.0)
+    assert resumed.minutes == 2.0
+    resumed.load_state_dict(saved)
+    assert (saved, resumed.minutes) == ({"minutes": 1.0}, 3.0)

@@ -16,6 +16,7 @@ from drawn_images import draw_dataset
 from training_runs import assert_same, load, train, without_evaluation
 
 from glipv2_d2 import GLIPv2Trainer, register_coco_grounding
+from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
 from glipv2_d2.engine.command_line import one_line_errors
 from glipv2_d2.engine.stopping import RunStopped
 from glipv2_d2.tensor_files import write_checkpoint, write_tensors
@@ -73,6 +74,24 @@ def test_the_checkpoint_before_an_evaluation_lasts_until_the_next_one(train_cfg,
     give_results(monkeypatch, 1.0, 1.0, 1.0, 1.0)
     train(train_cfg)
     assert names(train_cfg) == {"model_0000002.pth", "model_final.pth"}
+
+
+def test_a_step_is_saved_once(train_cfg, monkeypatch):
+    train_cfg.merge_from_list(["SOLVER.CHECKPOINT_PERIOD", 1, "TEST.EVAL_PERIOD", 1, "SOLVER.EARLY_STOP_PATIENCE", 9])
+    train_cfg.merge_from_list(["SOLVER.MAX_ITER", 3, "SOLVER.STEPS", ()])
+    give_results(monkeypatch, 1.0, 1.0, 1.0)
+    saved = []
+    save = GLIPv2Checkpointer.save
+    monkeypatch.setattr(
+        GLIPv2Checkpointer, "save", lambda self, name, **more: (saved.append(name), save(self, name, **more))
+    )
+    train(train_cfg)
+    assert sorted(name for name in saved if name != "model_best") == [
+        "model_0000000",
+        "model_0000001",
+        "model_0000002",
+        "model_final",
+    ]
 
 
 def without_categories(content):

@@ -243,6 +243,13 @@ def test_no_frame_has_the_name_of_an_image(run, fixed_predictor, tmp_path):
         assert len(list((tmp_path / "out" / folder).iterdir())) == 4
 
 
+def test_a_drawing_that_cannot_be_written_ends_in_one_line(run, fixed_predictor, tmp_path, monkeypatch):
+    photos = write_images(tmp_path / "photos", "a.png")
+    monkeypatch.setattr(cv2, "imwrite", lambda path, image: False)
+    with pytest.raises(SystemExit, match="error: --output: expected a folder with space for drawings, found none at"):
+        run(source=[str(photos)])
+
+
 @pytest.mark.parametrize(("kinds", "output"), [("images", "photos/images"), ("yolo", "photos")])
 def test_results_never_replace_files_of_the_person(run, fixed_predictor, tmp_path, kinds, output):
     photos = write_images(tmp_path / "photos" / "images", "a.png")

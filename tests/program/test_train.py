@@ -9,7 +9,9 @@ from drawn_images import draw_dataset
 from own_set_writers import Photo, write_coco, write_voc, write_yolo
 from training_runs import assert_same, load
 
+from glipv2_d2.engine import launch
 from glipv2_d2.engine.own_run import find_start, own_datasets, plan_run
+from glipv2_d2.engine.progress import ElapsedTime
 from glipv2_d2.engine.trainer import GLIPv2Trainer
 from glipv2_d2.errors import InputError
 from glipv2_d2.program.main import main
@@ -55,6 +57,8 @@ def test_run_leaves_weights_report_results_and_the_next_command(words, tmp_path,
     assert results["weights"].endswith("model_best.pth")
     text = capsys.readouterr().out
     assert "length: 10 updates of 4 images (10 epochs), an evaluation every 1" in text
+    assert "after 9 of 10 updates: AP" in text
+    assert not [words for words in ("Saving checkpoint", "No weights to load", "csv format") if words in text]
     last = text.strip().splitlines()[-1]
     assert last.startswith("next: glipv2 predict PHOTOS --model out --threshold ")
     assert last.endswith(" --names 'blue box,green box,red box'")
@@ -70,14 +74,16 @@ def test_killed_run_goes_on_and_ends_bit_for_bit_alike(words, tmp_path, monkeypa
     main([*words, "--output", "whole"])
     with monkeypatch.context() as patches:
         kill_at(patches, 3)
+        patches.setattr(ElapsedTime, "state_dict", lambda self: {"minutes": 60.0})
         with pytest.raises(Killed):
             main([*words, "--output", "cut"])
     assert (tmp_path / "cut" / "model_best.pth").is_file() and (tmp_path / "cut" / "last_checkpoint").is_file()
     main(["train", "--output", "cut", "--resume"])
     for name in ("model_final.pth", "model_best.pth"):
         assert_same(load(tmp_path / "whole" / name)["model"], load(tmp_path / "cut" / name)["model"])
-    scores = [json.loads((tmp_path / name / "results.json").read_text())["val"] for name in ("whole", "cut")]
-    assert scores[0] == scores[1]
+    whole, cut = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "cut"))
+    assert whole["val"] == cut["val"]
+    assert whole["minutes"] < 60 < cut["minutes"] < 120
 
 
 def test_interrupted_run_says_how_it_goes_on(words, monkeypatch, capsys):
@@ -101,6 +107,32 @@ def test_equal_sets_in_three_formats_give_equal_weights(words, tmp_path):
         models.append(load(f"{output}/model_final.pth")["model"])
     assert_same(models[0], models[1])
     assert_same(models[0], models[2])
+
+
+def test_the_first_machine_plans_and_every_one_runs_the_config(words, tmp_path, monkeypatch):
+    launched = []
+    monkeypatch.setattr(launch, "launch_run", lambda run, arguments: launched.append(arguments))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    machines = ["--output", "out", "--num-gpus", "3", "--num-machines", "2", "--dist-url", "tcp://first:1"]
+    main([*words, *machines, "--machine-rank", "1"])
+    assert not (tmp_path / "out").exists()
+    main([*words, *machines])
+    assert [(one.config_file, one.opts, one.machine_rank) for one in launched] == [
+        ("out/config.yaml", [], 1),
+        ("out/config.yaml", [], 0),
+    ]
+    # Six processes share a batch of six.
+    assert "IMS_PER_BATCH: 6" in (tmp_path / "out" / "config.yaml").read_text()
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_run(words, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert main([*words, "--output", "out", "--num-gpus", "2"]) == 0
+    out = tmp_path / "out"
+    assert (out / "results.json").is_file() and (out / "report" / "classes.md").is_file()
+    assert "process 1 of 2" in (out / "log.txt.rank1").read_text()
 
 
 def test_minutes_become_updates_that_the_config_holds(words, tmp_path):
@@ -158,7 +190,7 @@ def as_dict(options):
         (["--output", "out", "--resume", "--epochs", "3"], "--resume: expected --output alone"),
         (["--output", "out", "--resume", "SOLVER.MAX_ITER", "3"], "--resume: expected --output alone"),
         (["--data", "photos", "--output", "out", "--minutes", "0"], "--minutes: expected a number above 0, found 0"),
-        (["--data", "photos", "--output", "out", "--num-gpus", "2"], "--num-gpus: expected one process with --data"),
+        (["--data", "photos", "--output", "out", "--num-machines", "2"], "--dist-url: expected for 2 machines the add"),
         ([], "expected --data PATH and --output DIR, or --config-file FILE"),
     ],
 )

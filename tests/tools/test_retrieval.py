@@ -3,8 +3,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from detectron2.structures import Boxes
-from evaluate_retrieval import rank_names
+from evaluate_retrieval import annotated_samples, rank_names
 
+from glipv2_d2.data.image_reading import UnreadableImageError
 from glipv2_d2.structures import GroundingPredictions, LanguageFeatures, TokenizedPrompt
 
 # Four anchors; the first two belong to box 0, the third to box 1, the last to none.
@@ -94,3 +95,14 @@ def test_contrastive_space_compares_embedded_regions_and_words():
 def test_model_without_contrast_has_no_contrastive_space():
     with pytest.raises(ValueError, match="CONTRASTIVE"):
         rank_names(make_model(), [sample([10])], PROMPTS, "contrastive")
+
+
+def test_an_image_that_cannot_be_read_is_named_and_left_out(capsys):
+    def read(item):
+        if item["file_name"] == "bad.png":
+            raise UnreadableImageError("bad.png: expected an image, found text")
+        return {"image": torch.zeros(3, 8, 8)}
+
+    dicts = [{"file_name": name, "height": 8, "width": 8, "annotations": []} for name in ("a.png", "bad.png", "c.png")]
+    found = list(annotated_samples(SimpleNamespace(test_image=read), dicts))
+    assert len(found) == 2 and capsys.readouterr().err == "skipped bad.png: expected an image, found text\n"

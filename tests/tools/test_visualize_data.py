@@ -251,3 +251,16 @@ def test_no_window_is_a_one_line_error(tool, dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(cv2, "imshow", no_window)
     with pytest.raises(SystemExit, match="error: --show"):
         run(tool, dataset, tmp_path / "out", "annotation", "--show")
+
+
+def test_a_drawing_that_cannot_be_written_ends_in_one_line(tool, dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(cv2, "imwrite", lambda path, image: False)
+    with pytest.raises(SystemExit, match="error: --output-dir: expected a folder with space .* at .*0000_1.jpg"):
+        run(tool, dataset, tmp_path / "out", "annotation")
+
+
+def test_a_folder_that_cannot_be_written_to_is_named(tool, dataset):
+    with pytest.raises(
+        SystemExit, match="error: --output-dir: expected a folder that can be written to, found /proc/x"
+    ):
+        run(tool, dataset, "/proc/x", "annotation")

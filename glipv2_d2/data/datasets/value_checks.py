@@ -141,13 +141,17 @@ def stays_inside(path: str) -> bool:
 def path_inside(path: str, folder: str = "") -> str | None:
     """Return a path that stands in a file, relative to the folder that it is joined to.
 
-    An absolute path below the folder is inside. A path that leaves it stays as it is where ``outside_files_allowed`` is
-    set, as the config does with DATASETS.ALLOW_OUTSIDE_FILES; otherwise it is None. Without a folder an address leaves
-    it. Links are not followed.
+    An absolute path below the folder is inside, also where links lead to either; so is one that leaves a folder inside
+    and comes back ("a/../b.png"), without these steps. A path that leaves the folder stays as it is where
+    ``outside_files_allowed`` is set, as the config does with DATASETS.ALLOW_OUTSIDE_FILES; otherwise it is None.
+    Without a folder an address leaves it. Links inside the folder are not followed.
     """
-    relative = path
+    relative = os.path.normpath(path) if ".." in path.split("/") else path
     if folder and os.path.isabs(path):
         relative = os.path.relpath(path, os.path.abspath(folder))
+        if not stays_inside(relative):
+            real = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+            relative = os.path.relpath(real, os.path.realpath(folder))
     if stays_inside(relative) and (folder or "://" not in relative):
         return relative
     return path if outside_files_allowed.get() else None
