@@ -173,25 +173,26 @@ class BiMultiHeadAttention(nn.Module):
         """Let each image and its tokens attend to each other, block after block of positions."""
         folded_keys, key_biases = self._fold_key(key)
         folded_values = self._fold_value(value).transpose(1, 2).contiguous()  # (N, C, heads*T)
-        update, gathered = torch.empty_like(visual), torch.empty_like(folded_keys)
+        update, gathered = torch.empty_like(visual), torch.zeros_like(folded_values)
         rows = max(1, BLOCK_SCORES // folded_keys.shape[1])
         for image, positions in enumerate(visual):
             folded_key, key_bias, folded_value = folded_keys[image], key_biases[image, 0], folded_values[image]
             bias = None if mask[image].all() else padding_bias(mask[image], visual.dtype)
-            largest, total, sums = key_bias.new_full((len(key_bias),), float("-inf")), 0.0, gathered[image].zero_()
+            largest, total, sums = key_bias.new_full((len(key_bias),), float("-inf")), 0.0, gathered[image]
             for block, block_update in zip(positions.split(rows), update[image].split(rows), strict=True):
                 scores = linear(block, folded_key, key_bias)  # (B, heads*T)
                 previous, largest = largest, torch.maximum(largest, scores.amax(0))
                 to_positions = (scores - largest).exp_()
                 rescale = (previous - largest).exp_()
                 total = total * rescale + to_positions.sum(0)
-                # (heads*T, C)
-                sums.mul_(rescale.unsqueeze(1)).add_(linear(to_positions.t(), block.t()))
+                # (C, heads*T)
+                sums.mul_(rescale).add_(linear(block.t(), to_positions.t()))
                 scores = scores.unflatten(1, (self.num_heads, -1))  # (B, heads, T)
                 to_tokens = (scores if bias is None else scores.add_(bias)).softmax(-1).flatten(1)
                 block_update.copy_(linear(to_tokens, folded_value, self.visual_out_proj.bias))
-            sums.div_(total.unsqueeze(1))
-        return update, self._project_gathered(gathered.unflatten(1, (self.num_heads, -1)), None)
+            sums.div_(total)
+        gathered = gathered.transpose(1, 2).unflatten(1, (self.num_heads, -1))  # (N, heads, T, C)
+        return update, self._project_gathered(gathered, None)
 
     def _fold_value(self, value: Tensor) -> Tensor:
         """Multiply values (N, heads, T, d) by the output projection of the image side, (N, heads*T, C)."""

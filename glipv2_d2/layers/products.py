@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 _PLAIN = ContextVar("plain", default=False)
 
@@ -43,6 +45,19 @@ def apply(layer: nn.Linear, x: Tensor, gelu: bool = False) -> Tensor:
     if uses_onednn(x, layer.weight):
         return linear(x, layer.weight, layer.bias, gelu)
     return F.gelu(layer(x)) if gelu else layer(x)
+
+
+def library_layers() -> AbstractContextManager:
+    """Let the linear layers of other libraries compute their products by ``linear``, within this context."""
+    skipped = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    return nullcontext() if skipped else _LinearMode()
+
+
+class _LinearMode(TorchFunctionMode):
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is F.linear and not kwargs:
+            return linear(*args)
+        return func(*args, **(kwargs or {}))
 
 
 def uses_onednn(x: Tensor, weight: Tensor) -> bool:

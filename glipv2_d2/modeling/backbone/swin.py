@@ -11,7 +11,7 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from detectron2.modeling.backbone.swin import SwinTransformer
 from torch import Tensor, nn
 
-from ...layers.products import is_cpu_inference
+from ...layers.products import is_cpu_inference, library_layers
 from .fpn import GroundingFPN, build_fpn
 from .swin_stripes import run_stage
 
@@ -51,7 +51,8 @@ class FreezableSwin(SwinTransformer):
                 feature = self.get_submodule(f"norm{index}")(tokens)
                 features[f"p{index}"] = feature.transpose(1, 2).unflatten(2, (height, width))
             if stage.downsample is not None:
-                tokens = stage.downsample(tokens, height, width)
+                with library_layers():
+                    tokens = stage.downsample(tokens, height, width)
                 height, width = (height + 1) // 2, (width + 1) // 2
         return features
 

@@ -16,6 +16,7 @@ from transformers import AutoConfig
 from transformers.utils import logging as library_logging
 
 from ...errors import InputError
+from ...layers.products import library_layers
 from ...layers.reading import KeyValues
 from ...prompts.pretrained import resolve_pretrained
 from ...prompts.tokenizer import PromptTokenizer
@@ -79,11 +80,12 @@ class TextEncoder(nn.Module, ABC):
     def forward(self, tokens: TokenBatch, causal: bool = False) -> LanguageFeatures:
         """Encode N prompts of T tokens; with ``causal``, for captions, a token sees only tokens up to itself."""
         ids, mask = tokens.input_ids, tokens.mask
-        if self.is_random:
-            hidden = self.encode(ids, mask, causal)
-        else:
-            distinct, rows = tokens.compare()
-            hidden = self.encode(ids[distinct], mask[distinct], causal)[rows]
+        with library_layers():
+            if self.is_random:
+                hidden = self.encode(ids, mask, causal)
+            else:
+                distinct, rows = tokens.compare()
+                hidden = self.encode(ids[distinct], mask[distinct], causal)[rows]
         return LanguageFeatures(hidden, hidden.masked_fill(~mask.unsqueeze(-1), 0.0), mask)
 
     @abstractmethod
