@@ -84,7 +84,7 @@ def test_data_are_checked_and_converted_and_an_image_is_looked_at(run, tmp_path)
     assert list((tmp_path / "coco").glob("*.json"))
     model = ["--config-file", "glipv2_micro", "--names", "red box", "--opts", "MODEL.WEIGHTS", "random"]
     done = run("glipv2", "predict", "photos/0.png", "--output", "found", *model)
-    assert "1 images" in done.stdout and list((tmp_path / "found").glob("*0*"))
+    assert "1 image," in done.stdout and list((tmp_path / "found").glob("*0*"))
 
 
 def test_a_model_is_measured_by_the_name_of_its_config_and_the_terminal_stays_short(run, tmp_path):

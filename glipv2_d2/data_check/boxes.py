@@ -185,12 +185,19 @@ def class_findings(facts: DataFacts) -> Iterator[Finding]:
         text = f"no split for training was found: the images of {train_split} train, those of {val_split} validate"
         yield Finding("warning", "no training images", 0, text, "name a folder train")
 
-    def missing(severity: str, kind: str, text: str, advice: str, keep: Callable[[str], bool]) -> Iterator[Finding]:
+    def missing(
+        severity: str,
+        kind: str,
+        text: str,
+        advice: str,
+        keep: Callable[[str], bool],
+        numbers: Counter[str] = total,
+    ) -> Iterator[Finding]:
         names = [name for name in facts.names if keep(name)]
         if names:
             number = counted(len(names), "class")
             verb = agreeing(len(names), "has", "have")
-            shown = tuple(f"{name} ({total[name]})" if total[name] else name for name in names)
+            shown = tuple(f"{name} ({numbers[name]})" if numbers[name] else name for name in names)
             yield Finding(severity, kind, len(names), f"{number} {verb} {text}", advice, shown)
 
     yield from missing(
@@ -214,6 +221,7 @@ def class_findings(facts: DataFacts) -> Iterator[Finding]:
             f"fewer than {_RARE} boxes to train on",
             "add images",
             lambda name: 0 < train[name] < _RARE,
+            train,
         )
     if train is not None and val is not None:
         yield from missing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..data.dataset_mappers.build import mapper_of
 from ..data.datasets.skip_report import DataReport, SkipReport, with_progress
 from ..data.loading import check_is_available
 from ..data.own_sets import CocoSet, OwnSets, find_own_sets
+from ..data.own_sets.folder import split_of
 from ..errors import InputError
 from ..plurals import agreeing, counted, singular
 from ..prompts.tokenizer import PromptTokenizer
@@ -61,6 +63,7 @@ def check_own_sets(
         *name_findings(own.names, own.prompts, tokenizer),
         *prompt_findings(facts.num_tokens, own.names, tokenizer.max_tokens),
         *_left_out(left_out),
+        *_put_together(own),
         *_unused(own.unused_names),
         *_unread(images),
     ]
@@ -174,15 +177,28 @@ def _left_out(reports: Iterable[SkipReport]) -> Iterator[Finding]:
             )
             if kind == "annotations of images that are left out":
                 continue  # Their images are told.
-            text = f"left out {number:,} of {counted(report.totals[unit] or number, singular(unit))}: {kind}"
+            share = f"{number:,} of " if number < report.totals[unit] else ""
+            text = f"left out {share}{counted(max(number, report.totals[unit]), singular(unit))}: {kind}"
             # A file of something else, such as figures, is no fault of the set.
             is_other = unit == "annotation files"
-            advice = "" if is_other else "correct them if they are needed"
+            advice = "" if is_other or unit == "folders" else "correct them if they are needed"
             yield Finding("note" if is_other else "warning", f"left out: {kind}", number, text, advice, cases)
         for kind, number in report.changed.items():
             if kind.startswith("classes left out"):
                 continue  # They have a finding of their own, with their names.
             yield Finding("note", f"changed: {kind}", number, f"{kind}: {number:,}")
+
+
+def _put_together(own: OwnSets) -> Iterator[Finding]:
+    """Yield a finding if folders with names of their own, perhaps sets of their own, were put together."""
+    folders: Counter[str] = Counter()
+    for one in own.splits.values() if os.path.isdir(own.source) else ():
+        paths = (os.path.join(one.image_root, os.path.dirname(image["file_name"])) for image in one.content["images"])
+        folders.update(os.path.relpath(path, own.source).split(os.sep)[0] for path in paths)
+    if len(folders) > 1 and not any(map(split_of, folders)):
+        text = f"the set is made of {counted(len(folders), 'folder')}; give one of them alone to leave the others out"
+        cases = tuple(f"{name}: {counted(number, 'image')}" for name, number in folders.most_common())
+        yield Finding("note", "folders put together", len(folders), text, "", cases)
 
 
 def _unused(names: list[str]) -> Iterator[Finding]:

@@ -142,7 +142,7 @@ def test_classes_are_compared_between_splits(tmp_path):
     assert {kind: one.cases for kind, one in found.items()} == {
         "classes without boxes": ("none",),
         "classes not trained": ("val only (1)",),
-        "rare classes": ("rare (2)",),
+        "rare classes": ("rare (1)",),
         "classes not in val": ("train only (5)",),
     }
 

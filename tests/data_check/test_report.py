@@ -130,3 +130,22 @@ def test_other_than_detection_data_are_refused(micro):
     micro.merge_from_list(["DATASETS.TRAIN", (), "DATASETS.TEST", ()])
     with pytest.raises(InputError, match="DATASETS.TRAIN: expected datasets to check, found none"):
         configured_sets(micro)
+
+
+def test_folders_that_are_put_together_are_told(tmp_path):
+    for name, numbers in (("cats", range(3)), ("dogs", range(3, 6))):
+        photos = [Photo(f"{k}.png", 64, 48, [(name, 4, 4, 40, 40)]) for k in numbers]
+        write_coco(tmp_path / name, {"a": photos}, [name])
+    own, left_out = find_reported(str(tmp_path))
+    found = by_kind(check_own_sets(own, micro_cfg(), left_out=left_out))
+    assert found["folders put together"].cases == ("cats: 3 images", "dogs: 3 images")
+    # The two classes have two boxes or three to train on, whatever the others are.
+    assert all(case in ("cats (2)", "cats (3)", "dogs (2)", "dogs (3)") for case in found["rare classes"].cases)
+
+
+def test_what_misses_is_told_once(tmp_path):
+    write_coco(tmp_path, {"train": [Photo(f"{k}.png", 64, 48, [("cat", 4, 4, 40, 40)]) for k in range(5)]}, ["cat"])
+    (tmp_path / "train" / "0.png").unlink()
+    own, left_out = find_reported(str(tmp_path))
+    texts = [one.text for one in check_own_sets(own, micro_cfg(), left_out=left_out).findings]
+    assert [text for text in texts if "left out" in text] == ["left out 1 of 5 images: missing files"]

@@ -8,11 +8,13 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ...errors import InputError
+from ...plurals import counted
 from ..datasets.skip_report import SkipReport
-from ..datasets.value_checks import EntryError, OmittedEntry
+from ..datasets.value_checks import EntryError
+from .beside import count_folders_beside, count_unused_folders, count_unused_images, way_out_beside
 from .canonical import make_coco_sets
 from .coco_exports import looks_like_coco, read_coco_exports, sniff
-from .folder import Folder, ImageShapes, split_of, words_of
+from .folder import Folder, ImageShapes, is_plain
 from .labelme import looks_like_labelme, read_labelme
 from .pascal_voc import is_pascal_voc, read_pascal_voc
 from .set_yaml import SetYaml, Source, images_of_sources, is_set_yaml, read_set_yaml
@@ -32,8 +34,6 @@ _FOREIGN = (
 )
 _SNIFFED = 20
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".7z", ".rar")
-# Names of folders that say nothing about a set, but for those of splits.
-_PLAIN_WORDS = {"image", "images", "annotation", "annotations", "annots", "label", "labels", "data", "dataset", "jpeg"}
 
 
 def find_own_sets(path: str | os.PathLike[str], *, seed: int = 0) -> OwnSets:
@@ -59,11 +59,7 @@ def find_own_sets(path: str | os.PathLike[str], *, seed: int = 0) -> OwnSets:
     report = SkipReport(path, set_name(path))
     shapes = ImageShapes()
     if os.path.isdir(path):
-        files = Folder(path, shapes)
-        one = _own_yaml(files)
-        parts = _read_folder(files, report) if one is None else _read_set_yaml(one, report, shapes, files)
-        if one is None:
-            _count_unused_images(parts, files, report)
+        one, parts = _read_given(Folder(path, shapes), report, shapes)
     elif path.lower().endswith(_YAML_SUFFIXES):
         one = read_set_yaml(path)
         parts = _read_set_yaml(one, report, shapes)
@@ -72,13 +68,32 @@ def find_own_sets(path: str | os.PathLike[str], *, seed: int = 0) -> OwnSets:
     return _finish(path, one, parts, shapes, report, seed)
 
 
+def _read_given(files: Folder, report: SkipReport, shapes: ImageShapes) -> tuple[SetYaml | None, list[Part]]:
+    """Return what a folder holds, and the yaml file that says so; count what is not used, and what lies beside it."""
+    try:
+        one = _own_yaml(files)
+        parts = _read_folder(files, report) if one is None else _read_set_yaml(one, report, shapes, files)
+    except InputError as error:
+        way_out = way_out_beside(files)
+        if not way_out:
+            raise
+        raise InputError(f"{error}; {way_out}") from error
+    if not any(part.images for part in parts) and (way_out := way_out_beside(files)):
+        raise InputError(f"{files.root}: expected images with their annotations, found none; {way_out}")
+    if one is None:
+        count_unused_images(parts, files, report)
+    count_unused_folders(parts, files, report)
+    count_folders_beside(files, report)
+    return one, parts
+
+
 def set_name(path: str) -> str:
     """Return a name for the set at an absolute path: letters, digits and underscores, from the path's own names."""
     parts = [part for part in path.split(os.sep) if part]
     if parts and os.path.isfile(path):
         parts[-1] = os.path.splitext(parts[-1])[0]
         parts = parts[:-1] if len(parts) > 1 else parts
-    while len(parts) > 1 and all(word in _PLAIN_WORDS or split_of(word) for word in words_of(parts[-1])):
+    while len(parts) > 1 and is_plain(parts[-1]):
         parts.pop()
     return re.sub(r"\W+", "_", parts[-1] if parts else "").strip("_") or "own"
 
@@ -160,20 +175,6 @@ def _read_folder(
     raise InputError(_nothing_found(files))
 
 
-def _count_unused_images(parts: Sequence[Part], files: Folder, report: SkipReport) -> None:
-    """Count the images that lie among those of a set and do not belong to it."""
-    used = {image.path for part in parts for image in part.images}
-    folders = set(map(os.path.dirname, used))
-    # A file that was left out may be the annotation of an image.
-    told = {os.path.splitext(os.path.basename(case.where))[0] for case in report.cases}
-    for path in files.images:
-        stem = os.path.splitext(os.path.basename(path))[0]
-        if path not in used and os.path.dirname(path) in folders and stem not in told:
-            report.count("images")
-            error = OmittedEntry("expected an annotation, found none", "images without annotations")
-            report.skip("images", files.relative(path), error)
-
-
 def _read_file(path: str, report: SkipReport, shapes: ImageShapes, source: Source | None = None) -> list[Part]:
     files = Folder(source.images, shapes) if source is not None and source.images else _folder_of(path, shapes)
     if looks_like_coco(path):
@@ -187,8 +188,9 @@ def _read_file(path: str, report: SkipReport, shapes: ImageShapes, source: Sourc
 
 
 def _nothing_found(files: Folder) -> str:
-    suffixes = ", ".join(f"{len(paths)} {suffix or 'other'}" for suffix, paths in sorted(files.others.items()) if paths)
-    found = f"{len(files.images)} images and {suffixes or 'no other'} files"
+    others = sorted((suffix or "other", paths) for suffix, paths in files.others.items() if paths)
+    listed = ", ".join(counted(len(paths), f"{suffix} file") for suffix, paths in others)
+    found = f"{counted(len(files.images), 'image')} and {listed or 'no other files'}"
     foreign = {name for suffix, key, name in _FOREIGN for path in files.others[suffix][:_SNIFFED] if key in sniff(path)}
     packed = [path for paths in files.others.values() for path in paths if path.lower().endswith(_ARCHIVES)]
     way_out = f"unpack {files.relative(packed[0])}" if packed else "see docs/own_data.md"

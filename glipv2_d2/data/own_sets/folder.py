@@ -26,6 +26,11 @@ _SPLIT_WORDS = {
     "test": ("test", "testing", "testset", "tst"),
 }
 _SPLIT_OF_WORD = {word: split for split in SPLITS for word in _SPLIT_WORDS[split]}
+# Names of folders that say nothing about a set, but for those of splits.
+_PLAIN_WORDS = {
+    *("image", "images", "img", "imgs", "jpeg", "data", "dataset"),
+    *("annotation", "annotations", "annots", "anno", "label", "labels", "xml", "xmls", "json"),
+}
 # The folder that CVAT gives to all images of a task in YOLO's form, whatever they are for.
 _ALL_OF_DARKNET = "obj_train_data"
 # A word in small letters, with its first letter in any case, or one in capitals; digits and signs are between words.
@@ -42,6 +47,11 @@ def split_of(text: str) -> str:
 def words_of(text: str) -> list[str]:
     """Return the words of a name of a file or folder, in lower case; "JPEGImages" has two."""
     return [word.lower() for word in _WORD.findall(text)]
+
+
+def is_plain(name: str) -> bool:
+    """Tell whether the name of a folder says nothing about a set, as "images" or "train"."""
+    return all(word in _PLAIN_WORDS or split_of(word) for word in words_of(name))
 
 
 def read_bytes(path: str, limit: int) -> bytes:
@@ -103,6 +113,7 @@ class Folder:
         shapes: The sizes of images.
         images: Paths of files with a suffix of an image, sorted.
         others: All other paths by their suffix in lower case ("" for none), sorted.
+        missing: Names of images, in lower case, that were looked for and are not there.
 
     Raises:
         InputError: It holds more than two million files.
@@ -113,6 +124,7 @@ class Folder:
         self.shapes = ImageShapes() if shapes is None else shapes
         self.images: list[str] = []
         self.others: defaultdict[str, list[str]] = defaultdict(list)
+        self.missing: set[str] = set()
         for number, path in enumerate(self._walk()):
             if number == _MOST_FILES:
                 raise InputError(f"{root}: expected the folder of one set, found more than {_MOST_FILES} files in it")
@@ -171,6 +183,7 @@ class Folder:
         named = [path for path in same if os.path.basename(path).lower() == parts[-1].lower()]
         ranked = [(self._likeness(path, parts, near), path) for path in named or same]
         if not ranked:
+            self.missing.add(parts[-1].lower())
             raise EntryError(f"expected an image file, found none named {show(parts[-1])}", "missing files")
         likeness, path = max(ranked, key=lambda pair: pair[0])
         own, other = self.split_of_path(near, of_file=True), self.split_of_path(path)

@@ -143,11 +143,11 @@ def test_training_and_test_images_without_validation_keep_their_test(tmp_path, f
 def test_a_folder_of_other_files_says_what_was_found(tmp_path, find):
     save_image(tmp_path / "a.jpg", 40, 30)
     (tmp_path / "via.json").write_text(json.dumps({"a.jpg": {"regions": []}}))
-    with pytest.raises(InputError, match="found 1 images and 1 .json files; see docs/own_data.md"):
+    with pytest.raises(InputError, match="found 1 image and 1 .json file; see docs/own_data.md"):
         find(tmp_path)
     (tmp_path / "more" / "b.zip").parent.mkdir()
     (tmp_path / "more" / "b.zip").write_bytes(b"PK")
-    with pytest.raises(InputError, match="1 .zip files; unpack more/b.zip"):
+    with pytest.raises(InputError, match="1 .zip file; unpack more/b.zip"):
         find(tmp_path)
     with pytest.raises(InputError, match="b.zip: .* found another file; unpack it"):
         find(tmp_path / "more" / "b.zip")
