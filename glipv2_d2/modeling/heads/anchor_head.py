@@ -16,7 +16,7 @@ from ...device_copies import to_device
 from ...distributed import reduce_mean
 from ...errors import InputError
 from ...structures import GroundingPredictions, TokenizedPrompt
-from ..batch import AnchorTargets, Fused, Positives, TrainBatch, TrainingHead, TrunkShapes, boxes_of
+from ..batch import AnchorTargets, Fused, Positives, TrainBatch, TrainingHead, TrunkShapes, boxes_on_cpu
 from ..box_regression import box_deltas
 from ..losses.box_losses import centerness_targets, giou_loss_legacy
 from ..losses.token_focal_loss import token_focal_loss
@@ -236,7 +236,7 @@ class AnchorHead(TrainingHead):
 
     def proposals(self, fused: Fused, batch: TrainBatch) -> list[Boxes]:
         """Choose the boxes that train the mask head, see ``select_proposals``."""
-        sizes, instances = batch.images.image_sizes, boxes_of(batch)
+        sizes, instances = batch.images.image_sizes, boxes_on_cpu(batch)
         return select_proposals(fused.predictions, fused.anchors, sizes, batch.prompts, instances, self.selector)
 
     def inference(

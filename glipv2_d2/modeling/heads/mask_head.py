@@ -19,7 +19,7 @@ from ...distributed import mean_over_ranks
 from ...errors import InputError
 from ...layers.hourglass import Hourglass
 from ...structures import TokenizedPrompt
-from ..batch import Fused, TrainBatch, TrainingHead, TrunkShapes, boxes_of
+from ..batch import Fused, TrainBatch, TrainingHead, TrunkShapes, boxes_of, boxes_on_cpu
 from .grounding_head import MAX_LOGIT
 from .mask_pooling import RegionPooler
 from .mask_targets import crop_masks, match_proposals
@@ -217,13 +217,17 @@ class HourglassMaskHead(TrainingHead):
         """
         features, text, resolution = self.levels_of(fused), fused.text, 2 * self.pooler.resolution
         boxes, token_maps, targets = [], [], []
-        for image_proposals, image, prompt in zip(fused.proposals(batch), boxes_of(batch), batch.prompts, strict=True):
-            rows = prompt.phrase_token_map.to(text.device)[image.gt_classes]  # (M, real tokens)
+        # Regions are chosen on the CPU, where the proposals are: a device would be waited for again and again.
+        for image_proposals, image, there, prompt in zip(
+            fused.proposals(batch), boxes_on_cpu(batch), boxes_of(batch), batch.prompts, strict=True
+        ):
+            rows = prompt.phrase_token_map[image.gt_classes]  # (M, real tokens)
             usable = image.gt_has_mask & rows.any(dim=1)
             regions = match_proposals(image_proposals, image, usable, self.max_proposals)
             boxes.append(regions.boxes)
             token_maps.append(rows[regions.matched_idxs])
-            targets.append(crop_masks(image.gt_masks, regions, resolution))
+            targets.append(crop_masks(there.gt_masks, regions, resolution))
+        token_maps, targets = to_device(token_maps, text.device), to_device(targets, text.device)
         logits = self(features, boxes, text, token_maps).float()
         total = F.binary_cross_entropy_with_logits(logits, torch.cat(targets), reduction="sum") / resolution**2
         return {"loss_mask": mean_over_ranks(total, len(logits)) * self.loss_weight}

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import torch
 from detectron2.structures import Boxes, Instances
+from torch import Tensor
 
 from ...structures import GroundingPredictions, TokenizedPrompt
+from .batched_selection import find_candidates, select_together
 from .detection_selector import DetectionSelector
 
 # The settings of the official selection in training: every pair is a candidate.
@@ -32,11 +34,12 @@ def select_proposals(
         anchors: L sets of anchors.
         image_sizes: N pairs of height and width without padding, pixels.
         prompts: N prompts.
-        instances: N images with ``gt_classes``, rows of the prompt's ``phrase_token_map``, and ``gt_has_mask``.
+        instances: N images with ``gt_classes``, rows of the prompt's ``phrase_token_map``, and ``gt_has_mask``; on the
+            CPU.
         selector: The selector of test time; its threshold and numbers of boxes are not used here.
 
     Returns:
-        N sets of boxes, half-open, in the frame of the anchors, best first. An image without masks has none.
+        N sets of boxes on the CPU, half-open, in the frame of the anchors, best first. An image without masks has none.
 
     Source: the ``box_selector_train`` of the official code, which selects for each box of the image anew, though
     boxes of one phrase have the same candidates.
@@ -44,14 +47,22 @@ def select_proposals(
     selector = replace(
         selector, score_thresh=_SCORE_THRESH, topk_candidates=_TOPK_CANDIDATES, detections_per_image=_MAX_PROPOSALS
     )
-    proposals = []
-    for i, (image_size, prompt, image) in enumerate(zip(image_sizes, prompts, instances, strict=True)):
-        phrases = image.gt_classes[image.gt_has_mask].unique().cpu()
-        prompt = TokenizedPrompt(
-            prompt.input_ids,
-            prompt.phrase_token_map[phrases],
-            prompt.category_ids[phrases],
-            tuple(prompt.phrases[phrase] for phrase in phrases.tolist()),
-        )
-        proposals.append(selector(predictions.of_image(i), anchors, image_size, prompt).pred_boxes)
-    return proposals
+    prompts = [
+        _with_masks(prompt, image.gt_classes[image.gt_has_mask].unique())
+        for prompt, image in zip(prompts, instances, strict=True)
+    ]
+    if predictions.box_deltas[0].device.type != "cpu":
+        candidates = find_candidates(selector, predictions, anchors, image_sizes, prompts)
+        return [found.pred_boxes for found in select_together(selector, [candidates])[0]]
+    pairs = enumerate(zip(image_sizes, prompts, strict=True))
+    return [selector(predictions.of_image(i), anchors, size, prompt).pred_boxes for i, (size, prompt) in pairs]
+
+
+def _with_masks(prompt: TokenizedPrompt, phrases: Tensor) -> TokenizedPrompt:
+    """Return a prompt with the given phrases alone."""
+    return TokenizedPrompt(
+        prompt.input_ids,
+        prompt.phrase_token_map[phrases],
+        prompt.category_ids[phrases],
+        tuple(prompt.phrases[phrase] for phrase in phrases.tolist()),
+    )

@@ -10,6 +10,7 @@ from detectron2.modeling.matcher import Matcher
 from detectron2.structures import BitMasks, Boxes, Instances, PolygonMasks, pairwise_iou
 from torch import Tensor
 
+from ...device_copies import to_device
 from .mask_pooling import mask_frames
 
 # A proposal trains the mask of the box that it overlaps the most, from this IoU on.
@@ -55,11 +56,11 @@ def crop_masks(masks: PolygonMasks | BitMasks, regions: MatchedRegions, resoluti
 
     Args:
         masks: Masks of the M annotated boxes of an image, in the frame of the boxes.
-        regions: Regions of the same image.
+        regions: Regions of the same image, on the CPU.
         resolution: Pixels along a side of the result.
 
     Returns:
-        (K, resolution, resolution) float, 0 or 1, on the device of the regions.
+        (K, resolution, resolution) float, 0 or 1, on the device of the masks; polygons are on the CPU.
 
     Source: the official code draws the polygons in a frame scaled to the resolution, which is what detectron2 does.
     """
@@ -69,8 +70,8 @@ def crop_masks(masks: PolygonMasks | BitMasks, regions: MatchedRegions, resoluti
         return cut.to(frames)
     # As ``BitMasks.crop_and_resize``, which needs a copy of the whole bitmap for each of its regions.
     used, rows = regions.matched_idxs.unique(return_inverse=True)
-    rois = torch.cat((rows[:, None], frames), dim=1)
+    used, rois = to_device([used, torch.cat((rows[:, None], frames), dim=1)], masks.device)
     align = ROIAlign((resolution, resolution), 1.0, 0, aligned=True)
-    bitmaps = masks.tensor[used.to(masks.device)]
-    shares = align(bitmaps[:, None].to(frames), rois)  # (K, 1, resolution, resolution)
-    return (shares[:, 0] >= 0.5).to(frames)
+    bitmaps = masks.tensor[used]
+    shares = align(bitmaps[:, None].to(rois.dtype), rois)  # (K, 1, resolution, resolution)
+    return (shares[:, 0] >= 0.5).to(rois.dtype)
