@@ -50,7 +50,7 @@ instead of ``loss_grounding``). At test time it is a list of dicts with
 * ``answer_scores`` (A,) in [0, 1], for a question;
 * ``caption_ids`` (T,) without start and end, and ``caption_score``, for a caption; for a grounded caption also
   ``token_boxes`` (T, k, 4), pixels of the original image, and ``token_scores`` (T, k), 0 where a token has fewer than k
-  boxes.
+  boxes; all on the CPU.
 """
 
 from __future__ import annotations

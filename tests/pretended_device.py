@@ -9,9 +9,10 @@ every branch on ``device.type``. Numbers are those of the CPU; for the kernels o
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -20,7 +21,6 @@ import numpy as np
 import torch
 from pretended_autocast import cast_by_autocast
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 import glipv2_d2
 from glipv2_d2.modeling.losses import masked_logsumexp
@@ -59,7 +59,7 @@ class Traffic:
         waits: Moments at which the CPU waits for the device. A copy to the device that is not ``non_blocking`` is one.
         copies: Copies to the device.
         unpinned: Copies to the device from memory that is not pinned; the driver copies them twice.
-        launches: Kernels; views launch none.
+        launches: Number of kernels; views launch none.
     """
 
     def __init__(self) -> None:
@@ -67,12 +67,11 @@ class Traffic:
         self.waits: Counter[Event] = Counter()
         self.copies: Counter[Event] = Counter()
         self.unpinned: Counter[Event] = Counter()
-        self.launches: Counter[Event] = Counter()
+        self.launches = 0
 
     def clear(self) -> None:
         """Forget everything."""
-        for counter in vars(self).values():
-            counter.clear()
+        self.__init__()  # type: ignore[misc]
 
     def __str__(self) -> str:
         """Everything but the launches, the most frequent first."""
@@ -198,7 +197,8 @@ def _move_lists(index: Any) -> Any:
 
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any], traffic: Traffic) -> Any:
-    tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
+    tensors: list[torch.Tensor] = []
+    _map(tensors.append, (*args, *kwargs.values()))
     here = [one for one in tensors if isinstance(one, DeviceTensor)]
     assert not any(one.is_meta for one in tensors), f"{func}: the core made a tensor without numbers at {_place()}"
     # The core takes the device of a DeviceTensor for "meta".
@@ -210,8 +210,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any], traffic: Traffic) -> Any:
         kwargs = {**kwargs, "device": torch.device("cpu")}
     pins = kwargs.get("pin_memory")
     kwargs = {name: False if name in ("pin_memory", "non_blocking") else value for name, value in kwargs.items()}
-    numbers = tree_map_only(DeviceTensor, lambda tensor: tensor.numbers, (args, kwargs))
-    result = func(*numbers[0], **numbers[1])
+    kwargs = {name: _map(_numbers, value) for name, value in kwargs.items()}
+    result = func(*_map(_numbers, args), **kwargs)
     if not goes_here:
         if pins:
             _PINNED.add(result.untyped_storage().data_ptr())
@@ -219,16 +219,27 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any], traffic: Traffic) -> Any:
     if torch.Tag.inplace_view in func.tags:
         # The shape changes in place: that of the numbers has, that of the shell follows.
         with torch._C._DisableTorchDispatch():
-            func(*args, **kwargs)
+            func(*args)
     # What is changed in place stays the same tensor.
     known = {id(tensor.numbers): tensor for tensor in here}
-    return tree_map_only(torch.Tensor, lambda one: known[id(one)] if id(one) in known else DeviceTensor(one), result)
+    return _map(lambda one: known[id(one)] if id(one) in known else DeviceTensor(one), result)
+
+
+def _map(change: Callable[[torch.Tensor], Any], value: Any) -> Any:
+    """Change the tensors in lists and tuples; pytree is several times slower."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    return type(value)([_map(change, one) for one in value]) if type(value) in (list, tuple) else value
+
+
+def _numbers(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.numbers if isinstance(tensor, DeviceTensor) else tensor
 
 
 def _count(func: Any, args: Any, kwargs: dict[str, Any], tensors: list[torch.Tensor], traffic: Traffic) -> None:
     """Count what an operation with tensors on the device, or with a result there, costs."""
     name = func._schema.name.split("::")[1]
-    event = Event(name, _place())
+    event = functools.partial(_event, name)
     here = any(isinstance(one, DeviceTensor) for one in tensors)
     elsewhere = [one for one in tensors if not isinstance(one, DeviceTensor) and one.ndim]
     target_is_here = isinstance(args[0], DeviceTensor) if args else False
@@ -239,34 +250,40 @@ def _count(func: Any, args: Any, kwargs: dict[str, Any], tensors: list[torch.Ten
         if from_here != to_here:
             _count_copy(event, source, to_here, kwargs.get("non_blocking") or args[2:] == (True,), traffic)
     elif name in _INDEXES and target_is_here:
-        indexes = [one for one in tree_leaves(args[1]) if isinstance(one, torch.Tensor)]
+        indexes = [one for one in args[1] if isinstance(one, torch.Tensor)]
         masks = [one for one in indexes if one.dtype in (torch.bool, torch.uint8)]
         # A mask and one number are filled in without a list of places.
         if masks and not (name == "index_put_" and args[2].numel() == 1):
-            traffic.waits[event] += 1
+            traffic.waits[event()] += 1
         for index in indexes:
             if not isinstance(index, DeviceTensor):
                 _count_copy(event, index, True, False, traffic)
     elif here and elsewhere:
-        traffic.mixed[event] += 1
+        traffic.mixed[event()] += 1
     if here and (name in _WAITS or (name == "repeat_interleave" and kwargs.get("output_size") is None)):
-        traffic.waits[event] += 1
+        traffic.waits[event()] += 1
     results = func._schema.returns
     if not results or results[0].alias_info is None or results[0].alias_info.is_write:
-        traffic.launches[event] += 1
+        traffic.launches += 1
 
 
-def _count_copy(event: Event, source: torch.Tensor, to_here: bool, non_blocking: bool, traffic: Traffic) -> None:
+def _count_copy(
+    event: Callable[[], Event], source: torch.Tensor, to_here: bool, non_blocking: bool, traffic: Traffic
+) -> None:
     if not non_blocking:
-        traffic.waits[event] += 1
+        traffic.waits[event()] += 1
     if to_here:
-        traffic.copies[event] += 1
+        traffic.copies[event()] += 1
         if source.untyped_storage().data_ptr() not in _PINNED:
-            traffic.unpinned[event] += 1
+            traffic.unpinned[event()] += 1
 
 
 def _is_cpu(device: Any) -> bool:
     return device is not None and torch.device(device).type == "cpu"
+
+
+def _event(operation: str) -> Event:
+    return Event(operation, _place())
 
 
 def _place() -> str:

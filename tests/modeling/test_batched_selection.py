@@ -52,7 +52,7 @@ def assert_same(selector, predictions, limit=None, passes=((0, 1, 2),)):
     for rows in passes:
         of_pass = GroundingPredictions(*([level[list(rows)] for level in levels] for levels in predictions))
         sizes, prompts = [SIZES[row] for row in rows], [PROMPTS[row] for row in rows]
-        found.append(find_candidates(selector, of_pass, anchors, sizes, prompts))
+        found.append((find_candidates(selector, of_pass, anchors, sizes, prompts), prompts))
     chosen = select_together(selector, found, limit)
     assert [len(one) for one in chosen] == [len(rows) for rows in passes]
     for row, result in zip([row for rows in passes for row in rows], [one for of_pass in chosen for one in of_pass]):
@@ -105,8 +105,8 @@ def test_all_that_tie_with_the_last_detection_stay():
 def test_a_cut_of_the_candidates_that_leaves_open_which_are_best_is_made_again_without_it(monkeypatch, few, expected):
     monkeypatch.setattr(batched_selection, "_CANDIDATES", few)
     monkeypatch.setattr(batched_selection, "_CANDIDATES_PER_DETECTION", 0)
-    widths, suppress = [], batched_selection._suppress
-    monkeypatch.setattr(batched_selection, "_suppress", lambda *args: widths.append(args[1]) or suppress(*args))
+    widths, suppress = [], batched_selection.suppress
+    monkeypatch.setattr(batched_selection, "suppress", lambda *args: widths.append(args[2]) or suppress(*args))
     assert_same(make_selector(score_thresh=0.0), make_predictions(3), 3)
     # The 12 best candidates of each pair hold 3 detections, the 2 best do not; all are 60, 60 and 6 x 4.
     assert widths == expected

@@ -258,9 +258,13 @@ def test_a_task_that_the_model_is_not_made_for_is_an_error(tiny_cfg):
 def test_boxes_of_a_token_are_ranked_by_its_alignment_and_overlapping_ones_left_out(cfg):
     head = build(cfg).head
     anchors = [Boxes(torch.tensor([[0.0, 0, 40, 40], [2, 0, 42, 40], [50, 0, 90, 40]]))]
-    logits = torch.tensor([[2.0, -3.0], [1.0, -1.0], [0.0, float("nan")]])
-    predictions = GroundingPredictions([logits], [torch.zeros(3, 4)], [torch.zeros(3)])
-    found = ground_tokens(predictions, anchors, (64, 96), head.box2box_transform, 0.6)
+    logits = torch.tensor([[2.0, -3.0, 9.0], [1.0, -1.0, 9.0], [0.0, float("nan"), 9.0]])
+    # The same twice, and a text that lacks the second token; no text has the third one.
+    predictions = GroundingPredictions([logits.expand(3, -1, -1)], [torch.zeros(3, 3, 4)], [torch.zeros(3, 3)])
+    sizes = [(64, 96), (64, 96), (64, 60)]
+    found, again, short = ground_tokens(predictions, anchors, sizes, [2, 2, 1], head.box2box_transform, 0.6)
+    assert torch.equal(again.boxes, found.boxes) and torch.equal(again.scores, found.scores)
+    assert torch.equal(short.scores, found.scores[:1]) and short.boxes[0, 1].tolist() == [50, 0, 60, 40]
     expected = torch.tensor([2.0, 0.0]).sigmoid()
     torch.testing.assert_close(found.scores[0, :2], expected)
     assert found.scores[0, 2:].sum() == 0 and found.boxes[0, 2:].sum() == 0

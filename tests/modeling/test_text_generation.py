@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from pretended_device import pretended_device
 
 from glipv2_d2.modeling.tasks.text_generation import GenerationRules, allowed_log_probs, generate
 
@@ -246,6 +247,34 @@ def test_texts_that_cannot_win_any_more_end_the_search(beam_size):
 def test_a_beam_wider_than_the_vocabulary_leaves_places_empty():
     table = log_table({(): (0.0, 0.6, 0.4), (1,): (1.0, 0.0, 0.0), (2,): (1.0, 0.0, 0.0)})
     assert search_with([table], beam_size=10) == [((1,), pytest.approx(math.log(0.6) / 2))]
+
+
+class NoState:
+    """The next token depends on the last one alone."""
+
+    def select(self, rows):
+        return self
+
+
+@pytest.mark.parametrize(("beam_size", "max_length", "waits"), [(1, 6, 1), (1, 30, 2), (3, 14, 2), (3, 30, 3)])
+def test_a_device_is_asked_after_every_eighth_token_whether_all_texts_are_there(beam_size, max_length, waits):
+    logits = torch.randn(12, 12, generator=torch.Generator().manual_seed(0))
+    # Texts that end: all are there by the 8th step, in a wider beam by the 16th.
+    logits[:, END] += 1.0
+    rules = GenerationRules(START, END, banned_ids=(3, 4), beam_size=beam_size, max_length=max_length, min_length=6)
+
+    def search(table):
+        step = lambda token_ids, state: (table[token_ids], state)  # noqa: E731
+        return [(text.token_ids.tolist(), text.score) for text in generate(step, NoState(), 3, rules, table.device)]
+
+    expected = search(logits)
+    with pretended_device() as traffic:
+        table = logits.to("cuda")
+        # The mask of banned tokens is sent once.
+        search(table)
+        traffic.clear()
+        assert search(table) == expected
+        assert traffic.waits.total() == waits and not traffic.mixed and not traffic.copies
 
 
 # --- wrong input ------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -29,15 +30,15 @@ class Candidates(NamedTuple):
         boxes: (M, C, 4) XYXY, half-open, clipped to the image.
         scores: (M, C); negative where a pair has fewer candidates.
         phrases: (M, C) int64, rows of the prompt.
+        num_phrases: The most phrases of a pair.
         image_sizes: Height and width of the M images.
-        prompts: The M prompts.
     """
 
     boxes: Tensor
     scores: Tensor
     phrases: Tensor
+    num_phrases: int
     image_sizes: list[tuple[int, int]]
-    prompts: list[TokenizedPrompt]
 
 
 @torch.no_grad()
@@ -86,12 +87,14 @@ def find_candidates(
     boxes = selector.box2box_transform.apply_deltas(deltas, Boxes.cat(anchors).tensor[anchor.flatten()])
     boxes = boxes.view(*anchor.shape, 4).maximum(bounds[:, :1]).minimum(bounds[:, 1:])
     scores = torch.where(products < 0, products, products.sqrt())
-    return Candidates(boxes, scores, phrases, image_sizes, prompts)
+    return Candidates(boxes, scores, phrases, num_phrases, image_sizes)
 
 
 @torch.no_grad()
 def select_together(
-    selector: DetectionSelector, passes: Sequence[Candidates], limit: int | None = None
+    selector: DetectionSelector,
+    passes: Sequence[tuple[Candidates, list[TokenizedPrompt]]],
+    limit: int | None = None,
 ) -> list[list[Instances]]:
     """Choose the detections of all pairs of some passes; the CPU waits for the device twice.
 
@@ -99,42 +102,49 @@ def select_together(
 
     Args:
         selector: The rules.
-        passes: The candidates of each pass.
+        passes: The candidates of each pass, and the prompts of its pairs.
         limit: Detections to keep of each pair, 0 for all; None: as the selector says.
 
     Returns:
         For each pass the detections of its pairs, on the CPU, as ``DetectionSelector`` returns them.
     """
     limit = selector.detections_per_image if limit is None else limit
-    most = max(one.scores.shape[1] for one in passes)
+    candidates = [one for one, _ in passes]
+    most = max(one.scores.shape[1] for one in candidates)
     narrow = max(_CANDIDATES, _CANDIDATES_PER_DETECTION * limit) if limit else most
-    pairs = [pair for one in passes for pair in zip(one.image_sizes, one.prompts, strict=True)]
+    pairs = [pair for one, prompts in passes for pair in zip(one.image_sizes, prompts, strict=True)]
     for width in (narrow, most):
-        rows = _suppress(passes, width, selector.nms_thresh)
+        rows = suppress(candidates, selector.nms_thresh, width)
         if width >= most or all(_is_decided(of_pair, limit) for of_pair in rows):
             break
     found = [_detections(*pair, of_pair, limit) for pair, of_pair in zip(pairs, rows, strict=True)]
-    ends = torch.tensor([len(one.prompts) for one in passes]).cumsum(0).tolist()
-    return [found[end - len(one.prompts) : end] for one, end in zip(passes, ends, strict=True)]
+    remaining = iter(found)
+    return [list(itertools.islice(remaining, len(prompts))) for _, prompts in passes]
 
 
-def _suppress(passes: Sequence[Candidates], width: int, nms_thresh: float) -> list[Tensor]:
-    """Suppress the ``width`` best candidates of each pair, phrase by phrase.
+def suppress(passes: Sequence[Candidates], nms_thresh: float, width: int | None = None) -> list[Tensor]:
+    """Suppress candidates that overlap better ones of their pair and phrase; the CPU waits for the device twice.
+
+    Args:
+        passes: The candidates of each pass.
+        nms_thresh: IoU above which a candidate is suppressed.
+        width: The number of best candidates of each pair that are read; None: all.
 
     Returns:
         For each pair what is left, best first, (K, 8) float64 on the CPU: box, score, phrase, the pair, and the score
         of the best candidate that was not read, negative for none.
     """
     table, first = [], 0
-    for boxes, scores, phrases, _, prompts in passes:
-        pair = torch.arange(first, first + len(prompts), device=boxes.device)[:, None].expand_as(phrases)
-        unread = scores[:, width : width + 1] if scores.shape[1] > width else scores.new_full((len(prompts), 1), -1.0)
+    for boxes, scores, phrases, _, _ in passes:
+        pair = torch.arange(first, first + len(scores), device=boxes.device)[:, None].expand_as(phrases)
+        is_cut = width is not None and scores.shape[1] > width
+        unread = scores[:, width].unsqueeze(1) if is_cut else scores.new_full((len(scores), 1), -1.0)
         columns = torch.stack((scores, phrases, pair, unread.expand_as(scores)), dim=-1)
         table.append(torch.cat((boxes, columns), dim=-1)[:, :width].flatten(0, 1).double())
-        first += len(prompts)
+        first += len(scores)
     rows = torch.cat(table)
     # Phrases do not suppress each other: their boxes are moved apart, in a precision that this leaves exact.
-    num_phrases = max(len(prompt.phrases) for one in passes for prompt in one.prompts)
+    num_phrases = max(one.num_phrases for one in passes)
     reach = 1 + max(max(size) for one in passes for size in one.image_sizes)
     boxes = rows[:, :4] + ((rows[:, 6] * num_phrases + rows[:, 5]) * reach)[:, None]
     rows = rows[nms(boxes, rows[:, 4], nms_thresh)].cpu()

@@ -90,11 +90,10 @@ class Captions(Task):
         language = model.read_prompts(prompts, self.reading)
         predictions = model.fuse(features, language, self.reading).predictions
         anchors = model.anchors_of(features)
-        for row, (output, text, one) in enumerate(zip(outputs, texts, inputs, strict=True)):
-            own = predictions.of_image(row)
-            # Without the start token and the tokens after the last word.
-            own = own._replace(token_logits=[level[:, 1 : 1 + len(text.token_ids)] for level in own.token_logits])
-            size, head = images.image_sizes[row], model.head
-            found = ground_tokens(own, anchors, size, head.box2box_transform, head.selector.nms_thresh)
-            output["token_boxes"] = rescale_boxes(found.boxes, size, original_size(one, size))
-            output["token_scores"] = found.scores
+        # Without the start token.
+        predictions = predictions._replace(token_logits=[level[..., 1:] for level in predictions.token_logits])
+        lengths, sizes, head = [len(text.token_ids) for text in texts], images.image_sizes, model.head
+        found = ground_tokens(predictions, anchors, sizes, lengths, head.box2box_transform, head.selector.nms_thresh)
+        for output, (boxes, scores), one, size in zip(outputs, found, inputs, sizes, strict=True):
+            output["token_boxes"] = rescale_boxes(boxes, size, original_size(one, size))
+            output["token_scores"] = scores

@@ -151,7 +151,8 @@ class WaitingPasses:
     def choose(self) -> None:
         """Choose the detections of the passes that wait."""
         if self._passes:
-            chosen = select_together(self._selector, [found for found, _ in self._passes], self._limit)
+            passes = [(found, features.pairs.prompts) for found, features in self._passes]
+            chosen = select_together(self._selector, passes, self._limit)
             for detected, (_, features) in zip(chosen, self._passes, strict=True):
                 self._pool.add(detected, features)
             self._passes.clear()

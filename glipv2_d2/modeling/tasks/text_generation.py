@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
@@ -10,9 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...device_copies import to_device
 from ...errors import InputError
 
 _IMPOSSIBLE = float("-inf")
+# Words after which a device is asked whether all texts are there.
+_STEPS_BETWEEN_QUESTIONS = 8
 
 
 State = TypeVar("State", bound="TextState")
@@ -75,7 +79,7 @@ class GeneratedText(NamedTuple):
     """A text and its rating.
 
     Attributes:
-        token_ids: (T,) int64 on the device of the logits, without start and end; T may be 0.
+        token_ids: (T,) int64 on the CPU, without start and end; T may be 0.
         score: Log probability of the tokens and the end, divided as ``GenerationRules.length_penalty`` says; <= 0.
     """
 
@@ -91,7 +95,8 @@ def generate(
     The candidates of a step are all continuations of the texts of an image, and the likeliest ``beam_size`` are kept. A
     text that ends leaves the beam, which has one text less from then on; a beam of one is greedy search. An image is
     done when its beam is empty, or when no text in it can still be rated above the best that has ended. The result for
-    an image does not depend on the others.
+    an image does not depend on the others. On a device the CPU asks for that after every eighth token only, since it
+    waits for the answer; a search that goes on finds nothing better.
 
     Args:
         step: Rates the next token. It is called with N texts first and with N * ``beam_size`` later, at most
@@ -111,16 +116,16 @@ def generate(
     for length in range(rules.max_length + 1):
         logits, state = step(beam.last_ids(rules), state)
         beam, rows = beam.advance(allowed_log_probs(logits, beam.texts, rules), length, rules)
-        if beam.is_done(length, rules):
+        on_cpu, step_number = logits.device.type == "cpu", length + 1
+        if (on_cpu or step_number % _STEPS_BETWEEN_QUESTIONS == 0) and beam.is_done(length, rules):
             break
         state = state.select(rows)
-    if not beam.best_ratings.isfinite().all():
+    columns = (beam.best_ratings[:, None], beam.best_lengths[:, None], beam.best_texts)
+    # Ids and single precision are exact in it.
+    found = torch.cat([one.double() for one in columns], dim=1).cpu()
+    if not found.isfinite().all():
         raise ValueError("text generation: expected finite logits, found some that leave no text")
-    lengths, ratings = beam.best_lengths.tolist(), beam.best_ratings.tolist()
-    return [
-        GeneratedText(text[:length], rating)
-        for text, length, rating in zip(beam.best_texts, lengths, ratings, strict=True)
-    ]
+    return [GeneratedText(row[2 : 2 + int(row[1])].long(), float(row[0])) for row in found]
 
 
 def allowed_log_probs(logits: Tensor, texts: Tensor, rules: GenerationRules) -> Tensor:
@@ -141,19 +146,28 @@ def allowed_log_probs(logits: Tensor, texts: Tensor, rules: GenerationRules) -> 
         ValueError: An id in the rules is not a column of the logits.
     """
     length, vocab_size = texts.shape[1], logits.shape[1]
-    unknown = [index for index in (rules.end_id, *rules.banned_ids) if not 0 <= index < vocab_size]
-    if unknown:
-        raise ValueError(f"end_id and banned_ids: expected ids below {vocab_size}, found {unknown[0]}")
+    banned = _banned_tokens(rules, vocab_size, logits.device)
     log_probs = logits.float().log_softmax(-1)
     forbidden = torch.zeros_like(log_probs, dtype=torch.bool)
     if length >= rules.max_length:
         forbidden[:] = True
     else:
-        forbidden[:, list(rules.banned_ids)] = True
+        forbidden |= banned
         forbidden[:, rules.end_id] |= length < rules.min_length
         forbidden |= _repeating_tokens(texts, rules.no_repeat_ngram, vocab_size)
     forbidden[:, rules.end_id] &= ~forbidden.all(-1)
     return log_probs.masked_fill(forbidden, _IMPOSSIBLE)
+
+
+@functools.lru_cache(maxsize=8)
+def _banned_tokens(rules: GenerationRules, vocab_size: int, device: torch.device) -> Tensor:
+    """Mark the tokens that no text may hold, (V,) bool; it is sent to a device once."""
+    unknown = [index for index in (rules.end_id, *rules.banned_ids) if not 0 <= index < vocab_size]
+    if unknown:
+        raise ValueError(f"end_id and banned_ids: expected ids below {vocab_size}, found {unknown[0]}")
+    banned = torch.zeros(vocab_size, dtype=torch.bool)
+    banned[list(rules.banned_ids)] = True
+    return to_device([banned], device)[0]
 
 
 def _repeating_tokens(texts: Tensor, size: int, vocab_size: int) -> Tensor:
