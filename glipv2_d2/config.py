@@ -151,6 +151,9 @@ def _add_detector(cfg: CN) -> None:
     cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE = -1
     # Prompts that run through the tower together, over all images of a batch; memory grows with their number.
     cfg.MODEL.GLIPV2.TEST.PROMPTS_PER_PASS = 8
+    # Backend of torch.compile that compiles backbone and tower at test time, "inductor" for example; "": not compiled.
+    # The first pass of each size of images takes minutes, and sizes after the first eight are not compiled.
+    cfg.MODEL.GLIPV2.TEST.COMPILER = ""
     # Detections kept of each prompt; 0: as many as TEST.DETECTIONS_PER_IMAGE, which limits an image over all of its
     # prompts (0 there: no limit). -1: as the protocol of the dataset says. The official evaluation of LVIS keeps 300 of
     # each prompt and limits no image; for all others it is 0.

@@ -18,6 +18,7 @@ from ..layers.reading import BOTH_WAYS, Reading
 from ..structures import LanguageFeatures, TokenBatch, TokenizedPrompt
 from .anchors import AnchorCache
 from .batch import Fused, TrainBatch, TrainingHead, TrunkShapes
+from .compiled import CompiledParts
 from .fusion_tower import FusionTower, build_tower
 from .heads.anchor_head import AnchorHead
 from .heads.table import HEADS
@@ -43,6 +44,7 @@ class Trunk(DenseDetector):
         head_in_features: Levels that the tower reads, fine to coarse.
         tuning: Settings of what trains; None: everything that is not frozen.
         default_prompts: Called when an input at test time has no ``prompts``; None makes that an error.
+        compiler: Backend of torch.compile for backbone and tower at test time, see ``CompiledParts``; "" for none.
         pixel_mean, pixel_std: One number per channel, in ``INPUT.FORMAT`` order.
     """
 
@@ -62,6 +64,7 @@ class Trunk(DenseDetector):
         prompt_tuner: PromptTuner | None = None,
         tuning: TuningSettings | None = None,
         default_prompts: Callable[[], list[TokenizedPrompt]] | None = None,
+        compiler: str = "",
     ) -> None:
         super().__init__(backbone, head, head_in_features, pixel_mean=pixel_mean, pixel_std=pixel_std)
         self.register_module("text_encoder", text_encoder)
@@ -73,6 +76,7 @@ class Trunk(DenseDetector):
         self.register_module("prompt_tuner", prompt_tuner)
         self._default_prompts = default_prompts
         self._prompt_cache = PromptCache()
+        self._compiled = CompiledParts(compiler)
         self.tuning = apply_tuning(self, tuning or TuningSettings())
 
     @staticmethod
@@ -112,6 +116,7 @@ class Trunk(DenseDetector):
             "head_in_features": names,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "compiler": cfg.MODEL.GLIPV2.TEST.COMPILER,
         }
         return options, shapes
 
@@ -144,7 +149,7 @@ class Trunk(DenseDetector):
     def visual_features(self, images: ImageList) -> list[Tensor]:
         """Return L levels (N, C, Hl, Wl) of N images, without gradients where the backbone does not train."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.tuning.trains("backbone")):
-            features = self.backbone(images.tensor)
+            features = self._compiled.features(self.backbone, images.tensor)
         return [features[level] for level in self.head_in_features]
 
     def read(self, tokens: TokenBatch, reading: Reading = BOTH_WAYS) -> LanguageFeatures:
@@ -191,8 +196,8 @@ class Trunk(DenseDetector):
             levels: Output levels of the tower, if they are known without the text.
         """
         tuned = language if self.prompt_tuner is None else self.prompt_tuner(language)
-        mixed, tuned = self.fusion_tower(
-            features, tuned, reading, with_levels=with_levels and levels is None, rows=rows
+        mixed, tuned = self._compiled.fuse(
+            self.fusion_tower, features, tuned, reading, with_levels=with_levels and levels is None, rows=rows
         )
         text = tuned.hidden if self.fusion_tower.fuses_text else tuned.embedded
         levels = mixed if levels is None else levels
