@@ -12,7 +12,8 @@ plain           the same with the structure of the official code: plain fusion, 
                 detectron2's Swin, torch's products. The prompt is known.
 GroundingDINO   transformers' model with a Swin-T and a BERT-base, random weights. It reads its prompt in every pass.
 
-s       of the fastest round.
+s       of the fastest round. On a machine that others use as well, --clock cpu counts the processor time of this
+        process instead, summed over its threads.
 limit   GMAC / rate: the time of a pass if it were nothing but matrix products, at the highest rate that products of
         square matrices reach in this run: by torch.mm, and by what the model calls (oneDNN on CPUs with AVX-512). GMAC
         are counted from shapes, without the text encoder.
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import time
 from collections.abc import Callable, Sequence
 from datetime import date
 from functools import partial
@@ -88,14 +90,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"the first K names of COCO or LVIS, {several} (default: 80 and 20)",
     )
     parser.add_argument("--repeat", type=positive, default=5, metavar="N", help="rounds (default: 5)")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="(default: wall)")
     parser.add_argument("--without", action="append", choices=(PLAIN, DINO), default=[], help="leave one out")
     parser.add_argument("--page", metavar="FILE", help="write what was measured there, in Markdown")
 
 
-def measure_rates(device: torch.device) -> dict[str, float]:
+def measure_rates(device: torch.device, read: Callable[[], float]) -> dict[str, float]:
     """Return the highest rate of products of square matrices, in GFLOP/s: by torch, and by the layers of the model."""
     rates = {"torch.mm": 0.0, "glipv2_d2": 0.0}
-    read = clock(device)
     for side in RATE_SIDES:
         a, b = torch.randn(2, side, side, device=device)
         for name, run in (("torch.mm", partial(torch.mm, a, b)), ("glipv2_d2", partial(linear, a, b))):
@@ -141,9 +143,8 @@ def make_contenders(
     return contenders
 
 
-def run_in_turn(contenders: dict[str, Callable[[], Any]], device: torch.device, rounds: Sequence[int]) -> Rows:
+def run_in_turn(contenders: dict[str, Callable[[], Any]], read: Callable[[], float], rounds: Sequence[int]) -> Rows:
     """Run all contenders once to warm up, then in turn for each round; return the seconds of the fastest."""
-    read = clock(device)
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for run in contenders.values():
         run()
@@ -155,12 +156,13 @@ def run_in_turn(contenders: dict[str, Callable[[], Any]], device: torch.device, 
     return {name: {"seconds": min(times)} for name, times in seconds.items()}
 
 
-def measure_parts(cutter: PassCutter, inputs: dict[str, Any], repeat: int, rate: float) -> Rows:
+def measure_parts(
+    cutter: PassCutter, inputs: dict[str, Any], repeat: int, rate: float, read: Callable[[], float]
+) -> Rows:
     """Return for each part of a pass of ours its GMAC, the least of its seconds, and what they are beyond the limit."""
-    device = cutter.model.device
     run_pass = partial(cutter.run, [inputs], known_prompts=True)
     macs = count_macs(run_pass)
-    passes = [sum_segments(run_pass(clock(device))) for _ in range(repeat)]
+    passes = [sum_segments(run_pass(read)) for _ in range(repeat)]
     rows: Rows = {}
     for part in PARTS:
         gmac = macs.get((part, "forward"), 0.0) / 1e9
@@ -233,7 +235,8 @@ def run(arguments: argparse.Namespace, cfg: CfgNode) -> tuple[dict[str, Any], di
     cutter = PassCutter(load_model(cfg).eval())
     device = cutter.model.device
     dino = None if DINO in arguments.without else build_dino(device)
-    rates = measure_rates(device)
+    read = clock(device, time.process_time if arguments.clock == "cpu" else time.perf_counter)
+    rates = measure_rates(device, read)
     facts = {
         "machine": name_machine(),
         "vectors": torch.backends.cpu.get_cpu_capability(),
@@ -241,6 +244,7 @@ def run(arguments: argparse.Namespace, cfg: CfgNode) -> tuple[dict[str, Any], di
         "date": date.today().isoformat(),
         **{f"products by {name}, GFLOP/s": round(rate) for name, rate in rates.items()},
         "repeat": arguments.repeat,
+        "clock": arguments.clock,
     }
     results: dict[str, Any] = {"rates": rates}
     tables = []
@@ -251,14 +255,15 @@ def run(arguments: argparse.Namespace, cfg: CfgNode) -> tuple[dict[str, Any], di
             inputs = noise_image(size, torch.Generator().manual_seed(0)) | {"prompts": prompts}
             case = f"{size[0]} x {size[1]}, {num_names} names ({sum(map(len, prompts))} tokens)"
             contenders = make_contenders(cutter, dino, inputs, arguments.without)
-            rows = run_in_turn(contenders, device, tqdm(range(arguments.repeat), desc=case, unit="round", leave=False))
+            rows = run_in_turn(contenders, read, tqdm(range(arguments.repeat), desc=case, unit="round", leave=False))
             for name, run_one in contenders.items():
                 rows[name]["memory_mib"] = measure_memory(run_one, device)
-            parts = measure_parts(cutter, inputs, arguments.repeat, rate)
+            parts = measure_parts(cutter, inputs, arguments.repeat, rate, read)
             results[case] = {"contenders": rows, "parts": parts}
             tables += show(case, rows, parts, rates)
     if arguments.page:
         own = {"torch": torch.__version__, "threads": torch.get_num_threads(), "config": arguments.config_file}
-        command = f"python tools/benchmark.py compare --config-file {arguments.config_file} --page {arguments.page}"
+        options = f"--config-file {arguments.config_file} --repeat {arguments.repeat} --clock {arguments.clock}"
+        command = f"python tools/benchmark.py compare {options} --page {arguments.page}"
         write_page(arguments.page, own | facts, tables, command)
     return facts, results, tables
