@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 
 # Every tensor in a piece begins at a multiple of it, in bytes; a view as any type of numbers needs 8.
@@ -40,3 +41,17 @@ def _to_device(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
         place[:size].view(tensor.dtype).view(tensor.shape)
         for tensor, place, size in zip(tensors, places, sizes, strict=True)
     ]
+
+
+def instances_to_device(instances: Sequence[Instances], device: torch.device) -> list[Instances]:
+    """Copy ``Instances`` of the CPU to a device: all fields that are plain numbers, boxes or bit masks in one copy."""
+    if device.type == "cpu":
+        return [one.to(device) for one in instances]
+    wrappers = {Boxes, BitMasks}
+    fields = [(row, name, value) for row, one in enumerate(instances) for name, value in one.get_fields().items()]
+    packed = [(row, name, value) for row, name, value in fields if isinstance(value, Tensor) or type(value) in wrappers]
+    numbers = to_device([value if isinstance(value, Tensor) else value.tensor for *_, value in packed], device)
+    moved = [one.to("cpu") for one in instances]
+    for (row, name, value), tensor in zip(packed, numbers, strict=True):
+        moved[row].set(name, tensor if isinstance(value, Tensor) else type(value)(tensor))
+    return moved

@@ -45,7 +45,9 @@ class Detections(dict[str, Any]):
     def above(self, threshold: float) -> Detections:
         """Return the result with the detections of at least this score in [0, 1]."""
         instances = self["instances"]
-        return Detections({**self, "instances": instances[instances.scores >= threshold]}, self.source)
+        # The rows are counted once, not for each field.
+        rows = (instances.scores >= threshold).nonzero().squeeze(1)
+        return Detections({**self, "instances": instances[rows]}, self.source)
 
     def best(self, number: int) -> Detections:
         """Return the result with at most so many detections, those of the highest scores."""
@@ -204,5 +206,7 @@ def list_masks(masks: Tensor) -> list[dict[str, Any]]:
 
 def _rows(instances: Instances) -> list[tuple[int, float, list[float]]]:
     """Return class, score and box of each detection in plain types."""
-    columns = (instances.pred_classes, instances.scores, instances.pred_boxes.tensor)
-    return list(zip(*(column.tolist() for column in columns), strict=True))
+    columns = (instances.pred_classes[:, None], instances.scores[:, None], instances.pred_boxes.tensor)
+    # In one copy from a device; all of them are exact in double precision.
+    rows = torch.cat([column.double() for column in columns], dim=1).tolist()
+    return [(int(row[0]), row[1], row[2:]) for row in rows]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_iou
 
 from ..data.transforms import ResizeShortestEdgeLegacy
+from ..device_copies import instances_to_device
 from ..errors import InputError
 
 MERGES = ("vote", "nms")
@@ -101,6 +102,8 @@ class MultiScaleModel(nn.Module):
             for is_flipped in flips:
                 version = {**inputs, "image": _resize(inputs["image"], size, settings.max_size, is_flipped)}
                 instances = self.model([version])[0]["instances"]
+                # They are merged one by one, and a device would have to be asked for each.
+                device, instances = instances.scores.device, instances.to("cpu")
                 if is_flipped:
                     _mirror(instances)
                 if settings.size_ranges:
@@ -109,7 +112,7 @@ class MultiScaleModel(nn.Module):
                     instances = instances[(sides >= least) & (sides <= most)]
                 if instances.has("pred_masks"):
                     # A bit for a pixel: dozens of versions have thousands of masks.
-                    masks.append(np.packbits(instances.pred_masks.flatten(1).cpu().numpy(), axis=1))
+                    masks.append(np.packbits(instances.pred_masks.flatten(1).numpy(), axis=1))
                     instances.remove("pred_masks")
                 found.append(instances)
         limits = inputs.get("detection_limits")
@@ -117,9 +120,9 @@ class MultiScaleModel(nn.Module):
         merged, rows = merge_detections(Instances.cat(found), settings.merge, settings.nms_thresh, limit)
         if masks:
             height, width = merged.image_size
-            kept = np.unpackbits(np.concatenate(masks)[rows.cpu().numpy()], axis=1, count=height * width)
-            merged.pred_masks = torch.from_numpy(kept.astype(bool)).view(-1, height, width).to(rows.device)
-        return {"instances": merged}
+            kept = np.unpackbits(np.concatenate(masks)[rows.numpy()], axis=1, count=height * width)
+            merged.pred_masks = torch.from_numpy(kept.astype(bool)).view(-1, height, width)
+        return {"instances": instances_to_device([merged], device)[0]}
 
 
 def single_scale(cfg: CfgNode) -> ResizeShortestEdgeLegacy:

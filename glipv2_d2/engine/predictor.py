@@ -293,7 +293,7 @@ class GLIPv2Predictor(DefaultPredictor):
             )
         image = as_bgr(original_image, **options)
         output = self._predict([image], [[asked.prompt]], task="vqa")[0]
-        scores, rows = output.pop("answer_scores").topk(min(_BEST_ANSWERS, len(self._answers)))
+        scores, rows = output.pop("answer_scores").cpu().topk(min(_BEST_ANSWERS, len(self._answers)))
         best = [(self._answers.answers[row], score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)]
         return {"answer": best[0][0], "score": best[0][1], "answers": best, **output}
 

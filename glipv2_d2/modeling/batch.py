@@ -9,10 +9,10 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from detectron2.layers import ShapeSpec
-from detectron2.structures import BitMasks, Boxes, ImageList, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
-from ..device_copies import to_device
+from ..device_copies import instances_to_device, to_device
 from ..errors import InputError
 from ..layers.true_places import true_places
 from ..structures import GroundingPredictions, LanguageFeatures, TokenBatch, TokenizedPrompt
@@ -133,7 +133,7 @@ class TrainBatch(NamedTuple):
                 _boxes_of_prompt(inputs[row]["instances"], rank, len(prompts[row]))
                 for row, rank in zip(pairs.rows, pairs.ranks, strict=True)
             ]
-            instances = _instances_to(on_cpu, device)
+            instances = instances_to_device(on_cpu, device)
         scores = [one["answer_scores"] for one in inputs if "answer_scores" in one]
         answer_scores = to_device([torch.cat(scores)], device)[0] if scores else None
         tokens = TokenBatch.from_prompts(pairs.prompts, device)
@@ -150,20 +150,6 @@ def _boxes_of_prompt(instances: Instances, rank: int, num_prompts: int) -> Insta
             "found none"
         )
     return instances[instances.gt_prompts == rank]
-
-
-def _instances_to(instances: list[Instances], device: torch.device) -> list[Instances]:
-    """Copy annotations of M prompts to a device: all that are plain numbers in one copy."""
-    if device.type == "cpu":
-        return [one.to(device) for one in instances]
-    wrappers = {Boxes, BitMasks}
-    fields = [(row, name, value) for row, one in enumerate(instances) for name, value in one.get_fields().items()]
-    packed = [(row, name, value) for row, name, value in fields if isinstance(value, Tensor) or type(value) in wrappers]
-    numbers = to_device([value if isinstance(value, Tensor) else value.tensor for *_, value in packed], device)
-    moved = [one.to("cpu") for one in instances]
-    for (row, name, value), tensor in zip(packed, numbers, strict=True):
-        moved[row].set(name, tensor if isinstance(value, Tensor) else type(value)(tensor))
-    return moved
 
 
 class Positives(NamedTuple):

@@ -9,6 +9,7 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor
 from torchvision.ops import nms
 
+from ..device_copies import to_device
 from ..structures import CharSpan
 
 # From this IoU on, boxes of two tokens are the same box. It is the default threshold of the detector's suppression.
@@ -63,10 +64,12 @@ def referred_mask(instances: Instances, score_thresh: float) -> Tensor:
     """
     if not len(instances):
         return torch.zeros(instances.image_size, dtype=torch.bool, device=instances.scores.device)
-    chosen = instances.scores >= score_thresh
-    if not chosen.any():
-        chosen[best_detection(instances)] = True
-    return instances.pred_masks[chosen].any(dim=0)
+    scores = instances.scores.cpu()
+    rows = (scores >= score_thresh).nonzero().squeeze(1)
+    if not len(rows):
+        rows = (scores == scores.max()).nonzero()[0]
+    (rows,) = to_device([rows], instances.pred_masks.device)
+    return instances.pred_masks[rows].any(dim=0)
 
 
 def best_detection(instances: Instances) -> int:

@@ -10,7 +10,7 @@ from detectron2.layers import paste_masks_in_image
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from ..device_copies import to_device
+from ..device_copies import instances_to_device
 from .box_regression import scale_boxes_legacy
 
 
@@ -44,12 +44,8 @@ def finish_instances(
     for instances in detections:
         instances.get_fields().pop("mask_probabilities", None)
     scaled = [rescale_instances(one, size) for one, size in zip(detections, sizes, strict=True)]
-    names = list(scaled[0].get_fields())
-    fields = [one.pred_boxes.tensor if name == "pred_boxes" else one.get(name) for one in scaled for name in names]
-    moved = iter(to_device(fields, device))
-    results = [Instances(size, **{name: next(moved) for name in names}) for size in sizes]
+    results = instances_to_device(scaled, device)
     for result, own_masks, size in zip(results, masks, sizes, strict=True):
-        result.pred_boxes = Boxes(result.pred_boxes)
         if own_masks is not None:
             result.pred_masks = paste_masks(own_masks, result.pred_boxes.tensor, size, mask_thresh)
     return results
