@@ -42,7 +42,7 @@ MODELS = {
     **{mode: ("detection", True, (MODE, mode)) for mode in ("linear_probe", "prompt", "text_encoder", "lora")},
 }
 # The others take too long for every run.
-OFTEN = ("pre-training", "DyHead")
+OFTEN = ("pre-training", "masks", "DyHead")
 OTHERS = [name for name in MODELS if name != "pre-training"]
 NAMES = [pytest.param(name, marks=() if name in OFTEN else pytest.mark.slow) for name in MODELS]
 

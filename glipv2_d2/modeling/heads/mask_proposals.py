@@ -53,7 +53,7 @@ def select_proposals(
     ]
     if predictions.box_deltas[0].device.type != "cpu":
         candidates = find_candidates(selector, predictions, anchors, image_sizes, prompts)
-        return [found.pred_boxes for found in select_together(selector, [candidates])[0]]
+        return [found.pred_boxes for found in select_together(selector, [(candidates, prompts)])[0]]
     pairs = enumerate(zip(image_sizes, prompts, strict=True))
     return [selector(predictions.of_image(i), anchors, size, prompt).pred_boxes for i, (size, prompt) in pairs]
 
