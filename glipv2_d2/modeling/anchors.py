@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
@@ -24,7 +25,7 @@ class AnchorCache:
     """
 
     def __init__(self, generator: nn.Module) -> None:
-        self._generator = generator
+        self._generator: Any = generator
         self._kept: OrderedDict[tuple, list[Boxes]] = OrderedDict()
 
     def __call__(self, features: Sequence[Tensor]) -> list[Boxes]:

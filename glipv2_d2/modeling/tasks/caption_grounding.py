@@ -75,8 +75,9 @@ def ground_tokens(
     boxes = boxes.view(*rows.shape, 4).maximum(bounds[:, :1]).minimum(bounds[:, 1:])
     # The time of a suppression grows with the square of the number of boxes: the CPU goes image by image.
     size = 1 if rows.device.type == "cpu" else len(rows)
-    groups = zip(*(one.split(size) for one in (boxes, best, tokens.expand_as(rows))), strict=True)
-    of_images = [one for group in groups for one in suppress([Candidates(*group, longest, image_sizes)], nms_thresh)]
+    parts = zip(boxes.split(size), best.split(size), tokens.expand_as(rows).split(size), strict=True)
+    groups = [Candidates(*part, num_phrases=longest, image_sizes=image_sizes) for part in parts]
+    of_images = [one for group in groups for one in suppress([group], nms_thresh)]
     return [_best_boxes(one, count) for one, count in zip(of_images, num_tokens, strict=True)]
 
 
