@@ -15,7 +15,7 @@ from detectron2.structures import BoxMode
 from ..data.dataset_mappers.build import mapper_of
 from ..data.datasets.skip_report import DataReport, SkipReport, with_progress
 from ..data.loading import check_is_available
-from ..data.own_sets import CocoSet, OwnSets, find_own_sets
+from ..data.own_sets import CocoSet, OwnSets, find_own_sets, training_splits
 from ..data.own_sets.folder import split_of
 from ..errors import InputError
 from ..plurals import agreeing, counted, singular
@@ -43,6 +43,7 @@ def check_own_sets(
             core reads a hundred million in a second, a billion of them take ten seconds.
     """
     tokenizer = PromptTokenizer.from_config(cfg)
+    reports = list(left_out)
     images = list(_images_of(own.splits))
     for row in with_progress(_rows_to_read(images, max_pixels), f"{own.name}: images"):
         images[row] = read_file(images[row])
@@ -62,7 +63,8 @@ def check_own_sets(
         *box_findings(facts, cfg.TEST.DETECTIONS_PER_IMAGE),
         *name_findings(own.names, own.prompts, tokenizer),
         *prompt_findings(facts.num_tokens, own.names, tokenizer.max_tokens),
-        *_left_out(left_out),
+        *_left_out(reports),
+        *(_unvalidated(own) if reports and own.source else ()),
         *_put_together(own),
         *_unused(own.unused_names),
         *_unread(images),
@@ -168,7 +170,7 @@ def _images_of(splits: Mapping[str, CocoSet]) -> Iterator[ImageFacts]:
             yield ImageFacts(split, image["file_name"], path, size, tuple(boxes.get(image["id"], ())))
 
 
-def _left_out(reports: Iterable[SkipReport]) -> Iterator[Finding]:
+def _left_out(reports: Sequence[SkipReport]) -> Iterator[Finding]:
     """Yield a finding for each kind of entry that a reader left out or changed."""
     for report in reports:
         for (unit, kind), number in report.counts.items():
@@ -180,13 +182,24 @@ def _left_out(reports: Iterable[SkipReport]) -> Iterator[Finding]:
             share = f"{number:,} of " if number < report.totals[unit] else ""
             text = f"left out {share}{counted(max(number, report.totals[unit]), singular(unit))}: {kind}"
             # A file of something else, such as figures, is no fault of the set.
-            is_other = unit == "annotation files"
+            is_other = kind == "other annotation files"
             advice = "" if is_other or unit == "folders" else "correct them if they are needed"
             yield Finding("note" if is_other else "warning", f"left out: {kind}", number, text, advice, cases)
-        for kind, number in report.changed.items():
-            if kind.startswith("classes left out"):
-                continue  # They have a finding of their own, with their names.
-            yield Finding("note", f"changed: {kind}", number, f"{kind}: {number:,}")
+    changed = sum((report.changed for report in reports), Counter())
+    for kind, number in changed.items():
+        if kind.startswith("classes left out"):
+            continue  # They have a finding of their own, with their names.
+        # Of a single category the name is in the text.
+        text = kind if kind.startswith("category") else f"{kind}: {number:,}"
+        yield Finding("note", f"changed: {kind}", number, text)
+
+
+def _unvalidated(own: OwnSets) -> Iterator[Finding]:
+    """Yield a finding if a set that was found has images to train on and none to validate with."""
+    train, val = training_splits(own.splits)
+    if train in own.splits and val not in own.splits:
+        text = f"no image validates: {train} has {counted(len(own.splits[train].content['images']), 'image')}"
+        yield Finding("stop", "no validation images", 0, text, "add images: without splits, two are enough")
 
 
 def _put_together(own: OwnSets) -> Iterator[Finding]:

@@ -132,8 +132,10 @@ class DataFacts(NamedTuple):
         ]
         total = f"{counted(len(self.images), 'image')}, {counted(len(self.names), 'class')}, {counted(boxes, 'box')}"
         sides = self.short_sides()
-        seen = f"; half of them are under {np.median(sides):.0f} pixels at input size {self.input_size[0]}"
-        return [f"{self.name}: {total}{seen if len(sides) else ''}", f"    {'; '.join(parts)}"]
+        seen = ""
+        if len(sides):
+            seen = f"; half of them are under {np.median(sides):.0f} pixels at input size {self.input_size[0]}"
+        return [f"{self.name}: {total}{seen}", f"    {'; '.join(parts)}"]
 
     def content(self) -> dict[str, Any]:
         """Return the figures in types of json."""

@@ -149,3 +149,15 @@ def test_what_misses_is_told_once(tmp_path):
     own, left_out = find_reported(str(tmp_path))
     texts = [one.text for one in check_own_sets(own, micro_cfg(), left_out=left_out).findings]
     assert [text for text in texts if "left out" in text] == ["left out 1 of 5 images: missing files"]
+
+
+def test_a_set_that_training_refuses_is_a_stop(tmp_path):
+    write_coco(tmp_path, {"a": [Photo("0.png", 64, 48, [("cat", 4, 4, 40, 40)])]}, ["cat"])
+    own, left_out = find_reported(str(tmp_path))
+    (stop,) = check_own_sets(own, micro_cfg(), left_out=left_out).stops
+    assert stop.kind == "no validation images" and "two are enough" in stop.advice
+
+
+def test_a_set_without_boxes_is_summed_up_without_a_warning(tmp_path, recwarn):
+    check(tmp_path, {"train": {"a.jpg": (encoded(), [])}}).lines()
+    assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]

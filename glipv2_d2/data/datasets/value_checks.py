@@ -5,6 +5,7 @@ Functions that read a value raise EntryError where it is not what they return.
 
 from __future__ import annotations
 
+import codecs
 import json
 import logging
 import os
@@ -55,14 +56,16 @@ class OmittedEntry(EntryError):
 
 
 def read_json_file(json_file: str, kind: type = dict) -> Any:
-    """Read a json file that holds an object or, with ``kind`` list, a list. A byte order mark is passed over.
+    """Read a json file of UTF-8, or of UTF-16 with its mark, that holds an object or, with ``kind`` list, a list.
 
     Raises:
         FileNotFoundError: The file does not exist.
         AnnotationError: It is not json, or holds something else.
     """
     try:
-        with PathManager.open(json_file, "r", encoding="utf-8-sig") as file:
+        with PathManager.open(json_file, "rb") as beginning:
+            is_wide = beginning.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+        with PathManager.open(json_file, "r", encoding="utf-16" if is_wide else "utf-8-sig") as file:
             size = file.seek(0, 2)
             file.seek(0)
             if size > _LARGE_FILE:

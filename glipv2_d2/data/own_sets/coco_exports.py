@@ -30,7 +30,7 @@ from ..datasets.value_checks import (
     show,
     unknown_id,
 )
-from .folder import Folder
+from .folder import Folder, as_utf_8
 from .sets import OwnBox, OwnImage, Part
 
 _SNIFFED = 65_536  # bytes at the beginning of a file, and as many at its end
@@ -50,12 +50,12 @@ def is_labelme(text: bytes) -> bool:
 
 
 def sniff(path: str) -> bytes:
-    """Return the beginning and the end of a file; nothing of one that cannot be read."""
+    """Return the beginning and the end of a file in UTF-8; nothing of one that cannot be read."""
     try:
         with open(path, "rb") as file:
             begin = file.read(_SNIFFED)
             file.seek(max(len(begin), os.path.getsize(path) - _SNIFFED))
-            return begin + file.read(_SNIFFED)
+            return as_utf_8(begin + file.read(_SNIFFED))
     except OSError:
         return b""
 

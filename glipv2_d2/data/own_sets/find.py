@@ -72,7 +72,10 @@ def _read_given(files: Folder, report: SkipReport, shapes: ImageShapes) -> tuple
     """Return what a folder holds, and the yaml file that says so; count what is not used, and what lies beside it."""
     try:
         one = _own_yaml(files)
-        parts = _read_folder(files, report) if one is None else _read_set_yaml(one, report, shapes, files)
+        if one is None:
+            parts = _read_folder(files, report, is_searched=True)
+        else:
+            parts = _read_set_yaml(one, report, shapes, files)
     except InputError as error:
         way_out = way_out_beside(files)
         if not way_out:
@@ -148,7 +151,12 @@ def _common_folder(one: SetYaml, shapes: ImageShapes, files: Folder | None) -> F
 
 
 def _read_folder(
-    files: Folder, report: SkipReport, split: str = "", classes: Mapping[int, str] | None = None
+    files: Folder,
+    report: SkipReport,
+    split: str = "",
+    classes: Mapping[int, str] | None = None,
+    *,
+    is_searched: bool = False,
 ) -> list[Part]:
     """Return what the first reader finds whose format is there.
 
@@ -157,6 +165,7 @@ def _read_folder(
         report: Counts what is left out.
         split: The split of all of it, where it is known.
         classes: Classes of the YOLO files, where they are known.
+        is_searched: No yaml file in it says what it holds.
     """
     json_files = [path for suffix in _JSON_SUFFIXES for path in files.others[suffix]]
     coco_files = [path for path in json_files if looks_like_coco(path)]
@@ -170,7 +179,7 @@ def _read_folder(
     if labelme_files:
         return read_labelme(labelme_files, files, report)
     if any(map(is_yolo, label_files(files))):
-        one = None if classes else _own_yaml(files)
+        one = None if classes or is_searched else _own_yaml(files)
         return (one and _read_numbered(one, report, files)) or read_yolo(files, report, classes or None)
     raise InputError(_nothing_found(files))
 
@@ -200,7 +209,7 @@ def _nothing_found(files: Folder) -> str:
     return f"{files.root}: expected {expected}, found {found}; {way_out}"
 
 
-def _readable(images: Sequence[OwnImage], shapes: ImageShapes, report: SkipReport) -> list[OwnImage]:
+def _readable(images: Sequence[OwnImage], shapes: ImageShapes, report: SkipReport, root: str) -> list[OwnImage]:
     """Return the images that can be opened; the others must not change how a set is split."""
     kept = []
     for image in images:
@@ -209,17 +218,18 @@ def _readable(images: Sequence[OwnImage], shapes: ImageShapes, report: SkipRepor
             kept.append(image)
         except EntryError as error:
             report.count("images")
-            report.skip("images", image.path, error)
+            report.skip("images", os.path.relpath(image.path, root), error)
     return kept
 
 
 def _finish(
     path: str, one: SetYaml | None, parts: Sequence[Part], shapes: ImageShapes, report: SkipReport, seed: int
 ) -> OwnSets:
+    root = path if os.path.isdir(path) else os.path.dirname(path)
     found: dict[str, list[OwnImage]] = {}
     source_ids: dict[str, int] = {}
     for part in parts:
-        found.setdefault(part.split, []).extend(_readable(part.images, shapes, report))
+        found.setdefault(part.split, []).extend(_readable(part.images, shapes, report, root))
         for class_name, source_id in part.source_ids.items():
             source_ids.setdefault(class_name, source_id)
     seed = seed if one is None or one.seed is None else one.seed

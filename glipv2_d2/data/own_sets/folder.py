@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
+import urllib.parse
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -17,6 +19,9 @@ _MOST_FILES = 2_000_000
 # What check-data writes.
 _CHECK_FILE = "data_check.json"
 _MOST_FOLDERS_DEEP = 12
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+# Suffixes of images that are not read.
+_UNREAD = (".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".psd", ".svg")
 # Folders that programs make.
 _NOT_ENTERED = ("__MACOSX", "__pycache__", "node_modules", "System Volume Information")
 # As people and tools write them.
@@ -71,11 +76,27 @@ def read_bytes(path: str, limit: int) -> bytes:
 
 
 def decode_text(content: bytes) -> str:
-    """Return text of UTF-8, with or without a byte order mark, or else of Latin-1."""
+    """Return text of UTF-8, with or without a byte order mark, of UTF-16 with one, or else of Latin-1."""
     try:
-        return content.decode("utf-8-sig")
+        return content.decode("utf-16" if content.startswith(_UTF_16) else "utf-8-sig")
     except UnicodeDecodeError:
         return content.decode("latin-1")
+
+
+def read_beginning(path: str, size: int = 4096) -> bytes:
+    """Return the first bytes of a file in UTF-8, without a byte order mark; nothing of one that cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return as_utf_8(file.read(size))
+    except OSError:
+        return b""
+
+
+def as_utf_8(content: bytes) -> bytes:
+    """Return the bytes of a text, perhaps cut off, without its byte order mark, those of UTF-16 in UTF-8."""
+    if content.startswith(_UTF_16):
+        return content.decode("utf-16", "ignore").encode()
+    return content.removeprefix(codecs.BOM_UTF8)
 
 
 class ImageShapes:
@@ -182,9 +203,14 @@ class Folder:
         same = self._by_stem.get(stems[0]) or self._by_stem.get(stems[1], [])
         named = [path for path in same if os.path.basename(path).lower() == parts[-1].lower()]
         ranked = [(self._likeness(path, parts, near), path) for path in named or same]
+        if not ranked and (unquoted := urllib.parse.unquote(reference)) != reference:
+            return self.find_image(unquoted, near)
         if not ranked:
             self.missing.add(parts[-1].lower())
-            raise EntryError(f"expected an image file, found none named {show(parts[-1])}", "missing files")
+            others = (path for suffix in _UNREAD for path in self.others.get(suffix, ()) if _stem(path) in stems)
+            unread = next((f"{show(self.relative(path))}: save it as JPEG" for path in others), "")
+            found = unread or f"none named {show(parts[-1])}"
+            raise EntryError(f"expected an image file, found {found}", "missing files")
         likeness, path = max(ranked, key=lambda pair: pair[0])
         own, other = self.split_of_path(near, of_file=True), self.split_of_path(path)
         if own and other and own != other and likeness[0] < 2:

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 from ..datasets.skip_report import SkipReport
 from ..datasets.value_checks import EntryError, OmittedEntry, as_integer, as_number, one_line, read_corners
-from .folder import Folder, decode_text, read_bytes
+from .folder import Folder, decode_text, read_beginning, read_bytes
 from .sets import OwnBox, OwnImage, Part
 
 _MOST_BYTES = 2**24
@@ -46,11 +46,7 @@ def read_xml(path: str) -> ElementTree.Element:
 
 def is_pascal_voc(path: str) -> bool:
     """Tell whether an xml file may be of this format, by its beginning."""
-    try:
-        with open(path, "rb") as file:
-            return bool(_HEAD.search(file.read(4096)))
-    except OSError:
-        return False
+    return bool(_HEAD.search(read_beginning(path)))
 
 
 def read_pascal_voc(xml_files: Sequence[str], files: Folder, report: SkipReport) -> list[Part]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from ...errors import InputError
 from ..datasets.skip_report import SkipReport
 from ..datasets.value_checks import EntryError, OmittedEntry, as_integer, as_number, read_corners, show
-from .folder import Folder, decode_text, read_bytes
+from .folder import Folder, decode_text, read_beginning, read_bytes
 from .pascal_voc import read_split_lists
 from .set_yaml import read_classes
 from .sets import OwnBox, OwnImage, Part
@@ -31,11 +31,7 @@ ClassNames = Mapping[int, str]
 
 def is_yolo(path: str) -> bool:
     """Tell whether the first line of a text file is that of an object."""
-    try:
-        with open(path, "rb") as file:
-            return bool(_LINE.match(file.read(4096)))
-    except OSError:
-        return False
+    return bool(_LINE.match(read_beginning(path)))
 
 
 def label_files(files: Folder) -> list[str]:
@@ -206,7 +202,8 @@ def _read_image(
 def _read_line(words: Sequence[str], names: ClassNames, size: Sequence[int], where: str, report: SkipReport) -> OwnBox:
     class_id = as_integer(words[0])
     if class_id is None or class_id not in names:
-        found = f"class: expected one of 0 to {max(names, default=-1)}, found {show(words[0])}"
+        last = max(names, default=-1)
+        found = f"class: expected {f'one of 0 to {last}' if last > 0 else '0'}, found {show(words[0])}"
         raise EntryError(found, "unknown classes")
     shares = [as_number(word) for word in words[1:]]
     values = [value for value in shares if value is not None]

@@ -3,9 +3,11 @@
 import json
 
 import pytest
-from own_set_writers import Photo, save_image, write_voc, write_yolo
+from own_set_writers import Photo, save_image, write_coco, write_labelme, write_voc, write_yolo
 
+from glipv2_d2.data.datasets.skip_report import DataReport
 from glipv2_d2.data.datasets.value_checks import AnnotationError
+from glipv2_d2.data.own_sets import find_own_sets
 from glipv2_d2.errors import InputError
 
 GOOD = "<xmin>1</xmin><ymin>2</ymin><xmax>31</xmax><ymax>42</ymax>"
@@ -295,3 +297,33 @@ def test_a_faulty_json_of_labelme_does_not_end_it(tmp_path, find, text):
     (tmp_path / "a.json").write_text(json.dumps({"shapes": [shape(None, TRIANGLE)], "imagePath": "a.jpg"}))
     (tmp_path / "b.json").write_text(text)
     assert list(find(tmp_path).boxes()) == ["a.jpg"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig"])
+def test_texts_of_other_encodings_are_read(tmp_path, find, encoding):
+    """As editors and shells of Windows write them, with a byte order mark."""
+    photos = [Photo(f"{i}.png", 50, 40, [("Löwe", 1, 2, 31, 32)]) for i in range(2)]
+    for write, suffix in ((write_voc, "xml"), (write_yolo, "txt"), (write_labelme, "json"), (write_coco, "json")):
+        root = write(tmp_path / write.__name__, {"train": photos[:1], "val": photos[1:]}, ["Löwe"])
+        for path in root.rglob(f"*.{suffix}"):
+            path.write_bytes(path.read_text(encoding="utf-8").encode(encoding))
+        found = find(root)
+        assert found.boxes("train") == {"0.png": [("Löwe", 1, 2, 30, 30)]} and found.left_out == {}
+
+
+def test_an_image_of_a_format_that_is_not_read_is_named(tmp_path):
+    for number in range(3):
+        save_image(tmp_path / f"{number}.jpg", 100, 80)
+        (tmp_path / f"{number}.xml").write_text(voc(GOOD))
+    (tmp_path / "2.jpg").rename(tmp_path / "2.HEIC")
+    with DataReport() as report:
+        find_own_sets(tmp_path)
+    (case,) = next(iter(report.files.values())).cases
+    assert (case.kind, case.where) == ("missing files", "2.xml")
+    assert case.reason == "expected an image file, found '2.HEIC': save it as JPEG"
+
+
+def test_escaped_names_of_images_are_found(tmp_path, find):
+    root = write_coco(tmp_path, {"train": [Photo("a%20b.png", 50, 40, [("cat", 1, 2, 31, 32)])]}, ["cat"])
+    (root / "train" / "a%20b.png").rename(root / "train" / "a b.png")
+    assert list(find(root).boxes()) == ["a b.png"]
