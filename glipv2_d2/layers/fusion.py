@@ -178,13 +178,14 @@ class BiMultiHeadAttention(nn.Module):
         for image, positions in enumerate(visual):
             folded_key, key_bias, folded_value = folded_keys[image], key_biases[image, 0], folded_values[image]
             bias = None if mask[image].all() else padding_bias(mask[image], visual.dtype)
-            largest, total, sums = key_bias.new_full((len(key_bias),), float("-inf")), 0.0, gathered[image]
+            largest, total = torch.full_like(key_bias, float("-inf")), torch.zeros_like(key_bias)
+            sums = gathered[image]
             for block, block_update in zip(positions.split(rows), update[image].split(rows), strict=True):
                 scores = linear(block, folded_key, key_bias)  # (B, heads*T)
                 previous, largest = largest, torch.maximum(largest, scores.amax(0))
                 to_positions = (scores - largest).exp_()
                 rescale = (previous - largest).exp_()
-                total = total * rescale + to_positions.sum(0)
+                total.mul_(rescale).add_(to_positions.sum(0))
                 # (C, heads*T)
                 sums.mul_(rescale).add_(linear(block.t(), to_positions.t()))
                 scores = scores.unflatten(1, (self.num_heads, -1))  # (B, heads, T)
