@@ -205,7 +205,8 @@ def show(case: str, contenders: Rows, parts: Rows, rates: dict[str, float]) -> l
 
 def write_page(path: str, facts: dict[str, Any], tables: Sequence[Table], command: str) -> None:
     """Write facts and tables in Markdown."""
-    lines = ["# Benchmarks", "", f"Made by `{command}`; `--help` says what the columns mean.", ""]
+    lines = ["# Benchmarks", "", "Made by this command; `--help` says what the columns mean.", ""]
+    lines += ["```", *command.splitlines(), "```", ""]
     lines += ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in facts.items())]
     for table in tables:
         if table.title:
@@ -263,7 +264,8 @@ def run(arguments: argparse.Namespace, cfg: CfgNode) -> tuple[dict[str, Any], di
             tables += show(case, rows, parts, rates)
     if arguments.page:
         own = {"torch": torch.__version__, "threads": torch.get_num_threads(), "config": arguments.config_file}
-        options = f"--config-file {arguments.config_file} --repeat {arguments.repeat} --clock {arguments.clock}"
-        command = f"python tools/benchmark.py compare {options} --page {arguments.page}"
+        left_out = "".join(f" --without {name}" for name in arguments.without)
+        options = f"--repeat {arguments.repeat} --clock {arguments.clock}{left_out} --page {arguments.page}"
+        command = f"python tools/benchmark.py compare --config-file {arguments.config_file} \\\n    {options}"
         write_page(arguments.page, own | facts, tables, command)
     return facts, results, tables
