@@ -114,7 +114,9 @@ def test_the_cpu_waits_once_in_a_step_and_losses_and_gradients_are_its_own(build
         assert one.keys() == other.keys()
         for key, value in one.items():
             assert isinstance(value, DeviceTensor)
-            assert_close(value.numbers, other[key], rtol=1e-3, atol=3e-5 * max(1, other[key].abs().max().item()))
+            # Where boxes of masks differ in the last bit, a ReLU of the hourglass may be on the other side of zero.
+            atol = (2e-4 if "masks" in name else 3e-5) * max(1, other[key].abs().max().item())
+            assert_close(value.numbers, other[key], rtol=1e-3, atol=atol)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)])
