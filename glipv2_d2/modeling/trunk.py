@@ -138,9 +138,13 @@ class Trunk(DenseDetector):
         )
         sizes = torch.tensor(images.image_sizes)
         pixels, limits = to_device([images.tensor, sizes], self.device)
-        normalized = (pixels - self.pixel_mean) / self.pixel_std
+        normalized = (pixels - self.pixel_mean).div_(self.pixel_std)
         size = normalized.shape[-2:]
-        if any(one != size for one in images.image_sizes):
+        if self.device.type == "cpu":
+            for image, (height, width) in zip(normalized, images.image_sizes, strict=True):
+                image[:, height:] = 0.0
+                image[:, :, width:] = 0.0
+        elif any(one != size for one in images.image_sizes):
             row, column = (torch.arange(length, device=self.device) for length in size)
             outside = (row >= limits[:, :1])[:, :, None] | (column >= limits[:, 1:])[:, None]  # (N, H, W)
             normalized.masked_fill_(outside[:, None], 0.0)

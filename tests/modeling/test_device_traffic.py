@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from pretended_device import DeviceTensor, pretended_device
 from prompt_samples import make_prompt
 
@@ -138,3 +139,15 @@ def test_autocast_meets_no_tensors_of_two_devices_and_waits_no_more(build, name)
     for output in found:
         tensors = [one for one in numbers(output).values() if isinstance(one, torch.Tensor)]
         assert len(tensors) > 1 and all(len(one) and one.isfinite().all() for one in tensors)
+
+
+@pytest.mark.parametrize("sizes", [[(64, 96)], [(60, 90)], [(64, 96), (60, 90), (33, 96)]])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_images_are_normalized_and_padded_as_by_detectron2_bit_for_bit(build, sizes, dtype):
+    model, _ = build("detection")
+    inputs = [{"image": make_input("detection", row)["image"][:, :h, :w].to(dtype)} for row, (h, w) in enumerate(sizes)]
+    expected = DenseDetector.preprocess_image(model, inputs)
+    found = model.preprocess_image(inputs)
+    assert torch.equal(found.tensor, expected.tensor) and found.image_sizes == expected.image_sizes
+    with pretended_device():
+        assert torch.equal(model.to("cuda").preprocess_image(inputs).tensor.numbers, expected.tensor)
