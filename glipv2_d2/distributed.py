@@ -1,12 +1,13 @@
-"""Communication between the processes of a run: means, and rows whose number differs from rank to rank."""
+"""Communication between the processes of a run: means, rows whose number differs by rank, and sharded tensors."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any, NamedTuple
 
 import torch
 from detectron2.utils import comm
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.autograd.function import once_differentiable
 
 
@@ -106,3 +107,52 @@ class _RowsOfAllRanks(torch.autograd.Function):
         total = grad.clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(total)
         return total[ctx.local], None, None
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Say whether each rank holds a part of every parameter."""
+    return any(map(_is_part, model.parameters()))
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """Return a sharded tensor as a whole, on all ranks, which all call this; any other as it is."""
+    part: Any = tensor
+    return part.full_tensor() if _is_part(tensor) else tensor
+
+
+def whole_tensors(content: Any) -> Any:
+    """Replace sharded tensors in nested dicts, lists and tuples by whole ones on the CPU.
+
+    Every rank calls this with the same content. Only the first gets the tensors, the others None in their place.
+    """
+    if _is_part(content):
+        whole = whole_tensor(content)
+        return whole.cpu() if comm.is_main_process() else None
+    if isinstance(content, dict):
+        return {key: whole_tensors(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return type(content)(map(whole_tensors, content))
+    return content
+
+
+def placed_like(tensor: Tensor, reference: Tensor) -> Tensor:
+    """Return a whole tensor, the same on all ranks, in the parts of one that is sharded; for any other, as it is."""
+    if not _is_part(reference):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    part: Any = reference
+    device = part.device_mesh.device_type
+    return distribute_tensor(tensor.to(device), part.device_mesh, part.placements)
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """Return the part of a tensor that this rank holds, in the same memory; all of one that is not sharded."""
+    part: Any = tensor
+    return part.to_local() if _is_part(tensor) else tensor
+
+
+def _is_part(value: Any) -> bool:
+    # Only what shards a model imports the module, which takes half a second.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)

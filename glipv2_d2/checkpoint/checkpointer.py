@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import Tensor, nn
 
+from ..distributed import is_sharded, placed_like, whole_tensors
 from ..errors import InputError
 from ..modeling.build import build_model
 from ..modeling.heads.table import HEADS
@@ -152,16 +153,23 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name``.pth with weights, checkpointables and ``kwargs``; then note it as the last checkpoint.
 
+        Every rank calls this for a sharded model, and the file is the same as without shards.
+
         Raises:
             CheckpointError: Something is of a type that could not be read back without running code.
         """
-        if not self.save_dir or not self.save_to_disk:
+        sharded = is_sharded(self.model)
+        if not self.save_dir or not (self.save_to_disk or sharded):
             return
         if os.path.basename(name) != name:
             raise InputError(f"checkpoint name: expected no folder in it, found {name!r}")
         content = {"model": self.model.state_dict()}
         content.update({key: checkpointable.state_dict() for key, checkpointable in self.checkpointables.items()})
         content.update(kwargs)
+        if sharded:
+            content = whole_tensors(content)
+            if not self.save_to_disk:
+                return
         os.makedirs(self.save_dir, exist_ok=True)
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
@@ -228,7 +236,8 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
                 )
         check_values(tensors, expected, source)
         missing = self._check_missing([name for name in expected if name not in tensors], source)
-        self.model.load_state_dict(tensors, strict=False)
+        placed = {name: placed_like(tensor, expected[name]) for name, tensor in tensors.items() if name in expected}
+        self.model.load_state_dict(placed, strict=False)
         if missing:
             self.logger.warning("%s has no weights for %s: they keep their values", source, summarize_names(missing))
         if unexpected:

@@ -10,6 +10,7 @@ from detectron2.engine import HookBase
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ..distributed import own_part, placed_like
 from ..errors import InputError
 
 
@@ -44,13 +45,12 @@ class ModelEMA:
             number: Updates before this one; only the warm-up reads it.
         """
         decay = min(self._decay, (1 + number) / (10 + number)) if self._warmup else self._decay
-        get_ema_multi_avg_fn(decay)(list(self._average.values()), list(self._live.values()), None)
+        get_ema_multi_avg_fn(decay)(*self._parts(), None)
 
     @torch.no_grad()
     def reset(self) -> None:
         """Start again from the present weights."""
-        for name, tensor in self._live.items():
-            self._average[name].copy_(tensor)
+        torch._foreach_copy_(*self._parts())
 
     @contextlib.contextmanager
     def apply(self) -> Iterator[None]:
@@ -64,10 +64,15 @@ class ModelEMA:
     @torch.no_grad()
     def swap(self) -> None:
         """Exchange the weights of the model and the average."""
-        for name, tensor in self._live.items():
-            weights = tensor.clone()
-            tensor.copy_(self._average[name])
-            self._average[name].copy_(weights)
+        average, live = self._parts()
+        weights = [tensor.clone() for tensor in live]
+        torch._foreach_copy_(live, average)
+        torch._foreach_copy_(average, weights)
+
+    def _parts(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the averages and the weights; of sharded ones what this rank holds."""
+        average, live = ([own_part(tensor) for tensor in group.values()] for group in (self._average, self._live))
+        return average, live
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what the model does not hold at this moment: the average, or within ``apply`` its own weights."""
@@ -87,7 +92,7 @@ class ModelEMA:
                 f"one of them has, such as {names[0]!r}"
             )
         for name, tensor in state_dict.items():
-            self._average[name].copy_(tensor)
+            self._average[name].copy_(placed_like(tensor, self._average[name]))
 
 
 def averaged(ema: ModelEMA | None) -> contextlib.AbstractContextManager[None]:

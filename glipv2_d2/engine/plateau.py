@@ -17,6 +17,7 @@ from detectron2.solver.lr_scheduler import LRMultiplier
 from detectron2.utils import comm
 
 from ..checkpoint.tuned_weights import save_tuned
+from ..distributed import is_sharded, whole_tensors
 from ..errors import InputError
 from ..tensor_files import write_checkpoint
 from .ema import ModelEMA, averaged
@@ -83,8 +84,11 @@ class _MetricHook(HookBase, ABC):
         """Write the weights, and the tuned ones alone, as the best by a metric."""
         checkpointer = self.trainer.checkpointer
         with averaged(self.ema):
+            weights = checkpointer.model.state_dict()
+            if is_sharded(checkpointer.model):
+                weights = whole_tensors(weights)
             if comm.is_main_process() and checkpointer.save_dir:
-                content = {"model": checkpointer.model.state_dict(), "iteration": self.trainer.iter}
+                content = {"model": weights, "iteration": self.trainer.iter}
                 write_checkpoint(os.path.join(checkpointer.save_dir, name), content)
                 if self.with_tuned:
                     save_tuned(checkpointer.model, os.path.join(checkpointer.save_dir, tuned_name))

@@ -56,7 +56,8 @@ class EMACheckpointer(PeriodicCheckpointer):
         max_to_keep: int = 0,
         with_tuned: bool = False,
     ) -> None:
-        super().__init__(checkpointer, period, max_to_keep=max_to_keep or None)
+        # Where all processes save, one of them removes the older ones.
+        super().__init__(checkpointer, period, max_to_keep=max_to_keep or None if comm.is_main_process() else None)
         self._ema = ema
         self._with_tuned = with_tuned
         # A checkpoint outside the period; the next one replaces it.
@@ -65,7 +66,7 @@ class EMACheckpointer(PeriodicCheckpointer):
 
     def before_train(self) -> None:
         super().before_train()
-        if self.checkpointer.save_dir:
+        if self.checkpointer.save_dir and comm.is_main_process():
             remove_leftovers(self.checkpointer.save_dir)
         trainer = self.trainer
         if trainer.start_iter >= trainer.max_iter:

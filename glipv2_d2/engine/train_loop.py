@@ -1,30 +1,36 @@
-"""One training step: micro-batches, mixed precision, clipping, and what happens when a loss is not finite."""
+"""One training step: micro-batches, mixed precision, clipping, losses that are not finite, a model on several ranks."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import SimpleTrainer
+from detectron2.engine import SimpleTrainer, create_ddp_model
+from detectron2.modeling.backbone.swin import SwinTransformerBlock
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..distributed import reduce_mean
+from ..distributed import is_sharded, placed_like, reduce_mean, whole_tensor
 from ..errors import InputError
+from ..modeling.fusion_tower import TowerBlock
 from ..modeling.tasks.build import enabled_tasks
 from ..solver import GradientClipper, total_gradient_norm
 
 # A loss scale below this cannot be the cause of overflowing gradients: the gradients themselves are not finite.
 MIN_LOSS_SCALE = 1.0
+
+# Their sharded weights come together where they are computed, one after the other; all others stay for the whole step.
+_UNITS = (SwinTransformerBlock, TowerBlock)
 
 _AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -41,7 +47,7 @@ class GroundingTrainLoop(SimpleTrainer):
     rank, so that a resumed run equals an uninterrupted one.
 
     Args:
-        model: The model, wrapped in DistributedDataParallel if there are several ranks.
+        model: The model, wrapped in DistributedDataParallel or sharded if there are several ranks.
         data_loader: Yields lists of model inputs, without end; may be set before the first step.
         optimizer: Updates the weights.
         clip_gradients: Clips the gradients of all parameters and returns their norm, see ``build_gradient_clipper``.
@@ -75,6 +81,7 @@ class GroundingTrainLoop(SimpleTrainer):
         self.max_nonfinite_steps = max_nonfinite_steps
         self.nonfinite_steps = 0
         self.seed = seed
+        self._is_sharded = is_sharded(model)
 
     def run_step(self) -> None:
         """Do one update, or skip it.
@@ -97,7 +104,8 @@ class GroundingTrainLoop(SimpleTrainer):
             for name, loss in batch_losses.items():
                 losses[name] = losses.get(name, 0.0) + loss / self.accumulation_steps
         # The CPU waits once for all numbers. Where losses are scaled, gradients are read only if the losses are finite.
-        norm = [] if self.grad_scaler.is_enabled() else [self.clip_gradients(self.parameters).to(self.device)]
+        clipped = [] if self.grad_scaler.is_enabled() else [self.clip_gradients(self.parameters)]
+        norm = [whole_tensor(one).to(self.device) for one in clipped]
         numbers = torch.stack([*losses.values(), *totals, *norm]).cpu()
         logged, total, norm = numbers.split([len(losses), len(totals), len(norm)])
         finite = total.isfinite().tolist()
@@ -116,6 +124,8 @@ class GroundingTrainLoop(SimpleTrainer):
         is_last = micro_step == self.accumulation_steps - 1
         wrapped = isinstance(self.model, DistributedDataParallel)
         # The ranks exchange gradients once per update.
+        if self._is_sharded:
+            self.model.set_requires_gradient_sync(is_last)
         with self.model.no_sync() if wrapped and not is_last else contextlib.nullcontext():
             with torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision is not None):
                 losses = self.model(batch)
@@ -192,10 +202,23 @@ class GroundingTrainLoop(SimpleTrainer):
                 f"SOLVER: expected the checkpoint's groups of parameters with rates and decay of their own, of sizes "
                 f"{groups[0]}, found {groups[1]}; a factor of rates or decays that was 1, or is 1 now, has to stay"
             )
-        super().load_state_dict(state_dict)
+        super().load_state_dict({**state_dict, "optimizer": self._placed(state_dict["optimizer"])})
         if self.grad_scaler.is_enabled() and state_dict["grad_scaler"]:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
         self.nonfinite_steps = state_dict["nonfinite_steps"]
+
+    def _placed(self, optimizer_state: dict[str, Any]) -> dict[str, Any]:
+        """Return the state of an optimizer with this rank's part of the tensors that have the shape of a parameter."""
+        state = {
+            number: {
+                key: placed_like(value, self.parameters[number])
+                if isinstance(value, Tensor) and value.shape == self.parameters[number].shape
+                else value
+                for key, value in of_parameter.items()
+            }
+            for number, of_parameter in optimizer_state["state"].items()
+        }
+        return {**optimizer_state, "state": state}
 
 
 def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
@@ -218,6 +241,76 @@ def has_idle_parts(cfg: CfgNode) -> bool:
     grounding, box = cfg.MODEL.GLIPV2.GROUNDING, cfg.MODEL.GLIPV2.BOX
     mask_weight = cfg.MODEL.GLIPV2.MASK_HEAD.LOSS_WEIGHT if cfg.MODEL.MASK_ON else 1.0
     return 0 in (grounding.LOSS_WEIGHT, box.REG_LOSS_WEIGHT, box.CENTERNESS_LOSS_WEIGHT, mask_weight)
+
+
+def check_sharding(cfg: CfgNode) -> None:
+    """Check that what ``SOLVER.SHARD_WEIGHTS`` does not go with is off.
+
+    Raises:
+        InputError: Less than the whole model is tuned, losses are scaled, or layers may be without gradients.
+    """
+    if not cfg.SOLVER.SHARD_WEIGHTS:
+        return
+    for key, found, is_allowed, expected in (
+        ("MODEL.GLIPV2.TUNING.MODE", cfg.MODEL.GLIPV2.TUNING.MODE, cfg.MODEL.GLIPV2.TUNING.MODE == "full", "'full'"),
+        (
+            *("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE),
+            *(not cfg.SOLVER.AMP.ENABLED or cfg.SOLVER.AMP.DTYPE == "bfloat16", "'bfloat16'"),
+        ),
+        ("SOLVER.SHARD_WEIGHTS", True, not has_idle_parts(cfg), "False where there are several tasks or a loss is 0"),
+    ):
+        if not is_allowed:
+            raise InputError(f"{key}: expected {expected} with SOLVER.SHARD_WEIGHTS, found {found!r}")
+
+
+def shard_model(model: nn.Module) -> None:
+    """Leave to each rank its part of every parameter; the ranks start from the weights of the first.
+
+    Names stay. Parameters become new ones, so the optimizer and the moving average are built afterwards.
+    """
+    # Imported late: half a second that no other run needs.
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        distributed.broadcast(tensor.detach(), 0)
+    mesh = init_device_mesh(next(model.parameters()).device.type, (comm.get_world_size(),))
+    for module in list(model.modules()):
+        if isinstance(module, _UNITS):
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+@contextlib.contextmanager
+def whole_weights(model: nn.Module) -> Iterator[None]:
+    """Within the context every rank holds all weights, since the ranks test different numbers of batches.
+
+    A model that is not sharded stays as it is. All ranks enter and leave it.
+    """
+    units: list[Any] = [module for module in model.modules() if hasattr(module, "unshard")]
+    for unit in units:
+        unit.set_reshard_after_forward(False, recurse=False)
+        unit.unshard()
+    try:
+        yield
+    finally:
+        for unit in units:
+            unit.reshard()
+            # The outermost keeps its own weights between its forward and its backward pass.
+            unit.set_reshard_after_forward(unit is not units[0], recurse=False)
+
+
+def wrap_model(model: nn.Module, find_unused_parameters: bool = False) -> nn.Module:
+    """Wrap a model that is not sharded for gradient averaging if there are several ranks, on CPU and GPU alike."""
+    if is_sharded(model):
+        return model
+    on_gpu = next(model.parameters()).is_cuda
+    return create_ddp_model(
+        model,
+        broadcast_buffers=False,
+        find_unused_parameters=find_unused_parameters,
+        device_ids=[comm.get_local_rank()] if on_gpu else None,
+    )
 
 
 def seed_generators(*numbers: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, HookBase, create_ddp_model, hooks
+from detectron2.engine import DefaultTrainer, HookBase, hooks
 from detectron2.evaluation import DatasetEvaluator, print_csv_format
 from detectron2.solver.lr_scheduler import LRMultiplier
 from detectron2.utils import comm
@@ -32,7 +32,15 @@ from .inference import JudgementError, run_on_dataset
 from .plateau import EarlyStopHook, TrainingEnded, build_best_weights_hook, build_plateau_hook
 from .saving import EMACheckpointer, SafeStepHook, SolverKeysHook
 from .stopping import RunStopped, StopHook
-from .train_loop import GroundingTrainLoop, amp_dtype, has_idle_parts
+from .train_loop import (
+    GroundingTrainLoop,
+    amp_dtype,
+    check_sharding,
+    has_idle_parts,
+    shard_model,
+    whole_weights,
+    wrap_model,
+)
 
 
 class GLIPv2Trainer(DefaultTrainer):
@@ -52,10 +60,13 @@ class GLIPv2Trainer(DefaultTrainer):
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()
         check_solver_values(cfg)
+        check_sharding(cfg)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         # DefaultTrainer's methods read it.
         self.cfg = cfg
         model = self.build_model(cfg)
+        if cfg.SOLVER.SHARD_WEIGHTS and comm.get_world_size() > 1:
+            shard_model(model)
         optimizer = self.build_optimizer(cfg, model)
         solver = cfg.SOLVER
         self._ema = ModelEMA(model, solver.EMA_DECAY, solver.EMA_WARMUP) if solver.EMA_DECAY else None
@@ -105,7 +116,7 @@ class GLIPv2Trainer(DefaultTrainer):
         """Build the hooks in the order in which they run after a step."""
 
         def evaluate() -> dict[str, Any]:
-            with averaged(self._ema), self._stop.immediate():
+            with averaged(self._ema), whole_weights(self.model), self._stop.immediate():
                 self._last_eval_results = self.test(self.cfg, self.model)
             return self._last_eval_results
 
@@ -121,7 +132,8 @@ class GLIPv2Trainer(DefaultTrainer):
             solver.MAX_CHECKPOINTS,
             with_tuned=self.cfg.MODEL.GLIPV2.TUNING.MODE != "full",
         )
-        savers = [saver] if comm.is_main_process() else []
+        # Of sharded weights the first process writes what all of them bring together.
+        savers = [saver] if comm.is_main_process() or solver.SHARD_WEIGHTS else []
         evaluators = [hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate)]
         plateau = build_plateau_hook(self.cfg, self.scheduler, self._ema)
         watchers = [hook for hook in (plateau, build_best_weights_hook(self.cfg, self._ema)) if hook is not None]
@@ -236,14 +248,3 @@ class GLIPv2Trainer(DefaultTrainer):
         cls, cfg: CfgNode, dataset: LoadedDataset, output_folder: str | None = None
     ) -> DatasetEvaluator:
         return build_evaluator(cfg, dataset, output_folder)
-
-
-def wrap_model(model: nn.Module, find_unused_parameters: bool = False) -> nn.Module:
-    """Wrap the model for gradient averaging if there are several ranks, on CPU and GPU alike."""
-    on_gpu = next(model.parameters()).is_cuda
-    return create_ddp_model(
-        model,
-        broadcast_buffers=False,
-        find_unused_parameters=find_unused_parameters,
-        device_ids=[comm.get_local_rank()] if on_gpu else None,
-    )

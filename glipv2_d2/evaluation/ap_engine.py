@@ -6,7 +6,7 @@ import contextlib
 import functools
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +15,6 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ..data.datasets.coco import Truth
 from ..errors import InputError
 from .ap_inputs import DetectionRows
 
@@ -34,7 +33,7 @@ def check_engine(engine: str) -> None:
 
 
 def precisions(
-    truth: Truth, rows: DetectionRows, task: str, *, rules: str = "coco", engine: str = "auto"
+    truth: Mapping[str, Any], rows: DetectionRows, task: str, *, rules: str = "coco", engine: str = "auto"
 ) -> np.ndarray:
     """Compare detections with annotations.
 
@@ -114,7 +113,7 @@ def _fast_engine() -> ModuleType | None:
     return hotcoco
 
 
-def _by_pycocotools(truth: Truth, detections: list[dict[str, Any]], task: str) -> np.ndarray:
+def _by_pycocotools(truth: Mapping[str, Any], detections: list[dict[str, Any]], task: str) -> np.ndarray:
     # The package writes into annotations, takes a match with annotation 0 for no match, and prints its steps.
     numbered = [{**annotation, "id": number} for number, annotation in enumerate(truth["annotations"], 1)]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -129,7 +128,9 @@ def _by_pycocotools(truth: Truth, detections: list[dict[str, Any]], task: str) -
     return np.asarray(evaluation.eval["precision"][..., -1])
 
 
-def _by_hotcoco(hotcoco: ModuleType, truth: Truth, rows: DetectionRows, task: str, rules: str) -> np.ndarray:
+def _by_hotcoco(
+    hotcoco: ModuleType, truth: Mapping[str, Any], rows: DetectionRows, task: str, rules: str
+) -> np.ndarray:
     """Hand images and categories over by their rank: detections go as float64, which cannot hold all ids."""
     is_lvis = rules == "lvis"
     image_ids, category_ids = (np.unique([one["id"] for one in truth[kind]]) for kind in ("images", "categories"))
@@ -183,7 +184,7 @@ def _counted(annotations: Sequence[dict[str, Any]], image_ids: np.ndarray, is_lv
 
 
 def _ranked_images(
-    truth: Truth, image_ids: np.ndarray, category_ids: np.ndarray, is_lvis: bool
+    truth: Mapping[str, Any], image_ids: np.ndarray, category_ids: np.ndarray, is_lvis: bool
 ) -> list[dict[str, Any]]:
     rank = {category_id: number for number, category_id in enumerate(category_ids.tolist())}
     fields = ("neg_category_ids", "not_exhaustive_category_ids") if is_lvis else ()

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from lvis import LVIS, LVISEval, LVISResults
 
-from ..data.datasets.coco import Truth
 from ..data.datasets.skip_report import with_progress
 
 
 class _Annotations(LVISResults):
     """Annotations or detections; the constructors of the package read files, copy, and fail without detections."""
 
-    def __init__(self, truth: Truth, annotations: list[dict[str, Any]]) -> None:
+    def __init__(self, truth: Mapping[str, Any], annotations: list[dict[str, Any]]) -> None:
         self.logger = logging.getLogger(__name__)
         self.dataset = {**truth, "annotations": annotations}
         self._create_index()
@@ -80,7 +79,7 @@ def _precision_at(matched: list[dict[str, Any]], recalls: np.ndarray) -> np.ndar
     return np.take_along_axis(precision, columns, axis=1)
 
 
-def lvis_precisions(truth: Truth, detections: list[dict[str, Any]], task: str) -> np.ndarray:
+def lvis_precisions(truth: Mapping[str, Any], detections: list[dict[str, Any]], task: str) -> np.ndarray:
     """Compare detections with annotations by the rules of LVIS.
 
     Args:
