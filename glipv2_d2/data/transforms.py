@@ -155,6 +155,18 @@ def _random_begin(side: int, part: int, shown: float | None) -> int:
     return int(np.random.randint(least, most + 1))
 
 
+def least_side(cfg: CfgNode) -> int | None:
+    """Return how many pixels the short side of a training image may be asked for, None where all may count.
+
+    It is None without INPUT.REDUCED_DECODING, with crops, whose size is in pixels of the image, and where an image may
+    keep its size.
+    """
+    sizes = cfg.INPUT.MIN_SIZE_TRAIN
+    if not cfg.INPUT.REDUCED_DECODING or cfg.INPUT.CROP.ENABLED or 0 in sizes:
+        return None
+    return math.ceil(cfg.INPUT.MIN_SIZE_TEST * cfg.INPUT.ZOOM[1]) if cfg.INPUT.ZOOM else max(sizes)
+
+
 def build_augmentations(cfg: CfgNode, is_train: bool, at_original_size: bool = False) -> list[T.Augmentation]:
     """List the augmentations of INPUT: test images are resized as in GLIP.
 

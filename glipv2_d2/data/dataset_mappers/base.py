@@ -20,7 +20,7 @@ from ...prompts.tokenizer import PromptTokenizer
 from ...structures import TokenizedPrompt
 from ..image_reading import read_image
 from ..mask_transforms import transform_masks
-from ..transforms import build_augmentations
+from ..transforms import ResizeTransformLegacy, build_augmentations, least_side
 
 
 class DroppedText(NamedTuple):
@@ -112,6 +112,7 @@ class PromptDatasetMapper(ABC):
         mask_prob: float | None = None,
         mask_only_positives: bool = True,
         with_masks: bool = False,
+        least_side: int | None = None,
     ):
         """
         Args:
@@ -124,6 +125,7 @@ class PromptDatasetMapper(ABC):
             mask_only_positives: Only masked tokens of phrases with a box are to be restored.
             with_masks: Add ``gt_masks`` and ``gt_has_mask`` to ``instances``, from annotations as ``keep_usable_masks``
                 leaves them.
+            least_side: Images whose dict has their size may be decoded smaller, see ``read_image``.
 
         Raises:
             InputError: Tokens are to be masked, but the tokenizer has no mask token.
@@ -136,6 +138,7 @@ class PromptDatasetMapper(ABC):
         self.mask_prob = mask_prob
         self.mask_only_positives = mask_only_positives
         self.with_masks = with_masks
+        self.least_side = least_side
         if mask_prob is not None:
             _ = tokenizer.mask_id  # An error here is one line before the first step, not one of a worker.
 
@@ -165,6 +168,7 @@ class PromptDatasetMapper(ABC):
             "flip_words": cfg.INPUT.PROMPT.FLIP_WORDS,
             "mask_prob": mlm.MASK_PROB if masks_words else None,
             "mask_only_positives": False,
+            "least_side": least_side(cfg) if is_train else None,
             "with_masks": is_train and cfg.MODEL.MASK_ON and cls.learns_boxes_alone,
             **cls.own_options(cfg, dataset_names or (cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST)),
         }
@@ -247,13 +251,17 @@ class PromptDatasetMapper(ABC):
     def _read(self, dataset_dict: dict) -> tuple[dict, T.TransformList]:
         sample = {key: dataset_dict[key] for key in ("file_name", "image_id", "height", "width") if key in dataset_dict}
         truncated: list[str] = []
-        image = read_image(dataset_dict, self.image_format, truncated)
+        whole = (dataset_dict["height"], dataset_dict["width"]) if {"height", "width"} <= dataset_dict.keys() else None
+        image = read_image(dataset_dict, self.image_format, truncated, self.least_side if whole else None)
         if truncated:
             sample["truncated_files"] = truncated
         sample.setdefault("height", image.shape[0])
         sample.setdefault("width", image.shape[1])
-        aug_input = T.AugInput(image, boxes=_boxes_of(boxes_to_train_on(dataset_dict)))
-        transforms = self.augmentations(aug_input)
+        shrink = T.TransformList([])
+        if whole is not None and image.shape[:2] != whole:
+            shrink = T.TransformList([ResizeTransformLegacy(*whole, *image.shape[:2])])
+        aug_input = T.AugInput(image, boxes=shrink.apply_box(_boxes_of(boxes_to_train_on(dataset_dict))))
+        transforms = shrink + self.augmentations(aug_input)
         sample["image"] = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))  # (3, H, W)
         return sample, transforms
 
