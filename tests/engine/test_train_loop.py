@@ -255,6 +255,9 @@ def test_accumulation_below_one_names_the_key():
 def test_step_is_skipped_when_another_rank_has_a_nonfinite_loss(monkeypatch):
     # Two ranks, of which the other one reports 1: the mean is 0.5.
     monkeypatch.setattr("glipv2_d2.engine.train_loop.reduce_mean", lambda flag: (flag + 1) / 2)
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
+    for name in ("all_gather", "gather"):
+        monkeypatch.setattr(f"detectron2.utils.comm.{name}", lambda value, *_, **__: [value])
     model = MeanModel()
     loop = make_loop(model, [[sample(1.0, 1.0)]])
     run(loop, 1)
