@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 
 from ..checkpoint.checkpointer import build_for_results
 from ..errors import InputError
-from ..modeling.fixed_prompt import FixedPromptDetector
+from ..modeling.exported.fixed_prompt import FixedPromptDetector
 from ..modeling.meta_arch.glipv2 import GLIPv2
 from ..prompts.tokenizer import PromptTokenizer
 from ..prompts.user_prompts import names_prompts

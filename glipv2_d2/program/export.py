@@ -1,8 +1,10 @@
-"""Write a detector with its names frozen in as a file for torch.export, which runs without glipv2_d2.
+"""Write a detector for programs without glipv2_d2: as ONNX for any names and images, or with both fixed for torch.
 
-OUT.pt2 needs torch and torchvision alone. OUT.json beside it says how an image is resized, what the inputs and outputs
-are, and which names the categories have. The file is for one size of images: those of another shape fit into it with
-their shape kept. Masks are left out.
+OUT.onnx takes any names and images of any size; OUT_text.onnx, which encodes the names, OUT_tokenizer.json and OUT.json
+lie beside it. examples/onnx_detect.py runs them without torch.
+
+OUT.pt2 is a program of torch.export with its names frozen in, for one size of images; it needs torch and torchvision
+alone. OUT.json beside it says how an image is resized, and what the inputs and outputs are. Masks are left out of both.
 """
 
 from __future__ import annotations
@@ -18,14 +20,16 @@ from .output import write_line
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``glipv2 export``."""
-    parser.add_argument("--output", type=Path, default=Path("detector.pt2"), metavar="FILE", help="file to write, .pt2")
+    parser.add_argument(
+        "--output", type=Path, default=Path("detector.pt2"), metavar="FILE", help="file to write, .onnx or .pt2"
+    )
     parser.add_argument("--names", metavar="A,B,C", help="names to find; default: those of DATASETS.TEST[0]")
     parser.add_argument(
         "--size",
         nargs=2,
         type=int,
         metavar=("HEIGHT", "WIDTH"),
-        help="size of its images, pixels; default: a photograph of 4:3 in INPUT.MIN_SIZE_TEST",
+        help=".pt2: size of its images, pixels; default: a photograph of 4:3 in INPUT.MIN_SIZE_TEST",
     )
     add_folder_argument(parser)
     add_config_arguments(parser)
@@ -35,8 +39,14 @@ def run(arguments: argparse.Namespace) -> None:
     """Export the model of the command line."""
     from ..engine.command_line import build_config
     from ..engine.export import export_detector
+    from ..engine.onnx_export import export_onnx
     from ..prompts.user_prompts import names_in
 
+    is_onnx = arguments.output.suffix == ".onnx"
+    if not is_onnx and arguments.output.suffix != ".pt2":
+        raise InputError(f"--output: expected a name that ends in .onnx or .pt2, found {arguments.output}")
+    if is_onnx and arguments.size is not None:
+        raise InputError("--size: expected none for .onnx, which takes images of any size, found one")
     config_file = find_config(arguments)
     if not config_file:
         raise InputError("--config-file, --model: expected the config or the folder of a model, found neither")
@@ -46,6 +56,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError("--names: expected at least one name, found none")
     keys = [*config_keys(arguments), "MODEL.DEVICE", "cpu"]
     cfg = build_config(config_file, keys, for_results=True)
+    if is_onnx:
+        files = export_onnx(cfg, arguments.output, names)
+        write_line(f"wrote {files.detector}, {', '.join(path.name for path in files[1:])}")
+        return
     size = None if arguments.size is None else (arguments.size[0], arguments.size[1])
     exported = export_detector(cfg, arguments.output, names, size)
     write_line(f"wrote {exported.program} and {exported.description.name}: {', '.join(exported.names)}")

@@ -121,6 +121,10 @@ class PromptTokenizer:
         encoder = cfg.MODEL.TEXT_ENCODER
         return cls(encoder.TOKENIZER, encoder.MAX_TOKENS, encoder.ALLOW_DOWNLOAD)
 
+    def save(self, path: Path) -> None:
+        """Write it as a file of the library tokenizers, for programs without this package."""
+        self._encoder.save(str(path))
+
     @functools.cached_property
     def vocab_size(self) -> int:
         """Number of token ids: every id is below it."""

@@ -5,7 +5,7 @@ import torch
 
 from glipv2_d2.errors import InputError
 from glipv2_d2.modeling import build_model
-from glipv2_d2.modeling.fixed_prompt import FixedPromptDetector
+from glipv2_d2.modeling.exported.fixed_prompt import FixedPromptDetector
 from glipv2_d2.prompts.tokenizer import PromptTokenizer
 
 # Height and width before and after the image is resized; a multiple of 32, and not.

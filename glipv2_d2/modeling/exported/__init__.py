@@ -1,0 +1,1 @@
+"""The detector as a graph of tensors alone, which other programs can hold."""

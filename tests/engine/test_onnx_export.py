@@ -1,0 +1,132 @@
+"""The export to ONNX: what is written, against the model, by the example that runs it without torch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from compare_onnx import Difference, Found, differences, load_example
+from PIL import Image
+from torch import nn
+
+from glipv2_d2 import GLIPv2Predictor, build_model
+from glipv2_d2.engine.command_line import build_config
+from glipv2_d2.engine.onnx_export import export_onnx, files_of, write_graph
+from glipv2_d2.errors import InputError
+
+pytest.importorskip("onnxscript")
+onnxruntime = pytest.importorskip("onnxruntime")
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "onnx_detect.py"
+# Runs the example where importing torch or the package is an error.
+WITHOUT_TORCH = """
+import runpy, sys
+sys.modules.update(dict.fromkeys(["torch", "torchvision", "glipv2_d2", "detectron2", "transformers", "cv2"]))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+class Branching(nn.Module):
+    """A module whose way depends on numbers."""
+
+    def forward(self, x):
+        return x * 2 if x.sum() > 0 else x
+
+
+class ForOneSize(nn.Module):
+    """A module for maps of one size."""
+
+    def forward(self, x):
+        return x.view(1, 6, 8)
+
+
+class Foreign(nn.Module):
+    """A module with an operation that ONNX lacks."""
+
+    def forward(self, x):
+        return torch.linalg.eigvalsh(x @ x.transpose(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"), [(Branching, "cannot follow"), (ForOneSize, "cannot follow"), (Foreign, "no form in it")]
+)
+def test_a_module_that_cannot_be_exported_is_named(kind, reason, tmp_path):
+    rows = torch.export.Dim("rows")
+    whole = nn.Sequential(nn.ReLU(), nn.Sequential(nn.ReLU(), kind()))
+    with pytest.raises(InputError) as caught:
+        write_graph(whole, {"x": (torch.ones(1, 6, 8), {1: rows})}, ["y"], tmp_path / "a.onnx")
+    message = str(caught.value)
+    assert message.startswith("1.1: expected a module that ONNX can hold") and reason in message
+    assert ".pt2" in message and "\n" not in message and not list(tmp_path.iterdir())
+
+
+def test_detections_are_compared_in_both_directions_but_for_the_last():
+    boxes = np.array([[0, 0, 10, 10], [5, 5, 9, 9], [1, 1, 3, 3]], np.float32)
+    one = Found(boxes, np.array([0.9, 0.5, 0.1]), np.array([0, 1, 0]))
+    assert differences(one, one) == Difference(0, 0, 0, 4)
+    moved = Found(boxes + 0.25, np.array([0.9, 0.498, 0.1]), np.array([0, 1, 0]))
+    found = differences(one, moved)
+    assert (found.pixels, found.lost, found.compared) == (0.25, 0, 4) and found.score == pytest.approx(0.002)
+    # Another name, and one that the other side has not found.
+    assert differences(one, Found(boxes[:2], one.scores[:2], np.array([1, 1])))[2:] == (2, 2)
+
+
+@pytest.fixture(scope="module")
+def export(tmp_path_factory):
+    """The micro model with random weights and many scores, its config, and the folder of its export."""
+    folder = tmp_path_factory.mktemp("export")
+    cfg = build_config("glipv2_micro", ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "random"])
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    for parameter in model.head.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.05)
+    model.head.bias0.data.fill_(-1.0)
+    torch.save({"model": model.state_dict()}, folder / "model.pth")
+    cfg.MODEL.WEIGHTS = str(folder / "model.pth")
+    export_onnx(cfg, folder / "mine.onnx", ["cat", "dog"])
+    return cfg, folder
+
+
+@pytest.mark.slow
+def test_one_export_finds_what_the_model_finds_in_images_of_any_size_for_any_names(export):
+    cfg, folder = export
+    predictor, example = GLIPv2Predictor(cfg), load_example()
+    rng = np.random.default_rng(0)
+    for names in (["cat"], ["traffic light", "a_dog (small)", "cat"], [f"thing number {n}" for n in range(90)]):
+        detector = example.Detector(folder / "mine.onnx", names, threads=1)
+        for height, width in ((240, 320), (400, 200), (33, 47)):
+            small = rng.integers(0, 256, (8, 9, 3), dtype=np.uint8)
+            image = Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+            instances = predictor(image, names)["instances"]
+            tensors = instances.pred_boxes.tensor, instances.scores, instances.pred_classes
+            found = differences(Found(*detector(image)), Found(*(tensor.numpy() for tensor in tensors)))
+            assert found.compared > 50 and not found.lost
+            assert found.pixels < 0.05 and found.score < 1e-4
+
+
+@pytest.mark.slow
+def test_the_example_runs_without_torch_and_package(export, tmp_path):
+    _, folder = export
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    command = [sys.executable, "-I", "-c", WITHOUT_TORCH, str(EXAMPLE), str(folder / "mine.onnx"), "a.png"]
+    done = subprocess.run([*command, "--threshold", "0"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert lines[0] == "a.png" and len(lines) > 50 and lines[1].split()[0] in ("cat", "dog")
+
+
+@pytest.mark.slow
+def test_description_and_files_belong_together(export):
+    cfg, folder = export
+    files = files_of(folder / "mine.onnx")
+    assert sorted(path.name for path in folder.iterdir()) == sorted(["model.pth", *(path.name for path in files)])
+    about = json.loads(files.description.read_text())
+    assert about["names"] == ["cat", "dog"] and about["multiple_of"] == 32
+    assert about["resize"] == {"shortest": cfg.INPUT.MIN_SIZE_TEST, "longest": cfg.INPUT.MAX_SIZE_TEST}
+    inputs = {one.name: one.shape for one in onnxruntime.InferenceSession(files.detector).get_inputs()}
+    assert set(inputs) == set(about["inputs"])
+    # Open axes have names in place of numbers.
+    assert [type(axis) for axis in inputs["image"]] == [int, str, str]
+    assert [type(axis) for axis in inputs["phrase_token_map"]] == [str, str]
