@@ -79,6 +79,9 @@ def check_processes(arguments: argparse.Namespace) -> int:
             f"--dist-url: expected for {arguments.num_machines} machines the address of the first of them, the same on "
             f"all: tcp://HOST:PORT; found {arguments.dist_url!r}"
         )
+    if not 0 <= arguments.machine_rank < arguments.num_machines:
+        expected = f"expected 0 to {arguments.num_machines - 1}, the number of this machine of --num-machines"
+        raise InputError(f"--machine-rank: {expected}, found {arguments.machine_rank}")
     return max(1, arguments.num_gpus) * arguments.num_machines
 
 

@@ -105,7 +105,7 @@ def _fast_engine() -> ModuleType | None:
     try:
         import hotcoco
     except ImportError:
-        logging.getLogger(__name__).warning(
+        logging.getLogger(__name__).info(
             "evaluation: expected hotcoco, which computes AP fast, found none; pycocotools and lvis give the same "
             "numbers slowly; way out: pip install hotcoco"
         )

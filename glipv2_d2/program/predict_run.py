@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..engine.image_inputs import as_bgr
 from ..errors import InputError
+from ..plurals import counted
 from .predict_files import Item, ResultFolder
 from .predict_sources import Frames, Source
 from .predict_tasks import Detector
@@ -45,7 +46,7 @@ def predict_sources(task: Detector, sources: Sequence[Source], folder: ResultFol
                 _predict_frames(task, source, folder, counts)
     if not counts.num_images:
         if files:
-            raise InputError(f"INPUT: expected readable images, found none among {len(files)} files")
+            raise InputError(f"INPUT: expected readable images, found none among {counted(len(files), 'file')}")
         raise InputError(f"INPUT: expected a readable video, found no frame in {sources[0].name}")
     return counts
 

@@ -15,6 +15,9 @@ from ..errors import InputError
 from .config_arguments import add_config_arguments, add_process_arguments, config_keys
 from .output import write_line
 
+# Epochs or minutes; nobody waits longer.
+_MOST = 1_000_000
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``glipv2 train``."""
@@ -57,7 +60,14 @@ def _run_own(arguments: argparse.Namespace) -> None:
         _prepare_run(arguments, num_processes)
     # The others wait for the first, so they find its config.
     arguments.config_file, arguments.opts = str(arguments.output / CONFIG_NAME), []
-    launch_run(_train_own, arguments)
+    try:
+        launch_run(_train_own, arguments)
+    except SystemExit as end:
+        # An error, not a signal: without a checkpoint there is no run to go on with.
+        if isinstance(end.code, str) and not arguments.resume and not list(arguments.output.glob("model_*.pth")):
+            (arguments.output / CONFIG_NAME).unlink(missing_ok=True)
+            (arguments.output / "metrics.json").unlink(missing_ok=True)
+        raise
 
 
 def _prepare_run(arguments: argparse.Namespace, num_processes: int) -> None:
@@ -113,8 +123,8 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
     """
     chosen = {"--epochs": arguments.epochs, "--minutes": arguments.minutes}
     for name, value in chosen.items():
-        if value is not None and not value > 0:
-            raise InputError(f"{name}: expected a number above 0, found {value:g}")
+        if value is not None and not 0 < value <= _MOST:
+            raise InputError(f"{name}: expected a number above 0, at most {_MOST:,}, found {value:g}")
     if arguments.output is None:
         raise InputError("--output: expected the folder of the run, found none")
     if arguments.resume:

@@ -182,7 +182,7 @@ def test_without_the_fast_engine_one_line_says_so_and_the_results_are_the_same(
     expected = all_results(tmp_path)
     ap_engine._fast_engine.cache_clear()
     monkeypatch.setitem(sys.modules, "hotcoco", None)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         assert all_results(tmp_path) == expected
     (record,) = [record for record in caplog.records if "hotcoco" in record.getMessage()]
     assert "\n" not in record.getMessage() and "pip install hotcoco" in record.getMessage()
@@ -190,7 +190,7 @@ def test_without_the_fast_engine_one_line_says_so_and_the_results_are_the_same(
 
 def test_the_reference_does_without_the_fast_engine_and_says_nothing(forget_engine, monkeypatch, tmp_path, caplog):
     monkeypatch.setitem(sys.modules, "hotcoco", None)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         assert all_results(tmp_path, engine="reference")
     assert "hotcoco" not in caplog.text
 

@@ -189,7 +189,12 @@ def as_dict(options):
         (["--output", "out"], "--data: expected a folder or a file"),
         (["--output", "out", "--resume", "--epochs", "3"], "--resume: expected --output alone"),
         (["--output", "out", "--resume", "SOLVER.MAX_ITER", "3"], "--resume: expected --output alone"),
-        (["--data", "photos", "--output", "out", "--minutes", "0"], "--minutes: expected a number above 0, found 0"),
+        (["--data", "photos", "--output", "out", "--minutes", "0"], "--minutes: expected a number above 0, .*found 0"),
+        (
+            ["--data", "photos", "--output", "out", "--epochs", "inf"],
+            "--epochs: expected a number .*found inf",
+        ),
+        (["--data", "photos", "--output", "out", "--machine-rank", "1"], "--machine-rank: expected 0 to 0, .*found 1"),
         (["--data", "photos", "--output", "out", "--num-machines", "2"], "--dist-url: expected for 2 machines the add"),
         ([], "expected --data PATH and --output DIR, or --config-file FILE"),
     ],
@@ -220,3 +225,10 @@ def test_data_that_cannot_be_trained_on_end_in_one_line_and_leave_no_run(words, 
     for _ in range(2):
         with pytest.raises(SystemExit, match=message):
             main([*words, "--output", "out"])
+
+
+def test_a_run_that_could_not_begin_leaves_its_folder_free(words, tmp_path):
+    (tmp_path / "weights.pth").write_bytes(b"no weights")
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="weights.pth: expected"):
+            main([*words, "--output", "out", "--weights", "weights.pth"])
