@@ -264,8 +264,14 @@ class _Trace:
     def leave(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """A module has returned."""
         self.running.pop()
-        if self.fixed_by is None and any(size.node.maybe_as_int() is not None for size in self._sizes):
+        if self.fixed_by is None and any(map(_is_fixed, self._sizes)):
             self.fixed_by = name
+
+
+def _is_fixed(size: torch.SymInt) -> bool:
+    """Tell whether a symbol stands for one number alone by now."""
+    node = size.node
+    return node.maybe_as_int() is not None or node.shape_env.bound_sympy(node.expr).is_singleton()
 
 
 @contextlib.contextmanager
