@@ -199,7 +199,7 @@ def write_graph(module: nn.Module, inputs: dict[str, tuple[Any, Any]], outputs: 
                 prefer_deferred_runtime_asserts_over_guards=True,
             )
         try:
-            graph = torch.onnx.export(
+            graph: Any = torch.onnx.export(
                 program, (), input_names=list(inputs), output_names=outputs, opset_version=OPSET, verbose=False
             )
         except torch.onnx.OnnxExporterError as error:
@@ -257,7 +257,7 @@ class _Trace:
     def enter(self, name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         """A module is called."""
         if not self.running:
-            sizes = (size for one in inputs if isinstance(one, torch.Tensor) for size in one.shape)
+            sizes: Iterator[Any] = (size for one in inputs if isinstance(one, torch.Tensor) for size in one.shape)
             self._sizes = [size for size in sizes if isinstance(size, torch.SymInt)]
         self.running.append(name)
 
@@ -270,7 +270,7 @@ class _Trace:
 
 def _is_fixed(size: torch.SymInt) -> bool:
     """Tell whether a symbol stands for one number alone by now."""
-    node = size.node
+    node: Any = size.node
     return node.maybe_as_int() is not None or node.shape_env.bound_sympy(node.expr).is_singleton()
 
 

@@ -8,16 +8,18 @@ what depends on a size is computed by tensors.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.nn.functional as F
-from detectron2.modeling.backbone.swin import PatchMerging, SwinTransformer
+from detectron2.modeling.backbone.swin import PatchEmbed, PatchMerging, SwinTransformer, SwinTransformerBlock
 from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from ...errors import InputError
-from ...layers.dyconv import NUM_OFFSETS, DyConv
+from ...layers.dyconv import NUM_OFFSETS, ConvUnit, DyConv
 from ...layers.fusion import BiAttentionBlock
+from ..backbone.coswin import ConvEmbedding
 from ..meta_arch.glipv2 import GLIPv2
 
 
@@ -77,13 +79,13 @@ class FreeSwin(nn.Module):
         return maps
 
 
-def _normed(embedding: nn.Module, image: Tensor) -> Tensor:
+def _normed(embedding: PatchEmbed | ConvEmbedding, image: Tensor) -> Tensor:
     """Return the tokens (1, H*W, C) of an embedded image (1, C, H, W), with the norm of the embedding if it has one."""
     tokens = image.flatten(2).transpose(1, 2)
     return tokens if embedding.norm is None else embedding.norm(tokens)
 
 
-def _halve(downsampling: nn.Module, tokens: Tensor, height: int, width: int) -> Tensor:
+def _halve(downsampling: PatchMerging | ConvEmbedding, tokens: Tensor, height: int, width: int) -> Tensor:
     """Join each square of 2 x 2 tokens (1, H*W, C), with H and W even, to one of (1, H*W / 4, 2C)."""
     if not isinstance(downsampling, PatchMerging):
         return _normed(downsampling, downsampling.proj(tokens.transpose(1, 2).unflatten(2, (height, width))))
@@ -92,7 +94,7 @@ def _halve(downsampling: nn.Module, tokens: Tensor, height: int, width: int) -> 
     return downsampling.reduction(downsampling.norm(squares.flatten(1, 2)))
 
 
-def _swin_block(block: nn.Module, tokens: Tensor, height: int, width: int) -> Tensor:
+def _swin_block(block: SwinTransformerBlock, tokens: Tensor, height: int, width: int) -> Tensor:
     """Run a block on tokens (1, H*W, C)."""
     attention, size, shift = block.attn, block.window_size, block.shift_size
     rows, columns = (height + size - 1) // size, (width + size - 1) // size
@@ -166,7 +168,8 @@ class FreeDyConv(nn.Module):
         return [self.layer.relu(self._mix(features, index)) for index in range(len(features))]
 
     def _mix(self, features: list[Tensor], index: int) -> Tensor:
-        level, (coarse, same, fine) = features[index], self.layer.convs
+        level, convs = features[index], cast(list[ConvUnit], list(self.layer.convs))
+        coarse, same, fine = convs
         maps = None if self.layer.offset is None else self.layer.offset(level)
         branches = [_convolve(same, level, maps, level)]
         if index > 0:
@@ -181,7 +184,7 @@ class FreeDyConv(nn.Module):
         return mixed
 
 
-def _convolve(unit: nn.Module, x: Tensor, maps: Tensor | None, like: Tensor) -> Tensor:
+def _convolve(unit: ConvUnit, x: Tensor, maps: Tensor | None, like: Tensor) -> Tensor:
     """Run a ``ConvUnit`` on (1, C, H, W) with the offsets and modulations (1, 27, H', W') of a level, read flat.
 
     The result has the rows and columns of ``like``.
@@ -193,7 +196,7 @@ def _convolve(unit: nn.Module, x: Tensor, maps: Tensor | None, like: Tensor) -> 
         height, width = like.shape[-2:]
         offset, modulation = maps[:, :NUM_OFFSETS], maps[:, NUM_OFFSETS:].sigmoid()
         offset, modulation = (_read_flat(one, height, width) for one in (offset, modulation))
-        mixed = deform_conv_of_gathers(x, offset, modulation, conv.weight, conv.bias, conv.stride[0])
+        mixed = deform_conv_of_gathers(x, offset, modulation, conv.weight, conv.get_parameter("bias"), conv.stride[0])
     # The function of torch.nn compares sizes first.
     return torch.group_norm(mixed, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
