@@ -25,7 +25,7 @@ def assert_equals_slow(encoder, tokens):
     weights = {name: tensor.double().numpy() for name, tensor in encoder.state_dict().items()}
     with torch.no_grad():
         hidden = encoder(tokens).hidden
-    for row, (ids, mask) in enumerate(zip(*tokens)):
+    for row, (ids, mask) in enumerate(zip(tokens.input_ids, tokens.mask)):
         expected = slow_clip_text_encoder(ids.numpy(), mask.numpy(), weights, len(encoder.resblocks), 3)
         np.testing.assert_allclose(hidden[row], expected, rtol=1e-4, atol=1e-4)
 

@@ -140,7 +140,7 @@ def test_without_fusion_the_tower_reads_an_image_once_for_all_chunks(cfg):
     (together,) = model([make_input(PROMPTS)])
     assert len(calls) == 2
     # As if the tower ran for each chunk anew, beside its text.
-    mix_levels, model.fusion_tower.mix_levels = model.fusion_tower.mix_levels, lambda features: None
+    mix_levels, model.fusion_tower.mix_levels = model.fusion_tower.mix_levels, lambda features: []
     assert_same(together, *(model([make_input([prompt])])[0] for prompt in PROMPTS))
     assert len(calls) == 2 + 2 * len(PROMPTS)
     model.fusion_tower.mix_levels = mix_levels

@@ -6,6 +6,7 @@ Functions that read a value raise EntryError where it is not what they return.
 from __future__ import annotations
 
 import codecs
+import io
 import json
 import logging
 import os
@@ -63,14 +64,13 @@ def read_json_file(json_file: str, kind: type = dict) -> Any:
         AnnotationError: It is not json, or holds something else.
     """
     try:
-        with PathManager.open(json_file, "rb") as beginning:
-            is_wide = beginning.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-        with PathManager.open(json_file, "r", encoding="utf-16" if is_wide else "utf-8-sig") as file:
+        with PathManager.open(json_file, "rb") as file:
+            is_wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
             size = file.seek(0, 2)
             file.seek(0)
             if size > _LARGE_FILE:
                 logging.getLogger(__name__).info("%s: reading %d MB ...", json_file, size // 2**20)
-            content = json.load(file)
+            content = json.load(io.TextIOWrapper(file, encoding="utf-16" if is_wide else "utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise AnnotationError(f"{json_file}: expected a json file, found {one_line(error)}") from error
     if not isinstance(content, kind):
