@@ -85,7 +85,9 @@ def export(tmp_path_factory):
         parameter.data.add_(torch.randn_like(parameter) * 0.05)
     model.head.bias0.data.fill_(-1.0)
     torch.save({"model": model.state_dict()}, folder / "model.pth")
+    cfg.defrost()
     cfg.MODEL.WEIGHTS = str(folder / "model.pth")
+    cfg.freeze()
     export_onnx(cfg, folder / "mine.onnx", ["cat", "dog"])
     return cfg, folder
 
