@@ -139,7 +139,7 @@ class GroundingTrainLoop(SimpleTrainer):
         Gradients that overflow because of the loss scale are not a failure: the scale shrinks, the next step counts.
 
         Args:
-            norm: Of the gradients, which are clipped; empty where losses are scaled: then they are clipped here.
+            norm: Norm of the gradients, which are clipped; empty where losses are scaled: then they are clipped here.
         """
         self.grad_scaler.unscale_(self.optimizer)
         # Equal on all ranks, since the gradients are.

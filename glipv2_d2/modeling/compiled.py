@@ -30,7 +30,7 @@ class CompiledParts:
     without a compiler, and a line says so once. A copy of the model compiles anew.
 
     Args:
-        backend: Of torch.compile, such as "inductor"; "" compiles nothing.
+        backend: A backend of torch.compile, such as "inductor"; "" compiles nothing.
 
     Raises:
         InputError: torch does not know the backend.

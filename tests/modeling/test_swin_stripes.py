@@ -16,7 +16,7 @@ def make_swin(swin_class=FreezableSwin, **options):
     return swin
 
 
-def compare(swin, images):
+def assert_equals_detectron2(swin, images):
     expected = SwinTransformer.forward(swin, images)
     with torch.no_grad():
         actual = swin(images)
@@ -32,11 +32,11 @@ def test_stripes_equal_detectron2s_blocks(size, positions, swin_class, monkeypat
     # Maps that fit the windows and maps that are padded, smaller than a window too; stripes of one row and of all.
     monkeypatch.setattr(swin_stripes, "MIN_POSITIONS", positions)
     monkeypatch.setattr(swin_stripes, "STRIPE_NUMBERS", 1)
-    compare(make_swin(swin_class), torch.randn(2, 3, *size, dtype=torch.float64))
+    assert_equals_detectron2(make_swin(swin_class), torch.randn(2, 3, *size, dtype=torch.float64))
 
 
 def test_layers_without_bias_and_other_scales_are_followed():
-    compare(make_swin(qkv_bias=False, qk_scale=0.7), torch.randn(1, 3, 40, 32, dtype=torch.float64))
+    assert_equals_detectron2(make_swin(qkv_bias=False, qk_scale=0.7), torch.randn(1, 3, 40, 32, dtype=torch.float64))
 
 
 def test_stripes_cover_a_map_once():

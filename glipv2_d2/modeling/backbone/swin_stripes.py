@@ -47,7 +47,7 @@ def run_stage(stage: BasicLayer, tokens: Tensor, height: int, width: int) -> Ten
     Args:
         stage: In eval mode.
         tokens: (N, height * width, C) float32 or float64.
-        height, width: Of the map.
+        height, width: Sides of the map, in tokens.
     """
     tokens = tokens.contiguous()
     for block in stage.blocks:
