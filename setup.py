@@ -97,7 +97,8 @@ setup(
         # The page of "glipv2 serve".
         "web": ["gradio>=6"],
         # Fast AP of COCO and LVIS; without it pycocotools and lvis compute the same numbers slowly.
-        "evaluation": ["hotcoco>=1.3"],
+        # The tests of tools/run_ablation.py are those of scipy.
+        "evaluation": ["hotcoco>=1.3", "scipy>=1.10"],
         # "glipv2 export" to ONNX; what it writes runs with onnxruntime alone.
         "onnx": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"],
         "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.80", "selenium>=4.20"],

@@ -4,8 +4,8 @@ import json
 import math
 from types import SimpleNamespace
 
-import pretrain_micro
 import pytest
+import run_ablation
 import torch
 from detectron2.data import DatasetCatalog
 from drawn_images import register_drawn
@@ -60,25 +60,98 @@ def test_entropy_of_masked_words_is_that_of_their_frequencies(write_config, monk
 
     monkeypatch.setenv("DETECTRON2_DATASETS", "before")
     monkeypatch.setattr("glipv2_d2.data.build_train_loader", batches)
-    monkeypatch.setattr(pretrain_micro, "NUM_COUNTED_BATCHES", 3)
-    entropy, count = pretrain_micro.unigram_entropy(write_config(), tmp_path)
+    monkeypatch.setattr(run_ablation, "NUM_COUNTED_BATCHES", 3)
+    entropy, count = run_ablation.unigram_entropy(write_config(), tmp_path)
     assert entropy == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(4)) and count == 12
 
 
 def test_last_loss_is_the_mean_over_the_last_fifth(tmp_path):
     records = [{"iteration": step, "loss_mlm": float(step)} for step in range(10)] + [{"iteration": 10}]
     (tmp_path / "metrics.json").write_text("\n".join(json.dumps(record) for record in records))
-    assert pretrain_micro.last_loss(tmp_path, "loss_mlm") == 8.5
+    assert run_ablation.last_loss(tmp_path, "loss_mlm") == 8.5
 
 
-def test_run_that_is_finished_is_not_repeated(monkeypatch, tmp_path):
-    commands = []
-    monkeypatch.setattr(pretrain_micro, "train", lambda command, *_: commands.append(command))
-    runs = pretrain_micro.Runs(tmp_path, 5, ["SOLVER.IMS_PER_BATCH", "2"])
-    folder = runs.train("half", "some.yaml", ("a", "b"), 3, "KEY", "value")
-    assert folder == tmp_path / "half" and len(commands) == 1
-    assert commands[0][-4:] == ["KEY", "value", "SOLVER.IMS_PER_BATCH", "2"]
-    assert "('a', 'b')" in commands[0] and commands[0][commands[0].index("SEED") + 1] == "3"
-    folder.mkdir()
-    (folder / "model_final.pth").touch()
-    assert runs.train("half", "some.yaml", ("a", "b"), 3) == folder and len(commands) == 1
+@pytest.fixture
+def commands(monkeypatch):
+    """The commands of trainings, which write the end of a metrics.json in place of training."""
+    done = []
+
+    def train(command, folder, environment, max_iter):
+        done.append(command)
+        folder.mkdir(parents=True)
+        (folder / "model_final.pth").touch()
+        results = {f"stampworld_{split}/bbox/{name}": 10.0 for split in ("val", "val_novel") for name in ("AP", "AP50")}
+        results |= {"stampworld_val_novel/bbox/AP": math.nan, "stampworld_val_grounding/any_box/R@1": 61.234}
+        (folder / "metrics.json").write_text(json.dumps({"iteration": max_iter, **results}))
+
+    monkeypatch.setattr(run_ablation, "train", train)
+    return done
+
+
+def test_training_that_is_finished_is_not_repeated(commands, tmp_path):
+    runs = run_ablation.Runs(tmp_path, 200, [], ["SOLVER.IMS_PER_BATCH", "2"])
+    for _ in range(2):
+        runs.train(tmp_path / "half", "some.yaml", ("a", "b"), 3, ["KEY", "value"])
+    (command,) = commands
+    assert command[-4:] == ["KEY", "value", "SOLVER.IMS_PER_BATCH", "2"]
+    assert "('a', 'b')" in command and command[command.index("SEED") + 1] == "3"
+    # A moving average over 20 of 200 updates.
+    assert command[command.index("SOLVER.EMA_DECAY") + 1] == "0.9500"
+
+
+def test_run_is_recorded_with_its_measures_and_not_repeated(commands, monkeypatch, tmp_path):
+    def call(runs, command):
+        (path,) = [word for word in command if word.endswith("retrieval.json")]
+        with open(path, "w") as stream:
+            json.dump({"fused": {"recall@1": 5.5}, "contrastive": {"recall@1": 7.5}}, stream)
+
+    monkeypatch.setattr(run_ablation.Runs, "call", call)
+    runs, form = run_ablation.Runs(tmp_path, 200, [], []), run_ablation.Form("inter", "no")
+    record = runs.run(form, 1)
+    assert record["measures"] == {
+        **{"seen AP": 10.0, "seen AP50": 10.0, "unseen AP": 0.0, "unseen AP50": 10.0, "phrases R@1": 61.23},
+        **{"retrieval fused R@1": 5.5, "retrieval contrastive R@1": 7.5},
+    }
+    (command,) = commands
+    words = dict(zip(command, command[1:]))
+    assert words["MODEL.GLIPV2.CONTRASTIVE.ENABLED"] == "True" and words["MODEL.GLIPV2.MLM.ENABLED"] == "False"
+    assert "pseudo" not in words["DATASETS.TRAIN"]
+    assert runs.run(form, 1) == record and len(commands) == 1
+    with pytest.raises(SystemExit, match="expected a run of"):
+        run_ablation.Runs(tmp_path, 300, [], []).run(form, 1)
+
+
+def test_captions_are_data_of_the_forms_with_captions_alone(commands, monkeypatch, tmp_path):
+    monkeypatch.setattr(run_ablation.Runs, "retrieval", lambda *_: {})
+    runs = run_ablation.Runs(tmp_path, 200, [], [])
+    for captions in run_ablation.CAPTIONS:
+        runs.run(run_ablation.Form("intra", captions), 0)
+    assert ["stampworld_pseudo" in str(command) for command in commands] == [False, True]
+
+
+def test_gain_is_tested_over_pairs_of_one_seed():
+    gain = run_ablation.paired({0: 1.0, 1: 2.0, 2: 3.0, 7: 9.0}, {2: 6.0, 0: 2.0, 1: 4.0})
+    # Gains of 1, 2 and 3: t = 2 / (1 / sqrt(3)), and with two degrees of freedom p = 1 - t / sqrt(2 + t * t).
+    assert gain == pytest.approx({"gain": 2.0, "deviation": 1.0, "seeds": 3, "p": 1 - math.sqrt(12 / 14)})
+    assert run_ablation.paired({0: 1.0}, {0: 2.0}) == {"gain": 1.0, "deviation": 0.0, "seeds": 1, "p": None}
+    assert run_ablation.paired({0: 1.0}, {1: 2.0}) == {"gain": None, "deviation": 0.0, "seeds": 0, "p": None}
+    assert run_ablation.paired({0: 1.0, 1: 2.0}, {0: 2.0, 1: 3.0})["p"] == 0.0
+    assert run_ablation.paired({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0})["p"] == 1.0
+
+
+def test_table_has_means_and_the_gain_of_each_loss_and_of_captions():
+    rows = [("intra", "no", 1.0), ("inter", "no", 3.0), ("intra", "yes", 2.0), ("all", "no", 3.5)]
+    records = [
+        {"losses": losses, "captions": captions, "seed": seed, "measures": {"unseen AP": value + seed * seed}}
+        for losses, captions, value in rows
+        for seed in (0, 2)
+    ]
+    table = run_ablation.tables_of(records)
+    # Seeds 0 and 2 add 0 and 4: the mean is 2 more, the deviation sqrt(8) = 2.83.
+    assert "| unseen AP | 3.0 ± 2.8 | 5.0 ± 2.8 | 4.0 ± 2.8 | 5.5 ± 2.8 |" in table
+    gains = table.split("| gain of |")[1].splitlines()[2:]
+    assert gains == [
+        "| L_inter, without captions | unseen AP | +2.0 ± 0.0 | 2 | 0.000 |",
+        "| L_mlm, without captions | unseen AP | +0.5 ± 0.0 | 2 | 0.000 |",
+        "| captions, intra | unseen AP | +1.0 ± 0.0 | 2 | 0.000 |",
+    ]
