@@ -16,6 +16,8 @@ from typing import Any
 
 from checked_files import check, write_atomically
 
+from glipv2_d2.plurals import counted
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the lines; an existing file is replaced."""
@@ -33,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         sys.exit(f"error: {options.file}: expected a json file of Karpathy's splits, found another ({reason})")
-    print(f"{options.output}: {len(captions)} captions")
+    print(f"{options.output}: {counted(len(captions), 'caption')}")
 
 
 def list_captions(content: Any, source: str, splits: Sequence[str]) -> list[dict[str, str]]:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from checked_files import write_atomically, write_json
 
+from glipv2_d2.plurals import counted
+
 SPLIT = "train"
 
 
@@ -30,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_atomically(annotations / "other_half_captions.jsonl", lines.encode())
     except (OSError, ValueError, KeyError) as error:
         sys.exit(f"error: {annotations / SPLIT}.json: expected COCO json whose images have a caption, found {error!r}")
-    print(f"{annotations}: {len(half['images'])} images with boxes, {len(captions)} captions")
+    print(f"{annotations}: {counted(len(half['images']), 'image')} with boxes, {counted(len(captions), 'caption')}")
 
 
 def split_halves(content: dict) -> tuple[dict, list[dict]]:

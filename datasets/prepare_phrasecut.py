@@ -15,6 +15,8 @@ from pathlib import Path
 
 from checked_files import write_atomically
 
+from glipv2_d2.plurals import counted
+
 SPLITS = ("train", "miniv", "val", "test")
 SIZES = "image_data_split.json"
 _MOST_NAMED = 3
@@ -62,7 +64,7 @@ def prepare(annotations: Path, image_folders: Sequence[Path], output: Path, copy
         lacking = sorted(missing.intersection(ids))
         some = ", ".join(f"{image_id}.jpg" for image_id in lacking[:_MOST_NAMED])
         note = f", {len(lacking)} of them missing ({some}{', ...' * (len(lacking) > _MOST_NAMED)})" if lacking else ""
-        print(f"{output / name}: {len(ids)} phrases of {len(set(ids))} images{note}")
+        print(f"{output / name}: {counted(len(ids), 'phrase')} of {counted(len(set(ids)), 'image')}{note}")
 
 
 def _image_ids(file: Path) -> list[int]:

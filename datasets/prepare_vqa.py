@@ -20,6 +20,7 @@ from typing import Any
 
 from checked_files import check, write_json
 
+from glipv2_d2.plurals import counted
 from glipv2_d2.prompts.answers import normal_form
 
 ANNOTATIONS = "v2_mscoco_{}2014_annotations.json"
@@ -51,13 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         output = options.output or options.folder / ANSWERS
         write_json(output, {answer: counts[answer] for answer in answers})
         covered = sum(counts[answer] for answer in answers)
-        print(f"{output}: {len(answers)} of {len(counts)} answers, of {covered} of {counts.total()} questions")
+        total = f"{len(answers)} of {counted(len(counts), 'answer')}"
+        print(f"{output}: {total}, of {covered} of {counted(counts.total(), 'question')}")
         if num_blank:
-            print(f"left out: {num_blank} questions with a blank answer")
+            print(f"left out: {counted(num_blank, 'question')} with a blank answer")
         if not options.annotations:
             image_ids = draw_images(contents[str(files[1])], str(files[1]), options.seed)
             write_json(options.folder / DEV_IMAGES, image_ids)
-            print(f"{options.folder / DEV_IMAGES}: {len(image_ids)} images")
+            print(f"{options.folder / DEV_IMAGES}: {counted(len(image_ids), 'image')}")
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
 

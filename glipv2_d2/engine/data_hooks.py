@@ -15,7 +15,7 @@ from ..data.stream.samples import DROPPED_COUNTS
 from ..data.stream.state import TrainLoader
 from ..distributed import reduce_mean
 from ..errors import InputError
-from ..plurals import counted
+from ..plurals import counted, singular
 from .stopping import StopHook
 
 # Fewer unreadable files never end a training.
@@ -114,7 +114,8 @@ class SkippedImagesHook(HookBase):
         logger = logging.getLogger(__name__)
         for key, (thing, outcome) in _REPORTS.items():
             lines = self._lines[key]
-            if lines:
+            # The one truncated image has been named.
+            if lines and not (key == "truncated_files" and len(lines) <= _NUM_NAMED_TRUNCATED):
                 number = f"{'at least ' * (len(lines) == _NUM_LISTED)}{counted(len(lines), thing)}"
                 logger.warning("%s, %s:\n%s", number, outcome, "\n".join(lines))
         dropped = {name: int(n) for name, n in zip(DROPPED_COUNTS, self._counts[2:], strict=True) if n}
@@ -122,7 +123,7 @@ class SkippedImagesHook(HookBase):
         if redrawn := dropped.pop("samples", 0):
             logger.info("%s without any box left gave way to others", counted(redrawn, "training sample"))
         if dropped:
-            found = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in dropped.items())
+            found = ", ".join(counted(count, singular(name.replace("_", " "))) for name, count in dropped.items())
             logger.warning("dropped from the training data of this process: %s", found)
 
     def _name(self, key: str, lines: Iterable[str]) -> None:

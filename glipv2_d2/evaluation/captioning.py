@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from ..plurals import counted
 from ..prompts.decoding import DecodedText
 from .caption_metrics import score_captions
 from .named_objects import Mention, Name, annotated_boxes, find_mentions, name_of
@@ -117,8 +118,8 @@ class CaptioningEvaluator(SampleEvaluator[int, CaptionedImage, CaptionResult]):
         judged = {key: result for key, result in results.items() if self._known[key].references}
         if len(judged) < len(image_ids):
             self._logger.warning(
-                "dataset %r: %d of %d images were processed, and %d of these have captions to judge by",
-                *(self._name, len(results), len(image_ids), len(judged)),
+                "dataset %r: %d of %s processed, and %d of these with captions to judge by",
+                *(self._name, len(results), counted(len(image_ids), "image"), len(judged)),
             )
         if not judged:
             return OrderedDict()
@@ -133,7 +134,7 @@ class CaptioningEvaluator(SampleEvaluator[int, CaptionedImage, CaptionResult]):
         results_by_task = OrderedDict(captioning=scores, **self._grounding_scores(list(judged.values())))
         self.write("caption_scores.json", {"implementation": scored.implementation, **results_by_task})
         for task, values in results_by_task.items():
-            self.log(f"{len(judged)} captions, {task}", values)
+            self.log(f"{counted(len(judged), 'caption')}, {task}", values)
         return results_by_task
 
     def _ground(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..modeling.phrase_results import best_detection, referred_mask
+from ..plurals import counted
 from .ap_inputs import checked_masks, encode_masks
 from .sample_evaluator import SampleEvaluator, by_id, percentage
 
@@ -109,7 +110,7 @@ class ReferringEvaluator(SampleEvaluator[int, dict[str, Any], ReferringResult]):
             [{"image_id": image_id, **result.prediction} for image_id, result in results.items()],
         )
         scores = self._scores(list(results.values()))
-        self.log(f"{len(results)} phrases", scores)
+        self.log(counted(len(results), "phrase"), scores)
         return OrderedDict(referring=scores)
 
     def _measure(self, pair: dict[str, Any], instances: Instances) -> ReferringResult:
@@ -143,10 +144,10 @@ class ReferringEvaluator(SampleEvaluator[int, dict[str, Any], ReferringResult]):
             judged = [result for result in results if result.union]
             if len(judged) < len(results):
                 self._logger.warning(
-                    "dataset %r: left %d of %d phrases out of the scores of masks: no annotation has one",
+                    "dataset %r: left %d of %s out of the scores of masks: no annotation has one",
                     self._name,
                     len(results) - len(judged),
-                    len(results),
+                    counted(len(results), "phrase"),
                 )
             ious = [result.intersection / result.union for result in judged]
             scores["mIoU"] = percentage(sum(ious), len(ious))

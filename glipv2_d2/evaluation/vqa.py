@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ..data.dataset_mappers.vqa import answer_texts
 from ..errors import InputError
+from ..plurals import agreeing, counted, singular
 from ..prompts.answer_normalization import normalize_answer
 from ..prompts.answers import agreement
 from .sample_evaluator import SampleEvaluator, by_id, percentage
@@ -135,9 +136,8 @@ class VQAEvaluator(SampleEvaluator[QuestionId, dict[str, Any], VQAResult]):
         if (found := self.gather(self._known)) is None:
             return OrderedDict()
         if len(found) < len(self._known):
-            self._logger.warning(
-                "dataset %r: %d of %d questions were processed", self._name, len(found), len(self._known)
-            )
+            total = counted(len(self._known), "question")
+            self._logger.warning("dataset %r: %d of %s processed", self._name, len(found), total)
         self._report_cut_off(found)
         references = {question_id: answer_texts(self._known[question_id]) for question_id in found}
         accuracies = {
@@ -147,11 +147,13 @@ class VQAEvaluator(SampleEvaluator[QuestionId, dict[str, Any], VQAResult]):
         }
         self._write(found, accuracies)
         if not accuracies:
-            self._logger.warning("dataset %r: none of %d questions has answers to judge by", self._name, len(found))
+            self._logger.warning(
+                "dataset %r: none of %s has answers to judge by", self._name, counted(len(found), "question")
+            )
             return OrderedDict()
         normalized = [normalized_accuracy(found[one].answer, references[one]) for one in accuracies]
         scores = self._scores(accuracies, normalized, references)
-        self.log(f"{len(accuracies)} questions", scores)
+        self.log(counted(len(accuracies), "question"), scores)
         return OrderedDict(vqa=scores)
 
     def _report_cut_off(self, found: Mapping[QuestionId, VQAResult]) -> None:
@@ -162,11 +164,12 @@ class VQAEvaluator(SampleEvaluator[QuestionId, dict[str, Any], VQAResult]):
         for numbers in dropped:
             counts.update(numbers)
         self._logger.warning(
-            "dataset %r: %d of %d questions pass MODEL.TEXT_ENCODER.MAX_TOKENS, cut off: %s",
+            "dataset %r: %d of %s %s MODEL.TEXT_ENCODER.MAX_TOKENS, cut off: %s",
             self._name,
             len(dropped),
-            len(found),
-            ", ".join(f"{count} {name}" for name, count in counts.items()),
+            counted(len(found), "question"),
+            agreeing(len(dropped), "passes", "pass"),
+            ", ".join(counted(count, singular(name)) for name, count in counts.items()),
         )
 
     def _scores(
@@ -191,9 +194,8 @@ class VQAEvaluator(SampleEvaluator[QuestionId, dict[str, Any], VQAResult]):
         }
         outside = sum(accuracy == 0 for accuracy in best.values())
         if outside:
-            self._logger.info(
-                "dataset %r: %d of %d questions have no answer in the vocabulary", self._name, outside, len(best)
-            )
+            total, verb = counted(len(best), "question"), agreeing(outside, "has", "have")
+            self._logger.info("dataset %r: %d of %s %s no answer in the vocabulary", self._name, outside, total, verb)
         by_type: dict[str, list[float]] = {}
         for question_id, accuracy in accuracies.items():
             kind = self._known[question_id].get("answer_type")

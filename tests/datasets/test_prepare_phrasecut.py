@@ -44,7 +44,7 @@ def test_the_images_that_are_needed_are_put_beside_the_annotations(release, caps
     ]
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("refer_train.json: 3 phrases of 2 images")
-    assert lines[1].endswith("refer_val.json: 1 phrases of 1 images, 1 of them missing (3.jpg)")
+    assert lines[1].endswith("refer_val.json: 1 phrase of 1 image, 1 of them missing (3.jpg)")
 
 
 def test_a_second_run_adds_what_is_new_and_keeps_what_is_there(release, capsys):

@@ -83,7 +83,7 @@ def test_questions_with_a_blank_answer_are_left_out_and_counted(tmp_path, capsys
     main([*arguments, "--min-occurrences", "1"])
     assert json.loads((tmp_path / "answers.json").read_text()) == {"a": 1}
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith("answers.json: 1 of 1 answers, of 1 of 1 questions")
+    assert lines[0].endswith("answers.json: 1 of 1 answer, of 1 of 1 question")
     assert lines[1:] == ["left out: 2 questions with a blank answer"]
     write(tmp_path, "a.json", scenes({"answer": ""}))
     with pytest.raises(SystemExit, match="a.json: expected questions with answers, found none"):

@@ -122,6 +122,13 @@ def test_truncated_images_are_named_once_and_listed_at_the_end(caplog):
     assert caplog.messages == [expected]
 
 
+def test_one_truncated_image_is_named_once_in_a_run(caplog):
+    with caplog.at_level(logging.WARNING):
+        hook = make_hook(0.0, [[{"truncated_files": ["a.jpg: cut"]}] * 2])
+        hook.after_train()
+    assert caplog.messages == ["decoded as far as it goes: a.jpg: cut; others are only counted until the end"]
+
+
 def test_unreadable_images_are_named_as_they_come_and_listed_once_at_the_end(caplog):
     with caplog.at_level(logging.WARNING):
         hook = make_hook(1.0, batches_with({0, 3}, 4) + batches_with({0}, 2))

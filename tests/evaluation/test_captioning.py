@@ -118,7 +118,7 @@ def test_dicts_of_one_file_are_one_image(tmp_path, caplog):
     assert (scores["named_objects"], scores["named_objects_in_scene"]) == (2.0, 50.0)
     written = json.loads((tmp_path / "caption_predictions.json").read_text())
     assert [item["image_id"] for item in written] == [10, 12]
-    assert "2 of 3 images were processed" in caplog.text
+    assert "2 of 3 images processed" in caplog.text
 
 
 def test_images_that_only_bear_the_same_name_are_two():
@@ -169,7 +169,7 @@ def test_images_without_captions_are_counted_and_left_out(caplog):
     data = [scene(1, ["a dog"]), scene(2, []), scene(3, ["a car"])]
     outputs = [(1, caption_output("a dog")), (2, caption_output("a man"))]
     assert process(evaluator_of(data), outputs)["captioning"]["BLEU1"] == pytest.approx(100.0)
-    assert "2 of 3 images were processed, and 1 of these have captions" in caplog.text
+    assert "2 of 3 images processed, and 1 of these with captions" in caplog.text
 
 
 def test_nothing_to_judge_gives_no_scores(tmp_path, caplog):
@@ -178,7 +178,7 @@ def test_nothing_to_judge_gives_no_scores(tmp_path, caplog):
     assert len(json.loads((tmp_path / "caption_predictions.json").read_text())) == 1
     assert not (tmp_path / "caption_scores.json").exists()
     assert process(evaluator, []) == {}
-    assert "0 of 1 images were processed" in caplog.text
+    assert "0 of 1 image processed" in caplog.text
 
 
 def test_implementation_is_handed_on_and_told(monkeypatch):

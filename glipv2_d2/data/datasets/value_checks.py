@@ -71,6 +71,11 @@ def read_json_file(json_file: str, kind: type = dict) -> Any:
             if size > _LARGE_FILE:
                 logging.getLogger(__name__).info("%s: reading %d MB ...", json_file, size // 2**20)
             content = json.load(io.TextIOWrapper(file, encoding="utf-16" if is_wide else "utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise AnnotationError(
+            f"{json_file}: expected json in UTF-8, found another encoding ({error.reason}, byte {error.start}); "
+            "save it as UTF-8, from Latin-1 by: iconv -f LATIN1 -t UTF-8 OLD.json > NEW.json"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise AnnotationError(f"{json_file}: expected a json file, found {one_line(error)}") from error
     if not isinstance(content, kind):

@@ -293,3 +293,12 @@ def test_categories_that_are_no_list_are_named(tmp_path, categories):
     (tmp_path / "a.json").write_text(json.dumps(content))
     with pytest.raises(AnnotationError, match="a.json: categories: expected a list, found"):
         find_own_sets(tmp_path)
+
+
+def test_json_in_latin_1_is_refused_with_a_way_out(tmp_path):
+    save_image(tmp_path / "a.jpg", 100, 80)
+    text = coco([image()], [GOOD], [{"id": 1, "name": "Löwe"}]).replace("\\u00f6", "ö")
+    (tmp_path / "x.json").write_bytes(text.encode("latin-1"))
+    for path in (tmp_path, tmp_path / "x.json"):
+        with pytest.raises(AnnotationError, match=r"x\.json: expected json in UTF-8, .*iconv -f LATIN1 -t UTF-8"):
+            find_own_sets(path)
