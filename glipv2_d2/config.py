@@ -149,6 +149,9 @@ def _add_detector(cfg: CN) -> None:
     # Names per prompt; 0: as many as fit into TEXT_ENCODER.MAX_TOKENS; -1: as the protocol of the dataset says, which
     # is 40 for LVIS and 0 for all others.
     cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE = -1
+    # Names of a large vocabulary that are asked for in an image: those that its regions resemble most before fusion, as
+    # the contrastive head says (CONTRASTIVE.ENABLED). 0: all names.
+    cfg.MODEL.GLIPV2.TEST.SHORTLIST = 0
     # Prompts that run through the tower together, over all images of a batch; memory grows with their number.
     cfg.MODEL.GLIPV2.TEST.PROMPTS_PER_PASS = 8
     # Backend of torch.compile that compiles backbone and tower at test time, "inductor" for example; "": not compiled.

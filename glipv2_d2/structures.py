@@ -97,20 +97,25 @@ class Prompt:
         category_ids: For each phrase the id that a detection of it gets: contiguous ids of ``thing_classes`` for
             a vocabulary, the phrase's own index for a free caption. In training, ids are the same in all images, and -1
             for the phrases of a sentence.
+        name_spans: Of a list of names the half-open character range of each, with the words around it that a dataset
+            may say; () for any other caption, whose phrases cannot be asked for one without the other.
 
     Raises:
-        InputError: The three sequences differ in length, or a range is empty or outside the caption.
+        InputError: The sequences differ in length, or a range is empty or outside the caption.
     """
 
     caption: str
     phrases: tuple[str, ...]
     phrase_spans: tuple[tuple[CharSpan, ...], ...]
     category_ids: tuple[int, ...]
+    name_spans: tuple[CharSpan, ...] = ()
 
     def __post_init__(self) -> None:
         sizes = (len(self.phrases), len(self.phrase_spans), len(self.category_ids))
         if len(set(sizes)) != 1:
             raise InputError(f"Prompt: expected equally many phrases, phrase_spans and category_ids, found {sizes}")
+        if len(self.name_spans) not in (0, len(self.phrases)):
+            raise InputError(f"Prompt name_spans: expected {sizes[0]} or none, found {len(self.name_spans)}")
         for phrase, spans in zip(self.phrases, self.phrase_spans, strict=True):
             for begin, end in spans:
                 if not 0 <= begin < end <= len(self.caption):
@@ -132,6 +137,8 @@ class TokenizedPrompt:
         phrases: P strings.
         mlm_labels: (T,) int64, the id that masked language modelling has to restore at a token, -100 elsewhere; None if
             the prompt was not masked.
+        name_ranges: Of a list of names the half-open range of tokens of each, special tokens and separators left out,
+            (0, 0) for one without tokens; () for any other caption.
     """
 
     input_ids: Tensor
@@ -139,6 +146,7 @@ class TokenizedPrompt:
     category_ids: Tensor
     phrases: tuple[str, ...]
     mlm_labels: Tensor | None = None
+    name_ranges: tuple[tuple[int, int], ...] = ()
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -147,12 +155,15 @@ class TokenizedPrompt:
         # Arrays, because each tensor that a data worker sends takes a file descriptor, and a vocabulary has thousands.
         tensors = [self.input_ids, self.phrase_token_map, self.category_ids]
         tensors += [] if self.mlm_labels is None else [self.mlm_labels]
-        return _prompt_from_arrays, ([tensor.numpy(force=True) for tensor in tensors], self.phrases)
+        arrays = [tensor.numpy(force=True) for tensor in tensors]
+        return _prompt_from_arrays, (arrays, self.phrases, self.name_ranges)
 
 
-def _prompt_from_arrays(arrays: Sequence[np.ndarray], phrases: tuple[str, ...]) -> TokenizedPrompt:
+def _prompt_from_arrays(
+    arrays: Sequence[np.ndarray], phrases: tuple[str, ...], name_ranges: tuple[tuple[int, int], ...]
+) -> TokenizedPrompt:
     input_ids, phrase_token_map, category_ids, *mlm_labels = map(torch.from_numpy, arrays)
-    return TokenizedPrompt(input_ids, phrase_token_map, category_ids, phrases, *mlm_labels)
+    return TokenizedPrompt(input_ids, phrase_token_map, category_ids, phrases, *mlm_labels, name_ranges=name_ranges)
 
 
 class TokenBatch(NamedTuple):

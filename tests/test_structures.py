@@ -58,7 +58,12 @@ def test_length_of_a_tokenized_prompt_counts_its_tokens():
 @pytest.mark.parametrize("send", [lambda x: pickle.loads(ForkingPickler.dumps(x)), copy.deepcopy], ids=["send", "copy"])
 def test_a_prompt_survives_being_sent_to_another_process(mlm_labels, send):
     prompt = TokenizedPrompt(
-        torch.tensor([101, 7, 102]), torch.tensor([[False, True, False]]), torch.tensor([5]), ("dog",), mlm_labels
+        torch.tensor([101, 7, 102]),
+        torch.tensor([[False, True, False]]),
+        torch.tensor([5]),
+        ("dog",),
+        mlm_labels,
+        ((1, 2),),
     )
     sent = send(prompt)
     for field in dataclasses.fields(TokenizedPrompt):

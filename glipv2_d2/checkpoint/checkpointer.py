@@ -61,6 +61,7 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
             of the weights that they belong to, and a checkpoint of the folder is changed as other weights are. Before a
             training, some weights may be initial ones: heads (with a warning), positions that train, the class layer
             for other classes, prompt tables and low-rank updates.
+        ranks_names: Results need the contrastive head, which is for training otherwise.
         changes: What becomes of loaded weights; a checkpoint that a training is resumed from is never changed.
         options: See ``DetectionCheckpointer``.
     """
@@ -71,17 +72,21 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
         save_dir: str = "",
         *,
         for_results: bool = False,
+        ranks_names: bool = False,
         changes: WeightChanges | None = None,
         **options: Any,
     ) -> None:
         super().__init__(model, save_dir, **options)
         self._for_results = for_results
+        results = {name for name, entry in HEADS.items() if entry.gives_results}
+        self._heads_of_results = results | ({"contrastive_head"} if ranks_names else set())
         self._changes = changes or WeightChanges()
 
     @classmethod
     def from_config(cls, model: nn.Module, cfg: CfgNode, save_dir: str = "", **options: Any) -> GLIPv2Checkpointer:
         """Return a checkpointer that changes loaded weights as the config says; see the class for the arguments."""
-        return cls(model, save_dir, changes=WeightChanges.from_config(cfg), **options)
+        ranks_names = cfg.MODEL.GLIPV2.TEST.SHORTLIST > 0
+        return cls(model, save_dir, changes=WeightChanges.from_config(cfg), ranks_names=ranks_names, **options)
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load weights, and the state of the named checkpointables where the file has it.
@@ -255,10 +260,10 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
         # These are computed from the window size; timm does not save them.
         missing = [name for name in missing if not name.endswith("relative_position_index") and name not in untuned]
         # The results of a head with random weights would be noise.
-        heads = {name for name, entry in HEADS.items() if self._for_results and entry.gives_results}
+        heads = self._heads_of_results if self._for_results else set()
         needed = sorted({name.partition(".")[0] for name in missing} & heads)
         if self._for_results:
-            optional = {name for name, entry in HEADS.items() if not entry.gives_results}
+            optional = HEADS.keys() - heads
             parameters = dict(self.model.named_parameters())
             needed += [name for name in missing if name in parameters and name.partition(".")[0] not in optional]
         # Position weights start random. A file without them may be trained from, not evaluated.

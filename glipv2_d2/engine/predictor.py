@@ -19,7 +19,7 @@ from ..checkpoint.checkpointer import build_for_results
 from ..checkpoint.hub import locate_pretrained, push_pretrained
 from ..checkpoint.pretrained_folder import save_pretrained
 from ..detectron2_keys import check_config
-from ..errors import InputError
+from ..errors import InputError, memory_errors
 from ..modeling.phrase_results import referred_mask
 from ..prompts.answers import AnswerVocabulary
 from ..prompts.questions import question_to_answer
@@ -364,8 +364,9 @@ class GLIPv2Predictor(DefaultPredictor):
     ) -> list[dict[str, Any] | str]:
         """Return for each image its output, or that it needs too much memory even alone."""
         try:
-            return [*self._predict(images, prompts)] if images else []
-        except (MemoryError, torch.cuda.OutOfMemoryError):
+            with memory_errors():
+                return [*self._predict(images, prompts)] if images else []
+        except MemoryError:
             if len(images) == 1:
                 return [_NO_MEMORY]
         return [one for pair in zip(images, prompts, strict=True) for one in self._predict_or_say([pair[0]], [pair[1]])]

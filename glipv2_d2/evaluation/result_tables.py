@@ -148,6 +148,7 @@ def _protocol(cfg: CfgNode) -> dict[str, Any]:
         "MODEL.GLIPV2.TEST.TOPK_CANDIDATES": test.TOPK_CANDIDATES,
         "MODEL.GLIPV2.TEST.NMS_THRESH": test.NMS_THRESH,
         **_protocols_of_datasets(cfg),
+        **({"MODEL.GLIPV2.TEST.SHORTLIST": test.SHORTLIST} if test.SHORTLIST else {}),
         "TEST.LVIS_BOXES": cfg.TEST.LVIS_BOXES,
         "TEST.LVIS_PROTOCOLS": list(cfg.TEST.LVIS_PROTOCOLS),
     }

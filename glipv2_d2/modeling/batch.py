@@ -62,6 +62,11 @@ class Pairs(NamedTuple):
         rows, ranks = [row for row, _ in pairs], [rank for _, rank in pairs]
         return cls(rows, ranks, [prompts[row][rank] for row, rank in pairs])
 
+    def split(self, size: int) -> list[Pairs]:
+        """Cut into parts of at most ``size`` pairs, in their order."""
+        cuts = [slice(begin, begin + size) for begin in range(0, len(self.rows), size)]
+        return [Pairs(self.rows[cut], self.ranks[cut], self.prompts[cut]) for cut in cuts]
+
     def select(self, levels: list[Tensor]) -> list[Tensor]:
         """Select for each pair the levels of its image: L tensors (N, C, Hl, Wl) to L tensors (M, C, Hl, Wl)."""
         num_images = len(levels[0])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -26,6 +26,8 @@ from .prompt_tuning import PromptTuner, fingerprint
 from .text_encoder import build_text_encoder
 from .text_encoder.prompt_cache import PromptCache
 from .tuning import TuningSettings, apply_tuning
+
+Value = TypeVar("Value")
 
 
 class Trunk(DenseDetector):
@@ -174,6 +176,15 @@ class Trunk(DenseDetector):
         else:
             language = self._prompt_cache.encode(self.text_encoder, prompts, self.device)
         return self._with_fingerprints(language, prompts)
+
+    def remember(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        """Return ``make()``, which follows from prompts that were read; it is kept as they are, see ``PromptCache``.
+
+        Args:
+            key: Says which prompts, and what else the value depends on.
+            make: Makes the value, without gradients.
+        """
+        return self._prompt_cache.derive(self.text_encoder, self.device, key, make)
 
     def _with_fingerprints(self, language: LanguageFeatures, prompts: Sequence[TokenizedPrompt]) -> LanguageFeatures:
         """Say which prompts were read, for a model whose prompt is tuned."""

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from ..engine.image_inputs import as_bgr
-from ..errors import InputError
+from ..errors import InputError, memory_errors
 from ..plurals import counted
 from .predict_files import Item, ResultFolder
 from .predict_sources import Frames, Source
@@ -104,9 +103,10 @@ def _save(
     try:
         if output.get("error"):
             raise InputError(output["error"])
-        drawing = task.draw(image, output) if folder.wants_drawings else None
-        record = task.record(output)
-    except (InputError, MemoryError, torch.cuda.OutOfMemoryError) as error:
+        with memory_errors():
+            drawing = task.draw(image, output) if folder.wants_drawings else None
+            record = task.record(output)
+    except (InputError, MemoryError) as error:
         _skip(item.file_name if item.frame is None else f"{item.file_name}, frame {item.frame}", error, counts)
         return
     folder.add(item, image, output, drawing, record)

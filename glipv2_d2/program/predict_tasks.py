@@ -10,6 +10,7 @@ import torch
 
 from ..engine.detections import Detections, list_detections, list_masks, rounded_box
 from ..engine.predictor import GLIPv2Predictor
+from ..errors import memory_errors
 from ..visualizer import GroundingVisualizer
 
 # A caption, names, or None for those of the config.
@@ -67,9 +68,11 @@ class Detector:
     def _one_by_one(self, images: Iterable[np.ndarray], ask: Callable[[np.ndarray], Output]) -> Iterator[Output]:
         for image in images:
             try:
-                yield ask(image)
-            except (MemoryError, torch.cuda.OutOfMemoryError):
-                yield {"error": "out of memory"}
+                with memory_errors():
+                    output = ask(image)
+            except MemoryError:
+                output = {"error": "out of memory"}
+            yield output
 
 
 class Referrer(Detector):

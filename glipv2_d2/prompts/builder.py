@@ -87,14 +87,16 @@ def prompt_from_names(
     if separator.isalnum() or not separator:
         raise InputError(f"INPUT.PROMPT.SEPARATOR: expected a space or a punctuation mark in it, found {separator!r}")
     cleaned = [clean_name(name) for name in names]
-    spans: list[tuple[CharSpan, ...]] = []
+    spans: list[CharSpan] = []
     begin = 0
     for text in cleaned:
-        spans.append(((begin, begin + len(text)),) if text.strip() else ())
+        spans.append((begin, begin + len(text)))
         begin += len(text) + len(separator)
+    phrase_spans = tuple((span,) if text.strip() else () for text, span in zip(cleaned, spans, strict=True))
     if category_ids is None:
         category_ids = range(len(names))
-    return Prompt(separator.join(cleaned), tuple(names), tuple(spans), tuple(int(i) for i in category_ids))
+    ids = tuple(int(category_id) for category_id in category_ids)
+    return Prompt(separator.join(cleaned), tuple(names), phrase_spans, ids, tuple(spans))
 
 
 def prompt_from_caption(

@@ -88,7 +88,8 @@ def prompt_from_texts(texts: Sequence[NameText], category_ids: Sequence[int], *,
     spans = []
     for text, ranges in zip(texts, whole.phrase_spans, strict=True):
         spans.append(tuple((begin + len(text.prefix), end - len(text.suffix)) for begin, end in ranges))
-    return Prompt(whole.caption, tuple(text.name for text in texts), tuple(spans), whole.category_ids)
+    names = tuple(text.name for text in texts)
+    return Prompt(whole.caption, names, tuple(spans), whole.category_ids, whole.name_spans)
 
 
 def tokenize_texts(

@@ -213,6 +213,7 @@ class PromptTokenizer:
             phrase_token_map=phrase_token_map(prompt.phrase_spans, encoding.char_to_token, len(encoding.ids)),
             category_ids=torch.tensor(prompt.category_ids, dtype=torch.int64),
             phrases=prompt.phrases,
+            name_ranges=tuple(_token_range(span, encoding.char_to_token) for span in prompt.name_spans),
         )
         return tokenized, is_cut
 
@@ -303,6 +304,13 @@ def _first_found(char_to_token: Callable[[int], int | None], positions: Iterable
         if token is not None:
             return token
     return None
+
+
+def _token_range(span: CharSpan, char_to_token: Callable[[int], int | None]) -> tuple[int, int]:
+    """Return the half-open range of the tokens of a character range, (0, 0) if it has none."""
+    first = _first_found(char_to_token, range(*span))
+    last = _first_found(char_to_token, reversed(range(*span)))
+    return (0, 0) if first is None or last is None else (first, last + 1)
 
 
 def _packaged_tokenizer() -> tuple[Tokenizer, str]:

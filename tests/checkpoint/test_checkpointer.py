@@ -173,6 +173,17 @@ def test_results_need_the_heads_that_give_them_and_a_training_starts_without(tmp
         GLIPv2Checkpointer(model, for_results=True).load(str(tmp_path / "x.safetensors"))
 
 
+def test_a_shortlist_needs_the_head_that_ranks_its_names(tmp_path, weights):
+    write_tensors(tmp_path / "x.safetensors", weights)
+    cfg = make_tiny_cfg()
+    cfg.MODEL.GLIPV2.CONTRASTIVE.ENABLED = True
+    GLIPv2Checkpointer.from_config(build_model(cfg), cfg, for_results=True).load(str(tmp_path / "x.safetensors"))
+    cfg.MODEL.GLIPV2.TEST.SHORTLIST = 5
+    checkpointer = GLIPv2Checkpointer.from_config(build_model(cfg), cfg, for_results=True)
+    with pytest.raises(CheckpointError, match="expected weights for contrastive_head, which the config switches on"):
+        checkpointer.load(str(tmp_path / "x.safetensors"))
+
+
 @pytest.mark.parametrize("part", ["head.", "fusion_tower.", "backbone."])
 def test_results_need_every_part_of_the_detector(tmp_path, model, weights, part):
     write_tensors(tmp_path / "x.safetensors", without(weights, part))

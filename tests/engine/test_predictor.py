@@ -59,6 +59,20 @@ def test_names_give_classes_that_are_rows_of_the_phrases(cfg):
     assert not boxes.requires_grad
 
 
+def test_names_of_a_shortlist_keep_their_rows(cfg):
+    cfg.merge_from_list(["MODEL.GLIPV2.CONTRASTIVE.ENABLED", True, "MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE", 1])
+    names = ["zebra", "traffic light", "cup", "black dog"]
+    exact = make_predictor(cfg)
+    cfg.MODEL.GLIPV2.TEST.SHORTLIST = 2
+    output = make_predictor(cfg)(make_image(), names)
+    assert output["phrases"] == names
+    chosen = sorted(set(output["instances"].pred_classes.tolist()))
+    assert len(chosen) == 2
+    alone = exact(make_image(), [names[row] for row in chosen])["instances"]
+    assert torch.equal(output["instances"].scores, alone.scores)
+    assert torch.equal(output["instances"].pred_classes, torch.tensor(chosen)[alone.pred_classes])
+
+
 def test_chunks_of_names_keep_their_rows(cfg):
     names = ["zebra", "dog", "cup"]
     cfg.merge_from_list(["MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE", 1, "TEST.DETECTIONS_PER_IMAGE", 0])

@@ -56,6 +56,10 @@ MODELS = {
         4,
     ),
     "CLIP": Case(("MODEL.TEXT_ENCODER.NAME", "CLIPTextEncoder")),
+    # The CPU waits for the chosen names too; prompts that are new are sent and read.
+    "a shortlist": Case(
+        ("MODEL.GLIPV2.CONTRASTIVE.ENABLED", True, "MODEL.GLIPV2.TEST.SHORTLIST", 1), waits=3, copies=8, launches=130
+    ),
     "a tuned prompt": Case(("MODEL.GLIPV2.TUNING.MODE", "prompt")),
     "no fusion": Case(("MODEL.GLIPV2.FUSION.ENABLED", False), launches=11),
     "DyHead": Case(("MODEL.META_ARCHITECTURE", "DyHead", "MODEL.GLIPV2.CLASS_HEAD.NUM_CLASSES", 2)),

@@ -114,6 +114,57 @@ def test_images_with_vocabularies_of_their_own_share_a_batch(cfg, prompts_per_pa
         assert_same(result, *(model([one | {"prompts": [prompt]}])[0] for prompt in one["prompts"]))
 
 
+CPU_IS_FULL = "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: not enough memory: you tried to"
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("masks", [False, True])
+@pytest.mark.parametrize(
+    "error",
+    [torch.cuda.OutOfMemoryError("CUDA out of memory. Tried"), MemoryError(), RuntimeError(CPU_IS_FULL)],
+    ids=type,
+)
+def test_a_pass_that_needs_too_much_memory_is_halved_once_and_finds_the_same(cfg, caplog, monkeypatch, error, masks):
+    cfg.MODEL.MASK_ON, cfg.MODEL.GLIPV2.MASK_HEAD.CONV_DIM = masks, 16
+    inputs = [make_input(PROMPTS), make_input(PROMPTS[2:], seed=1)]
+    model = build(cfg, 8)
+    expected, fuse, passes = model(inputs), model.fuse, []
+
+    def fuse_at_most_two(features, *others, **options):
+        passes.append(len(features[0]))
+        if len(features[0]) > 2:
+            raise error
+        return fuse(features, *others, **options)
+
+    monkeypatch.setattr(model, "fuse", fuse_at_most_two)
+    for found, one in zip(model(inputs), expected, strict=True):
+        assert_same(found, one)
+    assert passes == [8, 4, 2, 2, 2, 2, 2]
+    assert [line.partition(": ")[2] for line in caplog.messages] == [
+        "8 prompts together need more memory than there is; going on with 4",
+        "4 prompts together need more memory than there is; going on with 2",
+    ]
+    # The next images begin with what was enough.
+    model(inputs)
+    assert passes[7:] == [2] * 5 and len(caplog.messages) == 2
+
+
+@torch.no_grad()
+def test_a_prompt_that_alone_needs_too_much_memory_and_any_other_error_stay_errors(cfg, monkeypatch):
+    model = build(cfg)
+
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(model, "fuse", fail)
+    error = RuntimeError(CPU_IS_FULL)
+    with pytest.raises(MemoryError):
+        model([make_input(PROMPTS)])
+    error = RuntimeError("shapes do not fit")
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        model([make_input(PROMPTS)])
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("per_image", [5, 0])
 @pytest.mark.parametrize("features", ["fpn", "fused"])

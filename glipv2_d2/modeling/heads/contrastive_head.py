@@ -22,9 +22,9 @@ from .region_word_packing import PackedLabels, pack_region_labels, pack_word_lab
 class ContrastiveHead(TrainingHead):
     """Pull regions towards the words that name them, in their own image and in all others of the batch.
 
-    It is used in training only. Image features before fusion, at positive anchors, and the encoder's text are projected
-    into one space and compared there by cosines divided by a learned temperature. Features after fusion would already
-    contain their partner.
+    In training it gives a loss; at test time it can rank names, see ``tasks.shortlist``. Image features before fusion,
+    at positive anchors, and the encoder's text are projected into one space and compared there by cosines divided by a
+    learned temperature. Features after fusion would already contain their partner.
 
     Args:
         channels: C of the levels.
@@ -97,10 +97,21 @@ class ContrastiveHead(TrainingHead):
         Returns:
             (n, E) of unit length, and (m, E) of unit length divided by the temperature: their products are the logits.
         """
+        return self.project_regions(regions), self.project_words(words)
+
+    def project_regions(self, regions: Tensor) -> Tensor:
+        """Project regions (..., C) alone, see ``forward``."""
         with torch.autocast(regions.device.type, enabled=False):
-            regions = F.normalize(self.image_projection(regions.float()), dim=-1)
-            words = F.normalize(self.text_projection(words.float()), dim=-1)
-            return regions, words / self.log_scale.exp()
+            return F.normalize(self.image_projection(regions.to(self.log_scale.dtype)), dim=-1)
+
+    def project_words(self, words: Tensor) -> Tensor:
+        """Project words (..., D) alone, see ``forward``."""
+        with torch.autocast(words.device.type, enabled=False):
+            return F.normalize(self.text_projection(words.to(self.log_scale.dtype)), dim=-1) / self.log_scale.exp()
+
+    def regions_of(self, features: list[Tensor]) -> Tensor:
+        """Project all positions of L levels (N, C, Hl, Wl), as (N, R, E) in the order of the anchors."""
+        return self.project_regions(torch.cat([level.flatten(2).transpose(1, 2) for level in features], dim=1))
 
     def losses(self, fused: Fused, batch: TrainBatch) -> dict[str, Tensor]:
         """Compute the weighted loss of a batch, over the images of all ranks, in single precision.

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, TypeVar
 
 from detectron2.config import CfgNode
 
+from ...errors import memory_errors
 from ...layers.reading import BOTH_WAYS, CAUSAL, Reading
+from ...structures import GroundingPredictions, TokenizedPrompt
 from ..batch import Fused, Pairs, TrunkShapes
 from ..postprocessing import finish_instances, original_size
 from ..trunk import Trunk
 from .base import Task
 from .detection_pool import DetectionPool, PassFeatures, WaitingPasses
 from .prompt_passes import plan_passes
+from .shortlist import Shortlist
+
+Result = TypeVar("Result")
+
+logger = logging.getLogger(__name__)
 
 # Pairs of an image and a prompt whose detections are chosen together on a device: the candidates of all of them are
 # compared two by two, and the features of pairs that wait are kept for masks.
@@ -27,7 +35,9 @@ class Detection(Task):
         reading: How image and text read each other in the tower.
         max_detections: Most detections per image over all its prompts, 0 for all; ties at the cut stay. It holds for
             inputs without ``detection_limits``.
-        prompts_per_pass: Most prompts, over all images, that run through the tower together at test time.
+        prompts_per_pass: Most prompts, over all images, that run through the tower together at test time; halved when
+            memory runs out. Results do not depend on it.
+        shortlist: Chooses the names of each image; None: all names are asked for.
         test_reading: How they read each other at test time, if not as in training.
     """
 
@@ -41,11 +51,13 @@ class Detection(Task):
         max_detections: int = 100,
         prompts_per_pass: int = 8,
         test_reading: Reading | None = None,
+        shortlist: Shortlist | None = None,
     ) -> None:
         super().__init__(reading)
         self.test_reading = test_reading or reading
         self.max_detections = max_detections
         self.prompts_per_pass = prompts_per_pass
+        self.shortlist = shortlist
 
     @classmethod
     def from_config(cls, cfg: CfgNode, shapes: TrunkShapes) -> Detection:
@@ -53,7 +65,8 @@ class Detection(Task):
         test = cfg.MODEL.GLIPV2.TEST
         # Questions are read as they were trained.
         test_reading = CAUSAL if test.CAUSAL_CAPTIONS and cls is Detection else None
-        return cls(cls.reading_of(cfg), cfg.TEST.DETECTIONS_PER_IMAGE, test.PROMPTS_PER_PASS, test_reading)
+        limits = cfg.TEST.DETECTIONS_PER_IMAGE, test.PROMPTS_PER_PASS
+        return cls(cls.reading_of(cfg), *limits, test_reading, Shortlist.from_config(cfg))
 
     @classmethod
     def reading_of(cls, cfg: CfgNode) -> Reading:
@@ -63,10 +76,12 @@ class Detection(Task):
     def inference(self, model: Trunk, inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Detect in N images of one padded size; boxes in pixels of the original images."""
         outputs: list[dict[str, Any]] = [{} for _ in inputs]
-        passes = plan_passes([model.prompts_of(one) for one in inputs], self.prompts_per_pass)
+        prompts = [model.prompts_of(one) for one in inputs]
         images = model.preprocess_image(inputs)
         features = model.visual_features(images)
         anchors = model.anchors_of(features)
+        if self.shortlist is not None:
+            prompts = self.shortlist.choose(model, features, anchors, images.image_sizes, prompts)
         # Without fusion the levels are the same for every prompt.
         mixed = [] if model.fusion_tower.fuses_text else model.fusion_tower.mix_levels(features)
         # Images run together only if their limits are equal.
@@ -75,20 +90,26 @@ class Detection(Task):
         max_detections = self.max_detections if limits is None else limits.per_image
         pool = DetectionPool(len(inputs), max_detections, model.mask_head)
         waiting = WaitingPasses(model.head.selector, limit, pool, _MOST_WAITING)
-        for pairs in passes:
+
+        def run(pairs: Pairs) -> tuple[Fused, GroundingPredictions]:
             language = model.read_prompts(pairs.prompts, self.test_reading)
             selected = pairs.select([*features, *mixed])
             own_features, own_levels = selected[: len(features)], selected[len(features) :]
             fused = model.fuse(own_features, language, self.test_reading, levels=own_levels or None)
+            return fused, fused.predictions
+
+        for pairs, (fused, predictions) in self._run_passes(prompts, run, waiting.choose):
             self.answer(model, pairs, fused, outputs)
             image_sizes = [images.image_sizes[row] for row in pairs.rows]
             levels = [] if model.mask_head is None else model.mask_head.levels_of(fused)
             of_pass = PassFeatures(pairs, levels, fused.text)
             if model.device.type == "cpu":
-                detected = model.head.inference(fused.predictions, anchors, image_sizes, pairs.prompts, limit)
+                detected = model.head.inference(predictions, anchors, image_sizes, pairs.prompts, limit)
                 pool.add(detected, of_pass)
             else:
-                waiting.add(fused.predictions, anchors, image_sizes, of_pass)
+                waiting.add(predictions, anchors, image_sizes, of_pass)
+            # The next pass takes their memory.
+            del fused, predictions
         waiting.choose()
         found = pool.merge()
         sizes = [original_size(*pair) for pair in zip(inputs, (one.image_size for one in found), strict=True)]
@@ -96,6 +117,37 @@ class Detection(Task):
         for output, instances in zip(outputs, finish_instances(found, sizes, model.device, threshold), strict=True):
             output["instances"] = instances
         return outputs
+
+    def _run_passes(
+        self, prompts: Sequence[Sequence[TokenizedPrompt]], run: Callable[[Pairs], Result], free: Callable[[], None]
+    ) -> Iterator[tuple[Pairs, Result]]:
+        """Run all pairs of an image and a prompt; of a pass that needs too much memory, and from then on, the halves.
+
+        Args:
+            prompts: Of each image.
+            run: Runs a pass.
+            free: Gives back memory before a pass is tried again.
+        """
+        waiting = plan_passes(prompts, self.prompts_per_pass)[::-1]
+        while waiting:
+            pairs = waiting.pop()
+            try:
+                with memory_errors():
+                    result = run(pairs)
+            except MemoryError:
+                if len(pairs.rows) == 1:
+                    raise
+            else:
+                yield pairs, result
+                del result
+                continue
+            self.prompts_per_pass = len(pairs.rows) // 2
+            logger.warning(
+                f"MODEL.GLIPV2.TEST.PROMPTS_PER_PASS: {len(pairs.rows)} prompts together need more memory than there "
+                f"is; going on with {self.prompts_per_pass}"
+            )
+            waiting = [part for one in (*waiting, pairs) for part in one.split(self.prompts_per_pass)[::-1]]
+            free()
 
     def answer(self, model: Trunk, pairs: Pairs, fused: Fused, outputs: list[dict[str, Any]]) -> None:
         """Add other results of a pass to the outputs of the images; a hook for subclasses."""

@@ -33,7 +33,7 @@ def plan_passes(prompts: Sequence[Sequence[TokenizedPrompt]], max_pairs: int) ->
     pairs = [(row, rank) for row, of_image in enumerate(prompts) for rank in range(len(of_image))]
     # Pairs with the same prompt list stay adjacent in the order of the images, so that ``select`` need not copy.
     pairs.sort(key=lambda pair: (-len(prompts[pair[0]][pair[1]]), pair[1], pair[0]))
-    return [Pairs.choose(prompts, pairs[begin : begin + max_pairs]) for begin in range(0, len(pairs), max_pairs)]
+    return Pairs.choose(prompts, pairs).split(max_pairs)
 
 
 def rows_by_padded_size(batched_inputs: Sequence[dict[str, Any]], divisor: int) -> list[list[int]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,14 @@ from torch import Tensor, nn
 from ...device_copies import to_device
 from ...structures import LanguageFeatures, TokenBatch, TokenizedPrompt
 
+Value = TypeVar("Value")
+
+# Values that follow from prompts and are kept: a vocabulary of 10,000 names takes 2.5 MiB.
+_MOST_VALUES = 16
+
 
 class PromptCache:
-    """Encode prompts at test time, each by itself, and keep the results.
+    """Encode prompts at test time, each by itself, and keep the results, and values that follow from them.
 
     Results are kept for the token ids and the state of the encoder. If its weights change in place (a loaded
     checkpoint, a moving average), or its device or the autocast type, everything is computed again. A fused optimizer
@@ -33,6 +38,7 @@ class PromptCache:
         self.max_tokens = max_tokens
         self._num_tokens = 0
         self._hidden: OrderedDict[tuple[int, ...], Tensor] = OrderedDict()
+        self._values: OrderedDict[Hashable, Any] = OrderedDict()
         self._encoder_state: tuple = ()
         # Held while counter and prompts change, not while a prompt is encoded.
         self._lock = threading.RLock()
@@ -48,6 +54,7 @@ class PromptCache:
         """Forget everything."""
         with self._lock:
             self._hidden.clear()
+            self._values.clear()
             self._num_tokens = 0
 
     def encode(self, encoder: nn.Module, prompts: Sequence[TokenizedPrompt], device: torch.device) -> LanguageFeatures:
@@ -68,6 +75,23 @@ class PromptCache:
         mask, places = to_device([mask, places], device)
         hidden = F.pad(torch.cat(list(rows.values())), (0, 0, 0, 1))[places]  # (N, T, D)
         return LanguageFeatures(hidden, hidden, mask)
+
+    def derive(self, encoder: nn.Module, device: torch.device, key: Hashable, make: Callable[[], Value]) -> Value:
+        """Return ``make()``, a value that follows from encoded prompts; the last few values are kept.
+
+        They are forgotten with the prompts, so ``key`` says only which prompts, and what else the value depends on.
+        """
+        self._forget_other_states(encoder, device)
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                return self._values[key]
+        value = make()
+        with self._lock:
+            self._values[key] = value
+            while len(self._values) > _MOST_VALUES:
+                self._values.popitem(last=False)
+        return value
 
     def _row(self, encoder: nn.Module, key: tuple[int, ...], prompt: TokenizedPrompt, device: torch.device) -> Tensor:
         with self._lock:

@@ -1,0 +1,181 @@
+"""The shortlist of a large vocabulary: the names that an image resembles most before it is fused with any text."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.structures import Boxes
+from torch import Tensor
+
+from ...device_copies import to_device
+from ...errors import InputError
+from ...layers.products import linear
+from ...prompts.name_subsets import is_vocabulary, prompts_of_names
+from ...structures import TokenizedPrompt
+from ..heads.table import HEADS
+from ..trunk import Trunk
+
+# Likenesses of regions and names that are held at a time: 16 MiB in single precision.
+_MOST_LIKENESSES = 2**22
+
+
+class NameVectors(NamedTuple):
+    """The names of a vocabulary in the space of the contrastive head.
+
+    Attributes:
+        vectors: (P, E), the mean of the vectors of a name's words, for each name that has tokens.
+        rows: (P,) int64 on the CPU, the numbers of these names over all prompts.
+    """
+
+    vectors: Tensor
+    rows: Tensor
+
+
+class Shortlist:
+    """Choose for each image the K names that one of its regions resembles most.
+
+    The contrastive loss trains image features and words that have not read each other. Their products, the logits of
+    that loss, need no tower: one product ranks a whole vocabulary, whose words are read once. The likeness of a region
+    and a name is the mean logit over the name's words, that of an image and a name the largest over the regions whose
+    centers lie in the image. Of equal names the earlier ones are chosen. The names then make prompts of their own, in
+    the order of the vocabulary, as if nothing else had been asked for.
+
+    Args:
+        size: K.
+        max_tokens: Most tokens of a prompt.
+
+    Source: GLIPv2, Sec. 3.2, for what the loss trains; the shortlist is not in the paper.
+    """
+
+    def __init__(self, size: int, max_tokens: int) -> None:
+        self.size = size
+        self.max_tokens = max_tokens
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> Shortlist | None:
+        """Read the config; None if it asks for no shortlist.
+
+        Raises:
+            InputError: The model has no contrastive head, or its prompt is tuned, which takes no other prompts.
+        """
+        size, key = cfg.MODEL.GLIPV2.TEST.SHORTLIST, "MODEL.GLIPV2.TEST.SHORTLIST"
+        if size < 0:
+            raise InputError(f"{key}: expected a number of names, or 0 for all, found {size}")
+        if size == 0:
+            return None
+        if not HEADS["contrastive_head"].is_on(cfg):
+            raise InputError(
+                f"{key}: expected 0 for a model without a contrastive head, which ranks the names, found {size}; set "
+                "it to 0, or give MODEL.GLIPV2.CONTRASTIVE.ENABLED True and weights that were trained with it"
+            )
+        if cfg.MODEL.GLIPV2.TUNING.MODE == "prompt":
+            raise InputError(f"{key}: expected 0 for a model whose prompt is tuned, found {size}")
+        return cls(size, cfg.MODEL.TEXT_ENCODER.MAX_TOKENS)
+
+    @torch.no_grad()
+    def choose(
+        self,
+        model: Trunk,
+        features: list[Tensor],
+        anchors: list[Boxes],
+        image_sizes: Sequence[tuple[int, int]],
+        prompts: Sequence[list[TokenizedPrompt]],
+    ) -> list[list[TokenizedPrompt]]:
+        """Return for each of N images the prompts of its shortlist.
+
+        Prompts that are not lists of names stay as they are, and so do vocabularies of at most K names.
+
+        Args:
+            model: Has a contrastive head.
+            features: L levels (N, C, Hl, Wl) before fusion, of images that are padded to one size.
+            anchors: Of the L levels, one per location.
+            image_sizes: Height and width of the images without padding.
+            prompts: Of each image.
+        """
+        groups: dict[bytes, list[int]] = {}
+        for image, own in enumerate(prompts):
+            if sum(len(prompt.phrases) for prompt in own) > self.size and is_vocabulary(own):
+                groups.setdefault(_digest(own), []).append(image)
+        if not groups:
+            return list(prompts)
+        sizes, *places = to_device(
+            [torch.tensor(image_sizes), *(torch.tensor(images) for images in groups.values())], features[0].device
+        )
+        regions = _in_image(model.contrastive_head.regions_of(features), anchors, sizes)
+        vocabularies = [self._vectors(model, key, prompts[images[0]]) for key, images in groups.items()]
+        best = [
+            rank_names(regions[place], vocabulary.vectors)[:, : self.size]
+            for place, vocabulary in zip(places, vocabularies, strict=True)
+        ]
+        # The CPU waits for the device here, and only here.
+        on_cpu = torch.cat([one.flatten() for one in best]).cpu()
+        chosen = iter(on_cpu.split([one.shape[1] for one in best for _ in one]))
+        result = list(prompts)
+        for images, vocabulary in zip(groups.values(), vocabularies, strict=True):
+            for image in images:
+                rows = vocabulary.rows[next(chosen)].sort().values.tolist()
+                result[image] = prompts_of_names(prompts[image], rows, max_tokens=self.max_tokens)
+        return result
+
+    def _vectors(self, model: Trunk, key: bytes, prompts: list[TokenizedPrompt]) -> NameVectors:
+        head = model.contrastive_head
+        weights = tuple((one.data_ptr(), one._version) for one in head.text_projection.parameters())
+        return model.remember((key, weights), lambda: read_names(model, prompts))
+
+
+def read_names(model: Trunk, prompts: Sequence[TokenizedPrompt]) -> NameVectors:
+    """Read a vocabulary, prompt by prompt."""
+    vectors, rows, first = [], [], 0
+    for prompt in prompts:
+        words = model.contrastive_head.project_words(model.read_prompts([prompt]).embedded[0])  # (T, E)
+        spelled = prompt.phrase_token_map.any(dim=1)
+        shares = prompt.phrase_token_map[spelled].to(words.dtype)
+        (shares,) = to_device([shares / shares.sum(dim=1, keepdim=True)], words.device)
+        vectors.append(shares @ words)
+        rows.append(first + spelled.nonzero().squeeze(1))
+        first += len(prompt.phrases)
+    return NameVectors(torch.cat(vectors), torch.cat(rows))
+
+
+def rank_names(regions: Tensor, vectors: Tensor) -> Tensor:
+    """Order P names by their largest likeness to a region of each of N images.
+
+    Args:
+        regions: (N, R, E).
+        vectors: (P, E).
+
+    Returns:
+        (N, P) int64, best first; of equal names the earlier one.
+    """
+    best = regions.new_full((len(regions), len(vectors)), float("-inf"))
+    positions = max(1, _MOST_LIKENESSES // max(1, len(regions) * len(vectors)))
+    for block in regions.split(positions, dim=1):
+        best = torch.maximum(best, linear(block, vectors).amax(dim=1))
+    return best.sort(dim=1, descending=True, stable=True).indices
+
+
+def _in_image(regions: Tensor, anchors: list[Boxes], sizes: Tensor) -> Tensor:
+    """Put the first region of an image, (N, R, E), in the place of those in its padding.
+
+    Args:
+        regions: In the order of the anchors.
+        anchors: Of all levels, one per location.
+        sizes: (N, 2), height and width of the images.
+    """
+    centers = Boxes.cat(anchors).get_centers()  # (R, 2): x, y
+    inside = (centers < sizes.flip(1)[:, None]).all(dim=-1)  # (N, R)
+    return torch.where(inside[..., None], regions, regions[:, :1])
+
+
+def _digest(prompts: Sequence[TokenizedPrompt]) -> bytes:
+    """Return a number of 256 bits for the tokens of prompts and the names that they spell."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(repr(prompt.phrase_token_map.shape).encode())
+        digest.update(prompt.input_ids.numpy())
+        digest.update(prompt.phrase_token_map.numpy())
+    return digest.digest()

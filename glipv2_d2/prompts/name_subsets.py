@@ -1,0 +1,106 @@
+"""Prompts of some names of a vocabulary, put together from the tokens of its prompts; no text is read again."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..structures import TokenizedPrompt
+
+
+def is_vocabulary(prompts: Sequence[TokenizedPrompt]) -> bool:
+    """Tell whether prompts are lists of names, of which some can be asked for without the others."""
+    return all(prompt.phrases and len(prompt.name_ranges) == len(prompt.phrases) for prompt in prompts)
+
+
+def prompts_of_names(
+    prompts: Sequence[TokenizedPrompt], rows: Sequence[int], *, max_tokens: int
+) -> list[TokenizedPrompt]:
+    """Ask for some names of a vocabulary only.
+
+    The prompts are those that a tokenizer makes of these names alone, as long as it reads names apart from each other:
+    that of BERT does for every separator with a punctuation mark. Otherwise a name keeps the tokens that it has in the
+    vocabulary.
+
+    Args:
+        prompts: The vocabulary, see ``is_vocabulary``.
+        rows: Names, numbered over all prompts, each with tokens, in the order in which they are asked for.
+        max_tokens: Most tokens of a prompt, special tokens included.
+
+    Returns:
+        Prompts of as many names as fit, but of no more than a prompt of the vocabulary has; none for no names.
+        ``category_ids`` and ``phrases`` are those of the vocabulary.
+    """
+    first_rows = list(accumulate((len(prompt.phrases) for prompt in prompts), initial=0))
+    separator = _separator(prompts)
+    head, tail = _ends(prompts[0], separator)
+    most_names = max(len(prompt.phrases) for prompt in prompts)
+    found: list[TokenizedPrompt] = []
+    pieces: list[_Piece] = []
+    num_tokens = len(head) + len(tail)
+    for row in rows:
+        number = bisect_right(first_rows, row) - 1
+        piece = _Piece.of(prompts[number], row - first_rows[number])
+        more = len(piece.ids) + (len(separator) if pieces else 0)
+        if pieces and (len(pieces) == most_names or num_tokens + more > max_tokens):
+            found.append(_join(pieces, separator, head, tail))
+            pieces, num_tokens, more = [], len(head) + len(tail), len(piece.ids)
+        pieces.append(piece)
+        num_tokens += more
+    return [*found, _join(pieces, separator, head, tail)] if pieces else found
+
+
+class _Piece(NamedTuple):
+    """A name: its tokens, which of them spell it, and what a detection of it is called."""
+
+    ids: list[int]
+    marks: Tensor
+    category_id: int
+    phrase: str
+
+    @classmethod
+    def of(cls, prompt: TokenizedPrompt, row: int) -> _Piece:
+        begin, end = prompt.name_ranges[row]
+        ids = prompt.input_ids[begin:end].tolist()
+        return cls(ids, prompt.phrase_token_map[row, begin:end], int(prompt.category_ids[row]), prompt.phrases[row])
+
+
+def _separator(prompts: Sequence[TokenizedPrompt]) -> list[int]:
+    """Return the tokens between two names, none if names never stand side by side."""
+    for prompt in prompts:
+        for (begin, end), (next_begin, next_end) in pairwise(prompt.name_ranges):
+            if begin < end and next_begin < next_end:
+                return prompt.input_ids[end:next_begin].tolist()
+    return []
+
+
+def _ends(prompt: TokenizedPrompt, separator: list[int]) -> tuple[list[int], list[int]]:
+    """Return the tokens before the first name and after the last; names without tokens leave their separators there."""
+    spelled = [(begin, end) for begin, end in prompt.name_ranges if begin < end] or [(1, 1)]
+    head, tail = prompt.input_ids[: spelled[0][0]].tolist(), prompt.input_ids[spelled[-1][1] :].tolist()
+    size = len(separator)
+    while size and head[-size:] == separator:
+        head = head[:-size]
+    while size and tail[:size] == separator:
+        tail = tail[size:]
+    return head, tail
+
+
+def _join(pieces: Sequence[_Piece], separator: list[int], head: list[int], tail: list[int]) -> TokenizedPrompt:
+    ids, ranges = list(head), []
+    for number, piece in enumerate(pieces):
+        ids += separator if number else []
+        ranges.append((len(ids), len(ids) + len(piece.ids)))
+        ids += piece.ids
+    ids += tail
+    marks = torch.zeros(len(pieces), len(ids), dtype=torch.bool)
+    for row, (piece, (begin, end)) in enumerate(zip(pieces, ranges, strict=True)):
+        marks[row, begin:end] = piece.marks
+    categories = torch.tensor([piece.category_id for piece in pieces])
+    names = tuple(piece.phrase for piece in pieces)
+    return TokenizedPrompt(torch.tensor(ids), marks, categories, names, name_ranges=tuple(ranges))
