@@ -5,13 +5,17 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.structures import BoxMode
 
+from glipv2_d2 import add_glipv2_config
 from glipv2_d2.data.datasets.dict_checks import check_dataset_dicts
 from glipv2_d2.data.datasets.formats import register_grounding_json
 from glipv2_d2.data.datasets.value_checks import AnnotationError
-from glipv2_d2.data.loading import load_training_dicts
+from glipv2_d2.data.loading import load_test_dataset, load_training_dicts
+from glipv2_d2.evaluation import build_evaluator
+from glipv2_d2.evaluation.flickr30k import Flickr30kEvaluator
 
 
 def image(image_id, caption="a dog and a red dog", **fields) -> dict:
@@ -127,3 +131,11 @@ def test_a_grounding_dataset_trains_boxes_whose_masks_cannot_be_used(load, new_n
     )
     (record,) = load_training_dicts(new_name, filter_empty=True)
     assert not any("segmentation" in item for item in record["annotations"])
+
+
+def test_phrases_of_captions_are_evaluated_as_those_of_flickr30k(load, new_name, tmp_path, images_exist):
+    load([image(9), image(3)], [box(3), box(9)])
+    cfg = get_cfg()
+    add_glipv2_config(cfg)
+    evaluator = build_evaluator(cfg, load_test_dataset(cfg, new_name), str(tmp_path))
+    assert isinstance(evaluator, Flickr30kEvaluator)

@@ -59,7 +59,7 @@ FORMATS: dict[str, Format] = {
     "coco": Format(load_coco_grounding, _JSON, _DETECTION),
     "lvis": Format(load_lvis, _JSON, {"detection": "lvis"}),
     "odinw": Format(load_odinw, (*_JSON, "odinw_set"), _DETECTION),
-    "grounding_json": Format(load_grounding_json, _JSON, _CAPTIONS),
+    "grounding_json": Format(load_grounding_json, _JSON, {**_CAPTIONS, "grounding": "flickr30k"}),
     "odvg": Format(load_odvg, ("jsonl_file", "image_root", "names_file"), {**_CAPTIONS, "detection": ""}),
     "tsv": Format(load_tsv, ("yaml_file",), {"detection": "", **_SENTENCES}),
     "shards": Format(load_shards, ("shard_urls", "num_samples"), {"pseudo_grounding": "", "grounding": ""}),
