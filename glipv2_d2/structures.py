@@ -41,8 +41,8 @@ A **model input** is a dict with
 
 A **model output** is, in training, a dict of weighted scalar losses ``loss_grounding``, ``loss_box_reg``,
 ``loss_centerness``, ``loss_contrastive``, ``loss_mlm``, ``loss_phrase_center``, ``loss_mask``, ``loss_vqa``,
-``loss_caption``: those that the config switches on and that the batch has targets for (``DyHead`` has ``loss_class``
-instead of ``loss_grounding``). At test time it is a list of dicts with
+``loss_caption``, ``loss_keep_names``, ``loss_keep_boxes``: those that the config switches on and that the batch has
+targets for (``DyHead`` has ``loss_class`` instead of ``loss_grounding``). At test time it is a list of dicts with
 
 * ``instances`` (not for captions): ``Instances`` with ``pred_boxes`` (XYXY, pixels of the original image),
   ``scores`` in [0, 1], ``pred_classes``, the ``category_ids`` of the phrases, and for a model with a mask head
@@ -67,6 +67,9 @@ from .device_copies import to_device
 from .errors import InputError
 
 CharSpan = tuple[int, int]
+
+# The category id of a name that a training prompt holds to keep what the model says of it: nobody has annotated it.
+KEPT_NAME = -2
 
 
 class DetectionLimits(NamedTuple):
@@ -95,8 +98,8 @@ class Prompt:
         phrases: P strings, as the user wrote them.
         phrase_spans: For each phrase its half-open character ranges of ``caption``; a phrase may have several.
         category_ids: For each phrase the id that a detection of it gets: contiguous ids of ``thing_classes`` for
-            a vocabulary, the phrase's own index for a free caption. In training, ids are the same in all images, and -1
-            for the phrases of a sentence.
+            a vocabulary, the phrase's own index for a free caption. In training, ids are the same in all images, -1 for
+            the phrases of a sentence, and ``KEPT_NAME`` for names of ``TUNING.KEEP``.
         name_spans: Of a list of names the half-open character range of each, with the words around it that a dataset
             may say; () for any other caption, whose phrases cannot be asked for one without the other.
 

@@ -14,6 +14,8 @@ from glipv2_d2.tensor_files import write_text
 
 ZERO_SHOT = "zero_shot"
 ALL_DATA = "all"
+# Names that a tuned model is tested on beside its own.
+OTHERS = ("old", "unseen")
 
 
 def mean_and_deviation(values: Sequence[float]) -> dict[str, Any]:
@@ -28,14 +30,14 @@ def summarize(results: Iterable[dict], sets: Sequence[str]) -> list[dict[str, An
     """Summarize results over seeds and over sets.
 
     Args:
-        results: Results of the cells, with ``dataset``, ``mode``, ``shots``, ``seed``, ``value``, and ``old``, the
-            values of other datasets by name.
+        results: Results of the cells, with ``dataset``, ``mode``, ``shots``, ``seed``, ``value``, ``old`` and
+            ``unseen``, the values of other datasets by name, and ``seconds`` of the training, or None.
         sets: Names of the sets, in the order of the columns.
 
     Returns:
         A row for each mode and number of shots, in the order of the results. Its values are those of
-        ``mean_and_deviation``: ``sets`` for each set over the seeds, ``old`` for each other dataset over sets and
-        seeds, and ``average`` over the seeds that have all sets, of the means over the sets.
+        ``mean_and_deviation``: ``sets`` for each set over the seeds, ``old`` and ``unseen`` for each other dataset and
+        ``seconds`` over sets and seeds, and ``average`` over the seeds that have all sets, of the means over the sets.
     """
     rows: dict[tuple[str, str], list[dict]] = {}
     for result in results:
@@ -47,12 +49,16 @@ def summarize(results: Iterable[dict], sets: Sequence[str]) -> list[dict[str, An
         for cell in cells:
             by_seed.setdefault(cell["seed"], {})[cell["dataset"]] = cell["value"]
         whole = [statistics.fmean(values.values()) for values in by_seed.values() if set(sets) <= values.keys()]
-        old = {name: [cell["old"][name] for cell in cells] for name in cells[0]["old"]}
+        others = {
+            kind: {name: [cell[kind][name] for cell in cells] for name in cells[0].get(kind, ())} for kind in OTHERS
+        }
+        seconds = [cell["seconds"] for cell in cells if cell.get("seconds") is not None]
         summary.append(
             {
                 **{"mode": mode, "shots": shots, "average": mean_and_deviation(whole)},
                 "sets": {name: mean_and_deviation(values) for name, values in by_set.items()},
-                "old": {name: mean_and_deviation(values) for name, values in old.items()},
+                **{kind: _means(by_name) for kind, by_name in others.items()},
+                "seconds": mean_and_deviation(seconds),
             }
         )
     return summary
@@ -82,19 +88,45 @@ def markdown(
     for row in summary:
         values = [_cell(row["sets"][name]) for name in sets]
         lines.append(_line([row["mode"], row["shots"], *values, _cell(row["average"])]))
-    old = list(summary[0]["old"]) if summary else []
-    if old:
-        lines += ["", "## Other datasets, mean over sets and seeds", ""]
-        if any(row["mode"] == "prompt" for row in summary):
-            lines += ["With `prompt` this is the base model: a tuned prompt answers for its own names alone.", ""]
-        lines += _table_head(["mode", "shots", "new classes", *old])
-        for row in summary:
-            values = [_cell(row["average"]), *(_cell(row["old"][name]) for name in old)]
-            lines.append(_line([row["mode"], row["shots"], *values]))
+    lines += _other_datasets(summary)
     if failures:
         lines += ["", "## Cells that failed", "", *_table_head(["cell", "result"])]
         lines += [_line([cell, f"failed: {reason.replace('|', '/')}"]) for cell, reason in failures.items()]
     return "\n".join(lines) + "\n"
+
+
+def _other_datasets(summary: Sequence[dict]) -> list[str]:
+    """Return the table of old and unseen names, and that of what is kept of them, in lines; none without such data."""
+    names = [(kind, name) for kind in OTHERS for name in (summary[0][kind] if summary else ())]
+    if not names:
+        return []
+    lines = ["", "## Other datasets, mean over sets and seeds", ""]
+    if any(row["mode"] == "prompt" for row in summary):
+        lines += ["With `prompt` this is the base model: a tuned prompt answers for its own names alone.", ""]
+    titles = [name if kind == "old" else f"{name} (unseen)" for kind, name in names]
+    lines += _table_head(["mode", "shots", "new classes", *titles])
+    for row in summary:
+        values = [_cell(row["average"]), *(_cell(row[kind][name]) for kind, name in names)]
+        lines.append(_line([row["mode"], row["shots"], *values]))
+    by_mode = {(row["mode"], row["shots"]): row for row in summary}
+    base = by_mode.get((ZERO_SHOT, "0"))
+    lines += ["", "## What is kept: parts of `full` and of the base, in per cent", ""]
+    lines += _table_head(["mode", "shots", "new classes of `full`", *titles, "time of `full`"])
+    for row in summary:
+        full = by_mode.get(("full", row["shots"]))
+        parts = [_part(row["average"], full and full["average"])]
+        parts += [_part(row[kind][name], base and base[kind][name]) for kind, name in names]
+        lines.append(_line([row["mode"], row["shots"], *parts, _part(row["seconds"], full and full["seconds"])]))
+    return lines
+
+
+def _part(value: dict[str, Any], whole: dict[str, Any] | None) -> str:
+    """Return the part of one mean in another, in per cent."""
+    return f"{100 * value['mean'] / whole['mean']:.0f}" if whole and whole["mean"] and value["runs"] else "-"
+
+
+def _means(by_name: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Any]]:
+    return {name: mean_and_deviation(values) for name, values in by_name.items()}
 
 
 def write_report(

@@ -10,6 +10,14 @@
     python tools/run_odinw.py --config-file configs/demo/glipv2_micro.yaml --weights model_final.pth --num-gpus 0 \\
         --data photos other_photos --modes full --shots 0 all                         # own images, see docs/own_data.md
 
+    python tools/run_odinw.py --config-file configs/demo/glipv2_micro.yaml --weights model_final.pth --num-gpus 0 \\
+        --sets small_a --old-sets stampworld_val --unseen-sets small_b_test --shots 0 10 \\
+        --modes full full+between full+replay full+keep lora+keep                     # what is forgotten, and what not
+
+A mode with "+keep" forgets nothing (MODEL.GLIPV2.TUNING.KEEP), with "+replay" without the choice of weights between
+base and tuned model at its end, with "+between" by that choice alone. The table has the names of the sets, those of the
+old sets, and those of the unseen sets, before the tuning (zero_shot) and after it.
+
 A set NAME is three registered detection datasets, NAME_train, NAME_val and NAME_test; odinw13 and odinw35 stand for all
 sets of these suites. A set without test images is tested on NAME_val. Each cell of the grid trains and tests in
 processes of train_net.py, in a folder of its own, and is done when its results.json is there. The same command goes on
@@ -32,15 +40,18 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from detectron2.data import DatasetCatalog
 from detectron2.utils.file_io import PathManager
+from odinw_modes import MODES, plain_mode, recipe, result_file
 from odinw_report import ALL_DATA, ZERO_SHOT, finite, write_report
 
 from glipv2_d2 import GLIPv2Trainer
+from glipv2_d2.checkpoint.resume import BASE_WEIGHTS, KEPT_WEIGHTS
 from glipv2_d2.config_files import find_config_file
 from glipv2_d2.data.datasets.few_shot import few_shot_settings
 from glipv2_d2.data.datasets.odinw import ODINW_13, ODINW_SETS
@@ -48,30 +59,16 @@ from glipv2_d2.data.loading import load_training_dicts
 from glipv2_d2.data.own_sets import find_own_sets, register_own_sets
 from glipv2_d2.engine.command_line import build_config, describe
 from glipv2_d2.errors import InputError
-from glipv2_d2.modeling.tuning import TUNING_MODES
 from glipv2_d2.tensor_files import file_sha256, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
-MODES = tuple(mode for mode in TUNING_MODES if mode != "mask_head")
 # Epochs, and the number of times that an epoch shows each image, by shots.
 EPOCHS = 200
 COPIES = {1: 8, 3: 4, 5: 2}
 RESULTS, SETTINGS, LOG = "results.json", "cell.json", "process.log"
 
-# The official settings. The prompt is the same for every image, as prompt tuning needs it, and as at test time no word
-# of it is masked: a config of a pre-training is tuned without the losses that only a pre-training has.
-RECIPE = (
-    *("SOLVER.IMS_PER_BATCH", "4", "SOLVER.WEIGHT_DECAY", "0.05", "SOLVER.EMA_DECAY", "0.0"),
-    *("INPUT.PROMPT.NUM_NEGATIVES", "-1", "INPUT.PROMPT.SHUFFLE", "False", "SOLVER.AUTO_STEP.ENABLED", "True"),
-    # A detector without text has the classes of each set.
-    *("MODEL.GLIPV2.CLASS_HEAD.NUM_CLASSES", "0"),
-    *("MODEL.GLIPV2.MLM.ENABLED", "False", "MODEL.GLIPV2.CONTRASTIVE.ENABLED", "False"),
-)
 # Stages of the backbone that stay as they are in the official recipe. A config may freeze more.
 FREEZE_KEY, FROZEN_STAGES = "MODEL.BACKBONE.FREEZE_AT", 2
-MODE_RECIPES = {"prompt": ("SOLVER.BASE_LR", "0.05", "SOLVER.WEIGHT_DECAY", "0.25")}
-# Evaluations without gain until the learning rate drops and until the training ends.
-PATIENCE, PATIENCE_OF_ALL_DATA = ("3", "8"), ("2", "4")
 
 
 class Cell(NamedTuple):
@@ -100,16 +97,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--weights", required=True, help="weights of the model that is tuned")
     parser.add_argument("--sets", nargs="+", help="default: those of --data, or odinw13")
     parser.add_argument("--data", nargs="+", default=[], metavar="PATH", help="own images and boxes: more sets")
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=["full", "prompt"], help="default: full prompt")
+    parser.add_argument(
+        "--modes", nargs="+", choices=MODES, metavar="MODE", default=["full", "prompt"], help="default: full prompt"
+    )
     parser.add_argument("--shots", nargs="+", default=["0", "1", "3", "5", "10", ALL_DATA], help="default: %(default)s")
     parser.add_argument("--seeds", nargs="+", type=int, default=[3, 30, 300], help="default: 3 30 300; all: the 1st")
     parser.add_argument("--old-sets", nargs="+", default=[], help="datasets tested on as well; of prompts: the base")
+    parser.add_argument("--unseen-sets", nargs="+", default=[], help="the same for names that no training has seen")
     parser.add_argument("--max-iter", type=int, help="updates instead of epochs")
     parser.add_argument("--eval-period", type=int, help="updates between two validations, with --max-iter")
     parser.add_argument("--metric", default="bbox/AP", help="default: %(default)s")
     parser.add_argument("--num-gpus", type=int, default=1, help="default: 1; 0: the CPU")
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "odinw", help="default: output/odinw")
-    parser.add_argument("--keep-weights", action="store_true", help="keep model_best.pth of every cell")
+    parser.add_argument("--keep-weights", action="store_true", help="keep the weights of every cell that were tested")
     parser.add_argument("--mode-opts", nargs="+", action="append", default=[], metavar="WORD", help="MODE KEY VALUE...")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for every cell")
     arguments = parser.parse_args(argv)
@@ -119,7 +119,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if (arguments.max_iter is None) != (arguments.eval_period is None):
         parser.error("--max-iter and --eval-period: expected both or neither")
     for words in arguments.mode_opts:
-        if words[0] not in arguments.modes or len(words) % 2 == 0:
+        if words[0] not in {*arguments.modes, *map(plain_mode, arguments.modes)} or len(words) % 2 == 0:
             parser.error(f"--mode-opts: expected one of --modes and KEY VALUE pairs, found {' '.join(words)!r}")
     return arguments
 
@@ -149,8 +149,12 @@ def tested_data(dataset: str) -> str:
 def tested_datasets(arguments: argparse.Namespace, cell: Cell) -> tuple[str, ...]:
     """Return the names of all data that a cell is tested on."""
     # A tuned prompt answers for its own names alone, see ``base_results``.
-    old_sets = () if cell.mode == "prompt" else arguments.old_sets
-    return (tested_data(cell.dataset), *old_sets)
+    return (tested_data(cell.dataset), *(() if cell.mode == "prompt" else other_sets(arguments)))
+
+
+def other_sets(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """Return the names of the old and unseen sets, each once."""
+    return tuple(dict.fromkeys([*arguments.old_sets, *arguments.unseen_sets]))
 
 
 def expand_sets(sets: Sequence[str]) -> list[str]:
@@ -227,11 +231,11 @@ def data_options(cell: Cell) -> list[str]:
 
 def mode_options(arguments: argparse.Namespace, cell: Cell) -> list[str]:
     """Return the recipe of a mode, with the changes of the command line."""
-    step, stop = PATIENCE_OF_ALL_DATA if cell.shots == ALL_DATA else PATIENCE
-    options = [*RECIPE, "SOLVER.AUTO_STEP.PATIENCE", step, "SOLVER.EARLY_STOP_PATIENCE", stop]
-    options += ["SOLVER.AUTO_STEP.METRIC", arguments.metric, "MODEL.GLIPV2.TUNING.MODE", cell.mode]
-    options += MODE_RECIPES.get(cell.mode, ())
-    options += [word for words in arguments.mode_opts if words[0] == cell.mode for word in words[1:]]
+    options = recipe(cell.mode, cell.shots == ALL_DATA, arguments.metric)
+    names = (plain_mode(cell.mode), cell.mode)
+    options += [
+        word for name in dict.fromkeys(names) for words in arguments.mode_opts if words[0] == name for word in words[1:]
+    ]
     return [*options, *arguments.opts]
 
 
@@ -247,7 +251,7 @@ def commands(arguments: argparse.Namespace, cell: Cell, length: Sequence[str]) -
     output = ["OUTPUT_DIR", str(folder), "MODEL.WEIGHTS", arguments.weights]
     train = [*start, "--resume", *options, *data_options(cell), *length, *output]
     # The best weights contain the tuned weights that --opts may start from.
-    result = ["MODEL.GLIPV2.TUNING.WEIGHTS", "", *test, str(folder / "model_best.pth")]
+    result = ["MODEL.GLIPV2.TUNING.WEIGHTS", "", *test, str(folder / result_file(cell.mode))]
     return [train, [*start, "--eval-only", *options, *result]]
 
 
@@ -293,7 +297,7 @@ def base_results(arguments: argparse.Namespace, weights_hash: str, lock: int) ->
     """
     folder = arguments.output / "base"
     start = ["train_net.py", "--config-file", arguments.config_file, "--num-gpus", str(arguments.num_gpus)]
-    tests = ["OUTPUT_DIR", str(folder), "DATASETS.TEST", str(tuple(arguments.old_sets))]
+    tests = ["OUTPUT_DIR", str(folder), "DATASETS.TEST", str(other_sets(arguments))]
     command = [*start, "--eval-only", *arguments.opts, *tests, "MODEL.WEIGHTS", arguments.weights]
     settings = {"weights_sha256": weights_hash, "command": command}
     if _read_json(folder / SETTINGS) != settings:
@@ -339,13 +343,19 @@ def run_cell(arguments: argparse.Namespace, cell: Cell, weights_hash: str, lock:
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / SETTINGS, json.dumps(settings, indent=1))
     print(f"{folder.relative_to(arguments.output)}", flush=True)
+    is_new, times = not (folder / "last_checkpoint").is_file(), []
     for program in programs:
+        begin = time.monotonic()
         call(program, folder / LOG, lock)
+        times.append(time.monotonic() - begin)
     table = _read_json(folder / "test" / "result_table.json")["results"]
     results = {**cell._asdict(), "value": _value(table[tested_data(cell.dataset)], arguments.metric)}
-    if cell.mode == "prompt" and arguments.old_sets:
+    # Of a training that went on after a stop nobody knows it.
+    results["seconds"] = times[0] if is_new and cell.mode != ZERO_SHOT else None
+    if cell.mode == "prompt" and other_sets(arguments):
         table = {**table, **base_results(arguments, weights_hash, lock)}
     results["old"] = {name: _value(table[name], arguments.metric) for name in arguments.old_sets}
+    results["unseen"] = {name: _value(table[name], arguments.metric) for name in arguments.unseen_sets}
     results["table"] = table
     write_text(folder / RESULTS, json.dumps(results, indent=1))
     _remove_checkpoints(folder, arguments.keep_weights)
@@ -366,8 +376,8 @@ def _value(table: dict, metric: str) -> float:
 
 
 def _remove_checkpoints(folder: Path, keep_best: bool) -> None:
-    for path in [*folder.glob("*.pth"), folder / "last_checkpoint"]:
-        if path.name != "model_best.pth" or not keep_best:
+    for path in [*folder.glob("*.pth"), folder / "last_checkpoint", folder / BASE_WEIGHTS]:
+        if path.name not in ("model_best.pth", KEPT_WEIGHTS) or not keep_best:
             path.unlink(missing_ok=True)
 
 

@@ -13,6 +13,9 @@ from ..tensor_files import is_whole
 LAST_CHECKPOINT = "last_checkpoint"
 _FINAL = "model_final.pth"
 _BEST = "model_best.pth"
+# Of a tuning that forgets nothing the weights that it began with, and those between them and the tuned ones.
+BASE_WEIGHTS = "keep_base.safetensors"
+KEPT_WEIGHTS = "model_kept.pth"
 _NUMBERED = re.compile(r".*_(\d{7,})\.pth")
 
 
@@ -57,13 +60,16 @@ def find_resume_file(folder: str) -> tuple[str, list[str]]:
 
 
 def find_result_file(folder: str) -> str:
-    """Return the path of the weights that a run is used with: the best, else the newest; "" if there are none.
+    """Return the path of the weights that a run is used with: those kept, else the best, else the newest; "" for none.
 
     Args:
         folder: As for ``find_resume_file``.
     """
-    best = Path(folder) / _BEST
-    return str(best) if folder and best.is_file() and is_whole(best) else find_resume_file(folder)[0]
+    for name in (KEPT_WEIGHTS, _BEST) if folder else ():
+        path = Path(folder) / name
+        if path.is_file() and is_whole(path):
+            return str(path)
+    return find_resume_file(folder)[0]
 
 
 def _iteration(name: str, tagged: str) -> float | None:

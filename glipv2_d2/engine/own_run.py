@@ -15,6 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from ..checkpoint.checkpointer import GLIPv2Checkpointer
+from ..checkpoint.resume import BASE_WEIGHTS, find_result_file
 from ..config_files import get_config_file
 from ..data.own_sets import register_configured_sets, training_splits
 from ..data_check import check_own_sets, find_reported
@@ -23,7 +24,6 @@ from ..folders import check_writable
 from ..modeling.build import choose_device
 from ..plurals import counted
 from .command_line import build_config
-from .plateau import BEST_WEIGHTS
 from .progress import ElapsedTime
 from .recipe import (
     BATCH,
@@ -44,6 +44,8 @@ CONFIG_NAME = "config.yaml"
 RESULTS_NAME = "results.json"
 REPORT_FOLDER = "report"
 CHECK_FOLDER = "data_check"
+# The key of --keep.
+KEEP = "MODEL.GLIPV2.TUNING.KEEP.ENABLED"
 # Where `make demo` and `make train` leave weights, in the folder that a command is called from. The second has learned
 # more names.
 HOME_WEIGHTS = ("output/train/run/model_final.pth", "output/demo/run/model_final.pth")
@@ -93,7 +95,8 @@ def check_output(folder: Path, resume: bool, overwrite: bool, weights: str = "")
 
 def clear_output(folder: Path) -> None:
     """Remove what the hooks and evaluations of an earlier run would read or add to."""
-    for pattern in ("model_*.pth", "last_checkpoint", "metrics.json", "log.txt*", "events.out.*", RESULTS_NAME):
+    traces = ("last_checkpoint", "metrics.json", "log.txt*", "events.out.*", RESULTS_NAME, BASE_WEIGHTS)
+    for pattern in ("model_*.pth", *traces):
         for path in folder.glob(pattern):
             path.unlink()
 
@@ -151,8 +154,8 @@ def plan_run(
     """
     data = os.path.abspath(data)
     fixed: list[Any] = ["DATASETS.REGISTER", (data,), "OUTPUT_DIR", str(output), "MODEL.WEIGHTS", start.weights]
-    # The config beside the weights may be that of several datasets.
-    fixed += ["DATASETS.TRAIN_RATIOS", (), "DATASETS.TRAIN_COPIES", (), "TEST.BEST_METRICS", ()]
+    # The config beside the weights may be that of several datasets, or of a tuning that forgot nothing.
+    fixed += ["DATASETS.TRAIN_RATIOS", (), "DATASETS.TRAIN_COPIES", (), "TEST.BEST_METRICS", (), KEEP, False]
     cfg = build_config(start.config_file, _words(fixed))
     train, val = own_datasets(cfg)
     facts = Facts.of(DatasetCatalog.get(train), len(MetadataCatalog.get(train).thing_classes))
@@ -236,11 +239,11 @@ def finish_run(cfg: CfgNode, model: torch.nn.Module, elapsed: ElapsedTime) -> li
         elapsed: Knows the time that the run has taken.
     """
     output, (val,) = Path(cfg.OUTPUT_DIR), cfg.DATASETS.TEST
-    weights = output / BEST_WEIGHTS
     # The first process has written them.
     comm.synchronize()
+    weights = find_result_file(str(output))
     checkpointer = GLIPv2Checkpointer.from_config(model, cfg, cfg.OUTPUT_DIR, for_results=True)
-    checkpointer.resume_or_load(str(weights), resume=False)
+    checkpointer.resume_or_load(weights, resume=False)
     results = GLIPv2Trainer.test(cfg, model)
     if not comm.is_main_process():
         return []
@@ -249,7 +252,7 @@ def finish_run(cfg: CfgNode, model: torch.nn.Module, elapsed: ElapsedTime) -> li
     found = json.loads((output / "inference" / val / "coco_instances_results.json").read_text(encoding="utf-8"))
     table, cut_off = write_report(output / REPORT_FOLDER, truth, Path(metadata.image_root), found)
     minutes = elapsed.minutes
-    write_results(output / RESULTS_NAME, results, minutes, str(weights))
+    write_results(output / RESULTS_NAME, results, minutes, weights)
     texts = metadata.get("prompt_texts", {})
     names = ",".join("".join(texts.get(name, (name,))) for name in metadata.thing_classes)
     for numbered in output.glob("model_[0-9]*.pth"):

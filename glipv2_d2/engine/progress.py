@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from tqdm import tqdm
 
 # What the terminal gets of a run, beside warnings; log.txt has all.
-_SHOWN = (f"{__package__}.progress", f"{__package__}.run_log", f"{__package__}.runs")
+_SHOWN = (f"{__package__}.progress", f"{__package__}.run_log", f"{__package__}.runs", f"{__package__}.keep")
 _LOSSES = "detectron2.utils.events"
 _ROOTS = ("fvcore", "detectron2", "glipv2_d2")
 

@@ -15,6 +15,7 @@ from detectron2.engine import HookBase
 from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.utils import comm
 
+from ..checkpoint.resume import KEPT_WEIGHTS
 from ..checkpoint.tuned_weights import save_tuned
 from ..plurals import counted
 from ..tensor_files import remove_leftovers
@@ -68,6 +69,9 @@ class EMACheckpointer(PeriodicCheckpointer):
         super().before_train()
         if self.checkpointer.save_dir and comm.is_main_process():
             remove_leftovers(self.checkpointer.save_dir)
+            if self.trainer.start_iter == 0:
+                # Of an earlier run in this folder; it would be what results are made with.
+                Path(self.checkpointer.save_dir, KEPT_WEIGHTS).unlink(missing_ok=True)
         trainer = self.trainer
         if trainer.start_iter >= trainer.max_iter:
             logging.getLogger(__name__).warning(

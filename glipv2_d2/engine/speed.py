@@ -14,6 +14,7 @@ from ..data.build import build_train_loader
 from ..data.loading import load_test_dataset
 from ..modeling.build import choose_device
 from ..solver import build_optimizer
+from .keep import give_base
 from .train_loop import GroundingTrainLoop, amp_dtype
 from .trainer import GLIPv2Trainer
 
@@ -39,6 +40,7 @@ def measure_seconds(cfg: CfgNode, num_processes: int = 1) -> tuple[float, float]
     cfg.SOLVER.IMS_PER_BATCH //= num_processes
     cfg.freeze()
     model = GLIPv2Trainer.build_model(cfg)
+    give_base(cfg, model)
     loop = GroundingTrainLoop(model, build_train_loader(cfg), build_optimizer(cfg, model), precision=amp_dtype(cfg))
     with EventStorage(0):
         update = _seconds_of_second_half(loop.run_step, 2 * _TIMED_UPDATES)

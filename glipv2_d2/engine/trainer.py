@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, HookBase, hooks
+from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import DatasetEvaluator, print_csv_format
 from detectron2.solver.lr_scheduler import LRMultiplier
 from detectron2.utils import comm
@@ -27,10 +27,10 @@ from ..modeling.build import build_model
 from ..solver import build_gradient_clipper, build_lr_scheduler, build_optimizer
 from .config_values import check_solver_values, warn_of_tuning
 from .data_hooks import DataStateHook, SkippedImagesHook
-from .ema import EMAHook, ModelEMA, averaged
+from .ema import ModelEMA, averaged
 from .inference import JudgementError, run_on_dataset
-from .plateau import EarlyStopHook, TrainingEnded, build_best_weights_hook, build_plateau_hook
-from .saving import EMACheckpointer, SafeStepHook, SolverKeysHook
+from .plateau import TrainingEnded
+from .run_hooks import RunParts, build_run_hooks
 from .stopping import RunStopped, StopHook
 from .train_loop import (
     GroundingTrainLoop,
@@ -120,32 +120,12 @@ class GLIPv2Trainer(DefaultTrainer):
                 self._last_eval_results = self.test(self.cfg, self.model)
             return self._last_eval_results
 
-        built = [hooks.IterationTimer(), SolverKeysHook(self.cfg.SOLVER)]
-        if self._ema:
-            built.append(EMAHook(self._ema))
-        built += [hooks.LRScheduler(), self._skipped_images, self._stop, self._data_state]
-        solver = self.cfg.SOLVER
-        saver = EMACheckpointer(
-            self.checkpointer,
-            solver.CHECKPOINT_PERIOD,
-            self._ema,
-            solver.MAX_CHECKPOINTS,
-            with_tuned=self.cfg.MODEL.GLIPV2.TUNING.MODE != "full",
-        )
-        # Of sharded weights the first process writes what all of them bring together.
-        savers = [saver] if comm.is_main_process() or solver.SHARD_WEIGHTS else []
-        evaluators = [hooks.EvalHook(self.cfg.TEST.EVAL_PERIOD, evaluate)]
-        plateau = build_plateau_hook(self.cfg, self.scheduler, self._ema)
-        watchers = [hook for hook in (plateau, build_best_weights_hook(self.cfg, self._ema)) if hook is not None]
-        safe = SafeStepHook(savers[0] if savers else None, self.cfg.TEST.EVAL_PERIOD, self._stop, bool(watchers))
-        # Decisions by the metric belong to the checkpoint of the same iteration.
-        built += [safe, *evaluators, *watchers, *savers] if watchers else [*savers, safe, *evaluators]
-        if comm.is_main_process():
-            built.append(hooks.PeriodicWriter(self.build_writers(), period=20))
-        if plateau is not None and solver.EARLY_STOP_PATIENCE:
-            save_final = saver.save_final if savers else lambda: None
-            built.append(EarlyStopHook(plateau, solver.EARLY_STOP_PATIENCE, save_final))
-        return built
+        def test(model: nn.Module) -> dict[str, Any]:
+            with self._stop.immediate():
+                return self.test(self.cfg, model)
+
+        parts = RunParts(self.checkpointer, self.scheduler, self._ema, self._stop, self.build_writers)
+        return build_run_hooks(self.cfg, parts, [self._skipped_images, self._stop, self._data_state], evaluate, test)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:

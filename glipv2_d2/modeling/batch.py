@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..device_copies import instances_to_device, to_device
 from ..errors import InputError
 from ..layers.true_places import true_places
-from ..structures import GroundingPredictions, LanguageFeatures, TokenBatch, TokenizedPrompt
+from ..structures import KEPT_NAME, GroundingPredictions, LanguageFeatures, TokenBatch, TokenizedPrompt
 
 # Parts of the model below its heads: a loss on fused features is worth computing if one of them trains.
 TRUNK_PARTS = ("backbone", "text_encoder", "prompt_tuner", "fusion_tower")
@@ -90,6 +90,7 @@ class TrainBatch(NamedTuple):
         answer_scores: (M, A) in [0, 1], questions only.
         on_cpu: ``instances`` as they were on the CPU: who reads them there does not wait for the device; None where
             ``instances`` are there.
+        kept: (M, T) bool, the tokens of names that nobody has annotated, see ``KEPT_NAME``; None: there are none.
     """
 
     task: str
@@ -99,11 +100,17 @@ class TrainBatch(NamedTuple):
     instances: list[Instances] | None = None
     answer_scores: Tensor | None = None
     on_cpu: list[Instances] | None = None
+    kept: Tensor | None = None
 
     @property
     def prompts(self) -> list[TokenizedPrompt]:
         """The M prompts."""
         return self.pairs.prompts
+
+    @property
+    def annotated_tokens(self) -> Tensor:
+        """(M, T) bool, the tokens whose targets the boxes decide: real ones, without those of ``kept``."""
+        return self.tokens.mask if self.kept is None else self.tokens.mask & ~self.kept
 
     @classmethod
     def from_inputs(
@@ -142,7 +149,21 @@ class TrainBatch(NamedTuple):
         scores = [one["answer_scores"] for one in inputs if "answer_scores" in one]
         answer_scores = to_device([torch.cat(scores)], device)[0] if scores else None
         tokens = TokenBatch.from_prompts(pairs.prompts, device)
-        return cls(task, images, pairs, tokens, instances, answer_scores, on_cpu)
+        kept = _kept_tokens(pairs.prompts, tokens.mask.shape[1])
+        if kept is not None:
+            (kept,) = to_device([kept], device)
+        return cls(task, images, pairs, tokens, instances, answer_scores, on_cpu, kept)
+
+
+def _kept_tokens(prompts: Sequence[TokenizedPrompt], num_tokens: int) -> Tensor | None:
+    """Mark the tokens of the names of ``KEPT_NAME`` in M prompts, (M, T) bool; None without such names."""
+    rows = [prompt.category_ids == KEPT_NAME for prompt in prompts]
+    if not any(row.any() for row in rows):
+        return None
+    kept = torch.zeros(len(prompts), num_tokens, dtype=torch.bool)
+    for tokens, prompt, row in zip(kept, prompts, rows, strict=True):
+        tokens[: len(prompt)] = prompt.phrase_token_map[row].any(dim=0)
+    return kept
 
 
 def _boxes_of_prompt(instances: Instances, rank: int, num_prompts: int) -> Instances:

@@ -27,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own.add_argument(
         "--weights", default="", metavar="FILE", help="start from these (default: those of make demo here, or none)"
     )
+    own.add_argument(
+        "--keep", action="store_true", help="forget nothing: other names stay as the weights know them (docs/tuning.md)"
+    )
     own.add_argument("--epochs", type=float, metavar="N", help="passes over the images (default: by their number)")
     own.add_argument("--minutes", type=float, metavar="N", help="time for training and evaluations on this machine")
     own.add_argument("--resume", action="store_true", help="go on where the run in DIR was stopped")
@@ -73,7 +76,7 @@ def _run_own(arguments: argparse.Namespace) -> None:
 def _prepare_run(arguments: argparse.Namespace, num_processes: int) -> None:
     """Write the config of a new run, and say what was chosen; of one that goes on, look for it."""
     from ..engine.command_line import build_config
-    from ..engine.own_run import CONFIG_NAME, check_output, clear_output, find_start, plan_run
+    from ..engine.own_run import CONFIG_NAME, KEEP, check_output, clear_output, find_start, plan_run
 
     output = arguments.output
     check_output(output, arguments.resume, arguments.overwrite, arguments.weights)
@@ -81,7 +84,10 @@ def _prepare_run(arguments: argparse.Namespace, num_processes: int) -> None:
         return
     start = find_start(arguments.weights, arguments.config_file, Path.cwd())
     limits = {"epochs": arguments.epochs, "minutes": arguments.minutes, "num_processes": num_processes}
-    plan = plan_run(arguments.data, output, start, **limits, options=arguments.opts)
+    options = [KEEP, "True", *arguments.opts] if arguments.keep else arguments.opts
+    if arguments.keep and not start.weights:
+        raise InputError("--keep: expected weights that know other names, found none; name them by --weights")
+    plan = plan_run(arguments.data, output, start, **limits, options=options)
     clear_output(output)
     (output / CONFIG_NAME).write_text(build_config(plan.config_file, plan.options).dump(), encoding="utf-8")
     for line in plan.reasons:
@@ -129,6 +135,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         raise InputError("--output: expected the folder of the run, found none")
     if arguments.resume:
         given = {"--data": arguments.data, "--weights": arguments.weights, **chosen, "--overwrite": arguments.overwrite}
+        given["--keep"] = arguments.keep
         found = [name for name, value in given.items() if value]
         if found or arguments.opts:
             raise InputError(

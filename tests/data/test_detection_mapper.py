@@ -7,13 +7,15 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
-from mapper_cases import annotation, drawn_record, options
+from mapper_cases import annotation, drawn_record, options, words_of_boxes
 from PIL import Image
 
 from glipv2_d2.data.dataset_mappers.detection import DetectionDatasetMapper
 from glipv2_d2.data.image_reading import UnreadableImageError
 from glipv2_d2.data.transforms import ZoomWindow
+from glipv2_d2.prompts.kept_names import KeptNames
 from glipv2_d2.prompts.tokenizer import PromptTokenizer
+from glipv2_d2.structures import KEPT_NAME
 
 LONG_NAME = "very " * 60 + "long dog"
 
@@ -251,3 +253,23 @@ def test_names_that_do_not_fit_are_counted_with_their_boxes(record):
         lost_boxes = 2 if phrases_of_boxes(sample) == ["red dog"] else 1
         assert sample["dropped"] == {"phrases": 1, "boxes": lost_boxes}
     assert "dropped" not in make_mapper()(record)
+
+
+def test_other_names_are_among_the_own_ones_as_far_as_they_fit(record):
+    """Boxes stay with their names, and no own name is lost."""
+    kept = KeptNames(("zebra", "alarm clock", "spoon"), number=3, share=1.0)
+    found = []
+    # With special tokens "red dog. cat. fish" is eight long, and 15 with all others.
+    for max_tokens in (256, 12, 10):
+        mapper = make_mapper(num_negatives=-1, shuffle=False, kept_names=kept, max_tokens=max_tokens)
+        for seed in range(8):
+            sample = mapper({**record, "sample_seed": seed})
+            prompt = sample["prompts"][0]
+            assert sorted(phrases_of_boxes(sample)) == ["cat", "red dog"]
+            assert sorted(words_of_boxes(mapper, sample)) == ["cat", "red dog"]
+            assert [one for one in prompt.phrases if one not in kept.names] == ["red dog", "cat", "fish"]
+            is_kept = [number == KEPT_NAME for number in prompt.category_ids.tolist()]
+            assert is_kept == [one in kept.names for one in prompt.phrases]
+            assert len(prompt) <= max_tokens and prompt.phrase_token_map.any(dim=1).all()
+            found.append((max_tokens, sum(is_kept)))
+    assert set(found) - {(12, 1), (12, 0)} == {(256, 3), (10, 0)} and (12, 1) in found

@@ -9,6 +9,7 @@ from drawn_images import draw_dataset
 from own_set_writers import Photo, write_coco, write_voc, write_yolo
 from training_runs import assert_same, load
 
+from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
 from glipv2_d2.engine import launch
 from glipv2_d2.engine.own_run import find_start, own_datasets, plan_run
 from glipv2_d2.engine.progress import ElapsedTime
@@ -84,6 +85,21 @@ def test_killed_run_goes_on_and_ends_bit_for_bit_alike(words, tmp_path, monkeypa
     whole, cut = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "cut"))
     assert whole["val"] == cut["val"]
     assert whole["minutes"] < 60 < cut["minutes"] < 120
+
+
+def test_a_run_that_forgets_nothing_ends_with_weights_between(words, tiny_cfg, tmp_path, capsys):
+    GLIPv2Checkpointer(GLIPv2Trainer.build_model(tiny_cfg), str(tmp_path)).save("base")
+    keep = ["--keep", "--weights", "base.pth", "SOLVER.MAX_ITER", "4", "TEST.EVAL_PERIOD", "2"]
+    assert main([*words, "--output", "out", *keep]) == 0
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["weights"].endswith("model_kept.pth") and 0 < load("out/model_kept.pth")["share"] <= 1
+    text = capsys.readouterr()
+    assert "the final weights, model_kept.pth: share" in text.out + text.err
+    # A later run in the folder that begins with these weights keeps nothing unless it is asked to.
+    plan = plan_run("photos", tmp_path / "next", find_start("out/model_kept.pth", "", tmp_path))
+    assert as_dict(plan.options)["MODEL.GLIPV2.TUNING.KEEP.ENABLED"] == "False"
+    with pytest.raises(SystemExit, match="--keep: expected weights that know other names, found none"):
+        main([*words, "--output", "other", "--keep"])
 
 
 def test_interrupted_run_says_how_it_goes_on(words, monkeypatch, capsys):

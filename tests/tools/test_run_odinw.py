@@ -45,7 +45,8 @@ def small_set(tmp_path):
 
 
 def result(dataset, mode, shots, seed, value, **old):
-    return {"dataset": dataset, "mode": mode, "shots": shots, "seed": seed, "value": value, "old": old}
+    cell = {"dataset": dataset, "mode": mode, "shots": shots, "seed": seed, "value": value}
+    return {**cell, "old": old, "unseen": {}, "seconds": None}
 
 
 # --- tables
@@ -88,6 +89,21 @@ def test_tables_are_those_of_the_paper(report):
     assert "| prompt | 10 | 35.0 ± 7.1 | 49.0 ± 1.4 | 42.0 ± 2.8 |" in lines
     assert "| prompt | all | 60.0 | - | - |" in lines
     assert "| prompt | 10 | 42.0 ± 2.8 | 42.0 ± 2.3 |" in lines and "| zero_shot | 0 | 15.0 | 50.0 ± 0.0 |" in lines
+
+
+def test_what_is_kept_is_a_part_of_full_tuning_and_of_the_base(report):
+    rows = [("zero_shot", "0", None, 10.0, 60.0, 20.0, None), ("full", "10", 3, 40.0, 30.0, 15.0, 50.0)]
+    rows += [("full", "10", 30, 60.0, 42.0, 15.0, 70.0), ("full+keep", "10", 3, 48.0, 57.0, 21.0, None)]
+    rows += [("full+keep", "10", 30, 47.0, 57.0, 21.0, 90.0)]
+    results = [
+        {**result("a", *one[:4], old_val=one[4]), "unseen": {"b_test": one[5]}, "seconds": one[6]} for one in rows
+    ]
+    lines = report.markdown(report.summarize(results, ["a"]), ["a"], {}).splitlines()
+    assert "| mode | shots | new classes | old_val | b_test (unseen) |" in lines
+    assert "| full+keep | 10 | 47.5 ± 0.7 | 57.0 ± 0.0 | 21.0 ± 0.0 |" in lines
+    # 47.5 of 50, 57 of 60, 21 of 20; 90 seconds, of the one run that knows its own, of 60.
+    assert "| full+keep | 10 | 95 | 95 | 105 | 150 |" in lines
+    assert "| zero_shot | 0 | - | 100 | 100 | - |" in lines and "| full | 10 | 100 | 60 | 75 | 100 |" in lines
 
 
 def test_zero_shot_alone_has_a_table_and_a_plot(report, tmp_path):
@@ -183,6 +199,21 @@ def test_recipe_is_the_official_one_and_can_be_changed(tool):
     prompt = pairs(tool.mode_options(arguments, tool.Cell("a", "prompt", "all", 3)))
     assert prompt["SOLVER.WEIGHT_DECAY"] == "0.25" and prompt["SOLVER.BASE_LR"] == "0.1"
     assert (prompt["SOLVER.AUTO_STEP.PATIENCE"], prompt["SOLVER.EARLY_STOP_PATIENCE"]) == ("2", "4")
+
+
+def test_modes_that_forget_nothing_are_their_mode_with_keep(tool):
+    words = ["--weights", "w", "--modes", "lora+keep", "full+between", "full+replay"]
+    arguments = tool.parse([*words, "--mode-opts", "lora", "SOLVER.BASE_LR", "0.005"])
+    key, options = "MODEL.GLIPV2.TUNING.KEEP", {}
+    for mode in arguments.modes:
+        options[mode] = pairs(tool.mode_options(arguments, tool.Cell("a", mode, "1", 3)))
+        assert options[mode][f"{key}.ENABLED"] == "True"
+    assert options["lora+keep"]["MODEL.GLIPV2.TUNING.MODE"] == "lora"
+    assert options["lora+keep"]["SOLVER.BASE_LR"] == "0.005" and f"{key}.LEAST_OWN" not in options["lora+keep"]
+    assert options["full+replay"][f"{key}.LEAST_OWN"] == options["full+between"][f"{key}.NAMES_WEIGHT"] == "0.0"
+    assert f"{key}.ENABLED" not in pairs(tool.mode_options(arguments, tool.Cell("a", "full", "1", 3)))
+    files = [tool.result_file(mode) for mode in ("full", "full+replay", "full+between", "lora+keep")]
+    assert files == ["model_best.pth", "model_best.pth", "model_kept.pth", "model_kept.pth"]
 
 
 @pytest.mark.parametrize("mode", ["full", "prompt", "lora", "linear_probe"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 from detectron2.config import CfgNode, configurable
 
 from ...errors import InputError
+from ...prompts.builder import clean_name
+from ...prompts.kept_names import KeptNames, mix_names
 from ...prompts.name_checks import check_names_differ
 from ...prompts.name_texts import PromptTexts, name_texts, prompt_from_texts, text_namesakes, tokenize_texts
 from ...prompts.protocols import chunk_size_of
@@ -47,6 +50,7 @@ class DetectionDatasetMapper(PromptDatasetMapper):
         negative_sampling: str = "drawn",
         prompt_texts: Mapping[str, PromptTexts] | None = None,
         fixed_prompts: bool = False,
+        kept_names: KeptNames | None = None,
         **options,
     ):
         """
@@ -61,6 +65,8 @@ class DetectionDatasetMapper(PromptDatasetMapper):
             prompt_texts: For some datasets what prompts say for some of their names; all others stand for themselves.
             fixed_prompts: Train with the prompts of the test, as a tuned prompt needs; of several that hold all names
                 one is drawn, among those with a name in the image and one other.
+            kept_names: Other names that some training prompts hold too, among the own ones and as far as they fit; not
+                with ``fixed_prompts``.
             options: Arguments of ``PromptDatasetMapper``.
 
         Raises:
@@ -76,6 +82,7 @@ class DetectionDatasetMapper(PromptDatasetMapper):
         self.shuffle = shuffle
         self.negative_sampling = negative_sampling
         self.fixed_prompts = fixed_prompts
+        self.kept_names = kept_names
         self.texts = {
             dataset: name_texts(names, (prompt_texts or {}).get(dataset, {}))
             for dataset, names in self.vocabularies.items()
@@ -100,6 +107,7 @@ class DetectionDatasetMapper(PromptDatasetMapper):
         return {
             "vocabularies": vocabularies,
             "fixed_prompts": cfg.MODEL.GLIPV2.TUNING.MODE == "prompt",
+            "kept_names": training_kept_names(cfg, vocabularies),
             "prompt_texts": {name: prompt_texts_of(cfg, name) for name in dataset_names},
             "separator": cfg.INPUT.PROMPT.SEPARATOR,
             "num_negatives": cfg.INPUT.PROMPT.NUM_NEGATIVES,
@@ -137,15 +145,12 @@ class DetectionDatasetMapper(PromptDatasetMapper):
             negative_sampling=self.negative_sampling,
             never_negatives=set(dataset_dict.get("never_negative_ids", ())).union(*read_the_same),
         )
-        prompt = self.tokenizer(
-            prompt_from_texts(
-                [texts[name_id] for name_id in name_ids],
-                [shared_ids[name_id] for name_id in name_ids],
-                separator=self.separator,
-            )
-        )
+        others = self._fitting(self.kept_names.draw(rng), name_ids, dataset) if self.kept_names else []
+        own = [(texts[name_id], shared_ids[name_id]) for name_id in name_ids]
+        phrases, own_rows = mix_names(own, others, rng)
+        prompt = self.tokenizer(prompt_from_texts(*zip(*phrases, strict=True), separator=self.separator))
         has_tokens = prompt.phrase_token_map.any(dim=1).tolist()
-        row_of_name = {name_id: row for row, name_id in enumerate(name_ids) if has_tokens[row]}
+        row_of_name = {name_id: row for row, name_id in zip(own_rows, name_ids, strict=True) if has_tokens[row]}
         kept = [item for item in annotations if item["category_id"] in row_of_name]
         num_lost_names = len(positives - set(row_of_name))
         return PromptedBoxes(
@@ -154,6 +159,14 @@ class DetectionDatasetMapper(PromptDatasetMapper):
             rows=np.array([row_of_name[item["category_id"]] for item in kept], dtype=np.int64),
             dropped=DroppedText(phrases=num_lost_names, boxes=len(annotations) - len(kept)),
         )
+
+    def _fitting(self, others: list[str], name_ids: Sequence[int], dataset: str) -> list[str]:
+        """Return the first of some other names that fit into a prompt beside the own ones."""
+        full = self.full_texts[dataset]
+        costs = [self.tokenizer.count_tokens(clean_name(full[name_id]) + self.separator) for name_id in name_ids]
+        budget = self.tokenizer.max_content_tokens - sum(costs)
+        used = itertools.accumulate(self.tokenizer.count_tokens(name + self.separator) for name in others)
+        return [name for name, total in zip(others, used, strict=True) if total <= budget]
 
     def _in_fixed_prompt(
         self, chunks: Sequence[TokenizedPrompt], annotations: list[dict], rng: np.random.Generator
@@ -179,6 +192,16 @@ class DetectionDatasetMapper(PromptDatasetMapper):
                 f"expected one of {list(self.vocabularies)}"
             )
         return dataset
+
+
+def training_kept_names(cfg: CfgNode, vocabularies: Mapping[str, Sequence[str]]) -> KeptNames | None:
+    """Return the other names that training prompts hold beside those of the data; None if they hold none.
+
+    A tuned prompt is the same for every image and answers for its own names alone.
+    """
+    keep = cfg.MODEL.GLIPV2.TUNING.KEEP
+    replays = keep.ENABLED and (keep.NAMES_WEIGHT or keep.BOXES_WEIGHT) and cfg.MODEL.GLIPV2.TUNING.MODE != "prompt"
+    return KeptNames.from_config(cfg, itertools.chain(*vocabularies.values())) if replays else None
 
 
 def _shared_category_ids(vocabularies: Mapping[str, Sequence[str]]) -> dict[str, list[int]]:

@@ -195,7 +195,7 @@ class AnchorHead(TrainingHead):
 
         Args:
             fused: Its ``predictions``, ``anchors`` and ``targets`` are read.
-            batch: The ``mask`` of its tokens is read.
+            batch: Its ``annotated_tokens`` are read.
 
         Returns:
             Scalars ``naming_loss``, ``loss_box_reg`` and ``loss_centerness``, without those whose weight is 0.
@@ -215,7 +215,7 @@ class AnchorHead(TrainingHead):
         num_positive = num_positive.clamp(min=1)
         centerness_sum = centerness_sum.clamp(min=MIN_CENTERNESS_SUM)
 
-        naming = self._naming_sum(predictions.token_logits, targets.token_targets, batch.tokens.mask)
+        naming = self._naming_sum(predictions.token_logits, targets.token_targets, batch.annotated_tokens)
         box_reg = (giou_loss_legacy(pred_boxes, gt_boxes) * centerness).sum()
         rating = F.binary_cross_entropy_with_logits(centerness_logits, centerness, reduction="sum")
         weighted = {

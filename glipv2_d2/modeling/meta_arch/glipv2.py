@@ -14,6 +14,7 @@ from ...errors import InputError
 from ...prompts.vocabulary import DefaultPrompts, build_default_prompts
 from ..heads.grounding_head import GroundingHead
 from ..heads.table import build_heads
+from ..keeping import Keeping
 from ..prompt_tuning import build_prompt_tuner
 from ..tasks.base import Task
 from ..tasks.build import build_tasks, choose_task
@@ -37,6 +38,9 @@ class GLIPv2(Trunk):
         tasks: What the model can be asked for; detection alone by default.
         trunk: See ``Trunk``; ``head`` is a ``GroundingHead``.
 
+    Attributes:
+        keeping: In a tuning that forgets nothing, the base that it is compared with; no part of the weights.
+
     Source: GLIPv2, Sec. 3.1; GLIP, Sec. 3.
     """
 
@@ -44,6 +48,7 @@ class GLIPv2(Trunk):
     def __init__(self, *, tasks: Sequence[Task] = (), **trunk: Any) -> None:
         super().__init__(**trunk)
         self.tasks = {task.name: task for task in tasks or (Detection(),)}
+        self.keeping: Keeping | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -78,6 +83,8 @@ class GLIPv2(Trunk):
             head = getattr(self, name)
             if head is not None and head.wants(batch) and self.tuning.trains(*head.needs, name):
                 losses |= head.losses(fused, batch)
+        if self.keeping is not None and batch.instances is not None:
+            losses |= self.keeping.losses(fused, batch, task.reading)
         if not losses:
             raise InputError(
                 f"MODEL.GLIPV2.TUNING.MODE: expected a mode that trains a part of the task {task.name!r}, "

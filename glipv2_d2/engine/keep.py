@@ -1,0 +1,202 @@
+"""A tuning that forgets nothing: its base, which a resumed run needs too, and final weights between both."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.utils import comm
+from torch import nn
+
+from ..checkpoint.checkpointer import RANDOM_WEIGHTS
+from ..checkpoint.resume import BASE_WEIGHTS, KEPT_WEIGHTS
+from ..checkpoint.tuned_weights import base_hash, save_tuned
+from ..checkpoint.weight_changes import interpolate_weights
+from ..data.dataset_mappers.build import mapper_of
+from ..errors import InputError
+from ..modeling.keeping import Keeping, KeepWeights
+from ..modeling.lora import merge_lora
+from ..tensor_files import CheckpointError, read_tensors, write_checkpoint, write_tensors
+from .plateau import BEST_WEIGHTS, PlateauHook
+from .share_choice import Choice, Comparison, choose_share
+
+KEPT_TUNED_WEIGHTS = "tuned_kept.safetensors"
+_KEY = "MODEL.GLIPV2.TUNING.KEEP"
+_FINAL = "model_final.pth"
+
+# Evaluates a model as it is.
+Test = Callable[[nn.Module], Mapping[str, Any]]
+
+
+class KeepHook(HookBase):
+    """Give the model its base before training, and choose weights between both at its end.
+
+    The base is written to the folder of the run, not to checkpoints, which hold its hash.
+
+    Args:
+        cfg: Full config.
+        model: The model, not wrapped.
+        test: Evaluates it on DATASETS.TEST.
+        plateau: Keeps the best weights and knows of an early end; None: the last weights count.
+    """
+
+    def __init__(self, cfg: CfgNode, model: nn.Module, test: Test, plateau: PlateauHook | None) -> None:
+        keep = cfg.MODEL.GLIPV2.TUNING.KEEP
+        self._model: Any = model
+        self._test = test
+        self._plateau = plateau
+        self._patience = cfg.SOLVER.EARLY_STOP_PATIENCE
+        self._weights = KeepWeights.from_config(cfg)
+        self._least_own = keep.LEAST_OWN
+        self._metric = cfg.SOLVER.AUTO_STEP.METRIC
+        self._folder = cfg.OUTPUT_DIR
+        self._compare = lambda base: Comparison(cfg, base)
+        self._base: Any = None
+        self._hash = ""
+
+    def before_train(self) -> None:
+        """Copy the model, or read the base of a run that goes on.
+
+        Raises:
+            InputError: The run began without a base.
+            CheckpointError: The file of the base is not that of this run.
+        """
+        path = os.path.join(self._folder, BASE_WEIGHTS)
+        self._model.keeping = None
+        base = frozen_copy(self._model)
+        if not self._hash:
+            if self.trainer.start_iter:
+                raise InputError(f"{_KEY}.ENABLED: expected False for a run that began without, found True")
+            self._hash = base_hash(base, ())
+            if comm.is_main_process():
+                write_tensors(path, {name: tensor.cpu() for name, tensor in base.state_dict().items()})
+            comm.synchronize()
+        else:
+            base.load_state_dict(read_tensors(path)[0])
+            if base_hash(base, ()) != self._hash:
+                raise CheckpointError(
+                    f"{path}: expected the weights that the run began with (hash {self._hash:.12}), found others"
+                )
+        self._base = base
+        if any(self._weights):
+            self._model.keeping = Keeping(base, self._weights)
+
+    def after_train(self) -> None:
+        """At the end of the run write the weights between both, see ``choose_share``."""
+        ended_early = self._plateau is not None and 0 < self._patience <= self._plateau.since_best
+        self._model.keeping = None
+        if self._base is None or not self._least_own:
+            return
+        if self.trainer.iter + 1 >= self.trainer.max_iter or ended_early:
+            self._finish()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"base_sha256": self._hash}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._hash = state_dict["base_sha256"]
+
+    def _finish(self) -> None:
+        comm.synchronize()
+        source = os.path.join(self._folder, _FINAL if self._plateau is None else BEST_WEIGHTS)
+        tuned, compare = read_tensors(source)[0], self._compare(self._base)
+
+        def move(share: float) -> nn.Module:
+            self._model.load_state_dict(tuned)
+            interpolate_weights(self._model, self._base.state_dict(), share, BASE_WEIGHTS)
+            return self._model.eval()
+
+        choice = choose_share(lambda share: self._own(move(share)), lambda share: compare(move(share)), self._least_own)
+        model: Any = move(choice.share)
+        for line in choice_lines(choice, self._metric):
+            logging.getLogger(__name__).info("%s", line)
+        if comm.is_main_process():
+            content = {"model": model.state_dict(), "iteration": self.trainer.iter, "share": choice.share}
+            write_checkpoint(os.path.join(self._folder, KEPT_WEIGHTS), content)
+            if model.tuning.mode != "full":
+                save_tuned(model, os.path.join(self._folder, KEPT_TUNED_WEIGHTS))
+        comm.synchronize()
+
+    def _own(self, model: nn.Module) -> float:
+        """Return the metric of the own names, the same on all ranks; 0 for a model that finds nothing."""
+        found = comm.all_gather(flatten_results_dict(dict(self._test(model))))[0]
+        if self._metric not in found:
+            names = ", ".join(list(found)[:4])
+            raise InputError(
+                f"SOLVER.AUTO_STEP.METRIC: expected a result of the evaluation, such as {names}, found {self._metric!r}"
+            )
+        value = found[self._metric]
+        return 0.0 if math.isnan(value) else value
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """Return a copy of a model for results, low-rank updates merged; it shares other weights that do not train."""
+    parameters = dict(model.named_parameters())
+    shared = {
+        id(parameter): parameter
+        for name, parameter in parameters.items()
+        if not parameter.requires_grad and f"{name.removesuffix('.weight')}.lora.up" not in parameters
+    }
+    memo: dict[int, Any] = dict(shared)
+    base = copy.deepcopy(model, memo).requires_grad_(False)
+    merge_lora(base)
+    return base.eval()
+
+
+def give_base(cfg: CfgNode, model: Any) -> None:
+    """Give a model that is thrown away itself as the base, if training updates are with one; to measure their time."""
+    if build_keep_hook(cfg, model, lambda model: {}, None) is not None and any(weights := KeepWeights.from_config(cfg)):
+        model.keeping = Keeping(frozen_copy(model), weights)
+
+
+def choice_lines(choice: Choice, metric: str) -> list[str]:
+    """Say which share of the tuned weights was chosen and why, in lines."""
+    tried = [
+        f"share {share:g} of the tuned weights: {metric} {choice.own[share]:.2f}"
+        + (f", agreement with the base {choice.agreement[share]:.3f}" if share in choice.agreement else "")
+        for share in sorted(choice.own)
+    ]
+    return [
+        *tried,
+        f"the final weights, {KEPT_WEIGHTS}: share {choice.share:g} of the tuned ones, the rest of the base",
+    ]
+
+
+def build_keep_hook(cfg: CfgNode, model: nn.Module, test: Test, plateau: PlateauHook | None) -> KeepHook | None:
+    """Build the hook that ``TUNING.KEEP`` needs; None where it is off, and for a tuned prompt.
+
+    A tuned prompt answers for its own names alone: for all others the model is the base.
+
+    Raises:
+        InputError: A key has a value that is not allowed, or there are no weights or names to keep.
+    """
+    tuning, keep = cfg.MODEL.GLIPV2.TUNING, cfg.MODEL.GLIPV2.TUNING.KEEP
+    if not keep.ENABLED:
+        return None
+    named = [name for name in cfg.DATASETS.TRAIN if mapper_of(name).has_category_names]
+    architecture = cfg.MODEL.META_ARCHITECTURE
+    for key, value, valid, expected in (
+        (f"{_KEY}.NAMES_WEIGHT", keep.NAMES_WEIGHT, keep.NAMES_WEIGHT >= 0, "at least 0"),
+        (f"{_KEY}.BOXES_WEIGHT", keep.BOXES_WEIGHT, keep.BOXES_WEIGHT >= 0, "at least 0"),
+        (f"{_KEY}.LEAST_OWN", keep.LEAST_OWN, 0 <= keep.LEAST_OWN <= 1, "a share from 0 to 1"),
+        ("MODEL.META_ARCHITECTURE", architecture, architecture == "GLIPv2", "'GLIPv2'"),
+        ("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, cfg.MODEL.WEIGHTS not in ("", RANDOM_WEIGHTS), "the weights to keep"),
+        ("SOLVER.SHARD_WEIGHTS", True, not cfg.SOLVER.SHARD_WEIGHTS, "False"),
+        ("DATASETS.TRAIN", cfg.DATASETS.TRAIN, len(named) == len(cfg.DATASETS.TRAIN), "data of names and boxes alone"),
+        ("DATASETS.TEST", cfg.DATASETS.TEST, len(cfg.DATASETS.TEST) or not keep.LEAST_OWN, "validation data"),
+    ):
+        if not valid:
+            raise InputError(f"{key}: expected {expected} with {_KEY}.ENABLED, found {value!r}")
+    if tuning.MODE == "prompt":
+        logging.getLogger(__name__).info(
+            "%s: a tuned prompt answers for its own names alone, and the base for all others: nothing to do", _KEY
+        )
+        return None
+    return KeepHook(cfg, model, test, plateau)

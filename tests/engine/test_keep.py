@@ -1,0 +1,149 @@
+"""A tuning that forgets nothing: through the trainer, across a kill, and what is left at its end."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from training_runs import assert_same, load, train
+
+from glipv2_d2 import GLIPv2Trainer
+from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
+from glipv2_d2.checkpoint.resume import BASE_WEIGHTS, find_result_file
+from glipv2_d2.engine.share_choice import Comparison
+from glipv2_d2.errors import InputError
+from glipv2_d2.tensor_files import CheckpointError, read_tensors, write_tensors
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+
+KEEP = "MODEL.GLIPV2.TUNING.KEEP"
+
+
+class Killed(BaseException):
+    """What ends a process at once."""
+
+
+@pytest.fixture
+def keep_cfg(train_cfg, tmp_path):
+    """Four updates from weights in a file, each with its checkpoint, that keep all other names on every image."""
+    model = GLIPv2Trainer.build_model(train_cfg)
+    GLIPv2Checkpointer(model, str(tmp_path)).save("base")
+    train_cfg.merge_from_list(["MODEL.WEIGHTS", str(tmp_path / "base.pth"), "SOLVER.CHECKPOINT_PERIOD", 1])
+    train_cfg.merge_from_list(["SOLVER.STEPS", (), "SOLVER.WARMUP_ITERS", 0, "SOLVER.BASE_LR", 0.01])
+    train_cfg.merge_from_list([f"{KEEP}.ENABLED", True, f"{KEEP}.IMAGES", 0.7, "SOLVER.EMA_DECAY", 0.5])
+    return train_cfg
+
+
+def with_options(cfg, folder, *options):
+    cfg = cfg.clone()
+    cfg.merge_from_list(["OUTPUT_DIR", str(folder), *options])
+    return cfg
+
+
+def kill_at(monkeypatch, update):
+    whole = GLIPv2Trainer.before_step
+
+    def before_step(self):
+        if self.iter == update:
+            raise Killed
+        whole(self)
+
+    monkeypatch.setattr(GLIPv2Trainer, "before_step", before_step)
+
+
+def test_a_killed_run_goes_on_and_ends_bit_for_bit_alike(keep_cfg, tmp_path, monkeypatch):
+    whole, cut = (with_options(keep_cfg, tmp_path / name) for name in ("whole", "cut"))
+    trainer = train(whole)
+    with monkeypatch.context() as patches:
+        kill_at(patches, 2)
+        with pytest.raises(Killed):
+            train(cut)
+    assert not (tmp_path / "cut" / "model_kept.pth").exists()
+    # The base is that of the run, wherever the file that it began with has gone.
+    Path(keep_cfg.MODEL.WEIGHTS).unlink()
+    train(cut, resume=True)
+    for name in ("model_final.pth", "model_kept.pth"):
+        first, second = (load(tmp_path / folder / name) for folder in ("whole", "cut"))
+        assert_same(first["model"], second["model"])
+    assert first["share"] == second["share"]
+    assert find_result_file(str(tmp_path / "whole")) == str(tmp_path / "whole" / "model_kept.pth")
+    # It is between the base and the weights of the training.
+    base, final = read_tensors(tmp_path / "whole" / BASE_WEIGHTS)[0], load(tmp_path / "whole" / "model_final.pth")
+    for name, tensor in first["model"].items():
+        if tensor.is_floating_point():
+            assert torch.equal(tensor, torch.lerp(base[name], final["model"][name], first["share"]))
+    # The base is no part of a checkpoint, nor of the model.
+    assert final["model"].keys() == base.keys()
+    assert final["trainer"]["hooks"]["KeepHook"].keys() == {"base_sha256"}
+    assert {"loss_keep_names", "loss_keep_boxes"} <= trainer.storage.latest().keys()
+
+
+def test_the_base_of_a_run_is_checked_when_it_goes_on(keep_cfg, tmp_path):
+    keep_cfg.merge_from_list(["SOLVER.MAX_ITER", 1, f"{KEEP}.LEAST_OWN", 0.0])
+    train(keep_cfg)
+    assert not (Path(keep_cfg.OUTPUT_DIR) / "model_kept.pth").exists()
+    file = Path(keep_cfg.OUTPUT_DIR) / BASE_WEIGHTS
+    tensors = read_tensors(file)[0]
+    write_tensors(file, tensors | {"head.bias0": tensors["head.bias0"] + 1})
+    keep_cfg.merge_from_list(["SOLVER.MAX_ITER", 2])
+    with pytest.raises(CheckpointError, match="expected the weights that the run began with"):
+        train(keep_cfg, resume=True)
+    plain = with_options(keep_cfg, tmp_path / "plain", f"{KEEP}.ENABLED", False, "SOLVER.MAX_ITER", 1)
+    train(plain)
+    plain.merge_from_list([f"{KEEP}.ENABLED", True, "SOLVER.MAX_ITER", 2])
+    with pytest.raises(InputError, match="expected False for a run that began without"):
+        train(plain, resume=True)
+
+
+def test_low_rank_updates_are_kept_small_in_their_own_file(keep_cfg, tmp_path):
+    keep_cfg.merge_from_list(["MODEL.GLIPV2.TUNING.MODE", "lora", "MODEL.GLIPV2.TUNING.LORA.RANK", 2])
+    keep_cfg.merge_from_list(["SOLVER.MAX_ITER", 2, "SOLVER.EMA_DECAY", 0.0])
+    train(keep_cfg)
+    output = Path(keep_cfg.OUTPUT_DIR)
+    kept, final = load(output / "model_kept.pth"), load(output / "model_final.pth")["model"]
+    name = "fusion_tower.blocks.0.fusion.attention.visual_proj.lora.up"
+    assert final[name].any() and torch.equal(kept["model"][name], final[name] * kept["share"])
+    assert torch.equal(read_tensors(output / "tuned_kept.safetensors")[0][name], kept["model"][name])
+    assert not any("lora" in name for name in read_tensors(output / BASE_WEIGHTS)[0])
+
+
+def test_a_new_run_in_a_folder_leaves_no_kept_weights_of_the_last(keep_cfg):
+    keep_cfg.merge_from_list(["SOLVER.MAX_ITER", 1])
+    train(keep_cfg)
+    keep_cfg.merge_from_list([f"{KEEP}.ENABLED", False])
+    train(keep_cfg)
+    assert find_result_file(keep_cfg.OUTPUT_DIR).endswith("model_final.pth")
+
+
+def test_a_model_agrees_with_itself_and_less_with_another(keep_cfg):
+    model = GLIPv2Trainer.build_model(keep_cfg).eval()
+    compare = Comparison(keep_cfg, model)
+    assert compare(model) == 1.0
+    other = GLIPv2Trainer.build_model(keep_cfg).eval()
+    assert 0.0 < compare(other) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["MODEL.WEIGHTS", ""], "MODEL.WEIGHTS: expected the weights to keep"),
+        (["MODEL.WEIGHTS", "random"], "MODEL.WEIGHTS: expected the weights to keep"),
+        ([f"{KEEP}.LEAST_OWN", 1.5], "LEAST_OWN: expected a share from 0 to 1"),
+        ([f"{KEEP}.NAMES_WEIGHT", -1.0], "NAMES_WEIGHT: expected at least 0"),
+        ([f"{KEEP}.BOXES_WEIGHT", -1.0], "BOXES_WEIGHT: expected at least 0"),
+        (["DATASETS.TEST", ()], "DATASETS.TEST: expected validation data"),
+    ],
+)
+def test_what_nothing_can_be_kept_with_is_named(keep_cfg, options, message):
+    keep_cfg.merge_from_list(options)
+    with pytest.raises(InputError, match=message):
+        GLIPv2Trainer(keep_cfg)
+
+
+def test_a_tuned_prompt_has_nothing_to_keep(keep_cfg, caplog):
+    keep_cfg.merge_from_list(["MODEL.GLIPV2.TUNING.MODE", "prompt", "SOLVER.EMA_DECAY", 0.0])
+    with caplog.at_level("INFO", "glipv2_d2"):
+        trainer = GLIPv2Trainer(keep_cfg)
+    assert any("a tuned prompt answers for its own names alone" in message for message in caplog.messages)
+    assert not any(type(hook).__name__ == "KeepHook" for hook in trainer._hooks)
+    (prompts,) = {one["prompts"][0].phrases for one in next(iter(trainer.build_train_loader(keep_cfg)))}
+    assert set(prompts) == {"red box", "green box", "blue box"}
