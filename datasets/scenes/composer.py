@@ -22,6 +22,9 @@ MIN_CROP = 0.6
 # Positions tried for each object before the one that covers least is taken.
 PLACEMENT_TRIALS = 24
 
+# Share of the scenes whose names are of one parent, where the parents are known.
+KIN_PROBABILITY = 0.5
+
 
 @dataclass(frozen=True)
 class Category:
@@ -147,6 +150,7 @@ def compose_scene(
     cut_outs: Mapping[str, Sequence[CutOut]],
     backgrounds: Sequence[Background],
     rules: SceneRules,
+    kin: Mapping[str, Sequence[str]] | None = None,
 ) -> Scene:
     """Draw one scene.
 
@@ -154,6 +158,8 @@ def compose_scene(
         rng: The only source of chance: equal generators give equal scenes, bit for bit.
         cut_outs: The cut-outs of each name. Names are drawn evenly, then a cut-out of the name.
         backgrounds: One is drawn, cropped and mirrored at random.
+        kin: Other names of the same parent, of each name. They fill half of the scenes, so that names of like things
+            have to be told apart. None: names are drawn from all.
     """
     background = backgrounds[rng.integers(len(backgrounds))]
     image = _crop_background(rng, background.pixels, rules.size)
@@ -161,7 +167,7 @@ def compose_scene(
     owner = np.full((rules.size, rules.size), -1, np.int16)
     pasted: list[tuple[CutOut, int]] = []
     boxes: list[tuple[int, int, int, int]] = []
-    for name in _draw_names(rng, sorted(cut_outs), rules):
+    for name in _draw_names(rng, sorted(cut_outs), rules, kin):
         cut_out = cut_outs[name][rng.integers(len(cut_outs[name]))]
         patch = _render(rng, cut_out, rules)
         if patch[:, :, 3].max() < SOLID_ALPHA:
@@ -180,12 +186,18 @@ def compose_scene(
     )
 
 
-def _draw_names(rng: np.random.Generator, names: list[str], rules: SceneRules) -> list[str]:
+def _draw_names(
+    rng: np.random.Generator, names: list[str], rules: SceneRules, kin: Mapping[str, Sequence[str]] | None
+) -> list[str]:
     """Names of a scene, each once, but now and then one again: otherwise nothing could be counted past one."""
     count = int(rng.integers(rules.min_objects, rules.max_objects + 1))
     chosen = [names[index] for index in rng.permutation(len(names))[:count]]
     while len(chosen) < count:
         chosen.append(chosen[rng.integers(len(chosen))])
+    if kin is not None and rng.random() < KIN_PROBABILITY:
+        others = kin[chosen[0]]
+        for index, other in enumerate(rng.permutation(len(others))[: count - 1], start=1):
+            chosen[index] = others[other]
     for index in range(1, count):
         if rng.random() < rules.repeat_probability:
             chosen[index] = chosen[rng.integers(index)]

@@ -13,7 +13,7 @@ import json
 import multiprocessing
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from multiprocessing.connection import Connection, wait
@@ -32,6 +32,8 @@ from .text import Mention, ask, describe
 
 SMALL_VOCABULARY = 24
 VAL_BACKGROUND_SHARE = 0.2
+# The number that shuffling names and backgrounds puts into its seed. All figures so far belong to this one.
+SHUFFLE_SEED = 4
 CHUNK_SIZE = 25
 JPEG_QUALITY = 90
 
@@ -62,12 +64,20 @@ class SceneSource:
 
 @dataclass(frozen=True)
 class Split:
-    """One split: how many scenes, the cut-outs of each of its names, and its backgrounds."""
+    """One split: how many scenes, the cut-outs of each of its names, and its backgrounds.
+
+    Attributes:
+        kin: As ``compose_scene`` takes it.
+        relatives: Of each name, others that its object may be called too, or is perhaps: a crow is a bird. They become
+            ``not_exhaustive_category_ids`` of the images that show it. None: no image has such ids.
+    """
 
     name: str
     num_images: int
     cut_outs: dict[str, list[CutOut]]
     backgrounds: list[Background]
+    kin: Mapping[str, Sequence[str]] | None = None
+    relatives: Mapping[str, Collection[str]] | None = None
 
     @cached_property
     def categories(self) -> list[Category]:
@@ -98,7 +108,7 @@ def plan_splits(source: SceneSource, parameters: DatasetParameters) -> list[Spli
     if len(source.backgrounds) < 2:
         raise ValueError(f"{parameters.name}: expected at least 2 backgrounds, found {len(source.backgrounds)}")
 
-    rng = np.random.default_rng([parameters.seed, len(SPLIT_SEEDS)])
+    rng = np.random.default_rng([parameters.seed, SHUFFLE_SEED])
     names = sorted(by_name)
     names = [names[index] for index in rng.permutation(len(names))]
     backgrounds = sorted(source.backgrounds, key=lambda background: background.identity)
@@ -118,7 +128,13 @@ def plan_splits(source: SceneSource, parameters: DatasetParameters) -> list[Spli
     return splits
 
 
-def write_dataset(output: Path, source: SceneSource, parameters: DatasetParameters, workers: int) -> None:
+def write_dataset(
+    output: Path,
+    source: SceneSource,
+    parameters: DatasetParameters,
+    workers: int,
+    plan: Callable[[SceneSource, DatasetParameters], list[Split]] = plan_splits,
+) -> None:
     """Draw all scenes that are not there yet, then write the annotation files, the licences and the manifest.
 
     Raises:
@@ -127,7 +143,7 @@ def write_dataset(output: Path, source: SceneSource, parameters: DatasetParamete
     """
     if workers < 1:
         raise ValueError(f"workers: expected at least 1, found {workers}")
-    splits = plan_splits(source, parameters)
+    splits = plan(source, parameters)
     with sole_writer(output):
         start(output, parameters)
         for split in splits:
@@ -209,7 +225,7 @@ class _Job:
 
     def _write_scene(self, split: Split, index: int, path: Path) -> dict:
         rng = np.random.default_rng([self.parameters.seed, SPLIT_SEEDS[split.name], index])
-        scene = compose_scene(rng, split.cut_outs, split.backgrounds, self.parameters.rules)
+        scene = compose_scene(rng, split.cut_outs, split.backgrounds, self.parameters.rules, split.kin)
         write_atomically(path, _encode_jpeg(scene.image))
         return _record(rng, scene, split, index, self.parameters.rules.size)
 
@@ -282,6 +298,10 @@ def _record(rng: np.random.Generator, scene: Scene, split: Split, index: int, si
         "caption": caption.text,
         "questions": ask(rng, mentions, hidden, split.categories, size),
     }
+    if split.relatives is not None:
+        labelled, covered = {one.category.name for one in mentions}, {one.name for one in hidden}
+        perhaps = covered.union(*(split.relatives[name] for name in labelled | covered))
+        image["relatives"] = sorted(perhaps - labelled)
     annotations = [
         {
             "category": one.cut_out.category.name,
@@ -313,6 +333,8 @@ def _coco_json(job: _Job, split: Split, source: SceneSource) -> dict:
             for question in image["questions"]:
                 num_questions += 1
                 question["question_id"] = num_questions
+            if "relatives" in image:
+                image["not_exhaustive_category_ids"] = [ids[name] for name in image.pop("relatives")]
             images.append(image)
             for annotation in record["annotations"]:
                 category_id = ids[annotation.pop("category")]

@@ -40,7 +40,9 @@ def fetch_packages(names: Sequence[str], cache: Path) -> dict[str, Path]:
             if shutil.which(program) is None:
                 raise PackageError(f"fetching {name}: expected the program {program}, found none on this system")
         cache.mkdir(parents=True, exist_ok=True)
-        _unpack(_download(name, cache), folders[name])
+        package = _download(name, cache)
+        unpack_package(package, folders[name])
+        package.unlink()
     return folders
 
 
@@ -86,7 +88,13 @@ def _uri(command: list[str]) -> tuple[str, int] | None:
     return None
 
 
-def _unpack(package: Path, folder: Path) -> None:
+def unpack_package(package: Path, folder: Path) -> Path:
+    """Unpack a package file into a folder, which is there whole or not at all, with its version; returns the folder.
+
+    Raises:
+        PackageError: It is no Debian package.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -95,7 +103,7 @@ def _unpack(package: Path, folder: Path) -> None:
     version = subprocess.run(["dpkg-deb", "-f", package, "Version"], capture_output=True, text=True).stdout
     (partial / "VERSION").write_text(version, "utf-8")
     os.replace(partial, folder)
-    package.unlink()
+    return folder
 
 
 def _call(command: list[str], step: str, folder: Path | None, watch: Path | None = None, total: int = 0) -> None:

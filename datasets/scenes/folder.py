@@ -17,7 +17,7 @@ from .composer import SceneRules
 FORMAT_VERSION = 1
 
 # The number that each split puts into its seeds. A split that is added later gets a new number.
-SPLIT_SEEDS = {"train": 0, "val": 1, "val_24": 2, "val_novel": 3}
+SPLIT_SEEDS = {"train": 0, "val": 1, "val_24": 2, "val_novel": 3, "val_looks": 4, "val_names": 5, "val_source": 6}
 
 MANIFEST = "manifest.json"
 PARTIAL = ".partial"

@@ -33,7 +33,6 @@ def parameters_from(options: argparse.Namespace, name: str, source_version: str)
     Raises:
         ValueError: A number is out of range.
     """
-    low, high = options.objects
     return DatasetParameters(
         name=name,
         source_version=source_version,
@@ -42,5 +41,11 @@ def parameters_from(options: argparse.Namespace, name: str, source_version: str)
         num_train=options.num_train,
         num_val=options.num_val,
         seed=options.seed,
-        rules=SceneRules(size=options.size, min_objects=low, max_objects=high),
+        rules=rules_from(options),
     )
+
+
+def rules_from(options: argparse.Namespace) -> SceneRules:
+    """How the command line asks scenes to be laid out."""
+    low, high = options.objects
+    return SceneRules(size=options.size, min_objects=low, max_objects=high)

@@ -10,7 +10,7 @@ from detectron2.data.datasets.lvis import load_lvis_json
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from glipv2_d2 import add_glipv2_config, register_lvis
+from glipv2_d2 import add_glipv2_config, register_coco_grounding, register_lvis
 from glipv2_d2.data import DetectionDatasetMapper
 from glipv2_d2.data.loading import load_dataset
 from glipv2_d2.evaluation.lvis_evaluator import LVISEvaluator
@@ -89,6 +89,21 @@ def test_lists_of_an_image_may_be_absent_and_name_categories_that_are_not_there(
     first, second = DatasetCatalog.get(register(content))
     assert first["not_exhaustive_category_ids"] == first["neg_category_ids"] == []
     assert second["never_negative_ids"] == [2]
+
+
+@pytest.mark.parametrize(("value", "expected"), [([3], [2]), ([77], None), (None, None), ("3", None), ([[3]], None)])
+def test_a_file_in_coco_format_may_have_such_lists_too(tmp_path, new_name, value, expected):
+    content = lvis_content()
+    for image in content["images"]:
+        image["file_name"] = f"{image['id']}.jpg"
+        image["not_exhaustive_category_ids"] = []
+    content["images"][1]["not_exhaustive_category_ids"] = value
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    register_coco_grounding(new_name, tmp_path / "coco.json", tmp_path)
+    first, second = DatasetCatalog.get(new_name)
+    wanted = {content["images"][1]["id"]: expected}
+    for record in (first, second):
+        assert record.get("never_negative_ids") == wanted.get(record["image_id"])
 
 
 def test_a_polygon_of_two_points_costs_its_mask_and_nothing_else(register, tmp_path, caplog, images_exist):

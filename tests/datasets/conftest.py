@@ -64,3 +64,63 @@ def make_cut_out() -> Callable:
         return CutOut(f"{name}.png", category, pixels, longest_side or max(sides))
 
     return make
+
+
+# Words, kind by the number of its lexicographer file, and the first word of what it is a kind of.
+NOUNS = (
+    ("animal", 5, ""),
+    ("tool", 6, ""),
+    ("dog, domestic dog", 5, "animal"),
+    ("poodle", 5, "dog"),
+    ("puppy", 5, "dog"),
+    ("bird", 5, "animal"),
+    ("crow", 5, "bird"),
+    ("owl", 5, "bird"),
+    ("fox", 5, "animal"),
+    ("mouse", 5, "animal"),
+    ("bat, chiropteran", 5, "animal"),
+    ("bat", 6, "tool"),
+    ("hammer", 6, "tool"),
+    ("saw", 6, "tool"),
+    ("glass", 6, ""),
+    ("scissors", 6, "tool"),
+    ("house", 6, ""),
+    ("eggplant, aubergine", 13, ""),
+    ("cherry", 13, ""),
+    ("hot dog", 13, ""),
+    ("kettle", 6, ""),
+    ("joy", 12, ""),
+    ("paris", 15, "!house"),
+)
+
+
+@pytest.fixture
+def make_wordnet(tmp_path) -> Callable:
+    """Write a folder of WordNet's files that holds ``NOUNS``."""
+
+    def make():
+        folder = tmp_path / "wordnet"
+        folder.mkdir(exist_ok=True)
+        starts: dict[str, int] = {}
+        index: dict[str, list[int]] = {}
+        data = b"  1 a line of the licence  \n"
+        for words, file_number, parent in NOUNS:
+            names = [word.strip() for word in words.split(",")]
+            symbol, target = ("@i", parent[1:]) if parent.startswith("!") else ("@", parent)
+            pointers = f"001 {symbol} {starts[target]:08d} n 0000" if target else "000"
+            for name in names:
+                index.setdefault(name, []).append(len(data))
+            starts.setdefault(names[0], len(data))
+            written = " ".join(f"{name.replace(' ', '_')} 0" for name in names)
+            line = f"{len(data):08d} {file_number:02d} n {len(names):02x} {written} {pointers} | a gloss  \n"
+            data += line.encode()
+        lines = []
+        for name, numbers in sorted(index.items()):
+            listed = " ".join(f"{one:08d}" for one in numbers)
+            lines.append(f"{name.replace(' ', '_')} n {len(numbers)} 1 @ {len(numbers)} 0 {listed}  ")
+        (folder / "data.noun").write_bytes(data)
+        (folder / "index.noun").write_text("  1 a line of the licence  \n" + "\n".join(lines) + "\n")
+        (folder / "noun.exc").write_text("mice mouse\n")
+        return folder
+
+    return make

@@ -20,6 +20,11 @@ from scenes.folder import DatasetParameters, sole_writer
 
 TINY = {"num_train": 7, "num_val": 3, "size": 64, "num_names": 30, "num_novel": 5}
 SPLITS = ("train", "val", "val_24", "val_novel")
+# The novel names of ``parameters()``, drawn on 2026-11-29.
+PINNED = {
+    *("pink striped diamond", "green checked diamond", "green ringed triangle", "brown ringed ring"),
+    "purple checked circle",
+}
 
 
 def build(output: Path, **changes) -> Path:
@@ -187,6 +192,30 @@ def test_without_a_number_all_names_that_are_not_novel_are_seen():
 
 def test_the_seed_decides_which_names_are_novel():
     assert planned()["val_novel"] != planned(seed=1)["val_novel"]
+
+
+def test_the_novel_names_of_a_seed_never_change():
+    # All published figures on val_novel belong to one draw. Another number of splits must not change it.
+    assert planned()["val_novel"] == PINNED
+
+
+def test_what_an_object_may_be_called_too_is_not_exhaustive_in_its_image(world, make_cut_out):
+    cut_outs = [make_cut_out(name, (20, 20)) for name in ("crow", "bird", "saw")]
+    grounds = [Background(f"g{index}", "on a photo of a wall", np.zeros((64, 64, 3), np.uint8)) for index in range(5)]
+    parameters = DatasetParameters("test", "1", 3, 1, 12, 1, 0, SceneRules(size=64, min_objects=1, max_objects=1))
+    relatives = {"crow": {"bird"}, "bird": {"crow"}, "saw": set()}
+    by_name = {cut_out.category.name: [cut_out] for cut_out in cut_outs}
+    split = scene_dataset.Split("train", 12, by_name, grounds, relatives=relatives)
+    output = world.parent / "relatives"
+    source = SceneSource(cut_outs, grounds, "", "", "")
+    scene_dataset.write_dataset(output, source, parameters, 1, lambda *_: [split])
+    data = load(output, "train")
+    names = {one["id"]: one["name"] for one in data["categories"]}
+    shown = {one["image_id"]: names[one["category_id"]] for one in data["annotations"]}
+    assert set(shown.values()) == {"crow", "bird", "saw"}
+    for image in data["images"]:
+        others = {names[number] for number in image["not_exhaustive_category_ids"]}
+        assert others == relatives[shown[image["id"]]]
 
 
 def test_a_fifth_of_the_backgrounds_is_for_validation():

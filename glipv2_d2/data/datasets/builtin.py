@@ -36,6 +36,7 @@ Below = Callable[..., str]
 _WORLDS = {
     "stampworld": ("train", "val", "val_24", "val_novel"),
     "shapeworld": ("train", "val", "val_24", "val_novel"),
+    "wideworld": ("train", "val_looks", "val_names", "val_source"),
 }
 
 # Folders below "small_sets", laid out as the sets of ODinW are, and what the splits are called there.

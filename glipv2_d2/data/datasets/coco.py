@@ -41,7 +41,8 @@ def load_coco_grounding(json_file: str, image_root: str, name: str) -> list[dict
 
     Returns:
         Dataset dicts of detectron2 by ascending image id, with an XYXY box, ``category_id`` and ``iscrowd`` per
-        annotation, and ``segmentation`` where the file has one. Images without annotations are among them.
+        annotation, and ``segmentation`` where the file has one. Images without annotations are among them. An image
+        with LVIS's ``not_exhaustive_category_ids`` has the contiguous ids of these in ``never_negative_ids``.
 
     Raises:
         FileNotFoundError: The file does not exist.
@@ -70,15 +71,10 @@ def load_lvis(json_file: str, image_root: str, name: str) -> list[dict]:
     Source: ``load_lvis_json`` of detectron2. Departure: it stops at a polygon of less than three points.
     """
     images, records = _load_records(json_file, image_root, name, is_lvis=True)
-    contiguous_ids = MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id
     for image_id, record in records.items():
         image = images[image_id]
         entry = {} if image is None else image.entry
         record.update({field: entry.get(field, []) for field in _LVIS_FIELDS})
-        incomplete = record["not_exhaustive_category_ids"]
-        never_negative_ids = [contiguous_ids[value] for value in incomplete if value in contiguous_ids]
-        if never_negative_ids:
-            record["never_negative_ids"] = never_negative_ids
     return sorted(records.values(), key=lambda record: record["image_id"])
 
 
@@ -198,12 +194,26 @@ def _load_records(
             true_annotations.append(_true_annotation(image, item, category_id, crowd))
 
     _read_boxes(content, images, names, add)
+    _add_never_negatives(content, images, rows, records)
     content.report.close(records, "images")
     set_thing_classes(json_file, name, list(names.values()))
     MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id = rows
     if kept_truth is not None:
         kept_truth.update(_truth(content, images, names, true_annotations))
     return images, records
+
+
+def _add_never_negatives(content: CocoJson, images: Images, rows: dict[int, int], records: dict[int, dict]) -> None:
+    """Note the categories whose objects do not all have a box in an image, as contiguous ids."""
+    for image_id, record in records.items():
+        image = images[image_id]
+        incomplete = [] if image is None else image.entry.get("not_exhaustive_category_ids", [])
+        if not isinstance(incomplete, list):
+            content.report.change("not_exhaustive_category_ids that are no lists, passed over")
+            continue
+        never_negative_ids = [rows[value] for value in incomplete if type(value) is int and value in rows]
+        if never_negative_ids:
+            record["never_negative_ids"] = never_negative_ids
 
 
 def _true_annotation(image: CocoImage, item: dict, category_id: int, crowd: int) -> dict:
