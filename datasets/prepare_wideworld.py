@@ -85,7 +85,7 @@ def _build(options: argparse.Namespace) -> None:
     if found_finished(options.output, parameters):
         return
     cache = options.cache.expanduser()
-    folders = fetch_all(cache, dict(one.split("=", 1) for one in options.package))
+    folders = fetch_all(cache, dict(map(_named_file, options.package)))
     rules = parameters.rules
     max_side = round(rules.max_side * rules.size)
     source = load_source(cache, CURATION, rules.size, max_side)
@@ -106,6 +106,13 @@ def _build(options: argparse.Namespace) -> None:
         license_text=_license_text(source.license_text, names, load_attributions(words.parent, [words.stem])),
     )
     write_dataset(options.output, wide, parameters, options.workers, lambda *_: splits)
+
+
+def _named_file(text: str) -> tuple[str, str]:
+    name, equals, file = text.partition("=")
+    if not equals:
+        raise ValueError(f"--package: expected NAME=FILE, found {text!r}")
+    return name, file
 
 
 def fetch_all(cache: Path, files: dict[str, str]) -> dict[str, Path]:

@@ -37,16 +37,24 @@ def find_looks(
         folders: Of each package that is not StampWorld's, unpacked.
         stamps: The folder of Tux Paint's stamps.
         words: GCompris' resource file of word pictures.
+
+    Raises:
+        ValueError: A package lacks its folder.
     """
     taken = {cut_out.identity for cut_out in photographs}
     font = folders[EMOJI_FONT] / "usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
     cards = folders[FLASHCARDS] / "usr/share/games/pysiogame/res/images/art4apps"
+    art = folders[CLIP_ART] / "usr/share/openclipart/png"
+    emoji = folders[EMOJI] / "package/assets"
+    for path in (words, font, cards, art, emoji):
+        if not path.exists():
+            raise ValueError(f"{path}: expected this in the package, found none")
     return [
         *wide_sources.find_drawn_stamps(stamps, curation, taken),
         *wide_sources.find_word_pictures(words, words.stem),
         *wide_sources.find_flash_cards(cards),
-        *wide_sources.find_clip_art(folders[CLIP_ART] / "usr/share/openclipart/png"),
-        *wide_sources.find_emoji_files(folders[EMOJI] / "package/assets", "fluent emoji"),
+        *wide_sources.find_clip_art(art),
+        *wide_sources.find_emoji_files(emoji, "fluent emoji"),
         *wide_sources.find_emoji_font(font, "noto emoji"),
     ]
 
