@@ -277,8 +277,8 @@ def _add_tuning(cfg: CN) -> None:
     # Text file with one of the other names, or another phrase, on each line; "": the names of LVIS. Those that the
     # training data have are left out.
     cfg.MODEL.GLIPV2.TUNING.KEEP.NAMES = ""
-    # Training images whose prompt also has other names, 0 to 1, and the number of these.
-    cfg.MODEL.GLIPV2.TUNING.KEEP.IMAGES = 0.5
+    # Share of the training images whose prompt has other names in place of absent own ones, and the number of these.
+    cfg.MODEL.GLIPV2.TUNING.KEEP.IMAGES = 0.25
     cfg.MODEL.GLIPV2.TUNING.KEEP.NUM_NAMES = 20
     # Factors of loss_keep_names and loss_keep_boxes; with 0 and 0 the training is as without KEEP.
     cfg.MODEL.GLIPV2.TUNING.KEEP.NAMES_WEIGHT = 1.0

@@ -10,17 +10,18 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, ImageList
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..device_copies import to_device
 from ..distributed import reduce_mean
 from ..layers.reading import Reading
-from ..structures import KEPT_NAME, GroundingPredictions, TokenBatch
+from ..structures import KEPT_NAME, GroundingPredictions, LanguageFeatures, TokenBatch
 from .batch import Fused, TrainBatch
 from .losses.box_losses import giou_loss_legacy
 from .trunk import Trunk
 
 # The base's boxes count where it gives a name at least this probability.
-CONFIDENT = 0.3
+CONFIDENT = 0.1
 
 
 class KeepWeights(NamedTuple):
@@ -52,11 +53,12 @@ class Keeping:
         self.base = base
         self.weights = weights
 
-    def losses(self, fused: Fused, batch: TrainBatch, reading: Reading) -> dict[str, Tensor]:
+    def losses(self, model: Trunk, fused: Fused, batch: TrainBatch, reading: Reading) -> dict[str, Tensor]:
         """Compute the weighted losses of a batch, in single precision; 0 for a batch without other names.
 
         Args:
-            fused: Features of the model that is tuned, of all M pairs.
+            model: The model that is tuned; what a part that never changes gives is not computed again for the base.
+            fused: Its features, of all M pairs.
             batch: Its ``kept`` are the tokens that count.
             reading: How text and image read each other.
 
@@ -71,7 +73,7 @@ class Keeping:
             nothing = sum(level.sum() for level in (*predictions.token_logits, *predictions.box_deltas)) * 0.0
             sums = [nothing, nothing.detach(), nothing, nothing.detach()]
         else:
-            sums = self._sums(predictions, fused, batch, batch.kept, reading)
+            sums = self._sums(model, fused, batch, batch.kept, reading)
         names, boxes = sums[0], sums[2]
         mass, confidence = reduce_mean(torch.stack([sums[1], sums[3]])).clamp(min=1).unbind()
         weighted = {
@@ -80,24 +82,42 @@ class Keeping:
         }
         return {name: loss * weight for name, (loss, weight) in weighted.items() if weight}
 
-    def _sums(
-        self, predictions: GroundingPredictions, fused: Fused, batch: TrainBatch, kept: Tensor, reading: Reading
-    ) -> list[Tensor]:
+    def _sums(self, model: Trunk, fused: Fused, batch: TrainBatch, kept: Tensor, reading: Reading) -> list[Tensor]:
         """Return both divergences with the sums that they are divided by."""
         rows = [row for row, prompt in enumerate(batch.prompts) if (prompt.category_ids == KEPT_NAME).any()]
-        images = ImageList(
-            batch.images.tensor[[batch.pairs.rows[row] for row in rows]],
-            [batch.images.image_sizes[batch.pairs.rows[row]] for row in rows],
-        )
-        tokens = TokenBatch(batch.tokens.input_ids[rows], batch.tokens.mask[rows])
-        base = predictions_of(self.base, images, tokens, reading)
-        own = GroundingPredictions(*([level[rows] for level in levels] for levels in predictions))
-        free = fused.targets(batch).matched_idxs[rows] < 0
-        names, mass, confidence = names_divergence(own.token_logits, base.token_logits, kept[rows])
+        pairs, images = torch.tensor(rows), torch.tensor([batch.pairs.rows[row] for row in rows])
+        pairs, images = to_device([pairs, images], kept.device)
+        sizes = [batch.images.image_sizes[batch.pairs.rows[row]] for row in rows]
+        part = ImageList(batch.images.tensor[images], sizes)
+        tokens = TokenBatch(batch.tokens.input_ids[pairs], batch.tokens.mask[pairs])
+        base = self._base_predictions(model, fused, pairs, part, tokens, reading)
+        own = GroundingPredictions(*([level[pairs] for level in levels] for levels in fused.predictions))
+        free = fused.targets(batch).matched_idxs[pairs] < 0
+        names, mass, confidence = names_divergence(own.token_logits, base.token_logits, kept[pairs])
         weights = torch.where(free & (confidence >= CONFIDENT), confidence, 0.0)
         transform = self.base.head.box2box_transform
         boxes = boxes_divergence(own, base, Boxes.cat(fused.anchors).tensor, weights, transform)
         return [names, mass, boxes, weights.sum()]
+
+    @torch.no_grad()
+    def _base_predictions(
+        self, model: Trunk, fused: Fused, pairs: Tensor, images: ImageList, tokens: TokenBatch, reading: Reading
+    ) -> GroundingPredictions:
+        """Return what the base predicts for some of the pairs, given their rows, their images and their prompts."""
+        if is_fixed(model.backbone):
+            features = [level[pairs] for level in fused.features]
+        else:
+            features = self.base.visual_features(images)
+        if is_fixed(model.text_encoder):
+            language = LanguageFeatures(*(one[pairs] for one in fused.language[:3]))
+        else:
+            language = self.base.read(tokens, reading)
+        return self.base.fuse(features, language, reading).predictions
+
+
+def is_fixed(part: nn.Module) -> bool:
+    """Say whether a part gives the same at every step: it is in eval mode, and none of its weights trains."""
+    return not part.training and not any(parameter.requires_grad for parameter in part.parameters())
 
 
 @torch.no_grad()

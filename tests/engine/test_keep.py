@@ -147,3 +147,12 @@ def test_a_tuned_prompt_has_nothing_to_keep(keep_cfg, caplog):
     assert not any(type(hook).__name__ == "KeepHook" for hook in trainer._hooks)
     (prompts,) = {one["prompts"][0].phrases for one in next(iter(trainer.build_train_loader(keep_cfg)))}
     assert set(prompts) == {"red box", "green box", "blue box"}
+
+
+def test_a_model_is_tested_on_the_names_that_it_keeps(keep_cfg, tmp_path):
+    """Only the names of the training data are left out of the others."""
+    (tmp_path / "names.txt").write_text("red box\ngreen box\nblue box\n")
+    keep_cfg.merge_from_list([f"{KEEP}.NAMES", str(tmp_path / "names.txt")])
+    GLIPv2Trainer.check_test_data(keep_cfg)
+    with pytest.raises(InputError, match="expected a name that the training data do not have"):
+        GLIPv2Trainer.build_train_loader(keep_cfg)

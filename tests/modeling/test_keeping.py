@@ -18,6 +18,7 @@ from glipv2_d2.modeling.keeping import (
     agreement,
     bernoulli_divergence,
     boxes_divergence,
+    is_fixed,
     names_divergence,
 )
 from glipv2_d2.modeling.losses.box_losses import giou_loss_legacy
@@ -218,3 +219,27 @@ def test_the_base_of_low_rank_updates_is_a_copy_and_weights_that_never_change_ar
     )
     assert "lora" not in " ".join(base.state_dict())
     assert base.head.bbox_pred.weight.data_ptr() == model.head.bbox_pred.weight.data_ptr()
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_what_never_changes_is_computed_once_for_both_and_gives_the_same(tiny_cfg, monkeypatch, frozen):
+    if frozen:
+        tiny_cfg.merge_from_list(["MODEL.GLIPV2.TUNING.MODE", "linear_probe"])
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg).train()
+    model.keeping = Keeping(frozen_copy(model), KeepWeights())
+    calls = []
+    visual_features = model.keeping.base.visual_features
+    monkeypatch.setattr(
+        model.keeping.base, "visual_features", lambda images: calls.append(images) or visual_features(images)
+    )
+    shift(model)
+    torch.manual_seed(1)
+    shared = model(INPUTS)
+    assert len(calls) == (not frozen) and is_fixed(model.text_encoder) is frozen
+    monkeypatch.setattr("glipv2_d2.modeling.keeping.is_fixed", lambda part: False)
+    torch.manual_seed(1)
+    own = model(INPUTS)
+    assert len(calls) == 1 + (not frozen)
+    for name in ("loss_keep_names", "loss_keep_boxes"):
+        torch.testing.assert_close(shared[name], own[name], rtol=1e-4, atol=1e-5)

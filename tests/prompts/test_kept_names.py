@@ -16,7 +16,7 @@ def test_names_of_lvis_are_kept_but_for_those_of_the_data(tiny_cfg):
     names = KeptNames.from_config(tiny_cfg, ["Teddy_Bear", "cone"])
     assert "teddy bear" not in names.names and "cone" not in names.names
     assert "alarm clock" in names.names and len(set(names.names)) == len(names.names) > 1100
-    assert (names.number, names.share) == (20, 0.5)
+    assert (names.number, names.share) == (20, 0.25)
 
 
 def test_a_file_has_a_name_on_each_line(tiny_cfg, tmp_path):

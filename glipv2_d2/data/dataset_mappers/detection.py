@@ -100,6 +100,12 @@ class DetectionDatasetMapper(PromptDatasetMapper):
             self.chunks[dataset] = tokenize_texts(self.tokenizer, texts, separator=separator, chunk_size=chunk_size)
 
     @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool = True, **options: Any) -> dict[str, Any]:
+        """Read the config; see ``PromptDatasetMapper``. Only prompts of a training hold other names."""
+        made = super().from_config(cfg, is_train, **options)
+        return made | {"kept_names": training_kept_names(cfg, made["vocabularies"])} if is_train else made
+
+    @classmethod
     def own_options(cls, cfg: CfgNode, dataset_names: Sequence[str]) -> dict[str, Any]:
         """Read the names of the datasets, and what prompts are made of them."""
         # Names first: with them the metadata of a dataset is complete.
@@ -107,7 +113,6 @@ class DetectionDatasetMapper(PromptDatasetMapper):
         return {
             "vocabularies": vocabularies,
             "fixed_prompts": cfg.MODEL.GLIPV2.TUNING.MODE == "prompt",
-            "kept_names": training_kept_names(cfg, vocabularies),
             "prompt_texts": {name: prompt_texts_of(cfg, name) for name in dataset_names},
             "separator": cfg.INPUT.PROMPT.SEPARATOR,
             "num_negatives": cfg.INPUT.PROMPT.NUM_NEGATIVES,
@@ -145,7 +150,11 @@ class DetectionDatasetMapper(PromptDatasetMapper):
             negative_sampling=self.negative_sampling,
             never_negatives=set(dataset_dict.get("never_negative_ids", ())).union(*read_the_same),
         )
-        others = self._fitting(self.kept_names.draw(rng), name_ids, dataset) if self.kept_names else []
+        others = self.kept_names.draw(rng) if self.kept_names else []
+        if others:
+            # They take the place of own names that are absent: the prompt stays short.
+            name_ids = [name_id for name_id in name_ids if name_id in positives]
+            others = self._fitting(others, name_ids, dataset)
         own = [(texts[name_id], shared_ids[name_id]) for name_id in name_ids]
         phrases, own_rows = mix_names(own, others, rng)
         prompt = self.tokenizer(prompt_from_texts(*zip(*phrases, strict=True), separator=self.separator))

@@ -84,7 +84,7 @@ class GLIPv2(Trunk):
             if head is not None and head.wants(batch) and self.tuning.trains(*head.needs, name):
                 losses |= head.losses(fused, batch)
         if self.keeping is not None and batch.instances is not None:
-            losses |= self.keeping.losses(fused, batch, task.reading)
+            losses |= self.keeping.losses(self, fused, batch, task.reading)
         if not losses:
             raise InputError(
                 f"MODEL.GLIPV2.TUNING.MODE: expected a mode that trains a part of the task {task.name!r}, "
