@@ -4,6 +4,7 @@
     python tools/benchmark.py model --config-file CONFIG --size 800 1333 --num-names 80
     python tools/benchmark.py compare --config-file CONFIG --page BENCHMARKS.md
     python tools/benchmark.py vocabulary --config-file CONFIG --size 320 320
+    python tools/benchmark.py shortlist --config-file CONFIG --shortlist 20 40 --opts MODEL.WEIGHTS FILE
     python tools/benchmark.py losses --config-file configs/pretrain/glipv2_micro.yaml
     python tools/benchmark.py contrastive
     python tools/benchmark.py masks
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from benchmarks import compare, contrastive, evaluation, losses, masks, model, vocabulary
+from benchmarks import compare, contrastive, evaluation, losses, masks, model, shortlist, vocabulary
 from rich.console import Console
 
 from glipv2_d2.engine.command_line import build_config, one_line_errors
@@ -35,6 +36,7 @@ SUBCOMMANDS = {
     "model": model,
     "compare": compare,
     "vocabulary": vocabulary,
+    "shortlist": shortlist,
     "losses": losses,
     "contrastive": contrastive,
     "masks": masks,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from .language_layer import clamp_activations, padding_bias
 from .positions import cell_coordinates
-from .products import apply, is_cpu_inference, linear
+from .products import apply, is_cpu_inference, linear, per_head
 
 FUSION_FORMS = ("auto", "plain", "folded", "blocks")
 
@@ -39,6 +41,17 @@ def folded_is_faster(num_positions: int, num_tokens: int, visual_dim: int, head_
     plain = num_positions * head_dim * (visual_dim + num_tokens)
     folded = num_tokens * visual_dim * (num_positions + head_dim)
     return folded < FOLDED_ALLOWANCE * plain
+
+
+class Residual(NamedTuple):
+    """What an update is added to, after a factor for each channel: ``base`` + ``scale`` * update."""
+
+    base: Tensor
+    scale: Tensor
+
+    def add(self, update: Tensor) -> Tensor:
+        """Return the sum."""
+        return torch.addcmul(self.base, self.scale, update)
 
 
 class BiMultiHeadAttention(nn.Module):
@@ -93,7 +106,9 @@ class BiMultiHeadAttention(nn.Module):
             nn.init.xavier_uniform_(projection.get_parameter("weight"))
             nn.init.zeros_(projection.get_parameter("bias"))
 
-    def forward(self, visual: Tensor, language: Tensor, mask: Tensor, form: str = "auto") -> tuple[Tensor, Tensor]:
+    def forward(
+        self, visual: Tensor, language: Tensor, mask: Tensor, form: str = "auto", onto: Residual | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Compute the updates of both sides, without the residuals.
 
         Args:
@@ -101,9 +116,11 @@ class BiMultiHeadAttention(nn.Module):
             language: (N, T, D), T >= 1.
             mask: (N, T) bool, True at real tokens. A prompt without any gives its image equal weights.
             form: "plain", "folded", "blocks", or "auto": see ``folded_is_faster``; "blocks" on the CPU where it may.
+            onto: What the visual update is added to. "blocks" writes into the tensor, which may be ``visual`` itself.
 
         Returns:
-            The visual update (N, S, C) and the language update (N, T, D); padding tokens get an update too.
+            The visual update (N, S, C), or the sum where ``onto`` is given, and the language update (N, T, D); padding
+            tokens get an update too.
 
         Raises:
             InputError: An unknown form.
@@ -112,10 +129,10 @@ class BiMultiHeadAttention(nn.Module):
         key = self._key(language)
         value = self._split_heads(apply(self.language_value_proj, language))
         if form == "blocks":
-            return self._blocks(visual, key, value, mask)
-        if form == "folded":
-            return self._folded(visual, key, value, mask)
-        return self._plain(visual, key, value, mask)
+            return self._blocks(visual, key, value, mask, onto)
+        run = self._folded if form == "folded" else self._plain
+        updates = run(visual, key, value, mask)
+        return updates if onto is None else (onto.add(updates[0]), updates[1])
 
     def read_image(self, visual: Tensor, language: Tensor, form: str = "auto") -> Tensor:
         """Compute only the language update, (N, T, D), see ``forward``; no token affects another.
@@ -169,11 +186,14 @@ class BiMultiHeadAttention(nn.Module):
         visual_update = torch.baddbmm(self.visual_out_proj.bias, to_tokens, folded_value)  # (N, S, C)
         return visual_update, self._read_folded(visual, scores, value.dtype)
 
-    def _blocks(self, visual: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _blocks(
+        self, visual: Tensor, key: Tensor, value: Tensor, mask: Tensor, onto: Residual | None
+    ) -> tuple[Tensor, Tensor]:
         """Let each image and its tokens attend to each other, block after block of positions."""
         folded_keys, key_biases = self._fold_key(key)
         folded_values = self._fold_value(value).transpose(1, 2).contiguous()  # (N, C, heads*T)
-        update, gathered = torch.empty_like(visual), torch.zeros_like(folded_values)
+        update = torch.empty_like(visual) if onto is None else onto.base
+        gathered = torch.zeros_like(folded_values)
         rows = max(1, BLOCK_SCORES // folded_keys.shape[1])
         for image, positions in enumerate(visual):
             folded_key, key_bias, folded_value = folded_keys[image], key_biases[image, 0], folded_values[image]
@@ -190,21 +210,23 @@ class BiMultiHeadAttention(nn.Module):
                 sums.mul_(rescale).add_(linear(block.t(), to_positions.t()))
                 scores = scores.unflatten(1, (self.num_heads, -1))  # (B, heads, T)
                 to_tokens = (scores if bias is None else scores.add_(bias)).softmax(-1).flatten(1)
-                block_update.copy_(linear(to_tokens, folded_value, self.visual_out_proj.bias))
+                # What the block held has been read.
+                found = linear(to_tokens, folded_value, self.visual_out_proj.bias)
+                block_update.copy_(found) if onto is None else block_update.addcmul_(onto.scale, found)
             sums.div_(total)
         gathered = gathered.transpose(1, 2).unflatten(1, (self.num_heads, -1))  # (N, heads, T, C)
         return update, self._project_gathered(gathered, None)
 
     def _fold_value(self, value: Tensor) -> Tensor:
         """Multiply values (N, heads, T, d) by the output projection of the image side, (N, heads*T, C)."""
-        out_weight = self.visual_out_proj.weight.unflatten(1, (self.num_heads, -1)).permute(1, 2, 0)  # (heads, d, C)
-        return (value @ out_weight).flatten(1, 2)
+        out_weight = self.visual_out_proj.weight.unflatten(1, (self.num_heads, -1)).transpose(0, 1)  # (heads, C, d)
+        return per_head(value, out_weight).flatten(1, 2)
 
     def _fold_key(self, key: Tensor) -> tuple[Tensor, Tensor]:
         """Multiply keys (N, heads, T, d) by the query projection: (N, heads*T, C), and biases (N, 1, heads*T)."""
         query_weight = self.visual_proj.weight.unflatten(0, (self.num_heads, -1))  # (heads, d, C)
         query_bias = self.visual_proj.bias.unflatten(0, (self.num_heads, -1, 1))  # (heads, d, 1)
-        return (key @ query_weight).flatten(1, 2), (key @ query_bias).flatten(1).unsqueeze(1)
+        return per_head(key, query_weight.transpose(1, 2)).flatten(1, 2), (key @ query_bias).flatten(1).unsqueeze(1)
 
     def _folded_scores(self, visual: Tensor, key: Tensor) -> Tensor:
         folded_key, key_bias = self._fold_key(key)
@@ -225,7 +247,7 @@ class BiMultiHeadAttention(nn.Module):
             # Weights sum to one over the positions, so the bias passes through as it is, but not after dropout.
             totals = to_positions.sum(1).unflatten(1, (heads, -1)).unsqueeze(-1)  # (N, heads, T, 1)
             value_bias = value_bias * totals
-        attended = gathered @ value_weight.transpose(1, 2) + value_bias  # (N, heads, T, d)
+        attended = per_head(gathered, value_weight) + value_bias  # (N, heads, T, d)
         return apply(self.language_out_proj, self._merge_heads(attended))
 
     def _split_heads(self, tensor: Tensor) -> Tensor:
@@ -313,8 +335,8 @@ class BiAttentionBlock(nn.Module):
             read = placed if rows is None else placed[rows]
             return split_levels(visual, features), self.read_image(read, hidden)
         language = self.norm_language(hidden)
-        visual_update, language_update = self.attention(placed, language, mask, self.form)
-        visual = torch.addcmul(visual, self.gamma_visual, visual_update)
+        residual = Residual(visual, self.gamma_visual)
+        visual, language_update = self.attention(placed, language, mask, self.form, residual)
         language = torch.addcmul(language, self.gamma_language, language_update)
         return split_levels(visual, features), language
 

@@ -40,6 +40,23 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = F
     return F.gelu(product) if gelu else product
 
 
+def per_head(x: Tensor, weight: Tensor) -> Tensor:
+    """Multiply each of H heads by a matrix of its own, by ``linear`` where that calls oneDNN.
+
+    Args:
+        x: (N, H, T, K).
+        weight: (H, O, K).
+
+    Returns:
+        (N, H, T, O).
+    """
+    if not uses_onednn(x[:, 0], weight[0]):
+        return x @ weight.transpose(1, 2)
+    # oneDNN has no fast kernel for rows with a gap between them; transposed ones it reads as they are.
+    matrices = [one if one.t().is_contiguous() else one.contiguous() for one in weight]
+    return torch.stack([linear(one, matrix) for one, matrix in zip(x.unbind(1), matrices, strict=True)], dim=1)
+
+
 def apply(layer: nn.Linear, x: Tensor, gelu: bool = False) -> Tensor:
     """Apply a linear layer as ``linear`` does; small products call the layer itself, with its hooks."""
     if uses_onednn(x, layer.weight):

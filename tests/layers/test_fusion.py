@@ -253,6 +253,25 @@ def test_blocks_equal_the_folded_form(dtype, tolerance, lengths, monkeypatch):
             torch.testing.assert_close(actual[side], expected[side], rtol=0, atol=tolerance * scale)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("positions", [False, True])
+def test_a_block_in_blocks_adds_its_updates_as_in_the_folded_form(positions, monkeypatch):
+    torch.manual_seed(0)
+    block = BiAttentionBlock(
+        32, 16, embed_dim=64, num_heads=4, dropout=0.0, layer_scale=0.5, positions=positions
+    ).eval()
+    features, hidden = [torch.randn(2, 32, 5, 7), torch.randn(2, 32, 3, 4)], torch.randn(2, 6, 16)
+    mask, before = make_mask([6, 2], 6), [level.clone() for level in features]
+    found = {}
+    monkeypatch.setattr(fusion, "BLOCK_SCORES", 7 * 24)
+    for block.form in ("folded", "blocks"):
+        levels, language = block(features, hidden, mask)
+        found[block.form] = [*levels, language[mask]]
+    for one, other in zip(found["blocks"], found["folded"], strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-5)
+    assert all(torch.equal(level, kept) for level, kept in zip(features, before, strict=True))
+
+
 def test_without_gradients_and_dropout_auto_takes_blocks_on_the_cpu(monkeypatch):
     ran = []
     for name in ("_plain", "_folded", "_blocks"):

@@ -28,6 +28,16 @@ def test_transposed_matrices_are_read_as_they_are():
         torch.testing.assert_close(products.linear(x.t(), weight.t()), x.t() @ weight, rtol=0, atol=5e-5)
 
 
+@pytest.mark.parametrize("tokens", [3, 500])
+def test_each_head_is_multiplied_by_its_own_matrix(tokens):
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 3, tokens, 64), torch.randn(64, 3, 48).transpose(0, 1).transpose(1, 2)  # (3, 48, 64)
+    expected = torch.einsum("nhtk,hok->nhto", x.double(), weight.double())
+    with torch.no_grad():
+        torch.testing.assert_close(products.per_head(x, weight).double(), expected, rtol=0, atol=5e-5)
+    assert torch.equal(products.per_head(x, weight), x @ weight.transpose(1, 2))
+
+
 def test_gradients_are_those_of_torch_bit_for_bit():
     torch.manual_seed(0)
     layer, x = nn.Linear(64, 200), torch.randn(300, 64)

@@ -6,7 +6,7 @@ import os
 import benchmark
 import pytest
 import torch
-from benchmarks import compare, contrastive, losses, masks, measurement, vocabulary
+from benchmarks import compare, contrastive, losses, masks, measurement, shortlist, vocabulary
 from drawn_images import register_drawn
 from prompt_samples import make_prompt
 from torch.testing import assert_close
@@ -109,10 +109,10 @@ def test_a_contender_can_be_left_out(run, monkeypatch):
 
 
 @pytest.mark.parametrize("clock", ["wall", "cpu"])
-def test_four_ways_run_over_the_same_chunks(run, capsys, clock):
+def test_all_ways_run_over_the_same_chunks(run, capsys, clock):
     numbers = run(*VOCABULARY, "--num-names", "7", "--chunk-size", "3", "--clock", clock)
     assert (numbers["names"], numbers["chunks"], numbers["size"], numbers["clock"]) == (7, 3, [64, 64], clock)
-    assert list(numbers["results"]) == ["next image", "first image", "separate", "official"]
+    assert list(numbers["results"]) == ["floor", "next image", "first image", "separate", "official"]
     assert all(row["seconds"] > 0 for row in numbers["results"].values())
     printed = capsys.readouterr().out
     assert "of separate" in printed and "chunks: 3" in printed
@@ -139,6 +139,7 @@ def test_ways_differ_in_what_runs_how_often(tiny_cfg):
     expected = {
         "first image": (1, 2, [(2, 4)], ["auto"]),
         "next image": (1, 0, [(2, 4)], ["auto"]),
+        "floor": (1, 0, [(2, 4)], ["auto"]),
         "separate": (2, 2, [(1, 3), (1, 4)], ["auto"] * 2),
         "official": (2, 2, [(1, 20)] * 2, ["plain"] * 2),
     }
@@ -160,6 +161,29 @@ def test_a_prompt_is_filled_up_with_tokens_of_no_phrase():
     assert filled.input_ids.tolist() == [*prompt.input_ids.tolist(), 0, 0, 0, 0, 0]
     assert torch.equal(filled.phrase_token_map[:, :4], prompt.phrase_token_map)
     assert filled.phrase_token_map.shape == (2, 9) and not filled.phrase_token_map[:, 4:].any()
+
+
+# --- shortlist --------------------------------------------------------------------------------------------------------
+
+
+def test_lists_of_all_sizes_are_asked_for_in_the_same_images(run, tmp_path, capsys):
+    name = register_drawn(tmp_path / "drawn", sizes=((96, 64), (64, 96)))
+    numbers = run("shortlist", "--shortlist", "1", "9", "--clock", "cpu", "--num-names", "9", "--num-images", "1",
+                  "--opts", "DATASETS.TEST", f"('{name}',)")  # fmt: skip
+    assert (numbers["names"], numbers["images"], numbers["prompts"]) == (9, 1, 1)
+    assert list(numbers["results"]) == ["exact", "1", "9"]
+    exact, _, all_names = numbers["results"].values()
+    assert exact["recall"] == all_names["recall"] == 1.0 and exact["AP"] == all_names["AP"]
+    assert all(row["seconds"] > 0 for row in numbers["results"].values())
+    assert "recall of names" in capsys.readouterr().out
+
+
+def test_other_names_read_differently_from_those_of_the_dataset():
+    names = shortlist.with_other_names(["Aerosol_can", "zebra", "unheard of"], 10_000)
+    assert names[:3] == ["Aerosol_can", "zebra", "unheard of"] and len(names) == len(set(names)) == 10_000
+    assert "aerosol_can" not in names and names.count("zebra") == 1 and "computer" in names
+    with pytest.raises(ValueError, match="--num-names: expected 1 to 2.*, found 100000"):
+        shortlist.with_other_names(["zebra"], 100_000)
 
 
 # --- losses -----------------------------------------------------------------------------------------------------------
