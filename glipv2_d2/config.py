@@ -1,4 +1,7 @@
-"""Configuration keys that the package adds to detectron2's, with their defaults: those of GLIPv2-T."""
+"""Configuration keys that the package adds to detectron2's, with their defaults: those of GLIPv2-T.
+
+Longer than 450 lines: one list of all keys.
+"""
 
 from detectron2.config import CfgNode as CN
 
@@ -199,6 +202,30 @@ def _add_pretraining(cfg: CN) -> None:
     cfg.MODEL.GLIPV2.PHRASE_CENTER = CN()
     cfg.MODEL.GLIPV2.PHRASE_CENTER.ENABLED = False
     cfg.MODEL.GLIPV2.PHRASE_CENTER.LOSS_WEIGHT = 1.0
+
+    # Regions are named by the classes of a frozen image classifier too, whose names are words: a layer learns to say
+    # them, and at test time they count beside the alignment, most of all for names that training has not seen. The text
+    # encoder must be frozen. Source: F-VLM (arXiv 2209.15639) and ConSE (arXiv 1312.5650); the paper has no such part.
+    cfg.MODEL.GLIPV2.CLASS_WORDS = CN()
+    cfg.MODEL.GLIPV2.CLASS_WORDS.ENABLED = False
+    # A classifier of timm with the 1,000 classes of ImageNet and stride 32, and a file of its weights, read as those of
+    # MODEL.TIMM.WEIGHTS are. Empty: random weights, which MODEL.WEIGHTS fills.
+    cfg.MODEL.GLIPV2.CLASS_WORDS.NAME = "tf_efficientnet_lite0"
+    cfg.MODEL.GLIPV2.CLASS_WORDS.WEIGHTS = ""
+    # Side of the image that the classifier reads, over that of the network's input.
+    cfg.MODEL.GLIPV2.CLASS_WORDS.IMAGE_SCALE = 1.0
+    # Divides the logits of classes, and how many of the likeliest classes count.
+    cfg.MODEL.GLIPV2.CLASS_WORDS.TEMPERATURE = 1.5
+    cfg.MODEL.GLIPV2.CLASS_WORDS.CLASSES_KEPT = 30
+    # Divides the cosines of classes and names.
+    cfg.MODEL.GLIPV2.CLASS_WORDS.WORD_TEMPERATURE = 0.06
+    # Boxes of an image and a prompt that are given evidence, no two on one object.
+    cfg.MODEL.GLIPV2.CLASS_WORDS.MAX_BOXES = 20
+    # What the logits of a name's tokens get of the evidence for the name at test time: names that training has not seen
+    # with a box, and those that it has.
+    cfg.MODEL.GLIPV2.CLASS_WORDS.WEIGHT = 0.5
+    cfg.MODEL.GLIPV2.CLASS_WORDS.TAUGHT_WEIGHT = 0.0
+    cfg.MODEL.GLIPV2.CLASS_WORDS.LOSS_WEIGHT = 1.0
 
 
 def _add_mask_head(cfg: CN) -> None:

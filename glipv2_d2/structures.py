@@ -40,9 +40,10 @@ A **model input** is a dict with
   boxes) and ``gt_has_mask`` (M,) bool.
 
 A **model output** is, in training, a dict of weighted scalar losses ``loss_grounding``, ``loss_box_reg``,
-``loss_centerness``, ``loss_contrastive``, ``loss_mlm``, ``loss_phrase_center``, ``loss_mask``, ``loss_vqa``,
-``loss_caption``, ``loss_keep_names``, ``loss_keep_boxes``: those that the config switches on and that the batch has
-targets for (``DyHead`` has ``loss_class`` instead of ``loss_grounding``). At test time it is a list of dicts with
+``loss_centerness``, ``loss_contrastive``, ``loss_mlm``, ``loss_phrase_center``, ``loss_mask``, ``loss_class_words``,
+``loss_vqa``, ``loss_caption``, ``loss_keep_names``, ``loss_keep_boxes``: those that the config switches on and that the
+batch has targets for (``DyHead`` has ``loss_class`` instead of ``loss_grounding``). At test time it is a list of dicts
+with
 
 * ``instances`` (not for captions): ``Instances`` with ``pred_boxes`` (XYXY, pixels of the original image),
   ``scores`` in [0, 1], ``pred_classes``, the ``category_ids`` of the phrases, and for a model with a mask head

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from ...prompts.masking import trains_pretraining_losses
 from ..batch import TrainingHead, TrunkShapes
 from .captioning_head import CaptioningHead
+from .class_words_head import ClassWordsHead
 from .contrastive_head import ContrastiveHead
 from .mask_head import HourglassMaskHead
 from .mlm_head import MLMHead
@@ -51,6 +52,7 @@ HEADS = {
         "MODEL.GLIPV2.CAPTIONING.ENABLED", CaptioningHead, starts_random=True, gives_results=True
     ),
     "mask_head": HeadEntry("MODEL.MASK_ON", HourglassMaskHead, gives_results=True),
+    "class_words_head": HeadEntry("MODEL.GLIPV2.CLASS_WORDS.ENABLED", ClassWordsHead),
 }
 
 

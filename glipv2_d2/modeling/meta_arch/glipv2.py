@@ -54,9 +54,12 @@ class GLIPv2(Trunk):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Build the parts that the config describes."""
         options, shapes = cls.build_trunk(cfg, GroundingHead)
+        heads = build_heads(cfg, shapes)
+        if "class_words_head" in heads:
+            heads["class_words_head"].read_classes(options["text_encoder"])
         return {
             **options,
-            "heads": build_heads(cfg, shapes),
+            "heads": heads,
             "prompt_tuner": build_prompt_tuner(cfg, shapes.language_dim),
             "tasks": build_tasks(cfg, shapes),
             "tuning": TuningSettings.from_config(cfg),

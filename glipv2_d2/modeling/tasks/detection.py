@@ -18,6 +18,7 @@ from .base import Task
 from .detection_pool import DetectionPool, PassFeatures, WaitingPasses
 from .prompt_passes import plan_passes
 from .shortlist import Shortlist
+from .word_evidence import WordEvidence
 
 Result = TypeVar("Result")
 
@@ -42,7 +43,9 @@ class Detection(Task):
     """
 
     name = "detection"
-    heads: ClassVar[tuple[str, ...]] = ("head", "contrastive_head", "mlm_head", "phrase_center_head", "mask_head")
+    heads: ClassVar[tuple[str, ...]] = (
+        *("head", "contrastive_head", "mlm_head", "phrase_center_head", "mask_head", "class_words_head"),
+    )
     needs_boxes = True
 
     def __init__(
@@ -82,6 +85,7 @@ class Detection(Task):
         anchors = model.anchors_of(features)
         if self.shortlist is not None:
             prompts = self.shortlist.choose(model, features, anchors, images.image_sizes, prompts)
+        evidence = None if model.class_words_head is None else WordEvidence(model, images)
         # Without fusion the levels are the same for every prompt.
         mixed = [] if model.fusion_tower.fuses_text else model.fusion_tower.mix_levels(features)
         # Images run together only if their limits are equal.
@@ -96,7 +100,7 @@ class Detection(Task):
             selected = pairs.select([*features, *mixed])
             own_features, own_levels = selected[: len(features)], selected[len(features) :]
             fused = model.fuse(own_features, language, self.test_reading, levels=own_levels or None)
-            return fused, fused.predictions
+            return fused, fused.predictions if evidence is None else evidence.add(fused.predictions, anchors, pairs)
 
         for pairs, (fused, predictions) in self._run_passes(prompts, run, waiting.choose):
             self.answer(model, pairs, fused, outputs)

@@ -1,0 +1,299 @@
+"""The head that names regions by the classes of a frozen image classifier, and teaches the detector its words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import timm
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from timm.data import ImageNetInfo
+from torch import Tensor, nn
+
+from ...device_copies import to_device
+from ...errors import InputError
+from ...prompts.builder import prompt_from_caption
+from ...prompts.tokenizer import PromptTokenizer
+from ...structures import TokenBatch, TokenizedPrompt
+from ..backbone.timm import load_timm_weights
+from ..batch import Fused, TrainBatch, TrainingHead, TrunkShapes, boxes_on_cpu
+from ..class_evidence import box_cell_shares, centred, kept_probabilities, name_ratios
+from .region_word_packing import take_regions
+
+# Places of the table of names that were trained on. A name that was not takes one of theirs with a probability of the
+# share of places in use: a thousand names use 2 % of them.
+_TAUGHT_PLACES = 2**16
+# Class texts that are encoded together.
+_TEXTS_AT_ONCE = 64
+_KEY = "MODEL.GLIPV2.CLASS_WORDS"
+
+
+class ClassCells(NamedTuple):
+    """What the classifier says of each cell of N images.
+
+    Attributes:
+        logits: (N, height * width, K).
+        height, width: Cells from top to bottom and from left to right.
+        stride: Side of a cell in pixels of the network's input.
+    """
+
+    logits: Tensor
+    height: int
+    width: int
+    stride: float
+
+
+class ClassWordsHead(TrainingHead):
+    """Name regions by the words of an image classifier's classes.
+
+    The classifier is frozen and reads whole images: its last layer is applied to every cell of its last map, and the
+    logits of a box are their mean over the box. The classes have names, so their probabilities are a sentence about the
+    box that any other name can be compared with, by the vectors of the text encoder: see ``class_evidence``.
+
+    It is used twice. In training a layer learns to say the same classes of features before fusion, at positive anchors:
+    ``loss_class_words``. At test time the evidence for a name is added to the logits of the name's tokens, with one
+    weight for names that training has seen with a box, and another for all others, which the alignment knows little of.
+
+    Args:
+        classifier: A timm model with ``forward_features`` and ``get_classifier``, stride 32.
+        texts: A prompt for each class, whose tokens are what is known of it in words.
+        channels: C of the levels before fusion.
+        language_dim: D.
+        pixel_shift, pixel_scale: Per channel: the classifier's input is the network's times scale plus shift.
+        flip_channels: The classifier has the channels in the other order.
+        image_scale: Side of the classifier's image over that of the network's.
+        temperature, kept: Of class probabilities, see ``kept_probabilities``.
+        word_temperature: See ``name_ratios``.
+        max_boxes: Boxes of an image and a prompt that are given evidence.
+        weight: Of the evidence for names that training has not seen.
+        taught_weight: Of the evidence for all others.
+        loss_weight: Of ``loss_class_words``.
+
+    Source: evidence of classes by their words: ConSE (arXiv 1312.5650); of a frozen model's regions, with two weights:
+    F-VLM (arXiv 2209.15639). The paper has no such head.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("backbone",)
+    reads_boxes: ClassVar[bool] = True
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        classifier: nn.Module,
+        texts: Sequence[TokenizedPrompt],
+        channels: int,
+        language_dim: int,
+        pixel_scale: Sequence[float] = (1.0,),
+        pixel_shift: Sequence[float] = (0.0,),
+        flip_channels: bool = False,
+        image_scale: float = 1.0,
+        temperature: float = 1.5,
+        kept: int = 30,
+        word_temperature: float = 0.06,
+        max_boxes: int = 20,
+        weight: float = 0.5,
+        taught_weight: float = 0.0,
+        loss_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.classifier = classifier.requires_grad_(False).to(memory_format=torch.channels_last)
+        self.projection = nn.Linear(channels, language_dim)
+        self.log_scale = nn.Parameter(torch.tensor([-2.66]))
+        self.texts = tuple(texts)
+        self.register_buffer("class_vectors", torch.zeros(len(self.texts), language_dim))
+        self.register_buffer("mean_vector", torch.zeros(language_dim))
+        self.register_buffer("taught", torch.zeros(_TAUGHT_PLACES, dtype=torch.bool))
+        self.register_buffer("pixel_scale", torch.tensor(pixel_scale).view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_shift", torch.tensor(pixel_shift).view(-1, 1, 1), persistent=False)
+        self.flip_channels = flip_channels
+        self.image_scale = image_scale
+        self.temperature = temperature
+        self.kept = kept
+        self.word_temperature = word_temperature
+        self.max_boxes = max_boxes
+        self.weight = weight
+        self.taught_weight = taught_weight
+        self.loss_weight = loss_weight
+        self.train(self.training)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, shapes: TrunkShapes) -> dict[str, Any]:
+        """Read the arguments that the config decides.
+
+        Raises:
+            InputError: The text encoder is not frozen, or the classifier cannot be built.
+        """
+        config, encoder = cfg.MODEL.GLIPV2.CLASS_WORDS, cfg.MODEL.TEXT_ENCODER
+        if not encoder.FREEZE:
+            raise InputError(
+                f"{_KEY}.ENABLED: expected MODEL.TEXT_ENCODER.FREEZE True, since names are compared by the vectors of "
+                "the encoder, found False"
+            )
+        classifier, scale, shift = build_classifier(config.NAME, config.WEIGHTS, cfg)
+        return {
+            "classifier": classifier,
+            "texts": class_texts(PromptTokenizer.from_config(cfg)),
+            "channels": shapes.levels[0].channels,
+            "language_dim": shapes.language_dim,
+            "pixel_scale": scale,
+            "pixel_shift": shift,
+            "flip_channels": cfg.INPUT.FORMAT == "BGR",
+            "image_scale": config.IMAGE_SCALE,
+            "temperature": config.TEMPERATURE,
+            "kept": config.CLASSES_KEPT,
+            "word_temperature": config.WORD_TEMPERATURE,
+            "max_boxes": config.MAX_BOXES,
+            "weight": config.WEIGHT,
+            "taught_weight": config.TAUGHT_WEIGHT,
+            "loss_weight": config.LOSS_WEIGHT,
+        }
+
+    def train(self, mode: bool = True) -> ClassWordsHead:
+        """Set the mode as usual; the classifier stays in eval mode."""
+        super().train(mode)
+        self.classifier.eval()
+        return self
+
+    @torch.no_grad()
+    def read_classes(self, encoder: nn.Module) -> None:
+        """Encode the texts of the classes: their vectors are the means of the tokens between the special ones."""
+        vectors = []
+        for begin in range(0, len(self.texts), _TEXTS_AT_ONCE):
+            texts = self.texts[begin : begin + _TEXTS_AT_ONCE]
+            hidden = encoder(TokenBatch.from_prompts(texts, self.class_vectors.device)).hidden
+            vectors += [mean_of_words(row[: len(text)]) for row, text in zip(hidden, texts, strict=True)]
+        units = F.normalize(torch.stack(vectors), dim=-1)
+        self.mean_vector.copy_(units.mean(dim=0))
+        self.class_vectors.copy_(centred(units, self.mean_vector))
+
+    @torch.no_grad()
+    def classify(self, images: Tensor) -> ClassCells:
+        """Classify the cells of N normalized images, (N, 3, H, W)."""
+        images = images * self.pixel_scale + self.pixel_shift
+        images = images.flip(1) if self.flip_channels else images
+        if self.image_scale != 1:
+            images = F.interpolate(images, scale_factor=self.image_scale, mode="bilinear", antialias=True)
+        height, width = images.shape[-2:]
+        images = F.pad(images, (0, -width % 32, 0, -height % 32)).contiguous(memory_format=torch.channels_last)
+        features = self.classifier.forward_features(images)  # (N, F, h, w)
+        logits = self.classifier.get_classifier()(features.flatten(2).transpose(1, 2))  # (N, h * w, K)
+        return ClassCells(logits.float(), *features.shape[-2:], 32 / self.image_scale)
+
+    @torch.no_grad()
+    def probabilities(self, cells: ClassCells, row: int, boxes: Tensor) -> Tensor:
+        """Return (M, K), the class probabilities of M boxes of an image, pixels of the network's input."""
+        shares = box_cell_shares(boxes.float(), cells.stride, cells.height, cells.width)
+        return kept_probabilities(shares @ cells.logits[row], self.temperature, self.kept)
+
+    @torch.no_grad()
+    def ratios(self, name_vectors: Tensor) -> Tensor:
+        """Compare the classes with P names, (P, D), see ``name_ratios``; (K, P)."""
+        names = centred(name_vectors.float(), self.mean_vector)
+        return name_ratios(self.class_vectors, names, self.word_temperature)
+
+    def token_weights(self, prompt: TokenizedPrompt) -> Tensor:
+        """Return (P, T): how much the evidence for a phrase counts at each token of a prompt.
+
+        A token of several phrases takes the mean of what they say.
+        """
+        taught = self.taught.cpu()
+        weights = [self.taught_weight if taught[place_of(name)] else self.weight for name in phrase_ids(prompt)]
+        token_map = prompt.phrase_token_map.float()
+        return token_map * torch.tensor(weights).view(-1, 1) / token_map.sum(dim=0).clamp(min=1)
+
+    def losses(self, fused: Fused, batch: TrainBatch) -> dict[str, Tensor]:
+        """Compute the weighted cross-entropy between what the classifier and the layer say of positive anchors.
+
+        Names with a box are noted as seen.
+
+        Args:
+            fused: Its ``features`` before fusion and its ``targets`` are read.
+            batch: N images with one prompt each, and their boxes.
+
+        Returns:
+            ``loss_class_words``, the mean over positive anchors, 0 if there are none; nothing for a weight of 0.
+        """
+        self._note_names(batch)
+        if not self.loss_weight:
+            return {}
+        targets = fused.targets(batch)
+        chosen = targets.matched_idxs >= 0
+        count = sum(targets.find_positives().counts)
+        regions, images, boxes = take_regions(fused.features, targets.matched_idxs, chosen, count)
+        cells = self.classify(batch.images.tensor)
+        instances = batch.instances or []
+        of_boxes = [
+            self.probabilities(cells, row, one.gt_boxes.tensor)
+            for row, one in zip(batch.pairs.rows, instances, strict=True)
+        ]
+        first = torch.tensor([0, *(len(one) for one in instances)]).cumsum(0)[:-1]
+        (first,) = to_device([first], regions.device)
+        taught = torch.cat(of_boxes)[first[images] + boxes]
+        with torch.autocast(regions.device.type, enabled=False):
+            said = F.normalize(self.projection(regions.float()), dim=-1) @ self.class_vectors.T
+            logs = (said / self.log_scale.exp()).log_softmax(dim=-1)
+            loss = -(taught * logs).sum() / max(count, 1)
+        return {"loss_class_words": loss * self.loss_weight}
+
+    def _note_names(self, batch: TrainBatch) -> None:
+        places = []
+        for prompt, boxes in zip(batch.prompts, boxes_on_cpu(batch), strict=True):
+            names = phrase_ids(prompt)
+            places += [place_of(names[row]) for row in set(boxes.gt_classes.tolist())]
+        self.taught[places] = True
+
+
+def mean_of_words(hidden: Tensor) -> Tensor:
+    """Return the mean (D,) of the tokens of a text, (T, D), without the special tokens at its ends."""
+    return hidden[1:-1].mean(dim=0)
+
+
+def phrase_ids(prompt: TokenizedPrompt) -> list[tuple[int, ...]]:
+    """Return the token ids of each of P phrases."""
+    return [tuple(prompt.input_ids[spelled].tolist()) for spelled in prompt.phrase_token_map]
+
+
+def place_of(name: tuple[int, ...]) -> int:
+    """Return the place of a name, by its token ids, in the table of names that were trained on."""
+    place = 0
+    for number in name:
+        place = (place * 1_000_003 + number + 1) % 2**61
+    return place % _TAUGHT_PLACES
+
+
+def class_texts(tokenizer: PromptTokenizer) -> list[TokenizedPrompt]:
+    """Say in words what each class of ImageNet-1k is: its names and its definition in WordNet, by timm's tables."""
+    info = ImageNetInfo()
+    return [
+        tokenizer(prompt_from_caption(info.index_to_description(index, detailed=True), []))
+        for index in range(info.num_classes())
+    ]
+
+
+def build_classifier(name: str, weights: str, cfg: CfgNode) -> tuple[nn.Module, list[float], list[float]]:
+    """Build a classifier of ImageNet-1k, and say how its input is made of that of the network.
+
+    Returns:
+        The classifier, and for each channel, in the order of INPUT.FORMAT, scale and shift.
+
+    Raises:
+        InputError: timm does not know the name, the classes are not those of ImageNet-1k, or weights do not fit.
+    """
+    if not timm.is_model(name):
+        raise InputError(f"{_KEY}.NAME: timm has no model {name!r}; timm.list_models() lists its names")
+    classifier = timm.create_model(name, pretrained=False)
+    expected = ImageNetInfo().num_classes()
+    if classifier.num_classes != expected:
+        raise InputError(f"{_KEY}.NAME: expected the {expected} classes of ImageNet-1k, found {classifier.num_classes}")
+    if weights:
+        load_timm_weights(classifier, name, weights)
+    mean, std = (list(classifier.default_cfg[key]) for key in ("mean", "std"))
+    if cfg.INPUT.FORMAT == "BGR":
+        mean, std = mean[::-1], std[::-1]
+    pixels = list(zip(cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, mean, std, strict=True))
+    scale = [own_std / (255 * other_std) for _, own_std, _, other_std in pixels]
+    shift = [(own_mean / 255 - other_mean) / other_std for own_mean, _, other_mean, other_std in pixels]
+    return classifier, scale, shift

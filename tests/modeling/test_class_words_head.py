@@ -1,0 +1,204 @@
+"""The head that names regions by the classes of a classifier: cells, its loss, seen names, and detections."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from batch_samples import contrast_case
+from conftest import assert_one_line
+from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
+from prompt_samples import make_prompt
+from torch import nn
+from torch.testing import assert_close
+
+from glipv2_d2.errors import InputError
+from glipv2_d2.modeling import build_model
+from glipv2_d2.modeling.batch import AnchorTargets, Pairs
+from glipv2_d2.modeling.class_evidence import centred, kept_probabilities, name_evidence, name_ratios
+from glipv2_d2.modeling.heads.class_words_head import ClassWordsHead, build_classifier, place_of
+from glipv2_d2.modeling.tasks.word_evidence import WordEvidence
+from glipv2_d2.structures import TokenBatch
+
+
+class ColourClassifier(nn.Module):
+    """Its three classes are the colours of a cell of 32 pixels."""
+
+    def forward_features(self, images):
+        return F.avg_pool2d(images, 32)
+
+    def get_classifier(self):
+        return nn.Identity()
+
+
+def make_head(language_dim=5, **options):
+    torch.manual_seed(0)
+    texts = [make_prompt([4]), make_prompt([5, 6]), make_prompt([7])]
+    return ClassWordsHead(classifier=ColourClassifier(), texts=texts, channels=6, language_dim=language_dim, **options)
+
+
+def painted(*colours):
+    """An image of 32 x 64: a colour on the left and one on the right."""
+    return torch.tensor(colours).T[:, None, :].repeat_interleave(32, 1).repeat_interleave(32, 2)
+
+
+def test_cells_are_those_of_the_classifiers_own_pixels():
+    head = make_head(pixel_scale=[2.0, 2.0, 2.0], pixel_shift=[1.0, 0.0, 0.0], flip_channels=True)
+    cells = head.classify(painted([1.0, 2.0, 3.0], [4.0, 5.0, 6.0])[None])
+    assert (cells.height, cells.width, cells.stride) == (1, 2, 32)
+    assert_close(cells.logits, torch.tensor([[[6.0, 4.0, 3.0], [12.0, 10.0, 9.0]]]))
+
+
+def test_a_larger_image_has_more_cells_over_the_same_pixels():
+    head = make_head(image_scale=2.0, temperature=1.0, kept=3)
+    image = painted([1.0, 2.0, 3.0], [4.0, 5.0, 9.0])
+    cells = head.classify(image[None])
+    assert (cells.height, cells.width, cells.stride) == (2, 4, 16)
+    found = head.probabilities(cells, 0, torch.tensor([[0.0, 0.0, 16.0, 32.0], [48.0, 4.0, 60.0, 20.0]]))
+    assert_close(found, torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 9.0]]).softmax(dim=1), atol=1e-2, rtol=0.0)
+
+
+def loss_case(matched):
+    """Two images with one level of 2 x 2 anchors: a box of each colour, and one of both."""
+    prompts = [make_prompt([4], [8, 9]), make_prompt([3])]
+    instances = []
+    for boxes, classes in (([[0, 0, 32, 32], [32, 0, 64, 32]], [1, 1]), ([[16, 0, 48, 32]], [0])):
+        one = Instances((32, 64))
+        one.gt_boxes, one.gt_classes = Boxes(torch.tensor(boxes).float()), torch.tensor(classes)
+        instances.append(one)
+    features = [torch.randn(2, 6, 2, 2, generator=torch.Generator().manual_seed(1))]
+    targets = AnchorTargets(torch.tensor(matched), torch.empty(0), torch.empty(0))
+    fused, batch = contrast_case(features, None, prompts, targets, instances)
+    images = torch.stack([painted([1.0, 0.0, 0.0], [0.0, 2.0, 0.0])] * 2)
+    return features[0], fused, batch._replace(images=ImageList(images, [(32, 64)] * 2))
+
+
+def test_the_loss_is_the_cross_entropy_with_the_classes_of_each_anchors_box():
+    head = make_head(temperature=2.0, kept=2, loss_weight=3.0)
+    head.class_vectors.copy_(torch.randn(3, 5, generator=torch.Generator().manual_seed(2)))
+    features, fused, batch = loss_case([[-1, 1, -1, 0], [0, -1, -1, -1]])
+    loss = head.losses(fused, batch)["loss_class_words"]
+    logits = torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, 0.0], [0.5, 1.0, 0.0]])
+    expected = 0.0
+    for (image, anchor), of_box in zip([(0, 1), (0, 3), (1, 0)], logits, strict=True):
+        region = F.normalize(head.projection(features[image].flatten(1)[:, anchor]), dim=0)
+        logs = (head.class_vectors @ region / math.exp(-2.66)).log_softmax(dim=0)
+        expected -= (kept_probabilities(of_box[None], 2.0, 2)[0] * logs).sum()
+    assert_close(loss, 3.0 * expected / 3)
+    loss.backward()
+    assert head.projection.weight.grad.abs().sum() > 0
+
+
+def test_without_positive_anchors_the_loss_is_zero_and_reaches_the_layer():
+    head = make_head()
+    loss = head.losses(*loss_case([[-1] * 4] * 2)[1:])["loss_class_words"]
+    assert loss == 0
+    loss.backward()
+    assert head.projection.weight.grad is not None
+
+
+def test_names_with_a_box_count_as_seen():
+    head = make_head(weight=0.5, taught_weight=0.25)
+    head.losses(*loss_case([[-1] * 4] * 2)[1:])
+    assert head.taught.nonzero().flatten().tolist() == sorted([place_of((1008, 1009)), place_of((1003,))])
+    prompt = make_prompt([4], [8, 9])
+    weights = head.token_weights(prompt)
+    assert_close(weights, prompt.phrase_token_map * torch.tensor([[0.5], [0.25]]))
+
+
+def test_a_token_of_two_phrases_takes_the_mean_of_their_evidence():
+    prompt = make_prompt([4], [8, 9])
+    token_map = prompt.phrase_token_map.clone()
+    token_map[0] |= token_map[1]
+    shared = type(prompt)(prompt.input_ids, token_map, prompt.category_ids, prompt.phrases)
+    weights = make_head(weight=1.0).token_weights(shared)
+    assert weights.sum(dim=0).unique().tolist() == [0.0, 1.0]
+    assert weights[1].max() == 0.5
+
+
+@pytest.fixture
+def model(tiny_cfg):
+    tiny_cfg.merge_from_list(["MODEL.GLIPV2.TEST.SCORE_THRESH", 0.0, "MODEL.GLIPV2.GROUNDING.PRIOR_PROB", 0.3])
+    torch.manual_seed(0)
+    model = build_model(tiny_cfg).eval()
+    head = make_head(language_dim=48, weight=0.7, kept=2)
+    head.read_classes(model.text_encoder)
+    model.class_words_head = head.eval()
+    return model
+
+
+def make_image():
+    return torch.randint(0, 256, (3, 64, 96), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def run(model, prompts):
+    with torch.no_grad():
+        return model([{"image": make_image(), "height": 64, "width": 96, "prompts": prompts}])[0]["instances"]
+
+
+def test_class_vectors_are_the_means_of_the_words_of_each_class(model):
+    head = model.class_words_head
+    means = torch.stack([model.read_prompts([text]).hidden[0][1:-1].mean(dim=0) for text in head.texts])
+    assert_close(head.class_vectors, centred(means))
+
+
+def test_an_anchor_has_the_evidence_of_the_best_box_that_it_overlaps_most(model):
+    head, prompt = model.class_words_head, make_prompt([4], [8, 9])
+    head.max_boxes = 2
+    images = model.preprocess_image([{"image": make_image()}])
+    with torch.no_grad():
+        features = model.visual_features(images)
+        predictions = model.fuse(features, model.read_prompts([prompt])).predictions
+        anchors = model.anchors_of(features)
+        found = WordEvidence(model, images).add(predictions, anchors, Pairs([0], [0], [prompt]))
+        before, after = (torch.cat(one.token_logits, dim=1)[0] for one in (predictions, found))
+        # The best box by any name, and the best of those that overlap it little.
+        deltas, places = torch.cat(predictions.box_deltas, dim=1)[0], Boxes.cat(anchors).tensor
+        boxes = model.head.box2box_transform.apply_deltas(deltas, places)
+        boxes = boxes.clamp(min=0).minimum(torch.tensor([96.0, 64.0, 96.0, 64.0]))
+        centerness = torch.cat(predictions.centerness_logits, dim=1)[0].sigmoid()
+        scores = before[:, [4, 8, 9]].sigmoid().amax(dim=1) * centerness
+        best = scores.argmax()
+        apart = pairwise_iou(Boxes(boxes), Boxes(boxes[best][None]))[:, 0] <= model.head.selector.nms_thresh
+        chosen = torch.stack([best, scores.where(apart, 0.0).argmax()])
+        said, names = head.probabilities(head.classify(images.tensor), 0, boxes[chosen]), []
+        for ids in ([1000, 1004, 1010], [1000, 1008, 1009, 1010]):
+            tokens = TokenBatch(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool))
+            names.append(model.text_encoder(tokens).hidden[0, 1:-1].mean(dim=0))
+        ratios = name_ratios(head.class_vectors, centred(torch.stack(names), head.mean_vector), head.word_temperature)
+        expected = 0.7 * name_evidence(said, ratios) @ prompt.phrase_token_map.float()
+    nearest = pairwise_iou(Boxes(boxes), Boxes(boxes[chosen])).argmax(dim=1)
+    assert nearest.unique().tolist() == [0, 1]
+    assert_close(after - before, expected[nearest], atol=1e-5, rtol=1e-4)
+
+
+def test_names_with_weight_zero_are_detected_as_without_the_head(model):
+    prompts = [make_prompt([4], [8, 9])]
+    model.class_words_head.weight = 0.0
+    with_head = run(model, prompts)
+    model.class_words_head = None
+    without = run(model, prompts)
+    assert_close(with_head.scores, without.scores)
+    assert_close(with_head.pred_boxes.tensor, without.pred_boxes.tensor)
+
+
+def test_an_encoder_that_trains_is_refused(tiny_cfg):
+    tiny_cfg.MODEL.GLIPV2.CLASS_WORDS.ENABLED = True
+    with pytest.raises(InputError) as caught:
+        build_model(tiny_cfg)
+    assert_one_line(caught, "MODEL.GLIPV2.CLASS_WORDS.ENABLED", "MODEL.TEXT_ENCODER.FREEZE")
+
+
+def test_pixels_of_the_network_become_those_of_the_classifier(tiny_cfg):
+    # timm: tf_efficientnet_lite0 has mean and deviation 0.5 of pixels in 0..1. Here (pixel - 100) / 50, in BGR.
+    tiny_cfg.merge_from_list(["MODEL.PIXEL_MEAN", [100.0] * 3, "MODEL.PIXEL_STD", [50.0] * 3])
+    _, scale, shift = build_classifier("tf_efficientnet_lite0", "", tiny_cfg)
+    pixel = 130.0
+    assert_close((pixel - 100) / 50 * scale[0] + shift[0], (pixel / 255 - 0.5) / 0.5)
+
+
+@pytest.mark.parametrize("name", ["no_such_model", "tf_efficientnetv2_s.in21k"])
+def test_a_classifier_needs_the_classes_of_imagenet(tiny_cfg, name):
+    with pytest.raises(InputError) as caught:
+        build_classifier(name, "", tiny_cfg)
+    assert_one_line(caught, "MODEL.GLIPV2.CLASS_WORDS.NAME", name.partition(".")[0] if "no_such" in name else "1000")
