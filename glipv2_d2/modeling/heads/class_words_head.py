@@ -159,7 +159,12 @@ class ClassWordsHead(TrainingHead):
 
     @torch.no_grad()
     def read_classes(self, encoder: nn.Module) -> None:
-        """Encode the texts of the classes: their vectors are the means of the tokens between the special ones."""
+        """Encode the texts of the classes: their vectors are the means of the tokens between the special ones.
+
+        A model on the meta device has no values to encode.
+        """
+        if self.class_vectors.is_meta:
+            return
         vectors = []
         for begin in range(0, len(self.texts), _TEXTS_AT_ONCE):
             texts = self.texts[begin : begin + _TEXTS_AT_ONCE]
