@@ -4,6 +4,7 @@ from detectron2.structures import BoxMode
 from glipv2_d2.engine.recipe import (
     Facts,
     input_side,
+    large_model_recipe,
     large_schedule,
     names_in_prompt,
     num_updates,
@@ -31,11 +32,13 @@ def test_facts_measure_boxes_in_the_image_as_it_is_resized():
         image(100, 100),
         image(100, 100, (0, 0, 90, 90), iscrowd=1),
     ]
-    assert Facts.of(dicts, 7) == Facts(num_images=4, num_boxes=3, num_names=7, box_side=pytest.approx(0.3))
+    assert Facts.of(dicts, 7) == Facts(
+        num_images=4, num_boxes=3, num_names=7, box_side=pytest.approx(0.3), image_side=100
+    )
 
 
 def test_facts_of_images_without_boxes():
-    assert Facts.of([image(100, 150)], 1) == Facts(1, 0, 1, 0.0)
+    assert Facts.of([image(100, 150)], 1) == Facts(1, 0, 1, 0.0, 100)
 
 
 @pytest.mark.parametrize(
@@ -96,6 +99,13 @@ def test_a_large_model_drops_its_rate_as_the_official_code_does():
 
 def test_many_names_are_drawn_for_each_prompt():
     assert (names_in_prompt(80), names_in_prompt(81)) == (-1, 40)
+
+
+@pytest.mark.parametrize("recipe", [small_model_recipe, large_model_recipe])
+def test_only_large_photographs_are_decoded_at_a_part_of_their_size(recipe):
+    assert "INPUT.REDUCED_DECODING" not in recipe(Facts(100, 500, 3, 0.5, image_side=999)).options
+    large = recipe(Facts(100, 500, 3, 0.5, image_side=3000))
+    assert as_dict(large.options)["INPUT.REDUCED_DECODING"] is True and "3,000 pixels" in large.reasons[-1]
 
 
 def test_windows_of_small_objects_are_smaller_than_test_images():
