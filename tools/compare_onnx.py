@@ -7,7 +7,8 @@
 
 Each photograph goes through both in turn, on one thread; times are its CPU seconds. The detections of one side look for
 their equals among those of the other, but for the last ones, which a limit may part. With --annotations, a COCO file,
-the names are those of its categories, and the AP of both is printed. examples/onnx_detect.py runs the export.
+the names are those of its categories, and AP and AP50 of both are printed. examples/onnx_detect.py runs the export.
+Several exports of the model, such as one in int8, are compared one after the other.
 """
 
 from __future__ import annotations
@@ -106,15 +107,15 @@ def results_of(found: Found, image_id: int, category_ids: list[int]) -> list[dic
     ]
 
 
-def average_precision(truth: COCO, results: list[dict[str, Any]], image_ids: list[int]) -> float:
-    """Return AP in percent over the images."""
+def average_precision(truth: COCO, results: list[dict[str, Any]], image_ids: list[int]) -> tuple[float, float]:
+    """Return AP and AP50 in percent over the images."""
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(truth, truth.loadRes(results), "bbox")
         evaluation.params.imgIds = image_ids
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    return 100 * float(evaluation.stats[0])
+    return 100 * float(evaluation.stats[0]), 100 * float(evaluation.stats[1])
 
 
 class Comparison:
@@ -159,7 +160,7 @@ class Comparison:
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--onnx", type=Path, required=True, metavar="FILE", help="the export, FILE.onnx")
+    parser.add_argument("--onnx", type=Path, required=True, nargs="+", metavar="FILE", help="the exports, FILE.onnx")
     parser.add_argument("--images", type=Path, required=True, metavar="FOLDER", help="photographs")
     parser.add_argument(
         "--names", action="append", default=[], metavar="A,B,C", help="names; may be given several times"
@@ -173,16 +174,15 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Print a row for each size and list of names."""
+    """Compare each export."""
     arguments = parse_arguments()
     torch.set_num_threads(1)
-    example = load_example()
-    truth = None
+    truth, ids = None, {}
     if arguments.annotations is not None:
         with contextlib.redirect_stdout(io.StringIO()):
             truth = COCO(str(arguments.annotations))
         ids = {arguments.images / image["file_name"]: image["id"] for image in truth.dataset["images"]}
-        paths, category_ids = list(ids), [category["id"] for category in truth.dataset["categories"]]
+        paths = list(ids)
         arguments.names = [[category["name"] for category in truth.dataset["categories"]]]
     else:
         paths = sorted(path for path in arguments.images.rglob("*") if path.suffix.lower() in SUFFIXES)
@@ -191,26 +191,36 @@ def main() -> None:
         raise InputError(f"--images: expected photographs in {arguments.images}, found none")
     if arguments.limit:
         paths = paths[:: -(-len(paths) // arguments.limit)]
+    for onnx in arguments.onnx:
+        compare(arguments, onnx, paths, truth, ids)
+
+
+def compare(arguments: argparse.Namespace, onnx: Path, paths: list[Path], truth: COCO | None, ids: dict) -> None:
+    """Print a row for each size and list of names, and what the annotations say of an export."""
+    example = load_example()
+    about = example.Detector(onnx, ["thing"]).about
+    print(f"{onnx.name}: {onnx.stat().st_size / 1e6:.1f} MB")
     print("| short side | names | images | detections | without equal | pixels | score | model, s | ONNX, s | ratio |")
     print("| --- " * 10 + "|")
-    about = example.Detector(arguments.onnx, ["thing"]).about
     for side in arguments.short_sides or [about["resize"]["shortest"]]:
         longest = round(side * about["resize"]["longest"] / about["resize"]["shortest"])
         keys = ["INPUT.MIN_SIZE_TEST", str(side), "INPUT.MAX_SIZE_TEST", str(longest), "MODEL.DEVICE", "cpu"]
         cfg = build_config(find_config(arguments), [*config_keys(arguments), *keys], for_results=True)
         predictor = GLIPv2Predictor(cfg)
         for names in arguments.names:
-            detector = example.Detector(arguments.onnx, names, threads=1)
+            detector = example.Detector(onnx, names, threads=1)
             detector.about["resize"] = {"shortest": side, "longest": longest}
             comparison = Comparison(predictor, detector)
             found = [comparison(path) for path in paths]
             print(comparison.line(side), flush=True)
             if truth is not None:
+                category_ids = [category["id"] for category in truth.dataset["categories"]]
                 chosen = [ids[path] for path in paths]
                 for name, sides in zip(("model", "ONNX"), zip(*found)):
                     pairs = zip(sides, chosen)
                     results = [line for one, number in pairs for line in results_of(one, number, category_ids)]
-                    print(f"AP of the {name}: {average_precision(truth, results, chosen):.2f}", flush=True)
+                    ap, ap50 = average_precision(truth, results, chosen)
+                    print(f"{name}: AP {ap:.2f}, AP50 {ap50:.2f}", flush=True)
 
 
 if __name__ == "__main__":

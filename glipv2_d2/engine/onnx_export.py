@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import logging
 import os
-import re
 import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +24,8 @@ from ..modeling.meta_arch.glipv2 import GLIPv2
 from ..prompts.tokenizer import PromptTokenizer
 from ..prompts.vocabulary import dataset_names
 from ..tensor_files import file_sha256, write_text
+from .onnx_graphs import OPSET, flat_names, join, quantize, save, translate, with_weights_of
 
-# Version of the operators. onnxruntime knows it since 1.17.
-OPSET = 20
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 # Sizes that a graph is traced with; it is not bound to them. Equal ones could be taken for one.
 _TOKENS, _PHRASES = 11, 3
@@ -69,7 +64,7 @@ def files_of(output: Path) -> ExportedOnnx:
     )
 
 
-def export_onnx(cfg: CfgNode, output: Path, names: Sequence[str] = ()) -> ExportedOnnx:
+def export_onnx(cfg: CfgNode, output: Path, names: Sequence[str] = (), *, int8: bool = False) -> ExportedOnnx:
     """Write the text encoder of a detector, and the rest of it, as ONNX graphs.
 
     Beside them a tokenizer for the library tokenizers, and a json file that says what else a program needs. Either all
@@ -79,6 +74,7 @@ def export_onnx(cfg: CfgNode, output: Path, names: Sequence[str] = ()) -> Export
         cfg: Config with ``MODEL.WEIGHTS``, on the CPU.
         output: File of the detector, .onnx.
         names: Names that the description lists as those to find; none: the names of ``DATASETS.TEST[0]``.
+        int8: Quantize the products with weights, see ``quantize``; the graphs are compared with the model before.
 
     Raises:
         InputError: A package is missing, the model is a detector without text, or a module cannot be exported.
@@ -98,8 +94,11 @@ def export_onnx(cfg: CfgNode, output: Path, names: Sequence[str] = ()) -> Export
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         written = files_of(Path(folder, output.name))
         _write_graphs(model, written)
+        if int8:
+            for path in written[:2]:
+                quantize(path)
         tokenizer.save(written.tokenizer)
-        description = _describe(cfg, model, files, names or _own_names(cfg), tokenizer)
+        description = _describe(cfg, model, files, names or _own_names(cfg), tokenizer, int8)
         description["sha256"] = {path.name: file_sha256(path) for path in written[:2]}
         write_text(written.description, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
         for path in sorted(Path(folder).iterdir()):
@@ -113,12 +112,13 @@ def _own_names(cfg: CfgNode) -> Sequence[str]:
 
 
 def _describe(
-    cfg: CfgNode, model: GLIPv2, files: ExportedOnnx, names: Sequence[str], tokenizer: PromptTokenizer
+    cfg: CfgNode, model: GLIPv2, files: ExportedOnnx, names: Sequence[str], tokenizer: PromptTokenizer, int8: bool
 ) -> dict[str, Any]:
     selector = model.head.selector
     return {
         "format": "onnx",
         "opset": OPSET,
+        "int8": int8,
         "detector": files.detector.name,
         "text_encoder": files.text_encoder.name,
         "tokenizer": files.tokenizer.name,
@@ -140,25 +140,64 @@ def _describe(
 def _write_graphs(model: GLIPv2, files: ExportedOnnx) -> None:
     detector = OpenPromptDetector(model).eval().requires_grad_(False)
     reader = PromptReader(model.text_encoder, detector.reading).eval().requires_grad_(False)
+    divisor = model.backbone.size_divisibility
     # The limits are those that torch derives from the graph; onnxruntime does not read them.
-    tokens, phrases = Dim("tokens", min=2, max=model.text_encoder.max_positions), Dim("phrases")
-    rows, columns, divisor = Dim("rows"), Dim("columns"), model.backbone.size_divisibility
-    axes = {
-        "image": {1: divisor * rows, 2: divisor * columns},
-        "image_size": None,
-        "text": {1: tokens},
-        "phrase_token_map": {0: phrases, 1: tokens},
-    }
+    tokens = Dim("tokens", min=2, max=model.text_encoder.max_positions)
     ids = torch.arange(_TOKENS)[None]
-    write_graph(reader, {"input_ids": (ids, {1: tokens})}, ["text"], files.text_encoder)
+    names = {module: name for name, module in model.named_modules()}
+
+    def name_of(module: nn.Module) -> str:
+        return names.get(module, "")
+
+    save(translate(reader, {"input_ids": ids}, {"input_ids": {1: tokens}}, ["text"], name_of), files.text_encoder)
     examples = _example(reader, ids, _PHRASES, (10 * divisor, 12 * divisor))
-    inputs = {name: (one, axes[name]) for name, one in examples.items()}
-    write_graph(detector, inputs, list(_OUTPUTS), files.detector)
+    save(_join_parts(detector, examples, tokens, divisor, name_of), files.detector)
     # One canvas stands, one lies.
     for number, size in ((2, (7 * divisor, 4 * divisor)), (5, (2 * divisor, 9 * divisor))):
         ids = torch.arange(3 + 2 * number)[None]
         _check(reader, files.text_encoder, {"input_ids": ids})
         _check(detector, files.detector, _example(reader, ids, number, size))
+
+
+def _join_parts(
+    detector: OpenPromptDetector,
+    examples: dict[str, torch.Tensor],
+    tokens: Any,
+    divisor: int,
+    name_of: Callable[[nn.Module], str],
+) -> Any:
+    """Translate the parts of a detector one by one, each for levels of any sizes, and join them.
+
+    In one graph torch would follow the sizes of all levels as functions of the size of the image.
+    """
+    values: dict[str, Any] = dict(examples)
+    axes: dict[str, Any] = {
+        "image": {1: divisor * Dim("rows"), 2: divisor * Dim("columns")},
+        "image_size": None,
+        "text": {1: tokens},
+        "phrase_token_map": {0: Dim("phrases"), 1: tokens},
+    }
+    graphs: list[Any] = []
+    like: dict[str, Any] = {}
+    for module, inputs, outputs in detector.parts:
+        given = {name: values[name] for name in inputs}
+        with torch.no_grad():
+            found = module(*given.values())
+        found = dict(zip(outputs, [found] if len(outputs) == 1 else found, strict=True))
+        # Blocks of the tower are built alike: one is traced for all of them.
+        kind = f"{module} {[(name, tuple(weight.shape)) for name, weight in module.state_dict().items()]}"
+        if kind in like:
+            graphs.append(with_weights_of(like[kind], module))
+        else:
+            like[kind] = translate(module, given, axes, flat_names(found), name_of)
+            graphs.append(like[kind].clone())
+        if "levels" in found:
+            found["levels"] = [level.contiguous() for level in found["levels"]]
+            axes["levels"] = [
+                {2: Dim(f"rows_{number}"), 3: Dim(f"columns_{number}")} for number in range(len(found["levels"]))
+            ]
+        values |= found
+    return join(graphs, list(_OUTPUTS))
 
 
 def _example(reader: PromptReader, ids: torch.Tensor, phrases: int, size: tuple[int, int]) -> dict[str, torch.Tensor]:
@@ -170,41 +209,6 @@ def _example(reader: PromptReader, ids: torch.Tensor, phrases: int, size: tuple[
         text = reader(ids)
     image = torch.rand(3, *size, generator=generator) * 255
     return {"image": image, "image_size": torch.tensor(size) - 3, "text": text, "phrase_token_map": token_map}
-
-
-def write_graph(module: nn.Module, inputs: dict[str, tuple[Any, Any]], outputs: list[str], path: Path) -> None:
-    """Write a module as an ONNX graph whose shapes are open where its inputs say so.
-
-    Args:
-        module: In eval mode, called with tensors alone.
-        inputs: For each input an example, and the names of its open axes as ``torch.export`` wants them.
-        outputs: Names of the outputs.
-        path: File to write.
-
-    Raises:
-        InputError: A module of it cannot be exported; the message names the module.
-    """
-    examples = tuple(example for example, _ in inputs.values())
-    shapes = tuple(shape for _, shape in inputs.values())
-    with torch.no_grad(), warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript"):
-        # Of torch about its own parts.
-        warnings.simplefilter("ignore")
-        with _name_the_module(module):
-            # What torch cannot prove about sizes is an assertion that a graph of ONNX has not; see _check.
-            program = torch.export.export(
-                module,
-                examples,
-                dynamic_shapes=shapes,
-                strict=False,
-                prefer_deferred_runtime_asserts_over_guards=True,
-            )
-        try:
-            graph: Any = torch.onnx.export(
-                program, (), input_names=list(inputs), output_names=outputs, opset_version=OPSET, verbose=False
-            )
-        except torch.onnx.OnnxExporterError as error:
-            raise InputError(_unknown_operation(program, error)) from error
-        graph.save(str(path))
 
 
 def _check(module: nn.Module, path: Path, inputs: dict[str, torch.Tensor]) -> None:
@@ -230,87 +234,3 @@ def _check(module: nn.Module, path: Path, inputs: dict[str, torch.Tensor]) -> No
             f"{type(module).__name__}: expected a graph that gives the values of the model, found others for {shapes}; "
             "export names and one size as .pt2"
         )
-
-
-@contextlib.contextmanager
-def _quiet(*names: str) -> Iterator[None]:
-    """Within the context these loggers are silent but for errors."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-class _Trace:
-    """Which modules are running while a module is traced, and the first after which an open size was a number."""
-
-    def __init__(self) -> None:
-        self.running: list[str] = []
-        self.fixed_by: str | None = None
-        self._sizes: list[torch.SymInt] = []
-
-    def enter(self, name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """A module is called."""
-        if not self.running:
-            sizes: Iterator[Any] = (size for one in inputs if isinstance(one, torch.Tensor) for size in one.shape)
-            self._sizes = [size for size in sizes if isinstance(size, torch.SymInt)]
-        self.running.append(name)
-
-    def leave(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        """A module has returned."""
-        self.running.pop()
-        if self.fixed_by is None and any(map(_is_fixed, self._sizes)):
-            self.fixed_by = name
-
-
-def _is_fixed(size: torch.SymInt) -> bool:
-    """Tell whether a symbol stands for one number alone by now."""
-    node: Any = size.node
-    return node.maybe_as_int() is not None or node.shape_env.bound_sympy(node.expr).is_singleton()
-
-
-@contextlib.contextmanager
-def _name_the_module(root: nn.Module) -> Iterator[None]:
-    """Turn the failure of a tracer within the context into an error that names the module."""
-    trace, hooks = _Trace(), []
-    for name, module in root.named_modules():
-        hooks.append(module.register_forward_pre_hook(partial(trace.enter, name)))
-        hooks.append(module.register_forward_hook(partial(trace.leave, name)))
-    try:
-        yield
-    except (RuntimeError, ValueError, TypeError, AssertionError, SystemError) as error:
-        if isinstance(error, InputError):
-            raise
-        name = (trace.running[-1] if trace.running else trace.fixed_by) or type(root).__name__
-        lines = str(error).strip().split("\n")
-        # Of sizes that became numbers torch says more below its first line.
-        reason = next((line.strip(" -") for line in lines if "generated guard" in line), lines[0])
-        raise InputError(
-            f"{name}: expected a module that ONNX can hold, found one that the tracer cannot follow ({reason:.200}); "
-            "export names and one size as .pt2"
-        ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _unknown_operation(program: torch.export.ExportedProgram, error: BaseException | None) -> str:
-    """Say which module has the operation that a translation to ONNX failed at."""
-    found = None
-    while error is not None and found is None:
-        found = re.search(r"target=([\w.]+)", str(error))
-        error = error.__cause__
-    operation = "an operation" if found is None else found[1].removeprefix("torch.ops.")
-    # The translation sees the simpler operations that others consist of.
-    nodes = [node for one in (program, program.run_decompositions()) for node in one.graph.nodes]
-    stacks = [node.meta.get("nn_module_stack", {}) for node in nodes if str(node.target) == operation]
-    names = [name for stack in stacks for name, _ in list(stack.values())[-1:]]
-    return (
-        f"{names[0] if names else 'model'}: expected a module that ONNX can hold, found {operation}, which has no form "
-        "in it; export names and one size as .pt2"
-    )

@@ -31,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar=("HEIGHT", "WIDTH"),
         help=".pt2: size of its images, pixels; default: a photograph of 4:3 in INPUT.MIN_SIZE_TEST",
     )
+    parser.add_argument(
+        "--int8", action="store_true", help=".onnx: products with weights in integers of 8 bits, at some loss"
+    )
     add_folder_argument(parser)
     add_config_arguments(parser)
 
@@ -47,6 +50,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(f"--output: expected a name that ends in .onnx or .pt2, found {arguments.output}")
     if is_onnx and arguments.size is not None:
         raise InputError("--size: expected none for .onnx, which takes images of any size, found one")
+    if arguments.int8 and not is_onnx:
+        raise InputError("--int8: expected --output FILE.onnx with it, found .pt2")
     config_file = find_config(arguments)
     if not config_file:
         raise InputError("--config-file, --model: expected the config or the folder of a model, found neither")
@@ -57,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
     keys = [*config_keys(arguments), "MODEL.DEVICE", "cpu"]
     cfg = build_config(config_file, keys, for_results=True)
     if is_onnx:
-        files = export_onnx(cfg, arguments.output, names)
+        files = export_onnx(cfg, arguments.output, names, int8=arguments.int8)
         write_line(f"wrote {files.detector}, {', '.join(path.name for path in files[1:])}")
         return
     size = None if arguments.size is None else (arguments.size[0], arguments.size[1])

@@ -1,20 +1,24 @@
 """The export to ONNX: what is written, against the model, by the example that runs it without torch."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import benchmark
 import numpy as np
 import pytest
 import torch
+from benchmarks import compare
 from compare_onnx import Difference, Found, differences, load_example
 from PIL import Image
 from torch import nn
 
 from glipv2_d2 import GLIPv2Predictor, build_model
 from glipv2_d2.engine.command_line import build_config
-from glipv2_d2.engine.onnx_export import export_onnx, files_of, write_graph
+from glipv2_d2.engine.onnx_export import export_onnx, files_of
+from glipv2_d2.engine.onnx_graphs import quantize, translate
 from glipv2_d2.errors import InputError
 
 pytest.importorskip("onnxscript")
@@ -53,14 +57,21 @@ class Foreign(nn.Module):
 @pytest.mark.parametrize(
     ("kind", "reason"), [(Branching, "cannot follow"), (ForOneSize, "cannot follow"), (Foreign, "no form in it")]
 )
-def test_a_module_that_cannot_be_exported_is_named(kind, reason, tmp_path):
+def test_a_module_that_cannot_be_exported_is_named(kind, reason):
     rows = torch.export.Dim("rows")
     whole = nn.Sequential(nn.ReLU(), nn.Sequential(nn.ReLU(), kind()))
     with pytest.raises(InputError) as caught:
-        write_graph(whole, {"x": (torch.ones(1, 6, 8), {1: rows})}, ["y"], tmp_path / "a.onnx")
+        translate(whole, {"x": torch.ones(1, 6, 8)}, {"x": {1: rows}}, ["y"])
     message = str(caught.value)
     assert message.startswith("1.1: expected a module that ONNX can hold") and reason in message
-    assert ".pt2" in message and "\n" not in message and not list(tmp_path.iterdir())
+    assert ".pt2" in message and "\n" not in message
+
+
+def test_a_part_of_a_model_is_named_as_in_the_model():
+    part = nn.Sequential(nn.ReLU(), Branching())
+    names = {module: f"fusion_tower.blocks.3.{name}" for name, module in part.named_modules()}
+    with pytest.raises(InputError, match=r"^fusion_tower\.blocks\.3\.1: expected a module that ONNX can hold"):
+        translate(part, {"x": torch.ones(2, 3)}, {"x": None}, ["y"], names.__getitem__)
 
 
 def test_detections_are_compared_in_both_directions_but_for_the_last():
@@ -78,7 +89,8 @@ def test_detections_are_compared_in_both_directions_but_for_the_last():
 def export(tmp_path_factory):
     """The micro model with random weights and many scores, its config, and the folder of its export."""
     folder = tmp_path_factory.mktemp("export")
-    cfg = build_config("glipv2_micro", ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "random"])
+    blocks = ["MODEL.GLIPV2.TOWER.NUM_BLOCKS", "2"]
+    cfg = build_config("glipv2_micro", ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "random", *blocks])
     torch.manual_seed(0)
     model = build_model(cfg)
     for parameter in model.head.parameters():
@@ -127,8 +139,54 @@ def test_description_and_files_belong_together(export):
     about = json.loads(files.description.read_text())
     assert about["names"] == ["cat", "dog"] and about["multiple_of"] == 32
     assert about["resize"] == {"shortest": cfg.INPUT.MIN_SIZE_TEST, "longest": cfg.INPUT.MAX_SIZE_TEST}
+    assert about["int8"] is False
     inputs = {one.name: one.shape for one in onnxruntime.InferenceSession(files.detector).get_inputs()}
     assert set(inputs) == set(about["inputs"])
     # Open axes have names in place of numbers.
     assert [type(axis) for axis in inputs["image"]] == [int, str, str]
     assert [type(axis) for axis in inputs["phrase_token_map"]] == [str, str]
+
+
+@pytest.mark.slow
+def test_products_of_integers_are_smaller_and_close(export, tmp_path):
+    _, folder = export
+    example, found = load_example(), []
+    for path in files_of(folder / "mine.onnx"):
+        shutil.copy(path, tmp_path)
+    files = files_of(tmp_path / "mine.onnx")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8))
+    for quantizes in (False, True):
+        for path in files[:2] if quantizes else ():
+            before = path.stat().st_size
+            quantize(path)
+            assert path.stat().st_size < 0.8 * before
+        found.append(np.sort(example.Detector(files.detector, ["a dog", "cat"], threads=1)(image)[1])[-50:])
+    exact, close = found
+    assert 0 < np.abs(exact - close).max() < 0.05
+
+
+@pytest.mark.slow
+def test_an_export_is_a_contender_of_the_benchmark(export, tmp_path, monkeypatch):
+    cfg, folder = export
+    monkeypatch.setattr(compare, "RATE_SIDES", (64,))
+    page, numbers = tmp_path / "page.md", tmp_path / "numbers.json"
+    arguments = [
+        "--size",
+        "64",
+        "90",
+        "--num-names",
+        "2",
+        "--repeat",
+        "1",
+        "--without",
+        "GroundingDINO",
+        "--clock",
+        "cpu",
+    ]
+    arguments += ["--onnx", str(folder / "mine.onnx"), "--page", str(page), "--json", str(numbers)]
+    arguments += ["--device", "cpu", "--config-file", "glipv2_micro", "--opts", "MODEL.WEIGHTS", cfg.MODEL.WEIGHTS]
+    benchmark.main(["compare", *arguments, "MODEL.GLIPV2.TOWER.NUM_BLOCKS", "2"])
+    (case,) = [rows for name, rows in json.loads(numbers.read_text())["results"].items() if name != "rates"]
+    assert list(case["contenders"]) == ["ours", "ours, new text", "plain", "exported"]
+    assert case["contenders"]["exported"].keys() == {"seconds"}
+    assert "| exported | " in page.read_text() and "--onnx mine.onnx" in page.read_text()

@@ -62,6 +62,7 @@ def test_the_code_of_the_page_finds_in_a_photograph_what_the_model_finds(weights
     [
         (["--output", "mine.pth"], "--output: expected a name that ends in .onnx or .pt2, found mine.pth"),
         (["--output", "mine.onnx", "--size", "64", "64"], "--size: expected none for .onnx"),
+        (["--output", "mine.pt2", "--int8"], "--int8: expected --output FILE.onnx with it, found .pt2"),
         (["--output", "none/mine.onnx"], "none/mine.onnx: expected the folder none, found none"),
         (["--names", " "], "--names: expected at least one name, found none"),
         (["--size", "250", "192", "--names", "a"], "--size: expected height and width in multiples of 32"),

@@ -11,13 +11,16 @@ ours, new text  the same, and the text encoder reads the prompt in the pass.
 plain           the same with the structure of the official code: plain fusion, torchvision's deformable convolution,
                 detectron2's Swin, torch's products. The prompt is known.
 GroundingDINO   transformers' model with a Swin-T and a BERT-base, random weights. It reads its prompt in every pass.
+exported        with --onnx FILE, what "glipv2 export" wrote of the same config, by onnxruntime and the numpy code of
+                examples/onnx_detect.py; the prompt is known.
 
 s       of the fastest round. On a machine that others use as well, --clock cpu counts the processor time of this
         process instead, summed over its threads.
 limit   GMAC / rate: the time of a pass if it were nothing but matrix products, at the highest rate that products of
         square matrices reach in this run: by torch.mm, and by what the model calls (oneDNN on CPUs with AVX-512). GMAC
         are counted from shapes, without the text encoder.
-memory  MiB, the most that torch's allocator held above weights and inputs (not what MKL and oneDNN get elsewhere).
+memory  MiB, the most that torch's allocator held above weights and inputs (not what MKL, oneDNN and onnxruntime get
+        elsewhere).
 
 The second table has the parts of a pass of ours, against the higher rate. What they take "beyond the limit" adds up to
 what remains to be gained.
@@ -34,12 +37,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from compare_onnx import load_example
 from detectron2.config import CfgNode
 from rich.table import Table
 from torch import nn
 from tqdm import tqdm
 
+from glipv2_d2.errors import InputError
 from glipv2_d2.layers.products import linear, plain_forms
 
 from .measurement import (
@@ -62,7 +68,7 @@ CONFIG_KEYS = ()
 SIZES = ([480, 640], [800, 1333])
 NUM_NAMES = (80, 20)
 OWN_FORMS, PLAIN_FORMS = ("auto", "auto"), ("plain", "torchvision")
-OURS, NEW_TEXT, PLAIN, DINO = "ours", "ours, new text", "plain", "GroundingDINO"
+OURS, NEW_TEXT, PLAIN, DINO, EXPORTED = "ours", "ours, new text", "plain", "GroundingDINO", "exported"
 RATE_SIDES = (512, 1024, 2048)  # of the square matrices
 RATE_PASSES = 10
 # Parts of a pass whose prompt is known, and the unit of each number of a row.
@@ -92,6 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeat", type=positive, default=5, metavar="N", help="rounds (default: 5)")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="(default: wall)")
     parser.add_argument("--without", action="append", choices=(PLAIN, DINO), default=[], help="leave one out")
+    parser.add_argument("--onnx", type=Path, metavar="FILE", help=f"an export of this config: adds {EXPORTED!r}")
     parser.add_argument("--page", metavar="FILE", help="write what was measured there, in Markdown")
 
 
@@ -116,8 +123,25 @@ def build_dino(device: torch.device) -> nn.Module:
     return GroundingDinoForObjectDetection(GroundingDinoConfig()).eval().to(device)
 
 
+def make_exported(path: Path, inputs: dict[str, Any]) -> Callable[[], Any]:
+    """Return a function that runs one pass of an export: the graph, and the choice among its candidates."""
+    example = load_example()
+    names = [phrase for prompt in inputs["prompts"] for phrase in prompt.phrases]
+    detector = example.Detector(path, names, torch.get_num_threads())
+    size, divisor = inputs["image"].shape[1:], detector.about["multiple_of"]
+    canvas = np.zeros((3, *(-(-side // divisor) * divisor for side in size)), np.float32)
+    canvas[:, : size[0], : size[1]] = inputs["image"].numpy()
+    image = {"image": canvas, "image_size": np.array(size, np.int64)}
+
+    def run_exported() -> None:
+        for _, prompt in detector.prompts:
+            example.decode(*detector.session.run(None, image | prompt), detector.about)
+
+    return run_exported
+
+
 def make_contenders(
-    cutter: PassCutter, dino: nn.Module | None, inputs: dict[str, Any], without: Sequence[str]
+    cutter: PassCutter, dino: nn.Module | None, inputs: dict[str, Any], without: Sequence[str], onnx: Path | None
 ) -> dict[str, Callable[[], Any]]:
     """Return for each contender a function that runs one pass."""
     model = cutter.model
@@ -140,6 +164,8 @@ def make_contenders(
         ids = inputs["prompts"][0].input_ids.to(model.device)[None]
         image = (inputs["image"].to(model.device).float() / 255)[None]
         contenders[DINO] = lambda: dino(pixel_values=image, input_ids=ids, attention_mask=torch.ones_like(ids))
+    if onnx is not None:
+        contenders[EXPORTED] = make_exported(onnx, inputs)
     return contenders
 
 
@@ -188,7 +214,8 @@ def show(case: str, contenders: Rows, parts: Rows, rates: dict[str, float]) -> l
     ours, gmac = contenders[OURS]["seconds"], parts["total"]["gmac"]
     table = make_table(case, "contender", ["s", "ours takes", "memory, MiB"])
     for name, row in contenders.items():
-        table.add_row(name, f"{row['seconds']:.3f}", f"{ours / row['seconds']:.2f} of it", f"{row['memory_mib']:.0f}")
+        memory = f"{row['memory_mib']:.0f}" if "memory_mib" in row else ""
+        table.add_row(name, f"{row['seconds']:.3f}", f"{ours / row['seconds']:.2f} of it", memory)
     for name, rate in rates.items():
         limit = 2 * gmac / rate
         table.add_row(f"limit: {gmac:.1f} GMAC by {name}", f"{limit:.3f}", f"{ours / limit:.2f} of it", "")
@@ -233,6 +260,8 @@ def run(arguments: argparse.Namespace, cfg: CfgNode) -> tuple[dict[str, Any], di
     """Compare all contenders in every case."""
     import transformers
 
+    if arguments.onnx is not None and not arguments.onnx.is_file():
+        raise InputError(f"--onnx: expected a file that glipv2 export wrote, found none at {arguments.onnx}")
     cutter = PassCutter(load_model(cfg).eval())
     device = cutter.model.device
     dino = None if DINO in arguments.without else build_dino(device)
@@ -255,16 +284,17 @@ def run(arguments: argparse.Namespace, cfg: CfgNode) -> tuple[dict[str, Any], di
             prompts = make_prompts(cfg, None, num_names)
             inputs = noise_image(size, torch.Generator().manual_seed(0)) | {"prompts": prompts}
             case = f"{size[0]} x {size[1]}, {num_names} names ({sum(map(len, prompts))} tokens)"
-            contenders = make_contenders(cutter, dino, inputs, arguments.without)
+            contenders = make_contenders(cutter, dino, inputs, arguments.without, arguments.onnx)
             rows = run_in_turn(contenders, read, tqdm(range(arguments.repeat), desc=case, unit="round", leave=False))
-            for name, run_one in contenders.items():
-                rows[name]["memory_mib"] = measure_memory(run_one, device)
+            for name in (name for name in contenders if name != EXPORTED):
+                rows[name]["memory_mib"] = measure_memory(contenders[name], device)
             parts = measure_parts(cutter, inputs, arguments.repeat, rate, read)
             results[case] = {"contenders": rows, "parts": parts}
             tables += show(case, rows, parts, rates)
     if arguments.page:
         own = {"torch": torch.__version__, "threads": torch.get_num_threads(), "config": arguments.config_file}
         left_out = "".join(f" --without {name}" for name in arguments.without)
+        left_out += f" --onnx {arguments.onnx.name}" if arguments.onnx else ""
         options = f"--repeat {arguments.repeat} --clock {arguments.clock}{left_out} --page {arguments.page}"
         command = f"python tools/benchmark.py compare --config-file {arguments.config_file} \\\n    {options}"
         write_page(arguments.page, own | facts, tables, command)

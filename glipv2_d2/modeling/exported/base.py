@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
-from ...structures import LanguageFeatures
 from ..meta_arch.glipv2 import GLIPv2
-from ..tasks.detection import Detection
 from ..token_scoring import token_to_phrase_scores
 
 
-class ExportedDetector(nn.Module):
-    """Backbone, tower and head of a model, for one image and one prompt; masks and the text encoder are left behind.
+class ImageEncoder(nn.Module):
+    """The backbone of a model, for one image that lies in a canvas.
 
     Args:
         model: The model, in eval mode. Its parts are used as they are, not copied.
@@ -25,15 +21,12 @@ class ExportedDetector(nn.Module):
 
     def __init__(self, model: GLIPv2) -> None:
         super().__init__()
-        task = cast(Detection, model.tasks[Detection.name])
-        self.reading = task.test_reading
-        self._selector = model.head.selector
         self._level_names = model.head_in_features
-        self.backbone, self.fusion_tower, self.head = model.backbone, model.fusion_tower, model.head
+        self.backbone = model.backbone
         self.register_buffer("pixel_mean", model.pixel_mean)
         self.register_buffer("pixel_std", model.pixel_std)
 
-    def levels(self, image: Tensor, image_size: Tensor) -> list[Tensor]:
+    def forward(self, image: Tensor, image_size: Tensor) -> list[Tensor]:
         """Normalize a canvas (3, H, W), blank what is outside of ``image_size``, (2,) height and width, and encode it.
 
         Returns:
@@ -45,14 +38,27 @@ class ExportedDetector(nn.Module):
         features = self.backbone(((image - self.pixel_mean) / self.pixel_std * inside)[None])
         return [features[name] for name in self._level_names]
 
-    def candidates(
-        self, levels: list[Tensor], language: LanguageFeatures, anchors: list[Tensor], phrase_token_map: Tensor
+
+class CandidateChooser(nn.Module):
+    """The head of a model, and the choice of the best pairs of an anchor and a phrase among its predictions.
+
+    Args:
+        model: The model, in eval mode. Its parts are used as they are, not copied.
+    """
+
+    def __init__(self, model: GLIPv2) -> None:
+        super().__init__()
+        self.head = model.head
+        self.selector = model.head.selector
+
+    def forward(
+        self, levels: list[Tensor], text: Tensor, anchors: list[Tensor], phrase_token_map: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Fuse, and return boxes, scores and phrases of the best pairs of an anchor and a phrase of each level.
+        """Return boxes, scores and phrases of the best pairs of each level.
 
         Args:
-            levels: L levels (1, C, Hl, Wl).
-            language: One prompt of T tokens.
+            levels: L levels (1, C, Hl, Wl) of the tower.
+            text: (1, T, D), the text of one prompt as the head reads it.
             anchors: L sets (Hl * Wl, 4).
             phrase_token_map: (P, T) bool.
 
@@ -60,17 +66,15 @@ class ExportedDetector(nn.Module):
             (K, 4) XYXY in pixels of the canvas, not clipped; (K,); and (K,) int64, with K ``topk_candidates`` for each
             level. The score is 0 where a pair is no candidate, see ``DetectionSelector``.
         """
-        levels, language = self.fusion_tower(levels, language, self.reading)
-        text = language.hidden if self.fusion_tower.fuses_text else language.embedded
         boxes, scores, phrases = [], [], []
         predictions = self.head(levels, text).of_image(0)
-        num_phrases, count = phrase_token_map.shape[0], self._selector.topk_candidates
+        num_phrases, count = phrase_token_map.shape[0], self.selector.topk_candidates
         for logits, deltas, quality, own_anchors in zip(*predictions, anchors, strict=True):
-            aggregation = self._selector.score_aggregation
+            aggregation = self.selector.score_aggregation
             phrase_scores = token_to_phrase_scores(logits.float().sigmoid(), phrase_token_map, aggregation)
             quality = quality.float().sigmoid()[:, None]
             valid = deltas.isfinite().all(dim=1)[:, None] & ~quality.isnan()
-            is_candidate = (phrase_scores > self._selector.score_thresh) & valid
+            is_candidate = (phrase_scores > self.selector.score_thresh) & valid
             products = torch.where(is_candidate, phrase_scores * quality, 0.0).flatten()
             num_pairs = products.shape[0]
             # A small level may have fewer pairs than are asked for.
@@ -79,7 +83,7 @@ class ExportedDetector(nn.Module):
             anchor = best // num_phrases
             phrases.append(best - anchor * num_phrases)
             deltas = torch.where(valid, deltas, 0.0)[anchor]
-            boxes.append(self._selector.box2box_transform.apply_deltas(deltas, own_anchors[anchor]))
+            boxes.append(self.selector.box2box_transform.apply_deltas(deltas, own_anchors[anchor]))
             scores.append(products.sqrt())
         return torch.cat(boxes), torch.cat(scores), torch.cat(phrases)
 

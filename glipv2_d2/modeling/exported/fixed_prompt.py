@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import nms
 
 from ...errors import InputError
 from ...structures import LanguageFeatures, TokenizedPrompt
 from ..meta_arch.glipv2 import GLIPv2
 from ..tasks.detection import Detection
-from .base import ExportedDetector, clip_to_image, corner_of
+from .base import CandidateChooser, ImageEncoder, clip_to_image, corner_of
 
 
-class FixedPromptDetector(ExportedDetector):
+class FixedPromptDetector(nn.Module):
     """Detect the phrases of one prompt in images of one size, as ``Detection`` does for one image.
 
     All shapes are constants, and the text is encoded once, here: ``torch.export`` can trace it.
@@ -37,18 +37,20 @@ class FixedPromptDetector(ExportedDetector):
     category_ids: Tensor
 
     def __init__(self, model: GLIPv2, prompt: TokenizedPrompt, size: tuple[int, int]) -> None:
-        super().__init__(model)
+        super().__init__()
         divisor = model.backbone.size_divisibility
         if any(side < divisor or side % divisor for side in size):
             raise InputError(f"--size: expected height and width in multiples of {divisor}, found {size[0]} {size[1]}")
-        self._max_detections = cast(Detection, model.tasks[Detection.name]).max_detections
+        task = cast(Detection, model.tasks[Detection.name])
+        self._max_detections, self._reading = task.max_detections, task.test_reading
+        self.encoder, self.fusion_tower, self.chooser = ImageEncoder(model), model.fusion_tower, CandidateChooser(model)
         self.size = size
         with torch.no_grad():
-            language = model.read_prompts([prompt], self.reading)
+            language = model.read_prompts([prompt], self._reading)
             if model.prompt_tuner is not None:
                 language = model.prompt_tuner(language)
             anchors = model.anchor_generator(
-                self.levels(torch.zeros(3, *size, device=model.device), torch.tensor(size))
+                self.encoder(torch.zeros(3, *size, device=model.device), torch.tensor(size))
             )
         self._level_lengths = [len(level) for level in anchors]
         self.register_buffer("hidden", language.hidden)
@@ -73,13 +75,14 @@ class FixedPromptDetector(ExportedDetector):
             the score 0 are empty.
         """
         encoded = LanguageFeatures(self.hidden, self.embedded, self.mask)
+        levels, fused = self.fusion_tower(self.encoder(image, image_size), encoded, self._reading)
+        text = fused.hidden if self.fusion_tower.fuses_text else fused.embedded
         anchors = list(self.anchors.split(self._level_lengths))
-        levels = self.levels(image, image_size)
-        boxes, scores, phrases = self.candidates(levels, encoded, anchors, self.phrase_token_map)
+        boxes, scores, phrases = self.chooser(levels, text, anchors, self.phrase_token_map)
         boxes = clip_to_image(boxes, image_size)
         # Phrases do not suppress each other: their boxes are moved apart, in a precision that this leaves exact.
         apart = phrases[:, None] * (max(self.size) + 1.0)
-        kept = nms(boxes.double() + apart.double(), scores.double(), self._selector.nms_thresh)
+        kept = nms(boxes.double() + apart.double(), scores.double(), self.chooser.selector.nms_thresh)
         scores = torch.zeros_like(scores).index_copy(0, kept, scores[kept])
         scores, best = scores.topk(min(self._max_detections or len(scores), len(scores)))
         # See scale_boxes_legacy.

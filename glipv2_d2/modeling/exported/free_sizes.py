@@ -190,10 +190,11 @@ def _convolve(unit: ConvUnit, x: Tensor, maps: Tensor | None, like: Tensor) -> T
     The result has the rows and columns of ``like``.
     """
     conv, norm = unit.conv, unit.norm
+    height, width = like.shape[-2:]
     if maps is None:
-        mixed = conv(x)
+        # A level has the size of one twice as large after a stride of 2, which a tracer need not know.
+        mixed = _read_flat(conv(x), height, width)[None]
     else:
-        height, width = like.shape[-2:]
         offset, modulation = maps[:, :NUM_OFFSETS], maps[:, NUM_OFFSETS:].sigmoid()
         offset, modulation = (_read_flat(one, height, width) for one in (offset, modulation))
         mixed = deform_conv_of_gathers(x, offset, modulation, conv.weight, conv.get_parameter("bias"), conv.stride[0])
