@@ -27,6 +27,22 @@ def test_average_follows_the_formula_for_parameters_and_buffers():
     assert model.weight.item() == 5.0
 
 
+@pytest.mark.parametrize("decay", [0.25, 0.998])
+def test_all_tensors_at_once_move_as_one_after_the_other(decay):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Linear(5, 70).double())
+    ema = ModelEMA(model, decay)
+    averages = {name: tensor.clone() for name, tensor in ema.state_dict().items()}
+    assert len(averages) == 8
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for _ in range(20):
+        for name, average in averages.items():
+            tensors[name].data.normal_()
+            average.lerp_(tensors[name].data, 1 - decay)
+        ema.update()
+    assert all(torch.equal(ema.state_dict()[name], average) for name, average in averages.items())
+
+
 def test_apply_gives_the_weights_back_bit_for_bit_also_after_an_error():
     model = nn.Linear(4, 4)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
