@@ -11,7 +11,7 @@ from prompt_samples import make_prompt
 from glipv2_d2.errors import InputError
 from glipv2_d2.modeling import build_model
 from glipv2_d2.modeling.tasks import shortlist
-from glipv2_d2.modeling.tasks.shortlist import rank_names
+from glipv2_d2.modeling.tasks.shortlist import NameWords, rank_names
 from glipv2_d2.prompts.name_subsets import prompts_of_names
 
 # Ten names, some of several tokens, in three prompts that the encoder reads differently.
@@ -57,10 +57,12 @@ def slow_ranking(model, inputs):
         words = model.read_prompts([prompt]).embedded[0]
         for row in prompt.phrase_token_map:
             spelled = [head.text_projection(words[token]) for token in row.nonzero().flatten()]
-            means = [
-                sum(F.cosine_similarity(region, word, dim=0) for word in spelled) / len(spelled) for region in regions
+            temperature = head.log_scale.exp()
+            likeness = [
+                sum((F.cosine_similarity(region, word, dim=0) / temperature).exp() for word in spelled)
+                for region in regions
             ]
-            scores.append(float(max(means)))
+            scores.append(float(max(likeness)))
     return sorted(range(len(scores)), key=lambda name: -scores[name])
 
 
@@ -132,9 +134,12 @@ def test_a_vocabulary_is_read_once_and_again_after_its_weights_change(build):
 
 def test_of_equal_names_the_earlier_comes_first():
     regions = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.0, -1.0], [0.0, -2.0]]])
-    vectors = torch.tensor([[0.5, 0.0], [0.0, 2.0], [0.5, 0.1], [0.2, 0.5], [-1.0, 2.0]])
-    # Largest likeness of the first image: 0.5, 2, 0.5, 0.5, 2; of the second: 0, -2, -0.1, -0.5, -2.
-    assert rank_names(regions, vectors).tolist() == [[1, 4, 0, 2, 3], [0, 2, 3, 1, 4]]
+    # Names 0, 2, 3, 5 of one word and 1, 4 of two: log(2 e) = 1.69.
+    words = [[0.5, 0.0], [0.0, 2.0], [0.5, 0.1], [0.2, 0.5], [1.0, 0.0], [1.0, 0.0], [0.0, 2.0], [-9.0, 0.0]]
+    order = torch.tensor([0, 4, 1, 2, 5, 3])
+    names = NameWords(torch.tensor(words), [(1, 4), (2, 2)], order, torch.arange(6))
+    # Largest likeness of the first image: 0.5, 1.69, 2, 0.5, 2.13, 0.5; of the second: 0, 0.69, -2, -0.1, 0.13, -0.5.
+    assert rank_names(regions, names).tolist() == [[4, 2, 1, 0, 3, 5], [1, 4, 0, 3, 5, 2]]
 
 
 @torch.no_grad()

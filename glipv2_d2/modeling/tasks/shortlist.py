@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,15 +24,19 @@ from ..trunk import Trunk
 _MOST_LIKENESSES = 2**22
 
 
-class NameVectors(NamedTuple):
-    """The names of a vocabulary in the space of the contrastive head.
+class NameWords(NamedTuple):
+    """The words of a vocabulary's names in the space of the contrastive head; names without words are left out.
 
     Attributes:
-        vectors: (P, E), the mean of the vectors of a name's words, for each name that has tokens.
-        rows: (P,) int64 on the CPU, the numbers of these names over all prompts.
+        vectors: (W, E), name after name, those with the fewest words first.
+        sizes: Pairs of a number of words and the number of names that have so many, in this order.
+        order: (P,) int64 on the device of the vectors, the place of each name among them, in the order of ``rows``.
+        rows: (P,) int64 on the CPU, the numbers of the names over all prompts, ascending.
     """
 
     vectors: Tensor
+    sizes: list[tuple[int, int]]
+    order: Tensor
     rows: Tensor
 
 
@@ -40,8 +45,9 @@ class Shortlist:
 
     The contrastive loss trains image features and words that have not read each other. Their products, the logits of
     that loss, need no tower: one product ranks a whole vocabulary, whose words are read once. The likeness of a region
-    and a name is the mean logit over the name's words, that of an image and a name the largest over the regions whose
-    centers lie in the image. Of equal names the earlier ones are chosen. The names then make prompts of their own, in
+    and a name is the log of the summed exponentials of its words' logits, the share of the softmax that the loss would
+    give to the name; that of an image and a name is the largest over the regions whose centers lie in the image. Of
+    equal names the earlier ones are chosen. The names then make prompts of their own, in
     the order of the vocabulary, as if nothing else had been asked for.
 
     Args:
@@ -108,7 +114,7 @@ class Shortlist:
         regions = _in_image(model.contrastive_head.regions_of(features), anchors, sizes)
         vocabularies = [self._vectors(model, key, prompts[images[0]]) for key, images in groups.items()]
         best = [
-            rank_names(regions[place], vocabulary.vectors)[:, : self.size]
+            rank_names(regions[place], vocabulary)[:, : self.size]
             for place, vocabulary in zip(places, vocabularies, strict=True)
         ]
         # The CPU waits for the device here, and only here.
@@ -121,41 +127,48 @@ class Shortlist:
                 result[image] = prompts_of_names(prompts[image], rows, max_tokens=self.max_tokens)
         return result
 
-    def _vectors(self, model: Trunk, key: bytes, prompts: list[TokenizedPrompt]) -> NameVectors:
+    def _vectors(self, model: Trunk, key: bytes, prompts: list[TokenizedPrompt]) -> NameWords:
         head = model.contrastive_head
         weights = tuple((one.data_ptr(), one._version) for one in head.text_projection.parameters())
         return model.remember((key, weights), lambda: read_names(model, prompts))
 
 
-def read_names(model: Trunk, prompts: Sequence[TokenizedPrompt]) -> NameVectors:
+def read_names(model: Trunk, prompts: Sequence[TokenizedPrompt]) -> NameWords:
     """Read a vocabulary, prompt by prompt."""
-    vectors, rows, first = [], [], 0
+    read, spelled, num_tokens = [], [], 0
     for prompt in prompts:
-        words = model.contrastive_head.project_words(model.read_prompts([prompt]).embedded[0])  # (T, E)
-        spelled = prompt.phrase_token_map.any(dim=1)
-        shares = prompt.phrase_token_map[spelled].to(words.dtype)
-        (shares,) = to_device([shares / shares.sum(dim=1, keepdim=True)], words.device)
-        vectors.append(shares @ words)
-        rows.append(first + spelled.nonzero().squeeze(1))
-        first += len(prompt.phrases)
-    return NameVectors(torch.cat(vectors), torch.cat(rows))
+        read.append(model.contrastive_head.project_words(model.read_prompts([prompt]).embedded[0]))  # (T, E)
+        spelled += [(num_tokens + row.nonzero().squeeze(1)).tolist() for row in prompt.phrase_token_map]
+        num_tokens += len(prompt)
+    rows = [row for row, words in enumerate(spelled) if words]
+    by_length = sorted(rows, key=lambda row: len(spelled[row]))
+    places = torch.tensor(by_length, dtype=torch.int64).argsort()
+    words = torch.tensor([word for row in by_length for word in spelled[row]], dtype=torch.int64)
+    words, places = to_device([words, places], read[0].device)
+    sizes = sorted(Counter(len(spelled[row]) for row in rows).items())
+    return NameWords(torch.cat(read)[words], sizes, places, torch.tensor(rows))
 
 
-def rank_names(regions: Tensor, vectors: Tensor) -> Tensor:
+def rank_names(regions: Tensor, names: NameWords) -> Tensor:
     """Order P names by their largest likeness to a region of each of N images.
 
     Args:
         regions: (N, R, E).
-        vectors: (P, E).
+        names: The names.
 
     Returns:
-        (N, P) int64, best first; of equal names the earlier one.
+        (N, P) int64, rows of ``names.rows``, best first; of equal names the earlier one.
     """
-    best = regions.new_full((len(regions), len(vectors)), float("-inf"))
-    positions = max(1, _MOST_LIKENESSES // max(1, len(regions) * len(vectors)))
+    best = regions.new_full((len(regions), len(names.rows)), float("-inf"))
+    positions = max(1, _MOST_LIKENESSES // max(1, len(regions) * len(names.vectors)))
     for block in regions.split(positions, dim=1):
-        best = torch.maximum(best, linear(block, vectors).amax(dim=1))
-    return best.sort(dim=1, descending=True, stable=True).indices
+        logits = linear(block, names.vectors).split([length * count for length, count in names.sizes], dim=-1)
+        likeness = [
+            of_length if length == 1 else of_length.unflatten(-1, (-1, length)).logsumexp(dim=-1)
+            for of_length, (length, _) in zip(logits, names.sizes, strict=True)
+        ]
+        best = torch.maximum(best, torch.cat(likeness, dim=-1).amax(dim=1))
+    return best[:, names.order].sort(dim=1, descending=True, stable=True).indices
 
 
 def _in_image(regions: Tensor, anchors: list[Boxes], sizes: Tensor) -> Tensor:
