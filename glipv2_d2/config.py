@@ -297,19 +297,19 @@ def _add_tuning(cfg: CN) -> None:
     cfg.MODEL.GLIPV2.TUNING.LORA.RANK = 8
     cfg.MODEL.GLIPV2.TUNING.LORA.ALPHA = 16.0
     cfg.MODEL.GLIPV2.TUNING.LORA.PARTS = ("fusion_tower", "backbone")
+    cfg.MODEL.GLIPV2.TUNING.KEEP = CN()
     # Forget nothing: the model that the training starts from says what it sees of other names on the training images,
     # and the tuned model keeps saying so. At the end weights between both are chosen, see docs/tuning.md.
-    cfg.MODEL.GLIPV2.TUNING.KEEP = CN()
     cfg.MODEL.GLIPV2.TUNING.KEEP.ENABLED = False
-    # Text file with one of the other names, or another phrase, on each line; "": the names of LVIS. Those that the
-    # training data have are left out.
+    # Text file with one of the other names, or another phrase, on each line, or a registered dataset that has them; "":
+    # the names of LVIS. Those that the training data have are left out.
     cfg.MODEL.GLIPV2.TUNING.KEEP.NAMES = ""
     # Share of the training images whose prompt has other names in place of absent own ones, and the number of these.
     cfg.MODEL.GLIPV2.TUNING.KEEP.IMAGES = 0.25
     cfg.MODEL.GLIPV2.TUNING.KEEP.NUM_NAMES = 20
     # Factors of loss_keep_names and loss_keep_boxes; with 0 and 0 the training is as without KEEP.
-    cfg.MODEL.GLIPV2.TUNING.KEEP.NAMES_WEIGHT = 1.0
-    cfg.MODEL.GLIPV2.TUNING.KEEP.BOXES_WEIGHT = 1.0
+    cfg.MODEL.GLIPV2.TUNING.KEEP.NAMES_WEIGHT = 4.0
+    cfg.MODEL.GLIPV2.TUNING.KEEP.BOXES_WEIGHT = 3.0
     # The final weights lie as close to the first ones as the own names allow: SOLVER.AUTO_STEP.METRIC keeps at least
     # this share of its best value on DATASETS.TEST. 0: the final weights are those of the training.
     cfg.MODEL.GLIPV2.TUNING.KEEP.LEAST_OWN = 0.98

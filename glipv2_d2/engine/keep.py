@@ -108,13 +108,13 @@ class KeepHook(HookBase):
         source = os.path.join(self._folder, _FINAL if self._plateau is None else BEST_WEIGHTS)
         tuned, compare = read_tensors(source)[0], self._compare(self._base)
 
-        def move(share: float) -> nn.Module:
+        def move(share: float) -> Any:
             self._model.load_state_dict(tuned)
             interpolate_weights(self._model, self._base.state_dict(), share, BASE_WEIGHTS)
             return self._model.eval()
 
         choice = choose_share(lambda share: self._own(move(share)), lambda share: compare(move(share)), self._least_own)
-        model: Any = move(choice.share)
+        model = move(choice.share)
         for line in choice_lines(choice, self._metric):
             logging.getLogger(__name__).info("%s", line)
         if comm.is_main_process():
@@ -136,7 +136,7 @@ class KeepHook(HookBase):
         return 0.0 if math.isnan(value) else value
 
 
-def frozen_copy(model: nn.Module) -> nn.Module:
+def frozen_copy(model: nn.Module) -> Any:
     """Return a copy of a model for results, low-rank updates merged; it shares other weights that do not train."""
     parameters = dict(model.named_parameters())
     shared = {

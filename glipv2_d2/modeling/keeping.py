@@ -70,7 +70,8 @@ class Keeping:
         predictions = fused.predictions
         if batch.kept is None:
             # The parameters get gradients on every rank.
-            nothing = sum(level.sum() for level in (*predictions.token_logits, *predictions.box_deltas)) * 0.0
+            levels = (*predictions.token_logits, *predictions.box_deltas)
+            nothing = torch.stack([level.float().sum() for level in levels]).sum() * 0.0
             sums = [nothing, nothing.detach(), nothing, nothing.detach()]
         else:
             sums = self._sums(model, fused, batch, batch.kept, reading)
@@ -109,7 +110,8 @@ class Keeping:
         else:
             features = self.base.visual_features(images)
         if is_fixed(model.text_encoder):
-            language = LanguageFeatures(*(one[pairs] for one in fused.language[:3]))
+            hidden, embedded, mask, _ = fused.language
+            language = LanguageFeatures(hidden[pairs], embedded[pairs], mask[pairs])
         else:
             language = self.base.read(tokens, reading)
         return self.base.fuse(features, language, reading).predictions

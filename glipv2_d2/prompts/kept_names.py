@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 
 from ..errors import InputError
@@ -15,6 +16,7 @@ from ..structures import KEPT_NAME, TokenizedPrompt
 from .builder import clean_name
 from .name_texts import NameText, prompt_from_texts
 from .tokenizer import PromptTokenizer
+from .vocabulary import dataset_names
 
 _KEY = "MODEL.GLIPV2.TUNING.KEEP"
 
@@ -42,14 +44,14 @@ class KeptNames(NamedTuple):
 
         Raises:
             InputError: No name is left, the file is not text, or a number is out of range.
-            FileNotFoundError: The file is not there.
+            FileNotFoundError: There is neither the file nor a dataset of this name.
         """
         keep = cfg.MODEL.GLIPV2.TUNING.KEEP
         if not 0 <= keep.IMAGES <= 1:
             raise InputError(f"{_KEY}.IMAGES: expected a share from 0 to 1, found {keep.IMAGES}")
         if keep.NUM_NAMES < 1:
             raise InputError(f"{_KEY}.NUM_NAMES: expected at least 1, found {keep.NUM_NAMES}")
-        found = _read(keep.NAMES) if keep.NAMES else [one["name"] for one in LVIS_CATEGORIES]
+        found = _read(keep.NAMES)
         taken = {_plain(name) for name in own}
         names = {_plain(name): " ".join(clean_name(name).split()) for name in found}
         left = tuple(name for key, name in names.items() if key and key not in taken)
@@ -100,13 +102,18 @@ def mix_names(
     return [next(rest if row in is_own else kept) for row in range(count)], own_rows
 
 
-def _read(path: str) -> list[str]:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{_KEY}.NAMES: expected a text file, found none at {path}")
+def _read(source: str) -> list[str]:
+    """Return the lines of a text file, the names of a registered dataset, or those of LVIS for ""."""
+    if not source:
+        return [one["name"] for one in LVIS_CATEGORIES]
+    if not Path(source).is_file():
+        if source in DatasetCatalog.list():
+            return dataset_names(source)
+        raise FileNotFoundError(f"{_KEY}.NAMES: expected a text file or a registered dataset, found none: {source}")
     try:
-        return Path(path).read_text(encoding="utf-8-sig").splitlines()
+        return Path(source).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise InputError(f"{_KEY}.NAMES: expected text in UTF-8, found {path}: {error}") from error
+        raise InputError(f"{_KEY}.NAMES: expected text in UTF-8, found {source}: {error}") from error
 
 
 def _plain(name: str) -> str:

@@ -94,6 +94,7 @@ def test_the_base_of_a_run_is_checked_when_it_goes_on(keep_cfg, tmp_path):
         train(plain, resume=True)
 
 
+@pytest.mark.slow
 def test_low_rank_updates_are_kept_small_in_their_own_file(keep_cfg, tmp_path):
     keep_cfg.merge_from_list(["MODEL.GLIPV2.TUNING.MODE", "lora", "MODEL.GLIPV2.TUNING.LORA.RANK", 2])
     keep_cfg.merge_from_list(["SOLVER.MAX_ITER", 2, "SOLVER.EMA_DECAY", 0.0])
@@ -106,6 +107,7 @@ def test_low_rank_updates_are_kept_small_in_their_own_file(keep_cfg, tmp_path):
     assert not any("lora" in name for name in read_tensors(output / BASE_WEIGHTS)[0])
 
 
+@pytest.mark.slow
 def test_a_new_run_in_a_folder_leaves_no_kept_weights_of_the_last(keep_cfg):
     keep_cfg.merge_from_list(["SOLVER.MAX_ITER", 1])
     train(keep_cfg)

@@ -26,12 +26,18 @@ def test_a_file_has_a_name_on_each_line(tiny_cfg, tmp_path):
     assert KeptNames.from_config(tiny_cfg, ["dog"]).names == ("Cat", "a red ball", "bow")
 
 
+def test_a_dataset_has_names_too(tiny_cfg):
+    tiny_cfg.merge_from_list([f"{KEEP}.NAMES", "coco_2017_val"])
+    names = KeptNames.from_config(tiny_cfg, ["dog"]).names
+    assert len(names) == 79 and names[:2] == ("person", "bicycle")
+
+
 @pytest.mark.parametrize(
     ("content", "options", "error", "message"),
     [
         (b"Cat\n", [], InputError, "expected a name that the training data do not have"),
         (b"\xff\xfe", [], InputError, "expected text in UTF-8"),
-        (None, [], FileNotFoundError, "expected a text file, found none"),
+        (None, [], FileNotFoundError, "expected a text file or a registered dataset, found none"),
         (b"dog\n", [f"{KEEP}.IMAGES", 1.5], InputError, "expected a share from 0 to 1, found 1.5"),
         (b"dog\n", [f"{KEEP}.NUM_NAMES", 0], InputError, "expected at least 1, found 0"),
     ],

@@ -15,6 +15,7 @@ from ...prompts.kept_names import KeptNames, mix_names
 from ...prompts.name_checks import check_names_differ
 from ...prompts.name_texts import PromptTexts, name_texts, prompt_from_texts, text_namesakes, tokenize_texts
 from ...prompts.protocols import chunk_size_of
+from ...prompts.tokenizer import PromptTokenizer
 from ...prompts.training_names import sample_training_names
 from ...prompts.vocabulary import dataset_names as names_of_dataset
 from ...prompts.vocabulary import prompt_texts_of
@@ -100,9 +101,15 @@ class DetectionDatasetMapper(PromptDatasetMapper):
             self.chunks[dataset] = tokenize_texts(self.tokenizer, texts, separator=separator, chunk_size=chunk_size)
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool = True, **options: Any) -> dict[str, Any]:
+    def from_config(
+        cls,
+        cfg: CfgNode,
+        is_train: bool = True,
+        tokenizer: PromptTokenizer | None = None,
+        dataset_names: Sequence[str] = (),
+    ) -> dict[str, Any]:
         """Read the config; see ``PromptDatasetMapper``. Only prompts of a training hold other names."""
-        made = super().from_config(cfg, is_train, **options)
+        made = super().from_config(cfg, is_train, tokenizer, dataset_names)
         return made | {"kept_names": training_kept_names(cfg, made["vocabularies"])} if is_train else made
 
     @classmethod
