@@ -182,6 +182,8 @@ def name_looks(looks: Iterable[Look], lexicon: Lexicon, fixed: Mapping[str, Sens
 class KeptOut:
     """Names that must not be trained on: unseen names, whatever else they are called, and kinds of them.
 
+    What an unseen name is a kind of may be trained on: birds where crows are unseen.
+
     Args:
         categories: The unseen names.
     """
@@ -191,14 +193,14 @@ class KeptOut:
         self._words: set[str] = set()
         self._senses: set[int] = set()
         for category in categories:
-            self._words |= {lexicon.wordnet.singular(word) for word in category.kinds}
             known = lexicon.wordnet.singular(category.name)
             if not lexicon.wordnet.senses(known):
-                known = known.split(" ")[-1]
-            for sense in lexicon.wordnet.senses(known):
-                if sense.kind:
-                    self._senses.add(sense.number)
-                    self._words |= set(sense.words)
+                known = lexicon.wordnet.singular(known.split(" ")[-1])
+            senses = [sense for sense in lexicon.wordnet.senses(known) if sense.kind]
+            parents = {word for sense in senses for one in lexicon.wordnet.ancestors(sense) for word in one.words}
+            self._senses |= {sense.number for sense in senses}
+            self._words |= {word for sense in senses for word in sense.words}
+            self._words |= {lexicon.wordnet.singular(word) for word in category.kinds} - parents
 
     def __contains__(self, named: tuple[str, Sense]) -> bool:
         name, sense = named
@@ -225,8 +227,13 @@ def wide_category(
     counted = wide_tables.COUNTED_PARENTS.get(parent, "")
     if given is not None:
         return Category(name, parent, counted, given.determiner, given.plural, kinds | given.kinds, given.colour)
-    last = name.split(" ")[-1]
-    is_plural = last.endswith("s") and not last.endswith("ss") and lexicon.wordnet.singular(last) != last
-    is_uncounted = name in wide_words.UNCOUNTED or is_plural
-    determiner = "some" if is_uncounted else article_of(name)
-    return Category(name, parent, counted, determiner, "" if is_uncounted else plural_of(name), kinds, colour_of(name))
+    if name in wide_words.UNCOUNTED or _is_pair(name):
+        return Category(name, parent, counted, "some", "", kinds, colour_of(name))
+    first, _, last = name.rpartition(" ")
+    plural = f"{first} {wide_words.PLURALS.get(last, plural_of(last))}".strip()
+    return Category(name, parent, counted, article_of(name), plural, kinds, colour_of(name))
+
+
+def _is_pair(name: str) -> bool:
+    """Whether a name has the form of a plural: "scissors"."""
+    return name.endswith("s") and not name.endswith(("ss", "us", "is", "lens", "gas"))

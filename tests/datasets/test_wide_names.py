@@ -70,18 +70,22 @@ def category(name, *others) -> Category:
     ("name", "is_kept_out"),
     [
         *(("dog", True), ("domestic dog", True), ("poodle", True), ("puppy", True), ("hot dog", True)),
-        *(("electric saw", True), ("saw", True), ("bird", False), ("fox", False), ("hammer", False), ("hound", True)),
+        *(("electric saw", True), ("saw", True), ("fox", False), ("hammer", False), ("hound", True)),
+        *(("owl", True), ("bird", False), ("crow", False)),
     ],
 )
 def test_unseen_names_their_synonyms_kinds_and_compounds_are_kept_out(lexicon, name, is_kept_out):
-    kept_out = KeptOut([category("dog", "hound"), category("old saws")], lexicon)
+    kept_out = KeptOut([category("dog", "hound"), category("old saws"), category("owl", "bird")], lexicon)
     sense = lexicon.sense_or_head(name, ("animal", "artifact", "food")) or lexicon.unknown(name)
     assert ((name, sense) in kept_out) == is_kept_out
 
 
 def test_a_crow_may_be_called_a_bird_and_shares_its_parent(lexicon):
     names = {"crow", "bird", "owl"}
-    crow = wide_category("crow", lexicon.sense_of("crow", ANIMAL), lexicon, names, None)
+    crow_sense = lexicon.sense_of("crow", ANIMAL)
+    crow = wide_category("crow", crow_sense, lexicon, names, None)
     assert (crow.group, crow.group_plural, crow.kinds) == ("bird", "birds", {"crow", "bird"})
     scissors = wide_category("scissors", lexicon.sense_of("scissors", TOOL), lexicon, names, None)
-    assert (scissors.group, scissors.determiner, scissors.plural) == ("tool", "a", "scissorses")
+    assert (scissors.group, scissors.determiner, scissors.plural) == ("tool", "some", "")
+    names_of_two = [wide_category(name, crow_sense, lexicon, names, None).plural for name in ("kitchen knife", "fox")]
+    assert names_of_two == ["kitchen knives", "foxes"]
