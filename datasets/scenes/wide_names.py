@@ -182,7 +182,8 @@ def name_looks(looks: Iterable[Look], lexicon: Lexicon, fixed: Mapping[str, Sens
 class KeptOut:
     """Names that must not be trained on: unseen names, whatever else they are called, and kinds of them.
 
-    What an unseen name is a kind of may be trained on: birds where crows are unseen.
+    What an unseen name is a kind of may be trained on: birds where crows are unseen. Of a name that WordNet lacks, as
+    "old oak", the last word is kept out too, but not all oaks.
 
     Args:
         categories: The unseen names.
@@ -193,12 +194,12 @@ class KeptOut:
         self._words: set[str] = set()
         self._senses: set[int] = set()
         for category in categories:
-            known = lexicon.wordnet.singular(category.name)
-            if not lexicon.wordnet.senses(known):
-                known = lexicon.wordnet.singular(known.split(" ")[-1])
+            name = lexicon.wordnet.singular(category.name)
+            known = name if lexicon.wordnet.senses(name) else lexicon.wordnet.singular(name.split(" ")[-1])
             senses = [sense for sense in lexicon.wordnet.senses(known) if sense.kind]
             parents = {word for sense in senses for one in lexicon.wordnet.ancestors(sense) for word in one.words}
-            self._senses |= {sense.number for sense in senses}
+            if known == name:
+                self._senses |= {sense.number for sense in senses}
             self._words |= {word for sense in senses for word in sense.words}
             self._words |= {lexicon.wordnet.singular(word) for word in category.kinds} - parents
 

@@ -78,6 +78,7 @@ NOUNS = (
     ("owl", 5, "bird"),
     ("fox", 5, "animal"),
     ("mouse", 5, "animal"),
+    ("dormouse", 5, "mouse"),
     ("bat, chiropteran", 5, "animal"),
     ("bat", 6, "tool"),
     ("hammer", 6, "tool"),

@@ -71,11 +71,12 @@ def category(name, *others) -> Category:
     [
         *(("dog", True), ("domestic dog", True), ("poodle", True), ("puppy", True), ("hot dog", True)),
         *(("electric saw", True), ("saw", True), ("fox", False), ("hammer", False), ("hound", True)),
-        *(("owl", True), ("bird", False), ("crow", False)),
+        *(("owl", True), ("bird", False), ("crow", False), ("mouse", True), ("dormouse", False)),
     ],
 )
 def test_unseen_names_their_synonyms_kinds_and_compounds_are_kept_out(lexicon, name, is_kept_out):
-    kept_out = KeptOut([category("dog", "hound"), category("old saws"), category("owl", "bird")], lexicon)
+    unseen = [category("dog", "hound"), category("old saws"), category("owl", "bird"), category("red mice")]
+    kept_out = KeptOut(unseen, lexicon)
     sense = lexicon.sense_or_head(name, ("animal", "artifact", "food")) or lexicon.unknown(name)
     assert ((name, sense) in kept_out) == is_kept_out
 
