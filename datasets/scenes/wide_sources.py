@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from .curation import Curation
+from .layered_glyphs import layered_glyphs
 from .qt_resources import QtResourceFile
 from .stamps import name_of
 from .wide_names import Look
@@ -62,6 +63,12 @@ def find_emoji_font(font_file: Path, source: str) -> Iterator[Look]:
     for code_point, name in sorted(font.getBestCmap().items()):
         if name in bitmaps:
             yield _emoji(code_point, source, partial(_read_glyph, bitmaps[name], f"{font_file}: {name}"))
+
+
+def find_layered_emoji(font_file: Path, source: str) -> Iterator[Look]:
+    """The layered glyphs of a colour font (tables COLR and CPAL), by code point."""
+    for code_point, draw in layered_glyphs(font_file):
+        yield _emoji(code_point, source, draw)
 
 
 def find_word_pictures(resource_file: Path, activity: str) -> Iterator[Look]:

@@ -26,6 +26,7 @@ WORDNET = "wordnet-base"
 CLIP_ART = "openclipart-png"
 EMOJI_FONT = "fonts-noto-color-emoji"
 EMOJI = "@lobehub/fluent-emoji-3d"
+LAYERED_EMOJI = "twemoji-colr-font"
 FLASHCARDS = "pysiogame"
 
 PACKAGES = {
@@ -49,6 +50,11 @@ PACKAGES = {
         KnownFile("1.1.0", 15792027, "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58"),
         "MIT",
     ),
+    LAYERED_EMOJI: Package(
+        "npm",
+        KnownFile("15.0.3", 472462, "10cb935907d7dc3d46e254d6ff54b3e042652eb08f6973c81cd2c4225e6ebac5"),
+        "graphics CC BY 4.0, font OFL-1.1",
+    ),
     FLASHCARDS: Package(
         "debian",
         KnownFile("4.20.01-1", 16287820, "6b22766dfd8ef3a046c2665fe2598ac8a1ecee3d331bda38accf53de65bc59bf"),
@@ -63,6 +69,7 @@ LICENCES = {
     "flash cards": "Art4Apps by Smart4Kids, art4apps.org: CC BY-SA. Debian package pysiogame.",
     "clip art": "Open Clip Art Library 0.18: public domain. Debian package openclipart-png.",
     "fluent emoji": "Fluent Emoji, copyright Microsoft Corporation: MIT. Package @lobehub/fluent-emoji-3d.",
+    "twemoji": "Twemoji, copyright Twitter, Inc. and contributors: CC BY 4.0. Package twemoji-colr-font.",
     "noto emoji": "Noto Emoji, copyright Google: OFL-1.1. Debian package fonts-noto-color-emoji.",
 }
 

@@ -92,7 +92,7 @@ TRANSLATED = _pairs("""
     lucchetto: padlock, lucertola: lizard, lucertolona: lizard, lucertolone: lizard, lumaca: snail, mante:
     mantis, mantide: mantis, microscopio: microscope, moschito: mosquito, motosega: chainsaw, mucca: cow,
     olifant: elephant, orso: bear, ours: bear, pasteque: watermelon, pecora: sheep, pecorella: sheep, pera:
-    pear, pesca: peach, pescetto: fish, pinguino: penguin, pinzatrice: stapler, pollo: chicken, poltrona:
+    pear, pesca: peach, pescetto: fish, pinguino: penguin, pinzatrice: stapler, poltrona:
     armchair, ragnetto: spider, ragno: spider, ramarro: lizard, rana: frog, ravanello: radish, rosa: rose,
     scarabeo: beetle, sedia: chair, siringa: syringe, stambecco: ibex, stetoscopio: stethoscope, struzzo:
     ostrich, tacchino: turkey, tavolo: table, teiera: teapot, telefono: telephone, tigre: tiger, topo: mouse,
@@ -102,7 +102,7 @@ TRANSLATED = _pairs("""
 
 # Names that WordNet lacks, or ranks low what pictures show, and of what they are a kind.
 ADDED = _pairs("""
-    fax machine: machine, post box: box, mobile phone: telephone,
+    fax machine: machine, hammer: hand tool, post box: box, mobile phone: telephone,
     baby bottle: bottle, badminton racket: racket, bowling ball: ball, bubble tea: beverage, call bell: bell,
     carousel horse: toy, cement mixer: machine, cherry blossom: flower, chick: bird, clapperboard: board,
     computer mouse: device, construction worker: worker, crescent moon: celestial body, curling stone: sports

@@ -12,10 +12,10 @@ from .composer import SOLID_ALPHA, Category, CutOut, make_cut_out
 from .curation import Curation
 from .wide_names import KeptOut, Lexicon, Look, name_looks, wide_category
 from .wide_splits import WideName
-from .wide_tables import CLIP_ART, EMOJI, EMOJI_FONT, FLASHCARDS
+from .wide_tables import CLIP_ART, EMOJI, EMOJI_FONT, FLASHCARDS, LAYERED_EMOJI
 
 PHOTOGRAPHS = "photographs"
-SOURCES = (PHOTOGRAPHS, "drawn stamps", "gcompris", "flash cards", "clip art", "fluent emoji", "noto emoji")
+SOURCES = (PHOTOGRAPHS, "drawn stamps", "gcompris", "flash cards", "clip art", "fluent emoji", "twemoji", "noto emoji")
 
 # Below this many pixels on the longest side a look is too coarse.
 MIN_SIDE = 90
@@ -46,7 +46,8 @@ def find_looks(
     cards = folders[FLASHCARDS] / "usr/share/games/pysiogame/res/images/art4apps"
     art = folders[CLIP_ART] / "usr/share/openclipart/png"
     emoji = folders[EMOJI] / "package/assets"
-    for path in (words, font, cards, art, emoji):
+    layered = folders[LAYERED_EMOJI] / "package/twemoji.woff2"
+    for path in (words, font, cards, art, emoji, layered):
         if not path.exists():
             raise ValueError(f"{path}: expected this in the package, found none")
     return [
@@ -55,6 +56,7 @@ def find_looks(
         *wide_sources.find_flash_cards(cards),
         *wide_sources.find_clip_art(art),
         *wide_sources.find_emoji_files(emoji, "fluent emoji"),
+        *wide_sources.find_layered_emoji(layered, "twemoji"),
         *wide_sources.find_emoji_font(font, "noto emoji"),
     ]
 

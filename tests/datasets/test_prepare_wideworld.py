@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import prepare_wideworld
 import pytest
+from layered_font import write_layered_font
 from scenes.curation import CURATION, PHOTOS_PACKAGE, STAMPS_PACKAGE
 from scenes.wide_tables import CLIP_ART, EMOJI_FONT, FLASHCARDS, WORDNET
 
@@ -56,6 +57,8 @@ def cache(tmp_path, make_rcc, make_wordnet) -> Path:
     save(art / "animals/crow_copy.png", picture(21))
     save(folder / "lobehub_fluent-emoji-3d/package/assets/1f989.webp", picture(40))
     save(folder / FLASHCARDS / "usr/share/games/pysiogame/res/images/art4apps/animals/mouse.jpg", picture(50))
+    # Two triangles of a layered glyph: a fox.
+    write_layered_font(folder / "twemoji-colr-font/package/twemoji.woff2", 0x1F98A)
     font = folder / EMOJI_FONT / "usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
     font.parent.mkdir(parents=True)
     font.write_bytes(b"not read here")
