@@ -33,7 +33,8 @@ def layered_glyphs(font_file: Path) -> Iterator[tuple[int, Callable[[], np.ndarr
         font = TTFont(font_file)
         layers, palette = font["COLR"].ColorLayers, font["CPAL"].palettes[0]
     except (ImportError, KeyError, AttributeError) as error:
-        raise ValueError(f"{font_file}: expected a font with COLR layers, and brotli to unpack it ({error})") from error
+        expected = "a font with COLR layers, and the package brotli to unpack it"
+        raise ValueError(f"{font_file}: expected {expected}, found {error}") from error
     for code_point, name in sorted(font.getBestCmap().items()):
         if name in layers:
             yield code_point, partial(_draw, font, layers[name], palette)

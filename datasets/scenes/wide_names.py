@@ -86,7 +86,9 @@ class Lexicon:
                 name = " ".join(word for word in words if word not in wide_words.PASSED_OVER)
                 if wide_words.CONNECTING.isdisjoint(words) and name.count(" ") < 2 and name not in wide_words.EXCLUDED:
                     sense = self.sense_or_head(name, look.kinds)
-            return None if sense is None or self.wordnet.is_plural(name) else (name, sense)
+            if sense is not None and self.wordnet.is_plural(name) and name not in wide_words.ADDED:
+                return None
+            return None if sense is None else (name, sense)
         if not wide_words.REJECTING.isdisjoint(words):
             return None
         words = [word for word in words if word not in wide_words.PASSED_OVER]
@@ -102,10 +104,10 @@ class Lexicon:
 
     def sense_of(self, name: str, kinds: Sequence[str]) -> Sense | None:
         """The most frequent meaning of a name, of the first kind of some that has one; None if it is no fair name."""
-        if len(name) < 3 or name in wide_words.EXCLUDED or self.wordnet.is_plural(name):
-            return None
         if name in wide_words.ADDED:
             return self.kind_of(name, wide_words.ADDED[name], kinds)
+        if len(name) < 2 or name in wide_words.EXCLUDED or self.wordnet.is_plural(name):
+            return None
         return self._meaning(name, kinds)
 
     def kind_of(self, name: str, head: str, kinds: Sequence[str]) -> Sense | None:

@@ -13,69 +13,75 @@ def _names(text: str) -> frozenset[str]:
 
 # What a collection says of a picture, and the name for it.
 RENAMED = _pairs("""
-    kiwi: kiwifruit, postbox: post box, facsimile machine: fax machine, cellular telephone: mobile phone,
-    cellphone: mobile phone, automated teller machine: cash machine,
-    aeroplane: airplane, ak: assault rifle, ambulans: ambulance, aubergine: eggplant, automobile: car, baby
-    chick: chick, bactrian camel: camel, badminton racquet and shuttlecock: badminton racket, baguette bread:
-    baguette, ball of yarn: yarn, bar of soap: soap, basketball and hoop: basketball, bellhop bell: call bell,
-    bento box: lunch box, beverage box: juice box, bike: bicycle, billed cap: baseball cap, black chess pawn:
-    pawn, black nib: nib, black scissors: scissors, black sun with rays: sun, black telephone: telephone,
-    blossom: flower, blowfish: puffer, bookcase shelf: bookcase, bowl with spoon: bowl, bowling: bowling ball,
-    bowsaw: saw, bride with veil: bride, building construction: crane, bunny: rabbit, burger: hamburger, busy
-    mom with child and: woman, canned food: can, card file box: card file, carp streamer: windsock, carpentry
-    saw: handsaw, cd: compact disc, cell phone: mobile phone, cellular phone: mobile phone, chains:
-    chain, cheese wedge: cheese, chimp: chimpanzee, clapper board: clapperboard, classical building: temple,
-    closed book: book, closed lock with key: padlock, closed mailbox with lowered flag: mailbox, clown face:
-    clown, cocktail glass: cocktail, cone: ice cream, cooked rice: rice, cooking: fried egg, couch and lamp:
-    couch, cricket bat and ball: cricket bat, crossed swords: sword, cup with straw: soft drink, curry and rice:
-    curry, cut of meat: steak, dagger knife: dagger, dark sunglasses: sunglasses, deciduous tree: tree, derelict
-    house building: house, diya lamp: oil lamp, dove of peace: dove, dromedary camel: dromedary, drum with
-    drumsticks: drum, ear of maize: corn, earth globe americas: globe, earth globe asia australia: globe, earth
-    globe europe africa: globe, electric light bulb: light bulb, electric plug: plug, electric torch:
-    flashlight, empty nest: nest, european castle: castle, evergreen tree: evergreen, extraterrestrial alien:
-    alien, father christmas: santa claus, fatherchristmas: santa claus, field
-    hockey stick and ball: hockey stick, firework sparkler: sparkler, fishing pole and fish: fishing rod, flying
-    disc: frisbee, fork and knife: cutlery, four leaf clover: clover, frame with picture: picture frame, fried
-    shrimp: shrimp, fries: french fries, front facing baby chick: chick, fuel pump: gas pump, full moon symbol:
-    full moon, game die: die, gem stone: diamond, glass of milk: milk, gnu head: gnu, goat nicu: goat,
-    graduation cap: mortarboard, green apple: apple, green salad: salad, hammer and pick: hammer, handphone:
-    mobile phone, hatching chick: chick, headphone: headphones, headstone: gravestone, helmet with white
-    cross: helmet, high heeled shoe: high heel, hippo: hippopotamus, hocho: kitchen knife, honey pot: honey,
-    horizontal traffic light: traffic light, hot beverage: coffee, hourglass with flowing sand: hourglass, house
-    building: house, house with garden: house, ice cream cone: ice cream, ice hockey stick and puck: hockey
-    stick, icecream: ice cream, icecube: ice cube, izakaya lantern: lantern, japanese castle: castle, jewellery:
-    jewelry, jigsaw puzzle piece: puzzle, lacrosse stick and ball: lacrosse stick, lady beetle:
-    ladybug, ladybird: ladybug, lama: llama, leafrake: rake, leafy green: lettuce, left pointing magnifying
-    glass: magnifying glass, lightbulb: light bulb, lorry: truck, lower left ballpoint pen: ballpoint, lower
+    aeroplane: airplane, ak: assault rifle, ambulans: ambulance, artichokes: artichoke, athletic shoe: sneaker,
+    aubergine: eggplant, automated teller machine: cash machine, automobile: car, baby chick: chick, bactrian
+    camel: camel, badminton racquet and shuttlecock: badminton racket, baguette bread: baguette, ball of yarn:
+    yarn, ballet shoes: ballet shoe, bananas: banana, bar of soap: soap, basketball and hoop: basketball, beans:
+    bean, bellhop bell: call bell, bento box: lunch box, beverage box: juice box, bike: bicycle, billed cap:
+    baseball cap, black chess pawn: pawn, black nib: nib, black scissors: scissors, black telephone: telephone,
+    blackberries: blackberry, blossom: flower, blowfish: puffer, blue book: book, blueberries: blueberry, bookcase
+    shelf: bookcase, bottle with popping cork: champagne, bowl with spoon: bowl, bowling: bowling ball, bowsaw:
+    saw, bride with veil: bride, building construction: crane, bunny: rabbit, burger: hamburger, busy mom with
+    child and: woman, camera with flash: camera, canned food: can, carpentry saw: handsaw, cd: compact disc, cell
+    phone: mobile phone, cellphone: mobile phone, cellular phone: mobile phone, cellular telephone: mobile phone,
+    chains: chain, cheese wedge: cheese, cherries: cherry, chimp: chimpanzee, clapper board: clapperboard,
+    classical building: temple, closed book: book, closed lock with key: padlock, closed mailbox with lowered
+    flag: mailbox, cloud with lightning: cloud, clown face: clown, cocktail glass: cocktail, cone: ice cream,
+    cooked rice: rice, cooking: fried egg, couch and lamp: couch, cricket bat and ball: cricket bat, crossed
+    swords: sword, cucumbers: cucumber, cup with straw: soft drink, curry and rice: curry, cut of meat: steak,
+    dagger knife: dagger, dark sunglasses: sunglasses, deciduous tree: tree, derelict house building: house,
+    desert island: island, diya lamp: oil lamp, dove of peace: dove, dromedary camel: dromedary, drop of blood:
+    drop, droplet: drop, drum with drumsticks: drum, ear of maize: corn, earth globe americas: globe, earth globe
+    asia australia: globe, earth globe europe africa: globe, electric light bulb: light bulb, electric plug: plug,
+    electric torch: flashlight, empty nest: nest, european castle: castle, evergreen tree: evergreen,
+    extraterrestrial alien: alien, facsimile machine: fax machine, fallen leaf: leaf, field hockey stick and ball:
+    hockey stick, film frames: film, firework sparkler: sparkler, fishing pole and fish: fishing rod, flying disc:
+    frisbee, fork and knife: cutlery, four leaf clover: clover, frame with picture: picture frame, fried shrimp:
+    shrimp, fries: french fries, front facing baby chick: chick, fuel pump: gas pump, game die: dice, gem stone:
+    diamond, glass of milk: milk, gloves: glove, glowing star: star, gnu head: gnu, goat nicu: goat, graduation
+    cap: mortarboard, grapes: grape, green apple: apple, green book: book, green salad: salad, hammer and pick:
+    hammer, handphone: mobile phone, hatching chick: chick, headstone: gravestone, helmet with white cross:
+    helmet, high heeled shoe: high heel, high speed train: train, hindu temple: temple, hippo: hippopotamus,
+    hocho: knife, honey pot: honey, horizontal traffic light: traffic light, hot beverage: coffee, hourglass with
+    flowing sand: hourglass, house building: house, house with garden: house, ice cream cone: ice cream, ice
+    hockey stick and puck: hockey stick, icecream: ice cream, icecube: ice cube, izakaya lantern: lantern,
+    japanese castle: castle, jewellery: jewelry, jigsaw puzzle piece: puzzle, kiwi: kiwifruit, kiwi fruit:
+    kiwifruit, lacrosse stick and ball: lacrosse stick, lady beetle: ladybug, ladybird: ladybug, lama: llama,
+    leafrake: rake, leafy green: lettuce, left pointing magnifying glass: magnifying glass, light rail: tram,
+    lightbulb: light bulb, linked paperclips: paperclip, lorry: truck, lower left ballpoint pen: ballpoint, lower
     left crayon: crayon, lower left fountain pen: fountain pen, lower left paintbrush: paintbrush, luggage:
-    suitcase, mans shoe: shoe, mantelpiece clock: clock, manual wheelchair: wheelchair, meat on bone: meat,
-    military helmet: helmet, mobile: mobile phone, mobile phone: mobile phone, motor bike:
-    motorcycle, motor boat: motorboat, motorbike: motorcycle, motorized wheelchair: wheelchair, mountain
-    cableway: cable car, nazar amulet: amulet, nest with eggs: nest, nesting dolls: doll, nut and bolt: bolt,
-    oil drum: drum barrel, old key: key, oncoming automobile: car, oncoming bus: bus, oncoming police car:
-    police car, oncoming taxi: taxi, one piece swimsuit: swimsuit, open book: book, open lock: padlock, optical
-    disc: compact disc, palmtree: palm tree, pancakes: pancake, panda face: panda, pants: trousers, passenger
-    ship: ocean liner, peanuts: peanut, personal computer: laptop, phone: telephone, pie apple: pie, pie cherry:
-    pie, pie pumpkin: pie, plane: airplane, pot of food: stew, potted plant: pot plant, poultry leg: drumstick,
-    probing cane: cane, public address loudspeaker: loudspeaker, pumpkin erik: pumpkin, pyjamas: pajamas, racing
-    car: race car, racing motorcycle: motorcycle, recreational vehicle: suv, red apple: apple, rhino:
-    rhinoceros, right pointing magnifying glass: magnifying glass, ring buoy: life buoy, ringed planet: saturn,
-    roasted sweet potato: sweet potato, robot face: robot, roll of paper: toilet paper, rolled up newspaper:
-    newspaper, round pushpin: pushpin, roundpointshovel: shovel, running shirt with sash: tank top, sake bottle
-    and cup: sake, salt shaker: saltshaker, satellite antenna: dish antenna, school satchel: backpack, shallow
-    pan of food: frying pan, shopping trolley: shopping cart, ski and ski boot: ski, slice of pizza: pizza,
-    small airplane: airplane, snowman without snow: snowman, socks: sock, soft ice cream: ice cream, softdrink:
-    soft drink, spiral note pad: notepad, spiral shell: seashell, spool of thread: spool, sportcar: sports car,
-    spouting whale: whale, straight ruler: ruler, studio microphone: microphone, stuffed flatbread: kebab, sun
-    flower: sunflower, sun with face: sun, swimming suit: swimsuit, t rex: tyrannosaur, t shirt: t-shirt, table
-    tennis paddle and ball: ping-pong paddle, teacup without handle: teacup, tear off calendar: calendar,
-    teddybear: teddy bear, telephone receiver: handset, tennis racquet and ball: tennis racket, thong sandal:
-    flip-flop, three button mouse: computer mouse, timer clock: timer, tophat: top hat, tram car: tram,
-    triangular ruler: set square, tropical fish: angelfish, tumbler glass: tumbler, tux: penguin, tv:
-    television, umbrella on ground: parasol, umbrella with rain drops: umbrella, unicorn face: unicorn, vertical
-    traffic light: traffic light, video game: game controller, waning crescent moon symbol: crescent moon, white
-    medium star: star, wilted flower: flower, wine glass: wineglass, womans boots: boot, womans hat: hat, womans
-    sandal: sandal, wrapped present: gift, yo yo: yo-yo, yoghurt: yogurt
+    suitcase, mans shoe: shoe, mantelpiece clock: clock, manual wheelchair: wheelchair, maple leaf: leaf, martial
+    arts uniform: judo uniform, meat on bone: meat, military helmet: helmet, military medal: medal, mobile: mobile
+    phone, motor bike: motorcycle, motor boat: motorboat, motorbike: motorcycle, motorized wheelchair: wheelchair,
+    mountain cableway: cable car, mountain railway: train, mouse trap: mousetrap, musical keyboard: piano, nazar
+    amulet: amulet, nest with eggs: nest, nesting dolls: doll, nut and bolt: bolt, old key: key, olives: olive,
+    oncoming automobile: car, oncoming bus: bus, oncoming police car: police car, oncoming taxi: taxi, one piece
+    swimsuit: swimsuit, open book: book, open lock: padlock, optical disc: compact disc, orange book: book,
+    palmtree: palm tree, pancakes: pancake, panda face: panda, pants: trousers, passenger ship: ocean liner,
+    peanuts: peanut, peas: pea, peppers: bell pepper, personal computer: laptop, phone: telephone, pie apple: pie,
+    pie cherry: pie, pie pumpkin: pie, pine decoration: bamboo, plane: airplane, plums: plum, police cars
+    revolving light: siren, postbox: post box, pot of food: stew, potatoes: potato, potted plant: pot plant,
+    poultry leg: drumstick, probing cane: cane, public address loudspeaker: loudspeaker, pumpkin erik: pumpkin,
+    pyjamas: pajamas, racing car: race car, racing motorcycle: motorcycle, recreational vehicle: suv, red apple:
+    apple, rhino: rhinoceros, right pointing magnifying glass: magnifying glass, ring buoy: life buoy, ringed
+    planet: planet, roasted sweet potato: sweet potato, robot face: robot, rolled up newspaper: newspaper, round
+    pushpin: pushpin, roundpointshovel: shovel, running shirt with sash: tank top, sake bottle and cup: sake, salt
+    shaker: saltshaker, sandals: sandal, satellite antenna: dish antenna, school satchel: backpack, shallow pan of
+    food: frying pan, shoes: shoe, shopping bags: shopping bag, shopping trolley: shopping cart, ski and ski boot:
+    ski, slice of pizza: pizza, slippers: slipper, small airplane: airplane, snow capped mountain: mountain,
+    snowman without snow: snowman, socks: sock, soft ice cream: ice cream, softdrink: soft drink, spiral calendar
+    pad: calendar, spiral note pad: notebook, spiral shell: seashell, spool of thread: spool, sportcar: sports
+    car, sports medal: medal, spouting whale: whale, steaming bowl: bowl, straight ruler: ruler, studio
+    microphone: microphone, stuffed flatbread: kebab, sun flower: sunflower, swimming suit: swimsuit, t rex:
+    tyrannosaur, t shirt: t-shirt, table tennis paddle and ball: ping-pong paddle, teacup without handle: teacup,
+    tear off calendar: calendar, teddybear: teddy bear, telephone receiver: handset, tennis racquet and ball:
+    tennis racket, thong sandal: flip-flop, three button mouse: computer mouse, tie: necktie, timer clock: timer,
+    tophat: top hat, tram car: tram, triangular ruler: set square, trophy cup: trophy, tropical fish: angelfish,
+    tumbler glass: tumbler, tux: penguin, tv: television, umbrella on ground: parasol, umbrella with rain drops:
+    umbrella, unicorn face: unicorn, vertical traffic light: traffic light, video camera: camcorder, video game:
+    game controller, waning crescent moon symbol: crescent moon, water wave: wave, white medium star: star, wilted
+    flower: flower, wine glass: wineglass, womans boots: boot, womans hat: hat, womans sandal: sandal, wrapped
+    present: gift, yo yo: yo-yo, yoghurt: yogurt
 """)
 
 # Italian and French first words of Open Clip Art's files.
@@ -89,29 +95,36 @@ TRANSLATED = _pairs("""
     dinosauro: dinosaur, elefante: elephant, elefantone: elephant, farfalla: butterfly, fiore: flower, flamand:
     flamingo, formichina: ant, formicona: ant, gabbiano: seagull, gallo: rooster, gateau: cake, gattina: cat,
     gatto: cat, gufo: owl, lente: magnifying glass, leone: lion, libellula: dragonfly, libellule: dragonfly,
-    lucchetto: padlock, lucertola: lizard, lucertolona: lizard, lucertolone: lizard, lumaca: snail, mante:
-    mantis, mantide: mantis, microscopio: microscope, moschito: mosquito, motosega: chainsaw, mucca: cow,
-    olifant: elephant, orso: bear, ours: bear, pasteque: watermelon, pecora: sheep, pecorella: sheep, pera:
-    pear, pesca: peach, pescetto: fish, pinguino: penguin, pinzatrice: stapler, poltrona:
-    armchair, ragnetto: spider, ragno: spider, ramarro: lizard, rana: frog, ravanello: radish, rosa: rose,
-    scarabeo: beetle, sedia: chair, siringa: syringe, stambecco: ibex, stetoscopio: stethoscope, struzzo:
-    ostrich, tacchino: turkey, tavolo: table, teiera: teapot, telefono: telephone, tigre: tiger, topo: mouse,
-    toro: bull, torta: cake, tramezzino: sandwich, trattore: tractor, uccello: bird, vacca: cow, valigie:
-    suitcase, vestito: dress, zanzara: mosquito, zucca: pumpkin
+    lucchetto: padlock, lucertola: lizard, lucertolona: lizard, lucertolone: lizard, lumaca: snail, mante: mantis,
+    mantide: mantis, microscopio: microscope, moschito: mosquito, motosega: chainsaw, mucca: cow, olifant:
+    elephant, orso: bear, ours: bear, pasteque: watermelon, pecora: sheep, pecorella: sheep, pera: pear, pesca:
+    peach, pescetto: fish, pinguino: penguin, pinzatrice: stapler, poltrona: armchair, ragnetto: spider, ragno:
+    spider, ramarro: lizard, rana: frog, ravanello: radish, rosa: rose, scarabeo: beetle, sedia: chair, siringa:
+    syringe, stambecco: ibex, stetoscopio: stethoscope, struzzo: ostrich, tacchino: turkey, teiera: teapot,
+    telefono: telephone, tigre: tiger, topo: mouse, toro: bull, torta: cake, tramezzino: sandwich, trattore:
+    tractor, uccello: bird, vacca: cow, valigie: suitcase, vestito: dress, zanzara: mosquito, zucca: pumpkin
 """)
 
 # Names that WordNet lacks, or ranks low what pictures show, and of what they are a kind.
 ADDED = _pairs("""
-    fax machine: machine, hammer: hand tool, post box: box, mobile phone: telephone,
-    baby bottle: bottle, badminton racket: racket, bowling ball: ball, bubble tea: beverage, call bell: bell,
-    carousel horse: toy, cement mixer: machine, cherry blossom: flower, chick: bird, clapperboard: board,
-    computer mouse: device, construction worker: worker, crescent moon: celestial body, curling stone: sports
-    equipment, cutlery: cutlery, dolphin: toothed whale, fishing rod: equipment, flat shoe: shoe, flip-flop:
-    shoe, game controller: device, goal net: net, high heel: shoe, hockey stick: stick, juice box: box, kebab:
-    dish, lacrosse stick: stick, ladybug: ladybug, life buoy: device, lime: citrus, lunch box: box, paper plane:
-    toy, picture frame: frame, ping-pong paddle: racket, robot: automaton, rose: shrub, rubber duck: toy,
-    seashell: shell, set square: drafting instrument, shopping cart: handcart, soccer ball: ball, swimsuit:
-    swimsuit, takeout box: box, toy plane: toy, wheelie bin: container, wineglass: glass
+    auto rickshaw: vehicle, baby bottle: bottle, badminton racket: racket, ballet shoe: shoe, beaver: rodent,
+    bowling ball: ball, boxing ring: ring, bubble tea: beverage, bus stop: structure, calendar: sheet, call bell:
+    bell, carousel horse: toy, cement mixer: machine, cherry blossom: flower, chick: bird, clapperboard: board,
+    coin: disk, computer mouse: device, construction worker: worker, credit card: sheet, crescent moon: celestial
+    body, curling stone: sports equipment, cutlery: cutlery, diving mask: mask, dolphin: toothed whale, dragon:
+    reptile, fax machine: machine, fish cake: dish, fishing rod: equipment, flat shoe: shoe, flip-flop: shoe, game
+    controller: device, gift: box, goal net: net, hammer: hand tool, hamsa: decoration, headphones: earphone, high
+    heel: shoe, hiking boot: boot, hockey stick: stick, island: land, jack o lantern: lantern, jeans: garment,
+    judo uniform: clothing, juice box: box, kebab: dish, kiwifruit: edible fruit, lacrosse stick: stick, ladybug:
+    ladybug, life buoy: device, lime: citrus, lunch box: box, magic wand: stick, medal: decoration, mermaid:
+    person, mirror ball: ball, mobile phone: telephone, money bag: bag, moon cake: cake, mousetrap: trap,
+    nunchaku: weapon, overalls: garment, pajamas: garment, paper plane: toy, party popper: device, picture frame:
+    frame, ping-pong paddle: racket, planet: celestial body, post box: box, pyramid: monument, rice ball: dish,
+    rice cracker: cracker, robot: automaton, rose: shrub, rubber duck: toy, safety vest: garment, scroll: roll,
+    seal: aquatic mammal, seashell: shell, selfie stick: stick, set square: drafting instrument, shopping cart:
+    handcart, slug: mollusk, soccer ball: ball, swimsuit: swimsuit, takeout box: box, toy plane: toy, traffic
+    light: light, treasure chest: chest, trousers: garment, unicorn: mammal, water polo: ball, wave: body, wheelie
+    bin: container, wineglass: glass, world map: sheet, x ray: photograph
 """)
 
 # Words that say nothing of what the thing is, artists among them.
@@ -143,34 +156,33 @@ CONNECTING = frozenset("a an and at for in is of on the to used with".split())
 
 # Names that are words but no fair names for what the collections show under them.
 EXCLUDED = _names("""
-    bath, teeth, walnut sailboat, trophy cup, fortress, purple pigface flower,
     abstraction, adult, amount, animal, antique, art, artwork, back, bad, bad guy, baggage claim, bang, bank,
-    base, beach, belly, big, bill, blazer, blue, board, body, bottom, bow, braces, brand, break, brother, buddy,
-    bull's-eye, burner, bus lane, bust, busts, button, camper, capital, card, card index, cast, center,
+    base, bath, beach, belly, big, bill, blazer, blue, board, body, bottom, bow, braces, brand, break, brother,
+    buddy, bull's-eye, burner, bus lane, bust, busts, button, camper, capital, card, card index, cast, center,
     character, chart, cheek, chip, circle, circus, city, cityscape, cleaner, club, coach, collection, color,
     column, corner, couple, cover, cow's, cross, crossroads, cultivator, cuppa, cut, dash, data, deaf, deaf
-    person, deck, design, desktop, device, die, direct, display, don, donna, double, dragon, drawbridge,
-    drawing, drill, duplicate, dvd, earth, eight, einstein, eleven, end, enthusiast, europe, evening, exit,
-    face, family, fan, farm, fat, feast, female, figure, firewall, fishery, five, flag, flat, float, floppy,
-    food, form, four, free, friend, front, fruit, future, game, generation, generic, gift, gps, gray, green,
-    ground, group, hair, haircut, handlebar, hash, head, heat, heel, hole, home, hub, human, hummer, ice, icon,
-    image, item, jack, javelin, jay, jazz, jewel, judge, kernel, kid, king, kiss, knee, knitting, label, lad,
-    lady, land, landscape, lcd, lead, letter, level, light, line, link, love, lunch, machine, magic, magic
-    stones, male, map, mark, mast, match, mates, meal, medium, memo, menu, message, metro, milky way, mine, mix,
-    model, mole, money, monitor, motorway, music, nail, nature, neck, new, night, nine, note, notice, number,
-    object, office, one, organ, outfit, page, paint, painting, pair, panel, paper, part, party, patch,
-    patchwork, pavement, pda, pedal, pedestrian crossing, people, person, picnic, piece, pili nut tree, pink,
-    place, place of worship, plan, plant, platform, play, pocket, point, police, pool, pope, port, portrait,
-    position, post, power, president, prince, princess, print, product, profile, projectile, public, pupil,
-    purple heart, queen, question, race, ray, rebel, record, red, reed, reptile, resistor, restaurant, restroom,
-    ride, rilievo, roast, roller, round tower, roundabout, route, rubber, rugby goal posts, rule, sail, sash,
-    scene, school, school crossing, score, screen, set, seven, shoelace, shop, shutter, sign, signal, signore,
-    signorina, silver, sister, six, skin, skull and crossbones, sleeping accommodation, sleeve, slice, smock,
-    snow, sole, son, sound, space, spice, spinning, sport, spread, spring, sprinkle, square, square tower,
-    stack, stage, stamp, state, station, step, stick, store, street, stripper, structure, student, style, suit,
-    sun, surface, symbol, system, table, tablet, ten, thing, three, tie, time, tool, top, touch, toy, tract,
-    trade, train sign, triangle, tribe, tunnel, tux airways, twelve, two, uniform, user, vegetable, vehicle,
-    vet, video, view, virus, walk, wall, water, water closet, well, white, white flag, wife, wind, wing, winner,
+    person, deck, design, desktop, device, die, direct, display, don, donna, double, drawbridge, drawing, drill,
+    duplicate, dvd, earth, eight, einstein, eleven, end, enthusiast, europe, evening, exit, face, family, fan,
+    farm, fat, feast, female, figure, firewall, fishery, five, flag, flat, float, floppy, food, form, fortress,
+    four, free, friend, front, fruit, future, game, generation, generic, gps, gray, green, ground, group, hair,
+    haircut, handlebar, hash, head, heat, heel, hole, home, hub, human, hummer, ice, icon, image, item, jack,
+    javelin, jay, jazz, jewel, judge, kernel, kid, king, kiss, knee, knitting, label, lad, lady, land, landscape,
+    lcd, lead, letter, level, light, line, link, love, lunch, machine, magic, magic stones, male, map, mark, mast,
+    match, mates, meal, medium, memo, menu, message, metro, milky way, mine, mix, model, mole, money, monitor,
+    motorway, music, nail, nature, neck, new, night, nine, note, notice, number, object, office, one, organ,
+    outfit, page, paint, painting, pair, panel, paper, part, party, patch, patchwork, pavement, pda, pedal,
+    pedestrian crossing, people, person, picnic, piece, pili nut tree, pink, place, place of worship, plan, plant,
+    platform, play, pocket, point, police, pool, pope, port, portrait, position, post, power, president, prince,
+    princess, print, product, profile, projectile, public, pupil, purple heart, purple pigface flower, queen,
+    question, race, ray, rebel, record, red, reed, reptile, resistor, restaurant, restroom, ride, rilievo, roast,
+    roller, round tower, roundabout, route, rubber, rugby goal posts, rule, sail, sash, scene, school, school
+    crossing, score, screen, set, seven, shoelace, shop, shutter, sign, signal, signore, signorina, silver,
+    sister, six, skin, skull and crossbones, sleeping accommodation, sleeve, slice, smock, snow, sole, son, sound,
+    space, spice, spinning, sport, spread, spring, sprinkle, square, square tower, stack, stage, stamp, state,
+    station, step, stick, store, street, stripper, structure, student, style, suit, sun, surface, symbol, system,
+    table, tablet, teeth, ten, thing, three, tie, time, tool, top, touch, toy, tract, trade, train sign, triangle,
+    tribe, trophy cup, tunnel, tux airways, twelve, two, uniform, user, vegetable, vehicle, vet, video, view,
+    virus, walk, wall, walnut sailboat, water, water closet, well, white, white flag, wife, wind, wing, winner,
     word, work, worker, world, worm, wrap, zero, zip, zone
 """)
 

@@ -27,5 +27,7 @@ def test_a_font_without_layers_is_named(tmp_path):
     font = TTFont(tmp_path / "font.ttf")
     del font["COLR"]
     font.save(tmp_path / "font.ttf")
-    with pytest.raises(ValueError, match="font.ttf: expected a font with COLR layers, and brotli to unpack it"):
+    with pytest.raises(
+        ValueError, match="font.ttf: expected a font with COLR layers, and the package brotli to unpack it, found"
+    ):
         list(layered_glyphs(tmp_path / "font.ttf"))
