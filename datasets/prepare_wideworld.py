@@ -26,7 +26,6 @@ from scenes.debian_packages import PackageError, fetch_packages, unpack_package
 from scenes.folder import DatasetParameters
 from scenes.npm_packages import check_file, fetch_npm_package
 from scenes.options import add_dataset_options, rules_from
-from scenes.stamps import load_attributions
 from scenes.wide_names import Lexicon
 from scenes.wide_splits import WideName, WideParameters, plan_wide_splits
 from scenes.wide_tables import LICENCES, PACKAGES, WORDNET
@@ -103,7 +102,7 @@ def _build(options: argparse.Namespace) -> None:
         source.backgrounds,
         description="WideWorld: composites of drawings, emoji and photographs on photographs, not real scenes",
         license_name="of many; see LICENSES.md",
-        license_text=_license_text(source.license_text, names, load_attributions(words.parent, [words.stem])),
+        license_text=_license_text(source.license_text, names),
     )
     write_dataset(options.output, wide, parameters, options.workers, lambda *_: splits)
 
@@ -140,14 +139,14 @@ def fetch_all(cache: Path, files: dict[str, str]) -> dict[str, Path]:
     return folders
 
 
-def _license_text(of_stampworld: str, names: Sequence[WideName], attributions: dict[str, str]) -> str:
+def _license_text(of_stampworld: str, names: Sequence[WideName]) -> str:
     """StampWorld's text, which names its stamps and photographs, and every cut-out of the other collections."""
     lines = [of_stampworld, "## Other cut-outs", ""]
     lines += [f"- {one}: {package.known.version}, {package.licence}" for one, package in PACKAGES.items()]
     for source in SOURCES[1:]:
         found = sorted(cut_out.identity for one in names for cut_out in one.cut_outs.get(source, ()))
         lines += ["", f"### {source}", "", LICENCES[source], ""]
-        lines += [f"- {one}{': ' + attributions[one] if one in attributions else ''}" for one in found]
+        lines += [f"- {one}" for one in found]
     return "\n".join([*lines, ""])
 
 

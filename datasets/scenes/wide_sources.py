@@ -76,19 +76,23 @@ def find_word_pictures(resource_file: Path, activity: str) -> Iterator[Look]:
     archive = QtResourceFile(resource_file)
     for name in archive.names():
         if "/resource/" in name and name.endswith((".webp", ".png")):
-            identity = f"{activity}/{name.split('/resource/')[-1]}"
+            identity = f"flash cards/{activity}/{name.split('/resource/')[-1]}"
             read = partial(_read_resource, archive, name)
-            yield Look(identity, "gcompris", _words_of(Path(name).stem), tuple(WORD_KINDS.split()), "name", read)
+            yield Look(identity, "flash cards", _words_of(Path(name).stem), tuple(WORD_KINDS.split()), "name", read)
 
 
-def find_flash_cards(folder: Path) -> Iterator[Look]:
-    """The flash cards of pysiogame, whose ground is white, named by their files."""
+def find_flash_cards(folder: Path, known: Collection[str]) -> Iterator[Look]:
+    """The flash cards of pysiogame, whose ground is white, named by their files.
+
+    Args:
+        known: Words that are left out: GCompris has some of the same drawings, and these have alpha.
+    """
     for path in sorted(folder.rglob("*.jpg")):
         identity = path.relative_to(folder).as_posix()
         kinds = _kinds_of(identity, FLASHCARD_FOLDERS)
-        if kinds and identity.removesuffix(".jpg") not in EXCLUDED_FLASHCARDS:
-            read = partial(_read_card, path)
-            yield Look(f"flash cards/{identity}", "flash cards", _words_of(path.stem), kinds, "name", read)
+        text = _words_of(path.stem)
+        if kinds and text not in known and identity.removesuffix(".jpg") not in EXCLUDED_FLASHCARDS:
+            yield Look(f"flash cards/{identity}", "flash cards", text, kinds, "name", partial(_read_card, path))
 
 
 def find_drawn_stamps(folder: Path, curation: Curation, photographs: Collection[str]) -> Iterator[Look]:

@@ -29,7 +29,7 @@ class WideParameters(DatasetParameters):
 
     max_looks: int = 8
     num_held_looks: int = 150
-    held_source: str = "gcompris"
+    held_source: str = "drawn stamps"
 
     def __post_init__(self):
         super().__post_init__()

@@ -58,15 +58,14 @@ PACKAGES = {
     FLASHCARDS: Package(
         "debian",
         KnownFile("4.20.01-1", 16287820, "6b22766dfd8ef3a046c2665fe2598ac8a1ecee3d331bda38accf53de65bc59bf"),
-        "CC BY-SA: Art4Apps by Smart4Kids (art4apps.org)",
+        "CC BY-SA 3.0: Art4Apps (art4apps.org)",
     ),
 }
 
 # What LICENSES.md says of each collection.
 LICENCES = {
     "drawn stamps": "Debian package tuxpaint-stamps-default: GPL-2, copyright Bill Kendrick and contributors.",
-    "gcompris": "Debian package gcompris-qt-data, activity lang: as listed, from the README of the activity.",
-    "flash cards": "Art4Apps by Smart4Kids, art4apps.org: CC BY-SA. Debian package pysiogame.",
+    "flash cards": "Art4Apps, art4apps.org: CC BY-SA 3.0. Debian packages gcompris-qt-data and pysiogame.",
     "clip art": "Open Clip Art Library 0.18: public domain. Debian package openclipart-png.",
     "fluent emoji": "Fluent Emoji, copyright Microsoft Corporation: MIT. Package @lobehub/fluent-emoji-3d.",
     "twemoji": "Twemoji, copyright Twitter, Inc. and contributors: CC BY 4.0. Package twemoji-colr-font.",

@@ -15,7 +15,7 @@ from .wide_splits import WideName
 from .wide_tables import CLIP_ART, EMOJI, EMOJI_FONT, FLASHCARDS, LAYERED_EMOJI
 
 PHOTOGRAPHS = "photographs"
-SOURCES = (PHOTOGRAPHS, "drawn stamps", "gcompris", "flash cards", "clip art", "fluent emoji", "twemoji", "noto emoji")
+SOURCES = (PHOTOGRAPHS, "drawn stamps", "flash cards", "clip art", "fluent emoji", "twemoji", "noto emoji")
 
 # Below this many pixels on the longest side a look is too coarse.
 MIN_SIDE = 90
@@ -50,10 +50,11 @@ def find_looks(
     for path in (words, font, cards, art, emoji, layered):
         if not path.exists():
             raise ValueError(f"{path}: expected this in the package, found none")
+    pictures = list(wide_sources.find_word_pictures(words, words.stem))
     return [
         *wide_sources.find_drawn_stamps(stamps, curation, taken),
-        *wide_sources.find_word_pictures(words, words.stem),
-        *wide_sources.find_flash_cards(cards),
+        *pictures,
+        *wide_sources.find_flash_cards(cards, {look.text for look in pictures}),
         *wide_sources.find_clip_art(art),
         *wide_sources.find_emoji_files(emoji, "fluent emoji"),
         *wide_sources.find_layered_emoji(layered, "twemoji"),
@@ -104,7 +105,7 @@ def load_names(
 def source_of(cut_out: CutOut) -> str:
     """The collection that a cut-out comes from."""
     first = cut_out.identity.split("/")[0]
-    return first if first in SOURCES else "gcompris" if first == "lang" else PHOTOGRAPHS
+    return first if first in SOURCES else PHOTOGRAPHS
 
 
 def is_fair(bgra: np.ndarray) -> bool:

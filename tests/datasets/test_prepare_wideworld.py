@@ -49,7 +49,6 @@ def cache(tmp_path, make_rcc, make_wordnet) -> Path:
     (rcc / "monuments.rcc").write_bytes(make_rcc({f"{base}/{number}.webp": ground for number in range(5)}))
     base = "gcompris/lang/resource/words_sample"
     files = {f"{base}/{name}.webp": cv2.imencode(".webp", picture(9))[1].tobytes() for name in ("fox", "crow", "joy")}
-    files["gcompris/lang/resource/README"] = b"Files: words_sample/fox.webp\nLicense: CC0-1.0\n"
     (rcc / "lang.rcc").write_bytes(make_rcc(files))
     art = folder / CLIP_ART / "usr/share/openclipart/png"
     for number, name in enumerate(("fox_01", "crow_01", "crow_02", "owl_01", "poodle_01", "mouse_01", "dog_01")):
@@ -74,7 +73,8 @@ def run(tmp_path, cache, monkeypatch, *more) -> Path:
     # A colour font cannot be drawn in a few lines.
     monkeypatch.setattr("scenes.wide_sources.find_emoji_font", lambda *_: ())
     numbers = "--num-novel 1 --num-train 8 --num-val 3 --num-held-looks 2 --size 96 --objects 1 2 --workers 1"
-    prepare_wideworld.main(["--output", str(tmp_path / "wide"), "--cache", str(cache), *numbers.split(), *more])
+    folders = ["--output", str(tmp_path / "wide"), "--cache", str(cache), "--held-source", "flash cards"]
+    prepare_wideworld.main([*folders, *numbers.split(), *more])
     return tmp_path / "wide"
 
 
@@ -86,7 +86,7 @@ def test_the_program_writes_names_of_all_collections_but_none_that_is_unseen(tmp
     (unseen,) = stampworld - names["train"]
     others = {"crow", "owl", "mouse"} | ({"poodle"} if unseen != "dog" else set())
     assert names["train"] | names["val_names"] == (stampworld - {unseen}) | others
-    assert len(names["val_names"]) == 1 and names["val_source"] <= {"fox", "crow"}
+    assert len(names["val_names"]) == 1 and names["val_source"] <= {"fox", "crow", "mouse"}
     assert set(manifest["num_images"]) == {"train", *names} and "real" not in manifest["num_images"]
 
     train = json.loads((wide / "annotations" / "train.json").read_text("utf-8"))
@@ -94,7 +94,7 @@ def test_the_program_writes_names_of_all_collections_but_none_that_is_unseen(tmp
     assert parents.get("crow", "bird") == "bird" and parents.get("fox", "animal") == "animal"
     assert all("not_exhaustive_category_ids" in image for image in train["images"])
     licences = (wide / "LICENSES.md").read_text("utf-8")
-    assert "- lang/words_sample/fox.webp: License: CC0-1.0" in licences or unseen == "fox"
+    assert "- flash cards/lang/words_sample/crow.webp" in licences and "CC BY-SA 3.0" in licences
     assert "- clip art/animals/crow_01.png" in licences and "- animals/hammer.png" in licences
     assert "clip art/animals/crow_copy.png" not in licences or "clip art/animals/crow_02.png" not in licences
     capsys.readouterr()

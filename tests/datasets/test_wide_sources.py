@@ -54,7 +54,7 @@ def test_word_pictures_and_drawn_stamps_have_their_words(tmp_path, make_rcc):
     files = {"gcompris/lang/resource/words_sample/hot_dog.webp": picture, "gcompris/lang/resource/frame.svg": b""}
     (tmp_path / "lang.rcc").write_bytes(make_rcc(files))
     (look,) = find_word_pictures(tmp_path / "lang.rcc", "lang")
-    assert (look.identity, look.text) == ("lang/words_sample/hot_dog.webp", "hot dog")
+    assert (look.identity, look.text) == ("flash cards/lang/words_sample/hot_dog.webp", "hot dog")
     assert look.read().shape == (120, 120, 4)
 
     from scenes.curation import CURATION
@@ -79,7 +79,8 @@ def card(with_arrow: bool) -> np.ndarray:
 
 def test_the_white_ground_of_a_flash_card_becomes_transparent_and_the_white_inside_stays(tmp_path):
     save(tmp_path, "animals/crow.jpg", card(with_arrow=False))
-    (look,) = find_flash_cards(tmp_path)
+    (look,) = find_flash_cards(tmp_path, ())
+    assert list(find_flash_cards(tmp_path, {"crow"})) == []  # another package has the same drawing
     alpha = look.read()[:, :, 3]
     assert alpha[0, 0] == 0 and alpha[20, 11] == 0  # the ground, and a stroke beside the thing
     assert alpha[120, 120] == 255 and alpha[120, 80] == 255
@@ -90,7 +91,7 @@ def test_the_white_ground_of_a_flash_card_becomes_transparent_and_the_white_insi
 
 def test_a_flash_card_with_an_arrow_at_a_part_shows_nothing(tmp_path):
     save(tmp_path, "animals/crow.jpg", card(with_arrow=True))
-    (look,) = find_flash_cards(tmp_path)
+    (look,) = find_flash_cards(tmp_path, ())
     assert look.read()[:, :, 3].max() == 0
 
 
