@@ -9,6 +9,7 @@
     python tools/benchmark.py contrastive
     python tools/benchmark.py masks
     python tools/benchmark.py evaluation
+    python tools/benchmark.py loading --config-file configs/demo/glipv2_micro.yaml
 
 ``python tools/benchmark.py SUBCOMMAND --help`` says what its columns mean. ``--json FILE`` also writes the numbers.
 """
@@ -22,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from benchmarks import compare, contrastive, evaluation, losses, masks, model, shortlist, vocabulary
+from benchmarks import compare, contrastive, evaluation, loading, losses, masks, model, shortlist, vocabulary
 from rich.console import Console
 
 from glipv2_d2.engine.command_line import build_config, one_line_errors
@@ -41,6 +42,7 @@ SUBCOMMANDS = {
     "contrastive": contrastive,
     "masks": masks,
     "evaluation": evaluation,
+    "loading": loading,
 }
 
 

@@ -105,6 +105,24 @@ def test_a_contender_can_be_left_out(run, monkeypatch):
     assert list(case["contenders"]) == ["ours", "ours, new text", "plain"]
 
 
+def test_an_export_that_is_not_there_is_named(run):
+    with pytest.raises(SystemExit, match="--onnx: expected a file that glipv2 export wrote, found none at none.onnx"):
+        run("compare", "--onnx", "none.onnx")
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_parts_of_loading_add_up(run, tmp_path, capsys):
+    name = register_drawn(tmp_path / "drawn", sizes=((96, 64), (64, 96)))
+    numbers = run("loading", "--batches", "3", "--opts", "DATASETS.TRAIN", f"('{name}',)", "SOLVER.IMS_PER_BATCH", "2")
+    assert (numbers["batches"], numbers["images"]) == (3, 6)
+    shares = numbers["results"]
+    assert shares.pop("images_per_s") > 0
+    assert all(share > 0 for share in shares.values()) and sum(shares.values()) == pytest.approx(1)
+    assert "images a second" in capsys.readouterr().out
+
+
 # --- vocabulary -------------------------------------------------------------------------------------------------------
 
 

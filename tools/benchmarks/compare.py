@@ -34,6 +34,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import date
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +265,8 @@ def run(arguments: argparse.Namespace, cfg: CfgNode) -> tuple[dict[str, Any], di
         raise InputError(f"--onnx: expected a file that glipv2 export wrote, found none at {arguments.onnx}")
     cutter = PassCutter(load_model(cfg).eval())
     device = cutter.model.device
+    if arguments.onnx is not None and device.type != "cpu":
+        raise InputError(f"--onnx: expected --device cpu, where onnxruntime runs, found {device}")
     dino = None if DINO in arguments.without else build_dino(device)
     read = clock(device, time.process_time if arguments.clock == "cpu" else time.perf_counter)
     rates = measure_rates(device, read)
@@ -276,6 +279,8 @@ def run(arguments: argparse.Namespace, cfg: CfgNode) -> tuple[dict[str, Any], di
         "repeat": arguments.repeat,
         "clock": arguments.clock,
     }
+    if arguments.onnx is not None:
+        facts["onnxruntime"] = version("onnxruntime")
     results: dict[str, Any] = {"rates": rates}
     tables = []
     rate = max(rates.values())
