@@ -167,7 +167,8 @@ def _prompt_from_arrays(
     arrays: Sequence[np.ndarray], phrases: tuple[str, ...], name_ranges: tuple[tuple[int, int], ...]
 ) -> TokenizedPrompt:
     input_ids, phrase_token_map, category_ids, *mlm_labels = map(torch.from_numpy, arrays)
-    return TokenizedPrompt(input_ids, phrase_token_map, category_ids, phrases, *mlm_labels, name_ranges=name_ranges)
+    labels = mlm_labels[0] if mlm_labels else None
+    return TokenizedPrompt(input_ids, phrase_token_map, category_ids, phrases, labels, name_ranges)
 
 
 class TokenBatch(NamedTuple):

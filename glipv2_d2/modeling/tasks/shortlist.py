@@ -189,6 +189,6 @@ def _digest(prompts: Sequence[TokenizedPrompt]) -> bytes:
     digest = hashlib.sha256()
     for prompt in prompts:
         digest.update(repr(prompt.phrase_token_map.shape).encode())
-        digest.update(prompt.input_ids.numpy())
-        digest.update(prompt.phrase_token_map.numpy())
+        digest.update(prompt.input_ids.numpy().tobytes())
+        digest.update(prompt.phrase_token_map.numpy().tobytes())
     return digest.digest()
