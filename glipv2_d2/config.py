@@ -223,8 +223,8 @@ def _add_pretraining(cfg: CN) -> None:
     cfg.MODEL.GLIPV2.CLASS_WORDS.MAX_BOXES = 20
     # What the logits of a name's tokens get of the evidence for the name at test time: names that training has not seen
     # with a box, and those that it has.
-    cfg.MODEL.GLIPV2.CLASS_WORDS.WEIGHT = 0.5
-    cfg.MODEL.GLIPV2.CLASS_WORDS.TAUGHT_WEIGHT = 0.0
+    cfg.MODEL.GLIPV2.CLASS_WORDS.WEIGHT = 0.25
+    cfg.MODEL.GLIPV2.CLASS_WORDS.TAUGHT_WEIGHT = 0.25
     cfg.MODEL.GLIPV2.CLASS_WORDS.LOSS_WEIGHT = 1.0
 
 

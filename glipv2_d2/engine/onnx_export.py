@@ -88,12 +88,16 @@ def export_onnx(cfg: CfgNode, output: Path, names: Sequence[str] = (), *, int8: 
     model = build_for_results(cfg)
     if not isinstance(model, GLIPv2):
         raise InputError("MODEL.META_ARCHITECTURE: expected 'GLIPv2' to export it, found another")
-    if model.mask_head is not None:
-        logging.getLogger(__name__).warning("%s: its masks are left out, boxes alone are exported", output)
-    if cfg.MODEL.GLIPV2.TEST.SHORTLIST:
-        logging.getLogger(__name__).warning(
-            "%s: MODEL.GLIPV2.TEST.SHORTLIST is left out, an exported model asks for all names", output
-        )
+    for is_on, text in (
+        (model.mask_head is not None, "its masks are left out, boxes alone are exported"),
+        (
+            cfg.MODEL.GLIPV2.TEST.SHORTLIST,
+            "MODEL.GLIPV2.TEST.SHORTLIST is left out, an exported model asks for all names",
+        ),
+        (model.class_words_head is not None, "MODEL.GLIPV2.CLASS_WORDS is left out, the alignment alone names boxes"),
+    ):
+        if is_on:
+            logging.getLogger(__name__).warning("%s: %s", output, text)
     files, tokenizer = files_of(output), PromptTokenizer.from_config(cfg)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         written = files_of(Path(folder, output.name))

@@ -94,8 +94,8 @@ class ClassWordsHead(TrainingHead):
         kept: int = 30,
         word_temperature: float = 0.06,
         max_boxes: int = 20,
-        weight: float = 0.5,
-        taught_weight: float = 0.0,
+        weight: float = 0.25,
+        taught_weight: float = 0.25,
         loss_weight: float = 1.0,
     ) -> None:
         super().__init__()
