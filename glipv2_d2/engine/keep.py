@@ -60,6 +60,7 @@ class KeepHook(HookBase):
         self._compare = lambda base: Comparison(cfg, base)
         self._base: Any = None
         self._hash = ""
+        self._is_done = False
 
     def before_train(self) -> None:
         """Copy the model, or read the base of a run that goes on.
@@ -85,16 +86,19 @@ class KeepHook(HookBase):
                     f"{path}: expected the weights that the run began with (hash {self._hash:.12}), found others"
                 )
         self._base = base
+        self._is_done = self.trainer.start_iter >= self.trainer.max_iter
         if any(self._weights):
             self._model.keeping = Keeping(base, self._weights)
 
+    def after_step(self) -> None:
+        # A last step that fails does not come here.
+        self._is_done = self.trainer.iter + 1 == self.trainer.max_iter
+
     def after_train(self) -> None:
-        """At the end of the run write the weights between both, see ``choose_share``."""
+        """At the end of the run, not where it fails, write the weights between both, see ``choose_share``."""
         ended_early = self._plateau is not None and 0 < self._patience <= self._plateau.since_best
         self._model.keeping = None
-        if self._base is None or not self._least_own:
-            return
-        if self.trainer.iter + 1 >= self.trainer.max_iter or ended_early:
+        if self._base is not None and self._least_own and (self._is_done or ended_early):
             self._finish()
 
     def state_dict(self) -> dict[str, Any]:

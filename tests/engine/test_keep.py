@@ -24,11 +24,13 @@ class Killed(BaseException):
 
 @pytest.fixture
 def keep_cfg(train_cfg, tmp_path):
-    """Four updates from weights in a file, each with its checkpoint, that keep all other names on every image."""
+    """Two updates from weights in a file, each with its checkpoint, that keep all other names on every image."""
     model = GLIPv2Trainer.build_model(train_cfg)
     GLIPv2Checkpointer(model, str(tmp_path)).save("base")
     train_cfg.merge_from_list(["MODEL.WEIGHTS", str(tmp_path / "base.pth"), "SOLVER.CHECKPOINT_PERIOD", 1])
-    train_cfg.merge_from_list(["SOLVER.STEPS", (), "SOLVER.WARMUP_ITERS", 0, "SOLVER.BASE_LR", 0.01])
+    train_cfg.merge_from_list(
+        ["SOLVER.MAX_ITER", 2, "SOLVER.STEPS", (), "SOLVER.WARMUP_ITERS", 0, "SOLVER.BASE_LR", 0.01]
+    )
     train_cfg.merge_from_list([f"{KEEP}.ENABLED", True, f"{KEEP}.IMAGES", 0.7, "SOLVER.EMA_DECAY", 0.5])
     return train_cfg
 
@@ -54,7 +56,7 @@ def test_a_killed_run_goes_on_and_ends_bit_for_bit_alike(keep_cfg, tmp_path, mon
     whole, cut = (with_options(keep_cfg, tmp_path / name) for name in ("whole", "cut"))
     trainer = train(whole)
     with monkeypatch.context() as patches:
-        kill_at(patches, 2)
+        kill_at(patches, 1)
         with pytest.raises(Killed):
             train(cut)
     assert not (tmp_path / "cut" / "model_kept.pth").exists()
@@ -75,6 +77,10 @@ def test_a_killed_run_goes_on_and_ends_bit_for_bit_alike(keep_cfg, tmp_path, mon
     assert final["model"].keys() == base.keys()
     assert final["trainer"]["hooks"]["KeepHook"].keys() == {"base_sha256"}
     assert {"loss_keep_names", "loss_keep_boxes"} <= trainer.storage.latest().keys()
+    # A run that was killed in the choice at its end makes it anew.
+    (tmp_path / "cut" / "model_kept.pth").unlink()
+    train(cut, resume=True)
+    assert_same(load(tmp_path / "cut" / "model_kept.pth")["model"], first["model"])
 
 
 def test_the_base_of_a_run_is_checked_when_it_goes_on(keep_cfg, tmp_path):
