@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +56,7 @@ def export_detector(
     model = build_for_results(cfg)
     if not isinstance(model, GLIPv2):
         raise InputError("MODEL.META_ARCHITECTURE: expected 'GLIPv2' to freeze names in, found another")
+    warn_of_left_out(cfg, model, output)
     size = size or _default_size(cfg, model.backbone.size_divisibility)
     detector = FixedPromptDetector(model, prompt, size).eval().requires_grad_(False)
     example = (torch.full((3, *size), 127.0), torch.tensor(size), torch.tensor(size))
@@ -87,6 +89,20 @@ def export_detector(
     described = output.with_suffix(".json")
     write_text(described, json.dumps(description, indent=2, ensure_ascii=False) + "\n")
     return Exported(output, described, list(names))
+
+
+def warn_of_left_out(cfg: CfgNode, model: GLIPv2, output: Path) -> None:
+    """Log a warning of each part of a model that no exported form of it has."""
+    for is_on, text in (
+        (model.mask_head is not None, "its masks are left out, boxes alone are exported"),
+        (
+            cfg.MODEL.GLIPV2.TEST.SHORTLIST,
+            "MODEL.GLIPV2.TEST.SHORTLIST is left out, an exported model asks for all names",
+        ),
+        (model.class_words_head is not None, "MODEL.GLIPV2.CLASS_WORDS is left out, the alignment alone names boxes"),
+    ):
+        if is_on:
+            logging.getLogger(__name__).warning("%s: %s", output, text)
 
 
 def _single_prompt(cfg: CfgNode, names: Sequence[str]) -> tuple[TokenizedPrompt, Sequence[str]]:

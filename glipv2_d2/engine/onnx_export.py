@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from ..modeling.meta_arch.glipv2 import GLIPv2
 from ..prompts.tokenizer import PromptTokenizer
 from ..prompts.vocabulary import dataset_names
 from ..tensor_files import file_sha256, write_text
+from .export import warn_of_left_out
 from .onnx_graphs import OPSET, flat_names, join, quantize, save, translate, with_weights_of
 
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -88,16 +88,7 @@ def export_onnx(cfg: CfgNode, output: Path, names: Sequence[str] = (), *, int8: 
     model = build_for_results(cfg)
     if not isinstance(model, GLIPv2):
         raise InputError("MODEL.META_ARCHITECTURE: expected 'GLIPv2' to export it, found another")
-    for is_on, text in (
-        (model.mask_head is not None, "its masks are left out, boxes alone are exported"),
-        (
-            cfg.MODEL.GLIPV2.TEST.SHORTLIST,
-            "MODEL.GLIPV2.TEST.SHORTLIST is left out, an exported model asks for all names",
-        ),
-        (model.class_words_head is not None, "MODEL.GLIPV2.CLASS_WORDS is left out, the alignment alone names boxes"),
-    ):
-        if is_on:
-            logging.getLogger(__name__).warning("%s: %s", output, text)
+    warn_of_left_out(cfg, model, output)
     files, tokenizer = files_of(output), PromptTokenizer.from_config(cfg)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         written = files_of(Path(folder, output.name))

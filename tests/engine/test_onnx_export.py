@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import benchmark
 import numpy as np
@@ -17,6 +18,7 @@ from torch import nn
 
 from glipv2_d2 import GLIPv2Predictor, build_model
 from glipv2_d2.engine.command_line import build_config
+from glipv2_d2.engine.export import warn_of_left_out
 from glipv2_d2.engine.onnx_export import export_onnx, files_of
 from glipv2_d2.engine.onnx_graphs import quantize, translate
 from glipv2_d2.errors import InputError
@@ -72,6 +74,15 @@ def test_a_part_of_a_model_is_named_as_in_the_model():
     names = {module: f"fusion_tower.blocks.3.{name}" for name, module in part.named_modules()}
     with pytest.raises(InputError, match=r"^fusion_tower\.blocks\.3\.1: expected a module that ONNX can hold"):
         translate(part, {"x": torch.ones(2, 3)}, {"x": None}, ["y"], names.__getitem__)
+
+
+def test_what_an_export_leaves_out_is_warned_of(tiny_cfg, caplog):
+    warn_of_left_out(tiny_cfg, SimpleNamespace(mask_head=None, class_words_head=None), Path("a.onnx"))
+    assert not caplog.messages
+    tiny_cfg.MODEL.GLIPV2.TEST.SHORTLIST = 3
+    warn_of_left_out(tiny_cfg, SimpleNamespace(mask_head=1, class_words_head=1), Path("a.pt2"))
+    masks, shortlist, words = caplog.messages
+    assert masks.startswith("a.pt2: its masks") and "SHORTLIST" in shortlist and "CLASS_WORDS" in words
 
 
 def test_detections_are_compared_in_both_directions_but_for_the_last():

@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace, cfg: CfgNode) -> tuple[dict[str, Any], di
     profiler = cProfile.Profile(time.process_time)
     profiler.runcall(list, itertools.islice(batches, arguments.batches))
     stats = pstats.Stats(profiler)
-    whole: float = stats.total_tt  # type: ignore[attr-defined]
+    whole: float = stats.total_tt
     shares = {name: _time_within(stats, function) / whole for name, function in PARTS.items()}
     shares["rest"] = 1 - sum(shares.values())
     table = make_table(f"{1 / seconds:.0f} images a second", "part", ["ms", "share"])
@@ -64,4 +64,4 @@ def _time_within(stats: pstats.Stats, function: Any) -> float:
     """Return the time within a function and what it calls."""
     code = function.__code__
     key = code.co_filename, code.co_firstlineno, code.co_name
-    return stats.stats[key][3]  # type: ignore[attr-defined]
+    return stats.stats[key][3]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ...errors import InputError
 from ..meta_arch.glipv2 import GLIPv2
 from ..token_scoring import token_to_phrase_scores
 
@@ -15,9 +14,6 @@ class ImageEncoder(nn.Module):
 
     Args:
         model: The model, in eval mode. Its parts are used as they are, not copied.
-
-    Raises:
-        InputError: What the model finds in an image is not all in backbone, tower and head.
     """
 
     pixel_mean: Tensor
@@ -25,11 +21,6 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, model: GLIPv2) -> None:
         super().__init__()
-        if model.class_words_head is not None:
-            raise InputError(
-                "class_words_head: expected MODEL.GLIPV2.CLASS_WORDS.ENABLED False for an export, which holds no "
-                "classifier of images, found True"
-            )
         self._level_names = model.head_in_features
         self.backbone = model.backbone
         self.register_buffer("pixel_mean", model.pixel_mean)

@@ -58,10 +58,3 @@ def test_a_part_that_cannot_be_exported_is_named(tiny_cfg, keys, words):
         OpenPromptDetector(model)
     for word in words:
         assert word in str(caught.value)
-
-
-def test_a_model_with_class_words_is_refused(tiny_cfg):
-    model = build(tiny_cfg)
-    model.class_words_head = torch.nn.Identity()
-    with pytest.raises(InputError, match=r"^class_words_head: .*CLASS_WORDS\.ENABLED False"):
-        OpenPromptDetector(model)
