@@ -167,6 +167,7 @@ def test_only_detection_is_asked_of_it(dyhead_cfg):
         ("MODEL.GLIPV2.MLM.ENABLED", True, r"MLM\.ENABLED: expected False"),
         ("MODEL.GLIPV2.PHRASE_CENTER.ENABLED", True, r"PHRASE_CENTER\.ENABLED: expected False"),
         ("MODEL.GLIPV2.FUSION.POSITIONS", True, r"FUSION\.POSITIONS: expected False"),
+        ("MODEL.GLIPV2.TEST.SHORTLIST", 40, r"TEST\.SHORTLIST: expected 0 for .* found 40"),
         ("MODEL.GLIPV2.VQA.ENABLED", True, r"VQA\.ENABLED: expected False"),
         ("MODEL.GLIPV2.CAPTIONING.ENABLED", True, r"CAPTIONING\.ENABLED: expected False"),
         ("MODEL.GLIPV2.TUNING.MODE", "prompt", r"TUNING.MODE: expected 'full' .*found 'prompt'"),

@@ -1,6 +1,7 @@
-"""The shortlist: its names are those that one region resembles most, and are asked for as if they were all."""
+"""The shortlist: its names are those that regions resemble most, and are asked for as if they were all."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -52,17 +53,22 @@ def slow_ranking(model, inputs):
         for (left, top, right, bottom), vector in zip(anchors.tensor, level[0].flatten(1).T, strict=True):
             if (left + right) / 2 < width and (top + bottom) / 2 < height:
                 regions.append(head.image_projection(vector))
-    scores = []
+    names = []
     for prompt in inputs["prompts"]:
         words = model.read_prompts([prompt]).embedded[0]
-        for row in prompt.phrase_token_map:
-            spelled = [head.text_projection(words[token]) for token in row.nonzero().flatten()]
-            temperature = head.log_scale.exp()
-            likeness = [
-                sum((F.cosine_similarity(region, word, dim=0) / temperature).exp() for word in spelled)
-                for region in regions
-            ]
-            scores.append(float(max(likeness)))
+        names += [
+            [head.text_projection(words[token]) for token in row.nonzero().flatten()] for row in prompt.phrase_token_map
+        ]
+    temperature = float(head.log_scale.exp())
+    shares = [[] for _ in names]
+    for region in regions:
+        found = [
+            sum(math.exp(float(F.cosine_similarity(region, word, dim=0)) / temperature) for word in words)
+            for words in names
+        ]
+        for name, value in enumerate(found):
+            shares[name].append(value / sum(found))
+    scores = [sum(sorted(one)[-8:]) for one in shares]
     return sorted(range(len(scores)), key=lambda name: -scores[name])
 
 
@@ -76,9 +82,9 @@ def assert_same(found, expected):
 
 @torch.no_grad()
 @pytest.mark.parametrize("size", [1, 4])
-def test_the_names_that_a_region_resembles_most_are_asked_for_alone(build, size, monkeypatch):
+def test_the_names_that_regions_resemble_most_are_asked_for_alone(build, size, monkeypatch):
     # Regions come in several blocks.
-    monkeypatch.setattr(shortlist, "_MOST_LIKENESSES", 300)
+    monkeypatch.setattr(shortlist, "_MOST_SHARES", 300)
     model, exact = build(size), build(0)
     for seed in range(2):
         inputs = make_input(PROMPTS, seed)
@@ -133,26 +139,24 @@ def test_a_vocabulary_is_read_once_and_again_after_its_weights_change(build):
 
 
 def test_of_equal_names_the_earlier_comes_first():
-    regions = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[0.0, -1.0], [0.0, -2.0]]])
-    # Names 0, 2, 3, 5 of one word and 1, 4 of two: log(2 e) = 1.69.
-    words = [[0.5, 0.0], [0.0, 2.0], [0.5, 0.1], [0.2, 0.5], [1.0, 0.0], [1.0, 0.0], [0.0, 2.0], [-9.0, 0.0]]
-    order = torch.tensor([0, 4, 1, 2, 5, 3])
-    names = NameWords(torch.tensor(words), [(1, 4), (2, 2)], order, torch.arange(6))
-    # Largest likeness of the first image: 0.5, 1.69, 2, 0.5, 2.13, 0.5; of the second: 0, 0.69, -2, -0.1, 0.13, -0.5.
-    assert rank_names(regions, names).tolist() == [[4, 2, 1, 0, 3, 5], [1, 4, 0, 3, 5, 2]]
+    # Names 0, 2, 3, 5 of one word and 1, 4 of two.
+    words = [[0.5, 0.0], [0.0, 2.0], [0.5, 0.0], [1.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 2.0], [-9.0, 0.0]]
+    names = NameWords(torch.tensor(words), [(1, 4), (2, 2)], torch.tensor([0, 4, 1, 2, 5, 3]), torch.arange(6))
+    regions = torch.tensor([[[1.0, 0.0], [0.0, 9.0]], [[0.0, 1.0], [9.0, 0.0]]])
+    inside = torch.tensor([[True, False], [True, False]])
+    # Exponentials of the first image: 1.65, 1 + 1, 1, 1.65, 1.0001, 2.72; of the second: 1, 1 + 1, 7.4, 1, 7.4 + 1, 1.
+    assert rank_names(regions, inside, names).tolist() == [[5, 1, 0, 3, 4, 2], [4, 2, 1, 0, 3, 5]]
 
 
 @torch.no_grad()
-def test_the_names_of_an_image_do_not_come_from_its_padding(build, monkeypatch):
+def test_regions_in_the_padding_of_an_image_do_not_count(build, monkeypatch):
     seen = []
-    monkeypatch.setattr(shortlist, "rank_names", lambda *inputs: seen.append(inputs[0]) or rank_names(*inputs))
+    monkeypatch.setattr(shortlist, "rank_names", lambda *inputs: seen.append(inputs[1]) or rank_names(*inputs))
     build(1)([make_input(PROMPTS)])
     # 64 x 96 pixels padded: 8 x 12 positions of stride 8, of which 5 x 9 begin in the image.
-    level = seen[0][0, : 8 * 12].unflatten(0, (8, 12))
-    outside = torch.ones(8, 12, dtype=torch.bool)
-    outside[:5, :9] = False
-    assert (level[outside] == level[0, 0]).all()
-    assert not (level[~outside][1:] == level[0, 0]).all(dim=-1).any()
+    expected = torch.zeros(8, 12, dtype=torch.bool)
+    expected[:5, :9] = True
+    assert torch.equal(seen[0][0, : 8 * 12].unflatten(0, (8, 12)), expected)
 
 
 def test_a_model_that_cannot_rank_names_says_so(build, tiny_cfg):

@@ -42,12 +42,17 @@ class DyHead(Trunk):
         Raises:
             InputError: The config asks for something that needs text.
         """
-        needs_text = {"MODEL.GLIPV2.FUSION.POSITIONS": cfg.MODEL.GLIPV2.FUSION.POSITIONS}
+        settings = cfg.MODEL.GLIPV2
+        needs_text: dict[str, bool | int] = {
+            "MODEL.GLIPV2.FUSION.POSITIONS": settings.FUSION.POSITIONS,
+            "MODEL.GLIPV2.TEST.SHORTLIST": settings.TEST.SHORTLIST,
+        }
         needs_text |= {entry.key: entry.is_on(cfg) for entry in HEADS.values()}
         for key, value in needs_text.items():
             if value:
                 raise InputError(
-                    f"{key}: expected False for MODEL.META_ARCHITECTURE 'DyHead', which has no text, found True"
+                    f"{key}: expected {type(value)()} for MODEL.META_ARCHITECTURE 'DyHead', which has no text, "
+                    f"found {value}"
                 )
         tuning = TuningSettings.from_config(cfg)
         if cfg.MODEL.GLIPV2.TUNING.WEIGHTS or tuning.mask_head:

@@ -20,8 +20,10 @@ from ...structures import TokenizedPrompt
 from ..heads.table import HEADS
 from ..trunk import Trunk
 
-# Likenesses of regions and names that are held at a time: 16 MiB in single precision.
-_MOST_LIKENESSES = 2**22
+# Shares of regions and words that are held at a time: 16 MiB in single precision.
+_MOST_SHARES = 2**22
+# Regions that rate a name. Of 1 to 32 and all, 8 had the best recall (docs/experiments/large_vocabularies.md).
+_REGIONS = 8
 
 
 class NameWords(NamedTuple):
@@ -41,13 +43,13 @@ class NameWords(NamedTuple):
 
 
 class Shortlist:
-    """Choose for each image the K names that one of its regions resembles most.
+    """Choose for each image the K names that its regions resemble most.
 
     The contrastive loss trains image features and words that have not read each other. Their products, the logits of
-    that loss, need no tower: one product ranks a whole vocabulary, whose words are read once. The likeness of a region
-    and a name is the log of the summed exponentials of its words' logits, the share of the softmax that the loss would
-    give to the name; that of an image and a name is the largest over the regions whose centers lie in the image. Of
-    equal names the earlier ones are chosen. The names then make prompts of their own, in
+    that loss, need no tower: one product ranks a whole vocabulary, whose words are read once. A region shares
+    itself out among all words of the vocabulary by a softmax of its logits, as that loss does; a name has what its
+    words have, and is rated by the sum over the few regions that give it most, of those whose centers lie in the image.
+    Of equal names the earlier ones are chosen. The names then make prompts of their own, in
     the order of the vocabulary, as if nothing else had been asked for.
 
     Args:
@@ -111,10 +113,11 @@ class Shortlist:
         sizes, *places = to_device(
             [torch.tensor(image_sizes), *(torch.tensor(images) for images in groups.values())], features[0].device
         )
-        regions = _in_image(model.contrastive_head.regions_of(features), anchors, sizes)
+        regions = model.contrastive_head.regions_of(features)
+        inside = _in_image(anchors, sizes)
         vocabularies = [self._vectors(model, key, prompts[images[0]]) for key, images in groups.items()]
         best = [
-            rank_names(regions[place], vocabulary)[:, : self.size]
+            rank_names(regions[place], inside[place], vocabulary)[:, : self.size]
             for place, vocabulary in zip(places, vocabularies, strict=True)
         ]
         # The CPU waits for the device here, and only here.
@@ -149,39 +152,40 @@ def read_names(model: Trunk, prompts: Sequence[TokenizedPrompt]) -> NameWords:
     return NameWords(torch.cat(read)[words], sizes, places, torch.tensor(rows))
 
 
-def rank_names(regions: Tensor, names: NameWords) -> Tensor:
-    """Order P names by their largest likeness to a region of each of N images.
+def rank_names(regions: Tensor, inside: Tensor, names: NameWords) -> Tensor:
+    """Order P names by what the regions of each of N images give them.
 
     Args:
         regions: (N, R, E).
+        inside: (N, R) bool, the regions that count.
         names: The names.
 
     Returns:
         (N, P) int64, rows of ``names.rows``, best first; of equal names the earlier one.
     """
-    best = regions.new_full((len(regions), len(names.rows)), float("-inf"))
-    positions = max(1, _MOST_LIKENESSES // max(1, len(regions) * len(names.vectors)))
-    for block in regions.split(positions, dim=1):
-        logits = linear(block, names.vectors).split([length * count for length, count in names.sizes], dim=-1)
-        likeness = [
-            of_length if length == 1 else of_length.unflatten(-1, (-1, length)).logsumexp(dim=-1)
-            for of_length, (length, _) in zip(logits, names.sizes, strict=True)
+    best = regions.new_empty(len(regions), 0, len(names.rows))
+    positions = max(1, _MOST_SHARES // max(1, len(regions) * len(names.vectors)))
+    for block, counts in zip(regions.split(positions, dim=1), inside.split(positions, dim=1), strict=True):
+        shares = linear(block, names.vectors).softmax(dim=-1) * counts[..., None]  # (N, B, W)
+        pieces = shares.split([length * count for length, count in names.sizes], dim=-1)
+        of_names = [
+            piece if length == 1 else piece.unflatten(-1, (-1, length)).sum(dim=-1)
+            for piece, (length, _) in zip(pieces, names.sizes, strict=True)
         ]
-        best = torch.maximum(best, torch.cat(likeness, dim=-1).amax(dim=1))
-    return best[:, names.order].sort(dim=1, descending=True, stable=True).indices
+        best = torch.cat([best, torch.cat(of_names, dim=-1)], dim=1)  # (N, at most B + 8, P)
+        best = best.topk(min(_REGIONS, best.shape[1]), dim=1).values
+    return best.sum(dim=1)[:, names.order].sort(dim=1, descending=True, stable=True).indices
 
 
-def _in_image(regions: Tensor, anchors: list[Boxes], sizes: Tensor) -> Tensor:
-    """Put the first region of an image, (N, R, E), in the place of those in its padding.
+def _in_image(anchors: list[Boxes], sizes: Tensor) -> Tensor:
+    """Mark, (N, R) bool, the regions with their center in images of ``sizes``, (N, 2) height and width; at least one.
 
-    Args:
-        regions: In the order of the anchors.
-        anchors: Of all levels, one per location.
-        sizes: (N, 2), height and width of the images.
+    The anchors are those of all levels, one per location.
     """
     centers = Boxes.cat(anchors).get_centers()  # (R, 2): x, y
-    inside = (centers < sizes.flip(1)[:, None]).all(dim=-1)  # (N, R)
-    return torch.where(inside[..., None], regions, regions[:, :1])
+    inside = (centers < sizes.flip(1)[:, None]).all(dim=-1)
+    inside[:, 0] = True
+    return inside
 
 
 def _digest(prompts: Sequence[TokenizedPrompt]) -> bytes:
