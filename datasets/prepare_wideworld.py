@@ -95,6 +95,7 @@ def _build(options: argparse.Namespace) -> None:
     words = cache / PHOTOS_PACKAGE / "usr/share/gcompris-qt/rcc/lang.rcc"
     looks = find_looks(folders, stamps, words, CURATION, source.cut_outs)
     names = load_names(looks, seen.cut_outs, unseen.categories, lexicon, max_side)
+    print(_counts(names))
     backgrounds = (seen.backgrounds, unseen.backgrounds)
     splits = plan_wide_splits(names, backgrounds, parameters, lexicon)
     wide = SceneSource(
@@ -137,6 +138,18 @@ def fetch_all(cache: Path, files: dict[str, str]) -> dict[str, Path]:
             check_file(file, package.known)
             folders[name] = unpack_package(file, cache / name)
     return folders
+
+
+def _counts(names: Sequence[WideName]) -> str:
+    """How many names and looks there are, and how many each collection has."""
+    looks = [{source: len(some) for source, some in one.cut_outs.items()} for one in names]
+    of_sources = [
+        f"{source} {sum(source in one for one in looks)} and {sum(one.get(source, 0) for one in looks)}"
+        for source in SOURCES
+    ]
+    totals = [sum(one.values()) for one in looks]
+    several = f"{sum(total > 1 for total in totals)} names with two or more looks"
+    return f"{len(names)} names and {sum(totals)} looks: {', '.join(of_sources)}; {several}"
 
 
 def _license_text(of_stampworld: str, names: Sequence[WideName]) -> str:
