@@ -10,7 +10,7 @@ from torch import Tensor
 _LEAST_RATIO = 1e-6
 
 
-def box_cell_shares(boxes: Tensor, stride: int, height: int, width: int) -> Tensor:
+def box_cell_shares(boxes: Tensor, stride: float, height: int, width: int) -> Tensor:
     """Return for each box how its area is shared among the cells of a feature map.
 
     The mean of the map over the box is the product of these shares and the map, exactly, without sampling.

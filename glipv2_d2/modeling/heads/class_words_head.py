@@ -77,6 +77,12 @@ class ClassWordsHead(TrainingHead):
 
     needs: ClassVar[tuple[str, ...]] = ("backbone",)
     reads_boxes: ClassVar[bool] = True
+    classifier: Any
+    class_vectors: Tensor
+    mean_vector: Tensor
+    taught: Tensor
+    pixel_scale: Tensor
+    pixel_shift: Tensor
 
     @configurable
     def __init__(
@@ -185,7 +191,8 @@ class ClassWordsHead(TrainingHead):
         images = F.pad(images, (0, -width % 32, 0, -height % 32)).contiguous(memory_format=torch.channels_last)
         features = self.classifier.forward_features(images)  # (N, F, h, w)
         logits = self.classifier.get_classifier()(features.flatten(2).transpose(1, 2))  # (N, h * w, K)
-        return ClassCells(logits.float(), *features.shape[-2:], 32 / self.image_scale)
+        height, width = features.shape[-2:]
+        return ClassCells(logits.float(), height, width, 32 / self.image_scale)
 
     @torch.no_grad()
     def probabilities(self, cells: ClassCells, row: int, boxes: Tensor) -> Tensor:
@@ -289,7 +296,7 @@ def build_classifier(name: str, weights: str, cfg: CfgNode) -> tuple[nn.Module, 
     """
     if not timm.is_model(name):
         raise InputError(f"{_KEY}.NAME: timm has no model {name!r}; timm.list_models() lists its names")
-    classifier = timm.create_model(name, pretrained=False)
+    classifier: Any = timm.create_model(name, pretrained=False)
     expected = ImageNetInfo().num_classes()
     if classifier.num_classes != expected:
         raise InputError(f"{_KEY}.NAME: expected the {expected} classes of ImageNet-1k, found {classifier.num_classes}")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...prompts.vocabulary import DefaultPrompts, build_default_prompts
+from ..heads.class_words_head import ClassWordsHead
 from ..heads.grounding_head import GroundingHead
 from ..heads.table import build_heads
 from ..keeping import Keeping
@@ -55,8 +56,9 @@ class GLIPv2(Trunk):
         """Build the parts that the config describes."""
         options, shapes = cls.build_trunk(cfg, GroundingHead)
         heads = build_heads(cfg, shapes)
-        if "class_words_head" in heads:
-            heads["class_words_head"].read_classes(options["text_encoder"])
+        words = heads.get("class_words_head")
+        if isinstance(words, ClassWordsHead):
+            words.read_classes(options["text_encoder"])
         return {
             **options,
             "heads": heads,
