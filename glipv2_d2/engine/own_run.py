@@ -177,6 +177,7 @@ def plan_run(
             updates, why = fitting, f"{minutes:g} minutes at {update:.2f} s each"
     if "SOLVER.MAX_ITER" in options:
         updates, why = cfg.SOLVER.MAX_ITER, "SOLVER.MAX_ITER"
+    period = cfg.TEST.EVAL_PERIOD if "TEST.EVAL_PERIOD" in options else evaluation_period(updates)
     chosen = [*fixed, *recipe.options, *(schedule(updates) if is_small else large_schedule(updates))]
     reasons = [
         *report,
@@ -185,7 +186,7 @@ def plan_run(
         f"start: {start.reason}",
         *recipe.reasons,
         f"length: {counted(updates, 'update')} of {counted(batch, 'image')} ({why}), "
-        f"an evaluation every {evaluation_period(updates)}",
+        f"an evaluation every {period}",
     ]
     if not is_small and choose_device(cfg.MODEL.DEVICE).type == "cpu":
         reasons.append("note: this model takes about a minute for an update on a CPU; without --weights, a small one")

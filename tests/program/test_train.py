@@ -174,6 +174,12 @@ def test_keys_of_the_person_go_before_choices(words, tmp_path):
     assert plan.reasons[-1] == "changed by you: SOLVER.MAX_ITER 50 SOLVER.EMA_DECAY 0.5"
 
 
+def test_the_period_that_is_said_is_that_of_the_person(words, tmp_path):
+    start, keys = find_start("", words[-1], tmp_path), ["SOLVER.MAX_ITER", "50", "TEST.EVAL_PERIOD", "25"]
+    plan = plan_run("photos", tmp_path / "run", start, options=keys)
+    assert "length: 50 updates of 4 images (SOLVER.MAX_ITER), an evaluation every 25" in plan.reasons
+
+
 @pytest.mark.parametrize(
     ("folders", "expected"),
     [
