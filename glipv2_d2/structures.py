@@ -101,7 +101,7 @@ class Prompt:
         category_ids: For each phrase the id that a detection of it gets: contiguous ids of ``thing_classes`` for
             a vocabulary, the phrase's own index for a free caption. In training, ids are the same in all images, -1 for
             the phrases of a sentence, and ``KEPT_NAME`` for names of ``TUNING.KEEP``.
-        name_spans: Of a list of names the half-open character range of each, with the words around it that a dataset
+        name_spans: For a list of names the half-open character range of each, with the words around it that a dataset
             may say; () for any other caption, whose phrases cannot be asked for one without the other.
 
     Raises:
@@ -141,7 +141,7 @@ class TokenizedPrompt:
         phrases: P strings.
         mlm_labels: (T,) int64, the id that masked language modelling has to restore at a token, -100 elsewhere; None if
             the prompt was not masked.
-        name_ranges: Of a list of names the half-open range of tokens of each, special tokens and separators left out,
+        name_ranges: For a list of names the half-open range of tokens of each, special tokens and separators left out,
             (0, 0) for one without tokens; () for any other caption.
     """
 

@@ -68,7 +68,7 @@ class Split:
 
     Attributes:
         kin: As ``compose_scene`` takes it.
-        relatives: Of each name, others that its object may be called too, or is perhaps: a crow is a bird. They become
+        relatives: For each name others that its object may be called too, or is perhaps: a crow is a bird. They become
             ``not_exhaustive_category_ids`` of the images that show it. None: no image has such ids.
     """
 

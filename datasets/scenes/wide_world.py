@@ -34,7 +34,7 @@ def find_looks(
     """All pictures of the packages that have words, but for the photographic stamps.
 
     Args:
-        folders: Of each package that is not StampWorld's, unpacked.
+        folders: Unpacked, one for each package that is not StampWorld's.
         stamps: The folder of Tux Paint's stamps.
         words: GCompris' resource file of word pictures.
 

@@ -185,8 +185,7 @@ def plan_run(
         f"{counted(facts.num_names, 'name')} ({train}), validated with {val}",
         f"start: {start.reason}",
         *recipe.reasons,
-        f"length: {counted(updates, 'update')} of {counted(batch, 'image')} ({why}), "
-        f"an evaluation every {period}",
+        f"length: {counted(updates, 'update')} of {counted(batch, 'image')} ({why}), an evaluation every {period}",
     ]
     if not is_small and choose_device(cfg.MODEL.DEVICE).type == "cpu":
         reasons.append("note: this model takes about a minute for an update on a CPU; without --weights, a small one")

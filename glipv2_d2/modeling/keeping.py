@@ -132,7 +132,7 @@ def bernoulli_divergence(logits: Tensor, base_logits: Tensor) -> Tensor:
     """Return the Kullback-Leibler divergence of yes-or-no answers from those of the base, elementwise, at least 0.
 
     Args:
-        logits: Of the probability of yes, any shape.
+        logits: Say the probability of yes; any shape.
         base_logits: Those of the base, in the same shape.
     """
     logits, base_logits = logits.float(), base_logits.float()
@@ -172,7 +172,7 @@ def boxes_divergence(
     """Sum 1 - GIoU with the base's box and the divergence of centerness over all anchors, each times its weight.
 
     Args:
-        predictions, base: Of N pairs.
+        predictions, base: Those of N pairs.
         anchors: (R, 4) XYXY, half-open, pixels.
         weights: (N, R), at least 0.
         transform: Decodes boxes.

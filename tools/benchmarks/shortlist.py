@@ -111,7 +111,7 @@ def measure(
 
     Args:
         model: The model.
-        batches: Of one image with its prompts.
+        batches: One image each, with its prompts.
         lists: By name; None for all names.
         evaluators: For each list.
         present: For each image id the ids of the names in it.

@@ -64,12 +64,12 @@ class ClassWordsHead(TrainingHead):
         pixel_shift, pixel_scale: Per channel: the classifier's input is the network's times scale plus shift.
         flip_channels: The classifier has the channels in the other order.
         image_scale: Side of the classifier's image over that of the network's.
-        temperature, kept: Of class probabilities, see ``kept_probabilities``.
+        temperature, kept: Shape the class probabilities, see ``kept_probabilities``.
         word_temperature: See ``name_ratios``.
         max_boxes: Boxes of an image and a prompt that are given evidence.
-        weight: Of the evidence for names that training has not seen.
-        taught_weight: Of the evidence for all others.
-        loss_weight: Of ``loss_class_words``.
+        weight: Factor of the evidence for names that training has not seen.
+        taught_weight: Factor of the evidence for all others.
+        loss_weight: Factor of ``loss_class_words``.
 
     Source: evidence of classes by their words: ConSE (arXiv 1312.5650); of a frozen model's regions, with two weights:
     F-VLM (arXiv 2209.15639). The paper has no such head.

@@ -128,7 +128,7 @@ class Detection(Task):
         """Run all pairs of an image and a prompt; of a pass that needs too much memory, and from then on, the halves.
 
         Args:
-            prompts: Of each image.
+            prompts: A list for each image.
             run: Runs a pass.
             free: Gives back memory before a pass is tried again.
         """

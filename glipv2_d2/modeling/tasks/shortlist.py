@@ -100,9 +100,9 @@ class Shortlist:
         Args:
             model: Has a contrastive head.
             features: L levels (N, C, Hl, Wl) before fusion, of images that are padded to one size.
-            anchors: Of the L levels, one per location.
+            anchors: L sets, one box per location.
             image_sizes: Height and width of the images without padding.
-            prompts: Of each image.
+            prompts: A list for each image.
         """
         groups: dict[bytes, list[int]] = {}
         for image, own in enumerate(prompts):
