@@ -25,7 +25,7 @@ from scenes.dataset import SceneSource, found_finished, plan_splits, write_datas
 from scenes.debian_packages import PackageError, fetch_packages, unpack_package
 from scenes.folder import DatasetParameters
 from scenes.npm_packages import check_file, fetch_npm_package
-from scenes.options import add_dataset_options, rules_from
+from scenes.options import add_dataset_options, parameters_from
 from scenes.wide_names import Lexicon
 from scenes.wide_splits import WideName, WideParameters, plan_wide_splits
 from scenes.wide_tables import LICENCES, PACKAGES, WORDNET
@@ -68,15 +68,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _build(options: argparse.Namespace) -> None:
-    parameters = WideParameters(
-        name="wideworld",
-        source_version=_source_version(),
-        num_names=options.num_names,
-        num_novel=options.num_novel,
-        num_train=options.num_train,
-        num_val=options.num_val,
-        seed=options.seed,
-        rules=rules_from(options),
+    parameters = parameters_from(
+        options,
+        "wideworld",
+        _source_version(),
+        WideParameters,
         max_looks=options.max_looks,
         num_held_looks=options.num_held_looks,
         held_source=options.held_source,

@@ -3,9 +3,12 @@
 import argparse
 import os
 from pathlib import Path
+from typing import Any, TypeVar
 
 from .composer import SceneRules
 from .folder import DatasetParameters
+
+Parameters = TypeVar("Parameters", bound=DatasetParameters)
 
 
 def add_dataset_options(parser: argparse.ArgumentParser, name: str, num_names: int | None, num_novel: int) -> None:
@@ -27,13 +30,15 @@ def add_dataset_options(parser: argparse.ArgumentParser, name: str, num_names: i
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
 
 
-def parameters_from(options: argparse.Namespace, name: str, source_version: str) -> DatasetParameters:
-    """What the command line asks for.
+def parameters_from(
+    options: argparse.Namespace, name: str, source_version: str, kind: type[Parameters] = DatasetParameters, **more: Any
+) -> Parameters:
+    """What the command line asks for, and ``more`` fields of the kind.
 
     Raises:
         ValueError: A number is out of range.
     """
-    return DatasetParameters(
+    return kind(
         name=name,
         source_version=source_version,
         num_names=options.num_names,
@@ -42,6 +47,7 @@ def parameters_from(options: argparse.Namespace, name: str, source_version: str)
         num_val=options.num_val,
         seed=options.seed,
         rules=rules_from(options),
+        **more,
     )
 
 
