@@ -381,6 +381,10 @@ def _add_data(cfg: CN) -> None:
     # Names that NUM_NEGATIVES counts: "drawn", all names drawn as negatives, of which positive ones are dropped again
     # (official code), or "total", all names of the prompt (GLIP paper).
     cfg.INPUT.PROMPT.NEGATIVE_SAMPLING = "drawn"
+    # Probability that a negative is a sibling, a name of the same parent (COCO's "supercategory") as a name in the
+    # image, as long as there are any left, so that prompts ask "crow or magpie?"; 0: all names are drawn alike. No
+    # effect where prompts hold all names, or the data have no parents.
+    cfg.INPUT.PROMPT.SIBLING_NEGATIVES = 0.0
     # The order of the names is random in training.
     cfg.INPUT.PROMPT.SHUFFLE = True
     # Swap "left" and "right" in the caption of an image that is flipped; the official code leaves them as they are.

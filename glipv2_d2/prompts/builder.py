@@ -35,6 +35,23 @@ def namesakes(names: Sequence[str]) -> dict[int, list[int]]:
     return {row: [other for other in rows if other != row] for rows in groups for row in rows}
 
 
+def siblings(names: Sequence[str], parents: Sequence[str]) -> dict[int, list[int]]:
+    """Return, for each row of ``names`` that has others of its parent, the rows of all of them, itself among them.
+
+    A name that is the parent itself, as "bird" beside "crow" and "robin", fits what they name and is no sibling.
+
+    Args:
+        names: Names of a dataset.
+        parents: The parent of each, "" for none. One parent of all names says nothing: then there are no siblings.
+    """
+    rows_of_parent: dict[str, list[int]] = {}
+    for row, (name, parent) in enumerate(zip(names, parents, strict=True)):
+        if parent and clean_name(name).strip().lower() != parent.lower():
+            rows_of_parent.setdefault(parent, []).append(row)
+    groups = [rows for rows in rows_of_parent.values() if 1 < len(rows) < len(names)]
+    return {row: rows for rows in groups for row in rows}
+
+
 def check_vocabulary(names: Sequence[str], *, with_blank: bool = False) -> None:
     """Check a list of names of a user or a dataset before it is used.
 

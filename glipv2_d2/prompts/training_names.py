@@ -26,6 +26,7 @@ def sample_training_names(
     separator: str = SEPARATOR,
     negative_sampling: str = "drawn",
     never_negatives: Collection[int] = (),
+    siblings: Siblings | None = None,
 ) -> list[int]:
     """Choose the names of a detection dataset that one training prompt holds.
 
@@ -49,6 +50,7 @@ def sample_training_names(
         negative_sampling: "drawn" or "total".
         never_negatives: Rows of names that stay out of the prompt unless they are positive: what they name may be in
             the image without a box. They are dropped where positive names are, and change no other draw.
+        siblings: Names that are often negatives; None, or a share of 0: every draw is what it was without them.
 
     Returns:
         Rows of ``names`` in the order of the prompt. The caller drops the boxes of absent rows. It holds a name at
@@ -66,7 +68,6 @@ def sample_training_names(
         raise InputError(
             f"INPUT.PROMPT.NEGATIVE_SAMPLING: expected one of {list(NEGATIVE_SAMPLING)}, found {negative_sampling!r}"
         )
-
     excluded = set(never_negatives).difference(positives)
     costs = _Costs(names, tokenizer, separator)
     if num_negatives < 0:
@@ -78,11 +79,31 @@ def sample_training_names(
         kept, budget = costs.fitting(order, tokenizer.max_content_tokens)
         count = _draw_count(min(num_negatives, len(names)), full_negatives_prob, rng)
         count -= len(kept) if negative_sampling == "total" else 0
-        negatives = _draw_negatives(len(names), excluded.union(positives), count, negative_sampling, rng)
+        negatives = _draw_negatives(len(names), excluded.union(positives), count, negative_sampling, siblings, rng)
         rows = kept + costs.fitting(negatives, budget - 1)[0]  # One token stays free behind the last.
     if not any(names[row].strip() for row in rows):
         rows = [_draw_one(names, excluded, rng)]
     return rng.permutation(rows).tolist() if shuffle else sorted(rows)
+
+
+class Siblings(NamedTuple):
+    """Names that are hard to tell from those in the image, and how many of the negatives they are.
+
+    Attributes:
+        rows: Rows of the names; positive ones may be among them.
+        share: Probability in [0, 1] that a negative is one of them, as long as there are any left.
+    """
+
+    rows: Collection[int]
+    share: float
+
+    def draw(self, taken: Collection[int], count: int, rng: np.random.Generator) -> list[int]:
+        """Draw those among ``count`` negatives, none of ``taken``; without any to draw, ``rng`` stays as it is."""
+        # Sorted: the order of a set must not enter the random stream.
+        free = sorted(set(self.rows).difference(taken))
+        if not (free and self.share and count > 0):
+            return []
+        return rng.permutation(free)[: rng.binomial(count, self.share)].tolist()
 
 
 class _Costs(NamedTuple):
@@ -131,9 +152,21 @@ def _draw_one(names: Sequence[str], excluded: Collection[int], rng: np.random.Ge
 
 
 def _draw_negatives(
-    num_names: int, excluded: Collection[int], count: int, sampling: str, rng: np.random.Generator
+    num_names: int,
+    excluded: Collection[int],
+    count: int,
+    sampling: str,
+    siblings: Siblings | None,
+    rng: np.random.Generator,
 ) -> list[int]:
-    """Draw rows in random order: "drawn" draws ``count`` and drops the excluded ones, "total" so many others."""
-    if sampling == "drawn":
-        return [row for row in rng.choice(num_names, count, replace=False).tolist() if row not in excluded]
-    return [row for row in rng.permutation(num_names).tolist() if row not in excluded][: max(count, 0)]
+    """Draw rows in random order, some of them siblings.
+
+    "drawn" draws ``count`` and drops the excluded ones, "total" so many others.
+    """
+    near = [] if siblings is None else siblings.draw(excluded, count, rng)
+    rows = np.delete(np.arange(num_names), near)
+    count = max(count, 0) - len(near)
+    order = rng.choice(rows, count, replace=False) if sampling == "drawn" else rng.permutation(rows)
+    others = [row for row in order.tolist() if row not in excluded][:count]
+    # Mixed, since the last ones may not fit into the prompt.
+    return rng.permutation([*near, *others]).tolist() if near else others

@@ -108,3 +108,16 @@ def test_builtin_coco_names_say_where_they_are_expected(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match="coco_2017_val.*instances_val2017.json.*DETECTRON2_DATASETS"):
         check_dataset_files("coco_2017_val")
+
+
+def test_the_supercategory_of_a_name_is_its_parent(make_dataset):
+    def add(content):
+        for category, parent in zip(content["categories"], (" wild  animal ", "None", ["fish"]), strict=True):
+            category["supercategory"] = parent
+
+    name = make_dataset(SIZES, BOXES, edit=add)
+    DatasetCatalog.get(name)
+    assert MetadataCatalog.get(name).thing_parents == ["wild animal", "", ""]
+    plain = make_dataset(SIZES, BOXES)
+    DatasetCatalog.get(plain)
+    assert MetadataCatalog.get(plain).thing_parents == ["", "", ""]

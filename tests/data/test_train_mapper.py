@@ -168,6 +168,38 @@ def test_the_kind_of_negative_sampling_reaches_the_prompt(mixed_cfg, names, samp
     assert lengths == num_names
 
 
+BIRDS = ("crow", "magpie", "bicycle", "robin", "car")
+
+
+@pytest.mark.parametrize(("share", "phrases"), [(1.0, {"crow", "magpie", "robin"}), (0.0, set(BIRDS))])
+def test_prompts_ask_for_siblings_by_the_share_of_the_config(mixed_cfg, make_dataset, share, phrases):
+    def add_parents(content):
+        for category in content["categories"]:
+            category["supercategory"] = "vehicle" if category["name"] in ("bicycle", "car") else "bird"
+
+    name = make_dataset([(64, 48)], [[[0, 4, 6, 20, 10]]], names=BIRDS, edit=add_parents)
+    mixed_cfg.merge_from_list(["DATASETS.TRAIN", (name,), "INPUT.PROMPT.SIBLING_NEGATIVES", share])
+    mixed_cfg.merge_from_list(["INPUT.PROMPT.NUM_NEGATIVES", 2, "INPUT.PROMPT.FULL_NEGATIVES_PROB", 1.0])
+    # Its metadata are there once it was read, as in every training.
+    record = record_of(name)
+    mapper = build_train_mapper(mixed_cfg)
+    asked = [mapper({**record, "sample_seed": seed})["prompts"][0].phrases for seed in range(12)]
+    assert set().union(*asked) == phrases
+    without = mapper({**record, "sample_seed": 0, "never_negative_ids": [1]})["prompts"][0].phrases
+    assert "magpie" not in without
+
+
+def test_data_without_siblings_are_named_once(mixed_cfg, names, caplog):
+    mixed_cfg.INPUT.PROMPT.SIBLING_NEGATIVES = 0.5
+    DatasetCatalog.get(names[0])
+    with caplog.at_level("INFO"):
+        mapper = build_train_mapper(mixed_cfg)
+        for seed in range(3):
+            mapper(record_of(names[0], sample_seed=seed))
+    said = [line for line in caplog.messages if "SIBLING_NEGATIVES" in line]
+    assert len(said) == 1 and f"has no effect on {names[0]!r}: " in said[0]
+
+
 def test_it_can_be_sent_to_a_worker(mixed_cfg, names):
     mapper = pickle.loads(pickle.dumps(build_train_mapper(mixed_cfg)))
     assert [len(mapper(record_of(name))["instances"]) for name in names] == [1, 1, 1]
@@ -177,6 +209,7 @@ def test_it_can_be_sent_to_a_worker(mixed_cfg, names):
     ("key", "value"),
     [
         ("FULL_NEGATIVES_PROB", 1.5),
+        ("SIBLING_NEGATIVES", -0.5),
         ("NUM_NEGATIVE_CAPTIONS", -1),
         ("NO_NEGATIVE_CAPTIONS_PROB", 3.0),
         ("FULL_NEGATIVE_CAPTIONS_PROB", -0.1),

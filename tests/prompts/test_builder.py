@@ -14,6 +14,7 @@ from glipv2_d2.prompts.builder import (
     namesakes,
     prompt_from_caption,
     prompt_from_names,
+    siblings,
 )
 from glipv2_d2.prompts.tokenizer import PromptTokenizer
 
@@ -168,6 +169,18 @@ def test_namesakes_read_alike_in_a_prompt():
     names = ["bow_(weapon)", "cat", "bow_(decorative_ribbons)", "hot_dog", "Hot  dog_(food)", "bow_tie", "bow"]
     assert namesakes(names) == {0: [2, 6], 2: [0, 6], 6: [0, 2], 3: [4], 4: [3]}
     assert namesakes([]) == {}
+
+
+def test_siblings_have_one_parent_and_are_not_it():
+    names = ["crow", "Bird", "car", "stone", "robin", "cup", "bow_(weapon)", "sword", "weapon"]
+    parents = ["bird", "bird", "vehicle", "", "bird", "", "Weapon", "Weapon", "Weapon"]
+    birds, weapons = [0, 4], [6, 7]
+    assert siblings(names, parents) == {0: birds, 4: birds, 6: weapons, 7: weapons}
+    assert siblings([], []) == {}
+
+
+def test_one_parent_of_all_names_makes_no_siblings():
+    assert siblings(["crow", "robin"], ["bird", "bird"]) == {}
 
 
 def test_tokens_of_a_training_prompt_carry_the_official_category_ids(tokenizer):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from glipv2_d2.prompts.builder import prompt_from_names
 from glipv2_d2.prompts.tokenizer import PromptTokenizer
-from glipv2_d2.prompts.training_names import sample_training_names
+from glipv2_d2.prompts.training_names import Siblings, sample_training_names
 
 OD_PROMPTS = json.loads((ASSETS / "parity" / "text" / "od_prompts.json").read_text())
 
@@ -41,6 +41,7 @@ def draw(
     shuffle=True,
     sampling="drawn",
     never_negatives=(),
+    **more,
 ):
     return sample_training_names(
         names,
@@ -52,6 +53,7 @@ def draw(
         rng=np.random.default_rng(seed),
         negative_sampling=sampling,
         never_negatives=never_negatives,
+        **more,
     )
 
 
@@ -200,6 +202,69 @@ def test_image_without_boxes_gets_a_name_that_is_never_negative_only_for_want_of
         assert len(draw(*arguments, 0, number, never_negatives=range(10))) == 1
 
 
+def share_of_siblings(sampling, share, num_negatives=4, siblings=(0, 1, 2, 3, 4)):
+    """The mean number of siblings and of all negatives in a full prompt of an image with name 0."""
+    options = {"sampling": sampling, "siblings": Siblings(siblings, share)}
+    arguments = (SHORT_NAMES, {0}, word_counter(100))
+    prompts = [set(draw(*arguments, seed, num_negatives, 1.0, **options)) - {0} for seed in range(400)]
+    counts = [(len(rows.intersection(siblings)), len(rows)) for rows in prompts]
+    return tuple(np.mean(counts, axis=0))
+
+
+def test_siblings_are_the_negatives_as_long_as_there_are_any():
+    # Five names with the positive one: four siblings.
+    assert share_of_siblings("drawn", 1.0, 4) == share_of_siblings("total", 1.0, 5) == (4.0, 4.0)
+    # The sixth and seventh of "total" are others; of "drawn", two rows among the six others may be the positive one.
+    assert share_of_siblings("total", 1.0, 7) == (4.0, 6.0)
+    found, all_found = share_of_siblings("drawn", 1.0, 6)
+    # Two of six rows are drawn, and one of these is positive: dropped in a third of the prompts, +- 0.1 (4 deviations).
+    assert found == 4.0 and all_found == pytest.approx(6 - 1 / 3, abs=0.1)
+
+
+def test_share_is_that_of_the_negatives_which_are_siblings_on_purpose():
+    # "total" 4: of 3 negatives the number of siblings on purpose is binomial, 1.5; of the others, drawn from the 9 - s
+    # absent names that are left, 4 - s are siblings. The sum over s of P(s) * (s + (3 - s) * (4 - s) / (9 - s)):
+    chances = (1 / 8, 3 / 8, 3 / 8, 1 / 8)
+    expected = sum(chance * (s + (3 - s) * (4 - s) / (9 - s)) for s, chance in enumerate(chances))
+    # Four standard errors.
+    assert share_of_siblings("total", 0.5) == (pytest.approx(expected, abs=0.18), 3.0)
+    # Without a share 4 of the 9 absent names are siblings.
+    assert share_of_siblings("total", 0.0) == (pytest.approx(3 * 4 / 9, abs=0.16), 3.0)
+
+
+def test_every_sibling_comes_equally_often_and_anywhere_in_the_walk():
+    options = {"sampling": "total", "siblings": Siblings(range(5), 0.5)}
+    names = ["cat", "dog", "bus", "cow", "car", "bird", "horse", "boat", "bench"]
+    rows = [draw(names, {0}, word_counter(7), seed, 9, 1.0, **options) for seed in range(800)]
+    counts = [sum(row in one for one in rows) for row in range(9)]
+    assert all(len(one) == 3 for one in rows)
+    # All eight absent names are drawn, and two fit beside the positive one: each in a quarter of 800 prompts; 4
+    # deviations are 49.
+    assert all(151 < count < 249 for count in counts[1:])
+
+
+@pytest.mark.parametrize("sampling", ["drawn", "total"])
+def test_siblings_that_are_never_negatives_stay_out(sampling):
+    options = {"sampling": sampling, "siblings": Siblings(range(5), 1.0), "never_negatives": {0, 1, 2}}
+    prompts = [draw(SHORT_NAMES, {0}, word_counter(100), seed, 3, 1.0, **options) for seed in range(30)]
+    assert all(set(rows) >= {0, 3, 4} and not {1, 2} & set(rows) for rows in prompts)
+
+
+# The one sibling of the last is positive itself.
+@pytest.mark.parametrize(("rows", "share"), [(range(10), 0.0), ((), 1.0), ({3}, 1.0)])
+@pytest.mark.parametrize("sampling", ["drawn", "total"])
+def test_without_share_or_siblings_every_draw_is_what_it_was(sampling, rows, share):
+    for seed in range(20):
+        arguments = (SHORT_NAMES, {3}, word_counter(12), seed, 6)
+        found = draw(*arguments, sampling=sampling, siblings=Siblings(rows, share))
+        assert found == draw(*arguments, sampling=sampling)
+
+
+def test_prompts_of_all_names_do_not_ask_for_siblings():
+    arguments = (SHORT_NAMES, {3}, word_counter(100), 0, -1)
+    assert draw(*arguments, siblings=Siblings(range(5), 1.0)) == draw(*arguments)
+
+
 @pytest.mark.parametrize(
     ("sampling", "positives", "rows", "next_number"),
     [
@@ -250,14 +315,24 @@ def test_order_in_which_positives_are_given_changes_nothing():
     num_negatives=st.integers(-1, 20),
     probability=st.floats(0, 1),
     sampling=st.sampled_from(["drawn", "total"]),
+    siblings=st.sets(st.integers(0, 9)),
+    share=st.floats(0, 1),
+    barred=st.sets(st.integers(0, 8)),
     seed=st.integers(0, 1000),
 )
-def test_every_drawn_prompt_fits_and_holds_a_name(positives, budget, num_negatives, probability, sampling, seed):
+def test_every_drawn_prompt_fits_and_holds_a_name(
+    positives, budget, num_negatives, probability, sampling, siblings, share, barred, seed
+):
     if num_negatives == -1 and budget < 19:
         return
     arguments = (SHORT_NAMES, positives, word_counter(budget), seed, num_negatives, probability)
-    rows = draw(*arguments, sampling=sampling)
-    assert rows == draw(*arguments, sampling=sampling)
+    more = {"sampling": sampling, "siblings": Siblings(siblings, share), "never_negatives": barred}
+    rows = draw(*arguments, **more)
+    assert rows == draw(*arguments, **more)
+    assert not barred.difference(positives).intersection(rows)
+    if num_negatives >= 0:
+        assert len(positives.intersection(rows)) == min(len(positives), budget // 2)
+        assert len(set(rows) - positives) <= max(num_negatives, 1)
     caption = prompt_from_names([SHORT_NAMES[row] for row in rows]).caption
     assert 1 <= word_counter(0).count_tokens(caption) <= budget
     assert len(set(rows)) == len(rows)

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog
 
 from ...errors import InputError
-from ...prompts.builder import clean_name
+from ...prompts.builder import clean_name, siblings
 from ...prompts.kept_names import KeptNames, mix_names
 from ...prompts.name_checks import check_names_differ
 from ...prompts.name_texts import PromptTexts, name_texts, prompt_from_texts, text_namesakes, tokenize_texts
 from ...prompts.protocols import chunk_size_of
 from ...prompts.tokenizer import PromptTokenizer
-from ...prompts.training_names import sample_training_names
+from ...prompts.training_names import Siblings, sample_training_names
 from ...prompts.vocabulary import dataset_names as names_of_dataset
 from ...prompts.vocabulary import prompt_texts_of
 from ...structures import TokenizedPrompt
 from .base import DroppedText, PromptDatasetMapper, PromptedBoxes, boxes_to_train_on, check_probability
+
+# For each row of a name with others of its parent, their rows.
+SiblingRows = Mapping[int, Sequence[int]]
 
 
 class DetectionDatasetMapper(PromptDatasetMapper):
@@ -49,6 +54,8 @@ class DetectionDatasetMapper(PromptDatasetMapper):
         shuffle: bool,
         chunk_sizes: Mapping[str, int] | None = None,
         negative_sampling: str = "drawn",
+        sibling_share: float = 0.0,
+        siblings: Mapping[str, SiblingRows] | None = None,
         prompt_texts: Mapping[str, PromptTexts] | None = None,
         fixed_prompts: bool = False,
         kept_names: KeptNames | None = None,
@@ -63,6 +70,8 @@ class DetectionDatasetMapper(PromptDatasetMapper):
             shuffle: See INPUT.PROMPT.SHUFFLE.
             chunk_sizes: For some datasets the names in a prompt at test time; 0, as for all others: as many as fit.
             negative_sampling: See INPUT.PROMPT.NEGATIVE_SAMPLING.
+            sibling_share: See INPUT.PROMPT.SIBLING_NEGATIVES.
+            siblings: For some datasets the rows of names of one parent, see ``builder.siblings``.
             prompt_texts: For some datasets what prompts say for some of their names; all others stand for themselves.
             fixed_prompts: Train with the prompts of the test, as a tuned prompt needs; of several that hold all names
                 one is drawn, among those with a name in the image and one other.
@@ -82,6 +91,9 @@ class DetectionDatasetMapper(PromptDatasetMapper):
         self.full_negatives_prob = full_negatives_prob
         self.shuffle = shuffle
         self.negative_sampling = negative_sampling
+        check_probability("INPUT.PROMPT.SIBLING_NEGATIVES", sibling_share)
+        self.sibling_share = sibling_share
+        self.siblings = dict(siblings or {})
         self.fixed_prompts = fixed_prompts
         self.kept_names = kept_names
         self.texts = {
@@ -108,9 +120,13 @@ class DetectionDatasetMapper(PromptDatasetMapper):
         tokenizer: PromptTokenizer | None = None,
         dataset_names: Sequence[str] = (),
     ) -> dict[str, Any]:
-        """Read the config; see ``PromptDatasetMapper``. Only prompts of a training hold other names."""
+        """Read the config; see ``PromptDatasetMapper``. Only prompts of a training are drawn."""
         made = super().from_config(cfg, is_train, tokenizer, dataset_names)
-        return made | {"kept_names": training_kept_names(cfg, made["vocabularies"])} if is_train else made
+        if not is_train:
+            return made
+        share, names = cfg.INPUT.PROMPT.SIBLING_NEGATIVES, made["vocabularies"]
+        kin = training_siblings(names) if share and not made["fixed_prompts"] else {}
+        return {**made, "kept_names": training_kept_names(cfg, names), "sibling_share": share, "siblings": kin}
 
     @classmethod
     def own_options(cls, cfg: CfgNode, dataset_names: Sequence[str]) -> dict[str, Any]:
@@ -145,6 +161,7 @@ class DetectionDatasetMapper(PromptDatasetMapper):
             return self._in_fixed_prompt(self.chunks[dataset], annotations, rng)
         positives = {item["category_id"] for item in annotations}
         read_the_same = [self.namesakes[dataset].get(name_id, ()) for name_id in positives]
+        kin = [self.siblings.get(dataset, {}).get(name_id, ()) for name_id in positives]
         name_ids = sample_training_names(
             self.full_texts[dataset],
             positives,
@@ -156,6 +173,7 @@ class DetectionDatasetMapper(PromptDatasetMapper):
             separator=self.separator,
             negative_sampling=self.negative_sampling,
             never_negatives=set(dataset_dict.get("never_negative_ids", ())).union(*read_the_same),
+            siblings=Siblings(set().union(*kin), self.sibling_share),
         )
         others = self.kept_names.draw(rng) if self.kept_names else []
         if others:
@@ -218,6 +236,21 @@ def training_kept_names(cfg: CfgNode, vocabularies: Mapping[str, Sequence[str]])
     keep = cfg.MODEL.GLIPV2.TUNING.KEEP
     replays = keep.ENABLED and (keep.NAMES_WEIGHT or keep.BOXES_WEIGHT) and cfg.MODEL.GLIPV2.TUNING.MODE != "prompt"
     return KeptNames.from_config(cfg, itertools.chain(*vocabularies.values())) if replays else None
+
+
+def training_siblings(vocabularies: Mapping[str, Sequence[str]]) -> dict[str, SiblingRows]:
+    """Return the siblings among the names of each dataset, by its ``thing_parents``, and log which have none."""
+    found = {}
+    for dataset, names in vocabularies.items():
+        parents = MetadataCatalog.get(dataset).get("thing_parents")
+        found[dataset] = siblings(names, parents) if parents else {}
+    if without := [dataset for dataset, own in found.items() if not own]:
+        logging.getLogger(__name__).info(
+            "INPUT.PROMPT.SIBLING_NEGATIVES has no effect on %s: no two of their names have the same supercategory, or "
+            "all names have it",
+            ", ".join(map(repr, without)),
+        )
+    return found
 
 
 def _shared_category_ids(vocabularies: Mapping[str, Sequence[str]]) -> dict[str, list[int]]:

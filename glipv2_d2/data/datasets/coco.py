@@ -33,11 +33,11 @@ from .value_checks import (
 
 
 def load_coco_grounding(json_file: str, image_root: str, name: str) -> list[dict]:
-    """Read a dataset, and add ``thing_classes`` and the map of category ids to its metadata.
+    """Read a dataset, and add ``thing_classes``, ``thing_parents`` and the map of category ids to its metadata.
 
-    Category ids become contiguous, in the order of the ids in the file. Boxes that reach past their image are cut.
-    Masks are carried along as they are, for ``keep_usable_masks``; keypoints are not read. A file without
-    ``annotations``, as of a test set, has images only.
+    Category ids become contiguous, in the order of the ids in the file; ``thing_parents`` has the ``supercategory`` of
+    each name, "" for one without. Boxes that reach past their image are cut. Masks are carried along as they are, for
+    ``keep_usable_masks``; keypoints are not read. A file without ``annotations``, as of a test set, has images only.
 
     Returns:
         Dataset dicts of detectron2 by ascending image id, with an XYXY box, ``category_id`` and ``iscrowd`` per
@@ -197,7 +197,7 @@ def _load_records(
     _add_never_negatives(content, images, rows, records)
     content.report.close(records, "images")
     set_thing_classes(json_file, name, list(names.values()))
-    MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id = rows
+    MetadataCatalog.get(name).set(thing_dataset_id_to_contiguous_id=rows, thing_parents=content.parents(rows))
     if kept_truth is not None:
         kept_truth.update(_truth(content, images, names, true_annotations))
     return images, records

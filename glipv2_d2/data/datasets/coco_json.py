@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from .skip_report import SkipReport, with_progress
@@ -199,6 +199,14 @@ class CocoJson:
             if first_ids[name] != category_id:
                 self._fail(f"categories (id {category_id}): name", "a name that no other category has", name)
         return dict(sorted(names.items()))
+
+    def parents(self, category_ids: Iterable[int]) -> list[str]:
+        """Return the parent of each category, the ``supercategory`` of COCO, "" for one without."""
+        rows = {as_integer(row["id"]): row.get("supercategory") for row in self.content["categories"]}
+        found = [rows[category_id] for category_id in category_ids]
+        texts = [" ".join(parent.split()) if isinstance(parent, str) else "" for parent in found]
+        # Roboflow writes "none".
+        return ["" if text.lower() == "none" else text for text in texts]
 
     def _empty_rows(self, rows: Sequence[dict[str, Any]], names: Mapping[int, str]) -> list[int]:
         """Return the ids of the categories that only stand for the others."""
