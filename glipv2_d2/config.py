@@ -157,8 +157,9 @@ def _add_detector(cfg: CN) -> None:
     cfg.MODEL.GLIPV2.TEST.SHORTLIST = 0
     # Prompts that run through the tower together, over all images of a batch; memory grows with their number.
     cfg.MODEL.GLIPV2.TEST.PROMPTS_PER_PASS = 8
-    # Backend of torch.compile that compiles backbone and tower at test time, "inductor" for example; "": not compiled.
-    # The first pass of each size of images takes minutes, and sizes after the first eight are not compiled.
+    # Backend of torch.compile that compiles backbone, tower and head at test time, "inductor" for example; "": not
+    # compiled. The first pass of each size of images takes minutes, and sizes after the first eight are not compiled.
+    # torch keeps what it has compiled for the next run; TORCHINDUCTOR_CACHE_DIR in the environment says where.
     cfg.MODEL.GLIPV2.TEST.COMPILER = ""
     # Detections kept of each prompt; 0: as many as TEST.DETECTIONS_PER_IMAGE, which limits an image over all of its
     # prompts (0 there: no limit). -1: as the protocol of the dataset says. The official evaluation of LVIS keeps 300 of

@@ -27,7 +27,7 @@ def make_batch(prompts=(), instances=None, mask=None, answer_scores=None, size=(
 
 def make_fused(features=None, language=None, levels=None, text=None, hidden=None, **made):
     """Fused features; ``made`` are the predictions, anchors, targets and proposals that are there already."""
-    fused = Fused(features, language, levels, text, hidden, detector=None, make_anchors=None)
+    fused = Fused(features, language, levels, text, hidden, detector=None, predict=None, make_anchors=None)
     for name, value in made.items():
         asked = name in ("targets", "proposals")
         setattr(fused, name, (lambda batch, value=value: value) if asked else value)

@@ -1,10 +1,11 @@
-"""A grounding head, prompts and images small enough to follow, for the tests of the head."""
+"""A grounding head, a head of fixed classes, prompts and images small enough to follow, for the tests of the heads."""
 
 import torch
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
 
+from glipv2_d2.modeling.heads.class_head import ClassHead
 from glipv2_d2.modeling.heads.grounding_head import GroundingHead
 from glipv2_d2.modeling.matcher import ATSSMatcher
 from glipv2_d2.structures import TokenizedPrompt
@@ -19,6 +20,18 @@ def make_head(channels=8, language_dim=6, num_levels=2, **changes):
         channels=channels,
         language_dim=language_dim,
         num_levels=num_levels,
+        box2box_transform=Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0)),
+        matcher=ATSSMatcher(9),
+        **changes,
+    )
+
+
+def make_class_head(num_classes=3, **changes):
+    torch.manual_seed(0)
+    return ClassHead(
+        channels=8,
+        num_levels=2,
+        num_classes=num_classes,
         box2box_transform=Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0)),
         matcher=ATSSMatcher(9),
         **changes,

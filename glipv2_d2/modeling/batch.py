@@ -221,8 +221,6 @@ class AnchorTargets(NamedTuple):
 class Detector(Protocol):
     """The methods of the head that predicts boxes which ``Fused`` calls; see ``AnchorHead``."""
 
-    def __call__(self, features: list[Tensor], text: Tensor) -> GroundingPredictions: ...
-
     def label_anchors(
         self, anchors: list[Boxes], instances: list[Instances], prompts: list[TokenizedPrompt], num_tokens: int
     ) -> AnchorTargets: ...
@@ -239,7 +237,8 @@ class Fused:
         levels: L levels (M, C', Hl, Wl) after fusion; [] where nobody needs them.
         text: (M, T, D), the input of the detector: fused tokens, or those of the encoder for a tower without fusion.
         hidden: (M, T, D), the text as it leaves the tower.
-        detector: Predicts boxes.
+        detector: Labels anchors and proposes boxes.
+        predict: Maps ``levels`` and ``text`` to the predictions of the detector.
         make_anchors: Maps levels to L sets of anchors.
     """
 
@@ -251,6 +250,7 @@ class Fused:
         text: Tensor,
         hidden: Tensor,
         detector: Detector,
+        predict: Callable[[list[Tensor], Tensor], GroundingPredictions],
         make_anchors: Callable[[list[Tensor]], list[Boxes]],
     ) -> None:
         self.features = features
@@ -259,13 +259,14 @@ class Fused:
         self.text = text
         self.hidden = hidden
         self._detector = detector
+        self._predict = predict
         self._make_anchors = make_anchors
         self._targets: AnchorTargets | None = None
 
     @functools.cached_property
     def predictions(self) -> GroundingPredictions:
         """Predictions of the detector for every anchor."""
-        return self._detector(self.levels, self.text)
+        return self._predict(self.levels, self.text)
 
     @functools.cached_property
     def anchors(self) -> list[Boxes]:

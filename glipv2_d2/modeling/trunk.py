@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -46,7 +47,7 @@ class Trunk(DenseDetector):
         head_in_features: Levels that the tower reads, fine to coarse.
         tuning: Settings of what trains; None: everything that is not frozen.
         default_prompts: Called when an input at test time has no ``prompts``; None makes that an error.
-        compiler: Backend of torch.compile for backbone and tower at test time, see ``CompiledParts``; "" for none.
+        compiler: Backend of torch.compile at test time, see ``CompiledParts``; "" for none.
         pixel_mean, pixel_std: One number per channel, in ``INPUT.FORMAT`` order.
     """
 
@@ -158,6 +159,10 @@ class Trunk(DenseDetector):
             features = self._compiled.features(self.backbone, images.tensor)
         return [features[level] for level in self.head_in_features]
 
+    def mix_levels(self, features: list[Tensor]) -> list[Tensor]:
+        """Run the L levels of N images in a tower without fusion, where they are the same for all prompts."""
+        return self._compiled.mix_levels(self.fusion_tower, features)
+
     def read(self, tokens: TokenBatch, reading: Reading = BOTH_WAYS) -> LanguageFeatures:
         """Encode M prompts of T tokens, without gradients where the encoder does not train.
 
@@ -216,7 +221,8 @@ class Trunk(DenseDetector):
         )
         text = tuned.hidden if self.fusion_tower.fuses_text else tuned.embedded
         levels = mixed if levels is None else levels
-        return Fused(features, language, levels, text, tuned.hidden, self.head, self.anchors_of)
+        predict = partial(self._compiled.predict, self.head)
+        return Fused(features, language, levels, text, tuned.hidden, self.head, predict, self.anchors_of)
 
     def train_batch(self, inputs: Sequence[Mapping[str, Any]], task: str, needs_boxes: bool) -> TrainBatch:
         """Make a batch of N model inputs of one task; see ``TrainBatch.from_inputs`` for arguments and errors."""

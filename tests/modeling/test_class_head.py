@@ -1,24 +1,10 @@
 import pytest
 import torch
 from batch_samples import anchor_case, make_shapes
-from detectron2.modeling.box_regression import Box2BoxTransform
-from head_samples import SHAPES, make_anchors, make_instances
+from head_samples import SHAPES, make_anchors, make_class_head, make_instances
 
 from glipv2_d2.modeling.heads.class_head import ClassHead
-from glipv2_d2.modeling.matcher import ATSSMatcher
 from glipv2_d2.structures import GroundingPredictions
-
-
-def make_head(num_classes=3, **changes):
-    torch.manual_seed(0)
-    return ClassHead(
-        channels=8,
-        num_levels=2,
-        num_classes=num_classes,
-        box2box_transform=Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0)),
-        matcher=ATSSMatcher(9),
-        **changes,
-    )
 
 
 def make_levels(num_images=2, seed=0):
@@ -36,7 +22,7 @@ def losses_of(head, predictions, instances):
 
 
 def test_logits_are_a_linear_function_of_each_position():
-    head = make_head()
+    head = make_class_head()
     torch.nn.init.normal_(head.cls_logits.weight)
     levels = make_levels()
     predictions = head(levels)
@@ -51,14 +37,14 @@ def test_logits_are_a_linear_function_of_each_position():
 
 
 def test_untrained_anchor_gives_every_class_the_prior_probability():
-    head = make_head(prior_prob=0.2)
+    head = make_class_head(prior_prob=0.2)
     probabilities = head([torch.zeros(1, 8, *shape) for shape in SHAPES]).token_logits[0].sigmoid()
     torch.testing.assert_close(probabilities, torch.full((1, 64, 3), 0.2))
     assert 0.005 < head.cls_logits.weight.std() < 0.02 and not head.bbox_pred.bias.any()
 
 
 def test_target_of_an_anchor_is_the_class_of_its_box_alone():
-    head = make_head()
+    head = make_class_head()
     targets = label(head, [make_instances([[4, 6, 60, 55]], [2]), make_instances([], [])])
     positive = targets.matched_idxs >= 0
     assert positive[0].any() and not positive[1].any()
@@ -68,7 +54,7 @@ def test_target_of_an_anchor_is_the_class_of_its_box_alone():
 
 
 def test_class_loss_is_the_focal_loss_over_all_anchors_and_classes_per_positive_anchor():
-    head = make_head(focal_alpha=0.3, focal_gamma=1.5, class_loss_weight=2.0)
+    head = make_class_head(focal_alpha=0.3, focal_gamma=1.5, class_loss_weight=2.0)
     torch.nn.init.normal_(head.cls_logits.weight)
     instances = [make_instances([[4, 6, 60, 55]], [1]), make_instances([[0, 0, 32, 64]], [0])]
     predictions = head(make_levels())
@@ -90,7 +76,7 @@ def test_class_loss_is_the_focal_loss_over_all_anchors_and_classes_per_positive_
 
 
 def test_detections_have_the_class_of_their_logits_and_its_probability_times_centerness():
-    head = make_head(test_score_thresh=0.3)
+    head = make_class_head(test_score_thresh=0.3)
     predictions = GroundingPredictions(
         [torch.full((1, 64, 3), -9.0), torch.full((1, 16, 3), -9.0)],
         [torch.zeros(1, 64, 4), torch.zeros(1, 16, 4)],
@@ -130,4 +116,4 @@ def test_config_decides_everything(tiny_cfg):
 
 def test_no_class_is_refused():
     with pytest.raises(ValueError, match=r"MODEL\.GLIPV2\.CLASS_HEAD\.NUM_CLASSES: expected at least 1, found 0"):
-        make_head(num_classes=0)
+        make_class_head(num_classes=0)

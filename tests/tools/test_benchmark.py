@@ -105,6 +105,18 @@ def test_a_contender_can_be_left_out(run, monkeypatch):
     assert list(case["contenders"]) == ["ours", "ours, new text", "plain"]
 
 
+@pytest.mark.slow
+def test_a_compiled_model_is_a_contender_whose_first_pass_is_told_apart(run, monkeypatch):
+    monkeypatch.setattr(compare, "RATE_SIDES", (64,))
+    size = ("--size", "64", "64", "--num-names", "2", "--repeat", "1")
+    numbers = run("compare", *size, "--without", "GroundingDINO", "--without", "plain", "--compiler", "eager")
+    del numbers["results"]["rates"]
+    (case,) = numbers["results"].values()
+    assert list(case["contenders"]) == ["ours", "ours, new text", "compiled"]
+    compiled = case["contenders"]["compiled"]
+    assert compiled["first"] > 10 * compiled["seconds"] > 0
+
+
 def test_an_export_that_is_not_there_is_named(run):
     with pytest.raises(SystemExit, match="--onnx: expected a file that glipv2 export wrote, found none at none.onnx"):
         run("compare", "--onnx", "none.onnx")

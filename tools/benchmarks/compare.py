@@ -11,9 +11,12 @@ ours, new text  the same, and the text encoder reads the prompt in the pass.
 plain           the same with the structure of the official code: plain fusion, torchvision's deformable convolution,
                 detectron2's Swin, torch's products. The prompt is known.
 GroundingDINO   transformers' model with a Swin-T and a BERT-base, random weights. It reads its prompt in every pass.
+compiled        with --compiler NAME, ours with MODEL.GLIPV2.TEST.COMPILER; the prompt is known. Its first pass takes
+                minutes, or less where "inductor" finds in its cache what an earlier run has compiled.
 exported        with --onnx FILE, what "glipv2 export" wrote of the same config, by onnxruntime and the numpy code of
                 examples/onnx_detect.py; the prompt is known.
 
+first   seconds of the pass before all rounds, in which prompts are read and a compiler runs.
 s       of the fastest round. On a machine that others use as well, --clock cpu counts the processor time of this
         process instead, summed over its threads.
 limit   GMAC / rate: the time of a pass if it were nothing but matrix products, at the highest rate that products of
@@ -35,6 +38,7 @@ from collections.abc import Callable, Sequence
 from datetime import date
 from functools import partial
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +73,8 @@ CONFIG_KEYS = ()
 SIZES = ([480, 640], [800, 1333])
 NUM_NAMES = (80, 20)
 OWN_FORMS, PLAIN_FORMS = ("auto", "auto"), ("plain", "torchvision")
-OURS, NEW_TEXT, PLAIN, DINO, EXPORTED = "ours", "ours, new text", "plain", "GroundingDINO", "exported"
+OURS, NEW_TEXT, PLAIN, DINO = "ours", "ours, new text", "plain", "GroundingDINO"
+COMPILED, EXPORTED = "compiled", "exported"
 RATE_SIDES = (512, 1024, 2048)  # of the square matrices
 RATE_PASSES = 10
 # Parts of a pass whose prompt is known, and the unit of each number of a row.
@@ -99,6 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeat", type=positive, default=5, metavar="N", help="rounds (default: 5)")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="(default: wall)")
     parser.add_argument("--without", action="append", choices=(PLAIN, DINO), default=[], help="leave one out")
+    parser.add_argument("--compiler", metavar="NAME", help=f"a backend of torch.compile: adds {COMPILED!r}")
     parser.add_argument("--onnx", type=Path, metavar="FILE", help=f"an export of this config: adds {EXPORTED!r}")
     parser.add_argument("--page", metavar="FILE", help="write what was measured there, in Markdown")
 
@@ -142,7 +148,12 @@ def make_exported(path: Path, inputs: dict[str, Any]) -> Callable[[], Any]:
 
 
 def make_contenders(
-    cutter: PassCutter, dino: nn.Module | None, inputs: dict[str, Any], without: Sequence[str], onnx: Path | None
+    cutter: PassCutter,
+    compiled: nn.Module | None,
+    dino: nn.Module | None,
+    inputs: dict[str, Any],
+    without: Sequence[str],
+    onnx: Path | None,
 ) -> dict[str, Callable[[], Any]]:
     """Return for each contender a function that runs one pass."""
     model = cutter.model
@@ -161,6 +172,8 @@ def make_contenders(
     contenders: dict[str, Callable[[], Any]] = {OURS: run_ours, NEW_TEXT: partial(run_ours, forget=True)}
     if PLAIN not in without:
         contenders[PLAIN] = run_plain
+    if compiled is not None:
+        contenders[COMPILED] = lambda: compiled([inputs])
     if dino is not None:
         ids = inputs["prompts"][0].input_ids.to(model.device)[None]
         image = (inputs["image"].to(model.device).float() / 255)[None]
@@ -171,16 +184,14 @@ def make_contenders(
 
 
 def run_in_turn(contenders: dict[str, Callable[[], Any]], read: Callable[[], float], rounds: Sequence[int]) -> Rows:
-    """Run all contenders once to warm up, then in turn for each round; return the seconds of the fastest."""
+    """Run all contenders in turn, once and then for each round; return the seconds of the first and the fastest."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for run in contenders.values():
-        run()
-    for _ in rounds:
+    for _ in chain([None], rounds):
         for name, run in contenders.items():
             begin = read()
             run()
             seconds[name].append(read() - begin)
-    return {name: {"seconds": min(times)} for name, times in seconds.items()}
+    return {name: {"first": times[0], "seconds": min(times[1:])} for name, times in seconds.items()}
 
 
 def measure_parts(
@@ -213,13 +224,14 @@ def measure_memory(run: Callable[[], Any], device: torch.device) -> float:
 def show(case: str, contenders: Rows, parts: Rows, rates: dict[str, float]) -> list[Table]:
     """Lay out the numbers of one size and number of names."""
     ours, gmac = contenders[OURS]["seconds"], parts["total"]["gmac"]
-    table = make_table(case, "contender", ["s", "ours takes", "memory, MiB"])
+    table = make_table(case, "contender", ["first", "s", "ours takes", "memory, MiB"])
     for name, row in contenders.items():
         memory = f"{row['memory_mib']:.0f}" if "memory_mib" in row else ""
-        table.add_row(name, f"{row['seconds']:.3f}", f"{ours / row['seconds']:.2f} of it", memory)
+        seconds = f"{row['first']:.3f}", f"{row['seconds']:.3f}"
+        table.add_row(name, *seconds, f"{ours / row['seconds']:.2f} of it", memory)
     for name, rate in rates.items():
         limit = 2 * gmac / rate
-        table.add_row(f"limit: {gmac:.1f} GMAC by {name}", f"{limit:.3f}", f"{ours / limit:.2f} of it", "")
+        table.add_row(f"limit: {gmac:.1f} GMAC by {name}", "", f"{limit:.3f}", f"{ours / limit:.2f} of it", "")
     rate = max(rates.values())
     own_parts = make_table("", "part of ours", ["GMAC", "s", "GFLOP/s", "of the rate", "beyond the limit, s"])
     for part, row in parts.items():
@@ -267,6 +279,12 @@ def run(arguments: argparse.Namespace, cfg: CfgNode) -> tuple[dict[str, Any], di
     device = cutter.model.device
     if arguments.onnx is not None and device.type != "cpu":
         raise InputError(f"--onnx: expected --device cpu, where onnxruntime runs, found {device}")
+    compiled = None
+    if arguments.compiler:
+        compiled_cfg = cfg.clone()
+        compiled_cfg.defrost()
+        compiled_cfg.MODEL.GLIPV2.TEST.COMPILER = arguments.compiler
+        compiled = load_model(compiled_cfg).eval()
     dino = None if DINO in arguments.without else build_dino(device)
     read = clock(device, time.process_time if arguments.clock == "cpu" else time.perf_counter)
     rates = measure_rates(device, read)
@@ -289,7 +307,7 @@ def run(arguments: argparse.Namespace, cfg: CfgNode) -> tuple[dict[str, Any], di
             prompts = make_prompts(cfg, None, num_names)
             inputs = noise_image(size, torch.Generator().manual_seed(0)) | {"prompts": prompts}
             case = f"{size[0]} x {size[1]}, {num_names} names ({sum(map(len, prompts))} tokens)"
-            contenders = make_contenders(cutter, dino, inputs, arguments.without, arguments.onnx)
+            contenders = make_contenders(cutter, compiled, dino, inputs, arguments.without, arguments.onnx)
             rows = run_in_turn(contenders, read, tqdm(range(arguments.repeat), desc=case, unit="round", leave=False))
             for name in (name for name in contenders if name != EXPORTED):
                 rows[name]["memory_mib"] = measure_memory(contenders[name], device)
@@ -299,6 +317,7 @@ def run(arguments: argparse.Namespace, cfg: CfgNode) -> tuple[dict[str, Any], di
     if arguments.page:
         own = {"torch": torch.__version__, "threads": torch.get_num_threads(), "config": arguments.config_file}
         left_out = "".join(f" --without {name}" for name in arguments.without)
+        left_out += f" --compiler {arguments.compiler}" if arguments.compiler else ""
         left_out += f" --onnx {arguments.onnx.name}" if arguments.onnx else ""
         options = f"--repeat {arguments.repeat} --clock {arguments.clock}{left_out} --page {arguments.page}"
         command = f"python tools/benchmark.py compare --config-file {arguments.config_file} \\\n    {options}"

@@ -87,7 +87,7 @@ class Detection(Task):
             prompts = self.shortlist.choose(model, features, anchors, images.image_sizes, prompts)
         evidence = None if model.class_words_head is None else WordEvidence(model, images)
         # Without fusion the levels are the same for every prompt.
-        mixed = [] if model.fusion_tower.fuses_text else model.fusion_tower.mix_levels(features)
+        mixed = [] if model.fusion_tower.fuses_text else model.mix_levels(features)
         # Images run together only if their limits are equal.
         limits = inputs[0].get("detection_limits")
         limit = None if limits is None else limits.of_a_prompt
