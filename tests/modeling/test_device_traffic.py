@@ -130,6 +130,32 @@ def test_the_cpu_waits_twice_for_a_batch_and_sends_a_few_pieces_whatever_the_num
                 torch.testing.assert_close(value, other[key], rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_vocabulary_of_a_shortlist_is_read_in_one_pass_whatever_its_size(build):
+    model, inputs = build("a shortlist")
+    vocabularies = []
+    for count in (3, 31):
+        prompts = [make_prompt([1], [3, 4]) for _ in range(count)]
+        for number, prompt in enumerate(prompts):
+            prompt.input_ids.add_(100 * count + number)
+        vocabularies.append(prompts)
+    expected = [model([one | {"prompts": prompts} for one in inputs(2)]) for prompts in vocabularies]
+    with pretended_device() as traffic:
+        model.to("cuda")
+        model(inputs(2))
+        for prompts, outputs in zip(vocabularies, expected, strict=True):
+            traffic.clear()
+            found = model([one | {"prompts": prompts} for one in inputs(2)])
+            # The words of the vocabulary and of the chosen names, four pieces; otherwise as for one that is known.
+            assert traffic.waits.total() <= 3 and traffic.copies.total() <= 5 + 4, traffic
+            assert not traffic.mixed and not traffic.unpinned, traffic
+            for one, other in zip(found, outputs, strict=True):
+                one, other = one["instances"], other["instances"]
+                assert torch.equal(one.pred_classes.numbers, other.pred_classes)
+                torch.testing.assert_close(one.scores.numbers, other.scores, rtol=1e-5, atol=1e-4)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", AUTOCAST_NAMES)
 def test_autocast_meets_no_tensors_of_two_devices_and_waits_no_more(build, name):

@@ -5,9 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from pretended_device import pretended_device
 
 from glipv2_d2.modeling import build_model
-from glipv2_d2.modeling.text_encoder import build_text_encoder
+from glipv2_d2.modeling.text_encoder import build_text_encoder, prompt_cache
 from glipv2_d2.modeling.text_encoder.prompt_cache import PromptCache
 from glipv2_d2.structures import LanguageFeatures, TokenBatch, TokenizedPrompt
 
@@ -36,6 +37,36 @@ def test_features_equal_those_of_the_encoder_at_real_tokens(encoder):
     assert torch.equal(actual.mask, expected.mask)
     torch.testing.assert_close(actual.hidden[expected.mask], expected.hidden[expected.mask])
     torch.testing.assert_close(actual.embedded, expected.embedded)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("most_tokens", "passes"),
+    [
+        (100, [[5, 4, 3, 2]]),
+        # 2 x 5 tokens with padding, then 2 x 3.
+        (12, [[5, 4], [3, 2]]),
+        (4, [[5], [4], [3], [2]]),
+    ],
+)
+def test_a_device_encodes_new_prompts_together_as_each_alone(encoder, monkeypatch, most_tokens, passes):
+    monkeypatch.setattr(prompt_cache, "_MOST_TOKENS", most_tokens)
+    prompts = [make_prompt(101, *range(7, 7 + length), 102) for length in (1, 3, 0, 2)]
+    expected = PromptCache().encode(encoder, prompts, CPU)
+    cache = PromptCache()
+    with pretended_device() as traffic:
+        encoder.to("cuda")
+        lengths = []
+        encoder.register_forward_hook(lambda _, inputs, __: lengths.append(inputs[0].mask.numbers.sum(dim=1).tolist()))
+        found = cache.encode(encoder, prompts, torch.device("cuda"))
+        assert lengths == passes and not traffic.mixed
+        again = cache.encode(encoder, prompts[::-1], torch.device("cuda"))
+        assert len(lengths) == len(passes)
+    for one, mask in ((found, expected.mask), (again, expected.mask.flip(0))):
+        assert torch.equal(one.mask.numbers, mask)
+    torch.testing.assert_close(found.hidden.numbers, expected.hidden)
+    assert torch.equal(again.hidden.numbers.flip(0), found.hidden.numbers)
+    assert [len(row) for row in cache._hidden.values()] == [3, 5, 2, 4][::-1]
 
 
 @torch.no_grad()

@@ -24,6 +24,8 @@ from ..trunk import Trunk
 _MOST_SHARES = 2**22
 # Regions that rate a name. Of 1 to 32 and all, 8 had the best recall (docs/experiments/large_vocabularies.md).
 _REGIONS = 8
+# Prompts of a vocabulary that are read together.
+_PROMPTS = 32
 
 
 class NameWords(NamedTuple):
@@ -137,12 +139,15 @@ class Shortlist:
 
 
 def read_names(model: Trunk, prompts: Sequence[TokenizedPrompt]) -> NameWords:
-    """Read a vocabulary, prompt by prompt."""
+    """Read a vocabulary, some prompts at a time."""
     read, spelled, num_tokens = [], [], 0
-    for prompt in prompts:
-        read.append(model.contrastive_head.project_words(model.read_prompts([prompt]).embedded[0]))  # (T, E)
-        spelled += [(num_tokens + row.nonzero().squeeze(1)).tolist() for row in prompt.phrase_token_map]
-        num_tokens += len(prompt)
+    for begin in range(0, len(prompts), _PROMPTS):
+        together = prompts[begin : begin + _PROMPTS]
+        embedded = model.read_prompts(together).embedded  # (M, T, D)
+        read.append(model.contrastive_head.project_words(embedded.flatten(0, 1)))  # (M * T, E)
+        for prompt in together:
+            spelled += [(num_tokens + row.nonzero().squeeze(1)).tolist() for row in prompt.phrase_token_map]
+            num_tokens += embedded.shape[1]
     rows = [row for row, words in enumerate(spelled) if words]
     by_length = sorted(rows, key=lambda row: len(spelled[row]))
     places = torch.tensor(by_length, dtype=torch.int64).argsort()

@@ -19,15 +19,20 @@ Value = TypeVar("Value")
 
 # Values that follow from prompts and are kept: a vocabulary of 10,000 names takes 2.5 MiB.
 _MOST_VALUES = 16
+# Tokens, padding included, that are encoded together on a device: 32 prompts of 256.
+_MOST_TOKENS = 8_192
 
 
 class PromptCache:
-    """Encode prompts at test time, each by itself, and keep the results, and values that follow from them.
+    """Encode prompts at test time and keep the results, and values that follow from them.
+
+    On a CPU each prompt is encoded by itself, which takes no padding. On a device those of a call that are new are
+    encoded together, padded, because a prompt alone does not fill it: results are equal but for rounding.
 
     Results are kept for the token ids and the state of the encoder. If its weights change in place (a loaded
     checkpoint, a moving average), or its device or the autocast type, everything is computed again. A fused optimizer
-    changes weights unnoticed: code that trains has to call ``clear``. Results never depend on earlier calls or on the
-    other prompts of a call.
+    changes weights unnoticed: code that trains has to call ``clear``. Results never depend on earlier calls or, but for
+    rounding on a device, on the other prompts of a call.
 
     Args:
         max_tokens: Number of tokens kept over all prompts; the least recently used prompts are dropped first. A token
@@ -66,7 +71,7 @@ class PromptCache:
             return encoder(TokenBatch.from_prompts(prompts, device))
         self._forget_other_states(encoder, device)
         keys = [tuple(prompt.input_ids.tolist()) for prompt in prompts]
-        rows = {key: self._row(encoder, key, prompt, device) for key, prompt in zip(keys, prompts, strict=True)}
+        rows = self._read(encoder, dict(zip(keys, prompts, strict=True)), device)
         firsts = dict(zip(rows, itertools.accumulate(map(len, rows), initial=0), strict=False))
         order = torch.arange(max(map(len, keys)))
         mask = order < torch.tensor([[len(key)] for key in keys])
@@ -93,20 +98,27 @@ class PromptCache:
                 self._values.popitem(last=False)
         return value
 
-    def _row(self, encoder: nn.Module, key: tuple[int, ...], prompt: TokenizedPrompt, device: torch.device) -> Tensor:
+    def _read(
+        self, encoder: nn.Module, prompts: dict[tuple[int, ...], TokenizedPrompt], device: torch.device
+    ) -> dict[tuple[int, ...], Tensor]:
+        """Return the features of each prompt, (T, D), without padding, in the order of the prompts."""
         with self._lock:
-            hidden = self._hidden.get(key)
-        if hidden is None:
-            hidden = encoder(TokenBatch.from_prompts([prompt], device)).hidden[0]  # (T, D)
+            found = {key: self._hidden[key] for key in prompts if key in self._hidden}
+        new = [key for key in prompts if key not in found]
+        for keys in [[key] for key in new] if device.type == "cpu" else _plan_passes(new):
+            hidden = encoder(TokenBatch.from_prompts([prompts[key] for key in keys], device)).hidden
+            # Copies: a view would keep the padding, and the other prompts of its pass.
+            found |= {key: row[: len(key)].clone() for key, row in zip(keys, hidden, strict=True)}
         with self._lock:
-            # Another thread may have encoded it meanwhile, or dropped it.
-            if self._hidden.pop(key, None) is None:
-                self._num_tokens += len(key)
-            self._hidden[key] = hidden
+            for key in prompts:
+                # Another thread may have encoded it meanwhile, or dropped it.
+                if self._hidden.pop(key, None) is None:
+                    self._num_tokens += len(key)
+                self._hidden[key] = found[key]
             while self._num_tokens > self.max_tokens:
                 oldest, _ = self._hidden.popitem(last=False)
                 self._num_tokens -= len(oldest)
-        return hidden
+        return {key: found[key] for key in prompts}
 
     def _forget_other_states(self, encoder: nn.Module, device: torch.device) -> None:
         autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
@@ -116,3 +128,14 @@ class PromptCache:
             if state != self._encoder_state:
                 self.clear()
                 self._encoder_state = state
+
+
+def _plan_passes(keys: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+    """Put prompts of similar length together, in passes of at most ``_MOST_TOKENS`` with padding, or of one prompt."""
+    passes: list[list[tuple[int, ...]]] = []
+    for key in sorted(keys, key=len, reverse=True):
+        # The first of a pass is the longest.
+        if not passes or (len(passes[-1]) + 1) * len(passes[-1][0]) > _MOST_TOKENS:
+            passes.append([])
+        passes[-1].append(key)
+    return passes
