@@ -8,6 +8,7 @@
     python tools/benchmark.py losses --config-file configs/pretrain/glipv2_micro.yaml
     python tools/benchmark.py contrastive
     python tools/benchmark.py masks
+    python tools/benchmark.py encoding
     python tools/benchmark.py evaluation
     python tools/benchmark.py loading --config-file configs/demo/glipv2_micro.yaml
 
@@ -23,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from benchmarks import compare, contrastive, evaluation, loading, losses, masks, model, shortlist, vocabulary
+from benchmarks import compare, contrastive, encoding, evaluation, loading, losses, masks, model, shortlist, vocabulary
 from rich.console import Console
 
 from glipv2_d2.engine.command_line import build_config, one_line_errors
@@ -41,6 +42,7 @@ SUBCOMMANDS = {
     "losses": losses,
     "contrastive": contrastive,
     "masks": masks,
+    "encoding": encoding,
     "evaluation": evaluation,
     "loading": loading,
 }

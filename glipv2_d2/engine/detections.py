@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import InputError
-from ..evaluation.ap_inputs import encode_masks
+from ..evaluation.mask_encoding import encode_masks
 from ..visualizer import GroundingVisualizer
 from .image_inputs import ImageInput, as_bgr
 

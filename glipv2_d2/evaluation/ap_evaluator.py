@@ -17,12 +17,14 @@ from ..data.datasets.coco import Truth
 from ..errors import InputError
 from .ap_engine import check_engine
 from .ap_inputs import DetectionRows, measurable_tasks
+from .mask_encoding import MaskEncoder
 
 
 class APEvaluator(DatasetEvaluator):
     """Keep the detections of some images, and bring those of all processes to the first one.
 
-    A detection takes 52 bytes, and its run lengths if masks are evaluated, which are encoded as they come.
+    A detection takes 52 bytes, and its run lengths if masks are evaluated. Masks themselves are kept of a few images
+    only, see ``MaskEncoder``.
 
     Args:
         dataset_name: Registered dataset. ``thing_dataset_id_to_contiguous_id`` of its metadata gives the contiguous
@@ -31,6 +33,7 @@ class APEvaluator(DatasetEvaluator):
         distributed: Collect the detections of all processes; the first of them evaluates.
         output_folder: Folder of the detections; None: they are not written.
         engine: "auto" or "reference", as ``precisions`` takes it.
+        mask_threads: Threads that encode masks while the model runs; 0: none.
 
     Raises:
         InputError: The engine is unknown.
@@ -41,7 +44,14 @@ class APEvaluator(DatasetEvaluator):
     first_category_id: int
 
     def __init__(
-        self, dataset_name: str, tasks: Sequence[str], *, distributed: bool, output_folder: str | None, engine: str
+        self,
+        dataset_name: str,
+        tasks: Sequence[str],
+        *,
+        distributed: bool,
+        output_folder: str | None,
+        engine: str,
+        mask_threads: int,
     ) -> None:
         check_engine(engine)
         self._name, self._engine = dataset_name, engine
@@ -52,6 +62,8 @@ class APEvaluator(DatasetEvaluator):
         self._judges = not distributed or comm.is_main_process()
         self._truth: Truth = {}
         self._parts: list[DetectionRows] = []
+        self._mask_threads = mask_threads
+        self._encoder = MaskEncoder(mask_threads)
         self._logger = logging.getLogger(type(self).__module__)
 
     def _compare_with(self, truth: Truth) -> None:
@@ -61,6 +73,7 @@ class APEvaluator(DatasetEvaluator):
 
     def reset(self) -> None:
         self._parts = []
+        self._encoder = MaskEncoder(self._mask_threads)
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
         """Keep the detections of some images; of masks, the run lengths.
@@ -68,12 +81,11 @@ class APEvaluator(DatasetEvaluator):
         Raises:
             InputError: A class is not of the dataset, or masks are evaluated, and those of the instances are missing or
                 not of the size of their image.
+            RuntimeError: Masks of these or earlier images could not be encoded.
         """
+        encoder = self._encoder if "segm" in self._tasks else None
         for sample, output in zip(inputs, outputs, strict=True):
-            with_masks = "segm" in self._tasks
-            self._parts.append(
-                DetectionRows.from_instances(output["instances"], sample, self._category_ids, with_masks)
-            )
+            self._parts.append(DetectionRows.from_instances(output["instances"], sample, self._category_ids, encoder))
 
     def _counted(self, rows: DetectionRows) -> DetectionRows:
         """Return the rows that a protocol may count, of one process or of all."""
@@ -84,7 +96,9 @@ class APEvaluator(DatasetEvaluator):
 
         Raises:
             InputError: An image of them is not of the annotations.
+            RuntimeError: Masks of an image could not be encoded.
         """
+        self._encoder.finish()
         rows = self._counted(DetectionRows.join(self._parts))
         if self._distributed:
             # The best detections of all processes are among the best of each.

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils.file_io import PathManager
-from pycocotools import mask as mask_utils
 from torch import Tensor
 
 from ..data.datasets.mask_checks import read_segmentation
 from ..data.datasets.skip_report import SkipReport, with_progress
 from ..data.datasets.value_checks import AnnotationError, EntryError, OmittedEntry, show
 from ..errors import InputError
+from .mask_encoding import MaskEncoder
 
 
 def check_fields(json_file: str, kind: str, entries: Any, fields: Sequence[str], format_name: str) -> None:
@@ -123,19 +123,6 @@ def checked_masks(instances: Instances, sample: dict[str, Any]) -> Tensor:
     return masks
 
 
-def encode_masks(masks: Tensor) -> list[bytes]:
-    """Encode masks as COCO's compressed run lengths.
-
-    Args:
-        masks: (K, H, W) bool.
-
-    Returns:
-        The ``counts`` of K masks; ``size`` is [H, W].
-    """
-    # One by one: the encoder reads columns, and a transposed copy of all masks would double the memory.
-    return [mask_utils.encode(np.asfortranarray(mask))["counts"] for mask in masks.cpu().numpy().view(np.uint8)]
-
-
 class DetectionRows(NamedTuple):
     """K detections. The detections of one image keep the order of the model.
 
@@ -157,7 +144,7 @@ class DetectionRows(NamedTuple):
 
     @classmethod
     def from_instances(
-        cls, instances: Instances, sample: dict[str, Any], category_ids: np.ndarray, with_masks: bool
+        cls, instances: Instances, sample: dict[str, Any], category_ids: np.ndarray, encoder: MaskEncoder | None
     ) -> DetectionRows:
         """Make the rows of one image.
 
@@ -165,7 +152,7 @@ class DetectionRows(NamedTuple):
             instances: Detections, with ``pred_boxes`` XYXY in pixels of the original image.
             sample: Model input of the image, with ``image_id`` and, for masks, ``height`` and ``width``.
             category_ids: (number of classes,) id in the annotation file for each value of ``pred_classes``.
-            with_masks: Encode the masks too. Otherwise they are ignored.
+            encoder: Encodes the masks too; ``counts`` are there when it has finished. None: masks are ignored.
 
         Raises:
             InputError: A value of ``pred_classes`` has no id, or masks are needed and missing or of another size.
@@ -178,8 +165,8 @@ class DetectionRows(NamedTuple):
                 f"ids of the dataset, found {unknown[0]}"
             )
         counts = np.full(len(classes), None, dtype=object)
-        if with_masks and len(classes):
-            counts[:] = encode_masks(checked_masks(instances, sample))
+        if encoder is not None and len(classes):
+            encoder.encode(checked_masks(instances, sample), counts, sample["image_id"])
         boxes = instances.pred_boxes.tensor.detach().float().cpu()
         return cls(
             image_ids=np.full(len(classes), sample["image_id"], dtype=np.int64),

@@ -25,7 +25,14 @@ from .vqa import VQAEvaluator
 
 def build_coco_evaluator(cfg: CfgNode, dataset: LoadedDataset, output_folder: str) -> DatasetEvaluator:
     """Build the evaluator of COCO's AP of boxes and, if the model has masks, of masks."""
-    return COCOInstanceEvaluator(dataset.name, _tasks(cfg), output_folder, dataset.truth, cfg.TEST.EVALUATION_ENGINE)
+    return COCOInstanceEvaluator(
+        dataset.name,
+        _tasks(cfg),
+        output_folder,
+        dataset.truth,
+        cfg.TEST.EVALUATION_ENGINE,
+        mask_threads=cfg.DATALOADER.NUM_WORKERS,
+    )
 
 
 def build_lvis_evaluator(cfg: CfgNode, dataset: LoadedDataset, output_folder: str) -> DatasetEvaluator:
@@ -38,6 +45,7 @@ def build_lvis_evaluator(cfg: CfgNode, dataset: LoadedDataset, output_folder: st
         output_folder=output_folder,
         truth=dataset.truth,
         engine=cfg.TEST.EVALUATION_ENGINE,
+        mask_threads=cfg.DATALOADER.NUM_WORKERS,
     )
 
 

@@ -29,6 +29,7 @@ class COCOInstanceEvaluator(APEvaluator):
         truth: What the detections are compared with; unusable masks of its annotations are changed. None: the
             ``json_file`` of the metadata is read, in COCO's format; without one the dataset dicts are converted.
         engine: "auto" or "reference", as ``precisions`` takes it.
+        mask_threads: Threads that encode masks while the model runs; 0: none.
 
     Raises:
         AnnotationError: The file cannot be used.
@@ -45,8 +46,16 @@ class COCOInstanceEvaluator(APEvaluator):
         output_folder: str | None = None,
         truth: Truth | None = None,
         engine: str = "auto",
+        mask_threads: int = 0,
     ) -> None:
-        super().__init__(dataset_name, tasks, distributed=True, output_folder=output_folder, engine=engine)
+        super().__init__(
+            dataset_name,
+            tasks,
+            distributed=True,
+            output_folder=output_folder,
+            engine=engine,
+            mask_threads=mask_threads,
+        )
         metadata = MetadataCatalog.get(dataset_name)
         if not self._judges:
             return

@@ -52,6 +52,7 @@ class LVISEvaluator(APEvaluator):
         truth: What the detections are compared with; unusable masks of its annotations are changed. None: ``json_file``
             is read.
         engine: "auto" or "reference", as ``precisions`` takes it.
+        mask_threads: Threads that encode masks while the model runs; 0: none.
 
     Raises:
         InputError: A task or protocol is unknown, or none is given.
@@ -77,6 +78,7 @@ class LVISEvaluator(APEvaluator):
         detections_per_category: int = 10_000,
         truth: Truth | None = None,
         engine: str = "auto",
+        mask_threads: int = 0,
     ) -> None:
         for field, found, known in (
             ("tasks", tasks, _TASKS),
@@ -85,7 +87,14 @@ class LVISEvaluator(APEvaluator):
         ):
             if not found or not set(found) <= set(known):
                 raise InputError(f"{field}: expected one or more of {known}, found {tuple(found)}")
-        super().__init__(dataset_name, tasks, distributed=distributed, output_folder=output_folder, engine=engine)
+        super().__init__(
+            dataset_name,
+            tasks,
+            distributed=distributed,
+            output_folder=output_folder,
+            engine=engine,
+            mask_threads=mask_threads,
+        )
         self._boxes, self._protocols = boxes, tuple(protocols)
         self._limits = {"standard": detections_per_image, "fixed": detections_per_category}
         if self._judges:

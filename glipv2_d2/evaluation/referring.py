@@ -14,7 +14,8 @@ from torch import Tensor
 from ..errors import InputError
 from ..modeling.phrase_results import best_detection, referred_mask
 from ..plurals import counted
-from .ap_inputs import checked_masks, encode_masks
+from .ap_inputs import checked_masks
+from .mask_encoding import encode_masks
 from .sample_evaluator import SampleEvaluator, by_id, percentage
 
 # IoUs from which on a mask counts as right.

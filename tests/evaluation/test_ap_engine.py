@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from glipv2_d2.errors import InputError
 from glipv2_d2.evaluation import ap_engine
 from glipv2_d2.evaluation.ap_engine import average_precisions, mean_precision, precisions
-from glipv2_d2.evaluation.ap_inputs import DetectionRows, encode_masks
+from glipv2_d2.evaluation.ap_inputs import DetectionRows
 from glipv2_d2.evaluation.coco_evaluator import COCOInstanceEvaluator
 from glipv2_d2.evaluation.lvis_evaluator import LVISEvaluator
+from glipv2_d2.evaluation.mask_encoding import encode_masks
 
 TASKS = ("bbox", "segm")
 RULES = ("coco", "lvis")

@@ -192,7 +192,7 @@ def test_the_ids_of_classes_may_be_in_any_order(tmp_path):
 def test_official_sizes_are_never_negative():
     instances = make_instances([(1, 0.5, [10, 10, 0.25, 8])], with_masks=False)
     sample = {"image_id": 3, "height": HEIGHT, "width": WIDTH}
-    rows = DetectionRows.from_instances(instances, sample, np.array([1]), False).with_inclusive_sizes()
+    rows = DetectionRows.from_instances(instances, sample, np.array([1]), None).with_inclusive_sizes()
     assert rows.boxes.tolist() == [[10, 10, 0, 7]]
 
 
@@ -217,7 +217,7 @@ def test_detections_are_written_in_the_format_for_results(tmp_path):
 
 def test_file_of_more_rows_than_are_written_at_a_time_is_whole(tmp_path):
     one = DetectionRows.from_instances(
-        make_instances([(1, 0.5, BOXES[1])]), {"image_id": 3, "height": HEIGHT, "width": WIDTH}, np.array([1]), False
+        make_instances([(1, 0.5, BOXES[1])]), {"image_id": 3, "height": HEIGHT, "width": WIDTH}, np.array([1]), None
     )
     DetectionRows(*(np.repeat(column, 10_001, axis=0) for column in one)).write(str(tmp_path / "rows.json"))
     results = json.loads((tmp_path / "rows.json").read_text())

@@ -406,3 +406,11 @@ def test_bad_arguments_are_refused(command, argument, capsys):
     with pytest.raises(SystemExit):
         benchmark.parse_arguments([command, *argument.split()])
     assert f"argument {argument.split()[0]}: " in capsys.readouterr().err
+
+
+# --- encoding ---------------------------------------------------------------------------------------------------------
+
+
+def test_all_forms_of_encoding_have_the_same_codes(run):
+    numbers = run("encoding", "--masks", "3", "--size", "30", "40", "--repeat", "1")
+    assert list(numbers["results"]) == ["whole masks", "in the way", "beside"]
