@@ -50,6 +50,7 @@ class GroundingVisualizer:
     Args:
         image: (H, W, 3) uint8 in RGB order, as for detectron2's ``Visualizer``.
         min_long_side: Length in pixels that the longer side of an image is enlarged to, if it is shorter.
+        max_long_side: Length that it is shrunk to, if it is longer; None: it is never shrunk.
         style: "full"; "thin", with fine lines and small labels, of which those without room are left out, the ones of
             the highest scores last; or "auto", thin where full labels would cover more than a fifth of the image.
 
@@ -57,18 +58,28 @@ class GroundingVisualizer:
         InputError: There is no such style.
     """
 
-    def __init__(self, image: np.ndarray, min_long_side: int = MIN_LONG_SIDE, style: str = "auto") -> None:
+    def __init__(
+        self,
+        image: np.ndarray,
+        min_long_side: int = MIN_LONG_SIDE,
+        style: str = "auto",
+        *,
+        max_long_side: int | None = None,
+    ) -> None:
         if style not in STYLES:
             raise InputError(f"style: expected one of {', '.join(STYLES)}, found {style!r:.100}")
         self._style = style
         height, width = image.shape[:2]
-        self._scale = max(1.0, min_long_side / max(height, width))
+        long_side = max(height, width)
+        self._scale = max(long_side, min_long_side) / long_side
+        if max_long_side is not None:
+            self._scale = min(self._scale, max_long_side / long_side)
         self._shape = (height, width)
-        enlarged = Image.fromarray(np.ascontiguousarray(image))
-        if self._scale > 1:
+        shown = Image.fromarray(np.ascontiguousarray(image))
+        if self._scale != 1:
             size = (max(1, round(width * self._scale)), max(1, round(height * self._scale)))
-            enlarged = enlarged.resize(size, Image.Resampling.BICUBIC)
-        self._image = enlarged
+            shown = shown.resize(size, Image.Resampling.BICUBIC)
+        self._image = shown
 
     def draw_predictions(self, instances: Instances, phrases: Sequence[str], caption: str | None = None) -> np.ndarray:
         """Draw the detections of one image.

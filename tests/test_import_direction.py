@@ -36,6 +36,7 @@ FLOORS = {
     "engine": 3,
     "colored_text": 3,
     "fonts": 3,
+    "sheets": 3,
     "visualizer": 3,
     "program": 4,
     "__main__": 4,

@@ -42,6 +42,15 @@ def test_small_images_are_enlarged_with_their_boxes():
     assert drawn[150, 200].tolist() == [128, 128, 128]
 
 
+def test_large_images_are_shrunk_with_their_boxes_if_asked_to():
+    visualizer = GroundingVisualizer(gray(400, 800), 100, max_long_side=200)
+    drawn = visualizer.draw_predictions(make_instances([[200, 200, 600, 360]], [0], (400, 800)), ["a"])
+    assert drawn.shape == (100, 200, 3)
+    assert drawn[75, 50].tolist() == drawn[75, 149].tolist() == list(phrase_color(0))
+    assert GroundingVisualizer(gray(40, 80), 100, max_long_side=200)._scale == 100 / 80
+    assert GroundingVisualizer(gray(75, 150), 100, max_long_side=200)._scale == 1
+
+
 def test_image_without_detections_stays_and_the_image_given_too():
     image = gray(300, 900)
     drawn = GroundingVisualizer(image).draw_predictions(make_instances([], []), [])

@@ -25,15 +25,18 @@ from ..evaluation.detection_report import (
     confusion,
     find_cut_off,
 )
+from ..sheets import join_tiles
 from ..tensor_files import write_text
 from ..visualizer import GroundingVisualizer, text_font
 
-# Validation images that are drawn.
+# Images that are drawn.
 NUM_DRAWN = 12
 # Curves of more classes than this cannot be told apart: only their mean is drawn in colour.
 MAX_CURVES = 10
 # A drawing shows its image with this length of the long side, in pixels.
 _DRAWN_SIDE = 640
+# The same on a sheet of many, and how many of them stand in a row.
+_SHEET_SIDE, _SHEET_COLUMNS = 480, 2
 
 
 def write_report(
@@ -143,8 +146,6 @@ def draw_images(
     for old in folder.glob("val_[0-9][0-9].png"):
         old.unlink()
     images = truth["images"]
-    names = [category["name"] for category in truth["categories"]]
-    rows = {category["id"]: row for row, category in enumerate(truth["categories"])}
     chosen = [images[k * len(images) // min(NUM_DRAWN, len(images))] for k in range(min(NUM_DRAWN, len(images)))]
     written: list[Path] = []
     for image in chosen:
@@ -152,20 +153,77 @@ def draw_images(
             pixels = read_image({"file_name": str(image_root / image["file_name"])}, "RGB")
         except UnreadableImageError:
             continue
-        boxes = [box for box in truth["annotations"] if box["image_id"] == image["id"]]
-        found = [one for one in detections if one["image_id"] == image["id"] and one["score"] >= score]
-        sides = []
-        for heading, group in (("annotated", boxes), (f"found, score from {score:.2f} on", found)):
-            visualizer = GroundingVisualizer(pixels, _DRAWN_SIDE)
-            drawing = visualizer.draw_predictions(_instances(group, rows, pixels.shape[:2]), names)
-            height, width = drawing.shape[:2]
-            # One word is never wrapped: both headings have the same height.
-            sides.append(np.concatenate([draw_words([(heading, None)], text_font((width, height)), width), drawing]))
-        border = np.full((sides[0].shape[0], 8, 3), 255, np.uint8)
+        sides = _sides(image["id"], truth, detections, score)
         path = folder / f"val_{len(written) + 1:02d}.png"
-        Image.fromarray(np.concatenate([sides[0], border, sides[1]], axis=1)).save(path)
+        Image.fromarray(_beside(pixels, truth, sides, _DRAWN_SIDE)).save(path)
         written.append(path)
     return written
+
+
+def draw_sheet(
+    dicts: Sequence[Mapping[str, Any]],
+    truth: Mapping[str, Any],
+    detections: Sequence[Mapping[str, Any]],
+    score: float,
+    title: str,
+) -> np.ndarray:
+    """Draw the first images of a dataset on one sheet, beside each the detections from a score on.
+
+    Args:
+        dicts: Dataset dicts; the first ``NUM_DRAWN`` are drawn. In place of an image that cannot be read its name
+            stands.
+        truth: The data in COCO's format.
+        detections: In COCO's format of results.
+        score: Lowest score that is drawn.
+        title: Text above all.
+
+    Returns:
+        (H, W, 3) uint8 in RGB order.
+    """
+    tiles = []
+    for record in dicts[:NUM_DRAWN]:
+        try:
+            pixels = read_image(dict(record), "RGB")
+        except UnreadableImageError:
+            name = f"{Path(record['file_name']).name} cannot be read"
+            tiles.append(draw_words([(name, None)], text_font((_SHEET_SIDE, 0)), 2 * _SHEET_SIDE))
+        else:
+            sides = _sides(record["image_id"], truth, detections, score)
+            tiles.append(_beside(pixels, truth, sides, _SHEET_SIDE, most=_SHEET_SIDE))
+    return join_tiles(tiles, _SHEET_COLUMNS, title)
+
+
+def _sides(
+    image_id: int, truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], score: float
+) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """Return the headings of both sides of an image and their boxes: annotated, and found from a score on."""
+    boxes = [box for box in truth["annotations"] if box["image_id"] == image_id]
+    found = [one for one in detections if one["image_id"] == image_id and one["score"] >= score]
+    return [("annotated", boxes), (f"found, score from {score:.2f} on", found)]
+
+
+def _beside(
+    pixels: np.ndarray,
+    truth: Mapping[str, Any],
+    sides: Sequence[tuple[str, list[Mapping[str, Any]]]],
+    least: int,
+    most: int | None = None,
+) -> np.ndarray:
+    """Draw an image once for each of two headings, with its boxes, side by side.
+
+    Its long side has at least ``least`` and at most ``most`` pixels.
+    """
+    names = [category["name"] for category in truth["categories"]]
+    rows = {category["id"]: row for row, category in enumerate(truth["categories"])}
+    drawings = []
+    for heading, boxes in sides:
+        visualizer = GroundingVisualizer(pixels, least, max_long_side=most)
+        drawing = visualizer.draw_predictions(_instances(boxes, rows, pixels.shape[:2]), names)
+        height, width = drawing.shape[:2]
+        # One word is never wrapped: both headings have the same height.
+        drawings.append(np.concatenate([draw_words([(heading, None)], text_font((width, height)), width), drawing]))
+    border = np.full((drawings[0].shape[0], 8, 3), 255, np.uint8)
+    return np.concatenate([drawings[0], border, drawings[1]], axis=1)
 
 
 def _instances(boxes: Sequence[Mapping[str, Any]], rows: Mapping[int, int], size: tuple[int, int]) -> Instances:

@@ -18,6 +18,7 @@ from ..modeling.build import choose_device
 from .command_line import build_config, one_line_errors
 from .run_log import start_log
 from .trainer import GLIPv2Trainer
+from .truth_sheet import write_sheet
 
 
 def start_run(arguments: argparse.Namespace, *, for_results: bool = False) -> CfgNode:
@@ -56,9 +57,14 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         checkpointer = GLIPv2Checkpointer.from_config(model, cfg, cfg.OUTPUT_DIR, for_results=True)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=arguments.resume)
         resumed = checkpointer.get_checkpoint_file() if arguments.resume else ""
+        # train_net.py has detectron2's flags alone.
+        waiting = list(cfg.DATASETS.TEST) if vars(arguments).get("sheet") and comm.is_main_process() else []
 
         def write(results: dict[str, Any], failures: dict[str, str]) -> None:
             files = {"config_file": arguments.config_file, "checkpoint": resumed}
             write_result_table(cfg, results, cfg.OUTPUT_DIR, **files, failures=failures)
+            for name in [name for name in waiting if name in results]:
+                waiting.remove(name)
+                write_sheet(cfg, name)
 
         return GLIPv2Trainer.test(cfg, model, report=write)

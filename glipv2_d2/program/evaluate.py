@@ -13,6 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     add_process_arguments(parser)
     parser.add_argument("--resume", action="store_true", help="take the last checkpoint of OUTPUT_DIR")
+    parser.add_argument(
+        "--sheet", action="store_true", help="draw the first 12 images of detection data, found beside annotated"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from glipv2_d2.engine.run_report import class_table, write_report, write_results
+from glipv2_d2.engine.run_report import class_table, draw_sheet, write_report, write_results
 from glipv2_d2.evaluation.detection_report import ClassReport
 
 TRUTH = {
@@ -89,6 +89,20 @@ def test_boxes_of_a_person_have_no_score(images, tmp_path, monkeypatch):
     detections = [{"image_id": n, "category_id": 1, "bbox": [10, 10, 20, 20], "score": 0.8} for n in range(1, 15)]
     write_report(tmp_path / "report", TRUTH, images, detections)
     assert drawn == [False, True] * 12
+
+
+def test_sheet_has_the_first_twelve_and_names_what_cannot_be_read(images, monkeypatch):
+    written, where = [], draw_sheet.__globals__
+    draw = where["draw_words"]
+    monkeypatch.setitem(where, "draw_words", lambda words, *more: written.append(words[0][0]) or draw(words, *more))
+    dicts = [
+        {"image_id": image["id"], "file_name": str(images / image["file_name"])} for image in reversed(TRUTH["images"])
+    ]
+    detections = [{"image_id": 13, "category_id": 1, "bbox": [10, 10, 20, 20], "score": 0.8}]
+    sheet = draw_sheet(dicts, TRUTH, detections, 0.5, "all")
+    assert written[0] == "14.png cannot be read" and written[1:] == ["annotated", "found, score from 0.50 on"] * 11
+    # Two images in a row, each twice, 480 pixels wide.
+    assert sheet.shape[1] == 2 * (2 * 480 + 8 + 10)
 
 
 def test_report_of_a_run_that_found_nothing(images, tmp_path):

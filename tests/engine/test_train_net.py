@@ -11,6 +11,7 @@ from drawn_images import draw_dataset
 
 from glipv2_d2 import register_coco_grounding
 from glipv2_d2.evaluation.result_tables import write_result_table
+from glipv2_d2.program.main import main
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -67,6 +68,15 @@ def test_command_line_trains_resumes_and_evaluates(train_net, train_cfg, tmp_pat
     train_net.main([*arguments, "--eval-only", "--resume", "MODEL.WEIGHTS", "elsewhere.pth"])
     table = json.loads((output / "result_table.json").read_text())
     assert table["weights"] == {"checkpoint": {"file": str(output / "model_final.pth"), "sha256": digest}}
+
+
+def test_eval_draws_a_sheet_beside_the_detections(train_net, train_cfg, tmp_path):
+    """The fixture puts the loggers back."""
+    config = write_config(train_cfg, tmp_path / "config.yaml")
+    words = ["eval", "--config-file", config, "--num-gpus", "0", "--sheet", "MODEL.WEIGHTS", "random"]
+    assert main(words) == 0
+    folder = Path(train_cfg.OUTPUT_DIR) / "inference" / train_cfg.DATASETS.TEST[0]
+    assert sorted(path.name for path in folder.iterdir()) == ["coco_instances_results.json", "sheet.jpg"]
 
 
 @pytest.mark.parametrize(
