@@ -18,7 +18,7 @@ exported        with --onnx FILE, what "glipv2 export" wrote of the same config,
 
 first   seconds of the pass before all rounds, in which prompts are read and a compiler runs.
 s       of the fastest round. On a machine that others use as well, --clock cpu counts the processor time of this
-        process instead, summed over its threads.
+        process instead, summed over its threads, and of the compilers that it has started and waited for.
 limit   GMAC / rate: the time of a pass if it were nothing but matrix products, at the highest rate that products of
         square matrices reach in this run: by torch.mm, and by what the model calls (oneDNN on CPUs with AVX-512). GMAC
         are counted from shapes, without the text encoder.
@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+import resource
 import time
 from collections.abc import Callable, Sequence
 from datetime import date
@@ -107,6 +108,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compiler", metavar="NAME", help=f"a backend of torch.compile: adds {COMPILED!r}")
     parser.add_argument("--onnx", type=Path, metavar="FILE", help=f"an export of this config: adds {EXPORTED!r}")
     parser.add_argument("--page", metavar="FILE", help="write what was measured there, in Markdown")
+
+
+def processor_seconds() -> float:
+    """Return the processor time of this process, and of those that it has started and waited for."""
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in spent)
 
 
 def measure_rates(device: torch.device, read: Callable[[], float]) -> dict[str, float]:
@@ -286,7 +293,7 @@ def run(arguments: argparse.Namespace, cfg: CfgNode) -> tuple[dict[str, Any], di
         compiled_cfg.MODEL.GLIPV2.TEST.COMPILER = arguments.compiler
         compiled = load_model(compiled_cfg).eval()
     dino = None if DINO in arguments.without else build_dino(device)
-    read = clock(device, time.process_time if arguments.clock == "cpu" else time.perf_counter)
+    read = clock(device, processor_seconds if arguments.clock == "cpu" else time.perf_counter)
     rates = measure_rates(device, read)
     facts = {
         "machine": name_machine(),
