@@ -299,9 +299,13 @@ def _add_tuning(cfg: CN) -> None:
     cfg.MODEL.GLIPV2.TUNING.LORA.ALPHA = 16.0
     cfg.MODEL.GLIPV2.TUNING.LORA.PARTS = ("fusion_tower", "backbone")
     cfg.MODEL.GLIPV2.TUNING.KEEP = CN()
-    # Forget nothing: the model that the training starts from says what it sees of other names on the training images,
-    # and the tuned model keeps saying so. At the end weights between both are chosen, see docs/tuning.md.
+    # Forget nothing, see docs/tuning.md.
     cfg.MODEL.GLIPV2.TUNING.KEEP.ENABLED = False
+    # The tuned weights answer for the names of DATASETS.TRAIN, the first ones for all others, both in one model. False:
+    # one set of weights for all names, see the keys below.
+    cfg.MODEL.GLIPV2.TUNING.KEEP.BY_NAME = True
+    # One set of weights: the model that the training starts from says what it sees of other names on the training
+    # images, and the tuned model keeps saying so. At the end weights between both are chosen.
     # Text file with one of the other names, or another phrase, on each line, or a registered dataset that has them; "":
     # the names of LVIS. Those that the training data have are left out.
     cfg.MODEL.GLIPV2.TUNING.KEEP.NAMES = ""

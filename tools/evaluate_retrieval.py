@@ -133,6 +133,8 @@ def annotated_samples(mapper: DetectionDatasetMapper, dataset_dicts: list[dict])
 def evaluate(cfg: CfgNode, dataset: str) -> dict[str, RetrievalResult]:
     """Load the model of a config, and rank the names of a detection data set in every space of the model."""
     model = build_for_results(cfg)
+    if model.by_name is not None:
+        raise InputError("MODEL.WEIGHTS: expected one set of weights, found one for own names and one for others")
     mapper = DetectionDatasetMapper(cfg, is_train=False, dataset_names=(dataset,))
     dataset_dicts = DatasetCatalog.get(dataset)
     results = {}

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from glipv2_d2.checkpoint.resume import KEPT_WEIGHTS
-from glipv2_d2.engine.plateau import BEST_WEIGHTS
+from glipv2_d2.checkpoint.resume import BEST_WEIGHTS, KEPT_WEIGHTS
 from glipv2_d2.modeling.tuning import TUNING_MODES
 
 # What stands behind a mode and "+", with its options beside KEEP.ENABLED.
 _KEEP = "MODEL.GLIPV2.TUNING.KEEP"
+_ONE_SET = (f"{_KEEP}.BY_NAME", "False")
 _KEEPING = {
-    "keep": (),
-    "replay": (f"{_KEEP}.LEAST_OWN", "0.0"),
-    "between": (f"{_KEEP}.NAMES_WEIGHT", "0.0", f"{_KEEP}.BOXES_WEIGHT", "0.0"),
+    "names": (f"{_KEEP}.BY_NAME", "True"),
+    "keep": _ONE_SET,
+    "replay": (*_ONE_SET, f"{_KEEP}.LEAST_OWN", "0.0"),
+    "between": (*_ONE_SET, f"{_KEEP}.NAMES_WEIGHT", "0.0", f"{_KEEP}.BOXES_WEIGHT", "0.0"),
 }
 _PLAIN = tuple(mode for mode in TUNING_MODES if mode != "mask_head")
 # A tuned prompt has nothing to forget.
@@ -53,4 +54,4 @@ def recipe(mode: str, has_all_data: bool, metric: str) -> list[str]:
 
 def result_file(mode: str) -> str:
     """Return the name of the weights that a run of a mode is tested with."""
-    return KEPT_WEIGHTS if mode.endswith(("+keep", "+between")) else BEST_WEIGHTS
+    return KEPT_WEIGHTS if mode.endswith(("+names", "+keep", "+between")) else BEST_WEIGHTS

@@ -12,10 +12,11 @@
 
     python tools/run_odinw.py --config-file configs/demo/glipv2_micro.yaml --weights model_final.pth --num-gpus 0 \\
         --sets small_a --old-sets stampworld_val --unseen-sets small_b_test --shots 0 10 \\
-        --modes full full+between full+replay full+keep lora+keep                     # what is forgotten, and what not
+        --modes full full+names full+replay full+keep lora+names                      # what is forgotten, and what not
 
-A mode with "+keep" forgets nothing (MODEL.GLIPV2.TUNING.KEEP), with "+replay" without the choice of weights between
-base and tuned model at its end, with "+between" by that choice alone. The table has the names of the sets, those of the
+A mode with "+names" forgets nothing: the tuned weights answer for the names of the set, the base for all others
+(MODEL.GLIPV2.TUNING.KEEP). One set of weights has "+keep", with "+replay" without the choice of weights between base
+and tuned model at its end, with "+between" by that choice alone. The table has the names of the sets, those of the
 old sets, and those of the unseen sets, before the tuning (zero_shot) and after it.
 
 A set NAME is three registered detection datasets, NAME_train, NAME_val and NAME_test; odinw13 and odinw35 stand for all

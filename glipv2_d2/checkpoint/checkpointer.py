@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from ..distributed import is_sharded, placed_like, whole_tensors
 from ..errors import InputError
 from ..modeling.build import build_model
+from ..modeling.by_name import add_base, take_base, unpack_names
 from ..modeling.heads.table import HEADS
 from ..modeling.lora import merge_lora
+from ..modeling.meta_arch.glipv2 import GLIPv2
 from ..tensor_files import CheckpointError, read_checkpoint, unwrap_weights, write_checkpoint, write_text
 from .conversion import OWN_WEIGHTS, find_kind
 from .fit_check import check_fit, check_update_scales, check_values, is_position_weight, without_other_classes
 from .name_rules import summarize_names
-from .resume import LAST_CHECKPOINT, find_resume_file
+from .resume import BASE_WEIGHTS, BEST_WEIGHTS, FINAL_WEIGHTS, LAST_CHECKPOINT, find_resume_file
 from .swin_conversion import BOTTOM_UP
 from .tuned_weights import load_tuned
 from .weight_changes import WeightChanges, interpolate_weights
@@ -120,8 +122,13 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
         self.logger.info("Loading weights from %s", path)
         wanted = list(self.checkpointables) if checkpointables is None else checkpointables
         content, tensors = self._read(path, mmap=not wanted)
+        tensors, base, own_names = take_base(tensors)
+        if isinstance(self.model, GLIPv2):
+            self.model.by_name = None
         tensors, is_own = self._convert(tensors, path)
         self._fill_model(tensors, path)
+        if base is not None:
+            self._fill_base(base, own_names, path)
         if "model" not in content or not is_own:
             return {}
         for name in wanted:
@@ -247,6 +254,35 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
             self.logger.warning("%s has no weights for %s: they keep their values", source, summarize_names(missing))
         if unexpected:
             self.logger.warning("%s: the model has no place for %s", source, summarize_names(unexpected))
+
+    def _fill_base(self, base: dict[str, Tensor], own_names: Tensor | None, source: str) -> None:
+        """Give the model the base that a file has beside the tuned weights.
+
+        Raises:
+            CheckpointError: It is no base of the model, its own names are missing, or no results are wanted.
+        """
+        if not self._for_results or self._changes != WeightChanges():
+            raise CheckpointError(
+                f"{source}: expected one set of weights to train from or to change (MODEL.GLIPV2.TUNING.WEIGHTS, "
+                f"INTERPOLATE_WITH), found two, for own names and for all others; beside it {BEST_WEIGHTS} or "
+                f"{FINAL_WEIGHTS} has the tuned ones, {BASE_WEIGHTS} those of all others"
+            )
+        if own_names is None:
+            raise CheckpointError(f"{source}: by_name.own_names: expected the names that were tuned, found none")
+        expected = self.model.state_dict()
+        unknown = sorted(base.keys() - expected.keys())
+        if unknown or not isinstance(self.model, GLIPv2):
+            raise CheckpointError(
+                f"{source}: by_name.base: expected weights of the model, found {summarize_names(unknown or list(base))}"
+            )
+        check_fit({**expected, **base}, expected, source)
+        check_values(base, expected, source)
+        try:
+            names = unpack_names(own_names)
+        except InputError as error:
+            raise CheckpointError(f"{source}: by_name.own_names: {error}") from error
+        self.logger.info("%s: tuned weights for %d names, those of the base for all others", source, len(names))
+        add_base(self.model, base, names)
 
     def _check_missing(self, missing: list[str], source: str) -> list[str]:
         """Return the names among those that a file lacks that are worth a warning; raise if one is needed."""

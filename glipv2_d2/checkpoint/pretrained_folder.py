@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers import BertModel
 
 from ..errors import InputError
+from ..modeling.by_name import take_base
 from ..modeling.text_encoder.bert import BertTextEncoder
 from ..modeling.text_encoder.clip import CLIPTextEncoder
 from ..prompts.pretrained import resolve_pretrained
@@ -311,7 +312,8 @@ def _check_rebuilt(portable: CfgNode, tensors: Mapping[str, Tensor], folder: Pat
     _bind(cfg, folder, [WEIGHTS_FILE, *_file_names(folder)])
     expected = build_meta_model(cfg).state_dict()
     check_fit(tensors, expected, "the model to save")
-    different = expected.keys() ^ tensors.keys()
+    tensors, base, _ = take_base(tensors)
+    different = (expected.keys() ^ tensors.keys()) | ((base or {}).keys() - expected.keys())
     if different:
         raise CheckpointError(
             f"the model to save: expected the tensors of its config, found others: {summarize_names(sorted(different))}"

@@ -11,9 +11,9 @@ from ..tensor_files import is_whole
 
 # Names that detectron2's hooks and trainers give.
 LAST_CHECKPOINT = "last_checkpoint"
-_FINAL = "model_final.pth"
-_BEST = "model_best.pth"
-# Of a tuning that forgets nothing the weights that it began with, and those between them and the tuned ones.
+FINAL_WEIGHTS = "model_final.pth"
+BEST_WEIGHTS = "model_best.pth"
+# Of a tuning that forgets nothing the weights that it began with, and both these and the tuned ones, or some between.
 BASE_WEIGHTS = "keep_base.safetensors"
 KEPT_WEIGHTS = "model_kept.pth"
 _NUMBERED = re.compile(r".*_(\d{7,})\.pth")
@@ -65,7 +65,7 @@ def find_result_file(folder: str) -> str:
     Args:
         folder: As for ``find_resume_file``.
     """
-    for name in (KEPT_WEIGHTS, _BEST) if folder else ():
+    for name in (KEPT_WEIGHTS, BEST_WEIGHTS) if folder else ():
         path = Path(folder) / name
         if path.is_file() and is_whole(path):
             return str(path)
@@ -76,4 +76,4 @@ def _iteration(name: str, tagged: str) -> float | None:
     """Read from its name how far a run had come; None if the file is not known to be a training checkpoint."""
     if numbered := _NUMBERED.fullmatch(name):
         return int(numbered[1])
-    return math.inf if name in (_FINAL, tagged) else None
+    return math.inf if name in (FINAL_WEIGHTS, tagged) else None

@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from detectron2.config import CfgNode
@@ -57,6 +57,7 @@ def export_detector(
     if not isinstance(model, GLIPv2):
         raise InputError("MODEL.META_ARCHITECTURE: expected 'GLIPv2' to freeze names in, found another")
     warn_of_left_out(cfg, model, output)
+    model = _answering(model, prompt)
     size = size or _default_size(cfg, model.backbone.size_divisibility)
     detector = FixedPromptDetector(model, prompt, size).eval().requires_grad_(False)
     example = (torch.full((3, *size), 127.0), torch.tensor(size), torch.tensor(size))
@@ -120,6 +121,20 @@ def _single_prompt(cfg: CfgNode, names: Sequence[str]) -> tuple[TokenizedPrompt,
             "export them in parts"
         )
     return prompts[0], names
+
+
+def _answering(model: GLIPv2, prompt: TokenizedPrompt) -> GLIPv2:
+    """Return the model whose weights answer for all names of a prompt."""
+    if model.by_name is None:
+        return model
+    own, others = model.by_name.split([prompt], len(prompt))
+    if own and others:
+        raise InputError(
+            "--names: expected names that were tuned, or other names, found both, which two sets of weights answer for "
+            f"({', '.join(map(repr, own[0].phrases[:3]))} and {', '.join(map(repr, others[0].phrases[:3]))}); export "
+            "each kind into a file of its own"
+        )
+    return cast(GLIPv2, model.by_name.base) if others else model
 
 
 def _default_size(cfg: CfgNode, divisor: int) -> tuple[int, int]:

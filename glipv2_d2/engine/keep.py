@@ -1,4 +1,4 @@
-"""A tuning that forgets nothing: its base, which a resumed run needs too, and final weights between both."""
+"""A tuning that forgets nothing: its base, which a resumed run needs too, and final weights of both or between both."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
-from torch import nn
+from torch import Tensor, nn
 
 from ..checkpoint.checkpointer import RANDOM_WEIGHTS
-from ..checkpoint.resume import BASE_WEIGHTS, KEPT_WEIGHTS
+from ..checkpoint.resume import BASE_WEIGHTS, BEST_WEIGHTS, FINAL_WEIGHTS, KEPT_WEIGHTS
 from ..checkpoint.tuned_weights import base_hash, save_tuned
 from ..checkpoint.weight_changes import interpolate_weights
 from ..data.dataset_mappers.build import mapper_of
 from ..errors import InputError
+from ..modeling.by_name import base_tensors
 from ..modeling.keeping import Keeping, KeepWeights
 from ..modeling.lora import merge_lora
+from ..prompts.vocabulary import trained_names
 from ..tensor_files import CheckpointError, read_tensors, write_checkpoint, write_tensors
-from .plateau import BEST_WEIGHTS, PlateauHook
+from .plateau import PlateauHook
 from .share_choice import Choice, Comparison, choose_share
 
 KEPT_TUNED_WEIGHTS = "tuned_kept.safetensors"
 _KEY = "MODEL.GLIPV2.TUNING.KEEP"
-_FINAL = "model_final.pth"
 
 # Evaluates a model as it is.
 Test = Callable[[nn.Module], Mapping[str, Any]]
 
 
 class KeepHook(HookBase):
-    """Give the model its base before training, and choose weights between both at its end.
+    """Give the model its base before training, and at its end write the weights of both, or choose some between both.
 
     The base is written to the folder of the run, not to checkpoints, which hold its hash.
 
@@ -54,11 +55,13 @@ class KeepHook(HookBase):
         self._plateau = plateau
         self._patience = cfg.SOLVER.EARLY_STOP_PATIENCE
         self._weights = KeepWeights.from_config(cfg)
+        self._own_names = trained_names(cfg) if keep.BY_NAME else []
         self._least_own = keep.LEAST_OWN
         self._metric = cfg.SOLVER.AUTO_STEP.METRIC
         self._folder = cfg.OUTPUT_DIR
         self._compare = lambda base: Comparison(cfg, base)
         self._base: Any = None
+        self._has_begun = False
         self._hash = ""
         self._is_done = False
 
@@ -85,7 +88,7 @@ class KeepHook(HookBase):
                 raise CheckpointError(
                     f"{path}: expected the weights that the run began with (hash {self._hash:.12}), found others"
                 )
-        self._base = base
+        self._has_begun, self._base = True, None if self._own_names else base
         self._is_done = self.trainer.start_iter >= self.trainer.max_iter
         if any(self._weights):
             self._model.keeping = Keeping(base, self._weights)
@@ -95,11 +98,14 @@ class KeepHook(HookBase):
         self._is_done = self.trainer.iter + 1 == self.trainer.max_iter
 
     def after_train(self) -> None:
-        """At the end of the run, not where it fails, write the weights between both, see ``choose_share``."""
+        """At the end of the run, not where it fails, write its final weights."""
         ended_early = self._plateau is not None and 0 < self._patience <= self._plateau.since_best
         self._model.keeping = None
-        if self._base is not None and self._least_own and (self._is_done or ended_early):
-            self._finish()
+        if self._has_begun and (self._is_done or ended_early):
+            if self._own_names:
+                self._write_both()
+            elif self._least_own:
+                self._choose_between()
 
     def state_dict(self) -> dict[str, Any]:
         return {"base_sha256": self._hash}
@@ -107,10 +113,26 @@ class KeepHook(HookBase):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._hash = state_dict["base_sha256"]
 
-    def _finish(self) -> None:
+    def _read_tuned(self) -> dict[str, Tensor]:
         comm.synchronize()
-        source = os.path.join(self._folder, _FINAL if self._plateau is None else BEST_WEIGHTS)
-        tuned, compare = read_tensors(source)[0], self._compare(self._base)
+        return read_tensors(os.path.join(self._folder, FINAL_WEIGHTS if self._plateau is None else BEST_WEIGHTS))[0]
+
+    def _write_both(self) -> None:
+        """Write the tuned weights with those of the base that differ, see ``ByName``."""
+        tuned = self._read_tuned()
+        if comm.is_main_process():
+            base = base_tensors(tuned, read_tensors(os.path.join(self._folder, BASE_WEIGHTS))[0], self._own_names)
+            content = {"model": {**tuned, **base}, "iteration": self.trainer.iter}
+            write_checkpoint(os.path.join(self._folder, KEPT_WEIGHTS), content)
+            logging.getLogger(__name__).info(
+                "the final weights, %s: the tuned ones for %d names, and for all others %d tensors of the base",
+                *(KEPT_WEIGHTS, len(self._own_names), len(base) - 1),
+            )
+        comm.synchronize()
+
+    def _choose_between(self) -> None:
+        """Write the weights between both, see ``choose_share``."""
+        tuned, compare = self._read_tuned(), self._compare(self._base)
 
         def move(share: float) -> Any:
             self._model.load_state_dict(tuned)
@@ -185,7 +207,7 @@ def build_keep_hook(cfg: CfgNode, model: nn.Module, test: Test, plateau: Plateau
     if not keep.ENABLED:
         return None
     named = [name for name in cfg.DATASETS.TRAIN if mapper_of(name).has_category_names]
-    architecture = cfg.MODEL.META_ARCHITECTURE
+    architecture, has_test = cfg.MODEL.META_ARCHITECTURE, len(cfg.DATASETS.TEST) > 0
     for key, value, valid, expected in (
         (f"{_KEY}.NAMES_WEIGHT", keep.NAMES_WEIGHT, keep.NAMES_WEIGHT >= 0, "at least 0"),
         (f"{_KEY}.BOXES_WEIGHT", keep.BOXES_WEIGHT, keep.BOXES_WEIGHT >= 0, "at least 0"),
@@ -194,7 +216,7 @@ def build_keep_hook(cfg: CfgNode, model: nn.Module, test: Test, plateau: Plateau
         ("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, cfg.MODEL.WEIGHTS not in ("", RANDOM_WEIGHTS), "the weights to keep"),
         ("SOLVER.SHARD_WEIGHTS", True, not cfg.SOLVER.SHARD_WEIGHTS, "False"),
         ("DATASETS.TRAIN", cfg.DATASETS.TRAIN, len(named) == len(cfg.DATASETS.TRAIN), "data of names and boxes alone"),
-        ("DATASETS.TEST", cfg.DATASETS.TEST, len(cfg.DATASETS.TEST) or not keep.LEAST_OWN, "validation data"),
+        ("DATASETS.TEST", cfg.DATASETS.TEST, has_test or keep.BY_NAME or not keep.LEAST_OWN, "validation data"),
     ):
         if not valid:
             raise InputError(f"{key}: expected {expected} with {_KEY}.ENABLED, found {value!r}")

@@ -16,14 +16,14 @@ from detectron2.engine import HookBase
 from detectron2.solver.lr_scheduler import LRMultiplier
 from detectron2.utils import comm
 
+from ..checkpoint.resume import BEST_WEIGHTS
 from ..checkpoint.tuned_weights import save_tuned
 from ..distributed import is_sharded, whole_tensors
 from ..errors import InputError
 from ..tensor_files import write_checkpoint
 from .ema import ModelEMA, averaged
 
-BEST_WEIGHTS = "model_best.pth"
-# Written beside it by a run that tunes less than the whole model.
+# Written beside BEST_WEIGHTS by a run that tunes less than the whole model.
 BEST_TUNED_WEIGHTS = "tuned_best.safetensors"
 
 

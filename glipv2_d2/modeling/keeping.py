@@ -34,7 +34,7 @@ class KeepWeights(NamedTuple):
     def from_config(cls, cfg: CfgNode) -> KeepWeights:
         """Read the config."""
         keep = cfg.MODEL.GLIPV2.TUNING.KEEP
-        return cls(keep.NAMES_WEIGHT, keep.BOXES_WEIGHT)
+        return cls(0.0, 0.0) if keep.BY_NAME else cls(keep.NAMES_WEIGHT, keep.BOXES_WEIGHT)
 
 
 class Keeping:

@@ -125,6 +125,13 @@ def merge_lora(model: nn.Module) -> None:
     for layer in list(model.modules()):
         if isinstance(layer, _UpdatedLayer):
             dict(layer.named_parameters(recurse=False))["weight"].copy_(layer.weight)
+    remove_lora(model)
+
+
+def remove_lora(model: nn.Module) -> None:
+    """Remove all updates: the weights are those that they were learned beside."""
+    for layer in list(model.modules()):
+        if isinstance(layer, _UpdatedLayer):
             del layer.lora
             layer.__class__ = type(layer).__bases__[1]
 

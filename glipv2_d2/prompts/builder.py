@@ -26,11 +26,16 @@ def clean_name(name: str) -> str:
     return name.replace("_", " ").replace("  ", " ")
 
 
+def plain_name(name: str) -> str:
+    """Return what of a name counts where names are compared: its words in lower case, once it is cleaned."""
+    return " ".join(clean_name(name).lower().split())
+
+
 def namesakes(names: Sequence[str]) -> dict[int, list[int]]:
     """Return, for each row of ``names`` that equals others once cleaned and in lower case, those other rows."""
     rows_of_text: dict[str, list[int]] = {}
     for row, name in enumerate(names):
-        rows_of_text.setdefault(" ".join(clean_name(name).lower().split()), []).append(row)
+        rows_of_text.setdefault(plain_name(name), []).append(row)
     groups = [rows for rows in rows_of_text.values() if len(rows) > 1]
     return {row: [other for other in rows if other != row] for rows in groups for row in rows}
 

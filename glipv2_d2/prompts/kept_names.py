@@ -13,7 +13,7 @@ from detectron2.data.datasets.lvis_v1_categories import LVIS_CATEGORIES
 
 from ..errors import InputError
 from ..structures import KEPT_NAME, TokenizedPrompt
-from .builder import clean_name
+from .builder import clean_name, plain_name
 from .name_texts import NameText, prompt_from_texts
 from .tokenizer import PromptTokenizer
 from .vocabulary import dataset_names
@@ -52,8 +52,8 @@ class KeptNames(NamedTuple):
         if keep.NUM_NAMES < 1:
             raise InputError(f"{_KEY}.NUM_NAMES: expected at least 1, found {keep.NUM_NAMES}")
         found = _read(keep.NAMES)
-        taken = {_plain(name) for name in own}
-        names = {_plain(name): " ".join(clean_name(name).split()) for name in found}
+        taken = {plain_name(name) for name in own}
+        names = {plain_name(name): " ".join(clean_name(name).split()) for name in found}
         left = tuple(name for key, name in names.items() if key and key not in taken)
         if not left:
             raise InputError(
@@ -114,7 +114,3 @@ def _read(source: str) -> list[str]:
         return Path(source).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise InputError(f"{_KEY}.NAMES: expected text in UTF-8, found {source}: {error}") from error
-
-
-def _plain(name: str) -> str:
-    return " ".join(clean_name(name).lower().split())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..structures import TokenizedPrompt
+from .builder import plain_name
 
 
 def is_vocabulary(prompts: Sequence[TokenizedPrompt]) -> bool:
@@ -53,6 +54,31 @@ def prompts_of_names(
         pieces.append(piece)
         num_tokens += more
     return [*found, _join(pieces, separator, head, tail)] if pieces else found
+
+
+def split_prompts(
+    prompts: Sequence[TokenizedPrompt], own: Collection[str], *, max_tokens: int
+) -> tuple[list[TokenizedPrompt], list[TokenizedPrompt]]:
+    """Return the prompts of own names and those of all others, as ``prompts_of_names`` makes them.
+
+    A prompt without own names, or with no others, stays as it is. A caption, whose phrases cannot be asked for apart,
+    is one of the first if all of its phrases are own names.
+
+    Args:
+        prompts: What is asked for.
+        own: The own names, each as ``plain_name`` returns it. A synonym of one is another name.
+        max_tokens: Most tokens of a prompt, special tokens included.
+    """
+    flags = [[plain_name(phrase) in own for phrase in prompt.phrases] for prompt in prompts]
+    if is_vocabulary(prompts) and len({flag for of_prompt in flags for flag in of_prompt}) == 2:
+        has_tokens = [begin < end for prompt in prompts for begin, end in prompt.name_ranges]
+        rows = [row for row, spelled in enumerate(has_tokens) if spelled]
+        is_own = [flag for of_prompt in flags for flag in of_prompt]
+        parts = [row for row in rows if is_own[row]], [row for row in rows if not is_own[row]]
+        first, second = (prompts_of_names(prompts, part, max_tokens=max_tokens) for part in parts)
+        return first, second
+    wholes = [(prompt, bool(of_prompt) and all(of_prompt)) for prompt, of_prompt in zip(prompts, flags, strict=True)]
+    return [prompt for prompt, whole in wholes if whole], [prompt for prompt, whole in wholes if not whole]
 
 
 class _Piece(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 from detectron2.config import CfgNode
@@ -9,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..errors import InputError
 from ..structures import TokenizedPrompt
+from .builder import plain_name
 from .name_checks import check_names_differ
 from .name_texts import PromptTexts, name_texts, tokenize_texts
 from .protocols import chunk_size_of
@@ -41,6 +43,19 @@ def dataset_names(dataset_name: str) -> list[str]:
 def prompt_texts_of(cfg: CfgNode, dataset_name: str) -> PromptTexts:
     """Return the ``prompt_texts`` in the metadata of a dataset; none if INPUT.PROMPT.DATASET_TEXTS leaves them out."""
     return MetadataCatalog.get(dataset_name).get("prompt_texts", {}) if cfg.INPUT.PROMPT.DATASET_TEXTS else {}
+
+
+def trained_names(cfg: CfgNode) -> list[str]:
+    """Return the names that prompts of DATASETS.TRAIN ask for, without and with the words around them, each once.
+
+    They are as ``plain_name`` returns them.
+
+    Raises:
+        InputError: See ``dataset_names`` and ``name_texts``.
+    """
+    texts = (name_texts(dataset_names(name), prompt_texts_of(cfg, name)) for name in cfg.DATASETS.TRAIN)
+    forms = (form for text in itertools.chain(*texts) for form in (text.name, text.full))
+    return list(dict.fromkeys(map(plain_name, forms)))
 
 
 def build_default_prompts(cfg: CfgNode) -> list[TokenizedPrompt]:

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from training_runs import assert_same, load, train
 
-from glipv2_d2 import GLIPv2Trainer
+from glipv2_d2 import GLIPv2Predictor, GLIPv2Trainer
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
 from glipv2_d2.checkpoint.resume import BASE_WEIGHTS, find_result_file
 from glipv2_d2.engine.share_choice import Comparison
@@ -32,7 +33,30 @@ def keep_cfg(train_cfg, tmp_path):
         ["SOLVER.MAX_ITER", 2, "SOLVER.STEPS", (), "SOLVER.WARMUP_ITERS", 0, "SOLVER.BASE_LR", 0.01]
     )
     train_cfg.merge_from_list([f"{KEEP}.ENABLED", True, f"{KEEP}.IMAGES", 0.7, "SOLVER.EMA_DECAY", 0.5])
+    train_cfg.merge_from_list([f"{KEEP}.BY_NAME", False])
     return train_cfg
+
+
+@pytest.fixture
+def by_name_cfg(keep_cfg):
+    """The same with both sets of weights in one model."""
+    keep_cfg.merge_from_list([f"{KEEP}.BY_NAME", True, "MODEL.GLIPV2.TEST.SCORE_THRESH", 0.0])
+    keep_cfg.merge_from_list(["TEST.DETECTIONS_PER_IMAGE", 0, "DATASETS.TEST", ()])
+    return keep_cfg
+
+
+def assert_answers_by_name(cfg, both, base):
+    """Own names have the results of the tuned weights alone, others those of the base."""
+    own, others = ["red box", "Blue_box"], ["cat", "traffic light"]
+    image = np.random.default_rng(0).integers(0, 255, (64, 80, 3), dtype=np.uint8)
+    found = both(image, [own[0], others[0], own[1], others[1]])["instances"]
+    tuned = str(Path(cfg.OUTPUT_DIR) / "model_final.pth")
+    for names, rows, weights in ((own, [0, 2], tuned), (others, [1, 3], base)):
+        alone = GLIPv2Predictor(with_options(cfg, cfg.OUTPUT_DIR, "MODEL.WEIGHTS", weights))(image, names)["instances"]
+        part = found[torch.isin(found.pred_classes, torch.tensor(rows))]
+        assert len(part) == len(alone) > 0 and torch.equal(part.scores, alone.scores)
+        assert torch.equal(part.pred_boxes.tensor, alone.pred_boxes.tensor)
+        assert torch.equal(part.pred_classes, torch.tensor(rows)[alone.pred_classes])
 
 
 def with_options(cfg, folder, *options):
@@ -98,6 +122,54 @@ def test_the_base_of_a_run_is_checked_when_it_goes_on(keep_cfg, tmp_path):
     plain.merge_from_list([f"{KEEP}.ENABLED", True, "SOLVER.MAX_ITER", 2])
     with pytest.raises(InputError, match="expected False for a run that began without"):
         train(plain, resume=True)
+
+
+def test_a_run_ends_with_both_sets_of_weights_that_answer_by_name_from_everywhere(by_name_cfg, tmp_path, monkeypatch):
+    whole, cut = (with_options(by_name_cfg, tmp_path / name) for name in ("whole", "cut"))
+    train(whole)
+    with monkeypatch.context() as patches:
+        kill_at(patches, 1)
+        with pytest.raises(Killed):
+            train(cut)
+    train(cut, resume=True)
+    kept, again = (load(tmp_path / folder / "model_kept.pth")["model"] for folder in ("whole", "cut"))
+    assert_same(kept, again)
+    final, base = load(tmp_path / "whole" / "model_final.pth")["model"], load(by_name_cfg.MODEL.WEIGHTS)["model"]
+    assert {name: one for name, one in kept.items() if not name.startswith("by_name")}.keys() == final.keys()
+    assert bytes(kept["by_name.own_names"].tolist()) == b"red box\ngreen box\nblue box"
+    differing = {name for name, one in base.items() if not torch.equal(one, final[name])}
+    assert {name for name in kept if name.startswith("by_name.base.")} == {f"by_name.base.{one}" for one in differing}
+    # Nothing but the two sets of weights costs time: the training is that without KEEP.
+    plain = with_options(by_name_cfg, tmp_path / "plain", f"{KEEP}.ENABLED", False)
+    train(plain)
+    assert_same(load(tmp_path / "plain" / "model_final.pth")["model"], final)
+    file = find_result_file(str(tmp_path / "whole"))
+    both = GLIPv2Predictor(with_options(whole, tmp_path / "whole", "MODEL.WEIGHTS", file))
+    assert_answers_by_name(whole, both, by_name_cfg.MODEL.WEIGHTS)
+    both.save_pretrained(tmp_path / "folder")
+    assert_answers_by_name(whole, GLIPv2Predictor.from_pretrained(tmp_path / "folder"), by_name_cfg.MODEL.WEIGHTS)
+    # It is no start of a training.
+    with pytest.raises(CheckpointError, match=r"expected one set of weights to train from .*model_best.pth"):
+        train(with_options(plain, tmp_path / "more", "MODEL.WEIGHTS", file))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["lora", "linear_probe", "text_encoder"])
+def test_every_mode_answers_by_name(by_name_cfg, mode):
+    by_name_cfg.merge_from_list(["MODEL.GLIPV2.TUNING.MODE", mode, "SOLVER.BASE_LR", 0.1])
+    train(by_name_cfg)
+    kept = str(Path(by_name_cfg.OUTPUT_DIR) / "model_kept.pth")
+    # The base of low-rank updates is the model without them.
+    base = {name for name in load(kept)["model"] if name.startswith("by_name.base.")}
+    parts = {name.split(".")[2] for name in base}
+    assert parts == {"lora": set(), "linear_probe": {"head"}, "text_encoder": {"text_encoder"}}[mode]
+    both = GLIPv2Predictor(with_options(by_name_cfg, by_name_cfg.OUTPUT_DIR, "MODEL.WEIGHTS", kept))
+    plain = with_options(by_name_cfg, by_name_cfg.OUTPUT_DIR, "MODEL.WEIGHTS", by_name_cfg.MODEL.WEIGHTS)
+    if mode == "lora":
+        plain.MODEL.GLIPV2.TUNING.MODE = "full"
+    image = np.zeros((64, 64, 3), dtype=np.uint8)
+    expected, found = (one(image, ["cat"])["instances"] for one in (GLIPv2Predictor(plain), both))
+    assert torch.equal(expected.scores, found.scores) and len(found)
 
 
 @pytest.mark.slow

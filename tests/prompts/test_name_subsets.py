@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prompt_samples import make_prompt
 
-from glipv2_d2.prompts.builder import prompt_from_caption
-from glipv2_d2.prompts.name_subsets import is_vocabulary, prompts_of_names
+from glipv2_d2.prompts.builder import plain_name, prompt_from_caption
+from glipv2_d2.prompts.name_subsets import is_vocabulary, prompts_of_names, split_prompts
 from glipv2_d2.prompts.name_texts import NameText, tokenize_texts
 from glipv2_d2.prompts.tokenizer import PromptTokenizer
 
@@ -36,6 +36,41 @@ def test_some_names_are_tokenized_as_if_nothing_else_were_asked_for(rows, form):
     vocabulary = TOKENIZER.tokenize_names(NAMES, separator=separator, chunk_size=chunk_size)
     expected = TOKENIZER.tokenize_names([NAMES[row] for row in rows], separator=separator, chunk_size=chunk_size)
     assert_same_prompts(prompts_of_names(vocabulary, rows, max_tokens=256), expected, rows)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sets(st.integers(0, 299), min_size=1, max_size=60), st.sampled_from([(40, 0), (300, 40)]))
+def test_own_names_and_others_are_prompts_as_if_nothing_else_were_asked_for(rows, form):
+    count, chunk_size = form
+    vocabulary = TOKENIZER.tokenize_names(NAMES[:count], chunk_size=chunk_size)
+    own = {plain_name(NAMES[row]) for row in rows}
+    parts = [[row for row in range(count) if (plain_name(NAMES[row]) in own) is is_own] for is_own in (True, False)]
+    for found, part in zip(split_prompts(vocabulary, own, max_tokens=256), parts, strict=True):
+        expected = TOKENIZER.tokenize_names([NAMES[row] for row in part], chunk_size=chunk_size) if part else []
+        assert_same_prompts(found, expected, part)
+
+
+@pytest.mark.parametrize(
+    ("asked", "own", "others"),
+    [
+        (["Red_Car", "cat"], ["Red_Car"], ["cat"]),
+        (["red  car (toy)"], ["red  car (toy)"], []),
+        (["redcar", "auto"], [], ["redcar", "auto"]),
+        ([" ", "red car"], ["red car"], []),
+    ],
+)
+def test_case_and_spelling_of_an_own_name_do_not_count_but_synonyms_are_others(asked, own, others):
+    prompts = TOKENIZER.tokenize_names(asked, with_blank=True)
+    parts = split_prompts(prompts, {"red car"}, max_tokens=9)
+    assert [[name for one in part for name in one.phrases] for part in parts] == [own, others]
+
+
+def test_a_prompt_of_one_kind_stays_as_it_is_and_so_does_a_caption():
+    names, caption = make_prompt([1], [3]), make_prompt([1], [3], names=False)
+    assert split_prompts([names], {"phrase 0", "phrase 1"}, max_tokens=9) == ([names], [])
+    assert split_prompts([names], {"phrase 7"}, max_tokens=9) == ([], [names])
+    assert split_prompts([caption], {"phrase 0"}, max_tokens=9) == ([], [caption])
+    assert split_prompts([caption], {"phrase 0", "phrase 1"}, max_tokens=9) == ([caption], [])
 
 
 def test_words_around_a_name_come_along():

@@ -202,7 +202,7 @@ def test_recipe_is_the_official_one_and_can_be_changed(tool):
 
 
 def test_modes_that_forget_nothing_are_their_mode_with_keep(tool):
-    words = ["--weights", "w", "--modes", "lora+keep", "full+between", "full+replay"]
+    words = ["--weights", "w", "--modes", "lora+keep", "full+between", "full+replay", "full+names"]
     arguments = tool.parse([*words, "--mode-opts", "lora", "SOLVER.BASE_LR", "0.005"])
     key, options = "MODEL.GLIPV2.TUNING.KEEP", {}
     for mode in arguments.modes:
@@ -212,8 +212,9 @@ def test_modes_that_forget_nothing_are_their_mode_with_keep(tool):
     assert options["lora+keep"]["SOLVER.BASE_LR"] == "0.005" and f"{key}.LEAST_OWN" not in options["lora+keep"]
     assert options["full+replay"][f"{key}.LEAST_OWN"] == options["full+between"][f"{key}.NAMES_WEIGHT"] == "0.0"
     assert f"{key}.ENABLED" not in pairs(tool.mode_options(arguments, tool.Cell("a", "full", "1", 3)))
-    files = [tool.result_file(mode) for mode in ("full", "full+replay", "full+between", "lora+keep")]
-    assert files == ["model_best.pth", "model_best.pth", "model_kept.pth", "model_kept.pth"]
+    assert [options[mode][f"{key}.BY_NAME"] for mode in arguments.modes] == ["False", "False", "False", "True"]
+    files = [tool.result_file(mode) for mode in ("full", "full+replay", "full+between", "lora+keep", "full+names")]
+    assert files == ["model_best.pth", "model_best.pth", "model_kept.pth", "model_kept.pth", "model_kept.pth"]
 
 
 @pytest.mark.parametrize("mode", ["full", "prompt", "lora", "linear_probe"])

@@ -234,7 +234,8 @@ def training_kept_names(cfg: CfgNode, vocabularies: Mapping[str, Sequence[str]])
     A tuned prompt is the same for every image and answers for its own names alone.
     """
     keep = cfg.MODEL.GLIPV2.TUNING.KEEP
-    replays = keep.ENABLED and (keep.NAMES_WEIGHT or keep.BOXES_WEIGHT) and cfg.MODEL.GLIPV2.TUNING.MODE != "prompt"
+    replays = keep.ENABLED and not keep.BY_NAME and (keep.NAMES_WEIGHT or keep.BOXES_WEIGHT)
+    replays = replays and cfg.MODEL.GLIPV2.TUNING.MODE != "prompt"
     return KeptNames.from_config(cfg, itertools.chain(*vocabularies.values())) if replays else None
 
 

@@ -125,6 +125,12 @@ class OpenPromptDetector(nn.Module):
                 "prompt_tuner: expected a model without a tuned prompt (MODEL.GLIPV2.TUNING.MODE 'prompt'), found one; "
                 "export the names that it was tuned with as .pt2"
             )
+        if model.by_name is not None:
+            raise InputError(
+                "MODEL.WEIGHTS: expected one set of weights for all names, found one for own names and one for others "
+                "(MODEL.GLIPV2.TUNING.KEEP.BY_NAME); of the files beside it export model_best.pth or "
+                "keep_base.safetensors, or fixed names as .pt2"
+            )
         if model.head.selector.score_aggregation == "max":
             raise InputError(
                 "head: expected MODEL.GLIPV2.TEST.SCORE_AGGREGATION 'mean' or 'power', whose graph does not depend on "

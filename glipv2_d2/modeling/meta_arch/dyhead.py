@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -79,7 +80,8 @@ class DyHead(Trunk):
         if self.training:
             batch = self.train_batch(batched_inputs, name, needs_boxes=True)
             return self.head.losses(self.fuse_batch(batch, self._detection.reading), batch)
-        return answer_by_size(self, batched_inputs, lambda _: self._detection)
+        divisor = self.backbone.size_divisibility
+        return answer_by_size(batched_inputs, divisor, functools.partial(self._detection.inference, self))
 
     def train_batch(self, inputs: Sequence[Mapping[str, Any]], task: str, needs_boxes: bool) -> TrainBatch:
         """Put N model inputs together, with the classes as prompt and the category of a box as its phrase."""

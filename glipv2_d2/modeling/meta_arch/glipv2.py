@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...prompts.vocabulary import DefaultPrompts, build_default_prompts
+from ..by_name import ByName
 from ..heads.class_words_head import ClassWordsHead
 from ..heads.grounding_head import GroundingHead
 from ..heads.table import build_heads
@@ -41,6 +42,7 @@ class GLIPv2(Trunk):
 
     Attributes:
         keeping: In a tuning that forgets nothing, the base that it is compared with; no part of the weights.
+        by_name: The base that answers for all names but those that were tuned; None: the model answers for all.
 
     Source: GLIPv2, Sec. 3.1; GLIP, Sec. 3.
     """
@@ -50,6 +52,8 @@ class GLIPv2(Trunk):
         super().__init__(**trunk)
         self.tasks = {task.name: task for task in tasks or (Detection(),)}
         self.keeping: Keeping | None = None
+        self.by_name: ByName | None
+        self.register_module("by_name", None)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -76,7 +80,12 @@ class GLIPv2(Trunk):
         """
         if self.training:
             return self._losses(batched_inputs)
-        return answer_by_size(self, batched_inputs, lambda group: choose_task(group, self.tasks))
+        return answer_by_size(batched_inputs, self.backbone.size_divisibility, self._answer)
+
+    def _answer(self, group: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Answer model inputs that may run together."""
+        task = choose_task(group, self.tasks)
+        return task.inference(self, group) if self.by_name is None else self.by_name.answer(self, task, group)
 
     def _losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Ask the heads of the task for their losses, but those that neither train nor have a part below them train."""

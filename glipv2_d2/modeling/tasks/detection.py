@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from detectron2.config import CfgNode
+from detectron2.structures import ImageList
+from torch import Tensor
 
 from ...errors import memory_errors
 from ...layers.reading import BOTH_WAYS, CAUSAL, Reading
@@ -39,6 +41,7 @@ class Detection(Task):
         prompts_per_pass: Most prompts, over all images, that run through the tower together at test time; halved when
             memory runs out. Results do not depend on it.
         shortlist: Chooses the names of each image; None: all names are asked for.
+        max_tokens: Most tokens of a prompt, special tokens included.
         test_reading: How they read each other at test time, if not as in training.
     """
 
@@ -55,12 +58,14 @@ class Detection(Task):
         prompts_per_pass: int = 8,
         test_reading: Reading | None = None,
         shortlist: Shortlist | None = None,
+        max_tokens: int = 256,
     ) -> None:
         super().__init__(reading)
         self.test_reading = test_reading or reading
         self.max_detections = max_detections
         self.prompts_per_pass = prompts_per_pass
         self.shortlist = shortlist
+        self.max_tokens = max_tokens
 
     @classmethod
     def from_config(cls, cfg: CfgNode, shapes: TrunkShapes) -> Detection:
@@ -69,7 +74,8 @@ class Detection(Task):
         # Questions are read as they were trained.
         test_reading = CAUSAL if test.CAUSAL_CAPTIONS and cls is Detection else None
         limits = cfg.TEST.DETECTIONS_PER_IMAGE, test.PROMPTS_PER_PASS
-        return cls(cls.reading_of(cfg), *limits, test_reading, Shortlist.from_config(cfg))
+        max_tokens = cfg.MODEL.TEXT_ENCODER.MAX_TOKENS
+        return cls(cls.reading_of(cfg), *limits, test_reading, Shortlist.from_config(cfg), max_tokens)
 
     @classmethod
     def reading_of(cls, cfg: CfgNode) -> Reading:
@@ -78,10 +84,33 @@ class Detection(Task):
 
     def inference(self, model: Trunk, inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Detect in N images of one padded size; boxes in pixels of the original images."""
-        outputs: list[dict[str, Any]] = [{} for _ in inputs]
         prompts = [model.prompts_of(one) for one in inputs]
         images = model.preprocess_image(inputs)
-        features = model.visual_features(images)
+        return self.detect(model, inputs, prompts, images, model.visual_features(images))
+
+    def most_detections(self, inputs: dict[str, Any]) -> int:
+        """Return the most detections of an image, 0 for all."""
+        limits = inputs.get("detection_limits")
+        return self.max_detections if limits is None else limits.per_image
+
+    def detect(
+        self,
+        model: Trunk,
+        inputs: Sequence[dict[str, Any]],
+        prompts: Sequence[list[TokenizedPrompt]],
+        images: ImageList,
+        features: list[Tensor],
+    ) -> list[dict[str, Any]]:
+        """Detect in N images whose features are known.
+
+        Args:
+            model: The model.
+            inputs: Of the same limits; their own prompts and images are not read.
+            prompts: A list for each image, at least one prompt each.
+            images: Normalized and padded.
+            features: L levels (N, C, Hl, Wl) of the backbone.
+        """
+        outputs: list[dict[str, Any]] = [{} for _ in inputs]
         anchors = model.anchors_of(features)
         if self.shortlist is not None:
             prompts = self.shortlist.choose(model, features, anchors, images.image_sizes, prompts)
@@ -91,8 +120,7 @@ class Detection(Task):
         # Images run together only if their limits are equal.
         limits = inputs[0].get("detection_limits")
         limit = None if limits is None else limits.of_a_prompt
-        max_detections = self.max_detections if limits is None else limits.per_image
-        pool = DetectionPool(len(inputs), max_detections, model.mask_head)
+        pool = DetectionPool(len(inputs), self.most_detections(inputs[0]), model.mask_head)
         waiting = WaitingPasses(model.head.selector, limit, pool, _MOST_WAITING)
 
         def run(pairs: Pairs) -> tuple[Fused, GroundingPredictions]:

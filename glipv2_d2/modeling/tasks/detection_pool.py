@@ -67,7 +67,7 @@ class DetectionPool:
             self._found[row].append(instances)
         if self._max_detections:
             for row in set(features.pairs.rows):
-                self._found[row] = [_keep_best(self._found[row], self._max_detections)]
+                self._found[row] = [keep_best(self._found[row], self._max_detections)]
             if self._mask_head is not None:
                 self._features = [kept for kept in (*self._features, features) if self._is_needed(kept.pairs)]
 
@@ -158,7 +158,7 @@ class WaitingPasses:
             self._passes.clear()
 
 
-def _keep_best(instances: Sequence[Instances], max_detections: int) -> Instances:
+def keep_best(instances: Sequence[Instances], max_detections: int) -> Instances:
     """Join detections of one image and drop those below the last of the best, which stays with all that tie with it."""
     merged = Instances.cat(list(instances))
     if len(merged) <= max_detections:

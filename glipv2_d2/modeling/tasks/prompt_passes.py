@@ -9,8 +9,6 @@ from typing import Any
 from ...errors import InputError
 from ...structures import TokenizedPrompt
 from ..batch import Pairs
-from ..trunk import Trunk
-from .base import Task
 
 
 def plan_passes(prompts: Sequence[Sequence[TokenizedPrompt]], max_pairs: int) -> list[Pairs]:
@@ -56,12 +54,11 @@ def rows_by_padded_size(batched_inputs: Sequence[dict[str, Any]], divisor: int) 
 
 
 def answer_by_size(
-    model: Trunk, batched_inputs: Sequence[dict[str, Any]], choose: Callable[[list[dict[str, Any]]], Task]
+    batched_inputs: Sequence[dict[str, Any]], divisor: int, answer: Callable[[list[dict[str, Any]]], list[dict]]
 ) -> list[dict[str, Any]]:
-    """Answer N model inputs in groups that may run together, each by the task that ``choose`` returns for it."""
+    """Answer N model inputs by ``answer`` in groups that may run together, see ``rows_by_padded_size``."""
     results: list[dict[str, Any]] = [{}] * len(batched_inputs)
-    for rows in rows_by_padded_size(batched_inputs, model.backbone.size_divisibility):
-        group = [batched_inputs[row] for row in rows]
-        for row, output in zip(rows, choose(group).inference(model, group), strict=True):
+    for rows in rows_by_padded_size(batched_inputs, divisor):
+        for row, output in zip(rows, answer([batched_inputs[row] for row in rows]), strict=True):
             results[row] = output
     return results

@@ -1,0 +1,166 @@
+"""Two sets of weights in one model: the tuned one answers for the names it was tuned on, the base for all else."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.structures import ImageList, Instances
+from torch import Tensor, nn
+
+from ..device_copies import to_device
+from ..errors import InputError
+from ..prompts.name_subsets import split_prompts
+from ..structures import TokenizedPrompt
+from .lora import remove_lora
+from .tasks.base import Task
+from .tasks.detection import Detection
+from .tasks.detection_pool import keep_best
+from .trunk import Trunk
+
+# Names of the tensors of a file that belong to ``ByName`` begin with this.
+PREFIX = "by_name."
+_BASE, _OWN_NAMES = f"{PREFIX}base.", f"{PREFIX}own_names"
+
+
+class ByName(nn.Module):
+    """The base of a tuned model. It answers for all names but those that were tuned, and for every other task.
+
+    Own names and others never stand in one prompt: each side is asked as if it were alone, so that own names have the
+    results of the tuned model and others those of the base. The best detections of both together are kept, as many as
+    of one model.
+
+    Args:
+        base: The base, which shares with the tuned model the parameters that are equal.
+        own_names: Names that were tuned, at least one, as ``plain_name`` returns them.
+        shared: Names of the tensors of the base that are those of the tuned model; they are no part of the state.
+    """
+
+    own_names: Tensor
+
+    def __init__(self, base: Trunk, own_names: Collection[str], shared: Collection[str]) -> None:
+        super().__init__()
+        self.base = base
+        self.names = frozenset(own_names)
+        self.register_buffer("own_names", pack_names(own_names))
+        self._shared = frozenset(shared)
+        parts = {name for name in base.state_dict() if name.startswith("backbone.")}
+        self._shares_backbone = parts <= self._shared
+
+    def state_dict(self, *args: Any, prefix: str = "", **options: Any) -> dict[str, Any]:
+        """Return the own names, and of the base what the tuned model does not have."""
+        state: dict[str, Any] = super().state_dict(*args, prefix=prefix, **options)
+        for name in self._shared:
+            state.pop(f"{prefix}base.{name}")
+        return state
+
+    def split(
+        self, prompts: Sequence[TokenizedPrompt], max_tokens: int
+    ) -> tuple[list[TokenizedPrompt], list[TokenizedPrompt]]:
+        """Return the prompts that the tuned model answers, and those of the base; see ``split_prompts``."""
+        return split_prompts(prompts, self.names, max_tokens=max_tokens)
+
+    def answer(self, model: Trunk, task: Task, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Answer N model inputs of one task and one padded size.
+
+        The backbone runs once for both sides if they share its weights.
+
+        Args:
+            model: The tuned model.
+            task: What is asked for.
+            inputs: See ``structures``.
+        """
+        if not isinstance(task, Detection) or task.name != Detection.name:
+            return task.inference(self.base, inputs)
+        asked = [self.split(model.prompts_of(one), task.max_tokens) for one in inputs]
+        images = model.preprocess_image(inputs)
+        shared = model.visual_features(images) if self._shares_backbone else None
+        outputs: list[list[Instances]] = [[] for _ in inputs]
+        for side, prompts in zip((model, self.base), zip(*asked, strict=True), strict=True):
+            rows = [row for row, of_image in enumerate(prompts) if of_image]
+            if not rows:
+                continue
+            part, features = _select(images, shared, rows)
+            features = side.visual_features(part) if features is None else features
+            found = task.detect(side, [inputs[row] for row in rows], [prompts[row] for row in rows], part, features)
+            for row, output in zip(rows, found, strict=True):
+                outputs[row].append(output["instances"])
+        most = task.most_detections(inputs[0])
+        return [{"instances": _merge(found, most)} for found in outputs]
+
+
+def add_base(model: Trunk, tensors: Mapping[str, Tensor], own_names: Collection[str]) -> None:
+    """Give a tuned model the base that answers for all names but its own; low-rank updates are not merged yet.
+
+    Args:
+        model: A ``GLIPv2`` that holds the tuned weights.
+        tensors: Of the base those that differ, by the names of the model, in the shapes of the model.
+        own_names: See ``ByName``.
+    """
+    model.register_module("by_name", None)
+    parameters = dict(model.named_parameters())
+    updated = {name for name in parameters if f"{name.removesuffix('.weight')}.lora.up" in parameters}
+    own = {*tensors, *updated}
+    memo: dict[int, Any] = {id(one): one for name, one in parameters.items() if name not in own}
+    base = copy.deepcopy(model, memo)
+    remove_lora(base)
+    base.load_state_dict(tensors, strict=False)
+    model.by_name = ByName(base.eval(), own_names, base.state_dict().keys() - own)
+
+
+def base_tensors(
+    tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], own_names: Collection[str]
+) -> dict[str, Tensor]:
+    """Return the tensors that a file of tuned weights has beside them: those of the base that differ, and the names."""
+    differ = {f"{_BASE}{name}": one for name, one in base.items() if not torch.equal(one, tuned[name].to(one))}
+    return {**differ, _OWN_NAMES: pack_names(own_names)}
+
+
+def take_base(
+    tensors: Mapping[str, Tensor],
+) -> tuple[dict[str, Tensor], dict[str, Tensor] | None, Tensor | None]:
+    """Split the tensors of a file into the tuned ones, those of the base, None without any, and the packed names."""
+    tuned = {name: one for name, one in tensors.items() if not name.startswith(PREFIX)}
+    base = {name.removeprefix(_BASE): one for name, one in tensors.items() if name.startswith(_BASE)}
+    return tuned, base if len(tuned) < len(tensors) else None, tensors.get(_OWN_NAMES)
+
+
+def pack_names(names: Collection[str]) -> Tensor:
+    """Return names as a tensor of bytes, their text in UTF-8 with a name on each line."""
+    return torch.tensor(list("\n".join(names).encode(errors="surrogatepass")), dtype=torch.uint8)
+
+
+def unpack_names(packed: Tensor) -> list[str]:
+    """Return the names of ``pack_names``.
+
+    Raises:
+        InputError: The tensor holds no text, or no name.
+    """
+    try:
+        if packed.dtype != torch.uint8:
+            raise ValueError(f"{packed.dtype}")
+        names = bytes(packed.flatten().tolist()).decode(errors="surrogatepass").split("\n")
+    except ValueError as error:
+        raise InputError(f"expected names as bytes of UTF-8, found {error}") from error
+    if not any(names):
+        raise InputError("expected at least one name, found none")
+    return names
+
+
+def _select(images: ImageList, features: list[Tensor] | None, rows: list[int]) -> tuple[ImageList, list[Tensor] | None]:
+    """Return some of N images with their features, L levels (N, C, Hl, Wl), where they are known."""
+    if rows == list(range(len(images))):
+        return images, features
+    (index,) = to_device([torch.tensor(rows)], images.tensor.device)
+    part = ImageList(images.tensor[index], [images.image_sizes[row] for row in rows])
+    return part, None if features is None else [level[index] for level in features]
+
+
+def _merge(found: list[Instances], most: int) -> Instances:
+    """Join the detections of both sides for an image, best first; ``most`` are kept, 0 for all."""
+    if len(found) == 1:
+        return found[0]
+    merged = keep_best(found, most) if most else Instances.cat(found)
+    return merged[merged.scores.argsort(descending=True, stable=True)]
