@@ -171,6 +171,8 @@ def _facts(cfg: CfgNode, model: nn.Module) -> list[str]:
         "DATASETS.TRAIN": ", ".join(cfg.DATASETS.TRAIN) or "none",
         "updates (SOLVER.MAX_ITER)": f"{cfg.SOLVER.MAX_ITER:,}",
     }
+    if getattr(model, "by_name", None) is not None:
+        facts["weights"] = "two sets: the tuned names have their own, all others those of before the tuning"
     names = class_names(cfg)
     if names:
         more = ", ..." if len(names) > _MOST_NAMES else ""

@@ -147,6 +147,7 @@ def test_a_run_ends_with_both_sets_of_weights_that_answer_by_name_from_everywher
     both = GLIPv2Predictor(with_options(whole, tmp_path / "whole", "MODEL.WEIGHTS", file))
     assert_answers_by_name(whole, both, by_name_cfg.MODEL.WEIGHTS)
     both.save_pretrained(tmp_path / "folder")
+    assert "| weights | two sets: the tuned names" in (tmp_path / "folder" / "README.md").read_text()
     assert_answers_by_name(whole, GLIPv2Predictor.from_pretrained(tmp_path / "folder"), by_name_cfg.MODEL.WEIGHTS)
     # It is no start of a training.
     with pytest.raises(CheckpointError, match=r"expected one set of weights to train from .*model_best.pth"):
