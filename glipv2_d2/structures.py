@@ -62,6 +62,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .device_copies import to_device
@@ -224,6 +225,41 @@ class LanguageFeatures(NamedTuple):
     embedded: Tensor
     mask: Tensor
     fingerprints: tuple[int, ...] | None = None
+
+
+class PhraseMaps(NamedTuple):
+    """How well every location of one image fits each of P phrases.
+
+    Attributes:
+        levels: L tensors (P, Hl, Wl) on the CPU; they reach into the padding of the image.
+        strides: Side of a location of each level, in pixels of the image as the network saw it.
+        image_size: Height and width of that image, without padding.
+    """
+
+    levels: list[Tensor]
+    strides: list[int]
+    image_size: tuple[int, int]
+
+    def inside(self) -> Tensor:
+        """Return the values (P, R') of the locations of all levels that lie in the image."""
+        cut = [
+            level[:, : -(-self.image_size[0] // stride), : -(-self.image_size[1] // stride)]
+            for level, stride in zip(self.levels, self.strides, strict=True)
+        ]
+        return torch.cat([level.flatten(1) for level in cut], dim=1)
+
+    def enlarged(self, row: int, size: tuple[int, int]) -> Tensor:
+        """Return the best level of each pixel (H, W) of the image in another size, for one phrase."""
+        best = torch.full(size, -torch.inf)
+        for level, stride in zip(self.levels, self.strides, strict=True):
+            # The padding goes after the enlargement: its border may lie inside a location.
+            whole = [
+                max(length, round(count * stride * length / side))
+                for count, length, side in zip(level.shape[1:], size, self.image_size, strict=True)
+            ]
+            smooth = F.interpolate(level[None, row : row + 1].float(), whole, mode="bilinear")
+            best = best.maximum(smooth[0, 0, : size[0], : size[1]])
+        return best
 
 
 class GroundingPredictions(NamedTuple):

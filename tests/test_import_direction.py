@@ -37,6 +37,7 @@ FLOORS = {
     "colored_text": 3,
     "fonts": 3,
     "sheets": 3,
+    "heat_maps": 3,
     "visualizer": 3,
     "program": 4,
     "__main__": 4,

@@ -20,7 +20,7 @@ from ..checkpoint.hub import locate_pretrained, push_pretrained
 from ..checkpoint.pretrained_folder import save_pretrained
 from ..detectron2_keys import check_config
 from ..errors import InputError, memory_errors
-from ..modeling.phrase_results import referred_mask
+from ..modeling.phrase_results import find_phrase_maps, referred_mask
 from ..prompts.answers import AnswerVocabulary
 from ..prompts.questions import question_to_answer
 from ..prompts.user_prompts import NamesOrCaption, UserPrompts
@@ -234,6 +234,22 @@ class GLIPv2Predictor(DefaultPredictor):
         else:
             pairs = _pairs(images, map(self._prompts, prompts))
         return self._stream(pairs, batch_size, threshold, reading)
+
+    def phrase_maps(
+        self,
+        original_image: ImageInput,
+        names_or_caption: NamesOrCaption = None,
+        phrases: Sequence[str | CharSpan] | None = None,
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Say how well every location of an image fits each phrase, before and after fusion.
+
+        Arguments are as of ``__call__``, errors as of ``refer``. Returns ``phrases`` and, see ``find_phrase_maps``,
+        ``after`` and with a contrastive head ``before``; ``heat_maps.draw_phrase_maps`` draws them.
+        """
+        image, prompts = as_bgr(original_image, **options), self._prompts(names_or_caption, phrases)
+        found = find_phrase_maps(self.model, {**self._model_input(image), "prompts": prompts})
+        return {"phrases": _phrases_of(prompts), **found}
 
     def refer(self, original_image: ImageInput, phrase: str, **options: Any) -> dict[str, Any]:
         """Segment what a phrase refers to.

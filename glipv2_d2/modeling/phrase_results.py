@@ -1,16 +1,24 @@
-"""What a phrase gets: of a written caption the boxes of its tokens together, of a referring phrase one mask."""
+"""What a phrase gets: of a written caption the boxes of its tokens together, of a referring phrase one mask, and how
+well every location of an image fits it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from detectron2.structures import Boxes, Instances, pairwise_iou
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import nms
 
 from ..device_copies import to_device
-from ..structures import CharSpan
+from ..errors import InputError
+from ..structures import CharSpan, PhraseMaps
+from .meta_arch.glipv2 import GLIPv2
+from .tasks.detection import Detection
+from .token_scoring import token_to_phrase_scores
 
 # From this IoU on, boxes of two tokens are the same box. It is the default threshold of the detector's suppression.
 _SAME_BOX_IOU = 0.6
@@ -75,3 +83,47 @@ def referred_mask(instances: Instances, score_thresh: float) -> Tensor:
 def best_detection(instances: Instances) -> int:
     """Return the index of the highest of K >= 1 scores; of equal scores, the first."""
     return int((instances.scores == instances.scores.max()).nonzero()[0])
+
+
+@torch.no_grad()
+def find_phrase_maps(model: nn.Module, inputs: dict[str, Any]) -> dict[str, PhraseMaps]:
+    """Compare every location of an image with every phrase of its prompts; no name is left out by a shortlist.
+
+    Args:
+        model: A ``GLIPv2`` in eval mode.
+        inputs: A model input.
+
+    Returns:
+        ``after``: probabilities in [0, 1] after fusion, of which detections are made, without centerness; phrases are
+        scored as those are. With a contrastive head also ``before``: the mean cosine, in [-1, 1], of a location before
+        fusion and the words of the phrase, in the space of that head. A phrase without tokens has 0.
+
+    Raises:
+        InputError: The model reads no text.
+    """
+    if not isinstance(model, GLIPv2):
+        raise InputError(f"phrase maps: expected a model that reads text, GLIPv2, found {type(model).__name__}")
+    detection = cast(Detection, model.tasks[Detection.name])
+    prompts = [model.prompts_of(inputs)]
+    images = model.preprocess_image([inputs])
+    features = model.visual_features(images)
+    head, aggregation = model.contrastive_head, model.head.selector.score_aggregation
+    regions = None if head is None else head.regions_of(features)[0]  # (R, E)
+    found: dict[str, dict[int, Tensor]] = {"after": {}} if head is None else {"before": {}, "after": {}}
+    for pairs, (fused, predictions) in detection.passes(model, images, features, prompts):
+        for number, (rank, prompt) in enumerate(zip(pairs.ranks, pairs.prompts, strict=True)):
+            spelled = prompt.phrase_token_map.to(model.device)
+            logits = torch.cat([level[number, :, : len(prompt)] for level in predictions.token_logits])  # (R, T)
+            found["after"][rank] = token_to_phrase_scores(logits.float().sigmoid(), spelled, aggregation)  # (R, P)
+            if regions is not None:
+                words = F.normalize(head.project_words(fused.language.embedded[number, : len(prompt)]), dim=-1)
+                found["before"][rank] = token_to_phrase_scores(regions @ words.T, spelled)
+    sizes = [level.shape[-2:] for level in features]
+    strides = [int(stride) for stride in model.anchor_generator.strides]
+    maps = {}
+    for kind, by_rank in found.items():
+        together = torch.cat([by_rank[rank] for rank in range(len(prompts[0]))], dim=1).T.cpu()  # (P, R)
+        parts = together.split([height * width for height, width in sizes], dim=1)
+        levels = [part.unflatten(1, size) for part, size in zip(parts, sizes, strict=True)]
+        maps[kind] = PhraseMaps(levels, strides, images.image_sizes[0])
+    return maps

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 TASKS = ("detect", "refer", "vqa", "caption")
 # What is saved, and of which tasks.
-KINDS = ("images", "json", "jsonl", "coco", "yolo", "crops")
-_KINDS_OF_NAMES = ("coco", "yolo", "crops")
+KINDS = ("images", "json", "jsonl", "coco", "yolo", "crops", "similarity")
+_KINDS_OF_NAMES = ("coco", "yolo", "crops", "similarity")
 _DEFAULT_KINDS = "images,json"
 
 # Lowest score of a detection that is kept, unless the command line names another.
@@ -112,8 +112,10 @@ def check_arguments(arguments: argparse.Namespace) -> list[str]:
 
 
 def check_sources(task: str, sources: Sequence[Source], kinds: Sequence[str]) -> None:
-    """Refuse drawn videos of texts: the height of these drawings follows the text, but all frames have one height."""
+    """Refuse drawings that no video is made of: with texts, whose height is not the same for all, and heat maps."""
     videos = [source.name for source in sources if source.kind != "image"]
+    if videos and "similarity" in kinds:
+        raise InputError(f"--save: expected similarity with images alone, found the video {videos[0]}")
     if task in ("vqa", "caption") and videos and "images" in kinds:
         raise InputError(
             f"--save: expected json or jsonl with --task {task} and the video {videos[0]}, found images; --save json"
@@ -121,11 +123,11 @@ def check_sources(task: str, sources: Sequence[Source], kinds: Sequence[str]) ->
 
 
 def check_results(folder: Path, sources: Sequence[Source], kinds: Sequence[str]) -> None:
-    """Refuse a folder of results where drawings would replace the images, or YOLO's files those beside the images."""
+    """Refuse a folder of results where drawings would replace the images, or files of folders in it those in them."""
     target = folder.resolve()
     for source in sources:
         above = list(Path(source.name).resolve().parents) if Path(source.name).is_file() else []
-        if target in above[:1] * ("images" in kinds) + above * ("yolo" in kinds):
+        if target in above[:1] * ("images" in kinds) + above * bool({"yolo", "similarity"}.intersection(kinds)):
             raise InputError(f"--output: expected another folder than that of the images, found {folder}")
 
 

@@ -47,13 +47,14 @@ class ResultFolder:
         folder: Made with the first result.
         kinds: What to save: "images", drawings and drawn videos; "json", all records in one file; "jsonl", a record a
             line; "coco", a COCO results file beside one of the images and categories; "yolo", a text file an image;
-            "crops", what is in the boxes, a folder a phrase.
+            "crops", what is in the boxes, a folder a phrase; "similarity", where phrases fit, a heat map an image.
         asked: Fields of ``predictions.json`` beside the records.
     """
 
     def __init__(self, folder: Path, kinds: Sequence[str], asked: dict[str, Any]) -> None:
         self.folder = folder
         self.wants_drawings = "images" in kinds
+        self.wants_similarity = "similarity" in kinds
         self._kinds = kinds
         self._asked = asked
         self._taken: set[str] = set()
@@ -77,8 +78,10 @@ class ResultFolder:
         item: Item,
         image: np.ndarray,
         output: dict[str, Any],
-        drawing: np.ndarray | None,
         record: dict[str, Any],
+        *,
+        drawing: np.ndarray | None = None,
+        heat: np.ndarray | None = None,
     ) -> None:
         """Save the results of an image.
 
@@ -86,8 +89,9 @@ class ResultFolder:
             item: The image.
             image: (H, W, 3) in BGR order.
             output: What the predictor gave.
-            drawing: (H', W', 3) uint8 in RGB order, if drawings are saved.
             record: The output in plain types.
+            drawing: (H', W', 3) uint8 in RGB order, if drawings are saved.
+            heat: The same of "similarity".
 
         Raises:
             InputError, OSError: A file cannot be written.
@@ -99,6 +103,10 @@ class ResultFolder:
             where["frame"] = item.frame
         if drawing is not None:
             where |= self._save_drawing(item, drawing)
+        if heat is not None:
+            (self.folder / "similarity").mkdir(exist_ok=True)
+            save_image(self.folder / "similarity" / f"{item.name}.png", heat)
+            where["similarity"] = f"similarity/{item.name}.png"
         if "json" in self._kinds:
             self._array("predictions.json", {**self._asked, "predictions": []}).add({**where, **record})
         if "jsonl" in self._kinds:

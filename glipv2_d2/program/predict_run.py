@@ -105,11 +105,12 @@ def _save(
             raise InputError(output["error"])
         with memory_errors():
             drawing = task.draw(image, output) if folder.wants_drawings else None
+            heat = task.draw_similarity(image) if folder.wants_similarity else None
             record = task.record(output)
     except (InputError, MemoryError) as error:
         _skip(item.file_name if item.frame is None else f"{item.file_name}, frame {item.frame}", error, counts)
         return
-    folder.add(item, image, output, drawing, record)
+    folder.add(item, image, output, record, drawing=drawing, heat=heat)
     counts.num_images += 1
     counts.num_detections += len(record.get("detections", ()))
 

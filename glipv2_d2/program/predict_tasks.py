@@ -11,6 +11,7 @@ import torch
 from ..engine.detections import Detections, list_detections, list_masks, rounded_box
 from ..engine.predictor import GLIPv2Predictor
 from ..errors import memory_errors
+from ..heat_maps import draw_phrase_maps
 from ..visualizer import GroundingVisualizer
 
 # A caption, names, or None for those of the config.
@@ -52,6 +53,11 @@ class Detector:
         """Draw an output on its image in BGR order, in RGB order."""
         caption = self.prompt if isinstance(self.prompt, str) else None
         return self._visualizer(image).draw_predictions(output["instances"], output["phrases"], caption)
+
+    def draw_similarity(self, image: np.ndarray) -> np.ndarray:
+        """Draw where each phrase fits an image in BGR order, in RGB order; the model runs once more."""
+        found = self.predictor.phrase_maps(image, self.prompt)
+        return draw_phrase_maps(image[:, :, ::-1], found.pop("phrases"), found)
 
     def record(self, output: Output) -> dict[str, Any]:
         """Return an output in plain types, for a JSON file."""

@@ -250,7 +250,9 @@ def test_a_drawing_that_cannot_be_written_ends_in_one_line(run, fixed_predictor,
         run(source=[str(photos)])
 
 
-@pytest.mark.parametrize(("kinds", "output"), [("images", "photos/images"), ("yolo", "photos")])
+@pytest.mark.parametrize(
+    ("kinds", "output"), [("images", "photos/images"), ("yolo", "photos"), ("similarity", "photos")]
+)
 def test_results_never_replace_files_of_the_person(run, fixed_predictor, tmp_path, kinds, output):
     photos = write_images(tmp_path / "photos" / "images", "a.png")
     before = (photos / "a.png").read_bytes()
@@ -305,6 +307,26 @@ def test_real_model_answers_the_command_line(run):
     assert detections and {detection["phrase"] for detection in detections} <= {"dog", "cat"}
     with pytest.raises(SystemExit, match=r"names\[1\]"):
         run("--vocabulary", "dog,_,cat")
+
+
+def test_heat_maps_are_saved_for_images_of_any_colours(run, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for name, channels in (("gray", ()), ("color", (3,)), ("alpha", (4,))):
+        cv2.imwrite(str(images / f"{name}.png"), np.full((20, 30, *channels), 100, np.uint8))
+    records = run("--names", "dog,cat", "--save", "json,similarity", source=[str(images)])["predictions"]
+    assert [record["similarity"] for record in records] == [
+        f"similarity/{name}.png" for name in ("alpha", "color", "gray")
+    ]
+    drawn = [cv2.imread(str(tmp_path / "out" / record["similarity"])) for record in records]
+    # Two tiles of 480 pixels, of one image: transparency and the number of channels change nothing.
+    assert drawn[0].shape[1] == 2 * 490 and (drawn[0] == drawn[1]).all() and (drawn[1] == drawn[2]).all()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["predictions.json", "similarity"]
+
+
+def test_a_video_has_no_heat_maps(run, fixed_predictor, tmp_path):
+    with pytest.raises(SystemExit, match="--save: expected similarity with images alone, found the video"):
+        run("--save", "json,similarity", source=["--video-input", write_video(tmp_path / "in.mp4")])
 
 
 @pytest.fixture

@@ -114,23 +114,12 @@ class Detection(Task):
         anchors = model.anchors_of(features)
         if self.shortlist is not None:
             prompts = self.shortlist.choose(model, features, anchors, images.image_sizes, prompts)
-        evidence = None if model.class_words_head is None else WordEvidence(model, images)
-        # Without fusion the levels are the same for every prompt.
-        mixed = [] if model.fusion_tower.fuses_text else model.mix_levels(features)
         # Images run together only if their limits are equal.
         limits = inputs[0].get("detection_limits")
         limit = None if limits is None else limits.of_a_prompt
         pool = DetectionPool(len(inputs), self.most_detections(inputs[0]), model.mask_head)
         waiting = WaitingPasses(model.head.selector, limit, pool, _MOST_WAITING)
-
-        def run(pairs: Pairs) -> tuple[Fused, GroundingPredictions]:
-            language = model.read_prompts(pairs.prompts, self.test_reading)
-            selected = pairs.select([*features, *mixed])
-            own_features, own_levels = selected[: len(features)], selected[len(features) :]
-            fused = model.fuse(own_features, language, self.test_reading, levels=own_levels or None)
-            return fused, fused.predictions if evidence is None else evidence.add(fused.predictions, anchors, pairs)
-
-        for pairs, (fused, predictions) in self._run_passes(prompts, run, waiting.choose):
+        for pairs, (fused, predictions) in self.passes(model, images, features, prompts, waiting.choose):
             self.answer(model, pairs, fused, outputs)
             image_sizes = [images.image_sizes[row] for row in pairs.rows]
             levels = [] if model.mask_head is None else model.mask_head.levels_of(fused)
@@ -149,6 +138,37 @@ class Detection(Task):
         for output, instances in zip(outputs, finish_instances(found, sizes, model.device, threshold), strict=True):
             output["instances"] = instances
         return outputs
+
+    def passes(
+        self,
+        model: Trunk,
+        images: ImageList,
+        features: list[Tensor],
+        prompts: Sequence[Sequence[TokenizedPrompt]],
+        free: Callable[[], None] = lambda: None,
+    ) -> Iterator[tuple[Pairs, tuple[Fused, GroundingPredictions]]]:
+        """Fuse N images with their prompts, pass by pass, and predict; the token logits hold the evidence of classes.
+
+        Args:
+            model: The model.
+            images: The images, normalized and padded.
+            features: L levels (N, C, Hl, Wl) of them.
+            prompts: A list for each image.
+            free: Gives back memory before a pass is tried again.
+        """
+        anchors = model.anchors_of(features)
+        evidence = None if model.class_words_head is None else WordEvidence(model, images)
+        # Without fusion the levels are the same for every prompt.
+        mixed = [] if model.fusion_tower.fuses_text else model.mix_levels(features)
+
+        def run(pairs: Pairs) -> tuple[Fused, GroundingPredictions]:
+            language = model.read_prompts(pairs.prompts, self.test_reading)
+            selected = pairs.select([*features, *mixed])
+            own_features, own_levels = selected[: len(features)], selected[len(features) :]
+            fused = model.fuse(own_features, language, self.test_reading, levels=own_levels or None)
+            return fused, fused.predictions if evidence is None else evidence.add(fused.predictions, anchors, pairs)
+
+        return self._run_passes(prompts, run, free)
 
     def _run_passes(
         self, prompts: Sequence[Sequence[TokenizedPrompt]], run: Callable[[Pairs], Result], free: Callable[[], None]
