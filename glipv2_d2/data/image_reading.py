@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import logging
 import math
 import os
 import struct
@@ -18,6 +17,7 @@ from detectron2.utils.logger import log_first_n
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import InputError
+from .datasets.skip_report import DataReport
 
 # What PIL and its decoders raise for missing, truncated and broken files.
 _DECODING_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
@@ -100,7 +100,8 @@ def read_image(
         if truncated is not None:
             truncated.append(line)
         else:
-            log_first_n(logging.WARNING, f"{_TRUNCATED}: {line}; others like it are not named", name=__name__)
+            level = DataReport.current().level
+            log_first_n(level, f"{_TRUNCATED}: {line}; others like it are not named", name=__name__)
     return pixels
 
 
@@ -108,7 +109,8 @@ def warn_of_truncated_images(lines: Sequence[str]) -> None:
     """Log a warning of images that were cut off, once in a process; ``read_image`` makes the lines."""
     named = "; ".join(lines[:_MOST_NAMED])
     rest = "; ..." if len(lines) > _MOST_NAMED else ""
-    log_first_n(logging.WARNING, f"{len(lines)} {_TRUNCATED}: {named}{rest}", name=__name__, key="message")
+    level = DataReport.current().level
+    log_first_n(level, f"{len(lines)} {_TRUNCATED}: {named}{rest}", name=__name__, key="message")
 
 
 def read_pil_image(image: Image.Image, image_format: str) -> np.ndarray:
@@ -212,8 +214,7 @@ def read_image_shape(path: str | os.PathLike[str]) -> ImageShape:
             orientation = image.getexif().get(0x0112, 1)
             return ImageShape(height, width, orientation if orientation in range(1, 9) else 1)
     except _DECODING_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnreadableImageError(f"{os.fspath(path)}: expected an image, found {reason}") from error
+        raise UnreadableImageError(f"{os.fspath(path)}: {_reason(error)}; expected an image") from error
 
 
 class ImageKind(NamedTuple):
@@ -301,6 +302,8 @@ def _reason(error: Exception) -> str:
     """Return what is wrong with an image in one line, the same at each reading."""
     if isinstance(error, UnidentifiedImageError):
         return "cannot identify a format of images"  # PIL's own text has the address of an object.
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror  # Python's own text has the path once more.
     return " ".join(str(error).split()) or type(error).__name__
 
 

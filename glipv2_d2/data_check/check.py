@@ -14,6 +14,7 @@ from detectron2.structures import BoxMode
 
 from ..data.dataset_mappers.build import mapper_of
 from ..data.datasets.skip_report import DataReport, SkipReport, with_progress
+from ..data.datasets.value_checks import read_json_file
 from ..data.loading import check_is_available
 from ..data.own_sets import CocoSet, OwnSets, find_own_sets, training_splits
 from ..data.own_sets.folder import split_of
@@ -22,10 +23,10 @@ from ..plurals import agreeing, counted, singular
 from ..prompts.tokenizer import PromptTokenizer
 from .boxes import box_findings, class_findings
 from .facts import BoxFacts, DataFacts, ImageFacts
-from .findings import Finding
+from .findings import UNOPENED, Finding
 from .images import image_findings, read_file
 from .names import name_findings, prompt_findings, prompt_tokens
-from .report import DataFindings
+from .report import JSON_FILE, DataFindings
 
 
 def check_own_sets(
@@ -81,6 +82,20 @@ def find_reported(path: str) -> tuple[OwnSets, list[SkipReport]]:
     with DataReport(max_share=1.0, is_quiet=True) as report:
         own = find_own_sets(path)
     return own, list(report.files.values())
+
+
+def report_of_readers(folder: str | os.PathLike[str] = "") -> DataReport:
+    """Return the report for readers of a set that is checked: a quiet one, since the check says what is wrong.
+
+    Args:
+        folder: What an earlier check has written; without it, or if not all image files were opened, the report is not
+            quiet. "": the check follows.
+    """
+    if not folder:
+        return DataReport(is_quiet=True)
+    file = os.path.join(folder, JSON_FILE)
+    findings = read_json_file(file)["findings"] if os.path.isfile(file) else [{"kind": UNOPENED}]
+    return DataReport(is_quiet=all(one["kind"] != UNOPENED for one in findings))
 
 
 def configured_sets(cfg: CfgNode) -> tuple[OwnSets, list[SkipReport]]:
@@ -225,4 +240,4 @@ def _unread(images: list[ImageFacts]) -> Iterator[Finding]:
     if number:
         found = f"{number:,} of {counted(len(images), 'image')} {agreeing(number, 'was', 'were')} not opened"
         text = f"{found}; glipv2 check-data opens all"
-        yield Finding("note", "images not opened", number, text)
+        yield Finding("note", UNOPENED, number, text)

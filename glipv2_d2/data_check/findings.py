@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 # From the gravest to the lightest.
 SEVERITIES = ("stop", "warning", "note")
+# The kind of the finding that not all images were looked into.
+UNOPENED = "images not opened"
 # Cases in the lines of a finding, and characters of one.
 _MOST_SHOWN = 3
 _LONGEST_CASE = 90

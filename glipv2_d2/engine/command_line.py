@@ -50,7 +50,9 @@ _FILE_TROUBLES = (
 )
 
 
-def build_config(config_file: str, opts: Sequence[str], *, for_results: bool = False) -> CfgNode:
+def build_config(
+    config_file: str, opts: Sequence[str], *, for_results: bool = False, measures: bool = False
+) -> CfgNode:
     """Build the frozen config of a command line: defaults, then the file, then KEY VALUE pairs.
 
     The sets of DATASETS.REGISTER are registered. A relative MODEL.WEIGHTS is looked for in the working directory, and
@@ -61,7 +63,9 @@ def build_config(config_file: str, opts: Sequence[str], *, for_results: bool = F
             none.
         opts: Keys and values in turn.
         for_results: No training follows: where ``opts`` name no MODEL.WEIGHTS, the config of a run is used with the
-            weights of this run, which lie beside it, and so is a file without MODEL.WEIGHTS.
+            weights of this run, which lie beside it, and so is a file without MODEL.WEIGHTS. The classes of a set of
+            DATASETS.REGISTER are those that the run has written down.
+        measures: With ``for_results``: such a set is read again, since its images are needed.
 
     Raises:
         InputError: A key does not exist or has no value; a value is of the wrong type or not allowed; a changed key of
@@ -105,7 +109,8 @@ def build_config(config_file: str, opts: Sequence[str], *, for_results: bool = F
     # A config that a run writes is read from other folders, too.
     cfg.DATASETS.REGISTER = tuple(map(os.path.abspath, cfg.DATASETS.REGISTER))
     cfg.freeze()
-    register_configured_sets(cfg, os.path.dirname(config_file), needs_images=not for_results)
+    from_record = for_results and not measures
+    register_configured_sets(cfg, os.path.dirname(config_file), needs_images=not for_results, from_record=from_record)
     return cfg
 
 

@@ -11,6 +11,7 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
+from ..data.datasets.skip_report import DataReport
 from ..data.stream.samples import DROPPED_COUNTS
 from ..data.stream.state import TrainLoader
 from ..distributed import reduce_mean
@@ -117,7 +118,7 @@ class SkippedImagesHook(HookBase):
             # The one truncated image has been named.
             if lines and not (key == "truncated_files" and len(lines) <= _NUM_NAMED_TRUNCATED):
                 number = f"{'at least ' * (len(lines) == _NUM_LISTED)}{counted(len(lines), thing)}"
-                logger.warning("%s, %s:\n%s", number, outcome, "\n".join(lines))
+                logger.log(_level(key), "%s, %s:\n%s", number, outcome, "\n".join(lines))
         dropped = {name: int(n) for name, n in zip(DROPPED_COUNTS, self._counts[2:], strict=True) if n}
         # A window of an image may hold none of its boxes: nothing is lost, and nothing has to be done.
         if redrawn := dropped.pop("samples", 0):
@@ -137,7 +138,12 @@ class SkippedImagesHook(HookBase):
             if len(known) <= num_named:
                 rest = "; others are only counted until the end" if len(known) == num_named else ""
                 text = "decoded as far as it goes" if key == "truncated_files" else "left out of the training data"
-                logging.getLogger(__name__).warning("%s: %s%s", text, line, rest)
+                logging.getLogger(__name__).log(_level(key), "%s: %s%s", text, line, rest)
+
+
+def _level(key: str) -> int:
+    """Return the level at which a kind of ``_REPORTS`` is logged: what is wrong with files may be known."""
+    return DataReport.current().level if key in ("skipped_files", "truncated_files") else logging.WARNING
 
 
 class DataStateHook(HookBase):

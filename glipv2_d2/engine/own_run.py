@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from ..checkpoint.checkpointer import GLIPv2Checkpointer
 from ..checkpoint.resume import BASE_WEIGHTS, find_result_file
 from ..config_files import get_config_file
 from ..data.own_sets import register_configured_sets, training_splits
-from ..data_check import check_own_sets, find_reported
+from ..data_check import check_own_sets, find_reported, report_of_readers
 from ..errors import InputError
 from ..folders import check_writable
 from ..modeling.build import choose_device
@@ -156,7 +157,8 @@ def plan_run(
     fixed: list[Any] = ["DATASETS.REGISTER", (data,), "OUTPUT_DIR", str(output), "MODEL.WEIGHTS", start.weights]
     # The config beside the weights may be that of several datasets, or of a tuning that forgot nothing.
     fixed += ["DATASETS.TRAIN_RATIOS", (), "DATASETS.TRAIN_COPIES", (), "TEST.BEST_METRICS", (), KEEP, False]
-    cfg = build_config(start.config_file, _words(fixed))
+    with report_of_readers():
+        cfg = build_config(start.config_file, _words(fixed))
     train, val = own_datasets(cfg)
     facts = Facts.of(DatasetCatalog.get(train), len(MetadataCatalog.get(train).thing_classes))
     is_small = cfg.MODEL.BACKBONE.NAME == "build_timm_fpn_backbone"
@@ -210,6 +212,11 @@ def check_data(data: str, cfg: CfgNode) -> list[str]:
     return [*warnings, f"the check of the data: {page}"]
 
 
+def readers_of_run(output: Path) -> AbstractContextManager[Any]:
+    """Return a context in which readers do not warn again of what the check of the data of a run has said."""
+    return report_of_readers(output / CHECK_FOLDER)
+
+
 def own_datasets(cfg: CfgNode) -> tuple[str, str]:
     """Return the names of the training and validation data of the one set of DATASETS.REGISTER.
 
@@ -255,6 +262,8 @@ def finish_run(cfg: CfgNode, model: torch.nn.Module, elapsed: ElapsedTime) -> li
     write_results(output / RESULTS_NAME, results, minutes, weights)
     texts = metadata.get("prompt_texts", {})
     names = ",".join("".join(texts.get(name, (name,))) for name in metadata.thing_classes)
+    # The folder of an image that has not been trained on.
+    images = os.path.relpath(os.path.dirname(os.path.join(metadata.image_root, truth["images"][0]["file_name"])))
     for numbered in output.glob("model_[0-9]*.pth"):
         # model_final.pth is the same.
         numbered.unlink()
@@ -263,8 +272,14 @@ def finish_run(cfg: CfgNode, model: torch.nn.Module, elapsed: ElapsedTime) -> li
         f"precision {cut_off.precision:.2f} and recall {cut_off.recall:.2f} from score {cut_off.score:.2f} on",
         f"{minutes:.1f} minutes; weights: {weights}",
         f"figures: {output / RESULTS_NAME}; curves and drawings: {output / REPORT_FOLDER}",
-        f"next: glipv2 predict PHOTOS --model {output} --threshold {cut_off.score:.2f} --names {shlex.quote(names)}",
+        f"next: glipv2 predict {_quoted(images)} --model {_quoted(output)} --threshold {cut_off.score:.2f} "
+        f"--names {shlex.quote(names)}",
     ]
+
+
+def _quoted(path: str | Path) -> str:
+    """Write a path as a shell takes it."""
+    return shlex.quote(str(path))
 
 
 def _words(options: Sequence[Any]) -> list[str]:

@@ -26,7 +26,7 @@ def start_run(arguments: argparse.Namespace, *, for_results: bool = False) -> Cf
 
     With ``--num-gpus 0`` the device of a config that leaves it open is the CPU; config.yaml still leaves it open.
     """
-    cfg = build_config(arguments.config_file, arguments.opts, for_results=for_results)
+    cfg = build_config(arguments.config_file, arguments.opts, for_results=for_results, measures=for_results)
     start_log(cfg, arguments)
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
     if not arguments.eval_only:

@@ -97,13 +97,13 @@ def _prepare_run(arguments: argparse.Namespace, num_processes: int) -> None:
 def _train_own(arguments: argparse.Namespace) -> None:
     """Train in this process, one of those that ``launch_run`` starts."""
     from ..engine.command_line import one_line_errors
-    from ..engine.own_run import finish_run
+    from ..engine.own_run import finish_run, readers_of_run
     from ..engine.progress import ElapsedTime, quiet_terminal, show_progress
     from ..engine.runs import start_run
     from ..engine.stopping import RunStopped
     from ..engine.trainer import GLIPv2Trainer
 
-    with one_line_errors(arguments.traceback):
+    with one_line_errors(arguments.traceback), readers_of_run(arguments.output):
         cfg = start_run(arguments)
         quiet_terminal()
         trainer = GLIPv2Trainer(cfg)

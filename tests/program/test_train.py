@@ -61,12 +61,11 @@ def test_run_leaves_weights_report_results_and_the_next_command(words, tmp_path,
     assert "after 9 of 10 updates: AP" in text
     assert not [words for words in ("Saving checkpoint", "No weights to load", "csv format") if words in text]
     last = text.strip().splitlines()[-1]
-    assert last.startswith("next: glipv2 predict PHOTOS --model out --threshold ")
+    assert last.startswith("next: glipv2 predict photos --model out --threshold ")
     assert last.endswith(" --names 'blue box,green box,red box'")
-    # It is what the next command takes.
-    command = shlex.split(last.replace("PHOTOS", "photos").removeprefix("next: glipv2 "))
-    assert main([*command, "--output", "found"]) == 0
-    assert (tmp_path / "found" / "predictions.json").is_file()
+    # It can be pasted.
+    assert main(shlex.split(last.removeprefix("next: glipv2 "))) == 0
+    assert len(list((tmp_path / "output" / "predictions").glob("?.png"))) == 4
     with pytest.raises(SystemExit, match="--output out: expected a new folder, found a run"):
         main([*words, "--output", "out"])
 
@@ -238,6 +237,21 @@ def test_data_are_checked_before_the_first_update(words, tmp_path, monkeypatch, 
     assert "the check of the data: out/data_check/data_check.html" in printed
     assert any(line.startswith("warning: 1 of 4 images is cut off") for line in printed)
     assert (tmp_path / "out" / "data_check" / "data_check.html").is_file()
+
+
+def test_what_is_wrong_with_files_is_said_once(words, tmp_path, caplog, capsys):
+    images = sorted((tmp_path / "photos").rglob("*.png"))
+    for image in images[:3]:
+        # JPEGs that were cut off, under the same names, to train on and to validate with.
+        image.write_bytes(cv2.imencode(".jpg", cv2.imread(str(image)))[1].tobytes()[:-30])
+    images[3].write_bytes(b"no image")
+    main([*words, "--output", "out"])
+    said = [*capsys.readouterr().out.splitlines(), *(one.message for one in caplog.records if one.levelno > 20)]
+    assert [line for line in said if "cut off" in line or "decoded" in line or "unreadable" in line] == [
+        "warning: 3 of 3 images are cut off, and read as far as possible; the rest is gray; "
+        "open and save such files again, or leave them out",
+        "warning: left out 1 of 4 images: unreadable images; correct them if they are needed",
+    ]
 
 
 def test_data_that_cannot_be_trained_on_end_in_one_line_and_leave_no_run(words, tmp_path):

@@ -59,6 +59,11 @@ def check_dataset_files(name: str) -> None:
     for field, path, exists in paths:
         if path and not exists(path):
             root = os.environ.get("DETECTRON2_DATASETS", "datasets")
+            if source := metadata.get("own_source"):
+                raise FileNotFoundError(
+                    f"dataset {name!r}: {field} {path} does not exist; it was read from {source}: put that back, or "
+                    f"name the new place in DATASETS.REGISTER"
+                )
             raise FileNotFoundError(
                 f"dataset {name!r}: {field} {path} does not exist; builtin datasets are expected under the directory "
                 f"that the environment variable DETECTRON2_DATASETS names (now {root!r}), set before the start"

@@ -115,8 +115,8 @@ class SkipReport:
         # A file is read anew for each evaluation: as it should be, it is no news.
         level = logging.INFO if changed else logging.DEBUG
         logger.log(level, "%s: %d records%s", self.source, len(records), changed)
-        if self.counts and not report.is_quiet:
-            logger.warning("%s: left out %s", self.source, self._summary(self.counts))
+        if self.counts:
+            logger.log(report.level, "%s: left out %s", self.source, self._summary(self.counts))
 
     def content(self) -> dict[str, Any]:
         """Return everything that is known, in types of json."""
@@ -162,7 +162,8 @@ class DataReport:
             allowed anyway, but with 0 none is.
         folder: Where the report is written; None: it is not.
         outside_files: Files of data may name files outside their folders, and commands as shards.
-        is_quiet: Readers do not warn of what they leave out, because the owner of the report tells it.
+        is_quiet: What is left out, and files that are cut off, are no warnings, because the owner of the report tells
+            them.
 
     Attributes:
         files: The report of each file, by the file and the name of the dataset.
@@ -189,18 +190,25 @@ class DataReport:
     def from_config(cls, cfg: CfgNode) -> DataReport:
         """Return a report for OUTPUT_DIR with DATASETS.MAX_FAULTY_SHARE and DATASETS.ALLOW_OUTSIDE_FILES.
 
+        Inside of a quiet report it is quiet, too.
+
         Raises:
             InputError: The share is outside [0, 1].
         """
         share = cfg.DATASETS.MAX_FAULTY_SHARE
         if not 0 <= share <= 1:
             raise InputError(f"DATASETS.MAX_FAULTY_SHARE: expected a number in [0, 1], found {share}")
-        return cls(share, cfg.OUTPUT_DIR, cfg.DATASETS.ALLOW_OUTSIDE_FILES)
+        return cls(share, cfg.OUTPUT_DIR, cfg.DATASETS.ALLOW_OUTSIDE_FILES, cls.current().is_quiet)
 
     @classmethod
     def current(cls) -> DataReport:
         """Return the report of the innermost ``with`` block; outside of any, one that is not written."""
         return cls._current.get() or cls()
+
+    @property
+    def level(self) -> int:
+        """The level at which faults of data are logged."""
+        return logging.INFO if self.is_quiet else logging.WARNING
 
     def __enter__(self) -> DataReport:
         self._token = self._current.set(self)

@@ -12,7 +12,7 @@ import numpy as np
 from pycocotools import mask as mask_util
 
 from ..datasets.mask_checks import Polygons, read_segmentation
-from ..datasets.skip_report import SkipReport, with_progress
+from ..datasets.skip_report import DataReport, SkipReport, with_progress
 from ..datasets.value_checks import EntryError, cut_box, read_corners
 from ..image_reading import ImageShape
 from .folder import ImageShapes
@@ -92,7 +92,8 @@ def _warn_of_per_cent(images: Mapping[str, Sequence[_Image]], report: SkipReport
     if all(left + width <= _PER_CENT >= top + height for left, top, width, height in boxes):
         for _ in boxes:
             report.change("boxes that may be in per cent, taken as pixels")
-        logging.getLogger(__name__).warning(
+        logging.getLogger(__name__).log(
+            DataReport.current().level,
             "%s: all %d boxes lie in the first %d pixels of their images; are they in per cent? Pixels are expected",
             *(report.source, len(boxes), _PER_CENT),
         )
@@ -100,9 +101,10 @@ def _warn_of_per_cent(images: Mapping[str, Sequence[_Image]], report: SkipReport
 
 def _read_images(found: Sequence[OwnImage], shapes: ImageShapes, report: SkipReport, split: str) -> list[_Image]:
     report.count("images", len(found))
+    root = report.source if os.path.isdir(report.source) else os.path.dirname(report.source)
     images: dict[str, _Image] = {}
     for image in with_progress(sorted(found, key=lambda one: one.path), f"images of {split}"):
-        where = image.path
+        where = os.path.relpath(image.path, root)
         try:
             shape = shapes.of(image.path)
             boxes = _fitted_boxes(image, shape, report)

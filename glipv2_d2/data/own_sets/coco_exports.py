@@ -152,7 +152,8 @@ def _read(content: CocoJson, split: str, files: Folder) -> Part:
         name = names.get(content.category_ids.get(found_id, -1))
         if name is None:
             raise unknown_id("category_id", found_id, "an id that stands in categories")
-        image.boxes.append(_read_box(item, name, image, content))
+        where = f"{files.relative(content.json_file)}: annotation {show(item.get('id'))}"
+        image.boxes.append(_read_box(item, name, image, content.report, where))
 
     content.annotations(images, read)
     used = [image for image in images.values() if image is not None]
@@ -185,20 +186,19 @@ def _find(image: CocoImage | None, content: CocoJson, files: Folder) -> OwnImage
     return OwnImage(path, [], size, image.id)
 
 
-def _read_box(item: dict[str, Any], name: str, image: OwnImage, content: CocoJson) -> OwnBox:
+def _read_box(item: dict[str, Any], name: str, image: OwnImage, report: SkipReport, where: str) -> OwnBox:
     flags = [_read_flag(item, field) for field in ("iscrowd", "ignore")]
     if flags[1]:
         raise EntryError(f"ignore: expected 0, found {show(item['ignore'])}", "boxes to ignore")
     mask = item.get("segmentation") or None
     if item.get("bbox") in (None, []) and mask is not None:
         corners = _box_of_mask(mask, image)
-        content.report.change("boxes made of their masks")
+        report.change("boxes made of their masks")
     else:
         corners = read_corners(item.get("bbox"), has_sides=True)
         if max(map(abs, read_four_numbers(item["bbox"]))) <= 1 and not _is_tiny(image):
             found = show(item["bbox"])
             raise EntryError(f"bbox: expected pixels, found shares of the image, {found}", "boxes not in pixels")
-    where = f"{content.json_file}: annotation {show(item.get('id'))}"
     return OwnBox(name, corners, mask, flags[0], as_number(item.get("area")), where)
 
 

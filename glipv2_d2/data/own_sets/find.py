@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from ...errors import InputError
 from ...plurals import counted
 from ..datasets.skip_report import SkipReport
-from ..datasets.value_checks import EntryError
+from ..datasets.value_checks import EntryError, OmittedEntry
 from .beside import count_folders_beside, count_unused_folders, count_unused_images, way_out_beside
 from .canonical import make_coco_sets
 from .coco_exports import looks_like_coco, read_coco_exports, sniff
@@ -71,7 +71,7 @@ def find_own_sets(path: str | os.PathLike[str], *, seed: int = 0) -> OwnSets:
 def _read_given(files: Folder, report: SkipReport, shapes: ImageShapes) -> tuple[SetYaml | None, list[Part]]:
     """Return what a folder holds, and the yaml file that says so; count what is not used, and what lies beside it."""
     try:
-        one = _own_yaml(files)
+        one = _own_yaml(files, report)
         if one is None:
             parts = _read_folder(files, report, is_searched=True)
         else:
@@ -108,7 +108,7 @@ def _folder_of(path: str, shapes: ImageShapes) -> Folder:
     return folder if folder.images or above in (folder.root, os.path.expanduser("~")) else Folder(above, shapes)
 
 
-def _own_yaml(files: Folder) -> SetYaml | None:
+def _own_yaml(files: Folder, report: SkipReport) -> SetYaml | None:
     """Return the yaml file that says what a folder holds, the outermost one; None if there is none."""
     paths = [path for suffix in _YAML_SUFFIXES for path in files.others[suffix]]
     for path in sorted(paths, key=lambda one: (one.count(os.sep), os.path.basename(one) != "data.yaml", one)):
@@ -117,7 +117,9 @@ def _own_yaml(files: Folder) -> SetYaml | None:
                 return read_set_yaml(path)
             except FileNotFoundError as error:
                 # As in an export whose images of one split were not copied: what is there may be found by content.
-                logging.getLogger(__name__).warning("%s; the file is not used", error)
+                report.count("yaml files")
+                omitted = OmittedEntry(str(error), "yaml files that are not used")
+                report.skip("yaml files", files.relative(path), omitted)
     return None
 
 
@@ -179,7 +181,7 @@ def _read_folder(
     if labelme_files:
         return read_labelme(labelme_files, files, report)
     if any(map(is_yolo, label_files(files))):
-        one = None if classes or is_searched else _own_yaml(files)
+        one = None if classes or is_searched else _own_yaml(files, report)
         return (one and _read_numbered(one, report, files)) or read_yolo(files, report, classes or None)
     raise InputError(_nothing_found(files))
 

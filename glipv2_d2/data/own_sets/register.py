@@ -52,7 +52,7 @@ def register_own_sets(own: OwnSets, folder: str | os.PathLike[str]) -> dict[str,
 
 
 def register_configured_sets(
-    cfg: CfgNode, run_folder: str = "", *, needs_images: bool = True
+    cfg: CfgNode, run_folder: str = "", *, needs_images: bool = True, from_record: bool = False
 ) -> dict[str, dict[str, str]]:
     """Find and register the sets of DATASETS.REGISTER; their files go to the folder ``datasets`` of OUTPUT_DIR.
 
@@ -64,6 +64,7 @@ def register_configured_sets(
         cfg: Full config.
         run_folder: The folder of the config file, "" for none.
         needs_images: A set of which nothing is there is an error; otherwise it is a warning.
+        from_record: No set is read of which a run has written the classes.
 
     Returns:
         For each path the registered name of each split.
@@ -76,9 +77,15 @@ def register_configured_sets(
     for path in cfg.DATASETS.REGISTER:
         source = os.path.abspath(path)
         found[path] = _known_splits(source, folders[0])
-        if not found[path] and not os.path.exists(source):
-            found[path] = _recorded_splits(source, folders)
-            if not found[path] and not needs_images:
+        is_there = os.path.exists(source)
+        if not found[path] and (from_record or not is_there):
+            # The folder that a config lies in knows its run better than a path in it, which another run may have taken.
+            found[path] = _recorded_splits(source, folders[::-1] if run_folder else folders)
+            if found[path] and not is_there and not from_record:
+                logging.getLogger(__name__).warning(
+                    "%s is not there: its classes are those of %s", source, cfg.OUTPUT_DIR
+                )
+            if not found[path] and not is_there and not needs_images:
                 logging.getLogger(__name__).warning(
                     "DATASETS.REGISTER: found nothing at %s, whose names are not known", source
                 )
@@ -103,7 +110,6 @@ def _recorded_splits(source: str, folders: Sequence[str]) -> dict[str, str]:
         registered = {split: f"{name}_{split}" for split in SPLITS if split in roots}
         for split, dataset in registered.items():
             _register(dataset, own, os.path.join(os.path.dirname(record_file), f"{dataset}.json"), roots[split])
-        logging.getLogger(__name__).warning("%s is not there: its classes are those of %s", source, record_file)
         return registered
     return {}
 

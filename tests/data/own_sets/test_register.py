@@ -108,6 +108,24 @@ def test_a_run_knows_its_classes_when_its_images_are_gone(tmp_path):
     assert len(DatasetCatalog.get("gone_cats_train")) == 6
 
 
+def test_a_prediction_asks_for_the_classes_that_were_trained(tmp_path, monkeypatch):
+    root = write_voc(tmp_path / "grown cats", {"train": PHOTOS[:6], "val": PHOTOS[6:]}, ["cat"])
+    options = ["DATASETS.REGISTER", str((str(root),)), "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "run")]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(build_config(str(CONFIG), options).dump())
+    (tmp_path / "run").rename(tmp_path / "first")
+    # The set gets a class, and another run takes the name of the first.
+    for path in (root / "Annotations").iterdir():
+        path.write_text(path.read_text().replace("> cat <", "> dog <", 1))
+    build_config(str(CONFIG), options)
+    for is_measured, expected in ((False, ["cat"]), (True, ["dog"])):
+        for name in ("grown_cats_train", "grown_cats_val"):
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+        build_config(str(tmp_path / "first" / "config.yaml"), [], for_results=True, measures=is_measured)
+        assert MetadataCatalog.get("grown_cats_val").thing_classes == expected
+
+
 def test_a_set_that_is_not_there_stops_a_training_but_no_prediction(tmp_path, caplog):
     options = ["DATASETS.REGISTER", str((str(tmp_path / "nowhere"),)), "OUTPUT_DIR", str(tmp_path / "out")]
     build_config(str(CONFIG), options, for_results=True)
