@@ -58,6 +58,7 @@ def check_own_sets(
         (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST),
         prompt_tokens(texts, tokenizer, cfg.INPUT.PROMPT.SEPARATOR, chunk_size),
     )
+    lost = sorted({" ".join(name.split()) for report in reports for name in report.names} - {"", *own.names})
     findings = [
         *image_findings(facts),
         *class_findings(facts),
@@ -67,7 +68,8 @@ def check_own_sets(
         *_left_out(reports),
         *(_unvalidated(own) if reports and own.source else ()),
         *_put_together(own),
-        *_unused(own.unused_names),
+        *_unused([name for name in own.unused_names if name not in lost]),
+        *_lost(lost),
         *_unread(images),
     ]
     return DataFindings(facts, findings)
@@ -233,6 +235,13 @@ def _unused(names: list[str]) -> Iterator[Finding]:
     if names:
         text = f"{counted(len(names), 'class')} of the files {agreeing(len(names), 'has', 'have')} no box, left out"
         yield Finding("note", "unused names", len(names), text, "", tuple(names))
+
+
+def _lost(names: list[str]) -> Iterator[Finding]:
+    if names:
+        text = f"all boxes of {counted(len(names), 'class')} are among what was left out"
+        advice = "mend the images or boxes that were left out, or the model will not know these names"
+        yield Finding("warning", "lost names", len(names), text, advice, tuple(names))
 
 
 def _unread(images: list[ImageFacts]) -> Iterator[Finding]:

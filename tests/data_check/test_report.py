@@ -4,7 +4,7 @@ import re
 
 import pytest
 from check_cases import DOG, by_kind, check, encoded, micro_cfg
-from own_set_writers import Photo, write_coco
+from own_set_writers import Photo, write_coco, write_labelme, write_voc, write_yolo
 
 from glipv2_d2 import register_coco_grounding
 from glipv2_d2.data_check import DataFindings, Finding, check_own_sets, configured_sets, find_reported
@@ -161,3 +161,21 @@ def test_a_set_that_training_refuses_is_a_stop(tmp_path):
 def test_a_set_without_boxes_is_summed_up_without_a_warning(tmp_path, recwarn):
     check(tmp_path, {"train": {"a.jpg": (encoded(), [])}}).lines()
     assert not [warning for warning in recwarn if issubclass(warning.category, RuntimeWarning)]
+
+
+@pytest.mark.parametrize("write", [write_coco, write_voc, write_yolo, write_labelme])
+@pytest.mark.parametrize("fault", ["an unreadable image", "a missing image", "a box outside of the image"])
+def test_a_class_that_lost_its_boxes_is_a_warning_in_every_form(tmp_path, write, fault):
+    box = ("dog", 200, 3, 230, 23) if fault.startswith("a box") else ("dog", 2, 3, 22, 23)
+    photos = [Photo(f"{i}.png", 40, 30, [("cat", 2, 3, 22, 23)]) for i in range(4)]
+    root = write(tmp_path / "set", {"train": [*photos, Photo("x.png", 40, 30, [box])]}, ["cat", "dog", "supercat"])
+    (path,) = root.rglob("x.png")
+    if fault == "an unreadable image":
+        path.write_bytes(b"")
+    elif fault == "a missing image":
+        path.unlink()
+    own, left_out = find_reported(str(root))
+    found = by_kind(check_own_sets(own, micro_cfg(), left_out=left_out))
+    assert own.names == ["cat"] and found["lost names"].cases == ("dog",) and found["lost names"].severity == "warning"
+    # Another class that is listed has no box at all.
+    assert "unused names" not in found or found["unused names"].cases == ("supercat",)

@@ -51,6 +51,9 @@ class SkipReport:
     Args:
         source: The file that is read.
         dataset: Name of the dataset that it is read for.
+
+    Attributes:
+        names: Classes of boxes that were left out.
     """
 
     def __init__(self, source: str, dataset: str = "") -> None:
@@ -61,6 +64,7 @@ class SkipReport:
         self.faults: Counter[str] = Counter()
         self.changed: Counter[str] = Counter()
         self.cases: list[LeftOut] = []
+        self.names: set[str] = set()
 
     def count(self, unit: str, number: int = 1) -> None:
         """Say how many entries of a unit there are in the file, left out or not; the numbers of all calls are added."""
@@ -70,14 +74,16 @@ class SkipReport:
         """Count one entry that is used, but not as it stands in the file."""
         self.changed[kind] += 1
 
-    def skip(self, unit: str, where: str, error: EntryError) -> None:
+    def skip(self, unit: str, where: str, error: EntryError, names: Iterable[str] = ()) -> None:
         """Count one entry that is left out.
 
         Args:
             unit: What it is, in the plural, as "annotations".
             where: Its location in the file, as "line 7".
             error: The kind of fault, and what is wrong. An ``OmittedEntry`` does not count towards the limit.
+            names: The classes of its boxes, where they are known.
         """
+        self.names.update(names)
         self.counts[unit, error.kind] += 1
         self.faults[unit] += not isinstance(error, OmittedEntry)
         if len(self.cases) < _MOST_LISTED:

@@ -114,7 +114,7 @@ def _read_images(found: Sequence[OwnImage], shapes: ImageShapes, report: SkipRep
                 raise EntryError("expected one list of boxes, found two that differ", "images listed twice")
             images.setdefault(image.path, _Image(image.path, shape, objects, image.source_id))
         except EntryError as error:
-            report.skip("images", where, error)
+            report.skip("images", where, error, [box.name for box in image.boxes])
     return list(images.values())
 
 
@@ -165,7 +165,7 @@ def _read_objects(boxes: Sequence[OwnBox], shape: ImageShape, image: str, report
         try:
             objects.append(_read_object(box, shape, where, report))
         except EntryError as error:
-            report.skip("boxes", where, error)
+            report.skip("boxes", where, error, [box.name])
     return sorted(objects, key=lambda one: (one.bbox, one.name, json.dumps(one[2:])))
 
 

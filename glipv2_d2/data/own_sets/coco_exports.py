@@ -139,6 +139,10 @@ def _is_detection_data(content: dict[str, Any]) -> bool:
 
 
 def _read(content: CocoJson, split: str, files: Folder) -> Part:
+    has_texts = {
+        "images": _number(content, "images", "image_id"),
+        "categories": _number(content, "categories", "category_id"),
+    }
     rows = list_of(content.content, "categories", content.json_file)
     content.content["categories"] = _plain_categories(rows)
     names = content.categories()
@@ -155,9 +159,31 @@ def _read(content: CocoJson, split: str, files: Folder) -> Part:
         where = f"{files.relative(content.json_file)}: annotation {show(item.get('id'))}"
         image.boxes.append(_read_box(item, name, image, content.report, where))
 
+    listed = [item.get("category_id") for item in content.annotation_entries() if isinstance(item, dict)]
     content.annotations(images, read)
     used = [image for image in images.values() if image is not None]
-    return Part(split, used, list(names.values()), {name: source_id for source_id, name in names.items()})
+    with_boxes = {box.name for image in used for box in image.boxes}
+    found_ids = {content.category_ids.get(as_integer(value)) for value in listed}
+    lost = (name for source_id, name in names.items() if source_id in found_ids)
+    content.report.names.update(name for name in lost if name not in with_boxes)
+    source_ids = {} if has_texts["categories"] else {name: source_id for source_id, name in names.items()}
+    if has_texts["images"]:
+        used = [image._replace(source_id=None) for image in used]
+    return Part(split, used, list(names.values()), source_ids)
+
+
+def _number(content: CocoJson, rows_of: str, field: str) -> bool:
+    """Put numbers in place of ids that are texts, as UUIDs, in annotations too; tell whether there are such ids."""
+    rows = [row for row in list_of(content.content, rows_of, content.json_file) if isinstance(row, dict)]
+    if not any(is_text(row.get("id")) and as_integer(row["id"]) is None for row in rows):
+        return False
+    numbers: dict[str, int] = {}
+    for row in rows:
+        row["id"] = numbers.setdefault(str(row.get("id")), len(numbers) + 1)
+    for item in content.annotation_entries():
+        if isinstance(item, dict):
+            item[field] = numbers.get(str(item.get(field)), item.get(field))
+    return True
 
 
 def _plain_categories(rows: list[Any]) -> list[Any]:

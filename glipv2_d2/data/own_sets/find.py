@@ -220,7 +220,7 @@ def _readable(images: Sequence[OwnImage], shapes: ImageShapes, report: SkipRepor
             kept.append(image)
         except EntryError as error:
             report.count("images")
-            report.skip("images", os.path.relpath(image.path, root), error)
+            report.skip("images", os.path.relpath(image.path, root), error, [box.name for box in image.boxes])
     return kept
 
 

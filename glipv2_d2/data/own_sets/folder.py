@@ -38,6 +38,9 @@ _PLAIN_WORDS = {
 }
 # The folder that CVAT gives to all images of a task in YOLO's form, whatever they are for.
 _ALL_OF_DARKNET = "obj_train_data"
+# Label Studio's address of a local file, and what it puts before the name of an upload.
+_LOCAL_FILE = "d="
+_UPLOAD = re.compile(r"(?<![^\\/])[0-9a-f]{8}-(?=[^\\/]+$)")
 # A word in small letters, with its first letter in any case, or one in capitals; digits and signs are between words.
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
@@ -189,7 +192,10 @@ class Folder:
         Raises:
             EntryError: There is none; or only one that lies in the folder of another split.
         """
-        parts = [part for part in re.split(r"[\\/]+", reference.split("?")[0].strip()) if part not in ("", ".")]
+        path, _, query = reference.strip().partition("?")
+        if query.startswith(_LOCAL_FILE):
+            path = urllib.parse.unquote(query.removeprefix(_LOCAL_FILE))
+        parts = [part for part in re.split(r"[\\/]+", path) if part not in ("", ".")]
         if not parts:
             raise EntryError(f"expected the name of an image, found {show(reference)}", "malformed texts")
         for folder in (os.path.dirname(near), self.root)[: len(parts)]:
@@ -203,8 +209,8 @@ class Folder:
         same = self._by_stem.get(stems[0]) or self._by_stem.get(stems[1], [])
         named = [path for path in same if os.path.basename(path).lower() == parts[-1].lower()]
         ranked = [(self._likeness(path, parts, near), path) for path in named or same]
-        if not ranked and (unquoted := urllib.parse.unquote(reference)) != reference:
-            return self.find_image(unquoted, near)
+        if not ranked and (original := _UPLOAD.sub("", urllib.parse.unquote(reference))) != reference:
+            return self.find_image(original, near)
         if not ranked:
             self.missing.add(parts[-1].lower())
             others = (path for suffix in _UNREAD for path in self.others.get(suffix, ()) if _stem(path) in stems)

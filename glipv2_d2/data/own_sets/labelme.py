@@ -51,16 +51,25 @@ def read_labelme(json_files: Sequence[str], files: Folder, report: SkipReport) -
     parts: dict[str, Part] = {}
     report.count("annotation files", len(json_files))
     for json_file in json_files:
+        names = set()
         try:
-            image = _read_image(json_file, files, report)
+            content = _read_content(json_file)
+            names = _labels(content["shapes"])
+            image = _read_image(content, json_file, files, report)
             split = files.split_of_path(json_file) or files.split_of_path(image.path)
             parts.setdefault(split, Part(split, [], [], {})).images.append(image)
         except EntryError as error:
-            report.skip("annotation files", files.relative(json_file), error)
+            report.skip("annotation files", files.relative(json_file), error, names)
     return list(parts.values())
 
 
-def _read_image(json_file: str, files: Folder, report: SkipReport) -> OwnImage:
+def _labels(shapes: Sequence[Any]) -> set[str]:
+    """Return the classes of the shapes of a file."""
+    labels = {shape.get("label") for shape in shapes if isinstance(shape, dict) and is_text(shape.get("label"))}
+    return {label for label in labels if label.strip() not in _NO_CLASS}
+
+
+def _read_content(json_file: str) -> dict[str, Any]:
     try:
         content = read_object(json.loads(read_bytes(json_file, _MOST_BYTES)))
     except EntryError:
@@ -69,6 +78,10 @@ def _read_image(json_file: str, files: Folder, report: SkipReport) -> OwnImage:
         raise EntryError(f"expected json, found {show(str(error))}", "files that are not json") from error
     if not isinstance(content.get("shapes"), list):
         raise EntryError(f"shapes: expected a list, found {show(content.get('shapes'))}")
+    return content
+
+
+def _read_image(content: dict[str, Any], json_file: str, files: Folder, report: SkipReport) -> OwnImage:
     names = [os.path.splitext(os.path.basename(json_file))[0]]
     names += [content["imagePath"]] if is_text(content.get("imagePath")) else []
     path = files.find_first_image(names, json_file)
@@ -87,7 +100,7 @@ def _read_boxes(shapes: Sequence[Any], where: str, report: SkipReport) -> list[O
             box = _read_shape(read_object(shape), place, report)
         except EntryError as error:
             report.count("boxes")
-            report.skip("boxes", place, error)
+            report.skip("boxes", place, error, _labels([shape]))
             continue
         group = shape.get("group_id")
         if box.segmentation is None or not isinstance(group, (int, str)):

@@ -18,6 +18,7 @@ from .folder import Folder, decode_text, read_beginning, read_bytes
 from .sets import OwnBox, OwnImage, Part
 
 _MOST_BYTES = 2**24
+_ENCODING = re.compile(rb"""\s*<\?xml[^>]*\sencoding=["']((?!(?i:utf))[\w.:-]+)["']""")
 _HEAD = re.compile(rb"<annotation[\s>]")
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 
@@ -36,8 +37,11 @@ def read_xml(path: str) -> ElementTree.Element:
         EntryError: It cannot be read, is not xml, or declares a document type.
     """
     content = read_bytes(path, _MOST_BYTES)
+    declared = _ENCODING.match(content)
     try:
-        return ElementTree.fromstring(content, ElementTree.XMLParser(target=_WithoutDoctype()))
+        # The parser knows no encodings of more than one byte but Unicode's.
+        text = content.decode(declared.group(1).decode()) if declared else content
+        return ElementTree.fromstring(text, ElementTree.XMLParser(target=_WithoutDoctype()))
     except (ElementTree.ParseError, ValueError, LookupError, RecursionError) as error:
         if isinstance(error, EntryError):
             raise
@@ -66,14 +70,16 @@ def read_pascal_voc(xml_files: Sequence[str], files: Folder, report: SkipReport)
     parts: dict[str, Part] = {}
     report.count("annotation files", len(xml_files))
     for xml_file in xml_files:
-        where = files.relative(xml_file)
+        where, names = files.relative(xml_file), set()
         try:
-            image = _read_image(read_xml(xml_file), xml_file, files, report)
+            root = read_xml(xml_file)
+            names = {item.findtext("name") or "" for item in root.findall("object")}
+            image = _read_image(root, xml_file, files, report)
             split = _split(image.path, xml_file, splits, files)
             part = parts.setdefault(split, Part(split, [], [], {}))
             part.images.append(image)
         except EntryError as error:
-            report.skip("annotation files", where, error)
+            report.skip("annotation files", where, error, names)
     return list(parts.values())
 
 
@@ -132,7 +138,7 @@ def _read_image(root: ElementTree.Element, xml_file: str, files: Folder, report:
             boxes.append(_read_object(item, f"{where}: object {number}"))
         except EntryError as fault:
             report.count("boxes")
-            report.skip("boxes", f"{where}: object {number}", fault)
+            report.skip("boxes", f"{where}: object {number}", fault, [item.findtext("name") or ""])
     sides = [as_integer(root.findtext(f"size/{side}")) or 0 for side in ("height", "width")]
     return OwnImage(path, boxes, (sides[0], sides[1]) if min(sides) > 0 else None)
 

@@ -6,10 +6,11 @@ for each folder of images, and it rounds nothing back to the pixels that were an
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from ...errors import InputError
 from ..datasets.skip_report import SkipReport
@@ -86,8 +87,20 @@ def read_yolo(
             part.images.append(_read_image(path, label, own_names, files, report, has_keypoints))
         except EntryError as error:
             report.count("images")
-            report.skip("images", files.relative(path), error)
+            report.skip("images", files.relative(path), error, _classes_of(label, own_names))
+    _count_labels_alone(files, names, report)
     return list(parts.values())
+
+
+def _count_labels_alone(files: Folder, names: ClassNames | None, report: SkipReport) -> None:
+    """Count the text files of boxes whose images are not there."""
+    known = set(label_files(files))
+    for path in files.others[".txt"]:
+        if path not in known and is_yolo(path):
+            report.count("annotation files")
+            error = OmittedEntry("expected an image of its name, found none", "labels without images")
+            classes = _classes_of(path, _names_near(path, files) if names is None else names)
+            report.skip("annotation files", files.relative(path), error, classes)
 
 
 def read_names(path: str) -> ClassNames:
@@ -186,17 +199,30 @@ def _read_image(
     shape = files.shapes.of(image)
     boxes = []
     where = files.relative(label)
-    for number, line in enumerate(decode_text(read_bytes(label, _MOST_BYTES)).splitlines(), 1):
-        words = line.replace(",", " ").split()
-        if not words:
-            continue
+    for number, words in _rows_of(label):
         try:
             place = f"{where}: line {number}"
             boxes.append(_read_line(words[:5] if has_keypoints else words, names, shape[:2], place, report))
         except EntryError as error:
             report.count("boxes")
-            report.skip("boxes", f"{where}: line {number}", error)
+            class_id = as_integer(words[0])
+            report.skip("boxes", f"{where}: line {number}", error, [names[class_id]] if class_id in names else [])
     return OwnImage(image, boxes)
+
+
+def _rows_of(label: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number and the words of each line of a text file that has some."""
+    for number, line in enumerate(decode_text(read_bytes(label, _MOST_BYTES)).splitlines(), 1):
+        if words := line.replace(",", " ").split():
+            yield number, words
+
+
+def _classes_of(label: str | None, names: ClassNames) -> set[str]:
+    """Return the classes of the boxes of a text file; none if it cannot be read."""
+    with contextlib.suppress(EntryError):
+        ids = {as_integer(words[0]) for _, words in _rows_of(label)} if label is not None else set()
+        return {names[class_id] for class_id in ids if class_id in names}
+    return set()
 
 
 def _read_line(words: Sequence[str], names: ClassNames, size: Sequence[int], where: str, report: SkipReport) -> OwnBox:

@@ -302,3 +302,37 @@ def test_json_in_latin_1_is_refused_with_a_way_out(tmp_path):
     for path in (tmp_path, tmp_path / "x.json"):
         with pytest.raises(AnnotationError, match=r"x\.json: expected json in UTF-8, .*iconv -f LATIN1 -t UTF-8"):
             find_own_sets(path)
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "../../label-studio/data/media/upload/1/0af31be4-a.jpg",
+        "/data/local-files/?d=photos/a.jpg",
+        "/data/local-files/?d=photos%2Fa.jpg",
+        "http://localhost:8080/data/upload/3/0af31be4-a.jpg?x=1",
+    ],
+)
+def test_references_of_label_studio_mean_the_photographs_that_it_was_given(tmp_path, find, reference):
+    save_image(tmp_path / "photos" / "a.jpg", 100, 80)
+    (tmp_path / "result.json").write_text(coco([image(reference)], [GOOD]))
+    found = find(tmp_path)
+    assert found.boxes() == {"a.jpg": [("cat", 1, 2, 30, 40)]} and found.left_out == {}
+
+
+def test_ids_may_be_texts(tmp_path, find):
+    for name in ("a.jpg", "b.jpg"):
+        save_image(tmp_path / name, 100, 80)
+    images = [image("a.jpg", "c0-ff"), image("b.jpg", "7")]
+    rows = [{"id": "d1-x", "name": "cat"}, {"id": "d1-y", "name": "dog"}]
+    items = [{**GOOD, "image_id": "7", "category_id": "d1-x"}, {**GOOD, "image_id": "c0-ff"}]
+    items += [{**GOOD, "image_id": "c0-gg"}]
+    (tmp_path / "x.json").write_text(coco(images, items, rows))
+    found = find(tmp_path)
+    assert found.boxes() == {
+        "a.jpg": [("dog", 1, 2, 30, 40)],
+        "b.jpg": [("cat", 1, 2, 30, 40)],
+    }
+    assert found.left_out == {"malformed ids": 1}
+    # The ids of the file are no numbers.
+    assert all(one.source_ids == {"images": {}, "categories": {}} for one in found.own.splits.values())

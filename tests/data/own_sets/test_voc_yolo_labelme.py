@@ -327,3 +327,23 @@ def test_escaped_names_of_images_are_found(tmp_path, find):
     root = write_coco(tmp_path, {"train": [Photo("a%20b.png", 50, 40, [("cat", 1, 2, 31, 32)])]}, ["cat"])
     (root / "train" / "a%20b.png").rename(root / "train" / "a b.png")
     assert list(find(root).boxes()) == ["a b.png"]
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "gb2312", "shift_jis", "iso-8859-1", "utf-8", "UTF-16"])
+def test_xml_may_have_any_encoding_that_it_names(tmp_path, find, encoding):
+    name = "Bär" if encoding == "iso-8859-1" else "木"
+    save_image(tmp_path / "a.jpg", 100, 80)
+    text = voc(GOOD, name=name, head=f'<?xml version="1.0" encoding="{encoding}"?>\n')
+    (tmp_path / "a.xml").write_bytes(text.encode(encoding))
+    assert find(tmp_path).boxes() == {"a.jpg": [(name, 1, 2, 30, 40)]}
+
+
+@pytest.mark.parametrize("encoding", ["rot13", "no-such", "gbk"])
+def test_xml_in_another_encoding_than_it_names_is_left_out(tmp_path, find, encoding):
+    for stem in "ab":
+        save_image(tmp_path / f"{stem}.jpg", 100, 80)
+    (tmp_path / "a.xml").write_text(voc(GOOD))
+    head = f'<?xml version="1.0" encoding="{encoding}"?>'.encode()
+    (tmp_path / "b.xml").write_bytes(head + voc(GOOD, name="\0").encode().replace(b"\0", b"\xff\xff"))
+    found = find(tmp_path)
+    assert found.boxes() == {"a.jpg": [("cat", 1, 2, 30, 40)]} and found.left_out == {"files that are not xml": 1}
