@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 from collections.abc import Sequence
@@ -249,6 +250,7 @@ def finish_run(cfg: CfgNode, model: torch.nn.Module, elapsed: ElapsedTime) -> li
     # The first process has written them.
     comm.synchronize()
     weights = find_result_file(str(output))
+    logging.getLogger(__name__).info("evaluating %s and drawing the report", weights)
     checkpointer = GLIPv2Checkpointer.from_config(model, cfg, cfg.OUTPUT_DIR, for_results=True)
     checkpointer.resume_or_load(weights, resume=False)
     results = GLIPv2Trainer.test(cfg, model)

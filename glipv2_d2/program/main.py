@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -124,7 +125,15 @@ def run_command(name: str, words: Sequence[str], program: str | None = None) -> 
     """
     module = importlib.import_module(f".{COMMANDS[name].module}", __package__)
     arguments = command_parser(name, program).parse_args(list(words))
-    from ..engine.command_line import one_line_errors
+    if sys.stderr.isatty():
+        sys.stderr.write(f"glipv2 {name}: loading libraries, some seconds\n")
+    try:
+        from ..engine.command_line import one_line_errors
+    except KeyboardInterrupt:
+        if arguments.traceback:
+            raise
+        sys.stderr.write("stopped by Ctrl-C\n")
+        return 128 + signal.SIGINT
 
     with one_line_errors(arguments.traceback):
         return module.run(arguments) or 0

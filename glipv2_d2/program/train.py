@@ -87,6 +87,7 @@ def _prepare_run(arguments: argparse.Namespace, num_processes: int) -> None:
     options = [KEEP, "True", *arguments.opts] if arguments.keep else arguments.opts
     if arguments.keep and not start.weights:
         raise InputError("--keep: expected weights that know other names, found none; name them by --weights")
+    write_line(f"reading {arguments.data}, then training; all results go to {output}")
     plan = plan_run(arguments.data, output, start, **limits, options=options)
     clear_output(output)
     (output / CONFIG_NAME).write_text(build_config(plan.config_file, plan.options).dump(), encoding="utf-8")

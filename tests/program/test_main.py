@@ -131,3 +131,24 @@ def test_a_folder_that_cannot_be_written_to_is_named_with_its_flag_before_anythi
         main(words)
     expected = f"error: --output: expected a folder that can be written to, found {where}, where nothing can be written"
     assert str(raised.value.code).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "expected"), [(False, ""), (True, "glipv2 eval: loading libraries, some seconds\n")]
+)
+def test_the_seconds_of_loading_are_announced_on_a_terminal_and_may_be_ended(is_terminal, expected):
+    code = f"""
+import sys
+from glipv2_d2.program.main import main
+
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name == "glipv2_d2.engine":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupted())
+sys.stderr.isatty = lambda: {is_terminal}
+sys.exit(main(["eval", "--config-file", "mine.yaml"]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, f"{expected}stopped by Ctrl-C\n")

@@ -1,6 +1,7 @@
 """``glipv2 train --data`` from end to end, with the tiny model on four drawn images."""
 
 import json
+import re
 import shlex
 
 import cv2
@@ -57,8 +58,10 @@ def test_run_leaves_weights_report_results_and_the_next_command(words, tmp_path,
     assert results.keys() == {"val", "minutes", "weights"} and {"AP", "AP50"} <= results["val"]["bbox"].keys()
     assert results["weights"].endswith("model_best.pth")
     text = capsys.readouterr().out
+    assert text.startswith("reading photos, then training; all results go to out\n")
     assert "length: 10 updates of 4 images (10 epochs), an evaluation every 1" in text
     assert "after 9 of 10 updates: AP" in text
+    assert re.search(r"evaluating \S*out/model_best.pth and drawing the report\n(.|\n)*\nnext: ", text)
     assert not [words for words in ("Saving checkpoint", "No weights to load", "csv format") if words in text]
     last = text.strip().splitlines()[-1]
     assert last.startswith("next: glipv2 predict photos --model out --threshold ")
