@@ -30,6 +30,10 @@ _FORMATS = tuple(name for name in _OWN_FORMATS if name in Image.OPEN)
 # File suffixes of these formats, lower case with the dot.
 IMAGE_SUFFIXES = tuple(sorted(suffix for suffix, name in Image.registered_extensions().items() if name in _FORMATS))
 
+# Those of other images: photographs of phones, raw files of cameras, drawings.
+_OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".psd", ".svg")
+UNREAD_SUFFIXES = tuple(suffix for suffix in _OTHER_SUFFIXES if suffix not in IMAGE_SUFFIXES)
+
 # Formats whose gray levels PIL gives in its mode "I" have 16 bits; in a TIFF file the same mode has 32.
 _FORMATS_OF_16_BITS = ("PNG", "PPM", "JPEG2000")
 

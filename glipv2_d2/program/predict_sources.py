@@ -12,7 +12,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from ..data.image_reading import IMAGE_SUFFIXES
+from ..data.image_reading import IMAGE_SUFFIXES, UNREAD_SUFFIXES
 from ..engine.image_inputs import is_address
 from ..errors import InputError
 from ..plurals import counted
@@ -61,9 +61,9 @@ def find_sources(inputs: Sequence[str], video: str | None, allow_downloads: bool
             raise FileNotFoundError(f"--video-input: expected a file, found none at {video}")
         found.append(Source(video, "video"))
     if not found:
-        raise FileNotFoundError(f"INPUT: expected image files at {missing[0]}, found none")
+        raise FileNotFoundError(f"INPUT: expected image files at {missing[0]}, found {_unread(missing[0]) or 'none'}")
     for name in missing:
-        sys.stderr.write(f"skipped {name}: no image files there\n")
+        sys.stderr.write(f"skipped {name}: {_unread(name) or 'no image files there'}\n")
     return list(dict.fromkeys(found)), len(missing)
 
 
@@ -74,6 +74,8 @@ def _sources_of(name: str) -> list[Source]:
         images, left_out = list_images(name)
         if images and left_out:
             sys.stderr.write(f"{name}: left out {' and '.join(left_out)}; '{os.path.join(name, '**')}' takes all\n")
+        if images and (unread := _unread(name)):
+            sys.stderr.write(f"{name}: left out {unread}\n")
         return [Source(file, "image") for file in images]
     if os.path.isfile(name):
         return [Source(name, _kind_of(name))]
@@ -103,6 +105,13 @@ def list_images(folder: str) -> tuple[list[str], list[str]]:
     return sorted(map(str, taken)), left_out
 
 
+def _unread(folder: str) -> str:
+    """Say how many images in other formats a folder holds, and what to do; "" for none."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    number = sum(name.lower().endswith(UNREAD_SUFFIXES) for name in names)
+    return f"{counted(number, 'image')} in a format that is not read, such as HEIC; save as JPEG" if number else ""
+
+
 def _kind_of(file: str) -> str:
     return "video" if Path(file).suffix.lower() in VIDEO_SUFFIXES else "image"
 
@@ -116,6 +125,9 @@ class Frames:
     """
 
     def __init__(self, source: Source) -> None:
+        # What cannot be opened is named by the program; FFmpeg and OpenCV would add lines of their own.
+        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+        cv2.utils.logging.setLogLevel(0)
         self._video = cv2.VideoCapture(int(source.name) if source.kind == "webcam" else source.name)
         self.rate = self._video.get(cv2.CAP_PROP_FPS) or _DEFAULT_RATE
         self.number = int(self._video.get(cv2.CAP_PROP_FRAME_COUNT)) if source.kind == "video" else None

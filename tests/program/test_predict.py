@@ -220,6 +220,19 @@ def test_a_folder_of_folders_shows_the_images_below_it(tmp_path):
     assert left_out == []
 
 
+def test_photographs_of_phones_in_a_format_that_is_not_read_are_told(run, fixed_predictor, tmp_path, capsys):
+    photos = tmp_path / "phone"
+    photos.mkdir()
+    for name in ("IMG_1.HEIC", "IMG_2.heic"):
+        (photos / name).write_bytes(b"ftypheic")
+    told = "2 images in a format that is not read, such as HEIC; save as JPEG"
+    with pytest.raises(SystemExit, match=f"expected image files at {photos}, found {told}"):
+        run(source=[str(photos)])
+    write_images(photos, "a.png")
+    run(source=[str(photos)])
+    assert f"{photos}: left out {told}\n" in capsys.readouterr().err
+
+
 def test_what_a_folder_holds_and_is_not_looked_at_is_told(run, fixed_predictor, tmp_path, capsys):
     photos = write_images(tmp_path / "photos", "a.png")
     write_images(photos / "old", "b.png", "c.png")

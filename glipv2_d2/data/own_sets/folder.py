@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from ...errors import InputError
 from ..datasets.skip_report import REPORT_FILE
 from ..datasets.value_checks import EntryError, show
-from ..image_reading import IMAGE_SUFFIXES, ImageShape, UnreadableImageError, read_image_shape
+from ..image_reading import IMAGE_SUFFIXES, UNREAD_SUFFIXES, ImageShape, UnreadableImageError, read_image_shape
 from .sets import SPLITS
 
 _MOST_FILES = 2_000_000
@@ -20,8 +20,6 @@ _MOST_FILES = 2_000_000
 _CHECK_FILE = "data_check.json"
 _MOST_FOLDERS_DEEP = 12
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-# Suffixes of images that are not read.
-_UNREAD = (".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".psd", ".svg")
 # Folders that programs make.
 _NOT_ENTERED = ("__MACOSX", "__pycache__", "node_modules", "System Volume Information")
 # As people and tools write them.
@@ -213,7 +211,9 @@ class Folder:
             return self.find_image(original, near)
         if not ranked:
             self.missing.add(parts[-1].lower())
-            others = (path for suffix in _UNREAD for path in self.others.get(suffix, ()) if _stem(path) in stems)
+            others = (
+                path for suffix in UNREAD_SUFFIXES for path in self.others.get(suffix, ()) if _stem(path) in stems
+            )
             unread = next((f"{show(self.relative(path))}: save it as JPEG" for path in others), "")
             found = unread or f"none named {show(parts[-1])}"
             raise EntryError(f"expected an image file, found {found}", "missing files")
