@@ -163,7 +163,8 @@ def _read(content: CocoJson, split: str, files: Folder) -> Part:
     content.annotations(images, read)
     used = [image for image in images.values() if image is not None]
     with_boxes = {box.name for image in used for box in image.boxes}
-    found_ids = {content.category_ids.get(as_integer(value)) for value in listed}
+    category_ids = (as_integer(value) for value in listed)
+    found_ids = {content.category_ids.get(value) for value in category_ids if value is not None}
     lost = (name for source_id, name in names.items() if source_id in found_ids)
     content.report.names.update(name for name in lost if name not in with_boxes)
     source_ids = {} if has_texts["categories"] else {name: source_id for source_id, name in names.items()}

@@ -65,7 +65,7 @@ def read_labelme(json_files: Sequence[str], files: Folder, report: SkipReport) -
 
 def _labels(shapes: Sequence[Any]) -> set[str]:
     """Return the classes of the shapes of a file."""
-    labels = {shape.get("label") for shape in shapes if isinstance(shape, dict) and is_text(shape.get("label"))}
+    labels: list[str] = [shape["label"] for shape in shapes if isinstance(shape, dict) and is_text(shape.get("label"))]
     return {label for label in labels if label.strip() not in _NO_CLASS}
 
 

@@ -206,7 +206,12 @@ def _read_image(
         except EntryError as error:
             report.count("boxes")
             class_id = as_integer(words[0])
-            report.skip("boxes", f"{where}: line {number}", error, [names[class_id]] if class_id in names else [])
+            report.skip(
+                "boxes",
+                f"{where}: line {number}",
+                error,
+                [] if class_id is None else filter(None, [names.get(class_id)]),
+            )
     return OwnImage(image, boxes)
 
 
@@ -221,7 +226,7 @@ def _classes_of(label: str | None, names: ClassNames) -> set[str]:
     """Return the classes of the boxes of a text file; none if it cannot be read."""
     with contextlib.suppress(EntryError):
         ids = {as_integer(words[0]) for _, words in _rows_of(label)} if label is not None else set()
-        return {names[class_id] for class_id in ids if class_id in names}
+        return {names[class_id] for class_id in ids if class_id is not None and class_id in names}
     return set()
 
 
