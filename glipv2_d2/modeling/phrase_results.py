@@ -90,7 +90,7 @@ def find_phrase_maps(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Phra
     """Compare every location of an image with every phrase of its prompts; no name is left out by a shortlist.
 
     Args:
-        model: A ``GLIPv2`` in eval mode.
+        model: A ``GLIPv2`` in eval mode; of one with ``by_name`` the tuned weights alone are asked.
         inputs: A model input.
 
     Returns:
