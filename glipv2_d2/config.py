@@ -475,5 +475,8 @@ def _add_solver(cfg: CN) -> None:
     cfg.SOLVER.EARLY_STOP_PATIENCE = 0
     # Newest numbered checkpoints that are kept; 0: all.
     cfg.SOLVER.MAX_CHECKPOINTS = 0
+    # Training goes on while a checkpoint is written. It is copied before, so the first process needs the memory of the
+    # file; where that is too much, False. Before an evaluation, at a signal and at the end the file is waited for.
+    cfg.SOLVER.SAVE_IN_BACKGROUND = True
     # Updates with a non-finite loss are skipped; training stops after this many in a row.
     cfg.SOLVER.MAX_NONFINITE_STEPS = 10

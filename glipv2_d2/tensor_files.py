@@ -195,9 +195,18 @@ def write_checkpoint(path: str | os.PathLike, content: Mapping[str, Any]) -> Non
     Raises:
         CheckpointError: A value is of a type that could not be read back without running code.
     """
-    content = {key: _plain(value, f"{path}: {key}") for key, value in content.items()}
+    content = plain_content(path, content)
     with atomic_path(path) as temporary:
         torch.save(content, temporary)
+
+
+def plain_content(path: str | os.PathLike, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``write_checkpoint`` writes.
+
+    Raises:
+        CheckpointError: See there.
+    """
+    return {key: _plain(value, f"{path}: {key}") for key, value in content.items()}
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

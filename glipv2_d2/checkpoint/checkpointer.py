@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -19,13 +21,13 @@ from ..modeling.by_name import add_base, take_base, unpack_names
 from ..modeling.heads.table import HEADS
 from ..modeling.lora import merge_lora
 from ..modeling.meta_arch.glipv2 import GLIPv2
-from ..tensor_files import CheckpointError, read_checkpoint, unwrap_weights, write_checkpoint, write_text
+from ..tensor_files import CheckpointError, plain_content, read_checkpoint, unwrap_weights, write_checkpoint, write_text
+from .background import BackgroundWriter, copied
 from .conversion import OWN_WEIGHTS, find_kind
 from .fit_check import check_fit, check_update_scales, check_values, is_position_weight, without_other_classes
 from .name_rules import summarize_names
 from .resume import BASE_WEIGHTS, BEST_WEIGHTS, FINAL_WEIGHTS, LAST_CHECKPOINT, find_resume_file
 from .swin_conversion import BOTTOM_UP
-from .tuned_weights import load_tuned
 from .weight_changes import WeightChanges, interpolate_weights
 
 # MODEL.WEIGHTS of results that random weights shall give, as in tests and measurements of speed.
@@ -65,6 +67,7 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
             for other classes, prompt tables and low-rank updates.
         ranks_names: Results need the contrastive head, which is for training otherwise.
         changes: What becomes of loaded weights; a checkpoint that a training is resumed from is never changed.
+        in_background: ``save`` copies what it writes to the memory of the CPU, and returns while it is written.
         options: See ``DetectionCheckpointer``.
     """
 
@@ -76,9 +79,11 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
         for_results: bool = False,
         ranks_names: bool = False,
         changes: WeightChanges | None = None,
+        in_background: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(model, save_dir, **options)
+        self._writer = BackgroundWriter() if in_background else None
         self._for_results = for_results
         results = {name for name, entry in HEADS.items() if entry.gives_results}
         self._heads_of_results = results | ({"contrastive_head"} if ranks_names else set())
@@ -153,7 +158,7 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
         changes = self._changes
         if changes.tuned_weights:
             self.logger.info("Applying tuned weights from %s", changes.tuned_weights)
-            load_tuned(self.model, changes.tuned_weights)
+            changes.apply_tuned(self.model)
         if base := changes.interpolate_with:
             self.logger.info("Interpolating: %s of the weights loaded, the rest from %s", changes.interpolation, base)
             tensors, _ = self._convert(self._read(base, mmap=True)[1], base)
@@ -162,19 +167,28 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
         if self._for_results:
             merge_lora(self.model)
 
-    def save(self, name: str, **kwargs: Any) -> None:
+    def save(self, name: str, *, replaced: Collection[Path] = (), **kwargs: Any) -> None:
         """Write ``name``.pth with weights, checkpointables and ``kwargs``; then note it as the last checkpoint.
 
-        Every rank calls this for a sharded model, and the file is the same as without shards.
+        Every rank calls this for a sharded model, and the file is the same as without shards. In the background one
+        file is written at a time: the next ``save`` waits for it.
+
+        Args:
+            name: Without a folder.
+            replaced: Files that are removed as soon as the new one is whole.
+            kwargs: What else to save.
 
         Raises:
             CheckpointError: Something is of a type that could not be read back without running code.
+            OSError: The file cannot be written, or that of the last ``save`` in the background could not.
         """
         sharded = is_sharded(self.model)
         if not self.save_dir or not (self.save_to_disk or sharded):
             return
         if os.path.basename(name) != name:
             raise InputError(f"checkpoint name: expected no folder in it, found {name!r}")
+        # Two copies at a time might be more than the memory holds.
+        self.finish_saving()
         content = {"model": self.model.state_dict()}
         content.update({key: checkpointable.state_dict() for key, checkpointable in self.checkpointables.items()})
         content.update(kwargs)
@@ -183,10 +197,35 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
             if not self.save_to_disk:
                 return
         os.makedirs(self.save_dir, exist_ok=True)
-        path = os.path.join(self.save_dir, f"{name}.pth")
+        path = Path(self.save_dir, f"{name}.pth")
+        content = plain_content(path, content)
         self.logger.info("Saving checkpoint to %s", path)
+        if self._writer is None:
+            self._write(path, content, replaced)
+        else:
+            content = copied(content)
+            self._writer.start(lambda: self._write(path, content, replaced))
+
+    def _write(self, path: Path, content: dict[str, Any], replaced: Collection[Path]) -> None:
         write_checkpoint(path, content)
-        self.tag_last_checkpoint(f"{name}.pth")
+        self.tag_last_checkpoint(path.name)
+        for old in replaced:
+            if old != path:
+                old.unlink(missing_ok=True)
+
+    def check_saving(self) -> None:
+        """Raise what has kept the last file of ``save`` from being written, if that is known already."""
+        if self._writer is not None:
+            self._writer.check()
+
+    def finish_saving(self) -> None:
+        """Wait until the last file of ``save`` is whole.
+
+        Raises:
+            OSError: It could not be written; this is said once.
+        """
+        if self._writer is not None:
+            self._writer.finish()
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Note which file of the folder was saved last."""
@@ -197,7 +236,8 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
         return bool(self.get_checkpoint_file())
 
     def get_checkpoint_file(self) -> str:
-        """Return the newest checkpoint of the folder that is whole; "" if there is none."""
+        """Return the newest checkpoint of the folder that is whole, after that of ``save``; "" if there is none."""
+        self.finish_saving()
         return find_resume_file(self.save_dir)[0]
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:

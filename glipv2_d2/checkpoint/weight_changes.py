@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from .name_rules import summarize_names
+from .tuned_weights import load_tuned
 
 # Weights that are added to the text, the image or another weight: with zeros the model is as one without them.
 _ADDITIVE = (".lora.up", "prompt_tuner.embeddings", ".position_proj.weight")
@@ -51,6 +52,10 @@ class WeightChanges:
         """Read the config."""
         tuning = cfg.MODEL.GLIPV2.TUNING
         return cls(tuning.WEIGHTS, tuning.INTERPOLATE_WITH, tuning.INTERPOLATION)
+
+    def apply_tuned(self, model: nn.Module) -> None:
+        """Apply the file of tuned weights, which there has to be; see ``load_tuned``."""
+        load_tuned(model, self.tuned_weights)
 
 
 @torch.no_grad()

@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from detectron2.checkpoint import Checkpointer
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.utils import comm
 
+from ..checkpoint.checkpointer import GLIPv2Checkpointer
 from ..checkpoint.resume import KEPT_WEIGHTS
 from ..checkpoint.tuned_weights import save_tuned
 from ..plurals import counted
@@ -51,18 +51,20 @@ class EMACheckpointer(PeriodicCheckpointer):
 
     def __init__(
         self,
-        checkpointer: Checkpointer,
+        checkpointer: GLIPv2Checkpointer,
         period: int,
         ema: ModelEMA | None,
         max_to_keep: int = 0,
         with_tuned: bool = False,
     ) -> None:
-        # Where all processes save, one of them removes the older ones.
-        super().__init__(checkpointer, period, max_to_keep=max_to_keep or None if comm.is_main_process() else None)
+        # detectron2's class would remove an old file before the new one is whole.
+        super().__init__(checkpointer, period)
+        self._max_to_keep = max_to_keep
+        self._kept: list[Path] = []
         self._ema = ema
         self._with_tuned = with_tuned
-        # A checkpoint outside the period; the next one replaces it.
-        self._extra: Path | None = None
+        # A checkpoint outside the period, if there is one; the next one replaces it.
+        self._extra: list[Path] = []
         self._newest = -1
 
     def before_train(self) -> None:
@@ -83,6 +85,7 @@ class EMACheckpointer(PeriodicCheckpointer):
             trainer.iter = trainer.start_iter
 
     def after_step(self) -> None:
+        self.checkpointer.check_saving()
         next_iter = self.trainer.iter + 1
         is_last = next_iter == self.max_iter
         if is_last or (next_iter % self.period == 0 and self._newest != self.trainer.iter):
@@ -90,6 +93,8 @@ class EMACheckpointer(PeriodicCheckpointer):
             if is_last:
                 with averaged(self._ema):
                     self._save_tuned()
+                # The last evaluation may fail.
+                self.checkpointer.finish_saving()
 
     def save_early(self) -> None:
         """Write the checkpoint of this step before other hooks are done with it.
@@ -100,31 +105,33 @@ class EMACheckpointer(PeriodicCheckpointer):
         if (iteration + 1) % self.period == 0:
             self._save_of_period()
             return
-        name = f"{self.file_prefix}_{iteration:07d}"
-        with averaged(self._ema):
-            self.save(name, iteration=iteration)
-        self._remove_extra()
-        self._extra = Path(self.checkpointer.save_dir, f"{name}.pth")
+        self._extra = [self._save(f"{self.file_prefix}_{iteration:07d}", self._extra)]
 
     def save_final(self) -> None:
         """Write the last checkpoint of a training that does not end by itself, unless the newest one is it."""
         if os.path.basename(self.checkpointer.get_checkpoint_file()) == f"{_FINAL}.pth":
             return
+        self._save(_FINAL, self._extra)
+        self._extra = []
         with averaged(self._ema):
-            self.save(_FINAL, iteration=self.trainer.iter)
             self._save_tuned()
-        self._remove_extra()
+        self.checkpointer.finish_saving()
 
     def _save_of_period(self) -> None:
-        with averaged(self._ema):
-            super().after_step()
-        self._newest = self.trainer.iter
-        self._remove_extra()
+        iteration, replaced = self.trainer.iter, self._extra
+        if (iteration + 1) % self.period == 0:
+            if self._max_to_keep and len(self._kept) >= self._max_to_keep:
+                replaced = [*replaced, self._kept.pop(0)]
+            self._kept.append(self._save(f"{self.file_prefix}_{iteration:07d}", replaced))
+        if iteration + 1 >= self.max_iter:
+            self._save(_FINAL, replaced)
+        self._newest, self._extra = iteration, []
 
-    def _remove_extra(self) -> None:
-        if self._extra is not None:
-            self._extra.unlink(missing_ok=True)
-            self._extra = None
+    def _save(self, name: str, replaced: Sequence[Path]) -> Path:
+        """Write a checkpoint that takes the place of others; return its path."""
+        with averaged(self._ema):
+            self.checkpointer.save(name, replaced=replaced, iteration=self.trainer.iter)
+        return Path(self.checkpointer.save_dir, f"{name}.pth")
 
     def _save_tuned(self) -> None:
         if self._with_tuned:
@@ -173,6 +180,8 @@ class SafeStepHook(HookBase):
             if self._unfinished or self._decides or next_iter % self._saver.period:
                 self._saver.save_early()
             self._unfinished = False
+            # Whatever ends the evaluation, the file is there.
+            self._saver.checkpointer.finish_saving()
         if self._stop.requested:
             # No process ends before the file is there.
             comm.synchronize()

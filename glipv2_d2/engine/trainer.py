@@ -84,7 +84,9 @@ class GLIPv2Trainer(DefaultTrainer):
             seed=cfg.SEED,
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = GLIPv2Checkpointer.from_config(model, cfg, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.checkpointer = GLIPv2Checkpointer.from_config(
+            model, cfg, cfg.OUTPUT_DIR, in_background=solver.SAVE_IN_BACKGROUND, trainer=weakref.proxy(self)
+        )
         warn_of_tuning(cfg)
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
@@ -110,7 +112,16 @@ class GLIPv2Trainer(DefaultTrainer):
             last = self.checkpointer.get_checkpoint_file()
             way_on = f"--resume goes on from {last}" if last else "there is no checkpoint yet"
             raise RunStopped(signal.SIGINT, f"stopped by Ctrl-C in iteration {self.iter}\n{way_on}") from None
+        finally:
+            self._finish_saving()
         return None
+
+    def _finish_saving(self) -> None:
+        """Wait for a checkpoint that is being written where something else has ended the run."""
+        try:
+            self.checkpointer.finish_saving()
+        except OSError as error:
+            logging.getLogger(__name__).error("%s", error)
 
     def build_hooks(self) -> list[HookBase]:
         """Build the hooks in the order in which they run after a step."""

@@ -85,7 +85,7 @@ def _encode(masks: Iterable[np.ndarray], size: tuple[int, ...]) -> list[bytes]:
     columns = np.zeros(size, dtype=np.uint8, order="F")
     counts = []
     for mask in masks:
-        part = (_extent(mask.any(axis=1)), _extent(mask.any(axis=0)))
+        part = (_extent(np.any(mask, axis=1)), _extent(np.any(mask, axis=0)))
         columns[part] = mask[part]
         counts.append(mask_utils.encode(columns)["counts"])
         columns[part] = 0
