@@ -48,13 +48,7 @@ class ByName(nn.Module):
         self._shared = frozenset(shared)
         parts = {name for name in base.state_dict() if name.startswith("backbone.")}
         self._shares_backbone = parts <= self._shared
-
-    def state_dict(self, *args: Any, prefix: str = "", **options: Any) -> dict[str, Any]:
-        """Return the own names, and of the base what the tuned model does not have."""
-        state: dict[str, Any] = super().state_dict(*args, prefix=prefix, **options)
-        for name in self._shared:
-            state.pop(f"{prefix}base.{name}")
-        return state
+        self.register_state_dict_post_hook(_leave_shared_out)
 
     def split(
         self, prompts: Sequence[TokenizedPrompt], max_tokens: int
@@ -89,6 +83,12 @@ class ByName(nn.Module):
                 outputs[row].append(output["instances"])
         most = task.most_detections(inputs[0])
         return [{"instances": _merge(found, most)} for found in outputs]
+
+
+def _leave_shared_out(by_name: ByName, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Leave what the tuned model has too out of a state."""
+    for name in by_name._shared:
+        state.pop(f"{prefix}base.{name}")
 
 
 def add_base(model: Trunk, tensors: Mapping[str, Tensor], own_names: Collection[str]) -> None:

@@ -241,7 +241,7 @@ def training_kept_names(cfg: CfgNode, vocabularies: Mapping[str, Sequence[str]])
 
 def training_siblings(vocabularies: Mapping[str, Sequence[str]]) -> dict[str, SiblingRows]:
     """Return the siblings among the names of each dataset, by its ``thing_parents``, and log which have none."""
-    found = {}
+    found: dict[str, SiblingRows] = {}
     for dataset, names in vocabularies.items():
         parents = MetadataCatalog.get(dataset).get("thing_parents")
         found[dataset] = siblings(names, parents) if parents else {}
