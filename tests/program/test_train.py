@@ -91,7 +91,8 @@ def test_killed_run_goes_on_and_ends_bit_for_bit_alike(words, tmp_path, monkeypa
 
 def test_a_run_that_forgets_nothing_ends_with_weights_between(words, tiny_cfg, tmp_path, capsys):
     GLIPv2Checkpointer(GLIPv2Trainer.build_model(tiny_cfg), str(tmp_path)).save("base")
-    keep = ["--keep", "--weights", "base.pth", "SOLVER.MAX_ITER", "4", "TEST.EVAL_PERIOD", "2"]
+    keep = ["--keep", "--weights", "base.pth", "MODEL.GLIPV2.TUNING.KEEP.BY_NAME", "False"]
+    keep += ["SOLVER.MAX_ITER", "4", "TEST.EVAL_PERIOD", "2"]
     assert main([*words, "--output", "out", *keep]) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["weights"].endswith("model_kept.pth") and 0 < load("out/model_kept.pth")["share"] <= 1
