@@ -96,7 +96,7 @@ def add_base(model: Trunk, tensors: Mapping[str, Tensor], own_names: Collection[
 
     Args:
         model: A ``GLIPv2`` that holds the tuned weights.
-        tensors: Of the base those that differ, by the names of the model, in the shapes of the model.
+        tensors: Those of the base that differ, by the names of the model, in the shapes of the model.
         own_names: See ``ByName``.
     """
     model.register_module("by_name", None)

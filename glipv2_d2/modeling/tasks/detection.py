@@ -105,7 +105,7 @@ class Detection(Task):
 
         Args:
             model: The model.
-            inputs: Of the same limits; their own prompts and images are not read.
+            inputs: Model inputs with the same limits; their own prompts and images are not read.
             prompts: A list for each image, at least one prompt each.
             images: Normalized and padded.
             features: L levels (N, C, Hl, Wl) of the backbone.
