@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import compare_own_sets
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,3 +54,9 @@ def test_every_figure_of_a_page_was_measured(page):
 def test_every_experiment_has_its_command_and_date(page):
     text = page.read_text(encoding="utf-8")
     assert re.search(r"\b(?:python|glipv2|make|pytest) \S", text) and re.search(r"\b2026-\d\d-\d\d\b", text)
+
+
+def test_table_of_own_photographs_is_made_from_its_records():
+    folder = ROOT / "docs" / "experiments"
+    records = json.loads((folder / "own_photographs.json").read_text(encoding="utf-8"))
+    assert compare_own_sets.table_of(records) in (folder / "own_photographs.md").read_text(encoding="utf-8")
