@@ -165,6 +165,9 @@ def _add_detector(cfg: CN) -> None:
     # prompts (0 there: no limit). -1: as the protocol of the dataset says. The official evaluation of LVIS keeps 300 of
     # each prompt and limits no image; for all others it is 0.
     cfg.MODEL.GLIPV2.TEST.DETECTIONS_PER_PROMPT = -1
+    # The weights know the names of DATASETS.TEST[0] alone, as after a training on own names without any
+    # weights to start from: the predictor warns of others that it is asked for.
+    cfg.MODEL.GLIPV2.TEST.ONLY_OWN_NAMES = False
 
     # Classes of the meta-architecture "DyHead", the same detector without text: as many as its data has categories.
     # 0: as many as there are names in DATASETS.TEST[0], or if nothing is tested in DATASETS.TRAIN[0].

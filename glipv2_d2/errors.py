@@ -1,12 +1,20 @@
-"""The package's own error, for something that a user gave, and one error for memory that has run out."""
+"""The package's own error, for something that a user gave, and one each for memory and disks that have run out."""
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 # What torch says of the memory of a CPU, of CUDA, and of CUDA's library for products.
 _OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+# What the system says where a disk, a quota or the largest file that a disk takes is full.
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# torch and safetensors say it in words only.
+_NO_SPACE_WORDS = ("inline_container.cc", "PytorchStreamWriter", *(f"(os error {number})" for number in _NO_SPACE))
 
 
 class InputError(ValueError):
@@ -27,3 +35,46 @@ def memory_errors() -> Iterator[None]:
         if any(sign in str(error) for sign in _OUT_OF_MEMORY):
             raise MemoryError from error
         raise
+
+
+class DiskFullError(OSError):
+    """A file that could not be written for want of space; its message is one line that names the file."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+@contextmanager
+def space_errors(path: str | os.PathLike[str], note: str = "") -> Iterator[None]:
+    """Raise DiskFullError for every error within that means a full disk: the system names no file where a write fails.
+
+    Args:
+        path: What is written within; a name that an inner context gave stays.
+        note: End of the message.
+    """
+    try:
+        yield
+    except DiskFullError:
+        raise
+    except Exception as error:
+        if not means_full_disk(error):
+            raise
+        raise DiskFullError(errno.ENOSPC, full_disk_message(path) + note) from error
+
+
+def means_full_disk(error: BaseException) -> bool:
+    """Tell whether a file could not be written for want of space."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _NO_SPACE
+    return any(word in str(error) for word in _NO_SPACE_WORDS)
+
+
+def full_disk_message(path: str | os.PathLike[str] | None = None) -> str:
+    """Say in one line that there is no space for a file, or for one without a name, and what to do."""
+    free = ""
+    if path is not None:
+        folder = next(one for one in Path(path).absolute().parents if one.is_dir())
+        free = f" ({shutil.disk_usage(folder).free // 2**20} MiB free)"
+    found = f"found the disk or the quota at its limit{free}"
+    where = "disk" if path is None else os.fspath(path)
+    return f"{where}: expected space for the file, {found}; free some, or name a folder on another disk"

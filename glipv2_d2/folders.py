@@ -6,7 +6,10 @@ import os
 import tempfile
 from pathlib import Path
 
-from .errors import InputError
+from .errors import InputError, full_disk_message, means_full_disk
+
+# Less than the results of any command; a folder where that much cannot be written is of no use.
+_PROBE_BYTES = 2**16
 
 
 def check_writable(folder: str | os.PathLike[str], where: str) -> None:
@@ -18,15 +21,17 @@ def check_writable(folder: str | os.PathLike[str], where: str) -> None:
 
     Raises:
         NotADirectoryError: It is a file, or lies below one.
-        InputError: Nothing can be written there.
+        InputError: Nothing can be written there, or the disk is full.
     """
     existing = Path(folder).absolute()
     try:
         existing = next(one for one in (existing, *existing.parents) if one.exists())
-        with tempfile.TemporaryDirectory(dir=existing):
-            pass
+        with tempfile.TemporaryDirectory(dir=existing), tempfile.TemporaryFile(dir=existing) as probe:
+            probe.write(bytes(_PROBE_BYTES))
     except NotADirectoryError as error:
         raise NotADirectoryError(f"{where}: expected a folder, found a file at {existing}") from error
     except OSError as error:
+        if means_full_disk(error):
+            raise InputError(f"{where}: {full_disk_message(folder)}") from error
         found = f"{folder}, where nothing can be written: {error.strerror}"
         raise InputError(f"{where}: expected a folder that can be written to, found {found}") from error

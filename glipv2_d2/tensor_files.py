@@ -6,7 +6,6 @@ Everything else that a pickle could do is refused.
 
 from __future__ import annotations
 
-import errno
 import glob
 import hashlib
 import http.client
@@ -14,7 +13,6 @@ import logging
 import os
 import pickle
 import re
-import shutil
 import stat
 import struct
 import zipfile
@@ -31,13 +29,12 @@ import torch
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
-from .errors import InputError
+from .errors import InputError, space_errors
 
 _ZIP_MAGIC = b"PK\x03\x04"
 # A compressed member, or all together, may be larger than this only if they do not expand by more than the factor.
 _MOST_UNPACKED, _MOST_EXPANSION = 2**28, 100
 _HASHED_AT_ONCE = 1 << 20
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Names that ``atomic_path`` gives.
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 _PICKLE_SUFFIXES = (".pkl", ".pickle")
@@ -370,6 +367,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
     Raises:
         FileNotFoundError: There is no folder to write to.
+        DiskFullError: There is no space.
     """
     path = Path(path)
     if not path.parent.is_dir():
@@ -378,19 +376,11 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         leftover.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        _flush_to_disk(temporary)
-        os.replace(temporary, path)
-        _flush_to_disk(path.parent)
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        if _is_full(error):
-            free = shutil.disk_usage(path.parent).free // 2**20
-            raise OSError(
-                errno.ENOSPC,
-                f"{path}: expected space for the file, found the disk or the quota at its limit ({free} MiB free); "
-                "what stood under this name before is still there",
-            ) from error
-        raise
+        with space_errors(path, "; what stood under this name before is still there"):
+            yield temporary
+            _flush_to_disk(temporary)
+            os.replace(temporary, path)
+            _flush_to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -400,14 +390,6 @@ def remove_leftovers(folder: str | os.PathLike) -> None:
     for path in Path(folder).glob(".*.tmp"):
         if _TEMPORARY.fullmatch(path.name):
             path.unlink(missing_ok=True)
-
-
-def _is_full(error: Exception) -> bool:
-    """Tell whether a file could not be written for want of space; torch and safetensors say so in words only."""
-    if isinstance(error, OSError):
-        return error.errno in _NO_SPACE
-    words = ("inline_container.cc", "PytorchStreamWriter", *(f"(os error {number})" for number in _NO_SPACE))
-    return any(word in str(error) for word in words)
 
 
 def _flush_to_disk(path: Path) -> None:

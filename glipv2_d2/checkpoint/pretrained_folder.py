@@ -21,7 +21,7 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 from transformers import BertModel
 
-from ..errors import InputError
+from ..errors import InputError, space_errors
 from ..modeling.by_name import take_base
 from ..modeling.text_encoder.bert import BertTextEncoder
 from ..modeling.text_encoder.clip import CLIPTextEncoder
@@ -90,7 +90,8 @@ def save_pretrained(
     card = model_card(title or folder.name, cfg, model, find_measured(cfg, results), license_name)
     if not folder.absolute().parent.is_dir():
         raise FileNotFoundError(f"{folder}: expected the folder {folder.absolute().parent}, found none")
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.absolute().parent) as workspace:
+    beside = {"prefix": f".{folder.name}.", "dir": folder.absolute().parent}
+    with space_errors(folder), tempfile.TemporaryDirectory(**beside) as workspace:
         written = Path(workspace) / "folder"
         written.mkdir()
         portable = _portable_config(cfg, model, written)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
+from ..errors import space_errors
 from .facts import DataFacts
 from .findings import SEVERITIES, Finding
 from .page import page_html
@@ -66,6 +67,6 @@ class DataFindings:
         paths = []
         for name, text in texts.items():
             paths.append(os.path.join(os.fspath(folder), name))
-            with open(paths[-1], "w", encoding="utf-8", errors="backslashreplace") as file:
+            with space_errors(paths[-1]), open(paths[-1], "w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text)
         return paths

@@ -24,7 +24,7 @@ from ..config import add_glipv2_config
 from ..config_files import find_config_file
 from ..data.own_sets import register_configured_sets
 from ..detectron2_keys import check_config, config_leaves, is_honoured
-from ..errors import InputError
+from ..errors import DiskFullError, InputError, full_disk_message, means_full_disk
 from ..likeness import did_you_mean
 from ..yaml_texts import check_yaml
 from .config_values import check_model_values
@@ -273,6 +273,8 @@ def describe(error: Exception) -> str:
             f"memory: expected enough for this run, found none left ({last or 'MemoryError'}); smaller "
             "SOLVER.IMS_PER_BATCH, DATALOADER.NUM_WORKERS or images need less"
         )
+    if isinstance(error, OSError) and not isinstance(error, DiskFullError) and means_full_disk(error):
+        return full_disk_message(error.filename2 or error.filename)
     if text.startswith("Caught "):
         # The last line of a traceback: type, colon, message.
         text = re.sub(r"^[\w.]+: ", "", text.strip().split("\n")[-1])

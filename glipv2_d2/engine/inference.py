@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..data.build import TestLoader
-from ..data.datasets.skip_report import DataReport, SkipReport
+from ..data.datasets.skip_report import DataReport, SkipReport, with_progress
 from ..data.datasets.value_checks import AnnotationError, EntryError
 from ..errors import InputError
 from .multi_scale import multi_scale
@@ -45,7 +45,7 @@ def run_on_dataset(
         JudgementError: More images are unreadable than DATASETS.MAX_FAULTY_SHARE allows, or all are; or the evaluator
             cannot judge the results.
     """
-    samples, judge = ReadableSamples(loader, evaluator), _Judge(evaluator)
+    samples, judge = ReadableSamples(loader, evaluator, f"evaluating {name}"), _Judge(evaluator)
     results = inference_on_dataset(multi_scale(cfg, model), samples, judge)
     if reasons := list(filter(None, comm.all_gather(judge.failure))):
         raise JudgementError(reasons[0]) from judge.error
@@ -69,24 +69,25 @@ def run_on_dataset(
 class ReadableSamples:
     """The batches of a test loader without the samples whose image could not be read.
 
-    Those go to the evaluator as they come, each with an output in which nothing was found.
+    Those go to the evaluator as they come, each with an output in which nothing was found. A bar shows how far it is.
 
     Attributes:
         counts: The number of samples so far, and of readable ones among them.
         unreadable: A line for each image that could not be read.
     """
 
-    def __init__(self, loader: TestLoader, evaluator: DatasetEvaluator) -> None:
+    def __init__(self, loader: TestLoader, evaluator: DatasetEvaluator, description: str = "evaluating") -> None:
         self.counts = (0, 0)
         self.unreadable: dict[str, None] = {}
         self._loader = loader
         self._evaluator = evaluator
+        self._description = description
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        for batch in self._loader:
+        for batch in with_progress(self._loader, self._description):
             readable = [sample for sample in batch if "unreadable" not in sample]
             self.counts = (self.counts[0] + len(batch), self.counts[1] + len(readable))
             for sample in batch:

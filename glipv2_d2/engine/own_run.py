@@ -158,6 +158,8 @@ def plan_run(
     fixed: list[Any] = ["DATASETS.REGISTER", (data,), "OUTPUT_DIR", str(output), "MODEL.WEIGHTS", start.weights]
     # The config beside the weights may be that of several datasets, or of a tuning that forgot nothing.
     fixed += ["DATASETS.TRAIN_RATIOS", (), "DATASETS.TRAIN_COPIES", (), "TEST.BEST_METRICS", (), KEEP, False]
+    if not start.weights:
+        fixed += ["MODEL.GLIPV2.TEST.ONLY_OWN_NAMES", True]
     with report_of_readers():
         cfg = build_config(start.config_file, _words(fixed))
     train, val = own_datasets(cfg)

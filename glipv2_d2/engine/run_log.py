@@ -12,10 +12,11 @@ from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
+from ..errors import space_errors
 from ..folders import check_writable
 
-# Loggers of detectron2 that speak of its own steps.
-_STEPS = ("detectron2.data.common", "detectron2.evaluation.testing")
+# Loggers of detectron2 that speak of its own steps; of the images evaluated a bar tells.
+_STEPS = ("detectron2.data.common", "detectron2.evaluation.evaluator", "detectron2.evaluation.testing")
 
 
 def start_log(cfg: CfgNode, arguments: argparse.Namespace) -> None:
@@ -43,7 +44,8 @@ def start_log(cfg: CfgNode, arguments: argparse.Namespace) -> None:
     words = {name: value for name, value in vars(arguments).items() if name != "more_opts"}
     logger.debug("command line: %s", words)
     logger.debug("config:\n%s", cfg.dump())
-    with PathManager.open(f"{cfg.OUTPUT_DIR}/config.yaml", "w") as file:
+    config_file = f"{cfg.OUTPUT_DIR}/config.yaml"
+    with space_errors(config_file), PathManager.open(config_file, "w") as file:
         file.write(cfg.dump())
     logger.info("files of this run, log.txt among them: %s", cfg.OUTPUT_DIR)
 

@@ -16,7 +16,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..colored_text import draw_words
+from ..data.datasets.skip_report import with_progress
 from ..data.image_reading import UnreadableImageError, read_image
+from ..errors import space_errors
 from ..evaluation.detection_report import (
     ClassReport,
     Confusion,
@@ -111,7 +113,8 @@ def plot_precision_recall(reports: Sequence[ClassReport], path: Path) -> None:
     axes.grid(alpha=0.3)
     if measured:
         axes.legend(loc="best")
-    figure.savefig(path, dpi=120)
+    with space_errors(path):
+        figure.savefig(path, dpi=120)
 
 
 def plot_confusion(found: Confusion, path: Path) -> None:
@@ -129,7 +132,8 @@ def plot_confusion(found: Confusion, path: Path) -> None:
     axes.set_xticks(ticks, [*found.names, "not found"], rotation=90)
     axes.set_yticks(ticks, [*found.names, "nothing there"])
     axes.set(xlabel="found", ylabel="annotated", title=f"IoU 0.5, score from {found.score:.2f} on")
-    figure.savefig(path, dpi=120)
+    with space_errors(path):
+        figure.savefig(path, dpi=120)
 
 
 def draw_images(
@@ -148,14 +152,15 @@ def draw_images(
     images = truth["images"]
     chosen = [images[k * len(images) // min(NUM_DRAWN, len(images))] for k in range(min(NUM_DRAWN, len(images)))]
     written: list[Path] = []
-    for image in chosen:
+    for image in with_progress(chosen, "drawing validation images"):
         try:
             pixels = read_image({"file_name": str(image_root / image["file_name"])}, "RGB")
         except UnreadableImageError:
             continue
         sides = _sides(image["id"], truth, detections, score)
         path = folder / f"val_{len(written) + 1:02d}.png"
-        Image.fromarray(_beside(pixels, truth, sides, _DRAWN_SIDE)).save(path)
+        with space_errors(path):
+            Image.fromarray(_beside(pixels, truth, sides, _DRAWN_SIDE)).save(path)
         written.append(path)
     return written
 

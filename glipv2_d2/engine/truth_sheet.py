@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
+from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -12,6 +14,7 @@ from PIL import Image
 
 from ..data.dataset_mappers.build import mapper_of
 from ..data.loading import load_test_dataset
+from ..errors import space_errors
 from ..evaluation.coco_evaluator import COCOInstanceEvaluator
 from ..evaluation.detection_report import find_cut_off
 from ..evaluation.lvis_evaluator import LVISEvaluator
@@ -50,5 +53,10 @@ def write_sheet(cfg: CfgNode, name: str) -> None:
         f"recall {cut_off.recall:.2f}."
     )
     path = os.path.join(folder, SHEET_NAME)
-    Image.fromarray(draw_sheet(dicts, dataset.truth, found, cut_off.score, title)).save(path, quality=_QUALITY)
+    content = io.BytesIO()
+    sheet = Image.fromarray(draw_sheet(dicts, dataset.truth, found, cut_off.score, title))
+    # Pillow does not say that a disk is full.
+    sheet.save(content, "JPEG", quality=_QUALITY)
+    with space_errors(path):
+        Path(path).write_bytes(content.getvalue())
     logger.info("%s: what was found beside the truth: %s", name, path)

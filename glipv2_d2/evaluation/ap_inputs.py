@@ -16,7 +16,7 @@ from torch import Tensor
 from ..data.datasets.mask_checks import read_segmentation
 from ..data.datasets.skip_report import SkipReport, with_progress
 from ..data.datasets.value_checks import AnnotationError, EntryError, OmittedEntry, show
-from ..errors import InputError
+from ..errors import InputError, space_errors
 from .mask_encoding import MaskEncoder
 
 
@@ -255,7 +255,7 @@ class DetectionRows(NamedTuple):
         """Write all rows to a json file in the result format of COCO and LVIS."""
         chunk = 10_000  # Number of rows that are Python objects at the same time.
         starts = range(0, len(self.image_ids), chunk)
-        with PathManager.open(json_file, "w") as file:
+        with space_errors(json_file), PathManager.open(json_file, "w") as file:
             file.write("[")
             for start in with_progress(starts, json_file):
                 part = DetectionRows(*(column[start : start + chunk] for column in self))

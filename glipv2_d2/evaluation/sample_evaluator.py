@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
-from ..errors import InputError
+from ..errors import InputError, space_errors
 
 RECALL_LIMITS = (1, 5, 10)
 
@@ -74,7 +74,8 @@ class SampleEvaluator(DatasetEvaluator, Generic[Id, Known, Result]):
         """Write a json file, if files are written."""
         if self._output_folder:
             PathManager.mkdirs(self._output_folder)
-            with PathManager.open(os.path.join(self._output_folder, file_name), "w") as file:
+            path = os.path.join(self._output_folder, file_name)
+            with space_errors(path), PathManager.open(path, "w") as file:
                 json.dump(content, file)
 
     def log(self, title: str, scores: Mapping[str, float]) -> None:

@@ -7,6 +7,8 @@ or None for 0. Its module imports little, so that ``--help`` is quick; ``run`` i
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import importlib
 import signal
 import sys
@@ -135,6 +137,9 @@ def run_command(name: str, words: Sequence[str], program: str | None = None) -> 
         sys.stderr.write("stopped by Ctrl-C\n")
         return 128 + signal.SIGINT
 
+    # At its end Python would search all that torch and others have made for cycles, more than a second long.
+    atexit.unregister(gc.freeze)
+    atexit.register(gc.freeze)
     with one_line_errors(arguments.traceback):
         return module.run(arguments) or 0
 

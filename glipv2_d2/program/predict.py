@@ -83,12 +83,11 @@ def run(arguments: argparse.Namespace) -> None:
     asked = {} if arguments.task == "caption" else {"question" if arguments.task == "vqa" else "prompt": prompt}
     folder = ResultFolder(Path(arguments.output), kinds, asked)
     counts = predict_sources(task, sources, folder, arguments.allow_downloads)
-    if counts.num_skipped or num_missing:
-        skipped = f"{counts.num_skipped} of {counted(counts.num_images + counts.num_skipped, 'image')} skipped"
-        missing = f", {counted(num_missing, 'input')} not found" if num_missing else ""
-        sys.stderr.write(f"{skipped}{missing}, see above\n")
+    left_out = counts.skipped_words() + [f"{counted(num_missing, 'input')} not found"] * bool(num_missing)
+    if left_out:
+        sys.stderr.write(f"{', '.join(left_out)}, see above\n")
     found = f", {counted(counts.num_detections, 'detection')}" if arguments.task in ("detect", "vqa") else ""
-    write_line(f"wrote {arguments.output}: {counted(counts.num_images, 'image')}{found}")
+    write_line(f"wrote {arguments.output}: {counts.done_words()}{found}")
 
 
 def check_arguments(arguments: argparse.Namespace) -> list[str]:

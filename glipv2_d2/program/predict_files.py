@@ -15,7 +15,8 @@ import numpy as np
 from detectron2.structures import Instances
 
 from ..engine.detections import Detections
-from ..errors import InputError
+from ..errors import InputError, space_errors
+from ..plurals import counted
 
 # What may stand in the name of a folder; a phrase may be any text.
 _NOT_IN_NAMES = re.compile(r"[^\w\- ]+")
@@ -141,7 +142,7 @@ class ResultFolder:
         path = self.folder / "predictions.jsonl"
         if self._count == 1:
             path.unlink(missing_ok=True)
-        with open(path, "a", encoding="utf-8") as file:
+        with space_errors(path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def _add_coco(self, item: Item, size: tuple[int, int], output: dict[str, Any]) -> None:
@@ -157,8 +158,9 @@ class ResultFolder:
         labels = self.folder / "labels"
         labels.mkdir(exist_ok=True)
         if self._count == 1:
-            write_text(self.folder / "classes.txt", "".join(f"{phrase}\n" for phrase in output["phrases"]))
-        write_text(labels / f"{item.name}.txt", "".join(f"{line}\n" for line in yolo_lines(output["instances"])))
+            write_bytes(self.folder / "classes.txt", "".join(f"{phrase}\n" for phrase in output["phrases"]).encode())
+        lines = "".join(f"{line}\n" for line in yolo_lines(output["instances"]))
+        write_bytes(labels / f"{item.name}.txt", lines.encode())
 
     def _add_crops(self, item: Item, image: np.ndarray, output: dict[str, Any]) -> None:
         height, width = image.shape[:2]
@@ -193,11 +195,9 @@ class ArrayFile:
         """Write entries behind the last one."""
         text = b",\n".join(json.dumps(entry).encode() for entry in entries)
         if not self._is_open:
-            # A link of that name is replaced, not followed.
-            self.path.unlink(missing_ok=True)
-            self.path.write_bytes(self._start + text + self._end)
+            write_bytes(self.path, self._start + text + self._end)
         elif entries:
-            with open(self.path, "r+b") as file:
+            with space_errors(self.path), open(self.path, "r+b") as file:
                 file.seek(-len(self._end), os.SEEK_END)
                 file.write((b",\n" if self._has_entries else b"") + text + self._end)
         self._is_open = True
@@ -210,6 +210,7 @@ class VideoSink:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.writer: cv2.VideoWriter | None = None
+        self._num_frames = 0
 
     def write(self, frame: np.ndarray, rate: float) -> None:
         """Add a frame in BGR order."""
@@ -219,11 +220,25 @@ class VideoSink:
             if not self.writer.isOpened():
                 raise InputError(f"--output: expected a folder with space for videos, found none at {self.path}")
         self.writer.write(frame)
+        self._num_frames += 1
 
     def close(self) -> None:
-        """End the file."""
-        if self.writer is not None:
-            self.writer.release()
+        """End the file.
+
+        Raises:
+            InputError: It does not hold all frames, which OpenCV does not say.
+        """
+        if self.writer is None:
+            return
+        self.writer.release()
+        written = cv2.VideoCapture(str(self.path))
+        found = int(written.get(cv2.CAP_PROP_FRAME_COUNT))
+        written.release()
+        if found < self._num_frames:
+            raise InputError(
+                f"{self.path}: expected a video of {counted(self._num_frames, 'frame')}, found {max(0, found)} in the "
+                "file; free space on the disk, or name a folder on another one"
+            )
 
 
 def free_name(stem: str, taken: set[str], *, is_of_frames: bool = False) -> str:
@@ -260,18 +275,17 @@ def yolo_lines(instances: Instances) -> list[str]:
 
 
 def save_image(path: Path, image: np.ndarray) -> None:
-    """Write an image (H, W, 3) in RGB order in place of an older one.
+    """Write an image (H, W, 3) in RGB order as PNG in place of an older one."""
+    write_bytes(path, cv2.imencode(".png", image[:, :, ::-1])[1].tobytes())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file in place of an older one.
 
     Raises:
-        InputError: It cannot be written.
+        DiskFullError: There is no space.
     """
     # A link of that name is replaced, not followed.
     path.unlink(missing_ok=True)
-    if not cv2.imwrite(str(path), image[:, :, ::-1]):
-        raise InputError(f"--output: expected a folder with space for drawings, found none at {path}")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file in place of an older one."""
-    path.unlink(missing_ok=True)
-    path.write_text(text, encoding="utf-8")
+    with space_errors(path):
+        path.write_bytes(content)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,28 @@ from .predict_sources import Frames, Source
 from .predict_tasks import Detector
 
 
-@dataclass
 class Counts:
-    """Images done and left out, and what was found in those that were done."""
+    """What was done and left out of each kind, "image", "frame" or "video", and what was found.
 
-    num_images: int = 0
-    num_skipped: int = 0
-    num_detections: int = 0
+    A video, or a webcam, is done if one of its frames is.
+    """
+
+    def __init__(self) -> None:
+        self.done: Counter[str] = Counter()
+        self.skipped: Counter[str] = Counter()
+        self.num_detections = 0
+
+    def done_words(self) -> str:
+        """Return "2 images and 30 frames of 1 video"."""
+        words = [counted(self.done["image"], "image")] if self.done["image"] else []
+        if self.done["video"]:
+            words.append(f"{counted(self.done['frame'], 'frame')} of {counted(self.done['video'], 'video')}")
+        return " and ".join(words)
+
+    def skipped_words(self) -> list[str]:
+        """Return "1 of 3 images skipped" for each kind of which one was."""
+        kinds = [kind for kind in ("image", "frame", "video") if self.skipped[kind]]
+        return [f"{self.skipped[kind]} of {counted((self.done + self.skipped)[kind], kind)} skipped" for kind in kinds]
 
 
 def predict_sources(task: Detector, sources: Sequence[Source], folder: ResultFolder, allow_downloads: bool) -> Counts:
@@ -43,7 +57,7 @@ def predict_sources(task: Detector, sources: Sequence[Source], folder: ResultFol
         for source in sources:
             if source.kind != "image":
                 _predict_frames(task, source, folder, counts)
-    if not counts.num_images:
+    if not counts.done:
         if files:
             raise InputError(f"INPUT: expected readable images, found none among {counted(len(files), 'file')}")
         raise InputError(f"INPUT: expected a readable video, found no frame in {sources[0].name}")
@@ -62,7 +76,7 @@ def _predict_images(
             try:
                 image = as_bgr(file, allow_downloads=allow_downloads, truncated=truncated)
             except (InputError, MemoryError) as error:
-                _skip(file, error, counts)
+                _skip("image", file, error, counts)
                 continue
             for line in truncated:
                 tqdm.write(f"{line}; decoded as far as it goes", file=sys.stderr)
@@ -85,21 +99,24 @@ def _predict_frames(task: Detector, source: Source, folder: ResultFolder, counts
             yield frame
 
     name = f"webcam {source.name}" if source.kind == "webcam" else source.name
-    before, items = counts.num_images, folder.frames(name, frames.rate)
+    before, items = counts.done["frame"], folder.frames(name, frames.rate)
     try:
         for item, output in zip(items, task.outputs(images()), strict=False):
             _save(task, item, waiting.popleft(), output, folder, counts)
     except KeyboardInterrupt:
         if source.kind != "webcam":
             raise
-    if counts.num_images == before:
-        _skip(name, InputError("no frame can be read"), counts)
+    if counts.done["frame"] > before:
+        counts.done["video"] += 1
+    else:
+        _skip("video", name, InputError("no frame can be read"), counts)
 
 
 def _save(
     task: Detector, item: Item, image: np.ndarray, output: dict[str, Any], folder: ResultFolder, counts: Counts
 ) -> None:
     """Save an output; one that could not be made, or needs too much memory to be drawn, is named."""
+    kind = "image" if item.frame is None else "frame"
     try:
         if output.get("error"):
             raise InputError(output["error"])
@@ -108,14 +125,15 @@ def _save(
             heat = task.draw_similarity(image) if folder.wants_similarity else None
             record = task.record(output)
     except (InputError, MemoryError) as error:
-        _skip(item.file_name if item.frame is None else f"{item.file_name}, frame {item.frame}", error, counts)
+        name = item.file_name if item.frame is None else f"{item.file_name}, frame {item.frame}"
+        _skip(kind, name, error, counts)
         return
     folder.add(item, image, output, record, drawing=drawing, heat=heat)
-    counts.num_images += 1
+    counts.done[kind] += 1
     counts.num_detections += len(record.get("detections", ()))
 
 
-def _skip(name: str, error: BaseException, counts: Counts) -> None:
+def _skip(kind: str, name: str, error: BaseException, counts: Counts) -> None:
     reason = " ".join(str(error).split()).removeprefix(f"{name}: ") or "out of memory"
     tqdm.write(f"skipped {name}: {reason}", file=sys.stderr)
-    counts.num_skipped += 1
+    counts.skipped[kind] += 1

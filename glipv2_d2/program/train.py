@@ -11,7 +11,7 @@ import argparse
 import time
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, space_errors
 from .config_arguments import add_config_arguments, add_process_arguments, config_keys
 from .output import write_line
 
@@ -90,7 +90,8 @@ def _prepare_run(arguments: argparse.Namespace, num_processes: int) -> None:
     write_line(f"reading {arguments.data}, then training; all results go to {output}")
     plan = plan_run(arguments.data, output, start, **limits, options=options)
     clear_output(output)
-    (output / CONFIG_NAME).write_text(build_config(plan.config_file, plan.options).dump(), encoding="utf-8")
+    with space_errors(output / CONFIG_NAME):
+        (output / CONFIG_NAME).write_text(build_config(plan.config_file, plan.options).dump(), encoding="utf-8")
     for line in plan.reasons:
         write_line(line)
 

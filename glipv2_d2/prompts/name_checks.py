@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from detectron2.utils.logger import log_first_n
 
 from ..errors import InputError
-from .builder import clean_name, namesakes
+from .builder import clean_name, namesakes, plain_name
 from .tokenizer import PromptTokenizer
 
 # Texts in one message.
@@ -28,6 +28,22 @@ def warn_about_unknown(texts: Sequence[str], tokenizer: PromptTokenizer, where: 
         _warn(
             f"{where}: expected words of the text encoder's vocabulary, found {_some(list(pieces))}, which it cannot "
             f"tell apart; say it in English"
+        )
+
+
+def warn_about_untrained(names: Sequence[str], trained: Collection[str]) -> None:
+    """Log once, in one line, those of the names that a user asks for that a model was not trained on.
+
+    Args:
+        names: The names.
+        trained: All that the model knows, as ``plain_name`` returns them; empty: it knows others.
+    """
+    others = [name for name in names if plain_name(name) not in trained]
+    if trained and others:
+        _warn(
+            f"names: expected those that the model was trained on, {_some(list(trained))}, found {_some(others)}; the "
+            "training began without weights that know names, so boxes of other names mean nothing: train from weights "
+            "with --keep, or give examples of both"
         )
 
 

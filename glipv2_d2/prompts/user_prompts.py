@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from detectron2.config import CfgNode
 
 from ..errors import InputError
 from ..structures import CharSpan, TokenizedPrompt
 from .builder import prompt_from_caption
-from .name_checks import check_names_differ, warn_about_unknown
+from .name_checks import check_names_differ, warn_about_unknown, warn_about_untrained
 from .noun_phrases import find_phrase, listed_names, noun_phrases
 from .tokenizer import PromptTokenizer
-from .vocabulary import DefaultPrompts, build_default_prompts
+from .vocabulary import DefaultPrompts, build_default_prompts, only_names
 
 # Names as a list or as one text, or a caption; None: the names of DATASETS.TEST[0].
 NamesOrCaption = Sequence[str] | str | None
@@ -28,13 +28,23 @@ class UserPrompts:
         separator: Text between names.
         chunk_size: Names of one prompt, see ``PromptTokenizer.tokenize_names``.
         default: Gives the prompts of nothing.
+        only_names: All names that the model knows, see ``warn_about_untrained``.
     """
 
-    def __init__(self, tokenizer: PromptTokenizer, *, separator: str, chunk_size: int, default: DefaultPrompts) -> None:
+    def __init__(
+        self,
+        tokenizer: PromptTokenizer,
+        *,
+        separator: str,
+        chunk_size: int,
+        default: DefaultPrompts,
+        only_names: Collection[str] = (),
+    ) -> None:
         self.tokenizer = tokenizer
         self._separator = separator
         self._chunk_size = chunk_size
         self._default = default
+        self._only_names = only_names
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> UserPrompts:
@@ -44,6 +54,7 @@ class UserPrompts:
             separator=cfg.INPUT.PROMPT.SEPARATOR,
             chunk_size=cfg.MODEL.GLIPV2.TEST.PROMPT_CHUNK_SIZE,
             default=DefaultPrompts(functools.partial(build_default_prompts, cfg)),
+            only_names=only_names(cfg),
         )
 
     def __call__(
@@ -59,9 +70,11 @@ class UserPrompts:
             if not names:
                 return [caption_prompt(names_or_caption, phrases, self.tokenizer)]
             names_or_caption = names
-        return names_prompts(
+        prompts = names_prompts(
             names_or_caption, tokenizer=self.tokenizer, separator=self._separator, chunk_size=self._chunk_size
         )
+        warn_about_untrained(names_or_caption, self._only_names)
+        return prompts
 
 
 def names_in(text: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..structures import TokenizedPrompt
 from .builder import plain_name
 from .name_checks import check_names_differ
-from .name_texts import PromptTexts, name_texts, tokenize_texts
+from .name_texts import NameText, PromptTexts, name_texts, tokenize_texts
 from .protocols import chunk_size_of
 from .tokenizer import PromptTokenizer
 
@@ -54,8 +54,24 @@ def trained_names(cfg: CfgNode) -> list[str]:
         InputError: See ``dataset_names`` and ``name_texts``.
     """
     texts = (name_texts(dataset_names(name), prompt_texts_of(cfg, name)) for name in cfg.DATASETS.TRAIN)
-    forms = (form for text in itertools.chain(*texts) for form in (text.name, text.full))
-    return list(dict.fromkeys(map(plain_name, forms)))
+    return _plain_forms(itertools.chain(*texts))
+
+
+def only_names(cfg: CfgNode) -> list[str]:
+    """Return the names of ``DATASETS.TEST[0]``, as ``trained_names`` does, if the weights know no others.
+
+    The list is empty where they do, or where the names are not known here.
+    """
+    name = next(iter(cfg.DATASETS.TEST), "")
+    if not cfg.MODEL.GLIPV2.TEST.ONLY_OWN_NAMES or name not in MetadataCatalog.list():
+        return []
+    names = MetadataCatalog.get(name).get("thing_classes", [])
+    return _plain_forms(name_texts(names, prompt_texts_of(cfg, name))) if names else []
+
+
+def _plain_forms(texts: Iterable[NameText]) -> list[str]:
+    """Return names without and with the words around them, as ``plain_name`` does, each once."""
+    return list(dict.fromkeys(plain_name(form) for text in texts for form in (text.name, text.full)))
 
 
 def build_default_prompts(cfg: CfgNode) -> list[TokenizedPrompt]:

@@ -15,6 +15,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 from drawn_images import register_drawn
 from torch.multiprocessing import ProcessExitedException
+from tqdm import tqdm
 
 from glipv2_d2.data.build import _start_worker, build_test_loader
 from glipv2_d2.data.dataset_mappers import base
@@ -57,6 +58,29 @@ class Annotations(torch.nn.Module):
         ones = torch.ones(len(boxes))
         size = (sample["height"], sample["width"])
         return Instances(size, pred_boxes=Boxes(boxes), scores=ones, pred_classes=classes)
+
+
+@pytest.mark.parametrize(("silent", "is_terminal"), [(5, True), (0, True), (0, False)])
+def test_an_evaluation_shows_how_far_it_is_once_it_takes_seconds(monkeypatch, capsys, silent, is_terminal):
+    monkeypatch.setattr("glipv2_d2.data.datasets.skip_report._SILENT_SECONDS", silent)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal, raising=False)
+    monkeypatch.setattr("tqdm.std.tqdm.monitor_interval", 0)
+    batches = [[{"image_id": number}] for number in range(3)]
+    assert list(ReadableSamples(batches, None, "evaluating pets_val")) == batches
+    shown = capsys.readouterr().err
+    assert ("evaluating pets_val: 100%" in shown and " 3/3 " in shown) is not bool(silent)
+    assert bool(shown) is not bool(silent)
+
+
+def test_the_bar_of_an_evaluation_goes_from_below_that_of_the_training(monkeypatch, capsys):
+    monkeypatch.setattr("glipv2_d2.data.datasets.skip_report._SILENT_SECONDS", 0)
+    with tqdm(total=10, desc="training") as bar:
+        list(ReadableSamples([[{}], [{}]], None, "evaluating pets_val"))
+        assert not bar.disable
+    shown = capsys.readouterr().err
+    # The bar below is drawn over with blanks.
+    assert "evaluating pets_val" in shown and shown.split("\r")[-1].startswith("training")
+    assert "evaluating" not in shown.split("\r")[-2] + shown.split("\r")[-1]
 
 
 def break_image(name, number):

@@ -22,7 +22,7 @@ def arguments(tiny_cfg, tmp_path):
 
 def test_details_are_in_the_file_alone_and_once(arguments, tmp_path, capsys):
     start_run(arguments())
-    for name in ("detectron2.data.common", "detectron2.evaluation.testing"):
+    for name in ("detectron2.data.common", "detectron2.evaluation.evaluator", "detectron2.evaluation.testing"):
         logging.getLogger(name).info("a step of %s", name)
         logging.getLogger(name).warning("a warning of %s", name)
     logging.getLogger("glipv2_d2.data").info("news")
@@ -33,6 +33,7 @@ def test_details_are_in_the_file_alone_and_once(arguments, tmp_path, capsys):
         "PyTorch built with",
         "MAX_ITER: ",
         "a step of detectron2.data.common",
+        "a step of detectron2.evaluation.evaluator",
     ):
         assert detail not in shown and log.count(detail) == 1
     assert re.search(r"^\[\d\d:\d\d:\d\d\] news$", shown, re.MULTILINE) and "glipv2_d2.data INFO: news" in log

@@ -258,8 +258,10 @@ def test_no_frame_has_the_name_of_an_image(run, fixed_predictor, tmp_path):
 
 def test_a_drawing_that_cannot_be_written_ends_in_one_line(run, fixed_predictor, tmp_path, monkeypatch):
     photos = write_images(tmp_path / "photos", "a.png")
-    monkeypatch.setattr(cv2, "imwrite", lambda path, image: False)
-    with pytest.raises(SystemExit, match="error: --output: expected a folder with space for drawings, found none at"):
+    monkeypatch.setattr(Path, "write_bytes", lambda path, content: open("/dev/full", "wb", 0).write(content))
+    with pytest.raises(
+        SystemExit, match=f"^error: {tmp_path / 'out' / 'a.png'}: expected space for the file, found the"
+    ):
         run(source=[str(photos)])
 
 
@@ -695,7 +697,7 @@ def test_an_input_that_is_not_there_does_not_end_the_run(run, fixed_predictor, t
     output = capsys.readouterr()
     for name in (tmp_path / "none" / "*.jpg", images / "b.png"):
         assert f"skipped {name}: no image files there" in output.err
-    assert output.err.endswith("0 of 1 image skipped, 2 inputs not found, see above\n")
+    assert output.err.endswith("b.png: no image files there\n2 inputs not found, see above\n")
     assert output.out == f"wrote {tmp_path / 'out'}: 1 image, 1 detection\n"
 
 
@@ -718,14 +720,21 @@ def test_images_and_a_broken_video_in_one_run(run, fixed_predictor, tmp_path, ca
     write_video(images / "clip.mp4")
     content = run(source=[str(images / "a.png"), str(images / "broken.mp4"), str(images / "clip.mp4")])
     assert [record.get("frame") for record in content["predictions"]] == [None, 0, 1, 2]
-    assert f"skipped {images / 'broken.mp4'}: no frame can be read" in capsys.readouterr().err
+    output = capsys.readouterr()
+    assert f"skipped {images / 'broken.mp4'}: no frame can be read" in output.err
+    assert output.err.endswith("\n1 of 2 videos skipped, see above\n")
+    assert output.out == f"wrote {tmp_path / 'out'}: 1 image and 3 frames of 1 video, 4 detections\n"
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["a.png", "clip.mp4", "predictions.json"]
 
 
 def test_a_webcam_ends_with_ctrl_c(run, fixed_predictor, tmp_path, monkeypatch):
-    opened = []
+    opened, capture = [], cv2.VideoCapture
 
     class Webcam:
+        def __new__(cls, source):
+            # The video that is drawn is looked at, too.
+            return super().__new__(cls) if source == 0 else capture(source)
+
         def __init__(self, number):
             opened.append(number)
             self.left = 2

@@ -180,6 +180,8 @@ def test_keys_of_the_person_go_before_choices(words, tmp_path):
 def test_the_period_that_is_said_is_that_of_the_person(words, tmp_path):
     start, keys = find_start("", words[-1], tmp_path), ["SOLVER.MAX_ITER", "50", "TEST.EVAL_PERIOD", "25"]
     plan = plan_run("photos", tmp_path / "run", start, options=keys)
+    # It starts from the encoders, which know no names.
+    assert as_dict(plan.options)["MODEL.GLIPV2.TEST.ONLY_OWN_NAMES"] == "True"
     assert "length: 50 updates of 4 images (SOLVER.MAX_ITER), an evaluation every 25" in plan.reasons
 
 

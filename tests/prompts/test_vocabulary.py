@@ -3,7 +3,8 @@
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from glipv2_d2.prompts.vocabulary import build_default_prompts, dataset_names
+from glipv2_d2.prompts.user_prompts import UserPrompts
+from glipv2_d2.prompts.vocabulary import build_default_prompts, dataset_names, only_names
 
 
 @pytest.fixture
@@ -66,6 +67,33 @@ def test_default_prompts_say_what_the_metadata_tell_them_to(register, tiny_cfg):
     (prompt,) = build_default_prompts(tiny_cfg)
     assert prompt.phrases == ("flat mushroom", "cat") and prompt.category_ids.tolist() == [0, 1]
     assert not prompt.phrase_token_map[0, 1] and prompt.phrase_token_map[0, 2]
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_model_of_own_names_alone_warns_once_of_others(register, tiny_cfg, caplog, alone):
+    register("vocabulary_own", names=["Red_car", "RBC"])
+    MetadataCatalog.get("vocabulary_own").prompt_texts = {"RBC": ("a ", "blood cell", "")}
+    tiny_cfg.DATASETS.TEST = ("vocabulary_own",)
+    tiny_cfg.MODEL.GLIPV2.TEST.ONLY_OWN_NAMES = alone
+    prompts = UserPrompts.from_config(tiny_cfg)
+    for asked in (["red car", "blood cell", "a blood cell"], None, "a dog beside a red car"):
+        prompts(asked)
+    assert not caplog.records
+    for _ in range(2):
+        prompts(["dog", "red car", "RBC"])
+        prompts("dog . red car . RBC")
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == alone
+    for line in lines:
+        assert line.startswith("names: expected those that the model was trained on, 'red car', 'blood cell'")
+        assert "found 'dog', 'RBC'; " in line and "--keep" in line
+
+
+def test_names_that_are_not_known_here_give_no_warning(tiny_cfg):
+    tiny_cfg.MODEL.GLIPV2.TEST.ONLY_OWN_NAMES = True
+    for datasets in ((), ("vocabulary_nowhere",)):
+        tiny_cfg.DATASETS.TEST = datasets
+        assert only_names(tiny_cfg) == []
 
 
 def test_default_prompts_need_a_test_dataset(tiny_cfg):

@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from tqdm import tqdm
 
-from ...errors import InputError
+from ...errors import InputError, space_errors
 from .value_checks import AnnotationError, EntryError, OmittedEntry, Value, outside_files_allowed
 
 REPORT_FILE = "data_report.json"
@@ -243,7 +243,7 @@ class DataReport:
         entries.update({key: report.content() for key, report in self.files.items()})
         PathManager.mkdirs(os.path.dirname(path))
         unfinished = f"{path}.{os.getpid()}.tmp"
-        with PathManager.open(unfinished, "w") as file:
+        with space_errors(path), PathManager.open(unfinished, "w") as file:
             json.dump({"files": list(entries.values())}, file, indent=1)
         os.replace(unfinished, path)
 
@@ -278,4 +278,5 @@ def read_lines(path: str) -> Iterator[tuple[int, bytes]]:
 def _bar_options() -> dict[str, Any]:
     # In a file each step of a bar is a line.
     seconds = 1 if sys.stderr.isatty() else 30
-    return {"delay": _SILENT_SECONDS, "mininterval": seconds, "disable": not comm.is_main_process()}
+    # Below the bar of a training it goes when it is done.
+    return {"delay": _SILENT_SECONDS, "mininterval": seconds, "disable": not comm.is_main_process(), "leave": None}

@@ -9,6 +9,7 @@ import uuid
 
 import yaml
 
+from ...errors import space_errors
 from ..datasets.skip_report import with_progress
 from .sets import CocoSet, OwnSets
 
@@ -21,7 +22,7 @@ def write_text_once(path: str, text: str) -> None:
                 return
     unfinished = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
-        with open(unfinished, "x", encoding="utf-8", newline="") as file:
+        with space_errors(path), open(unfinished, "x", encoding="utf-8", newline="") as file:
             file.write(text)
         os.replace(unfinished, path)
     finally:
@@ -111,4 +112,5 @@ def _copy_images(one: CocoSet, folder: str, split: str) -> None:
         os.makedirs(os.path.dirname(target), exist_ok=True)
         source = os.path.join(one.image_root, image["file_name"])
         if not (os.path.exists(target) and os.path.samefile(source, target)):
-            shutil.copyfile(source, target)
+            with space_errors(target):
+                shutil.copyfile(source, target)
