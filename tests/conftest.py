@@ -1,14 +1,19 @@
-"""What the tests share: the path of the assets and a configuration small enough for a CPU."""
+"""What the tests share: the path of the assets and a configuration small enough for a CPU.
+
+The process that shares the tests out between others reads this file before it starts them: libraries, which take
+seconds, are imported where they are used.
+"""
+
+from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils.logger import setup_logger
 
-from glipv2_d2 import add_glipv2_config
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 ASSETS = Path(__file__).parent / "assets"
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -16,6 +21,10 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 def load_config(name: str | Path) -> CfgNode:
     """The config of a file, by its path in ``configs`` or by any other."""
+    from detectron2.config import get_cfg
+
+    from glipv2_d2 import add_glipv2_config
+
     cfg = get_cfg()
     add_glipv2_config(cfg)
     cfg.merge_from_file(str(CONFIGS / name))
@@ -61,6 +70,8 @@ def assets() -> Path:
 @pytest.fixture(autouse=True)
 def log_handlers_end_with_their_test():
     """Remove the handlers that a program adds, which write to the captured output of its test, and its levels."""
+    from detectron2.utils.logger import setup_logger
+
     loggers = [logging.getLogger(name) for name in ("detectron2", "glipv2_d2", "fvcore")]
     before = [list(logger.handlers) for logger in loggers]
     yield
@@ -75,6 +86,8 @@ def log_handlers_end_with_their_test():
 @pytest.fixture(autouse=True)
 def registered_datasets_end_with_their_test():
     """Remove the datasets that a test registers: another one may use their names."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
     before = [(catalog, set(catalog)) for catalog in (DatasetCatalog, MetadataCatalog)]
     yield
     for catalog, names in before:

@@ -10,6 +10,13 @@ import pytest
 
 import glipv2_d2
 
+# What the package imports from others, in a process that none of its modules has been imported in.
+LIBRARIES = """
+import os, sys
+import detectron2.engine, scipy.optimize, timm, torch, torchvision.transforms.v2
+import transformers.image_processing_utils, transformers.models.bert.modeling_bert
+assert not any(name.startswith("glipv2_d2") for name in sys.modules)
+"""
 # Prints which of our models, backbones and datasets detectron2 and our text encoders know, and our path prefix.
 REPORT = """
 from detectron2.data import DatasetCatalog
@@ -23,22 +30,27 @@ print(PathManager.exists("package://glipv2_d2/prompts/bert_uncased_vocab.txt"))
 BACKBONES = "build_glipv2_coswin_fpn_backbone build_glipv2_swin_fpn_backbone build_timm_fpn_backbone"
 
 
-def report(first_line: str) -> list[str]:
-    code = first_line + REPORT
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.splitlines()
-
-
-@pytest.mark.parametrize(
-    "first_line",
-    [
-        "import glipv2_d2; glipv2_d2.Prompt",
-        "from glipv2_d2 import add_glipv2_config",
-        "import glipv2_d2.registrations",
-        "from glipv2_d2.engine.command_line import build_config",
-    ],
+FIRST_LINES = (
+    "import glipv2_d2; glipv2_d2.Prompt",
+    "from glipv2_d2 import add_glipv2_config",
+    "import glipv2_d2.registrations",
+    "from glipv2_d2.engine.command_line import build_config",
 )
-def test_the_first_use_registers_everything(first_line):
-    assert report(first_line) == ["True True", BACKBONES, "True True", "True"]
+
+
+@pytest.fixture(scope="module")
+def reports() -> dict[str, list[str]]:
+    """What each first line registers, in a process of its own; all are forked from one that has the libraries."""
+    codes = {line: line + REPORT for line in FIRST_LINES}
+    code = f"{LIBRARIES}for code in {[*codes.values()]}:\n    print('next', flush=True)\n    if not os.fork():\n"
+    code += "        exec(code)\n        sys.stdout.flush()\n        os._exit(0)\n    assert os.wait()[1] == 0"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    return dict(zip(codes, [part.splitlines() for part in done.stdout.split("next\n")[1:]], strict=True))
+
+
+@pytest.mark.parametrize("first_line", FIRST_LINES)
+def test_the_first_use_registers_everything(reports, first_line):
+    assert reports[first_line] == ["True True", BACKBONES, "True True", "True"]
 
 
 def test_import_alone_loads_neither_torch_nor_detectron2():

@@ -225,7 +225,10 @@ def test_a_jpeg_without_any_pixels_is_unreadable(kind):
     content = CUT_FILES[kind]
     # Where files end with the header of its first pixels OpenCV invents a block, and spreads it in progressive ones.
     begin = content.index(b"\xff\xda") + (10 if kind == "gray" else 14)
-    for length in range(begin + (kind != "progressive")):
+    end = begin + (kind != "progressive")
+    # Every length where a part of the header begins and before the first pixels, and some of those between.
+    parts = {place + more for place in range(begin) if content[place] == 0xFF for more in range(-1, 5)}
+    for length in sorted({*range(0, end, 7), *range(begin - 14, end)} | parts & {*range(end)}):
         with pytest.raises(UnreadableImageError, match=r"a\.jpg"):
             read_image({"file_name": "a.jpg", "image_bytes": content[:length]}, "RGB")
     read_image({"file_name": "a.jpg", "image_bytes": content[: begin + (len(content) - begin) // 4]}, "RGB", [])

@@ -1,15 +1,9 @@
-"""Processes of a run, started by torchrun's variables or by several machines.
+"""Processes of a run, started by torchrun's variables or by several machines; ``launched.py`` is their program."""
 
-The file is also the program of such a process: ``python test_launch.py [--num-gpus N] [--num-machines N] ...``.
-"""
-
-import atexit
-import contextlib
 import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +15,8 @@ from glipv2_d2.engine.launch import launch_run
 from glipv2_d2.errors import InputError
 from glipv2_d2.program.config_arguments import parse_train_arguments
 
+PROGRAM = str(Path(__file__).parents[1] / "launched.py")
+
 
 def free_port():
     with socket.socket() as listener:
@@ -28,45 +24,9 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def say(line):
-    """Print a line whole: ``print`` may write its end apart, behind what the other process says."""
-    os.write(1, f"{line}\n".encode())
-
-
-def report(arguments):
-    """Say who this process is, and the sum of all ranks."""
-    total = torch.tensor([float(comm.get_rank())])
-    if comm.get_world_size() > 1:
-        distributed.all_reduce(total)
-        comm.all_gather(0)
-    rank, world_size, local_rank = comm.get_rank(), comm.get_world_size(), comm.get_local_rank()
-    say(f"rank {rank} of {world_size}, local {local_rank}, sum {int(total)}")
-    say(f"threads {torch.get_num_threads()}")
-    if comm.get_world_size() > 1:
-        assert gloo_threads()
-    atexit.register(report_threads)
-
-
-def gloo_threads():
-    """Names of the threads of process groups in this process."""
-    names = []
-    for path in Path("/proc/self/task").glob("*/comm"):
-        with contextlib.suppress(OSError):  # It has just ended.
-            names.append(path.read_text().strip())
-    return sorted(name for name in names if "gloo" in name)
-
-
-def report_threads():
-    """Say which threads of process groups are left: what waits in one when the interpreter ends can abort it."""
-    limit = time.monotonic() + 10
-    while gloo_threads() and time.monotonic() < limit:  # A thread that was joined is listed for a moment longer.
-        time.sleep(0.1)
-    say(f"left: {gloo_threads()}")
-
-
 def start(options, **variables):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    command = [sys.executable, __file__, *options]
+    command = [sys.executable, PROGRAM, *options]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -92,7 +52,7 @@ def test_machines_meet_at_the_address_of_the_first():
 
 @pytest.mark.parametrize("threads", ["", pytest.param("3", marks=pytest.mark.slow)])
 def test_processes_on_cpus_share_the_cores_unless_they_are_told_their_threads(threads):
-    command = [sys.executable, __file__, "--num-gpus", "2", "--dist-url", "auto"]
+    command = [sys.executable, PROGRAM, "--num-gpus", "2", "--dist-url", "auto"]
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     environment |= {"CUDA_VISIBLE_DEVICES": ""} | ({"OMP_NUM_THREADS": threads} if threads else {})
     alone = [sys.executable, "-c", "import torch; print(torch.get_num_threads())"]
@@ -118,13 +78,13 @@ def test_flag_that_contradicts_torchrun_is_an_error(monkeypatch):
     for name, value in {"RANK": 0, "WORLD_SIZE": 4, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 4}.items():
         monkeypatch.setenv(name, str(value))
     with pytest.raises(ValueError, match="--num-gpus: expected the 4 processes that torchrun has started .* found 2"):
-        launch_run(report, parse_train_arguments(["--num-gpus", "2"]))
+        launch_run(print, parse_train_arguments(["--num-gpus", "2"]))
 
 
 @pytest.mark.parametrize("url", [[], ["--dist-url", "auto"]])
 def test_several_machines_without_an_address_are_an_error(url):
     with pytest.raises(ValueError, match="--dist-url: expected for 2 machines the address"):
-        launch_run(report, parse_train_arguments(["--num-machines", "2", *url]))
+        launch_run(print, parse_train_arguments(["--num-machines", "2", *url]))
 
 
 @pytest.mark.parametrize(
@@ -140,8 +100,4 @@ def test_more_processes_than_the_machine_has_are_an_error(monkeypatch, gpus, cor
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     with pytest.raises(InputError, match=message):
-        launch_run(report, parse_train_arguments(["--num-gpus", str(asked)]))
-
-
-if __name__ == "__main__":
-    launch_run(report, parse_train_arguments())
+        launch_run(print, parse_train_arguments(["--num-gpus", str(asked)]))

@@ -2,14 +2,17 @@ import hashlib
 import importlib
 import json
 import logging
+from functools import partial
 from pathlib import Path
 
 import pytest
+import rank_runs  # noqa: F401  # what is imported before processes are forked
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from drawn_images import draw_dataset
 
 from glipv2_d2 import register_coco_grounding
+from glipv2_d2.engine.runs import train
 from glipv2_d2.evaluation.result_tables import write_result_table
 from glipv2_d2.program.main import main
 
@@ -142,18 +145,17 @@ def test_missing_data_end_an_evaluation_before_it_begins(train_net, train_cfg, t
     assert not (Path(train_cfg.OUTPUT_DIR) / "inference").exists()
 
 
-def draw_world(root):
-    """Lay out four images of one size as a builtin dataset: padding would differ between the batches of the runs."""
-    folder = root / "shapeworld"
-    (folder / "annotations").mkdir(parents=True)
-    (folder / "train").mkdir()
-    json_file = folder / "annotations" / "train.json"
-    draw_dataset(folder / "train", sizes=((96, 64),)).rename(json_file)
-    return json_file, folder / "train"
+def train_on(folder, arguments):
+    """What each process does: a run that knows its dataset by the paths of its files."""
+    register_coco_grounding("one_size", f"{folder}/annotations.json", folder)
+    train(arguments)
 
 
-def test_two_processes_train_as_one(train_net, tiny_cfg, tmp_path, monkeypatch):
-    register_coco_grounding("one_size", *draw_world(tmp_path))
+@pytest.mark.parametrize("start", ["forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_two_processes_train_as_one(train_net, tiny_cfg, tmp_path, monkeypatch, start):
+    # Padding would differ between the batches of the runs if the images had different sizes.
+    (tmp_path / "drawn").mkdir()
+    draw_dataset(tmp_path / "drawn", sizes=((96, 64),))
     tiny_cfg.merge_from_list(
         [
             *("SOLVER.MAX_ITER", 2, "SOLVER.BASE_LR", 1e-6, "SOLVER.STEPS", (), "SOLVER.WARMUP_ITERS", 0),
@@ -164,21 +166,18 @@ def test_two_processes_train_as_one(train_net, tiny_cfg, tmp_path, monkeypatch):
         ]
     )
     config = write_config(tiny_cfg, tmp_path / "config.yaml")
-    # New processes find the dataset under its builtin name.
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    try:
-        for processes, dataset in (("0", "one_size"), ("2", "shapeworld_train")):
-            arguments = ["--config-file", config, "--num-gpus", processes, "--dist-url", "auto"]
-            arguments += ["DATASETS.TRAIN", f"('{dataset}',)", "DATASETS.TEST", f"('{dataset}',)"]
-            train_net.main([*arguments, "OUTPUT_DIR", str(tmp_path / processes)])
-    finally:
-        DatasetCatalog.remove("one_size")
-        MetadataCatalog.remove("one_size")
+    begin = torch.multiprocessing.start_processes
+    monkeypatch.setattr("torch.multiprocessing.start_processes", partial(begin, start_method=start))
+    monkeypatch.setattr("glipv2_d2.engine.runs.train", partial(train_on, str(tmp_path / "drawn")))
+    options = ["DATASETS.TRAIN", "('one_size',)", "DATASETS.TEST", "('one_size',)"]
+    for processes in ("0", "2"):
+        arguments = ["--config-file", config, "--num-gpus", processes, "--dist-url", "auto", *options]
+        train_net.main([*arguments, "OUTPUT_DIR", str(tmp_path / processes)])
     one, two = (read_metrics(tmp_path / processes) for processes in ("0", "2"))
     for name in ("total_loss", "loss_grounding", "loss_box_reg", "loss_centerness"):
         assert two[0][name] == pytest.approx(one[0][name], rel=1e-4), name
     weights = torch.load(tmp_path / "2" / "model_final.pth", weights_only=True)["model"]
     assert all(tensor.isfinite().all() for tensor in weights.values())
-    assert (tmp_path / "2" / "inference" / "shapeworld_train" / "coco_instances_results.json").is_file()
+    assert (tmp_path / "2" / "inference" / "one_size" / "coco_instances_results.json").is_file()
