@@ -52,6 +52,9 @@ def config_keys(arguments: argparse.Namespace) -> list[str]:
     given = [word for word in [*vars(arguments).get("opts", []), *arguments.more_opts] if word != "--opts"]
     if given and os.path.exists(given[0]) and "data" in arguments:
         raise InputError(f"--data: expected the flag before the path of the data, found {given[0]!r} without it")
+    if given and "=" in given[0]:
+        name, _, value = given[0].partition("=")
+        raise InputError(f"config keys: expected pairs of KEY VALUE, found {given[0]!r}; flags are --{name} {value}")
     if len(given) % 2:
         raise InputError(f"config keys: expected pairs of KEY VALUE, after all flags, found {' '.join(given)!r}")
     return given

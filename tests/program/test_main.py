@@ -89,6 +89,7 @@ def test_every_command_has_the_two_functions():
         (["check-data", "photos", "--output", "out"], "--data: expected the flag before the path of the data"),
         (["check-data"], "check-data: expected --data PATH, or --config-file FILE with datasets, found neither"),
         (["check-data", "--data", "photos", "SOLVER.MAX_ITER"], "after all flags, found 'SOLVER.MAX_ITER'"),
+        (["train", "data=photos.yaml", "epochs=1"], "found 'data=photos.yaml'; flags are --data photos.yaml"),
     ],
 )
 def test_a_forgotten_flag_of_the_data_is_told(tmp_path, monkeypatch, words, message):

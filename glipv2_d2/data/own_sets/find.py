@@ -125,16 +125,37 @@ def _own_yaml(files: Folder, report: SkipReport) -> SetYaml | None:
 
 def _read_set_yaml(one: SetYaml, report: SkipReport, shapes: ImageShapes, files: Folder | None = None) -> list[Part]:
     """Return what the sources of a yaml file hold: YOLO's files if it has numbered classes and these are there."""
-    if parts := _read_numbered(one, report, _common_folder(one, shapes, files)):
+    for reason in one.missing:
+        report.count("splits")
+        report.skip("splits", os.path.basename(one.path), OmittedEntry(reason, "test splits that are not there"))
+    files = _common_folder(one, shapes, files)
+    if parts := _read_numbered(one, report, files):
         return parts
     found: list[Part] = []
     for source in one.sources:
-        if os.path.isdir(source.path):
-            parts = _read_folder(Folder(source.path, shapes), report, source.split, one.classes)
-        else:
-            parts = _read_file(source.path, report, shapes, source)
+        try:
+            if os.path.isdir(source.path):
+                parts = _read_folder(Folder(source.path, shapes), report, source.split, one.classes)
+            else:
+                parts = _read_file(source.path, report, shapes, source)
+        except InputError as error:
+            raise _error_of_labels(one, files, report) or error from error
         found += [part._replace(split=source.split or part.split) for part in parts]
     return found
+
+
+def _error_of_labels(one: SetYaml, files: Folder, report: SkipReport) -> InputError | None:
+    """Return what is wrong with the label files of YOLO that the images of a yaml have; None if they have none."""
+    labels = label_files(files)
+    if not one.classes and any(map(is_yolo, labels)):
+        return InputError(
+            f"{one.path}: names: expected the names of the classes whose numbers stand in {files.relative(labels[0])}, "
+            "found none; write them as a list, the class 0 first"
+        )
+    if not labels or not report.cases:
+        return None
+    first = report.cases[0]
+    return InputError(f"{one.path}: expected label files of YOLO with boxes, found {first.where}: {first.reason}")
 
 
 def _read_numbered(one: SetYaml, report: SkipReport, files: Folder) -> list[Part]:
@@ -242,7 +263,8 @@ def _finish(
     report.close([image for one in sets.values() for image in one.content["images"]], "images with their annotations")
     if not names:
         raise InputError(f"{path}: expected boxes of at least one class, found none")
-    prompts = {} if one is None else one.prompts
+    # Numbers in quotes that have named the classes are no words for them.
+    prompts = {} if one is None or {*declared} & {*one.classes.values()} else one.prompts
     unknown = [class_name for class_name in prompts if class_name not in (*names, *unused)]
     if unknown:
         classes = ", ".join(map(repr, [*names, *unused]))

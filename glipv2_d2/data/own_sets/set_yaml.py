@@ -45,6 +45,7 @@ class SetYaml(NamedTuple):
         prompts: The words for a class that prompts have, by its name.
         seed: Chooses validation images; None for the one of the caller.
         has_keypoints: Lines of YOLO's files have keypoints.
+        missing: What is wrong with test splits that are not there.
     """
 
     path: str
@@ -55,6 +56,7 @@ class SetYaml(NamedTuple):
     prompts: dict[str, str]
     seed: int | None
     has_keypoints: bool
+    missing: list[str]
 
 
 def is_set_yaml(path: str) -> bool:
@@ -86,8 +88,17 @@ def read_set_yaml(path: str) -> SetYaml:
     root = here
     if splits and base is not None:
         root = _existing(_text(base, path, "path"), [here], path, "path", default=here)
+    missing: list[str] = []
+    sources: list[Source] = []
     if splits:
-        sources = [one for split, value in splits for one in _read_sources(value, split, [root, here], path)]
+        for split, value in splits:
+            try:
+                sources += _read_sources(value, split, [root, here], path)
+            except FileNotFoundError as error:
+                # Roboflow names a test split whether there is one or not, and nobody trains with it.
+                if split != "test" or len(splits) == 1:
+                    raise
+                missing.append(str(error).removeprefix(f"{path}: "))
     elif base is not None:
         sources = _read_sources(base, "", [here], path)
     else:
@@ -98,7 +109,7 @@ def read_set_yaml(path: str) -> SetYaml:
         raise InputError(f"{path}: name: expected a text, found {show(name)}")
     if not (seed is None or is_integer(seed)):
         raise InputError(f"{path}: seed: expected an integer, found {show(seed)}")
-    return SetYaml(path, root, name, sources, classes, prompts, seed, "kpt_shape" in content)
+    return SetYaml(path, root, name, sources, classes, prompts, seed, "kpt_shape" in content, missing)
 
 
 def read_classes(path: str) -> dict[int, str]:
@@ -221,4 +232,7 @@ def _read_names(value: Any, path: str) -> tuple[dict[int, str], dict[str, str]]:
     texts = {key: " ".join(str(text).split()) for key, text in value.items()}
     if all(is_integer(key) for key in texts):
         return texts, {}
-    return {}, {" ".join(str(key).split()): text for key, text in texts.items()}
+    prompts = {" ".join(str(key).split()): text for key, text in texts.items()}
+    # Of numbers in quotes the set says whether they number its classes or are these.
+    are_numbers = all(key.isascii() and key.isdecimal() for key in prompts)
+    return ({int(key): text for key, text in prompts.items()} if are_numbers else {}), prompts

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from conftest import assert_one_line
 from own_set_writers import Photo, save_image, write_coco, write_voc, write_yolo
 
 from glipv2_d2.data.own_sets.find import set_name
@@ -29,6 +30,55 @@ def test_a_yaml_of_ours_names_splits_and_words(tmp_path, find):
         found = find(path)
         assert found.own.name == "my_blood" and found.own.prompts == {"RBC": "red blood cell"}
         assert len(found.boxes("train")) == 4 and len(found.boxes("val")) == 6 and found.left_out == {}
+
+
+def test_numbers_in_quotes_number_classes_or_are_their_names(tmp_path, find):
+    write_yolo(tmp_path / "a", {"train": PHOTOS[:6], "val": PHOTOS[6:]}, ["RBC"])
+    (data,) = (tmp_path / "a").rglob("data.yaml")
+    data.write_text("train: images/train\nval: images/val\nnames: {'0': RBC}\n")
+    found = find(data)
+    assert (found.own.names, found.own.prompts, len(found.boxes("train"))) == (["RBC"], {}, 6)
+    digits = [Photo(f"{i}.png", 50, 40, [("0", 1 + i, 2, 31, 32)]) for i in range(10)]
+    write_coco(tmp_path / "b", {"train": digits[:6], "val": digits[6:]}, ["0"])
+    (tmp_path / "b" / "set.yaml").write_text("train: train\nval: val\nnames: {'0': zero}\n")
+    found = find(tmp_path / "b" / "set.yaml")
+    assert (found.own.names, found.own.prompts) == (["0"], {"0": "zero"})
+
+
+def test_a_test_split_that_is_named_and_not_there_is_told_and_ends_nothing(tmp_path, find):
+    write_yolo(tmp_path, {"train": PHOTOS[:6], "val": PHOTOS[6:]}, ["RBC"])
+    text = "train: ../images/train\nval: ../images/val\ntest: ../images/test\nnames: [RBC]\n"
+    (tmp_path / "data.yaml").write_text(text)
+    for path in (tmp_path / "data.yaml", tmp_path):
+        found = find(path)
+        assert list(found.own.splits) == ["train", "val"] and len(found.boxes("train")) == 6
+        assert found.left_out == {"test splits that are not there": 1}
+    for text in ("test: ../images/test", "train: images/train\nval: gone"):
+        (tmp_path / "data.yaml").write_text(text)
+        with pytest.raises(FileNotFoundError, match="expected a folder or file, found none at"):
+            find(tmp_path / "data.yaml")
+
+
+@pytest.mark.parametrize(
+    ("names", "line", "words"),
+    [
+        (
+            "nc: 1",
+            "0 0.5 0.5 0.2 0.2",
+            ("names: expected the names of the classes whose numbers stand in labels", "class 0 first"),
+        ),
+        ("names: [RBC]", "0 25 20 10 10", ("0.txt: line 1: expected shares of the image from 0 to 1, found '25 20",)),
+        ("names: [RBC]", "RBC 0.5 0.5 0.2 0.2", ("0.txt: line 1: class: expected 0, found 'RBC'",)),
+    ],
+)
+def test_labels_in_another_form_are_named(tmp_path, find, names, line, words):
+    write_yolo(tmp_path, {"train": PHOTOS[:3], "val": PHOTOS[3:6]}, ["RBC"])
+    for file in tmp_path.rglob("[0-9].txt"):
+        file.write_text(line)
+    (tmp_path / "data.yaml").write_text(f"train: images/train\nval: images/val\n{names}\n")
+    with pytest.raises(InputError) as caught:
+        find(tmp_path / "data.yaml")
+    assert_one_line(caught, *words)
 
 
 def test_a_yaml_may_only_say_words_and_a_seed(tmp_path, find):
