@@ -124,6 +124,8 @@ def _read_named(name: str, allow_downloads: bool, truncated: list[str] | None) -
         # Other addresses that detectron2 knows would be fetched.
         if "://" in name and not name.startswith("package://"):
             raise InputError(f"image: expected a path, or an address with http or https, found {name!r:.200}")
+        if os.path.isdir(name):
+            raise InputError(f"image: expected an image, found the folder {name!r:.200}; give a list of its files")
         return read_image({"file_name": name}, "BGR", truncated)
     if not allow_downloads:
         raise InputError(f"image: expected a file, found the address {name!r:.200}; allow_downloads=True fetches it")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import numbers
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
@@ -167,7 +168,7 @@ class GLIPv2Predictor(DefaultPredictor):
         """
         if isinstance(original_image, (list, tuple)) or getattr(original_image, "ndim", 0) == 4:
             return list(self.stream(original_image, names_or_caption, phrases, **options))
-        if isinstance(original_image, Iterator):
+        if isinstance(original_image, Iterator) and not hasattr(original_image, "read"):  # A file has lines.
             return self.stream(original_image, names_or_caption, phrases, **options)
         return self._detect_in_one(original_image, self._prompts(names_or_caption, phrases), **options)
 
@@ -425,7 +426,7 @@ def _phrases_of(prompts: Sequence[TokenizedPrompt]) -> list[str]:
 
 
 def _check_threshold(threshold: float | None) -> None:
-    if threshold is not None and not 0 <= threshold <= 1:
+    if threshold is not None and not (isinstance(threshold, numbers.Real) and 0 <= threshold <= 1):
         raise InputError(f"threshold: expected a number from 0 to 1, found {threshold!r:.100}")
 
 

@@ -108,6 +108,9 @@ def _predict_frames(task: Detector, source: Source, folder: ResultFolder, counts
             raise
     if counts.done["frame"] > before:
         counts.done["video"] += 1
+        if frames.num_missing:
+            lost = f"{frames.num_missing} of {counted(frames.number, 'frame')}"
+            tqdm.write(f"{name}: {lost} cannot be read; the video is damaged", file=sys.stderr)
     else:
         _skip("video", name, InputError("no frame can be read"), counts)
 

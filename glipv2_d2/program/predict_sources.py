@@ -20,6 +20,8 @@ from ..plurals import counted
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 # Frames in a second of a video or webcam that does not say.
 _DEFAULT_RATE = 25.0
+# By so much the number of frames that a video says may be wrong.
+_UNSURE_SHARE = 0.02
 
 
 class Source(NamedTuple):
@@ -121,7 +123,8 @@ class Frames:
 
     Attributes:
         rate: Frames in a second.
-        number: How many there will be; None if that is unknown.
+        number: How many there will be, as the file says; 0 if that is unknown.
+        num_missing: How many of them could not be read, after the loop.
     """
 
     def __init__(self, source: Source) -> None:
@@ -130,14 +133,20 @@ class Frames:
         cv2.utils.logging.setLogLevel(0)
         self._video = cv2.VideoCapture(int(source.name) if source.kind == "webcam" else source.name)
         self.rate = self._video.get(cv2.CAP_PROP_FPS) or _DEFAULT_RATE
-        self.number = int(self._video.get(cv2.CAP_PROP_FRAME_COUNT)) if source.kind == "video" else None
+        self.number = max(0, int(self._video.get(cv2.CAP_PROP_FRAME_COUNT))) if source.kind == "video" else 0
+        self.num_missing = 0
 
     def __iter__(self) -> Iterator[np.ndarray]:
+        number = 0
         try:
             while True:
                 success, frame = self._video.read()
                 if not success:
+                    # Of some files the number is an estimate.
+                    missing = self.number - number
+                    self.num_missing = missing if missing > max(1, _UNSURE_SHARE * self.number) else 0
                     return
+                number += 1
                 yield frame
         finally:
             self._video.release()

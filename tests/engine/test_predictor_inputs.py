@@ -135,10 +135,17 @@ def test_a_threshold_leaves_out_lower_scores(predictor):
     assert predictor([BGR], ["dog"], threshold=threshold)[0]["instances"].scores.tolist() == expected
 
 
+def test_an_open_file_is_no_stream_of_images(predictor, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"lines")
+    with open(tmp_path / "a.jpg", "rb") as file, pytest.raises(TypeError, match="expected a path, .* BufferedReader"):
+        predictor(file, ["dog"])
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
         ({"threshold": 2}, "threshold: expected a number from 0 to 1, found 2"),
+        ({"threshold": "0.3"}, "threshold: expected a number from 0 to 1, found '0.3'"),
         ({"threshold": float("nan")}, "threshold: expected a number from 0 to 1, found nan"),
         ({"batch_size": 0}, "batch_size: expected a whole number from 1, found 0"),
         ({"prompts": [["dog"]]}, "prompts: expected no other prompt beside them"),

@@ -727,6 +727,19 @@ def test_images_and_a_broken_video_in_one_run(run, fixed_predictor, tmp_path, ca
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["a.png", "clip.mp4", "predictions.json"]
 
 
+def test_frames_of_a_damaged_video_are_counted(run, fixed_predictor, tmp_path, capsys):
+    writer = cv2.VideoWriter(str(tmp_path / "cut.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5.0, (64, 48))
+    for frame in np.random.default_rng(0).integers(0, 256, (8, 48, 64, 3), dtype=np.uint8):
+        writer.write(frame)
+    writer.release()
+    content = (tmp_path / "cut.avi").read_bytes()
+    (tmp_path / "cut.avi").write_bytes(content[: int(0.6 * len(content))])
+    done = len(run(source=[str(tmp_path / "cut.avi")])["predictions"])
+    output = capsys.readouterr()
+    assert 0 < done < 8 and f"cut.avi: {8 - done} of 8 frames cannot be read; the video is damaged\n" in output.err
+    assert f"{done} frames of 1 video" in output.out
+
+
 def test_a_webcam_ends_with_ctrl_c(run, fixed_predictor, tmp_path, monkeypatch):
     opened, capture = [], cv2.VideoCapture
 
