@@ -101,12 +101,11 @@ def test_all_that_tie_with_the_last_detection_stay():
     assert len(chosen[0][0]) > 5
 
 
-@pytest.mark.parametrize(("few", "expected"), [(1, [1, 144]), (2, [2, 144]), (12, [12])])
-def test_a_cut_of_the_candidates_that_leaves_open_which_are_best_is_made_again_without_it(monkeypatch, few, expected):
-    monkeypatch.setattr(batched_selection, "_CANDIDATES", few)
-    monkeypatch.setattr(batched_selection, "_CANDIDATES_PER_DETECTION", 0)
-    widths, suppress = [], batched_selection.suppress
-    monkeypatch.setattr(batched_selection, "suppress", lambda *args: widths.append(args[2]) or suppress(*args))
-    assert_same(make_selector(score_thresh=0.0), make_predictions(3), 3)
-    # The 12 best candidates of each pair hold 3 detections, the 2 best do not; all are 60, 60 and 6 x 4.
-    assert widths == expected
+@pytest.mark.parametrize(("few", "expected"), [(1, [10, 144, 10, 112]), (2, [20, 20]), (99, [144, 112])])
+def test_the_best_candidates_are_suppressed_alone_unless_they_leave_open_which_are_best(monkeypatch, few, expected):
+    monkeypatch.setattr(batched_selection, "_CANDIDATES_PER_DETECTION", few)
+    sizes, nms = [], batched_selection.batched_nms
+    monkeypatch.setattr(batched_selection, "batched_nms", lambda *args: sizes.append(len(args[0])) or nms(*args))
+    assert_same(make_selector(score_thresh=0.0), make_predictions(3))
+    # 10 detections are wanted of 60 + 60 + 6 x 4 candidates, and of 60 + 20 x 2 + 6 x 2; the last prompt has no phrase.
+    assert sizes == [*expected, 0]

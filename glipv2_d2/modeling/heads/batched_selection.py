@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
-from torchvision.ops import nms
+from torchvision.ops import batched_nms
 
 from ...device_copies import to_device
 from ...structures import GroundingPredictions, TokenizedPrompt
@@ -17,9 +17,8 @@ from ..box_regression import pixel_bounds
 from ..token_scoring import token_to_phrase_scores
 from .detection_selector import DetectionSelector
 
-# The suppression reads so many of the best candidates of a pair, or four for each detection that is wanted, and all of
-# them only if these do not decide: its time and memory grow with the square of their number.
-_CANDIDATES = 1024
+# The suppression reads so many of the best candidates of a pair for each detection that is wanted, and all of them only
+# if these do not decide: its time grows with the square of their number.
 _CANDIDATES_PER_DETECTION = 4
 
 
@@ -30,14 +29,12 @@ class Candidates(NamedTuple):
         boxes: (M, C, 4) XYXY, half-open, clipped to the image.
         scores: (M, C); negative where a pair has fewer candidates.
         phrases: (M, C) int64, rows of the prompt.
-        num_phrases: The most phrases of a pair.
         image_sizes: Height and width of the M images.
     """
 
     boxes: Tensor
     scores: Tensor
     phrases: Tensor
-    num_phrases: int
     image_sizes: list[tuple[int, int]]
 
 
@@ -87,7 +84,7 @@ def find_candidates(
     boxes = selector.box2box_transform.apply_deltas(deltas, Boxes.cat(anchors).tensor[anchor.flatten()])
     boxes = boxes.view(*anchor.shape, 4).maximum(bounds[:, :1]).minimum(bounds[:, 1:])
     scores = torch.where(products < 0, products, products.sqrt())
-    return Candidates(boxes, scores, phrases, num_phrases, image_sizes)
+    return Candidates(boxes, scores, phrases, image_sizes)
 
 
 @torch.no_grad()
@@ -96,9 +93,7 @@ def select_together(
     passes: Sequence[tuple[Candidates, list[TokenizedPrompt]]],
     limit: int | None = None,
 ) -> list[list[Instances]]:
-    """Choose the detections of all pairs of some passes; the CPU waits for the device twice.
-
-    It waits twice more if the best candidates of a pair leave open which detections are the best.
+    """Choose the detections of all pairs of some passes; the CPU waits for the device once.
 
     Args:
         selector: The rules.
@@ -109,55 +104,44 @@ def select_together(
         For each pass the detections of its pairs, on the CPU, as ``DetectionSelector`` returns them.
     """
     limit = selector.detections_per_image if limit is None else limit
-    candidates = [one for one, _ in passes]
-    most = max(one.scores.shape[1] for one in candidates)
-    narrow = max(_CANDIDATES, _CANDIDATES_PER_DETECTION * limit) if limit else most
+    rows = suppress([candidates for candidates, _ in passes], selector.nms_thresh, limit)
     pairs = [pair for one, prompts in passes for pair in zip(one.image_sizes, prompts, strict=True)]
-    for width in (narrow, most):
-        rows = suppress(candidates, selector.nms_thresh, width)
-        if width >= most or all(_is_decided(of_pair, limit) for of_pair in rows):
-            break
     found = [_detections(*pair, of_pair, limit) for pair, of_pair in zip(pairs, rows, strict=True)]
     remaining = iter(found)
     return [list(itertools.islice(remaining, len(prompts))) for _, prompts in passes]
 
 
-def suppress(passes: Sequence[Candidates], nms_thresh: float, width: int | None = None) -> list[Tensor]:
-    """Suppress candidates that overlap better ones of their pair and phrase; the CPU waits for the device twice.
+def suppress(passes: Sequence[Candidates], nms_thresh: float, limit: int = 0) -> list[Tensor]:
+    """Suppress candidates that overlap better ones of their pair and phrase; the CPU waits for the device once.
+
+    It waits for the candidates of all pairs and suppresses them itself. A device would have to be asked twice, for the
+    number of those that are left and for their boxes.
 
     Args:
         passes: The candidates of each pass.
         nms_thresh: IoU above which a candidate is suppressed.
-        width: The number of best candidates of each pair that are read; None: all.
+        limit: For each pair so many of the best that are left, and all that tie with the last of them, are among the
+            result; worse ones may be missing. 0: none is.
 
     Returns:
-        For each pair what is left, best first, (K, 8) float64 on the CPU: box, score, phrase, the pair, and the score
-        of the best candidate that was not read, negative for none.
+        For each pair what is left, best first, (K, 6) float64 on the CPU: box, score, phrase.
     """
-    table, first = [], 0
-    for boxes, scores, phrases, _, _ in passes:
-        pair = torch.arange(first, first + len(scores), device=boxes.device)[:, None].expand_as(phrases)
-        is_cut = width is not None and scores.shape[1] > width
-        unread = scores[:, width].unsqueeze(1) if is_cut else scores.new_full((len(scores), 1), -1.0)
-        columns = torch.stack((scores, phrases, pair, unread.expand_as(scores)), dim=-1)
-        table.append(torch.cat((boxes, columns), dim=-1)[:, :width].flatten(0, 1).double())
-        first += len(scores)
-    rows = torch.cat(table)
-    # Phrases do not suppress each other: their boxes are moved apart, in a precision that this leaves exact.
-    num_phrases = max(one.num_phrases for one in passes)
-    reach = 1 + max(max(size) for one in passes for size in one.image_sizes)
-    boxes = rows[:, :4] + ((rows[:, 6] * num_phrases + rows[:, 5]) * reach)[:, None]
-    rows = rows[nms(boxes, rows[:, 4], nms_thresh)].cpu()
-    rows = rows[rows[:, 4] >= 0]
-    order = rows[:, 6].argsort(stable=True)
-    return list(rows[order].split(rows[:, 6].long().bincount(minlength=first).tolist()))
+    tables = [torch.cat((one.boxes, torch.stack((one.scores, one.phrases), dim=-1)), dim=-1) for one in passes]
+    on_cpu = torch.cat([table.flatten(0, 1) for table in tables]).cpu().double()
+    sizes = [table.shape[1] for table in tables for _ in table]
+    return [_suppress_pair(rows[rows[:, 4] >= 0], nms_thresh, limit) for rows in on_cpu.split(sizes)]
 
 
-def _is_decided(rows: Tensor, limit: int) -> bool:
-    """Tell whether no candidate that was not read can be among the ``limit`` best, or tie with the last of them."""
-    if not len(rows) or rows[0, 7] < 0:
-        return True
-    return len(rows) >= limit and bool(rows[limit - 1, 4] > rows[0, 7])
+def _suppress_pair(rows: Tensor, nms_thresh: float, limit: int) -> Tensor:
+    """Suppress the candidates of a pair, rows as ``suppress`` returns them; with a limit they come best first."""
+    few = _CANDIDATES_PER_DETECTION * limit
+    if 0 < few < len(rows):
+        kept = batched_nms(rows[:few, :4], rows[:few, 4], rows[:few, 5], nms_thresh)
+        # No other candidate can be among the best, or tie with the last of them.
+        if len(kept) >= limit and rows[kept[limit - 1], 4] > rows[few, 4]:
+            return rows[kept]
+    # In double precision torchvision's moving apart of the phrases is exact.
+    return rows[batched_nms(rows[:, :4], rows[:, 4], rows[:, 5], nms_thresh)]
 
 
 def _detections(image_size: tuple[int, int], prompt: TokenizedPrompt, rows: Tensor, limit: int) -> Instances:

@@ -41,7 +41,7 @@ def ground_tokens(
     box2box_transform: Box2BoxTransform,
     nms_thresh: float,
 ) -> list[TokenBoxes]:
-    """Choose the boxes of each token of N texts; on a device the CPU waits for it twice.
+    """Choose the boxes of each token of N texts; on a device the CPU waits for it once.
 
     The score of a box is its alignment with the token, without the centerness. A box that overlaps a better one of the
     same token is left out.
@@ -73,11 +73,7 @@ def ground_tokens(
     deltas = deltas.gather(1, rows[..., None].expand(-1, -1, 4)).nan_to_num(0).flatten(0, 1)
     boxes = box2box_transform.apply_deltas(deltas, Boxes.cat(anchors).tensor[rows.flatten()])
     boxes = boxes.view(*rows.shape, 4).maximum(bounds[:, :1]).minimum(bounds[:, 1:])
-    # The time of a suppression grows with the square of the number of boxes: the CPU goes image by image.
-    size = 1 if rows.device.type == "cpu" else len(rows)
-    parts = zip(boxes.split(size), best.split(size), tokens.expand_as(rows).split(size), strict=True)
-    groups = [Candidates(*part, num_phrases=longest, image_sizes=image_sizes) for part in parts]
-    of_images = [one for group in groups for one in suppress([group], nms_thresh)]
+    of_images = suppress([Candidates(boxes, best, tokens.expand_as(rows), image_sizes)], nms_thresh)
     return [_best_boxes(one, count) for one, count in zip(of_images, num_tokens, strict=True)]
 
 

@@ -26,8 +26,7 @@ Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
-# Pairs of an image and a prompt whose detections are chosen together on a device: the candidates of all of them are
-# compared two by two, and the features of pairs that wait are kept for masks.
+# Pairs of an image and a prompt whose detections are chosen together on a device; their features are kept for masks.
 _MOST_WAITING = 32
 
 
