@@ -82,6 +82,16 @@ class ElapsedTime(HookBase):
         self._begin -= 60 * state_dict["minutes"]
 
 
+class _AboveBars:
+    """Standard output, whose lines stand above the bars of a terminal: these are cleared and drawn again."""
+
+    def write(self, text: str) -> None:
+        tqdm.write(text, file=sys.stdout, end="")
+
+    def flush(self) -> None:
+        sys.stdout.flush()
+
+
 def quiet_terminal() -> None:
     """Keep the terminal to what a person needs of a run, see ``show_progress``, and to warnings."""
     shown = _SHOWN if sys.stderr.isatty() else (*_SHOWN, _LOSSES)
@@ -93,6 +103,8 @@ def quiet_terminal() -> None:
     for handler in handlers:
         if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
             handler.addFilter(is_wanted)
+            if sys.stderr.isatty():
+                handler.stream = _AboveBars()
 
 
 def show_progress(trainer: TrainerBase) -> None:

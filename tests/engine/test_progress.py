@@ -1,3 +1,4 @@
+import io
 import logging
 import sys
 
@@ -21,8 +22,12 @@ class Steps(TrainerBase):
 def console():
     """A handler as the one that detectron2 writes to the console with."""
     handler = logging.StreamHandler(sys.stdout)
-    logging.getLogger("detectron2").addHandler(handler)
-    return handler
+    loggers = [logging.getLogger(name) for name in ("detectron2", "glipv2_d2")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    yield handler
+    for logger in loggers:
+        logger.removeHandler(handler)
 
 
 def shows(console, name, level=logging.INFO):
@@ -38,6 +43,22 @@ def test_terminal_gets_a_bar_in_place_of_lines(monkeypatch, capsys, console):
     shown = capsys.readouterr().err
     assert "training" in shown and "3/3" in shown and "loss=1, AP=12.5" in shown and "AP50" not in shown
     assert not shows(console, "detectron2.utils.events") and shows(console, "glipv2_d2.engine.runs")
+
+
+def test_a_line_stands_above_the_bar(monkeypatch, console):
+    """Both are written to one terminal; before the line the bar is cleared, and drawn again behind it."""
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    logger = logging.getLogger("glipv2_d2.engine.progress")
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    steps = Steps()
+    quiet_terminal()
+    show_progress(steps)
+    steps.train(0, 3)
+    before, line, after = terminal.getvalue().partition("after 2 of 3 updates: AP 12.5, AP50 nan\n")
+    assert line and before.endswith("\r") and "training:" in before and after.startswith("\rtraining:")
 
 
 def test_file_gets_lines_of_losses_and_one_for_each_evaluation(monkeypatch, capsys, caplog, console):
