@@ -90,8 +90,8 @@ def save_pretrained(
     card = model_card(title or folder.name, cfg, model, find_measured(cfg, results), license_name)
     if not folder.absolute().parent.is_dir():
         raise FileNotFoundError(f"{folder}: expected the folder {folder.absolute().parent}, found none")
-    beside = {"prefix": f".{folder.name}.", "dir": folder.absolute().parent}
-    with space_errors(folder), tempfile.TemporaryDirectory(**beside) as workspace:
+    beside = tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.absolute().parent)
+    with space_errors(folder), beside as workspace:
         written = Path(workspace) / "folder"
         written.mkdir()
         portable = _portable_config(cfg, model, written)
