@@ -25,6 +25,7 @@ A **dataset dict** is detectron2's, with optional additions:
 A **model input** is a dict with
 
 * ``image``: (3, H, W) float or uint8 in ``INPUT.FORMAT`` order, 0..255, resized, not normalized;
+* ``fine_image`` (optional, at test time): the same, larger by ``CLASS_WORDS.IMAGE_SCALE``, from the original pixels;
 * ``height``, ``width``, ``image_id``, ``file_name``: of the original image, pixels;
 * ``prompts``: list of ``TokenizedPrompt``: in training one, or the Q questions about the image; at test time one per
   chunk of names. At test time it may be absent: the model then answers with its default vocabulary;

@@ -7,10 +7,12 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import CropTransform, Transform
 from PIL import Image
+from torch import Tensor
 
 from ..errors import InputError
 
@@ -153,6 +155,36 @@ def _random_begin(side: int, part: int, shown: float | None) -> int:
         pixel = min(max(math.floor(shown), 0), side - 1)
         least, most = max(least, pixel - part + 1), min(most, pixel)
     return int(np.random.randint(least, most + 1))
+
+
+class FineImage:
+    """Make a finer version of a test image, for a classifier that sees more of an object than the network does.
+
+    Args:
+        scale: Its sides over those of the network's image; None: there is none.
+    """
+
+    def __init__(self, scale: float | None = None) -> None:
+        self.scale = scale
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> FineImage:
+        """Read MODEL.GLIPV2.CLASS_WORDS; with TEST.AUG images have many sizes, and the model enlarges each itself."""
+        words = cfg.MODEL.GLIPV2.CLASS_WORDS
+        is_wanted = words.ENABLED and words.IMAGE_SCALE > 1 and not cfg.TEST.AUG.ENABLED
+        return cls(words.IMAGE_SCALE if is_wanted else None)
+
+    def __call__(self, image: np.ndarray, size: Sequence[int]) -> dict[str, Tensor]:
+        """Resize an image (H, W, 3) to a multiple of the size (h, w) that the network sees.
+
+        Returns:
+            ``fine_image`` of a model input, (3, h', w') with the numbers of the image; {} without a scale.
+        """
+        if self.scale is None:
+            return {}
+        height, width = (max(1, round(side * self.scale)) for side in size)
+        resize = ResizeTransformLegacy(*image.shape[:2], height, width, Image.Resampling.BILINEAR)
+        return {"fine_image": torch.from_numpy(np.ascontiguousarray(resize.apply_image(image).transpose(2, 0, 1)))}
 
 
 def least_side(cfg: CfgNode) -> int | None:

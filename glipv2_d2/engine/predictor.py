@@ -61,7 +61,7 @@ class GLIPv2Predictor(DefaultPredictor):
         self.model = build_for_results(cfg)
         if cfg.DATASETS.TEST:
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
-        self.aug = single_scale(cfg)
+        self.aug, self._fine_image = single_scale(cfg)
         self.input_format = cfg.INPUT.FORMAT
         self._prompts = UserPrompts.from_config(cfg)
         self.tokenizer = self._prompts.tokenizer
@@ -406,13 +406,12 @@ class GLIPv2Predictor(DefaultPredictor):
     def _model_input(self, image: np.ndarray, is_resized: bool = True) -> dict[str, Any]:
         if self.input_format == "RGB":
             image = image[:, :, ::-1]
-        if is_resized:
-            image_to_show = self.aug.get_transform(image).apply_image(image).astype("float32")
-        else:
-            # It is resized later, and uint8 is resized with other rounding than float.
-            image_to_show = np.array(image, dtype=image.dtype if image.dtype == np.uint8 else np.float32)
-        tensor = torch.as_tensor(image_to_show.transpose(2, 0, 1))  # (3, H, W)
-        return {"image": tensor, "height": image.shape[0], "width": image.shape[1]}
+        shown = self.aug.get_transform(image).apply_image(image) if is_resized else image
+        # What is resized later stays uint8, which is resized with other rounding than float.
+        dtype = np.uint8 if image.dtype == np.uint8 and not is_resized else np.float32
+        tensor = torch.as_tensor(np.array(shown, dtype).transpose(2, 0, 1))  # (3, H, W)
+        fine = self._fine_image(image, tensor.shape[1:])
+        return {"image": tensor, "height": image.shape[0], "width": image.shape[1], **fine}
 
 
 def _cut_to_image(boxes: Tensor, image_size: Sequence[int]) -> None:

@@ -78,6 +78,16 @@ class Pairs(NamedTuple):
         return [level[rows] for level in levels]
 
 
+class InputImages(ImageList):
+    """N images, normalized and padded to one size.
+
+    Attributes:
+        fine: (N, 3, H', W'), finer versions of them, normalized and padded; None where there are none.
+    """
+
+    fine: Tensor | None = None
+
+
 class TrainBatch(NamedTuple):
     """N images with M >= N prompts in training, all of one task, on the device of the model.
 

@@ -7,13 +7,14 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from detectron2.structures import ImageList, Instances
+from detectron2.structures import Instances
 from torch import Tensor, nn
 
 from ..device_copies import to_device
 from ..errors import InputError
 from ..prompts.name_subsets import split_prompts
 from ..structures import TokenizedPrompt
+from .batch import InputImages
 from .lora import remove_lora
 from .tasks.base import Task
 from .tasks.detection import Detection
@@ -149,12 +150,15 @@ def unpack_names(packed: Tensor) -> list[str]:
     return names
 
 
-def _select(images: ImageList, features: list[Tensor] | None, rows: list[int]) -> tuple[ImageList, list[Tensor] | None]:
+def _select(
+    images: InputImages, features: list[Tensor] | None, rows: list[int]
+) -> tuple[InputImages, list[Tensor] | None]:
     """Return some of N images with their features, L levels (N, C, Hl, Wl), where they are known."""
     if rows == list(range(len(images))):
         return images, features
     (index,) = to_device([torch.tensor(rows)], images.tensor.device)
-    part = ImageList(images.tensor[index], [images.image_sizes[row] for row in rows])
+    part = InputImages(images.tensor[index], [images.image_sizes[row] for row in rows])
+    part.fine = None if images.fine is None else images.fine[index]
     return part, None if features is None else [level[index] for level in features]
 
 

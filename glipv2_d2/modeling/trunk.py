@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..layers.reading import BOTH_WAYS, Reading
 from ..structures import LanguageFeatures, TokenBatch, TokenizedPrompt
 from .anchors import AnchorCache
-from .batch import Fused, TrainBatch, TrainingHead, TrunkShapes
+from .batch import Fused, InputImages, TrainBatch, TrainingHead, TrunkShapes
 from .compiled import CompiledParts
 from .fusion_tower import FusionTower, build_tower
 from .heads.anchor_head import AnchorHead
@@ -132,10 +132,17 @@ class Trunk(DenseDetector):
             part.eval()
         return self
 
-    def preprocess_image(self, batched_inputs: Sequence[Mapping[str, Any]]) -> ImageList:
-        """Normalize the images of N model inputs and pad them to one size, with zeros."""
+    def preprocess_image(self, batched_inputs: Sequence[Mapping[str, Any]]) -> InputImages:
+        """Normalize the images of N model inputs and pad them to one size, with zeros; so too their finer versions."""
+        images = self._normalize([one["image"] for one in batched_inputs])
+        fine = [one["fine_image"] for one in batched_inputs if "fine_image" in one]
+        if len(fine) == len(batched_inputs):
+            images.fine = self._normalize(fine).tensor
+        return images
+
+    def _normalize(self, images_of_inputs: list[Tensor]) -> InputImages:
         images = ImageList.from_tensors(
-            [one["image"] for one in batched_inputs],
+            images_of_inputs,
             self.backbone.size_divisibility,
             padding_constraints=self.backbone.padding_constraints,
         )
@@ -151,7 +158,7 @@ class Trunk(DenseDetector):
             row, column = (torch.arange(length, device=self.device) for length in size)
             outside = (row >= limits[:, :1])[:, :, None] | (column >= limits[:, 1:])[:, None]  # (N, H, W)
             normalized.masked_fill_(outside[:, None], 0.0)
-        return ImageList(normalized, images.image_sizes)
+        return InputImages(normalized, images.image_sizes)
 
     def visual_features(self, images: ImageList) -> list[Tensor]:
         """Return L levels (N, C, Hl, Wl) of N images, without gradients where the backbone does not train."""

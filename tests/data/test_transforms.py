@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from glipv2_d2.config import add_glipv2_config
-from glipv2_d2.data.transforms import ResizeShortestEdgeLegacy, ZoomWindow, build_augmentations
+from glipv2_d2.data.transforms import FineImage, ResizeShortestEdgeLegacy, ZoomWindow, build_augmentations
 
 
 # Sizes are (height, width); the first five rows are measured with the official transform.
@@ -213,3 +213,34 @@ def test_jitter_changes_colours_in_training_only_and_leaves_boxes():
     assert not np.array_equal(inputs.image, image) and inputs.image.dtype == np.uint8
     assert transforms.apply_box(np.array([[1.0, 2.0, 3.0, 4.0]])).tolist() == [[1.0, 2.0, 3.0, 4.0]]
     assert len(build_augmentations(cfg, is_train=False)) == 1
+
+
+@pytest.mark.parametrize("shape, size", [((50, 80), (20, 32)), ((10, 10), (40, 40))])
+def test_finer_image_is_resized_from_the_original_pixels(shape, size):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    expected = Image.fromarray(image).resize((round(1.5 * size[1]), round(1.5 * size[0])), Image.Resampling.BILINEAR)
+    assert np.array_equal(FineImage(1.5)(image, size)["fine_image"].numpy().transpose(1, 2, 0), np.asarray(expected))
+    assert FineImage()(image, size) == {}
+
+
+@pytest.mark.parametrize(
+    "options, scale",
+    [
+        ([], None),
+        (["MODEL.GLIPV2.CLASS_WORDS.ENABLED", True], None),
+        (["MODEL.GLIPV2.CLASS_WORDS.ENABLED", True, "MODEL.GLIPV2.CLASS_WORDS.IMAGE_SCALE", 2.5], 2.5),
+        (["MODEL.GLIPV2.CLASS_WORDS.IMAGE_SCALE", 2.5], None),
+        (
+            [
+                *("MODEL.GLIPV2.CLASS_WORDS.ENABLED", True, "MODEL.GLIPV2.CLASS_WORDS.IMAGE_SCALE", 2.5),
+                *("TEST.AUG.ENABLED", True),
+            ],
+            None,
+        ),
+    ],
+)
+def test_a_finer_image_is_made_for_a_classifier_that_reads_larger_ones(options, scale):
+    cfg = get_cfg()
+    add_glipv2_config(cfg)
+    cfg.merge_from_list(options)
+    assert FineImage.from_config(cfg).scale == scale

@@ -9,7 +9,8 @@ from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
 from glipv2_d2.engine.export import export_detector
 from glipv2_d2.errors import InputError
 from glipv2_d2.modeling import build_model
-from glipv2_d2.modeling.by_name import add_base, base_tensors, pack_names, take_base, unpack_names
+from glipv2_d2.modeling.batch import InputImages
+from glipv2_d2.modeling.by_name import _select, add_base, base_tensors, pack_names, take_base, unpack_names
 from glipv2_d2.modeling.exported.open_prompt import OpenPromptDetector
 from glipv2_d2.prompts.builder import prompt_from_caption
 from glipv2_d2.prompts.tokenizer import PromptTokenizer
@@ -116,6 +117,13 @@ def test_images_of_a_batch_may_ask_for_one_kind_or_for_both(tiny_cfg):
 
 def _few():
     return DetectionLimits(per_image=7)
+
+
+def test_images_of_a_kind_keep_their_finer_versions():
+    images = InputImages(torch.rand(3, 3, 4, 4), [(4, 4)] * 3)
+    assert _select(images, None, [2, 0])[0].fine is None
+    images.fine = torch.rand(3, 3, 8, 8)
+    assert torch.equal(_select(images, None, [2, 0])[0].fine, images.fine[[2, 0]])
 
 
 def test_sentences_are_the_base_unless_own_names_are_all_that_they_speak_of(tiny_cfg):

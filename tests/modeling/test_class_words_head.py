@@ -202,3 +202,31 @@ def test_a_classifier_needs_the_classes_of_imagenet(tiny_cfg, name):
     with pytest.raises(InputError) as caught:
         build_classifier(name, "", tiny_cfg)
     assert_one_line(caught, "MODEL.GLIPV2.CLASS_WORDS.NAME", name.partition(".")[0] if "no_such" in name else "1000")
+
+
+def test_a_finer_image_is_classified_in_place_of_an_enlarged_one():
+    head = make_head(image_scale=2.0)
+    coarse = painted([1.0, 2.0, 3.0], [4.0, 5.0, 9.0])
+    fine = painted([1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [2.0, 2.0, 2.0]).repeat_interleave(2, 1)
+    cells = head.classify(coarse[None], fine[None])
+    assert (cells.height, cells.width, cells.stride) == (2, 4, 16)
+    assert_close(cells.logits[0, :4], torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [2.0] * 3]))
+
+
+def test_finer_images_are_normalized_and_classified_where_all_inputs_have_one(model):
+    generator = torch.Generator().manual_seed(1)
+    inputs = [
+        {"image": torch.rand(3, *size, generator=generator), "fine_image": torch.rand(3, *fine, generator=generator)}
+        for size, fine in (((64, 96), (128, 192)), ((32, 96), (64, 192)))
+    ]
+    images = model.preprocess_image(inputs)
+    first = (inputs[0]["fine_image"] - model.pixel_mean) / model.pixel_std
+    second = (inputs[1]["fine_image"] - model.pixel_mean) / model.pixel_std
+    assert_close(images.fine, torch.stack([first, F.pad(second, (0, 0, 0, 64))]))
+    with torch.no_grad():
+        alone = [WordEvidence(model, model.preprocess_image([one]))._cells.logits[0] for one in inputs]
+        together = WordEvidence(model, images)._cells.logits
+    assert_close(together[0], alone[0])
+    assert_close(together[1, : len(alone[1])], alone[1])
+    del inputs[1]["fine_image"]
+    assert model.preprocess_image(inputs).fine is None

@@ -181,11 +181,16 @@ class ClassWordsHead(TrainingHead):
         self.class_vectors.copy_(centred(units, self.mean_vector))
 
     @torch.no_grad()
-    def classify(self, images: Tensor) -> ClassCells:
-        """Classify the cells of N normalized images, (N, 3, H, W)."""
-        images = images * self.pixel_scale + self.pixel_shift
+    def classify(self, images: Tensor, fine: Tensor | None = None) -> ClassCells:
+        """Classify the cells of N images.
+
+        Args:
+            images: (N, 3, H, W), normalized.
+            fine: The same at ``image_scale``, from the original pixels; None: the images are enlarged.
+        """
+        images = (images if fine is None else fine) * self.pixel_scale + self.pixel_shift
         images = images.flip(1) if self.flip_channels else images
-        if self.image_scale != 1:
+        if fine is None and self.image_scale != 1:
             images = F.interpolate(images, scale_factor=self.image_scale, mode="bilinear", antialias=True)
         height, width = images.shape[-2:]
         images = F.pad(images, (0, -width % 32, 0, -height % 32)).contiguous(memory_format=torch.channels_last)

@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from detectron2.config import CfgNode
-from detectron2.structures import ImageList
 from torch import Tensor
 
 from ...errors import memory_errors
 from ...layers.reading import BOTH_WAYS, CAUSAL, Reading
 from ...structures import GroundingPredictions, TokenizedPrompt
-from ..batch import Fused, Pairs, TrunkShapes
+from ..batch import Fused, InputImages, Pairs, TrunkShapes
 from ..postprocessing import finish_instances, original_size
 from ..trunk import Trunk
 from .base import Task
@@ -97,7 +96,7 @@ class Detection(Task):
         model: Trunk,
         inputs: Sequence[dict[str, Any]],
         prompts: Sequence[list[TokenizedPrompt]],
-        images: ImageList,
+        images: InputImages,
         features: list[Tensor],
     ) -> list[dict[str, Any]]:
         """Detect in N images whose features are known.
@@ -141,7 +140,7 @@ class Detection(Task):
     def passes(
         self,
         model: Trunk,
-        images: ImageList,
+        images: InputImages,
         features: list[Tensor],
         prompts: Sequence[Sequence[TokenizedPrompt]],
         free: Callable[[], None] = lambda: None,

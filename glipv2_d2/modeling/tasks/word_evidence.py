@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from detectron2.structures import Boxes, ImageList, pairwise_iou
+from detectron2.structures import Boxes, pairwise_iou
 from torch import Tensor
 from torchvision.ops import nms
 
 from ...device_copies import to_device
 from ...structures import GroundingPredictions, TokenizedPrompt
-from ..batch import Pairs
+from ..batch import InputImages, Pairs
 from ..box_regression import clip_boxes_legacy
 from ..class_evidence import name_evidence
 from ..heads.class_words_head import mean_of_words, phrase_ids
@@ -27,10 +27,10 @@ class WordEvidence:
         images: Normalized and padded.
     """
 
-    def __init__(self, model: Trunk, images: ImageList) -> None:
+    def __init__(self, model: Trunk, images: InputImages) -> None:
         self._model = model
         self._image_sizes = images.image_sizes
-        self._cells = model.class_words_head.classify(images.tensor)
+        self._cells = model.class_words_head.classify(images.tensor, images.fine)
 
     @torch.no_grad()
     def add(self, predictions: GroundingPredictions, anchors: list[Boxes], pairs: Pairs) -> GroundingPredictions:
