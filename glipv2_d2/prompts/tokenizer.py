@@ -128,7 +128,7 @@ class PromptTokenizer:
     @functools.cached_property
     def vocab_size(self) -> int:
         """Number of token ids: every id is below it."""
-        return 1 + max(self._encoder.get_vocab(with_added_tokens=True).values())
+        return _count_ids(self._encoder)
 
     @property
     def mask_id(self) -> int:
@@ -313,8 +313,17 @@ def _token_range(span: CharSpan, char_to_token: Callable[[int], int | None]) -> 
     return (0, 0) if first is None or last is None else (first, last + 1)
 
 
+@functools.lru_cache(maxsize=4)
+def _count_ids(encoder: Tokenizer) -> int:
+    return 1 + max(encoder.get_vocab(with_added_tokens=True).values())
+
+
+@functools.cache
 def _packaged_tokenizer() -> tuple[Tokenizer, str]:
     """Build BERT's uncased tokenizer part by part, which needs no model files and works with any transformers version.
+
+    Once in a process: it takes as long as all of a small model, and nothing changes it after ``PromptTokenizer`` has
+    set it up.
 
     Returns:
         The tokenizer and its mask token.

@@ -400,6 +400,12 @@ def test_tokenizer_survives_pickling(tokenizer):
     assert copy.max_tokens == tokenizer.max_tokens
 
 
+def test_tokenizers_of_one_vocabulary_keep_their_own_limits():
+    prompt, (short, long) = prompt_from_names(SHORT_NOUNS), (PromptTokenizer(max_tokens=limit) for limit in (4, 64))
+    assert [len(one(prompt)) for one in (short, long, short)] == [4, 1 + 2 * len(SHORT_NOUNS), 4]
+    assert short.vocab_size == long.vocab_size == len(VOCABULARY_FILE.read_text().splitlines())
+
+
 def _ids_in_child(tokenizer, prompt, queue):
     queue.put(tokenizer(prompt).input_ids.tolist())
 
