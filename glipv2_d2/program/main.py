@@ -62,7 +62,7 @@ COMMANDS = {
     "eval": Command(
         "evaluate",
         "measure a model on datasets",
-        ("glipv2 eval --model output/mine",),
+        ("glipv2 eval --model output/mine", "glipv2 eval --model output/mine --data other_photos"),
     ),
     "convert-weights": Command(
         "convert_weights",

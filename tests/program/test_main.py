@@ -112,6 +112,31 @@ def test_eval_takes_the_folder_of_a_run(tmp_path, monkeypatch):
         main(["eval", "--model", str(tmp_path), "--config-file", "glip_swin_t_c"])
 
 
+def test_eval_measures_on_other_data_and_leaves_the_folder_of_the_run_alone(tmp_path, monkeypatch):
+    launched, run = [], tmp_path / "run"
+    monkeypatch.setattr("glipv2_d2.engine.launch.launch_run", lambda job, arguments: launched.append(arguments))
+    read = []
+    monkeypatch.setattr("glipv2_d2.data.own_sets.register_test_sets", lambda *paths: read.append(paths) or ("a_val",))
+    monkeypatch.chdir(tmp_path)
+    run.mkdir()
+    (run / "config.yaml").touch()
+    command = ["eval", "--config-file", "run/config.yaml", "--data", "photos"]
+    assert main([*command, "MODEL.DEVICE", "cpu"]) == main([*command, "--output", "there"]) == 0
+    data = ["DATASETS.REGISTER", str((str(tmp_path / "photos"),)), "DATASETS.TRAIN", "()", "DATASETS.TEST"]
+    data.append("('a_val',)")
+    assert launched[0].opts == [*data, "OUTPUT_DIR", "run/eval", "MODEL.DEVICE", "cpu"]
+    assert launched[1].opts == [*data, "OUTPUT_DIR", "there"]
+    assert read == [("photos", "run/eval/datasets"), ("photos", "there/datasets")]
+    main(["eval", "--config-file", "run/config.yaml", "--output", "there"])
+    assert launched[2].opts == ["OUTPUT_DIR", "there"]
+    for words, message in (
+        (["--config-file", "glip_swin_t_c"], "--output: expected the folder of the results beside --data, found none"),
+        (["--config-file", "run/config.yaml", "--resume"], "--resume: expected no --data"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main(["eval", "--data", "photos", *words])
+
+
 def test_the_end_of_a_program_searches_nothing_for_cycles(tmp_path, monkeypatch):
     """Half a million objects of torch and others took Python more than a second after the last line."""
     registered = []

@@ -1,7 +1,7 @@
 """Images and boxes as people have them: exports of annotation tools, found by content, become COCO json."""
 
 from .find import find_own_sets
-from .register import register_configured_sets, register_own_sets
+from .register import register_configured_sets, register_own_sets, register_test_sets
 from .sets import CocoSet, OwnSets, training_splits
 from .writing import write_own_sets
 
@@ -11,6 +11,7 @@ __all__ = [
     "find_own_sets",
     "register_configured_sets",
     "register_own_sets",
+    "register_test_sets",
     "training_splits",
     "write_own_sets",
 ]

@@ -51,6 +51,21 @@ def register_own_sets(own: OwnSets, folder: str | os.PathLike[str]) -> dict[str,
     return registered
 
 
+def register_test_sets(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Register a set, and return the names of those splits that a finished model is measured on.
+
+    They are all but that of training, and all if there is no other, or if a seed has divided the set: a model that was
+    trained elsewhere knows none of its images.
+
+    Raises:
+        FileNotFoundError, InputError: See ``find_own_sets`` and ``register_own_sets``.
+    """
+    own = find_own_sets(path)
+    registered = register_own_sets(own, folder)
+    held_out = tuple(name for split, name in registered.items() if split != "train")
+    return held_out if held_out and own.seed is None else tuple(registered.values())
+
+
 def register_configured_sets(
     cfg: CfgNode, run_folder: str = "", *, needs_images: bool = True, from_record: bool = False
 ) -> dict[str, dict[str, str]]:

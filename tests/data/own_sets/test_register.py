@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from own_set_writers import Photo, write_coco, write_voc
 
 from glipv2_d2.data.loading import load_dataset
-from glipv2_d2.data.own_sets import find_own_sets, register_configured_sets, register_own_sets
+from glipv2_d2.data.own_sets import find_own_sets, register_configured_sets, register_own_sets, register_test_sets
 from glipv2_d2.data.own_sets.writing import write_text_once
 from glipv2_d2.engine.command_line import build_config
 from glipv2_d2.errors import InputError
@@ -25,6 +25,20 @@ def no_names_left():
     for name in set(DatasetCatalog) - before:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
+
+
+@pytest.mark.parametrize(
+    ("splits", "tested"),
+    [
+        ({"train": PHOTOS[:6], "valid": PHOTOS[6:8], "test": PHOTOS[8:]}, ("pets_val", "pets_test")),
+        ({"train": PHOTOS}, ("pets_train", "pets_val")),
+    ],
+    ids=["held out", "divided by a seed"],
+)
+def test_a_finished_model_is_measured_on_what_is_held_out_or_on_all(tmp_path, splits, tested):
+    path = write_coco(tmp_path / "pets", splits, ["cat"])
+    assert register_test_sets(path, tmp_path / "out") == tested
+    assert sum(len(load_dataset(name)) for name in tested) == (4 if len(splits) > 1 else 10)
 
 
 def test_splits_are_registered_under_the_name_of_the_folder(tmp_path):
