@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from ...errors import InputError
+from ...plurals import counted
 from ..datasets.skip_report import SkipReport
 from ..datasets.value_checks import EntryError, OmittedEntry, as_integer, as_number, read_corners, show
 from .folder import Folder, decode_text, read_beginning, read_bytes
@@ -64,7 +65,7 @@ def read_yolo(
         has_keypoints: After the box of a line, keypoints follow, which are not read.
 
     Raises:
-        InputError: The names of the classes are not known.
+        InputError: The names of the classes are not known, or the classes are counted from 1.
     """
     by_stem: defaultdict[str, list[str]] = defaultdict(list)
     for path in label_files(files):
@@ -74,6 +75,8 @@ def read_yolo(
         splits = _found_splits(labels, files, report)
     parts: dict[str, Part] = {}
     known: dict[str, ClassNames] = {}
+    # For the classes of each file of names where each number stands first.
+    used: defaultdict[tuple[str, ...], dict[int, str]] = defaultdict(dict)
     for path, split in _with_labels(splits, labels, files, report).items():
         label, own_names = labels[path], names or {}
         if label is not None and names is None:
@@ -84,12 +87,34 @@ def read_yolo(
         part = parts.setdefault(split, Part(split, [], [], {}))
         part.names.extend(name for name in own_names.values() if name not in part.names)
         try:
-            part.images.append(_read_image(path, label, own_names, files, report, has_keypoints))
+            places = used[tuple(own_names.values())] if own_names.keys() == {*range(len(own_names))} else {}
+            part.images.append(_read_image(path, label, own_names, files, report, has_keypoints, places))
         except EntryError as error:
             report.count("images")
             report.skip("images", files.relative(path), error, _classes_of(label, own_names))
+    for texts, places in used.items():
+        _check_first_class(len(texts), places, files)
     _count_labels_alone(files, names, report)
     return list(parts.values())
+
+
+def _check_first_class(count: int, places: Mapping[int, str], files: Folder) -> None:
+    """Check that classes are counted from 0: counted from 1, each box has the name of another class.
+
+    Args:
+        count: The number of names, those of the classes 0, 1 and so on.
+        places: Where the numbers of the boxes stand first.
+        files: The folder.
+
+    Raises:
+        InputError: No box has the class 0, and the largest number is the one behind the last class.
+    """
+    if places and min(places) > 0 and max(places) == count:
+        raise InputError(
+            f"{os.path.join(files.root, places[count])}: class: expected {_numbers(count - 1)} "
+            f"({counted(count, 'name')}), found {count}, and 0 in no line; if the classes are counted from 1, put one "
+            "more name before the others, for 0; if not, correct this line"
+        )
 
 
 def _count_labels_alone(files: Folder, names: ClassNames | None, report: SkipReport) -> None:
@@ -192,7 +217,13 @@ def _names_near(label: str, files: Folder) -> ClassNames:
 
 
 def _read_image(
-    image: str, label: str | None, names: ClassNames, files: Folder, report: SkipReport, has_keypoints: bool
+    image: str,
+    label: str | None,
+    names: ClassNames,
+    files: Folder,
+    report: SkipReport,
+    has_keypoints: bool,
+    places: dict[int, str],
 ) -> OwnImage:
     if label is None:
         return OwnImage(image, [])
@@ -200,18 +231,15 @@ def _read_image(
     boxes = []
     where = files.relative(label)
     for number, words in _rows_of(label):
+        place, class_id = f"{where}: line {number}", as_integer(words[0])
+        if class_id is not None and len(words) > 4:
+            places.setdefault(class_id, place)
         try:
-            place = f"{where}: line {number}"
             boxes.append(_read_line(words[:5] if has_keypoints else words, names, shape[:2], place, report))
         except EntryError as error:
             report.count("boxes")
-            class_id = as_integer(words[0])
-            report.skip(
-                "boxes",
-                f"{where}: line {number}",
-                error,
-                [] if class_id is None else filter(None, [names.get(class_id)]),
-            )
+            classes = [] if class_id is None else filter(None, [names.get(class_id)])
+            report.skip("boxes", place, error, classes)
     return OwnImage(image, boxes)
 
 
@@ -233,8 +261,7 @@ def _classes_of(label: str | None, names: ClassNames) -> set[str]:
 def _read_line(words: Sequence[str], names: ClassNames, size: Sequence[int], where: str, report: SkipReport) -> OwnBox:
     class_id = as_integer(words[0])
     if class_id is None or class_id not in names:
-        last = max(names, default=-1)
-        found = f"class: expected {f'one of 0 to {last}' if last > 0 else '0'}, found {show(words[0])}"
+        found = f"class: expected {_numbers(max(names, default=0))}, found {show(words[0])}"
         raise EntryError(found, "unknown classes")
     shares = [as_number(word) for word in words[1:]]
     values = [value for value in shares if value is not None]
@@ -258,6 +285,11 @@ def _read_line(words: Sequence[str], names: ClassNames, size: Sequence[int], whe
         *(_pixels(x + w / 2, width, digits), _pixels(y + h / 2, height, digits)),
     ]
     return OwnBox(names[class_id], read_corners(corners), where=where)
+
+
+def _numbers(last: int) -> str:
+    """Say which numbers classes may have."""
+    return f"one of 0 to {last}" if last else "0"
 
 
 def _digits(word: str) -> int:

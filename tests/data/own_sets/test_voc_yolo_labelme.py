@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from conftest import assert_one_line
 from own_set_writers import Photo, save_image, write_coco, write_labelme, write_voc, write_yolo
 
 from glipv2_d2.data.datasets.skip_report import DataReport
@@ -174,6 +175,38 @@ def test_a_faulty_line_is_left_out(tmp_path, find, line, kind):
     found = find(tmp_path)
     assert ("cat", 40, 20, 20, 40) in found.boxes()["a.jpg"]
     assert found.left_out == ({} if kind is None else {kind: 1}) and len(found.boxes()["a.jpg"]) == 1 + (kind is None)
+
+
+@pytest.mark.parametrize(
+    ("names", "train", "val", "place"),
+    [
+        (
+            "dog\ncat\n",
+            "1 2",
+            "1",
+            "train/a.txt: line 2: class: expected one of 0 to 1 (2 names), found 2",
+        ),
+        ("dog\ncat\n", "1", "2", "val/a.txt: line 1: class: expected one of 0 to 1 (2 names), found 2"),
+        ("cat\n", "1 1", "1", "train/a.txt: line 1: class: expected 0 (1 name), found 1"),
+        # The class 0 is there, the last number is no box, another number is wrong too, or 0 has a name of its own.
+        ("dog\ncat\n", "1 " * 30 + "2", "0", None),
+        ("dog\ncat\n", "1 " * 60 + "2 3", "1", None),
+        ("none\ndog\ncat\n", "1 2", "2", None),
+        ("{1: dog, 2: cat}", "1 2", "2", None),
+    ],
+)
+def test_classes_that_are_counted_from_1_are_refused(tmp_path, find, names, train, val, place):
+    for split, classes in (("train", train), ("val", val)):
+        save_image(tmp_path / split / "a.jpg", 100, 80)
+        (tmp_path / split / "a.txt").write_text("".join(f"{one} 0.5 0.5 0.2 0.5\n" for one in classes.split()))
+    file = "data.yaml" if "{" in names else "classes.txt"
+    (tmp_path / file).write_text(f"train: train\nval: val\nnames: {names}\n" if "{" in names else names)
+    if place is None:
+        assert {box[0] for box in find(tmp_path).boxes()["a.jpg"]} <= {"dog", "cat"}
+    else:
+        with pytest.raises(InputError) as caught:
+            find(tmp_path)
+        assert_one_line(caught, f"{tmp_path}/{place}, and 0 in no line; ", "put one more name before the others")
 
 
 def test_polygons_of_yolo_are_masks(tmp_path, find):
