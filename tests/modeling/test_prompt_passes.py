@@ -64,3 +64,11 @@ def test_images_of_one_padded_size_and_task_run_together():
     assert rows_by_padded_size(inputs, 32) == [[0, 1, 3], [2], [4]]
     # Nothing is padded: 60 x 90, 64 x 96, 65 x 96, 33 x 70.
     assert rows_by_padded_size(inputs[:4] + inputs[1:2], 0) == [[0], [1, 4], [2], [3]]
+
+
+def test_images_run_together_whose_finer_versions_have_one_padded_size():
+    inputs = [{"image": torch.zeros(3, *size)} for size in ((60, 90), (64, 96), (60, 89), (60, 90))]
+    for one, size in zip(inputs, ((150, 225), (160, 240), (150, 223)), strict=False):
+        one["fine_image"] = torch.zeros(3, *size)
+    # All images are padded to 64 x 96, the finer ones to 160 x 256, 160 x 256 and 160 x 224.
+    assert rows_by_padded_size(inputs, 32) == [[0, 1], [2], [3]]

@@ -37,6 +37,8 @@ def plan_passes(prompts: Sequence[Sequence[TokenizedPrompt]], max_pairs: int) ->
 def rows_by_padded_size(batched_inputs: Sequence[dict[str, Any]], divisor: int) -> list[list[int]]:
     """Group model inputs that may run together: of one task, one size after padding, and one limit of detections.
 
+    Finer versions of images have one size after padding, too: a classifier sees what an image is padded with.
+
     Args:
         batched_inputs: The model inputs.
         divisor: Sizes are padded to a multiple of it.
@@ -47,9 +49,9 @@ def rows_by_padded_size(batched_inputs: Sequence[dict[str, Any]], divisor: int) 
     divisor = max(divisor, 1)
     groups: dict[tuple, list[int]] = defaultdict(list)
     for row, inputs in enumerate(batched_inputs):
-        height, width = inputs["image"].shape[-2:]
-        size = -(-height // divisor), -(-width // divisor)
-        groups[inputs.get("task", "detection"), inputs.get("detection_limits"), size].append(row)
+        images = [inputs[key] for key in ("image", "fine_image") if key in inputs]
+        sizes = tuple(-(-side // divisor) for image in images for side in image.shape[-2:])
+        groups[inputs.get("task", "detection"), inputs.get("detection_limits"), sizes].append(row)
     return list(groups.values())
 
 
