@@ -106,8 +106,6 @@ class PromptTokenizer:
         # pool that a fork would break.
         self._encoder, self._mask_token = _load_fast_tokenizer(path, allow_download) if path else _packaged_tokenizer()
         self._path = path
-        self._encoder.no_padding()
-        self._encoder.no_truncation()
         self._token_counts: dict[str, int] = {}
         self.max_tokens = max_tokens
         # Number of tokens in a prompt that are not special.
@@ -322,8 +320,7 @@ def _count_ids(encoder: Tokenizer) -> int:
 def _packaged_tokenizer() -> tuple[Tokenizer, str]:
     """Build BERT's uncased tokenizer part by part, which needs no model files and works with any transformers version.
 
-    Once in a process: it takes as long as all of a small model, and nothing changes it after ``PromptTokenizer`` has
-    set it up.
+    Once in a process: it takes as long as all of a small model, and nobody changes it.
 
     Returns:
         The tokenizer and its mask token.
@@ -353,4 +350,7 @@ def _load_fast_tokenizer(path: str, allow_download: bool) -> tuple[Tokenizer, st
         raise InputError(f"{key}: no tokenizer could be read from {path!r} ({reason})") from error
     if not tokenizer.is_fast:
         raise InputError(f"{key}: {path!r} holds a {type(tokenizer).__name__}, expected a fast tokenizer")
-    return tokenizer.backend_tokenizer, tokenizer.mask_token
+    encoder = tokenizer.backend_tokenizer
+    encoder.no_padding()
+    encoder.no_truncation()
+    return encoder, tokenizer.mask_token
