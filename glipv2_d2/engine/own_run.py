@@ -156,10 +156,10 @@ def plan_run(
     """
     data = os.path.abspath(data)
     fixed: list[Any] = ["DATASETS.REGISTER", (data,), "OUTPUT_DIR", str(output), "MODEL.WEIGHTS", start.weights]
-    # The config beside the weights may be that of several datasets, or of a tuning that forgot nothing.
+    # The config beside the weights may be that of several datasets, of a tuning that forgot nothing, or of a training
+    # without weights, whose names the weights know beside those of this one.
     fixed += ["DATASETS.TRAIN_RATIOS", (), "DATASETS.TRAIN_COPIES", (), "TEST.BEST_METRICS", (), KEEP, False]
-    if not start.weights:
-        fixed += ["MODEL.GLIPV2.TEST.ONLY_OWN_NAMES", True]
+    fixed += ["MODEL.GLIPV2.TEST.ONLY_OWN_NAMES", not start.weights]
     with report_of_readers():
         cfg = build_config(start.config_file, _words(fixed))
     train, val = own_datasets(cfg)

@@ -180,9 +180,18 @@ def test_keys_of_the_person_go_before_choices(words, tmp_path):
 def test_the_period_that_is_said_is_that_of_the_person(words, tmp_path):
     start, keys = find_start("", words[-1], tmp_path), ["SOLVER.MAX_ITER", "50", "TEST.EVAL_PERIOD", "25"]
     plan = plan_run("photos", tmp_path / "run", start, options=keys)
-    # It starts from the encoders, which know no names.
-    assert as_dict(plan.options)["MODEL.GLIPV2.TEST.ONLY_OWN_NAMES"] == "True"
     assert "length: 50 updates of 4 images (SOLVER.MAX_ITER), an evaluation every 25" in plan.reasons
+
+
+def test_a_model_knows_no_names_but_its_own_where_it_started_without_weights(words, tiny_cfg, tmp_path):
+    """The weights of such a model, whose config stands beside them, know its names: a second tuning adds to them."""
+    tiny_cfg.MODEL.GLIPV2.TEST.ONLY_OWN_NAMES = True
+    (tmp_path / "config.yaml").write_text(tiny_cfg.dump())
+    (tmp_path / "model_best.pth").write_bytes(b"")
+    for weights, expected in (("", "True"), ("model_best.pth", "False")):
+        start = find_start(weights, "" if weights else words[-1], tmp_path)
+        plan = plan_run("photos", tmp_path / f"run{weights}", start, options=["SOLVER.MAX_ITER", "10"])
+        assert as_dict(plan.options)["MODEL.GLIPV2.TEST.ONLY_OWN_NAMES"] == expected
 
 
 @pytest.mark.parametrize(
