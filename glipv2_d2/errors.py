@@ -73,7 +73,9 @@ def full_disk_message(path: str | os.PathLike[str] | None = None) -> str:
     """Say in one line that there is no space for a file, or for one without a name, and what to do."""
     free = ""
     if path is not None:
-        folder = next(one for one in Path(path).absolute().parents if one.is_dir())
+        # A folder may be the root of its own disk.
+        whole = Path(path).absolute()
+        folder = next(one for one in (whole, *whole.parents) if one.is_dir())
         free = f" ({shutil.disk_usage(folder).free // 2**20} MiB free)"
     found = f"found the disk or the quota at its limit{free}"
     where = "disk" if path is None else os.fspath(path)

@@ -1,6 +1,7 @@
 """A full disk ends each kind of result in one line that names the file; /dev/full is a file on one."""
 
 import errno
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,7 +15,7 @@ from glipv2_d2.data.own_sets import CocoSet, writing
 from glipv2_d2.data_check.report import DataFindings
 from glipv2_d2.engine.command_line import describe, one_line_errors
 from glipv2_d2.engine.run_report import plot_precision_recall
-from glipv2_d2.errors import DiskFullError, InputError, space_errors
+from glipv2_d2.errors import DiskFullError, InputError, full_disk_message, space_errors
 from glipv2_d2.evaluation.ap_inputs import DetectionRows
 from glipv2_d2.program.predict_files import ArrayFile, VideoSink, save_image
 from glipv2_d2.tensor_files import write_checkpoint
@@ -123,6 +124,14 @@ def test_a_program_says_what_to_do_where_nobody_named_the_file(error, where):
     line = str(ended.value.code)
     assert line.startswith(f"error: {where}: expected space for the file, found the disk or the quota at its limit")
     assert line.endswith("; free some, or name a folder on another disk") and "Errno" not in line
+
+
+def test_the_free_space_is_that_of_the_folder_itself(tmp_path, monkeypatch):
+    free = {str(tmp_path): 7 * 2**20, str(tmp_path / "disk"): 0}
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=free[str(path)]))
+    for path, expected in (("disk", "(0 MiB free)"), ("disk/new/a.pth", "(0 MiB free)"), ("new", "(7 MiB free)")):
+        assert expected in full_disk_message(tmp_path / path)
 
 
 def test_the_line_of_a_full_disk_is_said_as_it_is():
