@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from batch_samples import contrast_case
 from conftest import assert_one_line
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
+from pretended_device import pretended_device
 from prompt_samples import make_prompt
 from torch import nn
 from torch.testing import assert_close
@@ -230,3 +231,35 @@ def test_finer_images_are_normalized_and_classified_where_all_inputs_have_one(mo
     assert_close(together[1, : len(alone[1])], alone[1])
     del inputs[1]["fine_image"]
     assert model.preprocess_image(inputs).fine is None
+
+
+def test_what_is_remembered_of_a_prompt_is_not_taken_for_one_with_other_marked_tokens(model):
+    evidence = WordEvidence(model, model.preprocess_image([{"image": make_image()}]))
+    prompt = make_prompt([4], [8, 9])
+    ids = prompt.input_ids.clone()
+    ids[8] = ids[4]
+    for token in (4, 8):
+        token_map = torch.zeros(1, len(ids), dtype=torch.bool)
+        token_map[0, token] = True
+        _, weights, spelled = evidence._of_prompt(type(prompt)(ids, token_map, torch.zeros(1).long(), ("dog",)))
+        assert weights.nonzero().tolist() == [[0, token]] and spelled.nonzero().tolist() == [[token]]
+
+
+@torch.no_grad()
+def test_on_a_device_the_cpu_waits_for_the_boxes_of_each_image_and_prompt(model):
+    model.class_words_head.image_scale = 2.0
+    image = make_image()
+    fine = image.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    one = {"image": image, "fine_image": fine, "height": 64, "width": 96}
+    inputs = [one | {"prompts": [prompt]} for prompt in (make_prompt([4], [8, 9]), make_prompt([3]))]
+    expected = model(inputs)
+    with pretended_device() as traffic:
+        model.to("cuda")
+        model(inputs)
+        traffic.clear()
+        found = model(inputs)
+    assert not traffic.mixed and not traffic.unpinned, traffic
+    # Twice for the boxes that evidence is given, and once for the candidates of all.
+    assert traffic.waits.total() <= 3, traffic
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one["instances"].scores.numbers, other["instances"].scores, rtol=1e-5, atol=1e-5)
