@@ -44,8 +44,8 @@ class WordEvidence:
         head, token_logits = self._model.class_words_head, torch.cat(predictions.token_logits, dim=1).float()
         for number, (row, prompt) in enumerate(zip(pairs.rows, pairs.prompts, strict=True)):
             ratios, weights, spelled = self._of_prompt(prompt)
-            spelled = spelled if prompt.phrase_token_map.any() else None
-            boxes, places = self._choose_boxes(predictions.of_image(number), anchors, row, spelled)
+            marked = spelled if prompt.phrase_token_map.any() else None
+            boxes, places = self._choose_boxes(predictions.of_image(number), anchors, row, marked)
             evidence = name_evidence(head.probabilities(self._cells, row, boxes), ratios)
             token_logits[number, :, : len(prompt)] += (evidence @ weights)[places]
         sizes = [level.shape[1] for level in predictions.token_logits]
