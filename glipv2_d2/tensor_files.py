@@ -193,8 +193,9 @@ def write_checkpoint(path: str | os.PathLike, content: Mapping[str, Any]) -> Non
         CheckpointError: A value is of a type that could not be read back without running code.
     """
     content = plain_content(path, content)
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+    # Given a path, torch would write its name into the file, whose bytes are to be those of its content alone.
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        torch.save(content, stream)
 
 
 def plain_content(path: str | os.PathLike, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -370,7 +370,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
     write_checkpoint(path, {"model": TENSORS})
 
     def disk_is_full(content, target):
-        target.write_bytes(b"half")
+        target.write(b"half")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", disk_is_full)
@@ -409,3 +409,10 @@ def test_an_address_that_cannot_be_fetched_is_named(address):
     with pytest.raises(CheckpointError) as caught:
         read_tensors(address)
     assert_one_line(caught, address, "expected a checkpoint at this address", "without network")
+
+
+def test_bytes_of_a_checkpoint_are_those_of_its_content(tmp_path):
+    content = {"model": {"weight": torch.arange(6.0)}, "iteration": 3}
+    for name in ("a.pth", "another.pth"):
+        write_checkpoint(tmp_path / name, content)
+    assert (tmp_path / "a.pth").read_bytes() == (tmp_path / "another.pth").read_bytes()
