@@ -7,6 +7,7 @@ import pickle
 import stat
 import zipfile
 
+import detectron2.checkpoint  # noqa: F401  It knows addresses of catalog://.
 import numpy as np
 import pytest
 import torch

@@ -98,7 +98,7 @@ def read_image(
         pixels, missing = _decode(content, image_format, *size, least_side)
     except _DECODING_ERRORS as error:
         what = "a readable image of the size in its annotation" if "height" in dataset_dict else "a readable image"
-        raise UnreadableImageError(f"{name}: {_reason(error)}; expected {what}") from error
+        raise UnreadableImageError(f"{name}: {image_fault(error)}; expected {what}") from error
     if missing is not None:
         line = f"{name}: {missing}"
         if truncated is not None:
@@ -127,7 +127,7 @@ def read_pil_image(image: Image.Image, image_format: str) -> np.ndarray:
     try:
         return _as_array(ImageOps.exif_transpose(image), image.format, image_format)
     except _DECODING_ERRORS as error:
-        raise UnreadableImageError(f"image: {_reason(error)}; expected a readable image") from error
+        raise UnreadableImageError(f"image: {image_fault(error)}; expected a readable image") from error
 
 
 def decode_image(content: bytes, image_format: str, height: int | None = None, width: int | None = None) -> np.ndarray:
@@ -218,7 +218,7 @@ def read_image_shape(path: str | os.PathLike[str]) -> ImageShape:
             orientation = image.getexif().get(0x0112, 1)
             return ImageShape(height, width, orientation if orientation in range(1, 9) else 1)
     except _DECODING_ERRORS as error:
-        raise UnreadableImageError(f"{os.fspath(path)}: {_reason(error)}; expected an image") from error
+        raise UnreadableImageError(f"{os.fspath(path)}: {image_fault(error)}; expected an image") from error
 
 
 class ImageKind(NamedTuple):
@@ -270,7 +270,7 @@ def image_kind(content: bytes) -> ImageKind:
                 image.format != "MPO" and getattr(image, "is_animated", False),
             )
     except _DECODING_ERRORS as error:
-        raise ValueError(_reason(error)) from error
+        raise ValueError(image_fault(error)) from error
 
 
 def _open_cut(content: bytes) -> Image.Image:
@@ -299,10 +299,10 @@ def image_size(content: bytes) -> tuple[int, int]:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             return _upright_size(image, _MAX_PIXELS)
     except _DECODING_ERRORS as error:
-        raise ValueError(_reason(error)) from error
+        raise ValueError(image_fault(error)) from error
 
 
-def _reason(error: Exception) -> str:
+def image_fault(error: Exception) -> str:
     """Return what is wrong with an image in one line, the same at each reading."""
     if isinstance(error, UnidentifiedImageError):
         return "cannot identify a format of images"  # PIL's own text has the address of an object.

@@ -17,7 +17,7 @@ from detectron2.structures import Instances
 from gradio.data_classes import FileData
 
 from ..colored_text import phrase_color, split_words
-from ..data.image_reading import decode_image
+from ..data.image_reading import decode_image, image_fault
 from ..engine.predictor import GLIPv2Predictor
 from ..errors import InputError
 from ..prompts.user_prompts import names_in
@@ -236,7 +236,8 @@ def _read(file: str | None) -> np.ndarray:
     try:
         return decode_image(Path(file).read_bytes(), "RGB")
     except _IMAGE_ERRORS as error:
-        raise InputError(f"{Path(file).name}: expected a photograph (JPEG, PNG, WebP, ...), found {error}") from error
+        fault = image_fault(error)
+        raise InputError(f"{Path(file).name}: expected a photograph (JPEG, PNG, WebP, ...), found {fault}") from error
 
 
 def _to_bgr(image: np.ndarray) -> np.ndarray:

@@ -99,7 +99,7 @@ def test_a_description_gives_its_words_to_choose_from(predictor, photograph):
     ("content", "text", "message"),
     [
         (None, "dog", "Choose a photograph first."),
-        (b"not an image", "dog", "expected a photograph"),
+        (b"not an image", "dog", "wrong.jpg: expected a photograph .*, found cannot identify a format of images$"),
         (b"", "dog", "expected a photograph"),
         (b"\x89PNG\r\n\x1a\n", "dog", "expected a photograph"),
         ("image", " ", "Write names, such as"),
