@@ -6,6 +6,7 @@ from pathlib import Path
 
 import compare_own_sets
 import pytest
+import run_ablation
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURES = json.loads((ROOT / "docs" / "experiments" / "figures.json").read_text(encoding="utf-8"))
@@ -56,7 +57,14 @@ def test_every_experiment_has_its_command_and_date(page):
     assert re.search(r"\b(?:python|glipv2|make|pytest) \S", text) and re.search(r"\b2026-\d\d-\d\d\b", text)
 
 
-def test_table_of_own_photographs_is_made_from_its_records():
+@pytest.mark.parametrize(
+    ("page", "records", "table_of"),
+    [
+        ("own_photographs.md", "own_photographs.json", compare_own_sets.table_of),
+        ("pretraining.md", "ablation.json", run_ablation.tables_of),
+    ],
+)
+def test_table_of_a_page_is_made_from_its_records(page, records, table_of):
     folder = ROOT / "docs" / "experiments"
-    records = json.loads((folder / "own_photographs.json").read_text(encoding="utf-8"))
-    assert compare_own_sets.table_of(records) in (folder / "own_photographs.md").read_text(encoding="utf-8")
+    of_runs = json.loads((folder / records).read_text(encoding="utf-8"))
+    assert table_of(of_runs) in (folder / page).read_text(encoding="utf-8")
