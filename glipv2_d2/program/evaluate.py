@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", metavar="PATH", help="measure on these images and boxes: their val and test, or all without splits"
     )
     parser.add_argument(
-        "--output", metavar="DIR", help="folder of the results (default: OUTPUT_DIR; with --data the folder eval in it)"
+        "--output", metavar="DIR", help="folder of the results (default: OUTPUT_DIR; with --data: eval beside config)"
     )
     parser.add_argument("--resume", action="store_true", help="take the last checkpoint of OUTPUT_DIR")
     parser.add_argument(
