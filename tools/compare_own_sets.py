@@ -2,8 +2,9 @@
 """Compare ways to train on sets of one's own images and boxes: a table of sets, numbers of shots and methods.
 
     python tools/compare_own_sets.py --data real/raccoon real/bccd real/face_mask
-    python tools/compare_own_sets.py --data real/* --weights output/demo/run/model_final.pth \\
-        --methods zero_shot prompt linear_probe lora full retinanet fcos --shots 1 3 5 10 all
+    python tools/compare_own_sets.py --data real/* --weights output/demo/run/model_final.pth --jobs 2 \\
+        --methods zero_shot prompt linear_probe lora full retinanet fcos --updates 300 \\
+        --shots all 1 3 5 10 --few-shot-methods prompt linear_probe lora full --few-shot-updates 75
 
 Each cell is a run of `glipv2 train` with the settings that it chooses, "full", or with a smaller part of the model
 trained; "retinanet" and "fcos" train the detectors of detectron2 on the same backbone, with the updates and image sizes
@@ -21,8 +22,11 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,14 +66,22 @@ class Cell(NamedTuple):
 
 def cells_of(arguments: argparse.Namespace) -> list[Cell]:
     """Return the cells in the order in which they run: a baseline after the run that it is like."""
-    methods = [method for method in METHODS if method in arguments.methods]
+    few = arguments.few_shot_methods or arguments.methods
     return [
         Cell(Path(os.path.abspath(data)), method, shots)
         for data in arguments.data
         for shots in arguments.shots
-        for method in methods
-        if method != ZERO_SHOT or shots == arguments.shots[0]
+        for method in METHODS
+        if method in (arguments.methods if shots == ALL_DATA else few)
+        and (method != ZERO_SHOT or shots == arguments.shots[0])
     ]
+
+
+def keys_of(cell: Cell, arguments: argparse.Namespace) -> list[str]:
+    """Return the config keys that the command line changes for a cell: updates, one evaluation at their end, --opts."""
+    updates = arguments.updates if cell.shots == ALL_DATA else arguments.few_shot_updates
+    periods = ("SOLVER.MAX_ITER", "TEST.EVAL_PERIOD", "SOLVER.CHECKPOINT_PERIOD") if updates else ()
+    return [*(word for key in periods for word in (key, str(updates))), *arguments.opts]
 
 
 def command_of(cell: Cell, output: Path, weights: str, keys: Sequence[str] = ()) -> list[str]:
@@ -96,8 +108,10 @@ def command_of(cell: Cell, output: Path, weights: str, keys: Sequence[str] = ())
     return [*program, *words, *keys]
 
 
-def run_cell(cell: Cell, output: Path, weights: str, keys: Sequence[str] = ()) -> str:
-    """Run a cell unless it is done; return "" or why it failed."""
+def run_cell(
+    cell: Cell, output: Path, weights: str, keys: Sequence[str] = (), variables: Mapping[str, str] | None = None
+) -> str:
+    """Run a cell unless it is done, with changed config keys and variables; return "" or why it failed."""
     folder = cell.folder(output)
     if (folder / RESULTS).is_file():
         return ""
@@ -105,7 +119,8 @@ def run_cell(cell: Cell, output: Path, weights: str, keys: Sequence[str] = ()) -
     folder.mkdir(parents=True, exist_ok=True)
     sys.stdout.write(f"$ {shlex.join(command)}\n")
     sys.stdout.flush()
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, **(variables or {})}
     with (folder / LOG).open("a") as log:
         done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
     if done.returncode:
@@ -173,19 +188,27 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", nargs="+", required=True, help="folders or files, one for each set")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=["full", *BASELINES])
     parser.add_argument("--shots", nargs="+", default=[ALL_DATA], help="images of each class, or all; default: all")
+    parser.add_argument("--few-shot-methods", nargs="+", choices=METHODS, help="of few shots; default: --methods")
+    for option, cells in (("--updates", "cells with all images"), ("--few-shot-updates", "the others")):
+        text = f"of {cells}, evaluated once, at the end; default: those of glipv2 train"
+        parser.add_argument(option, type=int, default=0, metavar="N", help=text)
     parser.add_argument("--weights", default="", help="start from these; default: from the pretrained encoders")
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "own_sets", help="default: output/own_sets")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the CPU cores; default: 1")
     parser.add_argument("--remove-weights", action="store_true", help="keep of a cell that is done its results alone")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for every cell; last")
     arguments = parser.parse_args(argv)
-    needing = [method for method in arguments.methods if method in (ZERO_SHOT, *TUNED)]
-    if needing and not arguments.weights:
-        parser.error(f"--methods: expected --weights for {', '.join(needing)}, found none")
-    if set(arguments.methods) & set(BASELINES) and "full" not in arguments.methods:
-        parser.error("--methods: expected 'full' beside a baseline, which takes its settings, found none")
+    for methods in (arguments.methods, arguments.few_shot_methods or []):
+        needing = [method for method in methods if method in (ZERO_SHOT, *TUNED)]
+        if needing and not arguments.weights:
+            parser.error(f"--methods: expected --weights for {', '.join(needing)}, found none")
+        if set(methods) & set(BASELINES) and "full" not in methods:
+            parser.error("--methods: expected 'full' beside a baseline, which takes its settings, found none")
     for shots in arguments.shots:
         if shots != ALL_DATA and not (shots.isdigit() and int(shots) > 0):
             parser.error(f"--shots: expected numbers above 0, or {ALL_DATA}, found {shots!r}")
+    if arguments.jobs < 1:
+        parser.error(f"--jobs: expected a number above 0, found {arguments.jobs}")
     return arguments
 
 
@@ -193,18 +216,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return how many cells failed, at most 1."""
     arguments = parse_arguments(argv)
     output, weights = arguments.output.resolve(), arguments.weights and os.path.abspath(arguments.weights)
-    cells, failures = cells_of(arguments), {}
-    for cell in cells:
-        if reason := run_cell(cell, output, weights, arguments.opts):
-            failures[cell] = reason
-        elif arguments.remove_weights:
-            for path in cell.folder(output).glob("*.pth"):
-                path.unlink()
-        output.mkdir(parents=True, exist_ok=True)
-        records = [record_of(one, output, failures.get(one, "")) for one in cells]
-        write_text(str(output / "table.json"), "[\n" + ",\n".join(map(json.dumps, records)) + "\n]\n")
-        write_text(str(output / "table.md"), table_of(records))
-    sys.stdout.write(table_of(records))
+    cells, failures, lock, stopped = cells_of(arguments), {}, threading.Lock(), threading.Event()
+    output.mkdir(parents=True, exist_ok=True)
+    threads = str(max(1, (os.cpu_count() or 1) // arguments.jobs))
+    variables = {} if arguments.jobs == 1 else {"OMP_NUM_THREADS": threads}
+
+    def run(group: Iterable[Cell]) -> None:
+        for cell in group:
+            if stopped.is_set():
+                return
+            reason = run_cell(cell, output, weights, keys_of(cell, arguments), variables)
+            if not reason and arguments.remove_weights:
+                for path in cell.folder(output).glob("*.pth"):
+                    path.unlink()
+            with lock:
+                if reason:
+                    failures[cell] = reason
+                records = [record_of(one, output, failures.get(one, "")) for one in cells]
+                write_text(str(output / "table.json"), "[\n" + ",\n".join(map(json.dumps, records)) + "\n]\n")
+                write_text(str(output / "table.md"), table_of(records))
+
+    # A baseline needs the run that it is like: the cells of a set and a number of shots run one after the other.
+    groups = [list(group) for _, group in groupby(cells, lambda cell: (cell.data, cell.shots))]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        try:
+            list(pool.map(run, groups))
+        finally:
+            # After Ctrl-C nothing more is started.
+            stopped.set()
+    sys.stdout.write((output / "table.md").read_text())
     return int(bool(failures))
 
 

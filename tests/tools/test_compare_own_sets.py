@@ -46,6 +46,55 @@ def test_cells_are_sets_times_shots_times_methods_and_zero_shot_once(tool):
     assert [name for name, _, _ in cells] == ["cats"] * 5 + ["dogs"] * 5
 
 
+def test_few_shots_have_methods_and_updates_of_their_own(tool):
+    arguments = tool.parse_arguments(
+        [
+            *("--data", "/x/cats", "--shots", "all", "1", "--methods", "zero_shot", "full", "fcos"),
+            *("--few-shot-methods", "lora", "full", "--updates", "40", "--few-shot-updates", "10"),
+            *("--weights", "w.pth", "--opts", "SEED", "2"),
+        ]
+    )
+    cells = tool.cells_of(arguments)
+    assert [(cell.shots, cell.method) for cell in cells] == [
+        *(("all", method) for method in ("zero_shot", "full", "fcos")),
+        *(("1", method) for method in ("lora", "full")),
+    ]
+    assert tool.keys_of(cells[1], arguments) == (
+        "SOLVER.MAX_ITER 40 TEST.EVAL_PERIOD 40 SOLVER.CHECKPOINT_PERIOD 40 SEED 2".split()
+    )
+    assert tool.keys_of(cells[3], arguments)[:2] == ["SOLVER.MAX_ITER", "10"]
+    plain = tool.parse_arguments(["--data", "/x/cats", "--methods", "full"])
+    assert tool.keys_of(cells[1], plain) == []
+
+
+def test_jobs_share_the_cores_and_a_baseline_waits_for_its_run(tool, tmp_path, monkeypatch):
+    """Of two sets at a time, each cell writes when it began and ended, and how many threads it has."""
+    script = (
+        "import json, os, sys, time, pathlib; begin = time.time(); time.sleep(0.3)\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "box = {'AP': 1.0, 'AP50': 2.0}; times = [begin, time.time(), os.environ['OMP_NUM_THREADS']]\n"
+        "(folder / 'times.json').write_text(json.dumps(times))\n"
+        "(folder / 'results.json').write_text(json.dumps({'val': {'bbox': box}, 'minutes': 1.0}))"
+    )
+    monkeypatch.setattr(
+        tool, "command_of", lambda cell, output, *_: [sys.executable, "-c", script, str(cell.folder(output))]
+    )
+    monkeypatch.setattr(tool.os, "cpu_count", lambda: 4)
+    data = [str(tmp_path / name) for name in ("cats", "dogs")]
+    words = ["--data", *data, "--methods", "full", "fcos", "--jobs", "2", "--output", str(tmp_path / "out")]
+    assert tool.main(words) == 0
+    times = {
+        (name, method): json.loads((tmp_path / "out" / name / "all" / method / "times.json").read_text())
+        for name in ("cats", "dogs")
+        for method in ("full", "fcos")
+    }
+    assert {one[2] for one in times.values()} == {"2"}
+    for name in ("cats", "dogs"):
+        assert times[name, "full"][1] <= times[name, "fcos"][0]
+    assert times["dogs", "full"][0] < times["cats", "full"][1]
+    assert (tmp_path / "out" / "table.md").read_text().count("1.0 / 2.0 (1.0 min)") == 4
+
+
 def test_commands_are_those_of_the_program(tool, tmp_path):
     cell = tool.Cell(tmp_path / "cats", "full", "all")
     folder = tmp_path / "out" / "cats" / "all" / "full"
@@ -123,7 +172,9 @@ def test_the_table_of_the_experiments_is_made_from_the_measured_results(tool):
     [
         (["--methods", "lora"], "expected --weights for lora"),
         (["--methods", "fcos"], "expected 'full' beside a baseline"),
+        (["--few-shot-methods", "lora"], "expected --weights for lora"),
         (["--shots", "0"], "expected numbers above 0, or all"),
+        (["--jobs", "0"], "expected a number above 0, found 0"),
     ],
 )
 def test_arguments_that_cannot_be_run_are_named(tool, more, message, capsys):
