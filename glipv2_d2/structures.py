@@ -173,6 +173,14 @@ def _prompt_from_arrays(
     return TokenizedPrompt(input_ids, phrase_token_map, category_ids, phrases, labels, name_ranges)
 
 
+def pad_token_maps(prompts: Sequence[TokenizedPrompt], num_tokens: int) -> Tensor:
+    """Return the ``phrase_token_map`` of M >= 1 prompts, (M, P, T) bool, padded with False; P is at least 1."""
+    token_maps = torch.zeros(len(prompts), max(1, *(len(one.phrase_token_map) for one in prompts)), num_tokens).bool()
+    for padded, prompt in zip(token_maps, prompts, strict=True):
+        padded[: len(prompt.phrase_token_map), : len(prompt)] = prompt.phrase_token_map
+    return token_maps
+
+
 class TokenBatch(NamedTuple):
     """Token ids of N prompts, padded to the longest.
 

@@ -69,13 +69,18 @@ class Pairs(NamedTuple):
 
     def select(self, levels: list[Tensor]) -> list[Tensor]:
         """Select for each pair the levels of its image: L tensors (N, C, Hl, Wl) to L tensors (M, C, Hl, Wl)."""
-        num_images = len(levels[0])
-        if self.rows == list(range(num_images)):
-            return levels
-        if num_images == 1 and not torch.is_grad_enabled():
-            return [level.expand(len(self.rows), -1, -1, -1) for level in levels]
-        (rows,) = to_device([torch.tensor(self.rows)], levels[0].device)
-        return [level[rows] for level in levels]
+        return take_rows(levels, self.rows)
+
+
+def take_rows(tensors: list[Tensor], rows: list[int]) -> list[Tensor]:
+    """Take the same rows of tensors on one device, without a copy where these are all, in their order, or only one."""
+    count = len(tensors[0])
+    if rows == list(range(count)):
+        return tensors
+    if count == 1 and not torch.is_grad_enabled():
+        return [tensor.expand(len(rows), *tensor.shape[1:]) for tensor in tensors]
+    (places,) = to_device([torch.tensor(rows)], tensors[0].device)
+    return [tensor[places] for tensor in tensors]
 
 
 class InputImages(ImageList):

@@ -6,36 +6,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from batch_samples import contrast_case
+from class_words_samples import make_head, make_image, model_with_class_words
 from conftest import assert_one_line
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
-from pretended_device import pretended_device
 from prompt_samples import make_prompt
-from torch import nn
 from torch.testing import assert_close
 
 from glipv2_d2.errors import InputError
 from glipv2_d2.modeling import build_model
 from glipv2_d2.modeling.batch import AnchorTargets, Pairs
 from glipv2_d2.modeling.class_evidence import centred, kept_probabilities, name_evidence, name_ratios
-from glipv2_d2.modeling.heads.class_words_head import ClassWordsHead, build_classifier, place_of
+from glipv2_d2.modeling.heads.class_words_head import build_classifier, phrase_ids, place_of
 from glipv2_d2.modeling.tasks.word_evidence import WordEvidence
 from glipv2_d2.structures import TokenBatch
-
-
-class ColourClassifier(nn.Module):
-    """Its three classes are the colours of a cell of 32 pixels."""
-
-    def forward_features(self, images):
-        return F.avg_pool2d(images, 32)
-
-    def get_classifier(self):
-        return nn.Identity()
-
-
-def make_head(language_dim=5, **options):
-    torch.manual_seed(0)
-    texts = [make_prompt([4]), make_prompt([5, 6]), make_prompt([7])]
-    return ClassWordsHead(classifier=ColourClassifier(), texts=texts, channels=6, language_dim=language_dim, **options)
 
 
 def painted(*colours):
@@ -55,8 +38,8 @@ def test_a_larger_image_has_more_cells_over_the_same_pixels():
     image = painted([1.0, 2.0, 3.0], [4.0, 5.0, 9.0])
     cells = head.classify(image[None])
     assert (cells.height, cells.width, cells.stride) == (2, 4, 16)
-    found = head.probabilities(cells, 0, torch.tensor([[0.0, 0.0, 16.0, 32.0], [48.0, 4.0, 60.0, 20.0]]))
-    assert_close(found, torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 9.0]]).softmax(dim=1), atol=1e-2, rtol=0.0)
+    found = head.probabilities(cells, [0], torch.tensor([[[0.0, 0.0, 16.0, 32.0], [48.0, 4.0, 60.0, 20.0]]]))
+    assert_close(found[0], torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 9.0]]).softmax(dim=1), atol=1e-2, rtol=0.0)
 
 
 def loss_case(matched):
@@ -103,33 +86,22 @@ def test_names_with_a_box_count_as_seen():
     head.losses(*loss_case([[-1] * 4] * 2)[1:])
     assert head.taught.nonzero().flatten().tolist() == sorted([place_of((1008, 1009)), place_of((1003,))])
     prompt = make_prompt([4], [8, 9])
-    weights = head.token_weights(prompt)
-    assert_close(weights, prompt.phrase_token_map * torch.tensor([[0.5], [0.25]]))
+    weights = head.token_weights(phrase_ids(prompt), prompt.phrase_token_map[None])
+    assert_close(weights[0], prompt.phrase_token_map * torch.tensor([[0.5], [0.25]]))
 
 
 def test_a_token_of_two_phrases_takes_the_mean_of_their_evidence():
     prompt = make_prompt([4], [8, 9])
     token_map = prompt.phrase_token_map.clone()
     token_map[0] |= token_map[1]
-    shared = type(prompt)(prompt.input_ids, token_map, prompt.category_ids, prompt.phrases)
-    weights = make_head(weight=1.0).token_weights(shared)
+    (weights,) = make_head(weight=1.0).token_weights([(1004,), (1008, 1009)], token_map[None])
     assert weights.sum(dim=0).unique().tolist() == [0.0, 1.0]
     assert weights[1].max() == 0.5
 
 
 @pytest.fixture
 def model(tiny_cfg):
-    tiny_cfg.merge_from_list(["MODEL.GLIPV2.TEST.SCORE_THRESH", 0.0, "MODEL.GLIPV2.GROUNDING.PRIOR_PROB", 0.3])
-    torch.manual_seed(0)
-    model = build_model(tiny_cfg).eval()
-    head = make_head(language_dim=48, weight=0.7, kept=2)
-    head.read_classes(model.text_encoder)
-    model.class_words_head = head.eval()
-    return model
-
-
-def make_image():
-    return torch.randint(0, 256, (3, 64, 96), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return model_with_class_words(tiny_cfg)
 
 
 def run(model, prompts):
@@ -162,7 +134,7 @@ def test_an_anchor_has_the_evidence_of_the_best_box_that_it_overlaps_most(model)
         best = scores.argmax()
         apart = pairwise_iou(Boxes(boxes), Boxes(boxes[best][None]))[:, 0] <= model.head.selector.nms_thresh
         chosen = torch.stack([best, scores.where(apart, 0.0).argmax()])
-        said, names = head.probabilities(head.classify(images.tensor), 0, boxes[chosen]), []
+        said, names = head.probabilities(head.classify(images.tensor), [0], boxes[None, chosen])[0], []
         for ids in ([1000, 1004, 1010], [1000, 1008, 1009, 1010]):
             tokens = TokenBatch(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool))
             names.append(model.text_encoder(tokens).hidden[0, 1:-1].mean(dim=0))
@@ -241,25 +213,5 @@ def test_what_is_remembered_of_a_prompt_is_not_taken_for_one_with_other_marked_t
     for token in (4, 8):
         token_map = torch.zeros(1, len(ids), dtype=torch.bool)
         token_map[0, token] = True
-        _, weights, spelled = evidence._of_prompt(type(prompt)(ids, token_map, torch.zeros(1).long(), ("dog",)))
-        assert weights.nonzero().tolist() == [[0, token]] and spelled.nonzero().tolist() == [[token]]
-
-
-@torch.no_grad()
-def test_on_a_device_the_cpu_waits_for_the_boxes_of_each_image_and_prompt(model):
-    model.class_words_head.image_scale = 2.0
-    image = make_image()
-    fine = image.repeat_interleave(2, 1).repeat_interleave(2, 2)
-    one = {"image": image, "fine_image": fine, "height": 64, "width": 96}
-    inputs = [one | {"prompts": [prompt]} for prompt in (make_prompt([4], [8, 9]), make_prompt([3]))]
-    expected = model(inputs)
-    with pretended_device() as traffic:
-        model.to("cuda")
-        model(inputs)
-        traffic.clear()
-        found = model(inputs)
-    assert not traffic.mixed and not traffic.unpinned, traffic
-    # Twice for the boxes that evidence is given, and once for the candidates of all.
-    assert traffic.waits.total() <= 3, traffic
-    for one, other in zip(found, expected, strict=True):
-        assert_close(one["instances"].scores.numbers, other["instances"].scores, rtol=1e-5, atol=1e-5)
+        _, weights, spelled = evidence._of_prompts([type(prompt)(ids, token_map, torch.zeros(1).long(), ("dog",))])
+        assert weights.nonzero().tolist() == [[0, 0, token]] and spelled.nonzero().tolist() == [[0, token]]

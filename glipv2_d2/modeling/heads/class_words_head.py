@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from ...device_copies import to_device
 from ...errors import InputError
@@ -18,7 +19,7 @@ from ...prompts.builder import prompt_from_caption
 from ...prompts.tokenizer import PromptTokenizer
 from ...structures import TokenBatch, TokenizedPrompt
 from ..backbone.timm import load_timm_weights
-from ..batch import Fused, TrainBatch, TrainingHead, TrunkShapes, boxes_on_cpu
+from ..batch import Fused, TrainBatch, TrainingHead, TrunkShapes, boxes_of, boxes_on_cpu, take_rows
 from ..class_evidence import box_cell_shares, centred, kept_probabilities, name_ratios
 from .region_word_packing import take_regions
 
@@ -173,10 +174,9 @@ class ClassWordsHead(TrainingHead):
             return
         vectors = []
         for begin in range(0, len(self.texts), _TEXTS_AT_ONCE):
-            texts = self.texts[begin : begin + _TEXTS_AT_ONCE]
-            hidden = encoder(TokenBatch.from_prompts(texts, self.class_vectors.device)).hidden
-            vectors += [mean_of_words(row[: len(text)]) for row, text in zip(hidden, texts, strict=True)]
-        units = F.normalize(torch.stack(vectors), dim=-1)
+            tokens = TokenBatch.from_prompts(self.texts[begin : begin + _TEXTS_AT_ONCE], self.class_vectors.device)
+            vectors.append(mean_of_words(encoder(tokens).hidden, tokens.mask))
+        units = F.normalize(torch.cat(vectors), dim=-1)
         self.mean_vector.copy_(units.mean(dim=0))
         self.class_vectors.copy_(centred(units, self.mean_vector))
 
@@ -200,10 +200,17 @@ class ClassWordsHead(TrainingHead):
         return ClassCells(logits.float(), height, width, 32 / self.image_scale)
 
     @torch.no_grad()
-    def probabilities(self, cells: ClassCells, row: int, boxes: Tensor) -> Tensor:
-        """Return (M, K), the class probabilities of M boxes of an image, pixels of the network's input."""
+    def probabilities(self, cells: ClassCells, rows: list[int], boxes: Tensor) -> Tensor:
+        """Return the class probabilities of boxes, (M, B, K).
+
+        Args:
+            cells: Of N images.
+            rows: For each of M sets of boxes the index of its image.
+            boxes: (M, B, 4), pixels of the network's input.
+        """
         shares = box_cell_shares(boxes.float(), cells.stride, cells.height, cells.width)
-        return kept_probabilities(shares @ cells.logits[row], self.temperature, self.kept)
+        (logits,) = take_rows([cells.logits], rows)
+        return kept_probabilities(shares @ logits, self.temperature, self.kept)
 
     @torch.no_grad()
     def ratios(self, name_vectors: Tensor) -> Tensor:
@@ -211,15 +218,18 @@ class ClassWordsHead(TrainingHead):
         names = centred(name_vectors.float(), self.mean_vector)
         return name_ratios(self.class_vectors, names, self.word_temperature)
 
-    def token_weights(self, prompt: TokenizedPrompt) -> Tensor:
-        """Return (P, T): how much the evidence for a phrase counts at each token of a prompt.
+    def token_weights(self, names: Sequence[tuple[int, ...]], token_map: Tensor) -> Tensor:
+        """Return (M, P, T): how much the evidence for a phrase counts at each token of M prompts.
 
         A token of several phrases takes the mean of what they say.
+
+        Args:
+            names: The token ids of all M * P phrases.
+            token_map: (M, P, T) bool, the tokens that spell them.
         """
-        taught = self.taught.cpu()
-        weights = [self.taught_weight if taught[place_of(name)] else self.weight for name in phrase_ids(prompt)]
-        token_map = prompt.phrase_token_map.float()
-        return token_map * torch.tensor(weights).view(-1, 1) / token_map.sum(dim=0).clamp(min=1)
+        places, token_map = to_device([torch.tensor([place_of(name) for name in names]), token_map], self.taught.device)
+        weights = torch.where(self.taught[places], self.taught_weight, self.weight).view(*token_map.shape[:2], 1)
+        return token_map * weights / token_map.sum(dim=1, keepdim=True).clamp(min=1)
 
     def losses(self, fused: Fused, batch: TrainBatch) -> dict[str, Tensor]:
         """Compute the weighted cross-entropy between what the classifier and the layer say of positive anchors.
@@ -241,15 +251,9 @@ class ClassWordsHead(TrainingHead):
         count = sum(targets.find_positives().counts)
         regions, images, boxes = take_regions(fused.features, targets.matched_idxs, chosen, count)
         cells = self.classify(batch.images.tensor)
-        instances = batch.instances or []
-        of_boxes = [
-            self.probabilities(cells, row, one.gt_boxes.tensor)
-            for row, one in zip(batch.pairs.rows, instances, strict=True)
-        ]
-        first = torch.tensor([0, *(len(one) for one in instances)]).cumsum(0)[:-1]
-        (first,) = to_device([first], regions.device)
-        taught = torch.cat(of_boxes)[first[images] + boxes]
+        own_boxes = pad_sequence([one.gt_boxes.tensor for one in boxes_of(batch)], batch_first=True)
         with torch.autocast(regions.device.type, enabled=False):
+            taught = self.probabilities(cells, batch.pairs.rows, own_boxes)[images, boxes]
             said = F.normalize(self.projection(regions.float()), dim=-1) @ self.class_vectors.T
             logs = (said / self.log_scale.exp()).log_softmax(dim=-1)
             loss = -(taught * logs).sum() / max(count, 1)
@@ -260,12 +264,20 @@ class ClassWordsHead(TrainingHead):
         for prompt, boxes in zip(batch.prompts, boxes_on_cpu(batch), strict=True):
             names = phrase_ids(prompt)
             places += [place_of(names[row]) for row in set(boxes.gt_classes.tolist())]
-        self.taught[places] = True
+        (there,) = to_device([torch.tensor(places, dtype=torch.int64)], self.taught.device)
+        self.taught.index_fill_(0, there, True)
 
 
-def mean_of_words(hidden: Tensor) -> Tensor:
-    """Return the mean (D,) of the tokens of a text, (T, D), without the special tokens at its ends."""
-    return hidden[1:-1].mean(dim=0)
+def mean_of_words(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean (N, D) of the tokens of N texts, without the special tokens at their ends; 0 without others.
+
+    Args:
+        hidden: (N, T, D).
+        mask: (N, T) bool, True at the tokens of a text.
+    """
+    # What follows a word is a token, too.
+    words = mask[:, 2:, None]
+    return hidden[:, 1:-1].where(words, 0.0).sum(dim=1) / words.sum(dim=1).clamp(min=1)
 
 
 def phrase_ids(prompt: TokenizedPrompt) -> list[tuple[int, ...]]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import torch
-from detectron2.structures import Boxes, pairwise_iou
+from detectron2.structures import Boxes
 from torch import Tensor
-from torchvision.ops import nms
 
 from ...device_copies import to_device
-from ...structures import GroundingPredictions, TokenizedPrompt
-from ..batch import InputImages, Pairs
-from ..box_regression import clip_boxes_legacy
+from ...structures import GroundingPredictions, TokenizedPrompt, pad_token_maps
+from ..batch import InputImages, Pairs, take_rows
+from ..box_regression import pixel_bounds
 from ..class_evidence import name_evidence
+from ..heads.batched_selection import best_apart
 from ..heads.class_words_head import mean_of_words, phrase_ids
 from ..trunk import Trunk
 
@@ -36,65 +36,80 @@ class WordEvidence:
     def add(self, predictions: GroundingPredictions, anchors: list[Boxes], pairs: Pairs) -> GroundingPredictions:
         """Return the predictions for M pairs of an image and a prompt with other token logits.
 
+        On a device the CPU does not wait.
+
         Args:
             predictions: For M pairs.
             anchors: L sets of anchors.
             pairs: The M pairs.
         """
-        head, token_logits = self._model.class_words_head, torch.cat(predictions.token_logits, dim=1).float()
-        for number, (row, prompt) in enumerate(zip(pairs.rows, pairs.prompts, strict=True)):
-            ratios, weights, spelled = self._of_prompt(prompt)
-            marked = spelled if prompt.phrase_token_map.any() else None
-            boxes, places = self._choose_boxes(predictions.of_image(number), anchors, row, marked)
-            evidence = name_evidence(head.probabilities(self._cells, row, boxes), ratios)
-            token_logits[number, :, : len(prompt)] += (evidence @ weights)[places]
+        token_logits = torch.cat(predictions.token_logits, dim=1).float()  # (M, R, T)
+        # Names are encoded as autocast says, and compared in single precision.
+        ratios, weights, spelled = self._of_prompts(pairs.prompts)
+        with torch.autocast(token_logits.device.type, enabled=False):
+            of_names = token_logits[..., : spelled.shape[1]]
+            # Where nothing is a name, nothing is added.
+            scores = of_names.where(spelled[:, None], -torch.inf).amax(dim=2).sigmoid()
+            boxes, nearest = self._choose_boxes(predictions, anchors, pairs.rows, scores)
+            classes = self._model.class_words_head.probabilities(self._cells, pairs.rows, boxes)
+            of_boxes = name_evidence(classes, ratios) @ weights  # (M, B, T)
+            of_names += of_boxes.gather(1, nearest[..., None].expand_as(of_names))
         sizes = [level.shape[1] for level in predictions.token_logits]
         return predictions._replace(token_logits=list(token_logits.split(sizes, dim=1)))
 
     def _choose_boxes(
-        self, predictions: GroundingPredictions, anchors: list[Boxes], row: int, spelled: Tensor | None
+        self, predictions: GroundingPredictions, anchors: list[Boxes], rows: list[int], scores: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the best boxes by any name, no two on one object, (K, 4), and for each anchor one of them, (R,).
+        """Return the best boxes by any name, no two on one object, (M, B, 4), and for each anchor one of them, (M, R).
 
         Evidence for a part of an object would speak for its name as loudly as that for the whole: each anchor has that
-        of the best box that it overlaps most. ``spelled``, (T,) bool, marks the tokens of names; None: there are none.
-        On a device the CPU waits once, for the suppression.
+        of the best box that it overlaps most. ``scores``, (M, R), are those of the best token of a name.
         """
-        head, (token_logits, box_deltas, centerness_logits) = self._model.head, predictions
-        deltas, centerness = torch.cat(box_deltas).float(), torch.cat(centerness_logits).float().sigmoid()
-        scores = centerness
-        if spelled is not None:
-            of_tokens = torch.cat([level[:, : len(spelled)] for level in token_logits]).float().sigmoid()
-            scores = of_tokens.where(spelled, 0.0).amax(dim=1) * centerness
-        usable = deltas.isfinite().all(dim=1) & ~scores.isnan()
-        deltas, scores = deltas.where(usable[:, None], 0.0), scores.where(usable, 0.0)
-        boxes = head.box2box_transform.apply_deltas(deltas, Boxes.cat(anchors).tensor)
-        boxes = clip_boxes_legacy(boxes, self._image_sizes[row])
-        best = boxes[nms(boxes, scores, head.selector.nms_thresh)[: self._model.class_words_head.max_boxes]]
-        return best, pairwise_iou(Boxes(boxes), Boxes(best)).argmax(dim=1)
+        head, places = self._model.head, Boxes.cat(anchors).tensor
+        deltas, centerness = (torch.cat(levels, dim=1).float() for levels in predictions[1:])
+        scores = scores * centerness.sigmoid()
+        usable = deltas.isfinite().all(dim=2) & ~scores.isnan()
+        deltas, scores = deltas.where(usable[..., None], 0.0), scores.where(usable, 0.0)
+        # All M boxes of an anchor are decoded together.
+        boxes = head.box2box_transform.apply_deltas(deltas.transpose(0, 1).flatten(1), places)
+        boxes = boxes.view(-1, len(rows), 4).transpose(0, 1)
+        (bounds,) = to_device([pixel_bounds([self._image_sizes[row] for row in rows])], boxes.device)
+        boxes = boxes.maximum(bounds[:, :1]).minimum(bounds[:, 1:])
+        return best_apart(boxes, scores, head.selector.nms_thresh, self._model.class_words_head.max_boxes)
 
-    def _of_prompt(self, prompt: TokenizedPrompt) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what does not depend on the image, and is remembered: ratios, weights and the tokens of names.
+    def _of_prompts(self, prompts: list[TokenizedPrompt]) -> list[Tensor]:
+        """Return what does not depend on the images, and is remembered: ratios, weights and the tokens of names.
 
-        They are (K, P), (P, T) and (T,) bool.
+        They are (M, K, P), (M, P, T) and (M, T) bool.
         """
         head = self._model.class_words_head
         state = (head.class_vectors.data_ptr(), head.class_vectors._version, head.taught._version)
-        key = ("class words", tuple(prompt.input_ids.tolist()), prompt.phrase_token_map.numpy().tobytes(), state)
-        return self._model.remember(key, lambda: self._read(prompt))
-
-    def _read(self, prompt: TokenizedPrompt) -> tuple[Tensor, Tensor, Tensor]:
-        head = self._model.class_words_head
-        vectors = [self._alone(prompt, name) for name in phrase_ids(prompt)]
-        weights, spelled = to_device(
-            [head.token_weights(prompt), prompt.phrase_token_map.any(dim=0)], self._model.device
+        keys = [(tuple(one.input_ids.tolist()), one.phrase_token_map.numpy().tobytes()) for one in prompts]
+        distinct = dict(zip(keys, prompts, strict=True))
+        known = self._model.remember(
+            ("class words", tuple(distinct), state), lambda: self._read(list(distinct.values()))
         )
-        return head.ratios(torch.stack(vectors)), weights, spelled
+        order = {key: row for row, key in enumerate(distinct)}
+        return take_rows(known, [order[key] for key in keys])
 
-    def _alone(self, prompt: TokenizedPrompt, name: tuple[int, ...]) -> Tensor:
-        """Encode a name between the special tokens of its prompt, as if nothing else had been asked for."""
-        ids = torch.tensor([int(prompt.input_ids[0]), *name, int(prompt.input_ids[-1])])
-        alone = TokenizedPrompt(ids, torch.ones(1, len(ids), dtype=torch.bool), torch.zeros(1).long(), ("",))
-        # A phrase that was cut off has no tokens, and nothing is added for it.
-        hidden = self._model.read_prompts([alone]).hidden[0]
-        return mean_of_words(hidden) if name else torch.ones_like(hidden[0])
+    def _read(self, prompts: list[TokenizedPrompt]) -> list[Tensor]:
+        head, token_map = self._model.class_words_head, pad_token_maps(prompts, max(map(len, prompts)))
+        names, texts = [], []
+        for prompt in prompts:
+            # A phrase that was cut off has no tokens, as those of the padding, and nothing is added for it.
+            own = phrase_ids(prompt)
+            own += [()] * (token_map.shape[1] - len(own))
+            names += own
+            texts += [_alone(prompt, name) for name in own]
+        language = self._model.read_prompts(texts)
+        with torch.autocast(self._model.device.type, enabled=False):
+            ratios = head.ratios(mean_of_words(language.hidden, language.mask))  # (K, M * P)
+            (spelled,) = to_device([token_map.any(dim=1)], self._model.device)
+            ratios = ratios.unflatten(1, token_map.shape[:2]).transpose(0, 1)
+            return [ratios, head.token_weights(names, token_map), spelled]
+
+
+def _alone(prompt: TokenizedPrompt, name: tuple[int, ...]) -> TokenizedPrompt:
+    """Put a name between the special tokens of its prompt, as if nothing else had been asked for."""
+    ids = torch.tensor([int(prompt.input_ids[0]), *name, int(prompt.input_ids[-1])])
+    return TokenizedPrompt(ids, torch.ones(1, len(ids), dtype=torch.bool), torch.zeros(1).long(), ("",))
