@@ -14,12 +14,13 @@ JOBS ?= 2
 export GOMP_SPINCOUNT ?= 20000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train test test-slow lint clean
+.PHONY: help setup demo train words test test-slow lint clean
 
 help:
 	@echo "make setup      make the environment in $(VENV); a second time it only checks"
 	@echo "make demo       data, training, evaluation and drawings in output/demo, at most 15 minutes on 2 cores"
 	@echo "make train      the same with the full small data set, up to 60 minutes on 2 cores"
+	@echo "make words      longer still, with a thousand names more: for names that no training has seen"
 	@echo "make test       the tests without network, GPU and released weights, a few minutes"
 	@echo "make test-slow  the long tests, full-size comparisons included"
 	@echo "make lint       how the source is written: ruff and mypy; \"ruff check --fix\" and \"ruff format\" mend most of it"
@@ -53,6 +54,9 @@ demo: setup
 
 train: setup
 	$(RUN) tools/make_demo.py --full
+
+words: setup
+	$(RUN) tools/make_demo.py --words
 
 clean:
 	rm -rf .venv output build glipv2_d2.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

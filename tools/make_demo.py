@@ -1,7 +1,8 @@
-"""Train a small detector from nothing, evaluate it, and draw what it finds: what `make demo` and `make train` run.
+"""Train a small detector from nothing, evaluate it, and draw what it finds: `make demo`, `make train`, `make words`.
 
     python tools/make_demo.py            # 24 names; 7 minutes on two cores when it was measured, set-up included
     python tools/make_demo.py --full     # all names; 57 minutes when it was measured
+    python tools/make_demo.py --words    # a thousand names more, and an image classifier's words for unseen ones
 
 Every step is a command that is printed before it runs, so that it can be repeated or changed by hand.
 """
@@ -17,10 +18,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
+import yaml
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -29,26 +31,52 @@ if TYPE_CHECKING:
     from detectron2.structures import Instances
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIG = ROOT / "configs" / "demo" / "glipv2_micro.yaml"
 CONSOLE = Console(highlight=False)
 # Lowest score of a drawn detection.
 DRAWING_SCORE = 0.35
-# Scenes, held-out scenes per split, names, updates.
-SIZES = {"demo": (2000, 100, 24, 700), "full": (8000, 150, None, 4800)}
-# A moving average over about a tenth of the run.
-EMA_DECAY = {"demo": "0.99", "full": "0.998"}
+# The held-out splits of each world that are tested, where they were made.
+SPLITS = {"stampworld": ("val", "val_24", "val_novel"), "wideworld": ("val_names", "val_looks", "val_source")}
+
+
+class Run(NamedTuple):
+    """What a target makes: a folder in output, by a config, from worlds that scripts make with options, with keys."""
+
+    folder: str
+    config: str
+    worlds: dict[str, str]
+    keys: tuple[str, ...] = ()
+
+
+RUNS = {
+    "demo": Run(
+        "demo",
+        "configs/demo/glipv2_micro.yaml",
+        {"stampworld": "--num-train 2000 --num-val 100 --num-names 24 --num-novel 8"},
+        # A moving average over about a tenth of the run.
+        ("SOLVER.MAX_ITER", "700", "SOLVER.EMA_DECAY", "0.99"),
+    ),
+    "full": Run("train", "configs/demo/glipv2_micro.yaml", {"stampworld": "--num-train 8000 --num-val 150"}),
+    "words": Run(
+        "words",
+        "configs/pretrain/glipv2_micro_words.yaml",
+        {
+            "stampworld": "--num-train 8000 --num-val 150",
+            "wideworld": "--num-train 10000 --num-val 150 --num-novel 48 --objects 2 5",
+        },
+    ),
+}
 
 
 def prepare(world: str, options: list[str], environment: dict[str, str]) -> str:
     """Make the data set; return the name of the world that was made.
 
-    Where the packages of StampWorld cannot be had, shapes are drawn instead.
+    Where the packages of StampWorld cannot be had, shapes are drawn instead; nothing takes the place of WideWorld.
     """
     command = [sys.executable, f"datasets/prepare_{world}.py", *options]
     CONSOLE.print(f"[bold]$ {shlex.join(command)}[/bold]")
     if subprocess.run(command, env=environment, cwd=ROOT).returncode == 0:
         return world
-    if world == "shapeworld":
+    if world != "stampworld":
         sys.exit(f"make demo: this step failed: {shlex.join(command)}")
     CONSOLE.print("[yellow]StampWorld could not be made: the demo goes on with ShapeWorld, drawn shapes[/yellow]")
     return prepare("shapeworld", options, environment)
@@ -96,9 +124,9 @@ def read_metrics(output: Path) -> list[dict]:
     return [record for record in records if "iteration" in record]
 
 
-def split_results(output: Path, split: str) -> dict[str, dict[str, float]]:
-    """Collect what the COCO evaluator said of a split at the end of training."""
-    prefix = f"stampworld_{split}/bbox/"
+def split_results(output: Path, dataset: str) -> dict[str, dict[str, float]]:
+    """Collect what the COCO evaluator said of a data set at the end of training."""
+    prefix = f"{dataset}/bbox/"
     last = [record for record in read_metrics(output) if any(key.startswith(prefix) for key in record)][-1]
     names = ("AP", "AP50", "AP75")
     # A model that finds nothing at all has no AP, which the evaluator writes as NaN.
@@ -150,7 +178,7 @@ def best_per_object(instances: Instances) -> Instances:
     return instances[instances.scores >= DRAWING_SCORE]
 
 
-def draw_splits(weights: Path, data: Path, output: Path, splits: list[str], per_split: int) -> list[Path]:
+def draw_splits(config: Path, weights: Path, data: dict[str, Path], output: Path, per_split: int) -> list[Path]:
     """Predict on held-out scenes and on a real photograph; save them with the boxes that are found."""
     from detectron2.config import get_cfg
 
@@ -159,7 +187,7 @@ def draw_splits(weights: Path, data: Path, output: Path, splits: list[str], per_
 
     cfg = get_cfg()
     add_glipv2_config(cfg)
-    cfg.merge_from_file(str(CONFIG))
+    cfg.merge_from_file(str(config))
     cfg.merge_from_list(["MODEL.WEIGHTS", str(weights), "MODEL.DEVICE", "cpu"])
     predictor = GLIPv2Predictor(cfg)
     output.mkdir(parents=True, exist_ok=True)
@@ -173,71 +201,88 @@ def draw_splits(weights: Path, data: Path, output: Path, splits: list[str], per_
         cv2.imwrite(str(output / f"{stem}.png"), drawn[:, :, ::-1])
         saved.append(output / f"{stem}.png")
 
-    for split in splits:
-        truth = json.loads((data / "annotations" / f"{split}.json").read_text())
+    for split, path in data.items():
+        truth = json.loads(path.read_text())
         names = [category["name"] for category in truth["categories"]]
         for image in truth["images"][:per_split]:
-            draw_image(data / split / image["file_name"], names, f"{split}_{image['id']}")
-    real = data / "annotations" / "real.json"
+            draw_image(path.parents[1] / path.stem / image["file_name"], names, f"{split}_{image['id']}")
+    annotations = next(iter(data.values())).parent
+    real = annotations / "real.json"
     if real.exists():
-        truth = json.loads((data / "annotations" / "train.json").read_text())
+        truth = json.loads((annotations / "train.json").read_text())
         seen = [category["name"] for category in truth["categories"]]
         photographs = json.loads(real.read_text())["images"]
         for image in sorted(photographs, key=lambda image: not set(image["names"]) & set(seen))[:2]:
             others = [name for name in seen if name not in image["names"]][:5]
-            draw_image(data / "real" / image["file_name"], [*image["names"], *others], f"real_{image['id']}")
+            draw_image(real.parents[1] / "real" / image["file_name"], [*image["names"], *others], f"real_{image['id']}")
     return saved
+
+
+def num_updates(run: Run) -> int:
+    """Read the updates of a run from its keys, otherwise from its config."""
+    if "SOLVER.MAX_ITER" in run.keys:
+        return int(run.keys[run.keys.index("SOLVER.MAX_ITER") + 1])
+    return int(yaml.safe_load((ROOT / run.config).read_text())["SOLVER"]["MAX_ITER"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="all names and a longer run (make train)")
-    parser.add_argument("--output", type=Path, help="default: output/demo, or output/train with --full")
+    sizes = parser.add_mutually_exclusive_group()
+    for size, what in (
+        ("full", "all names and a longer run (make train)"),
+        ("words", "WideWorld's names too, and class words (make words)"),
+    ):
+        sizes.add_argument(f"--{size}", action="store_const", const=size, dest="size", help=what)
+    parser.add_argument("--output", type=Path, help="default: output/demo, output/train or output/words")
     parser.add_argument("--world", choices=["stampworld", "shapeworld"], default="stampworld", help="data set to make")
     parser.add_argument("--max-iter", type=int, help="updates; default: the size's own")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config keys for train_net.py")
     args = parser.parse_args()
-    size = "full" if args.full else "demo"
-    num_train, num_val, num_names, max_iter = SIZES[size]
-    max_iter = args.max_iter or max_iter
-    output = (args.output or ROOT / "output" / ("train" if args.full else "demo")).resolve()
+    run = RUNS[args.size or "demo"]
+    max_iter = args.max_iter or num_updates(run)
+    output = (args.output or ROOT / "output" / run.folder).resolve()
     start, clock = time.time(), {}
 
     datasets = output / "datasets"
-    data = datasets / "stampworld"
-    options = ["--output", str(data), "--num-train", str(num_train), "--num-val", str(num_val)]
-    options += ["--num-names", str(num_names), "--num-novel", "8"] if num_names else []
     environment = {**os.environ, "DETECTRON2_DATASETS": str(datasets)}
-    world = prepare(args.world, options, environment)
+    made = []
+    for world, options in run.worlds.items():
+        wanted = args.world if world == "stampworld" else world
+        made.append(prepare(wanted, ["--output", str(datasets / world), *options.split()], environment))
     clock["data"] = time.time() - start
 
-    splits = [split for split in ("val", "val_24", "val_novel") if (data / "annotations" / f"{split}.json").exists()]
-    tests = tuple(f"stampworld_{split}" for split in splits)
+    # By name; the first world's are called by the split alone.
+    data = {
+        split if world == "stampworld" else f"{world}_{split}": datasets / world / "annotations" / f"{split}.json"
+        for world in run.worlds
+        for split in SPLITS[world]
+    }
+    data = {split: path for split, path in data.items() if path.exists()}
+    tests = {split: f"{path.parents[1].name}_{path.stem}" for split, path in data.items()}
     run_folder = output / "run"
-    command = [sys.executable, "train_net.py", "--config-file", str(CONFIG.relative_to(ROOT)), "--num-gpus", "0"]
-    command += ["OUTPUT_DIR", str(run_folder), "SOLVER.MAX_ITER", str(max_iter), "DATASETS.TEST", str(tests)]
-    command += ["SOLVER.EMA_DECAY", EMA_DECAY[size]]
+    command = [sys.executable, "train_net.py", "--config-file", run.config, "--num-gpus", "0"]
+    command += ["OUTPUT_DIR", str(run_folder), "DATASETS.TEST", str(tuple(tests.values()))]
+    command += [*run.keys, "SOLVER.MAX_ITER", str(max_iter)]
     train(command + args.opts, run_folder, environment, max_iter)
     clock["training and evaluation"] = time.time() - start - sum(clock.values())
 
     os.environ["DETECTRON2_DATASETS"] = str(datasets)
-    drawings = draw_splits(run_folder / "model_final.pth", data, output / "drawings", splits, per_split=4)
+    weights = run_folder / "model_final.pth"
+    drawings = draw_splits(ROOT / run.config, weights, data, output / "drawings", per_split=4)
     records = read_metrics(run_folder)
     plot_loss([record for record in records if "total_loss" in record], output / "loss.png")
     clock["drawings"] = time.time() - start - sum(clock.values())
 
     metrics = {}
-    for split in splits:
-        metrics[split] = split_results(run_folder, split)
-        predictions = json.loads(
-            (run_folder / "inference" / f"stampworld_{split}" / "coco_instances_results.json").read_text()
-        )
-        truth = data / "annotations" / f"{split}.json"
+    for split, truth in data.items():
+        metrics[split] = split_results(run_folder, tests[split])
+        found = run_folder / "inference" / tests[split] / "coco_instances_results.json"
+        predictions = json.loads(found.read_text())
         metrics[split] |= {"names": len(json.loads(truth.read_text())["categories"])}
         metrics[split] |= {f"recall{top}": box_recall(predictions, truth, top) for top in (10, 100)}
-    metrics |= {"world": world, "updates": max_iter, "seconds": round(time.time() - start, 1)}
+    metrics |= {"world": ", ".join(made), "updates": max_iter, "seconds": round(time.time() - start, 1)}
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    report(metrics, clock, splits, output, drawings)
+    report(metrics, clock, list(data), output, drawings)
 
 
 def report(metrics: dict, clock: dict[str, float], splits: list[str], output: Path, drawings: list[Path]) -> None:

@@ -48,9 +48,9 @@ REPORT_FOLDER = "report"
 CHECK_FOLDER = "data_check"
 # The key of --keep.
 KEEP = "MODEL.GLIPV2.TUNING.KEEP.ENABLED"
-# Where `make demo` and `make train` leave weights, in the folder that a command is called from. The second has learned
-# more names.
-HOME_WEIGHTS = ("output/train/run/model_final.pth", "output/demo/run/model_final.pth")
+# Where `make words`, `make train` and `make demo` leave weights, in the folder that a command is called from. The first
+# have learned the most names.
+HOME_WEIGHTS = tuple(f"output/{folder}/run/model_final.pth" for folder in ("words", "train", "demo"))
 SMALL_MODEL, LARGE_MODEL = "models/glipv2_micro", "finetune/custom_swin_t"
 # Pixels that are read for the check of the data, some ten seconds; of more, files all over the set.
 _MOST_PIXELS = 1e9
@@ -104,7 +104,7 @@ def clear_output(folder: Path) -> None:
 
 
 def find_start(weights: str, config_file: str, folder: Path) -> Start:
-    """Choose what a run starts from: weights that are named, else those of ``make demo``, else the encoders alone.
+    """Choose what a run starts from: weights that are named, else ``HOME_WEIGHTS``, else the encoders alone.
 
     Args:
         weights: File that was named, or "".
@@ -121,7 +121,7 @@ def find_start(weights: str, config_file: str, folder: Path) -> Start:
     if weights:
         reason = f"--weights {weights}"
     elif home is not None and not config_file:
-        weights, reason = str(home), f"{home}, which `make demo` or `make train` made"
+        weights, reason = str(home), f"{home}, which `make {home.parts[-3]}` made"
     else:
         reason = "the pretrained encoders of image and text; the detector itself starts from random weights"
     beside = os.path.join(os.path.dirname(weights), CONFIG_NAME)
@@ -165,21 +165,21 @@ def plan_run(
     train, val = own_datasets(cfg)
     facts = Facts.of(DatasetCatalog.get(train), len(MetadataCatalog.get(train).thing_classes))
     is_small = cfg.MODEL.BACKBONE.NAME == "build_timm_fpn_backbone"
+    classified_side = cfg.MODEL.GLIPV2.CLASS_WORDS.IMAGE_SCALE * cfg.INPUT.MIN_SIZE_TEST
     fixed += ["DATASETS.TRAIN", (train,), "DATASETS.TEST", (val,)]
     recipe = small_model_recipe(facts) if is_small else large_model_recipe(facts)
     if -BATCH % num_processes:
         more = ["SOLVER.IMS_PER_BATCH", BATCH + -BATCH % num_processes]
         recipe = recipe._replace(options=[*recipe.options, *more])
     cfg = build_config(start.config_file, [*_words([*fixed, *recipe.options]), *options])
+    if cfg.MODEL.GLIPV2.CLASS_WORDS.ENABLED:
+        # The image classifier reads the size that it read before, or the network's where that is larger.
+        fixed += ["MODEL.GLIPV2.CLASS_WORDS.IMAGE_SCALE", max(1.0, classified_side / cfg.INPUT.MIN_SIZE_TEST)]
+        cfg = build_config(start.config_file, [*_words([*fixed, *recipe.options]), *options])
     report = check_data(data, cfg)
     batch = cfg.SOLVER.IMS_PER_BATCH
-    updates = num_updates(facts.num_images, batch, recipe.base_updates, epochs)
-    why = "by the size of the data" if epochs is None else f"{epochs:g} epochs"
-    if minutes is not None:
-        update, image = measure_seconds(cfg, num_processes)
-        fitting = updates_within(minutes, update, image * len(DatasetCatalog.get(val)))
-        if epochs is None or fitting < updates:
-            updates, why = fitting, f"{minutes:g} minutes at {update:.2f} s each"
+    usual = num_updates(facts.num_images, batch, recipe.base_updates, epochs)
+    updates, why = _choose_length(cfg, usual, epochs, minutes, num_processes)
     if "SOLVER.MAX_ITER" in options:
         updates, why = cfg.SOLVER.MAX_ITER, "SOLVER.MAX_ITER"
     period = cfg.TEST.EVAL_PERIOD if "TEST.EVAL_PERIOD" in options else evaluation_period(updates)
@@ -197,6 +197,19 @@ def plan_run(
     if options:
         reasons.append(f"changed by you: {' '.join(options)}")
     return OwnRun(start.config_file, [*_words(chosen), *options], reasons)
+
+
+def _choose_length(
+    cfg: CfgNode, usual: int, epochs: float | None, minutes: float | None, num_processes: int
+) -> tuple[int, str]:
+    """Return the updates of a run, and why: the usual number, or those of a time, or of epochs the fewer of both."""
+    if minutes is not None:
+        (val,) = cfg.DATASETS.TEST
+        update, image = measure_seconds(cfg, num_processes)
+        fitting = updates_within(minutes, update, image * len(DatasetCatalog.get(val)))
+        if epochs is None or fitting < usual:
+            return fitting, f"{minutes:g} minutes at {update:.2f} s each"
+    return usual, "by the size of the data" if epochs is None else f"{epochs:g} epochs"
 
 
 def check_data(data: str, cfg: CfgNode) -> list[str]:

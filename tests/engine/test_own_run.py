@@ -52,6 +52,8 @@ def test_start_is_what_is_named_then_what_lies_at_home_then_the_encoders(tmp_pat
     home = touch(tmp_path / "output" / "demo" / "run" / "model_final.pth")
     config = touch(home.parent / "config.yaml")
     assert find_start("", "", tmp_path)[:2] == (str(home), str(config))
+    words = touch(tmp_path / "output" / "words" / "run" / "model_final.pth")
+    assert find_start("", "", tmp_path).reason == f"{words}, which `make words` made"
     # Weights without a config beside them are those of a GLIP-T.
     start = find_start(named, "", tmp_path)
     assert (start.weights, Path(start.config_file).name) == (named, "custom_swin_t.yaml")

@@ -194,6 +194,17 @@ def test_a_model_knows_no_names_but_its_own_where_it_started_without_weights(wor
         assert as_dict(plan.options)["MODEL.GLIPV2.TEST.ONLY_OWN_NAMES"] == expected
 
 
+@pytest.mark.parametrize(("side", "scale"), [(128, 1.5), (384, 1.0)])
+def test_the_image_that_the_classifier_reads_keeps_its_size(words, tiny_cfg, tmp_path, side, scale):
+    """It had 192 pixels, twice the network's 96; it never gets less than the network."""
+    tiny_cfg.merge_from_list(["MODEL.GLIPV2.CLASS_WORDS.ENABLED", True, "MODEL.GLIPV2.CLASS_WORDS.IMAGE_SCALE", 2.0])
+    tiny_cfg.INPUT.MIN_SIZE_TEST = 96
+    (tmp_path / "words.yaml").write_text(tiny_cfg.dump())
+    start = find_start("", "words.yaml", tmp_path)
+    plan = plan_run("photos", tmp_path / "run", start, options=["INPUT.MIN_SIZE_TEST", str(side)])
+    assert as_dict(plan.options)["MODEL.GLIPV2.CLASS_WORDS.IMAGE_SCALE"] == str(scale)
+
+
 @pytest.mark.parametrize(
     ("folders", "expected"),
     [
