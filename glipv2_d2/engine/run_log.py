@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
+import os
 import sys
 
 from detectron2.config import CfgNode
@@ -11,8 +13,9 @@ from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
+from tqdm import tqdm
 
-from ..errors import space_errors
+from ..errors import full_disk_message, means_full_disk, space_errors
 from ..folders import check_writable
 
 # Loggers of detectron2 that speak of its own steps; of the images evaluated a bar tells.
@@ -27,9 +30,11 @@ def start_log(cfg: CfgNode, arguments: argparse.Namespace) -> None:
     """
     if comm.is_main_process():
         check_writable(cfg.OUTPUT_DIR, "OUTPUT_DIR")
-        PathManager.mkdirs(cfg.OUTPUT_DIR)
+    PathManager.mkdirs(cfg.OUTPUT_DIR)
+    log_file = _log_file(os.path.abspath(cfg.OUTPUT_DIR), comm.get_rank())
     for name in ("fvcore", "detectron2", "glipv2_d2"):
-        logger = setup_logger(cfg.OUTPUT_DIR, comm.get_rank(), name=name, color=False)
+        logger = setup_logger(None, comm.get_rank(), name=name, color=False)
+        logger.addHandler(log_file)
         for handler in logger.handlers:
             if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
                 handler.setLevel(logging.INFO)
@@ -48,6 +53,30 @@ def start_log(cfg: CfgNode, arguments: argparse.Namespace) -> None:
     with space_errors(config_file), PathManager.open(config_file, "w") as file:
         file.write(cfg.dump())
     logger.info("files of this run, log.txt among them: %s", cfg.OUTPUT_DIR)
+
+
+@functools.lru_cache
+def _log_file(folder: str, rank: int) -> _LogFile:
+    """Return the one handler of a process for its file in a folder: a record is never written twice."""
+    name = f"log.txt.rank{rank}" if rank else "log.txt"
+    handler = _LogFile(os.path.join(folder, name), encoding="utf-8", errors="backslashreplace")
+    line = "[%(asctime)s] %(name)s %(levelname)s: %(message)s"
+    handler.setFormatter(logging.Formatter(line, datefmt="%m/%d %H:%M:%S"))
+    return handler
+
+
+class _LogFile(logging.FileHandler):
+    """A file of records. If its disk is full, one line on standard error says so, and the run goes on without them."""
+
+    _is_told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if error is None or not means_full_disk(error):
+            super().handleError(record)
+        elif not self._is_told:
+            self._is_told = True
+            tqdm.write(full_disk_message(self.baseFilename), file=sys.stderr)
 
 
 class _TerminalFormatter(logging.Formatter):

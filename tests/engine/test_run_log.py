@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 
+from glipv2_d2.engine.progress import quiet_terminal
 from glipv2_d2.engine.run_log import start_log
 from glipv2_d2.engine.runs import start_run
 from glipv2_d2.program.config_arguments import parse_train_arguments
@@ -51,6 +52,29 @@ def test_other_processes_write_to_their_own_file(arguments, tiny_cfg, tmp_path, 
     assert capsys.readouterr().out == ""
     assert "news" in (tmp_path / "out" / "log.txt.rank1").read_text()
     assert not (tmp_path / "out" / "config.yaml").exists()
+
+
+def test_the_file_has_what_a_training_does_not_show(arguments, tiny_cfg, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    tiny_cfg.OUTPUT_DIR = str(tmp_path / "out")
+    start_log(tiny_cfg, arguments())
+    quiet_terminal()
+    logging.getLogger("detectron2.data.build").info("a detail")
+    logging.getLogger("glipv2_d2.engine.runs").info("news")
+    shown, log = capsys.readouterr().out, (tmp_path / "out" / "log.txt").read_text()
+    assert "a detail" not in shown and shown.count("news") == 1
+    assert log.count("a detail") == 1 and log.count("news") == 1
+
+
+def test_a_log_without_space_is_told_once_and_the_run_goes_on(arguments, tiny_cfg, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "log.txt").symlink_to("/dev/full")
+    tiny_cfg.OUTPUT_DIR = str(tmp_path / "out")
+    start_log(tiny_cfg, arguments())
+    logging.getLogger("detectron2").info("news")
+    shown, told = capsys.readouterr()
+    assert "news" in shown and told.count("\n") == 1
+    assert told.startswith(f"{tmp_path}/out/log.txt: expected space for the file, found the disk or the quota at its")
 
 
 @pytest.mark.parametrize(("flags", "device"), [((), "auto"), (("--num-gpus", "0"), "cpu")])

@@ -226,14 +226,14 @@ class CocoJson:
         return [category_id for category_id in found if category_id not in used]
 
     def _doubled(self, where: str, known: CocoImage, entry: dict[str, Any]) -> EntryError:
-        """Return the error of a second entry of an id.
+        """Return the error of a second entry of an id, with which nothing is lost.
 
         Raises:
             AnnotationError: The entries are of two images; annotations could be of either.
         """
         if any(known.entry.get(field) != entry.get(field) for field in _IDENTITY):
             self._fail(f"{where}: id", "an id that no other image has", known.id)
-        return EntryError(f"id: expected one entry, found {known.id} again", "images listed twice")
+        return OmittedEntry(f"id: expected one entry, found {known.id} again", "images listed twice")
 
     def _fail(self, where: str, expected: str, found: Any) -> NoReturn:
         raise AnnotationError(f"{self.json_file}: {where}: expected {expected}, found {show(found)}")

@@ -105,7 +105,7 @@ class SkipReport:
         report = DataReport.current()
         report.add(self)
         if not len(records):
-            found = f"found nothing to use; left out: {self._summary(self.counts)}"
+            found = f"found nothing to use; left out: {self.summary()}"
             raise AnnotationError(f"{self.source}: expected {expected}, {found}")
         for unit, number in self.faults.items():
             if number and number > report.limit(self.totals[unit]):
@@ -113,8 +113,8 @@ class SkipReport:
                 listed = f" {report.path} lists all of them;" if report.path else ""
                 raise AnnotationError(
                     f"{self.source}: expected at most {report.max_share:.1%} faulty {unit}, found {number} of "
-                    f"{self.totals[unit]}: {self._summary(faulty)};{listed} correct the file, or raise "
-                    f"DATASETS.MAX_FAULTY_SHARE"
+                    f"{self.totals[unit]}: {self.summary(faulty)};{listed} correct the file, or raise "
+                    f"DATASETS.MAX_FAULTY_SHARE (of convert-data --max-faulty-share)"
                 )
         logger = logging.getLogger(__name__)
         changed = "".join(f"; {kind}: {number}" for kind, number in self.changed.items())
@@ -122,7 +122,7 @@ class SkipReport:
         level = logging.INFO if changed else logging.DEBUG
         logger.log(level, "%s: %d records%s", self.source, len(records), changed)
         if self.counts:
-            logger.log(report.level, "%s: left out %s", self.source, self._summary(self.counts))
+            logger.log(report.level, "%s: left out %s", self.source, self.summary())
 
     def content(self) -> dict[str, Any]:
         """Return everything that is known, in types of json."""
@@ -138,9 +138,13 @@ class SkipReport:
             "cases": [case._asdict() for case in self.cases],
         }
 
-    def _summary(self, keys: Iterable[tuple[str, str]]) -> str:
-        """Write counts by unit and kind, and the first cases, one of each kind before a second of any."""
-        keys = set(keys)
+    def summary(self, keys: Iterable[tuple[str, str]] | None = None) -> str:
+        """Write counts by unit and kind, and the first cases, one of each kind before a second of any.
+
+        Args:
+            keys: Units and kinds; None: all.
+        """
+        keys = set(self.counts if keys is None else keys)
         units: dict[str, list[str]] = {}
         for (unit, kind), number in self.counts.items():
             if (unit, kind) in keys:

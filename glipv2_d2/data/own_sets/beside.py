@@ -12,7 +12,7 @@ from ..datasets.skip_report import SkipReport
 from ..datasets.value_checks import OmittedEntry
 from ..image_reading import IMAGE_SUFFIXES
 from .coco_exports import looks_like_coco
-from .folder import Folder, is_plain, words_of
+from .folder import Folder, is_plain, stem_of, words_of
 from .labelme import looks_like_labelme
 from .pascal_voc import is_pascal_voc
 from .sets import Part
@@ -31,9 +31,9 @@ def count_unused_images(parts: Sequence[Part], files: Folder, report: SkipReport
     used = {image.path for part in parts for image in part.images}
     folders = set(map(os.path.dirname, used))
     # A file that was left out may be the annotation of an image.
-    told = {_stem(case.where) for case in report.cases}
+    told = {stem_of(case.where) for case in report.cases}
     for path in files.images:
-        if path not in used and os.path.dirname(path) in folders and _stem(path) not in told:
+        if path not in used and os.path.dirname(path) in folders and stem_of(path) not in told:
             report.count("images")
             error = OmittedEntry("expected an annotation, found none", "images without annotations")
             report.skip("images", files.relative(path), error)
@@ -45,8 +45,10 @@ def count_unused_folders(parts: Sequence[Part], files: Folder, report: SkipRepor
     Masks and other pictures with the names of images are passed over.
     """
     used = {image.path for part in parts for image in part.images}
+    if not used:
+        return
     above = {folder for path in used for folder in _folders_above(path, files.root)}
-    stems = {_stem(path): os.path.splitext(path)[1] for path in used}
+    stems = {stem_of(path): os.path.splitext(path)[1] for path in used}
     found: Counter[str] = Counter()
     for path in files.images:
         folder = os.path.dirname(path)
@@ -76,14 +78,14 @@ def count_folders_beside(files: Folder, report: SkipReport) -> None:
 
 def way_out_beside(files: Folder) -> str:
     """Say which folder above a given one, in which nothing can be used, has the images or annotations; "" for none."""
-    names = {_stem(path) for path in files.images}
+    names = {stem_of(path) for path in files.images}
 
     def is_image(path: str) -> bool:
         name = os.path.basename(path).lower()
         return name in files.missing if files.missing else os.path.splitext(name)[1] in IMAGE_SUFFIXES
 
     def is_annotation(path: str) -> bool:
-        return (_stem(path) in names or path.lower().endswith(".json")) and _is_annotation(path)
+        return (stem_of(path) in names or path.lower().endswith(".json")) and _is_annotation(path)
 
     above = _beside(files.root, is_image if files.missing or not names else is_annotation)
     what = "images" if files.missing or not names else "annotations"
@@ -125,10 +127,6 @@ def _folders_above(path: str, root: str) -> Iterator[str]:
 
 def _is_made_of(path: str, stems: dict[str, str], files: Folder) -> bool:
     """Tell whether an image has the name of one that is used, and the suffix or the folder of a mask."""
-    suffix = stems.get(_stem(path))
+    suffix = stems.get(stem_of(path))
     words = {word for part in files.relative(path).split(os.sep)[:-1] for word in words_of(part)}
     return suffix is not None and (suffix != os.path.splitext(path)[1] or bool(words & _MADE_OF_IMAGES))
-
-
-def _stem(path: str) -> str:
-    return os.path.splitext(os.path.basename(path))[0].lower()

@@ -13,9 +13,9 @@ from pycocotools import mask as mask_util
 
 from ..datasets.mask_checks import Polygons, read_segmentation
 from ..datasets.skip_report import DataReport, SkipReport, with_progress
-from ..datasets.value_checks import EntryError, cut_box, read_corners
+from ..datasets.value_checks import EntryError, cut_box, read_corners, show
 from ..image_reading import ImageShape
-from .folder import ImageShapes
+from .folder import ImageShapes, shown_path
 from .sets import CocoSet, OwnBox, OwnImage
 
 _DIGITS = 2  # of coordinates, in pixels
@@ -74,7 +74,7 @@ def make_coco_sets(
         images = {split: [_without_masks(image) for image in found] for split, found in images.items()}
     _warn_of_per_cent(images, report)
     used = {one.name for found in images.values() for image in found for one in image.objects}
-    listed = {same_name(name) for name in declared}
+    listed = {same_name(name) for name in declared} - {""}
     names = sorted(used or listed)
     unused = sorted(listed - set(names))
     for _ in unused:
@@ -104,7 +104,7 @@ def _read_images(found: Sequence[OwnImage], shapes: ImageShapes, report: SkipRep
     root = report.source if os.path.isdir(report.source) else os.path.dirname(report.source)
     images: dict[str, _Image] = {}
     for image in with_progress(sorted(found, key=lambda one: one.path), f"images of {split}"):
-        where = os.path.relpath(image.path, root)
+        where = shown_path(image.path, root)
         try:
             shape = shapes.of(image.path)
             boxes = _fitted_boxes(image, shape, report)
@@ -172,6 +172,9 @@ def _read_objects(boxes: Sequence[OwnBox], shape: ImageShape, image: str, report
 def _read_object(box: OwnBox, shape: ImageShape, where: str, report: SkipReport) -> _Object:
     if not same_name(box.name):
         raise EntryError(f"name: expected the name of a class, found {box.name!r}", "boxes without a name")
+    if max(map(abs, box.corners)) <= 1 < min(shape[:2]):
+        found = show([*box.corners])
+        raise EntryError(f"bbox: expected pixels, found corners in shares of the image, {found}", "boxes not in pixels")
     whole = read_corners(_rounded(box.corners))
     left, top, right, bottom = cut_box(whole, shape.height, shape.width)
     if (left, top, right, bottom) != whole:
@@ -185,7 +188,8 @@ def _read_object(box: OwnBox, shape: ImageShape, where: str, report: SkipReport)
 
 
 def _read_mask(box: OwnBox, shape: ImageShape, where: str, report: SkipReport) -> Polygons | dict | None:
-    if not box.segmentation:
+    # Tools write [[]], too, for no mask.
+    if not box.segmentation or box.segmentation == [[]]:
         return None
     report.count("masks")
     try:

@@ -21,10 +21,10 @@ from ..datasets.value_checks import (
     OmittedEntry,
     as_integer,
     as_number,
+    is_integer,
     is_text,
     list_of,
     read_corners,
-    read_four_numbers,
     read_integer,
     read_text,
     show,
@@ -35,6 +35,7 @@ from .sets import OwnBox, OwnImage, Part
 
 _SNIFFED = 65_536  # bytes at the beginning of a file, and as many at its end
 _COCO_KEY = re.compile(rb'"(images|annotations|categories|licenses|info)"\s*:')
+_FIRST_OF_TEXTS = 2**62  # the number of the first id that is a text; one that is a number is hardly as large
 _LABELME_KEY = re.compile(rb'"(shapes|imagePath|imageData)"\s*:')
 
 
@@ -82,8 +83,9 @@ class _Candidate(NamedTuple):
 def read_coco_exports(json_files: Sequence[str], files: Folder, report: SkipReport, split: str = "") -> list[Part]:
     """Read json files in COCO's format.
 
-    The split of a file is that of its name or of the folder it lies in. Files of one split about different images are
-    put together; of several about the same images one is used, that with the most categories and boxes.
+    The split of a file is that of its name or of the folder it lies in. Files of one split are put together, and an
+    image of two has the boxes of the one with the most categories and boxes; a file about the same images as another,
+    at least half of them, is not used.
 
     Args:
         json_files: The files; those without ``images`` and ``categories`` are passed over.
@@ -101,15 +103,19 @@ def read_coco_exports(json_files: Sequence[str], files: Folder, report: SkipRepo
         try:
             content = CocoJson(json_file, report.dataset)
             if not _is_detection_data(content.content):
-                raise OmittedEntry("expected images and categories, found other content", "other annotation files")
+                keys = show([*content.content])
+                raise OmittedEntry(f"expected images and categories, found {keys}", "other annotation files")
             own = split or files.split_of_path(json_file, of_file=True)
             part = _read(content, own, files)
+            if not part.images:
+                content.report.close(part.images, "images that are there")
             by_split[own].append(_Candidate(json_file, part, content.report))
         except OmittedEntry as error:
             report.skip("annotation files", files.relative(json_file), error)
         except AnnotationError as error:
             errors.append(error)
-            report.skip("annotation files", files.relative(json_file), EntryError(str(error), "unusable files"))
+            reason = str(error).removeprefix(f"{json_file}: ")
+            report.skip("annotation files", files.relative(json_file), EntryError(reason, "unusable files"))
     if errors and not by_split:
         raise errors[0]
     return _chosen(by_split, files, report)
@@ -120,16 +126,23 @@ def _chosen(by_split: dict[str, list[_Candidate]], files: Folder, report: SkipRe
     used_by_named: set[str] = set()
     # Files of no split come last: they may hold all images once more.
     for split in sorted(by_split, reverse=True):
-        used = used_by_named if split == "" else set()
+        used: set[str] = set()
         for one in sorted(by_split[split], key=lambda one: one.size, reverse=True):
             paths = {image.path for image in one.part.images}
-            if used.isdisjoint(paths):
-                one.report.close(one.part.images, "images that are there")
-                parts.append(one.part)
-                used |= paths
-            else:
+            if 2 * len(paths & used) >= len(paths) or (split == "" and paths & used_by_named):
                 error = OmittedEntry("expected other images, found those of a file with more", "other annotation files")
-                report.skip("annotation files", files.relative(one.json_file), error)
+                names = {box.name for image in one.part.images for box in image.boxes}
+                report.skip("annotation files", files.relative(one.json_file), error, names)
+                continue
+            one.report.close(one.part.images, "images that are there")
+            parts.append(one.part._replace(images=[image for image in one.part.images if image.path not in used]))
+            for image in one.part.images:
+                if image.path in used:
+                    error = OmittedEntry("expected in one file, found in another with more", "images of two files")
+                    where = f"{files.relative(one.json_file)}: {files.relative(image.path)}"
+                    report.count("images")
+                    report.skip("images", where, error, [box.name for box in image.boxes])
+            used |= paths
         used_by_named |= used
     return parts
 
@@ -146,10 +159,16 @@ def _read(content: CocoJson, split: str, files: Folder) -> Part:
     rows = list_of(content.content, "categories", content.json_file)
     content.content["categories"] = _plain_categories(rows)
     names = content.categories()
-    found = content.images(lambda entry: read_text(entry, "file_name"), one_entry_per_file=True, needs_size=False)
+    found = content.images(lambda entry: read_text(entry, "file_name"), needs_size=False)
     images: dict[int, OwnImage | None] = {}
+    listed_images: dict[tuple[str | int, ...], OwnImage] = {}
     for image_id, image in found.items():
-        images[image_id] = _find(image, content, files)
+        images[image_id] = own = _find(image, content, files)
+        if image is not None and own is not None:
+            # Some converters list an image anew for each of its boxes.
+            images[image_id] = listed_images.setdefault((image.file_name, *image.size), own)
+            if images[image_id] is not own:
+                content.report.change("images listed twice, whose boxes were put together")
 
     def read(image: OwnImage, item: dict[str, Any]) -> None:
         found_id = read_integer(item, "category_id")
@@ -161,7 +180,7 @@ def _read(content: CocoJson, split: str, files: Folder) -> Part:
 
     listed = [item.get("category_id") for item in content.annotation_entries() if isinstance(item, dict)]
     content.annotations(images, read)
-    used = [image for image in images.values() if image is not None]
+    used = list(listed_images.values())
     with_boxes = {box.name for image in used for box in image.boxes}
     category_ids = (as_integer(value) for value in listed)
     found_ids = {content.category_ids.get(value) for value in category_ids if value is not None}
@@ -180,7 +199,7 @@ def _number(content: CocoJson, rows_of: str, field: str) -> bool:
         return False
     numbers: dict[str, int] = {}
     for row in rows:
-        row["id"] = numbers.setdefault(str(row.get("id")), len(numbers) + 1)
+        row["id"] = numbers.setdefault(str(row.get("id")), _FIRST_OF_TEXTS + len(numbers))
     for item in content.annotation_entries():
         if isinstance(item, dict):
             item[field] = numbers.get(str(item.get(field)), item.get(field))
@@ -192,8 +211,9 @@ def _plain_categories(rows: list[Any]) -> list[Any]:
     parents: dict[str, Any] = {}
     plain = []
     for row in rows:
-        if isinstance(row, dict) and is_text(row.get("name")):
-            name = " ".join(row["name"].split())
+        name = row.get("name") if isinstance(row, dict) else None
+        if is_text(name) or is_integer(name):
+            name = " ".join(str(name).split())
             parent = parents.setdefault(name, row.get("supercategory"))
             plain.append({"id": row.get("id"), "name": name, "supercategory": parent})
         else:
@@ -223,14 +243,7 @@ def _read_box(item: dict[str, Any], name: str, image: OwnImage, report: SkipRepo
         report.change("boxes made of their masks")
     else:
         corners = read_corners(item.get("bbox"), has_sides=True)
-        if max(map(abs, read_four_numbers(item["bbox"]))) <= 1 and not _is_tiny(image):
-            found = show(item["bbox"])
-            raise EntryError(f"bbox: expected pixels, found shares of the image, {found}", "boxes not in pixels")
     return OwnBox(name, corners, mask, flags[0], as_number(item.get("area")), where)
-
-
-def _is_tiny(image: OwnImage) -> bool:
-    return image.size is not None and min(image.size) <= 1
 
 
 def _box_of_mask(mask: Any, image: OwnImage) -> Box:

@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from ...errors import InputError
 from ...plurals import counted
 from ..datasets.skip_report import SkipReport
-from ..datasets.value_checks import EntryError, OmittedEntry
+from ..datasets.value_checks import AnnotationError, EntryError, OmittedEntry
 from .beside import count_folders_beside, count_unused_folders, count_unused_images, way_out_beside
-from .canonical import make_coco_sets
+from .canonical import make_coco_sets, same_name
 from .coco_exports import looks_like_coco, read_coco_exports, sniff
-from .folder import Folder, ImageShapes, is_plain
+from .folder import Folder, ImageShapes, is_plain, shown_path
 from .labelme import looks_like_labelme, read_labelme
 from .pascal_voc import is_pascal_voc, read_pascal_voc
-from .set_yaml import SetYaml, Source, images_of_sources, is_set_yaml, read_set_yaml
+from .set_yaml import SetYaml, Source, UnreadYamlError, images_of_sources, is_set_yaml, read_set_yaml
 from .sets import OwnImage, OwnSets, Part
 from .splits import make_splits
 from .yolo import is_yolo, label_files, read_yolo
@@ -28,6 +28,8 @@ _YAML_SUFFIXES = (".yaml", ".yml")
 _FOREIGN = (
     (".xml", b"<annotations>", "CVAT's xml"),
     (".json", b'"shape_attributes"', "VIA's json"),
+    (".json", b'"from_name"', "Label Studio's json"),
+    (".json", b'"classTitle"', "Supervisely's json"),
     (".csv", b",", "tables"),
     (".tfrecord", b"", "TFRecords"),
     (".ndjson", b"{", "Labelbox's json lines"),
@@ -112,14 +114,14 @@ def _own_yaml(files: Folder, report: SkipReport) -> SetYaml | None:
     """Return the yaml file that says what a folder holds, the outermost one; None if there is none."""
     paths = [path for suffix in _YAML_SUFFIXES for path in files.others[suffix]]
     for path in sorted(paths, key=lambda one: (one.count(os.sep), os.path.basename(one) != "data.yaml", one)):
-        if is_set_yaml(path):
-            try:
+        try:
+            if is_set_yaml(path):
                 return read_set_yaml(path)
-            except FileNotFoundError as error:
-                # As in an export whose images of one split were not copied: what is there may be found by content.
-                report.count("yaml files")
-                omitted = OmittedEntry(str(error), "yaml files that are not used")
-                report.skip("yaml files", files.relative(path), omitted)
+        except (FileNotFoundError, UnreadYamlError) as error:
+            # As in an export whose images of one split were not copied: what is there may be found by content.
+            report.count("yaml files")
+            omitted = OmittedEntry(str(error).removeprefix(f"{path}: "), "yaml files that are not used")
+            report.skip("yaml files", files.relative(path), omitted)
     return None
 
 
@@ -204,19 +206,25 @@ def _read_folder(
     if any(map(is_yolo, label_files(files))):
         one = None if classes or is_searched else _own_yaml(files, report)
         return (one and _read_numbered(one, report, files)) or read_yolo(files, report, classes or None)
-    raise InputError(_nothing_found(files))
+    raise InputError(_nothing_found(files) + (f"; left out: {report.summary()}" if report.counts else ""))
 
 
 def _read_file(path: str, report: SkipReport, shapes: ImageShapes, source: Source | None = None) -> list[Part]:
     files = Folder(source.images, shapes) if source is not None and source.images else _folder_of(path, shapes)
     if looks_like_coco(path):
-        return read_coco_exports([path], files, report, "" if source is None else source.split)
+        try:
+            return read_coco_exports([path], files, report, "" if source is None else source.split)
+        except AnnotationError as error:
+            if not (way_out := way_out_beside(files)):
+                raise
+            raise InputError(f"{error}; {way_out}") from error
     if is_pascal_voc(path):
         return read_pascal_voc([path], files, report)
     if looks_like_labelme(path):
         return read_labelme([path], files, report)
     way_out = "unpack it" if path.lower().endswith(_ARCHIVES) else "give the folder of the set"
-    raise InputError(f"{path}: expected json in COCO's format or yaml, found another file; {way_out}")
+    expected = "json in COCO's format" if source is not None else "json in COCO's format or yaml"
+    raise InputError(f"{path}: expected {expected}, found another file; {way_out}")
 
 
 def _nothing_found(files: Folder) -> str:
@@ -241,7 +249,7 @@ def _readable(images: Sequence[OwnImage], shapes: ImageShapes, report: SkipRepor
             kept.append(image)
         except EntryError as error:
             report.count("images")
-            report.skip("images", os.path.relpath(image.path, root), error, [box.name for box in image.boxes])
+            report.skip("images", shown_path(image.path, root), error, [box.name for box in image.boxes])
     return kept
 
 
@@ -260,9 +268,11 @@ def _finish(
     splits, is_made = make_splits(found, seed)
     declared = [class_name for part in parts for class_name in part.names]
     sets, names, unused = make_coco_sets(splits, declared, source_ids, shapes, report)
+    unused = sorted({*unused, *map(same_name, report.names)} - {"", *names})
     report.close([image for one in sets.values() for image in one.content["images"]], "images with their annotations")
     if not names:
-        raise InputError(f"{path}: expected boxes of at least one class, found none")
+        left_out = f"; left out: {report.summary()}" if report.counts else ""
+        raise InputError(f"{path}: expected boxes of at least one class, found none{left_out}")
     # Numbers in quotes that have named the classes are no words for them.
     prompts = {} if one is None or {*declared} & {*one.classes.values()} else one.prompts
     unknown = [class_name for class_name in prompts if class_name not in (*names, *unused)]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import codecs
 import os
 import re
+import unicodedata
 import urllib.parse
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
 from ...errors import InputError
 from ..datasets.skip_report import REPORT_FILE
-from ..datasets.value_checks import EntryError, show
+from ..datasets.value_checks import EntryError, is_text, show
 from ..image_reading import IMAGE_SUFFIXES, UNREAD_SUFFIXES, ImageShape, UnreadableImageError, read_image_shape
 from .sets import SPLITS
 
@@ -58,6 +59,11 @@ def words_of(text: str) -> list[str]:
 def is_plain(name: str) -> bool:
     """Tell whether the name of a folder says nothing about a set, as "images" or "train"."""
     return all(word in _PLAIN_WORDS or split_of(word) for word in words_of(name))
+
+
+def shown_path(path: str, folder: str) -> str:
+    """Return a path as seen from a folder, for reports; bytes of it that are no text are written as numbers."""
+    return os.path.relpath(path, folder).encode("utf-8", "backslashreplace").decode()
 
 
 def read_bytes(path: str, limit: int) -> bytes:
@@ -117,6 +123,10 @@ class ImageShapes:
                 self._found[path] = read_image_shape(path)
             except UnreadableImageError as error:
                 self._found[path] = EntryError(str(error).removeprefix(f"{path}: "), "unreadable images")
+            if not is_text(path):
+                found_name = show(os.path.basename(path))
+                reason = f"expected a path in UTF-8, found {found_name}; rename the file or its folder"
+                self._found[path] = EntryError(reason, "names of files that are no text")
         found = self._found[path]
         if isinstance(found, EntryError):
             raise found
@@ -156,11 +166,11 @@ class Folder:
         self._num_images = Counter(map(os.path.dirname, self.images))
         self._by_stem: defaultdict[str, list[str]] = defaultdict(list)
         for path in self.images:
-            self._by_stem[_stem(path)].append(path)
+            self._by_stem[stem_of(path)].append(path)
 
     def relative(self, path: str) -> str:
         """Return a path as seen from the root, for reports."""
-        return os.path.relpath(path, self.root)
+        return shown_path(path, self.root)
 
     def split_of_path(self, path: str, *, of_file: bool = False) -> str:
         """Return the split that the folders of a file below the root speak of, the innermost one; "" for none.
@@ -201,7 +211,7 @@ class Folder:
             if path in self._paths:
                 return path
         # What follows the last dot of "photo.2" is no suffix.
-        stems = [_stem(parts[-1]), parts[-1].lower()]
+        stems = [stem_of(parts[-1]), stem_of(f"{parts[-1]}.")]
         if os.path.splitext(parts[-1])[1].lower() not in IMAGE_SUFFIXES:
             stems.reverse()
         same = self._by_stem.get(stems[0]) or self._by_stem.get(stems[1], [])
@@ -212,7 +222,7 @@ class Folder:
         if not ranked:
             self.missing.add(parts[-1].lower())
             others = (
-                path for suffix in UNREAD_SUFFIXES for path in self.others.get(suffix, ()) if _stem(path) in stems
+                path for suffix in UNREAD_SUFFIXES for path in self.others.get(suffix, ()) if stem_of(path) in stems
             )
             unread = next((f"{show(self.relative(path))}: save it as JPEG" for path in others), "")
             found = unread or f"none named {show(parts[-1])}"
@@ -245,7 +255,9 @@ class Folder:
         ends = _common(reversed(own), reversed(parts))
         folders, others = own[:-1], self.relative(near).split(os.sep)[:-1]
         shared = len(set(folders) & set(others))
-        return ends, _common(iter(folders), iter(others)), shared, -len(own), self._num_images[os.path.dirname(path)]
+        is_same = parts[-1] in (own[-1], os.path.splitext(own[-1])[0])  # "A.jpg" is not "a.jpg".
+        num_images = self._num_images[os.path.dirname(path)]
+        return ends, _common(iter(folders), iter(others)), shared, -len(own), is_same, num_images
 
     def _walk(self) -> Iterator[str]:
         seen: set[str] = set()
@@ -262,8 +274,13 @@ class Folder:
             yield from (os.path.join(folder, one) for one in names if not one.startswith("."))
 
 
-def _stem(path: str) -> str:
-    return os.path.splitext(os.path.basename(path))[0].lower()
+def stem_of(path: str) -> str:
+    """Return the name of a file without its suffix, in a form in which names of the same letters are equal.
+
+    Case and white space around a name do not count, nor whether an accent is a letter of its own, as in names of files
+    that come from a Mac.
+    """
+    return unicodedata.normalize("NFC", os.path.splitext(os.path.basename(path))[0]).strip().lower()
 
 
 def _common(one: Iterator[str], other: Iterator[str]) -> int:

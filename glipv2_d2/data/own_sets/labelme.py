@@ -28,6 +28,7 @@ from .sets import OwnBox, OwnImage, Part
 _MOST_BYTES = 2**28  # the image may be in it, as base64
 # Labels that stand for no class.
 _NO_CLASS = ("__ignore__", "_background_", "__background__")
+_WITHOUT_AREA = ("point", "points", "line", "linestrip")
 
 Points = list[tuple[float, float]]
 
@@ -84,7 +85,13 @@ def _read_content(json_file: str) -> dict[str, Any]:
 def _read_image(content: dict[str, Any], json_file: str, files: Folder, report: SkipReport) -> OwnImage:
     names = [os.path.splitext(os.path.basename(json_file))[0]]
     names += [content["imagePath"]] if is_text(content.get("imagePath")) else []
-    path = files.find_first_image(names, json_file)
+    try:
+        path = files.find_first_image(names, json_file)
+    except EntryError as error:
+        if not is_text(content.get("imageData")):
+            raise
+        way_out = f"imageData has it in base64: save it as {names[0]}.jpg"
+        raise EntryError(f"{error}; {way_out}", error.kind) from error
     where = files.relative(json_file)
     sides = [as_integer(content.get(side)) or 0 for side in ("imageHeight", "imageWidth")]
     boxes = _read_boxes(list_of(content, "shapes", json_file), where, report)
@@ -134,11 +141,13 @@ def _read_shape(shape: dict[str, Any], where: str, report: SkipReport) -> OwnBox
         report.change("boxes of masks that were not read")
     if kind in ("rectangle", "mask") and len(points) >= 2:
         return OwnBox(name, _box_of(points), where=where)
-    if kind not in ("polygon", "rotation"):
+    if kind in _WITHOUT_AREA:
         found = f"shape_type: expected a rectangle, polygon or circle, found {show(kind)}"
         raise OmittedEntry(found, "shapes without area")
+    # AnyLabeling has more names for polygons, such as rotation and quadrilateral.
     if len(points) < 3:
-        raise EntryError(f"points: expected at least 3, found {len(points)}", "polygons without area")
+        found = f"points: expected more for a shape of type {show(kind)}, found {len(points)}"
+        raise EntryError(found, "polygons without area")
     polygon = [value for point in points for value in point]
     return OwnBox(name, _box_of(points), [polygon], where=where)
 

@@ -14,13 +14,15 @@ from xml.etree import ElementTree
 
 from ..datasets.skip_report import SkipReport
 from ..datasets.value_checks import EntryError, OmittedEntry, as_integer, as_number, one_line, read_corners
-from .folder import Folder, decode_text, read_beginning, read_bytes
+from .folder import Folder, decode_text, read_beginning, read_bytes, stem_of
 from .sets import OwnBox, OwnImage, Part
 
 _MOST_BYTES = 2**24
 _ENCODING = re.compile(rb"""\s*<\?xml[^>]*\sencoding=["']((?!(?i:utf))[\w.:-]+)["']""")
 _HEAD = re.compile(rb"<annotation[\s>]")
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
+# A line of a list: a name or path, perhaps quoted, and whether the image has objects of the class of the list.
+_LISTED = re.compile(r'"?(.*?)"?(?:\s+-?[01])?')
 
 
 class _WithoutDoctype(ElementTree.TreeBuilder):
@@ -88,13 +90,17 @@ def read_split_lists(files: Folder) -> dict[str, str]:
 
     A list has a name or path of an image in each line, with or without suffix. ``trainval.txt`` counts where there is
     no ``train.txt``. An image of several lists belongs to the one for training. VOC's lists for other tasks than
-    detection are passed over.
+    detection are passed over; those of single classes, as ``cat_train.txt``, count where VoTT has written no others.
+    Where no list names images to train on, these are the others: those of folders for training, or beside listed ones.
     """
     found: dict[str, str] = {}
     lists: dict[str, list[tuple[str, str]]] = {}
     texts = files.others[".txt"]
-    for path in [one for one in texts if os.path.dirname(one).endswith(_MAIN)] or texts:
-        stem = os.path.splitext(os.path.basename(path))[0].lower()
+    main = [path for path in texts if os.path.dirname(path).endswith(_MAIN)]
+    stems = {path: stem_of(path) for path in main or texts}
+    if _LISTS.keys().isdisjoint(stems.values()):
+        stems = {path: stem_of(path).rpartition("_")[2] for path in main}
+    for path, stem in stems.items():
         if split := _LISTS.get(stem):
             lists.setdefault(stem, []).append((path, split))
     if "train" in lists:
@@ -106,10 +112,18 @@ def read_split_lists(files: Folder) -> dict[str, str]:
             continue
         for line in filter(None, map(str.strip, lines)):
             try:
-                found.setdefault(files.find_image(line, files.root), split)
+                listed = _LISTED.fullmatch(line)
+                references = [line, *(listed.groups() if listed else ())]
+                found.setdefault(files.find_first_image(references, files.root), split)
             except EntryError:
                 # The image of a line is missing, or the file is no list: its lines hold boxes, for example.
                 continue
+    if found and "train" not in found.values():
+        folders = set(map(os.path.dirname, found))
+        for path in files.images:
+            split = files.split_of_path(path)
+            if split or os.path.dirname(path) in folders:
+                found.setdefault(path, split or "train")
     return found
 
 
@@ -129,7 +143,9 @@ def _split(image: str, xml_file: str, splits: dict[str, str], files: Folder) -> 
 def _read_image(root: ElementTree.Element, xml_file: str, files: Folder, report: SkipReport) -> OwnImage:
     if root.tag != "annotation":
         raise OmittedEntry(f"expected <annotation>, found <{root.tag}>", "other annotation files")
-    names = [os.path.splitext(os.path.basename(xml_file))[0], *filter(None, [root.findtext("filename")])]
+    names = [os.path.splitext(os.path.basename(xml_file))[0]]
+    if file_name := root.findtext("filename"):
+        names.append(f"{(root.findtext('folder') or '').strip()}/{file_name}")
     path = files.find_first_image(names, xml_file)
     boxes = []
     where = files.relative(xml_file)

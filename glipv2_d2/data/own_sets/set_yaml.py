@@ -9,14 +9,38 @@ from typing import Any, NamedTuple
 import yaml
 
 from ...errors import InputError
+from ...likeness import did_you_mean
 from ...yaml_texts import check_yaml
 from ..datasets.value_checks import EntryError, is_integer, is_text, one_line, show
 from ..image_reading import IMAGE_SUFFIXES
 from .folder import Folder, decode_text, read_bytes, split_of
+from .sets import SPLITS
 
 _MOST_BYTES = 2**22
 _OWN_KEYS = {"name", "path", "names", "seed"}
 _FORM = "see docs/own_data.md"
+_TAG = "tag:yaml.org,2002:"
+
+
+class UnreadYamlError(InputError):
+    """A yaml file cannot be read at all."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML keeps the last, and takes names as they are written."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise InputError(f"{key.value}: expected once, found again in line {line}; write a list, or keep one")
+            seen.add(key.value)
+            if key.value == "names":
+                _take_as_text(value)
+        return super().construct_mapping(node, deep)
 
 
 class Source(NamedTuple):
@@ -60,11 +84,12 @@ class SetYaml(NamedTuple):
 
 
 def is_set_yaml(path: str) -> bool:
-    """Tell whether a yaml file says what a set is: splits, or a path and nothing that has other uses."""
-    try:
-        content = _read_yaml(path)
-    except InputError:
-        return False
+    """Tell whether a yaml file says what a set is: splits, or a path and nothing that has other uses.
+
+    Raises:
+        UnreadYamlError: It cannot be read.
+    """
+    content = _read_yaml(path)
     if not isinstance(content, dict):
         return False
     # The settings of a training may have "val: true".
@@ -88,6 +113,7 @@ def read_set_yaml(path: str) -> SetYaml:
     root = here
     if splits and base is not None:
         root = _existing(_text(base, path, "path"), [here], path, "path", default=here)
+    _check_keys(content, [root, here], path)
     missing: list[str] = []
     sources: list[Source] = []
     if splits:
@@ -157,13 +183,22 @@ def _read_yaml(path: str) -> Any:
         # Aliases may repeat each other without end, and a short list of paths and names needs none.
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
             raise InputError("expected values written out, found an alias (*NAME)")
-        return yaml.safe_load(text)
+        return _Loader(text).get_single_data()
     except (yaml.YAMLError, RecursionError, EntryError) as error:
-        raise InputError(f"{path}: expected a yaml file, found {one_line(error)}") from error
+        raise UnreadYamlError(f"{path}: expected a yaml file, found {one_line(error)}") from error
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        raise UnreadYamlError(f"{path}: {error}") from error
     except ValueError as error:  # A date that does not exist, for example.
-        raise InputError(f"{path}: expected a yaml file, found {one_line(error)}") from error
+        raise UnreadYamlError(f"{path}: expected a yaml file, found {one_line(error)}") from error
+
+
+def _take_as_text(names: yaml.Node) -> None:
+    """Make texts of the classes of a yaml, in a list or a mapping, and of what prompts say: on is no truth value."""
+    is_mapping, is_list = isinstance(names, yaml.MappingNode), isinstance(names, yaml.SequenceNode)
+    for key, value in names.value if is_mapping else ((None, one) for one in names.value) if is_list else ():
+        for node, kept in ((key, ("null", "int")), (value, ("null",))):
+            if isinstance(node, yaml.ScalarNode) and node.tag.removeprefix(_TAG) not in kept:
+                node.tag = f"{_TAG}str"
 
 
 def _split_values(content: Any) -> list[tuple[str, Any]]:
@@ -174,6 +209,21 @@ def _split_values(content: Any) -> list[tuple[str, Any]]:
     return [(split, value) for split, value in pairs if split and value not in (None, "", [])]
 
 
+def _check_keys(content: dict[Any, Any], bases: Sequence[str], path: str) -> None:
+    """Refuse a key that names images and is not known, as "vla": they would be left out.
+
+    Raises:
+        InputError: There is one.
+    """
+    for key, value in content.items():
+        if not isinstance(key, str) or key in _OWN_KEYS or split_of(key):
+            continue
+        meant = did_you_mean(key, SPLITS)
+        is_path = is_text(value) and any(os.path.exists(os.path.join(base, value)) for base in bases)
+        if (isinstance(value, dict) and {"json", "path"} & {*value}) or (meant and is_path):
+            raise InputError(f"{path}: {key}: expected the name of a split, train, val or test, found another{meant}")
+
+
 def _read_sources(value: Any, split: str, bases: Sequence[str], path: str) -> list[Source]:
     if isinstance(value, list):
         return [one for item in value for one in _read_sources(item, split, bases, path)]
@@ -182,11 +232,16 @@ def _read_sources(value: Any, split: str, bases: Sequence[str], path: str) -> li
         unknown = set(value) - {"json", "images", "path"}
         if unknown or ("json" in value) == ("path" in value):
             raise InputError(f"{path}: {where}: expected json and images, or path, found {show(value)}; {_FORM}")
-        source = _existing(_text(value.get("json", value.get("path")), path, where), bases, path, where)
+        source = _described(_existing(_text(value.get("json", value.get("path")), path, where), bases, path, where))
         images = value.get("images")
         folder = "" if images is None else _existing(_text(images, path, f"{where}: images"), bases, path, where)
         return [Source(split, source, folder)]
-    return [Source(split, _existing(_text(value, path, where), bases, path, where))]
+    return [Source(split, _described(_existing(_text(value, path, where), bases, path, where)))]
+
+
+def _described(source: str) -> str:
+    """Return the folder of a yaml file that says what it holds; other paths as they are."""
+    return os.path.dirname(source) if source.lower().endswith((".yaml", ".yml")) else source
 
 
 def _text(value: Any, path: str, where: str) -> str:
@@ -226,10 +281,9 @@ def _read_names(value: Any, path: str) -> tuple[dict[int, str], dict[str, str]]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: names: expected a list or a mapping, found {show(value)}; {_FORM}")
     for key, text in value.items():
-        # A word such as "no", or a number, is a name too.
-        if not (is_text(text) or isinstance(text, (bool, int, float))):
+        if not is_text(text):
             raise InputError(f"{path}: names: {show(key)}: expected a text, found {show(text)}; {_FORM}")
-    texts = {key: " ".join(str(text).split()) for key, text in value.items()}
+    texts = {key: " ".join(text.split()) for key, text in value.items()}
     if all(is_integer(key) for key in texts):
         return texts, {}
     prompts = {" ".join(str(key).split()): text for key, text in texts.items()}

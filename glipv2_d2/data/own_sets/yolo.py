@@ -16,7 +16,7 @@ from ...errors import InputError
 from ...plurals import counted
 from ..datasets.skip_report import SkipReport
 from ..datasets.value_checks import EntryError, OmittedEntry, as_integer, as_number, read_corners, show
-from .folder import Folder, decode_text, read_beginning, read_bytes
+from .folder import Folder, decode_text, read_beginning, read_bytes, stem_of
 from .pascal_voc import read_split_lists
 from .set_yaml import read_classes
 from .sets import OwnBox, OwnImage, Part
@@ -38,8 +38,8 @@ def is_yolo(path: str) -> bool:
 
 def label_files(files: Folder) -> list[str]:
     """Return the text files that belong to an image, by their names."""
-    names = {os.path.splitext(os.path.basename(path))[0].lower() for path in files.images}
-    return [path for path in files.others[".txt"] if os.path.splitext(os.path.basename(path))[0].lower() in names]
+    names = {stem_of(path) for path in files.images}
+    return [path for path in files.others[".txt"] if stem_of(path) in names]
 
 
 def read_yolo(
@@ -69,7 +69,7 @@ def read_yolo(
     """
     by_stem: defaultdict[str, list[str]] = defaultdict(list)
     for path in label_files(files):
-        by_stem[os.path.splitext(os.path.basename(path))[0].lower()].append(path)
+        by_stem[stem_of(path)].append(path)
     labels = {path: _label_of(path, by_stem, files) for path in files.images}
     if splits is None:
         splits = _found_splits(labels, files, report)
@@ -183,17 +183,15 @@ def _leave_out(path: str, expected: str, kind: str, files: Folder, report: SkipR
 def _label_of(image: str, by_stem: Mapping[str, Sequence[str]], files: Folder) -> str | None:
     """Return the text file of an image; None if there is none, or only one of another split."""
     own = files.split_of_path(image)
-    found = [
-        path
-        for path in by_stem.get(os.path.splitext(os.path.basename(image))[0].lower(), ())
-        if not own or files.split_of_path(path) in ("", own)
-    ]
+    found = [path for path in by_stem.get(stem_of(image), ()) if not own or files.split_of_path(path) in ("", own)]
     folders = os.path.dirname(files.relative(image)).split(os.sep)
     beside = [["labels" if part == "images" else part for part in folders], folders]
+    name = os.path.splitext(os.path.basename(image))[0]
 
-    def likeness(path: str) -> tuple[bool, bool, int]:
+    def likeness(path: str) -> tuple[bool, bool, int, bool]:
         parts = os.path.dirname(files.relative(path)).split(os.sep)
-        return parts == beside[0], parts == beside[1], len(set(parts) & set(folders))
+        is_same = os.path.basename(path).startswith(f"{name}.")  # "A.txt" is not that of "a.jpg".
+        return parts == beside[0], parts == beside[1], len(set(parts) & set(folders)), is_same
 
     return max(found, key=likeness, default=None)
 

@@ -4,11 +4,13 @@ import json
 import struct
 
 import pytest
+from conftest import assert_one_line
 from own_set_writers import save_image
 from PIL import Image
 
 from glipv2_d2.data.datasets.value_checks import AnnotationError
 from glipv2_d2.data.own_sets import find_own_sets
+from glipv2_d2.errors import InputError
 
 
 def coco(images: list, annotations: list, categories: list | None = None) -> str:
@@ -336,3 +338,96 @@ def test_ids_may_be_texts(tmp_path, find):
     assert found.left_out == {"malformed ids": 1}
     # The ids of the file are no numbers.
     assert all(one.source_ids == {"images": {}, "categories": {}} for one in found.own.splits.values())
+
+
+@pytest.mark.parametrize("size", [{}, {"width": 100, "height": 80}])
+def test_boxes_of_an_image_that_is_listed_again_for_each_are_put_together(tmp_path, find, size):
+    save_image(tmp_path / "a.jpg", 100, 80)
+    images = [{"id": number, "file_name": "a.jpg", **size} for number in range(20)]
+    items = [{"image_id": number, "bbox": [number, 2, 30, 40]} for number in range(20)]
+    (tmp_path / "x.json").write_text(coco(images, items))
+    found = find(tmp_path)
+    assert found.boxes() == {"a.jpg": [("cat", number, 2, 30, 40) for number in range(20)]}
+    assert found.changed == {"images listed twice, whose boxes were put together": 19} and found.left_out == {}
+
+
+def test_an_image_that_is_listed_again_under_its_id_is_no_fault(tmp_path, find):
+    save_image(tmp_path / "a.jpg", 100, 80)
+    (tmp_path / "x.json").write_text(coco([image()] * 20, [GOOD]))
+    assert find(tmp_path).boxes() == {"a.jpg": [("cat", 1, 2, 30, 40)]}
+
+
+def test_an_empty_polygon_is_no_mask(tmp_path, find):
+    save_image(tmp_path / "a.jpg", 100, 80)
+    items = [{"bbox": [number, 2, 30, 40], "segmentation": [[]]} for number in range(20)]
+    (tmp_path / "x.json").write_text(coco([image()], items))
+    found = find(tmp_path)
+    assert len(found.boxes()["a.jpg"]) == 20 and found.left_out == {}
+
+
+def test_the_name_of_a_class_may_be_a_number(tmp_path, find):
+    save_image(tmp_path / "a.jpg", 100, 80)
+    (tmp_path / "x.json").write_text(coco([image()], [GOOD], [{"id": 1, "name": 7}]))
+    assert find(tmp_path).boxes() == {"a.jpg": [("7", 1, 2, 30, 40)]}
+
+
+def test_a_number_is_none_of_the_ids_that_are_texts(tmp_path, find):
+    for name in "ab":
+        save_image(tmp_path / f"{name}.jpg", 100, 80)
+    images = [image(f"{name}.jpg", f"id of {name}") for name in "ab"]
+    items = [{**GOOD, "image_id": "id of a"}, {**GOOD, "image_id": 2}]
+    (tmp_path / "x.json").write_text(coco(images, items))
+    found = find(tmp_path)
+    boxes = {**found.boxes("train"), **found.boxes("val")}
+    assert boxes == {"a.jpg": [("cat", 1, 2, 30, 40)], "b.jpg": []} and found.left_out == {"unknown image_ids": 1}
+
+
+def test_a_json_none_of_whose_images_is_there_ends_nothing(tmp_path, find):
+    save_image(tmp_path / "a.jpg", 100, 80)
+    (tmp_path / "x.json").write_text(coco([image()], [GOOD]))
+    images = [image(f"gone{number}.jpg", number) for number in range(14)]
+    (tmp_path / "y.json").write_text(coco(images, [GOOD], [{"id": 1, "name": "dog"}]))
+    found = find(tmp_path)
+    assert found.boxes() == {"a.jpg": [("cat", 1, 2, 30, 40)]} and found.left_out["unusable files"] == 1
+
+
+def test_of_two_files_an_image_of_both_is_left_out_of_one(tmp_path, find):
+    for number in range(9):
+        save_image(tmp_path / f"{number}.jpg", 100, 80)
+    for name, numbers in (("cat", range(5)), ("dog", range(4, 9))):
+        images = [image(f"{number}.jpg", number) for number in numbers]
+        items = [{**GOOD, "image_id": number} for number in numbers]
+        extra = [{**GOOD, "image_id": 4}] if name == "cat" else []
+        (tmp_path / f"{name}.json").write_text(coco(images, items + extra, [{"id": 1, "name": name}]))
+    found = find(tmp_path)
+    names = {path: {one[0] for one in boxes} for s in found.own.splits for path, boxes in found.boxes(s).items()}
+    assert names == {f"{number}.jpg": {"cat" if number < 5 else "dog"} for number in range(9)}
+    assert found.left_out == {"images of two files": 1}
+
+
+def test_a_class_of_a_file_that_is_not_used_is_named(tmp_path, find):
+    for number in range(3):
+        save_image(tmp_path / f"{number}.jpg", 100, 80)
+    images = [image(f"{number}.jpg", number) for number in range(3)]
+    (tmp_path / "cats.json").write_text(coco(images, [{**GOOD, "image_id": number} for number in range(3)]))
+    (tmp_path / "dogs.json").write_text(coco(images[:2], [GOOD], [{"id": 1, "name": "dog"}]))
+    found = find(tmp_path)
+    assert found.own.names == ["cat"] and found.own.unused_names == ["dog"]
+
+
+def test_a_json_without_categories_says_what_it_has(tmp_path):
+    save_image(tmp_path / "a.jpg", 100, 80)
+    (tmp_path / "x.json").write_text('{"images": [], "annotations": []}')
+    with pytest.raises(InputError) as caught:
+        find_own_sets(tmp_path)
+    assert_one_line(caught, "x.json: expected images and categories, found ['images', 'annotations']")
+
+
+def test_a_json_whose_images_lie_beside_its_folder_names_that_of_both(tmp_path):
+    root = tmp_path / "photos"
+    save_image(root / "images" / "a.jpg", 100, 80)
+    save_image(root / "annotations" / "preview.png", 10, 10)
+    (root / "annotations" / "x.json").write_text(coco([image()], [GOOD]))
+    with pytest.raises(InputError) as caught:
+        find_own_sets(root / "annotations" / "x.json")
+    assert_one_line(caught, f"images lie below {root}: give that folder")

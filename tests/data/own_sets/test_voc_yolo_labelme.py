@@ -1,6 +1,7 @@
 """Files of Pascal VOC, YOLO and LabelMe: layouts that are found, and faults that are left out."""
 
 import json
+import os
 
 import pytest
 from conftest import assert_one_line
@@ -60,6 +61,99 @@ def test_folders_of_splits_and_lists_are_splits(tmp_path, find):
     # Image 3 is in no list that counts, and image 2 in two.
     assert list(found.boxes("train")) + list(found.boxes("val")) == ["0.png", "1.png", "2.png"] or found.own.seed == 0
     assert found.left_out == {"annotations of images in no list": 1}
+
+
+@pytest.mark.parametrize(
+    "lists",
+    [
+        {"train.txt": "0  1\n1 -1\n2  0\n", "val.txt": "3  1\n"},
+        {"train.txt": '"0"\n"1.png"\n2\n', "val.txt": '"3" 1\n'},
+        {"cat_train.txt": "0.png 1\n1.png -1\n2.png 1\n", "cat_val.txt": "3.png -1\n"},
+        # The others train.
+        {"val.txt": "3\n"},
+    ],
+)
+def test_lists_of_voc_in_their_forms(tmp_path, find, lists):
+    photos = [Photo(f"{i}.png", 50, 40, [("cat", 1, 2, 31, 32)]) for i in range(4)]
+    write_voc(tmp_path, {"train": photos}, ["cat"])
+    main = tmp_path / "ImageSets" / "Main"
+    (main / "train.txt").unlink()
+    for name, text in lists.items():
+        (main / name).write_text(text)
+    found = find(tmp_path)
+    assert list(found.boxes("train")) == ["0.png", "1.png", "2.png"] and list(found.boxes("val")) == ["3.png"]
+    assert found.own.seed is None and found.left_out == {}
+
+
+WRITERS = [write_voc, write_yolo, write_labelme, write_coco]
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_blanks_and_parted_accents_in_names_of_files_do_not_count(tmp_path, find, write):
+    """As a Mac writes names of files, and a person that has typed one blank too many."""
+    photos = [Photo("L\u00f6we.png", 50, 40, [("cat", 1, 2, 31, 32)]), Photo(" b.png", 50, 40, [("cat", 3, 2, 31, 32)])]
+    write(tmp_path, {"train": photos, "val": [Photo("c.png", 50, 40, [("cat", 1, 2, 31, 32)])]}, ["cat"])
+    (path,) = tmp_path.rglob("L\u00f6we.png")
+    path.rename(path.with_name("Lo\u0308we.png"))
+    found = find(tmp_path)
+    assert found.boxes() == {" b.png": [("cat", 3, 2, 28, 30)], "Lo\u0308we.png": [("cat", 1, 2, 30, 30)]}
+    assert found.left_out == {}
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_names_that_differ_in_case_are_two_images(tmp_path, find, write):
+    photos = [Photo(f"{name}.png", 50, 40, [("cat", left, 2, 31, 32)]) for name, left in (("A", 1), ("a", 3))]
+    write(tmp_path, {"train": photos, "val": [Photo("c.png", 50, 40, [("cat", 1, 2, 31, 32)])]}, ["cat"])
+    assert find(tmp_path).boxes() == {"A.png": [("cat", 1, 2, 30, 30)], "a.png": [("cat", 3, 2, 28, 30)]}
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_an_image_whose_name_is_no_text_is_left_out(tmp_path, find, write):
+    photos = [Photo(f"{name}.png", 50, 40, [("cat", 1, 2, 31, 32)]) for name in "ab"]
+    write(tmp_path, {"train": photos, "val": [Photo("c.png", 50, 40, [("cat", 1, 2, 31, 32)])]}, ["cat"])
+    for path in [*tmp_path.rglob("a.*")]:
+        path.rename(os.fsdecode(os.fsencode(path.parent) + b"/\xe4" + os.fsencode(path.suffix)))
+    with DataReport() as report:
+        own = find_own_sets(tmp_path)
+    assert [image["file_name"] for image in own.splits["train"].content["images"]] == ["b.png"]
+    own.splits["train"].json_text().encode()
+    reasons = [f"{case.where} {case.reason}" for one in report.files.values() for case in one.cases]
+    assert reasons and "".join(reasons).isascii()
+
+
+def test_an_xml_of_another_name_means_the_image_in_its_folder(tmp_path, find):
+    for name, left in (("cat", 1), ("dog", 3)):
+        save_image(tmp_path / "images" / name / "1.jpg", 100, 80)
+        text = voc(GOOD.replace("<xmin>1<", f"<xmin>{left}<"), name=name).replace("other.jpg", "1.jpg")
+        (tmp_path / f"{name}_1.xml").write_text(text.replace("<filename>", f"<folder> {name} </folder><filename>"))
+    assert find(tmp_path).boxes() == {"cat/1.jpg": [("cat", 1, 2, 30, 40)], "dog/1.jpg": [("dog", 3, 2, 28, 40)]}
+
+
+REVERSED = "<xmin>31</xmin><ymin>42</ymin><xmax>1</xmax><ymax>2</ymax>"
+SHARES = "<xmin>0.1</xmin><ymin>0.2</ymin><xmax>0.5</xmax><ymax>1</ymax>"
+
+
+@pytest.mark.parametrize(
+    ("box", "reason"),
+    [
+        (REVERSED, "0.xml: object 0: bbox: expected sides >= 0, found ['31', '42', '1', '2']"),
+        (SHARES, "0.xml: object 0: bbox: expected pixels, found corners in shares of the image, [0.1, 0.2, 0.5, 1.0]"),
+    ],
+)
+def test_a_set_whose_boxes_are_all_faulty_says_why(tmp_path, find, box, reason):
+    save_image(tmp_path / "0.jpg", 100, 80)
+    (tmp_path / "0.xml").write_text(voc(box))
+    with pytest.raises(InputError) as caught:
+        find(tmp_path)
+    assert_one_line(caught, "expected boxes of at least one class, found none; left out: boxes (", reason)
+
+
+def test_a_class_all_of_whose_boxes_are_faulty_is_named_among_those_left_out(tmp_path, find):
+    for name, box in (("cat", GOOD), ("dog", REVERSED), ("cow", SHARES)):
+        save_image(tmp_path / f"{name}.jpg", 100, 80)
+        (tmp_path / f"{name}.xml").write_text(voc(box, name=name))
+    found = find(tmp_path)
+    assert found.own.names == ["cat"] and found.own.unused_names == ["cow", "dog"]
 
 
 BOMB = '<!DOCTYPE a [<!ENTITY x "xxxxxxxx"><!ENTITY y "&x;&x;&x;&x;">]>'
@@ -305,6 +399,12 @@ TRIANGLE = [[10, 10], [30, 10], [10, 50]]
             [(10, 10, 20, 40)],
             {"shapes of no class": 1},
         ),
+        ([shape("quadrilateral", [[10, 10], [30, 10], [30, 50], [10, 50]])], [(10, 10, 20, 40)], {}),
+        (
+            [shape("polygon", TRIANGLE), shape("rectangle", [[1, 2]]), shape("ellipse", [[1, 2], [9, 9]])],
+            [(10, 10, 20, 40)],
+            {"polygons without area": 2},
+        ),
     ],
 )
 def test_shapes_of_labelme(tmp_path, find, shapes, boxes, left_out):
@@ -313,6 +413,17 @@ def test_shapes_of_labelme(tmp_path, find, shapes, boxes, left_out):
     (tmp_path / "a.json").write_text(json.dumps(content))
     found = find(tmp_path)
     assert found.boxes() == {"a.jpg": [("cat", *box) for box in boxes]} and found.left_out == left_out
+
+
+def test_an_image_that_is_in_its_json_alone_is_told(tmp_path):
+    save_image(tmp_path / "a.jpg", 100, 80)
+    for name in "ab":
+        content = {"shapes": [shape(None, TRIANGLE)], "imagePath": f"{name}.jpg", "imageData": "/9j/4A=="}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    with DataReport() as report:
+        find_own_sets(tmp_path)
+    (case,) = next(iter(report.files.values())).cases
+    assert case.reason == ("expected an image file, found none named 'b'; imageData has it in base64: save it as b.jpg")
 
 
 def test_groups_of_labelme_keep_their_polygons(tmp_path, find):

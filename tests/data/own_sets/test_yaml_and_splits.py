@@ -108,6 +108,10 @@ ALIASES = "a: &a [x, x]\nb: &b [*a, *a]\npath: data\ntrain: *b"
         ("[1, 2]", "expected lines of KEY: VALUE"),
         ("path: {", "expected a yaml file"),
         ("colour: red", "expected train, val or path"),
+        ("train: data\nval: data\ntrain: data", "set.yaml: train: expected once, found again in line 3"),
+        ("path: data\nnames: {RBC: red, RBC: cell}", "set.yaml: RBC: expected once, found again in line 2"),
+        ("train: data\nvla: data", "set.yaml: vla: expected the name of a split, .* did you mean val"),
+        ("train: data\nmore: {path: data}", "set.yaml: more: expected the name of a split"),
         (ALIASES, "found an alias"),
         ("train: " + "[" * 20_000, "at most 64 levels deep"),
         ("path: !!python/object/apply:os.system ['true']", "expected a yaml file"),
@@ -119,6 +123,38 @@ def test_a_yaml_that_cannot_be_used_says_why(tmp_path, find, text, message):
     with pytest.raises((InputError, FileNotFoundError), match=message) as raised:
         find(tmp_path / "set.yaml")
     assert "\n" not in str(raised.value)
+
+
+def test_a_yaml_of_a_folder_that_cannot_be_read_is_told(tmp_path, find):
+    write_voc(tmp_path / "data", {"x": PHOTOS[:2]}, ["RBC"])
+    (tmp_path / "set.yaml").write_text("path: data\nnames: {RBC: red}\nnames: {RBC: cell}\n")
+    assert find(tmp_path).left_out == {"yaml files that are not used": 1}
+
+
+def test_names_in_a_yaml_are_as_they_are_written(tmp_path, find):
+    photos = [Photo(f"{i}.png", 50, 40, [(("off", "on", "1.10")[i], 1, 2, 31, 32)]) for i in range(3)]
+    root = write_yolo(tmp_path / "a", {"train": photos, "val": photos[:1]}, ["off", "on", "1.10"])
+    for names in ("[off, on, 1.10]", "{0: off, 1: on, 2: 1.10}"):
+        (root / "data.yaml").write_text(f"train: images/train\nval: images/val\nnames: {names}\n")
+        assert find(root).own.names == ["1.10", "off", "on"]
+    write_voc(tmp_path / "b", {"x": photos}, [])
+    (tmp_path / "set.yaml").write_text("path: b\nnames: {on: yes, off: no}\n")
+    assert find(tmp_path / "set.yaml").own.prompts == {"on": "yes", "off": "no"}
+
+
+def test_words_for_a_class_whose_boxes_are_all_left_out_end_nothing(tmp_path, find):
+    write_voc(tmp_path / "data", {"x": [*PHOTOS[:2], Photo("w.png", 50, 40, [("WBC", 9, 9, 1, 1)])]}, ["RBC"])
+    (tmp_path / "set.yaml").write_text("path: data\nnames: {RBC: red, WBC: white}\n")
+    own = find(tmp_path / "set.yaml").own
+    assert own.prompts == {"RBC": "red"} and own.unused_names == ["WBC"]
+
+
+def test_a_yaml_may_name_those_of_other_sets(tmp_path, find):
+    for name, photos in (("a", PHOTOS[:3]), ("b", PHOTOS[3:5])):
+        write_yolo(tmp_path / name, {"train": photos}, ["RBC"])
+    (tmp_path / "set.yaml").write_text("train: a/data.yaml\nval: {path: b/data.yaml}\n")
+    found = find(tmp_path / "set.yaml")
+    assert (len(found.boxes("train")), len(found.boxes("val")), found.own.names) == (3, 2, ["RBC"])
 
 
 def test_a_data_yaml_without_its_images_leaves_the_rest_to_what_is_there(tmp_path, find):
