@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -55,50 +57,61 @@ class GatheredRows(NamedTuple):
     start: int
 
 
-def gather_with_grad(vectors: Tensor, labels: Tensor, capacity: int) -> GatheredRows:
-    """Collect the rows of all ranks in one collective operation, with gradients back to the rank of each row.
+def gather_with_grad(sets: Sequence[tuple[Tensor, Tensor]], capacity: int) -> list[GatheredRows]:
+    """Collect sets of rows of all ranks in one collective operation, with gradients back to the rank of each row.
 
     The gradient of a row is the sum of the gradients of all ranks, in one more collective operation. Every rank must
-    call this and run the backward pass through ``vectors``, even a rank without rows.
+    call this and run the backward pass through ``vectors``, even a rank without rows. On a device the CPU waits once,
+    for the numbers of rows.
 
     Args:
-        vectors: (n, d) float32; n may differ between the ranks and may be 0.
-        labels: (n, k) int64 in the range of int32, carried along without a gradient.
-        capacity: The most rows of a rank, equal on all ranks. Every rank sends this many, so that no rank has to ask
-            the others for their numbers first.
+        sets: For each set vectors, (n, d) float32, and labels, (n, k) int64 in the range of int32, which are carried
+            along without a gradient. n may differ between the ranks and may be 0; d + k is at least the number of sets.
+        capacity: The most rows of a rank in all sets, equal on all ranks. Every rank sends this many, so that no rank
+            has to ask the others for their numbers first.
+
+    Returns:
+        Each set as it is on all ranks.
 
     Raises:
         ValueError: There are more rows than the capacity, or the vectors are not float32.
     """
+    vectors, labels = (torch.cat(parts) for parts in zip(*sets, strict=True))
     if vectors.dtype != torch.float32:
         raise ValueError(f"gather_with_grad: expected float32 vectors, found {vectors.dtype}")
     if len(vectors) > capacity:
         raise ValueError(f"gather_with_grad: expected at most {capacity} rows, found {len(vectors)}")
-    world_size = comm.get_world_size()
+    world_size, rank = comm.get_world_size(), comm.get_rank()
     if world_size == 1:
-        return GatheredRows(vectors, labels, 0)
-    # One integer tensor holds the bits of everything; its first row holds the number of rows that count.
+        return [GatheredRows(*one, 0) for one in sets]
+    # One integer tensor holds the bits of everything; its first row holds the numbers of rows that count.
     rows = torch.cat((vectors.detach().contiguous().view(torch.int32), labels.to(torch.int32)), dim=1)
     parcel = rows.new_zeros(1 + capacity, rows.shape[1])
-    parcel[0, 0] = len(rows)
+    for number, (own, _) in enumerate(sets):
+        parcel[0, number] = len(own)
     parcel[1 : 1 + len(rows)] = rows
     parcels = parcel.new_empty(world_size * len(parcel), parcel.shape[1])
     distributed.all_gather_into_tensor(parcels, parcel)
     parcels = parcels.view(world_size, *parcel.shape)
-    counts = parcels[:, 0, 0].tolist()
-    everything = torch.cat([parcels[rank, 1 : 1 + count] for rank, count in enumerate(counts)])
-    start = sum(counts[: comm.get_rank()])
+    counts = parcels[:, 0, : len(sets)].tolist()
+    pieces = [parcel[1 : 1 + sum(own)].split(own) for parcel, own in zip(parcels, counts, strict=True)]
+    everything = torch.cat([piece for of_set in zip(*pieces, strict=True) for piece in of_set])
+    totals = [sum(of_set) for of_set in zip(*counts, strict=True)]
+    starts = [sum(of_set[:rank]) for of_set in zip(*counts, strict=True)]
+    begins = [begin + start for begin, start in zip(accumulate(totals, initial=0), starts, strict=False)]
+    own_rows = [slice(begin, begin + count) for begin, count in zip(begins, counts[rank], strict=True)]
     values = everything[:, : vectors.shape[1]].contiguous().view(torch.float32)
-    gathered_labels = everything[:, vectors.shape[1] :].to(torch.int64)
-    return GatheredRows(_RowsOfAllRanks.apply(vectors, values, start), gathered_labels, start)
+    values = _RowsOfAllRanks.apply(vectors, values, own_rows).split(totals)
+    gathered_labels = everything[:, vectors.shape[1] :].to(torch.int64).split(totals)
+    return [GatheredRows(*one) for one in zip(values, gathered_labels, starts, strict=True)]
 
 
 class _RowsOfAllRanks(torch.autograd.Function):
     """Gathered values, connected with the rows of this rank."""
 
     @staticmethod
-    def forward(ctx: Any, vectors: Tensor, values: Tensor, start: int) -> Tensor:
-        ctx.local = slice(start, start + len(vectors))
+    def forward(ctx: Any, vectors: Tensor, values: Tensor, own_rows: list[slice]) -> Tensor:
+        ctx.own_rows = own_rows
         return values.view_as(values)
 
     @staticmethod
@@ -106,7 +119,7 @@ class _RowsOfAllRanks(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         total = grad.clone(memory_format=torch.contiguous_format)
         distributed.all_reduce(total)
-        return total[ctx.local], None, None
+        return torch.cat([total[rows] for rows in ctx.own_rows]), None, None
 
 
 def is_sharded(model: nn.Module) -> bool:

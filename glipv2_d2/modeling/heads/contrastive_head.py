@@ -160,20 +160,16 @@ class ContrastiveHead(TrainingHead):
             # Gradients of rows and of columns are summed apart, as those of several ranks are.
             shared = [SharedVectors(one, one._replace(vectors=one.vectors.view_as(one.vectors)), 0) for one in locals_]
             return shared[0], shared[1]
-        images = torch.cat((region_labels.images, word_labels.images)) * comm.get_world_size() + comm.get_rank()
-        categories = torch.cat((region_labels.categories, word_labels.categories))
-        is_word = torch.cat((torch.zeros_like(region_labels.images), torch.ones_like(word_labels.images)))
-        labels = torch.stack((images, categories, is_word), dim=1)
+        labels = [
+            torch.stack((own.images * comm.get_world_size() + comm.get_rank(), own.categories), dim=1)
+            for own in (region_labels, word_labels)
+        ]
         capacity = num_images * (self.max_regions_per_image + self.max_tokens)
-        gathered = gather_with_grad(torch.cat((regions, words)), labels, capacity)
-
-        is_word = gathered.labels[:, 2] == 1
-        words_before = int(is_word[: gathered.start].sum())
+        gathered = gather_with_grad(list(zip((regions, words), labels, strict=True)), capacity)
         shared = []
-        for join, member, vectors, local_labels, start in (
-            (label_regions, ~is_word, regions, labels[: len(regions)], gathered.start - words_before),
-            (label_words, is_word, words, labels[len(regions) :], words_before),
+        for join, vectors, own, everywhere in zip(
+            (label_regions, label_words), (regions, words), labels, gathered, strict=True
         ):
-            everywhere = join(gathered.vectors[member], *gathered.labels[member, :2].unbind(1))
-            shared.append(SharedVectors(join(vectors, *local_labels[:, :2].unbind(1)), everywhere, start))
+            columns = join(everywhere.vectors, *everywhere.labels.unbind(1))
+            shared.append(SharedVectors(join(vectors, *own.unbind(1)), columns, everywhere.start))
         return shared[0], shared[1]
