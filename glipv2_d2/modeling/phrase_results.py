@@ -89,6 +89,8 @@ def best_detection(instances: Instances) -> int:
 def find_phrase_maps(model: nn.Module, inputs: dict[str, Any]) -> dict[str, PhraseMaps]:
     """Compare every location of an image with every phrase of its prompts; no name is left out by a shortlist.
 
+    On a device the CPU waits once for each kind of maps.
+
     Args:
         model: A ``GLIPv2`` in eval mode; of one with ``by_name`` the tuned weights alone are asked.
         inputs: A model input.
@@ -112,9 +114,11 @@ def find_phrase_maps(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Phra
     found: dict[str, dict[int, Tensor]] = {"after": {}} if head is None else {"before": {}, "after": {}}
     for pairs, (fused, predictions) in detection.passes(model, images, features, prompts):
         for number, (rank, prompt) in enumerate(zip(pairs.ranks, pairs.prompts, strict=True)):
-            spelled = prompt.phrase_token_map.to(model.device)
+            (spelled,) = to_device([prompt.phrase_token_map], model.device)
+            longest = max([0, *prompt.phrase_token_map.sum(dim=1).tolist()])
             logits = torch.cat([level[number, :, : len(prompt)] for level in predictions.token_logits])  # (R, T)
-            found["after"][rank] = token_to_phrase_scores(logits.float().sigmoid(), spelled, aggregation)  # (R, P)
+            scores = token_to_phrase_scores(logits.float().sigmoid(), spelled, aggregation, longest)
+            found["after"][rank] = scores  # (R, P)
             if regions is not None:
                 words = F.normalize(head.project_words(fused.language.embedded[number, : len(prompt)]), dim=-1)
                 found["before"][rank] = token_to_phrase_scores(regions @ words.T, spelled)

@@ -1,10 +1,15 @@
-"""From the probabilities of tokens to the scores of phrases."""
+"""From tokens to phrases: scores from the probabilities of their tokens, and means of the features of these."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from ..device_copies import to_device
 from ..errors import InputError
 
 SCORE_AGGREGATIONS = ("mean", "max", "power")
@@ -47,6 +52,28 @@ def token_to_phrase_scores(
             tiny = torch.finfo(token_scores.dtype).tiny
             scores = (token_scores.clamp(min=tiny).log() @ weights).exp()
     return torch.where(counts > 0, scores, 0.0)
+
+
+def phrase_means(text: Tensor, token_maps: Sequence[Tensor]) -> Tensor:
+    """Average the tokens that spell phrases, for all prompts together.
+
+    Args:
+        text: (N, T, D). The computation is in single precision, even under autocast.
+        token_maps: N tensors (K, T) bool, or narrower, on the CPU: the tokens of K >= 0 phrases.
+
+    Returns:
+        (sum of K, D), prompt after prompt; 0 for a phrase without tokens. Tokens of no phrase have no effect.
+    """
+    counts, width = torch.tensor([len(one) for one in token_maps]), max(one.shape[1] for one in token_maps)
+    maps = pad_sequence([F.pad(one, (0, width - one.shape[1])) for one in token_maps], batch_first=True)
+    text = text[:, :width].to(torch.promote_types(text.dtype, torch.float32))
+    weights = maps.to(text.dtype) / maps.sum(dim=2, keepdim=True).clamp(min=1)  # (N, K, T)
+    real = (torch.arange(maps.shape[1]) < counts[:, None]).flatten().nonzero().squeeze(1)
+    used, weights, real = to_device([maps.any(dim=1), weights, real], text.device)
+    with torch.autocast(text.device.type, enabled=False):
+        # Padding must not have an effect, and 0 times NaN is NaN.
+        means = weights @ text.where(used[..., None], 0.0)
+    return means.flatten(0, 1).index_select(0, real)
 
 
 def _max_over_tokens(token_scores: Tensor, phrase_token_map: Tensor, counts: Tensor, longest: int | None) -> Tensor:

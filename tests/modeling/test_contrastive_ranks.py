@@ -133,7 +133,9 @@ def test_sets_of_rows_travel_together_and_stay_apart(ranks):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 @mock.patch("glipv2_d2.distributed.distributed.all_reduce", lambda tensor: None)
-@mock.patch("glipv2_d2.distributed.distributed.all_gather_into_tensor", lambda whole, own: whole.copy_(own.repeat(2, 1)))
+@mock.patch(
+    "glipv2_d2.distributed.distributed.all_gather_into_tensor", lambda whole, own: whole.copy_(own.repeat(2, 1))
+)
 @mock.patch("detectron2.utils.comm.get_world_size", lambda: 2)
 def test_several_ranks_wait_for_a_device_once_more_for_the_rows_of_the_others():
     model, (images, features, text) = HeadWithLoss("auto"), make_inputs("both ranks have boxes", slice(0, 2))

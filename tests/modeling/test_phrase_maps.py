@@ -1,6 +1,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from pretended_device import pretended_device
 from prompt_samples import make_prompt
 
 from glipv2_d2.errors import InputError
@@ -49,6 +50,17 @@ def test_maps_are_the_means_of_the_words_before_and_after_fusion(tiny_cfg, input
         torch.testing.assert_close(values, torch.cat(parts), rtol=1e-4, atol=1e-5)
         assert maps[kind].image_size == (64, 96) and maps[kind].strides == [8, 16, 32, 64, 128]
         assert [tuple(level.shape[1:]) for level in maps[kind].levels][:2] == [(8, 12), (4, 6)]
+
+
+def test_the_cpu_waits_for_a_device_once_for_each_kind_of_maps(tiny_cfg, inputs):
+    tiny_cfg.MODEL.GLIPV2.TEST.SCORE_AGGREGATION = "max"
+    model = build(tiny_cfg, CONTRASTIVE=True)
+    with pretended_device() as traffic:
+        model.to("cuda")
+        find_phrase_maps(model, inputs)
+        traffic.clear()
+        maps = find_phrase_maps(model, inputs)
+    assert traffic.waits.total() == len(maps) == 2 and not traffic.mixed and not traffic.unpinned, traffic
 
 
 def test_without_a_contrastive_head_there_is_no_map_before_fusion(tiny_cfg, inputs):

@@ -8,9 +8,10 @@ import torch
 from conftest import ASSETS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pretended_device import pretended_device
 from torch.testing import assert_close
 
-from glipv2_d2.modeling.token_scoring import SCORE_AGGREGATIONS, token_to_phrase_scores
+from glipv2_d2.modeling.token_scoring import SCORE_AGGREGATIONS, phrase_means, token_to_phrase_scores
 
 UNITS = ASSETS / "parity" / "units"
 
@@ -100,3 +101,40 @@ def test_half_precision_probabilities_give_single_precision_scores(aggregation):
 def test_unknown_aggregation_is_refused():
     with pytest.raises(ValueError, match="expected one of .* found 'median'"):
         token_to_phrase_scores(TOKEN_SCORES, TOKEN_MAP, "median")
+
+
+def make_maps(*shapes):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.rand(shape, generator=generator) < 0.4 for shape in shapes]
+
+
+@pytest.mark.parametrize("shapes", [[(3, 5)], [(2, 4), (0, 3), (4, 5)], [(0, 2), (0, 5)]], ids=["one", "three", "none"])
+def test_means_of_phrases_of_all_prompts_are_those_of_each_phrase(shapes):
+    text, maps = torch.randn(len(shapes), 5, 6, generator=torch.Generator().manual_seed(2)), make_maps(*shapes)
+    maps[0][:1] = False
+    for tokens, of_prompt in zip(text, maps, strict=True):
+        tokens[of_prompt.shape[1] :] = torch.nan
+    expected = [
+        tokens[: len(row)][row].mean(dim=0) if row.any() else torch.zeros(6)
+        for tokens, of_prompt in zip(text, maps, strict=True)
+        for row in of_prompt
+    ]
+    text.requires_grad_()
+    found = phrase_means(text, maps)
+    assert_close(found, torch.stack(expected) if expected else torch.zeros(0, 6))
+    found.sum().backward()
+    assert text.grad is not None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_close(phrase_means(text, maps), found, rtol=0, atol=0)
+
+
+def test_means_of_phrases_of_more_prompts_take_no_more_kernels_and_nobody_waits():
+    launches = []
+    for count in (1, 8):
+        with pretended_device() as traffic:
+            text = torch.ones(count, 5, 6).to("cuda")
+            traffic.clear()
+            phrase_means(text, make_maps(*[(2, 5)] * count))
+        assert not traffic.waits and not traffic.mixed and not traffic.unpinned, traffic
+        launches.append(traffic.launches)
+    assert launches[0] == launches[1]

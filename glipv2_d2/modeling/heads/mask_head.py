@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.structures import Instances
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from ...device_copies import to_device
@@ -20,6 +19,7 @@ from ...errors import InputError
 from ...layers.hourglass import Hourglass
 from ...structures import TokenizedPrompt
 from ..batch import Fused, TrainBatch, TrainingHead, TrunkShapes, boxes_of, boxes_on_cpu
+from ..token_scoring import phrase_means
 from .grounding_head import MAX_LOGIT
 from .mask_pooling import RegionPooler
 from .mask_targets import crop_masks, match_proposals
@@ -137,7 +137,7 @@ class HourglassMaskHead(TrainingHead):
             features: L levels (N, C, Hl, Wl).
             boxes: N tensors (K, 4) XYXY, half-open, pixels of the padded input; K may be 0.
             text: (N, T, D), what the grounding head reads.
-            token_maps: N tensors (K, T) bool, or narrower: the tokens that name each box.
+            token_maps: N tensors (K, T) bool, or narrower, on the CPU: the tokens that name each box.
 
         Returns:
             (sum of K, 2S, 2S) logits, each in the frame of its box, image after image.
@@ -173,15 +173,7 @@ class HourglassMaskHead(TrainingHead):
         """Return what the pixels of each box are multiplied with, (sum of K, conv_dim), and its bias, (sum of K,)."""
         # The guard against a zero norm, 1e-12, does not exist in half precision; padding may well be all zero.
         embedding = F.normalize(text.float(), dim=-1, eps=1e-12)
-        phrases = []
-        for tokens, token_map in zip(embedding, token_maps, strict=True):
-            weights = token_map.float() / token_map.sum(dim=1, keepdim=True).clamp(min=1)
-            with torch.autocast(tokens.device.type, enabled=False):
-                phrases.append(weights @ tokens[: token_map.shape[1]])  # (K, D)
-        return self._project(torch.cat(phrases))
-
-    def _project(self, phrase: Tensor) -> tuple[Tensor, Tensor]:
-        phrase = phrase.to(self.bias_lang.dtype)
+        phrase = phrase_means(embedding, token_maps).to(self.bias_lang.dtype)
         return self.text_projection(phrase / 2) / self.log_scale.exp(), phrase @ self.bias_lang
 
     def enlarge(self, regions: Tensor) -> Tensor:
@@ -227,9 +219,9 @@ class HourglassMaskHead(TrainingHead):
             boxes.append(regions.boxes)
             token_maps.append(rows[regions.matched_idxs])
             targets.append(crop_masks(there.gt_masks, regions, resolution))
-        token_maps, targets = to_device(token_maps, text.device), to_device(targets, text.device)
         logits = self(features, boxes, text, token_maps).float()
-        total = F.binary_cross_entropy_with_logits(logits, torch.cat(targets), reduction="sum") / resolution**2
+        expected = torch.cat(to_device(targets, text.device))
+        total = F.binary_cross_entropy_with_logits(logits, expected, reduction="sum") / resolution**2
         return {"loss_mask": mean_over_ranks(total, len(logits)) * self.loss_weight}
 
     @torch.no_grad()
@@ -264,14 +256,7 @@ class HourglassMaskHead(TrainingHead):
         self, features: list[Tensor], text: Tensor, boxes: list[Tensor], token_maps: list[Tensor]
     ) -> list[Tensor]:
         """Predict as image by image, on a device; boxes and token maps are on the CPU."""
-        counts, num_tokens = [len(one) for one in boxes], text.shape[1]
-        maps = pad_sequence([F.pad(one, (0, num_tokens - one.shape[1])) for one in token_maps], batch_first=True)
-        weights = maps.float() / maps.sum(dim=2, keepdim=True).clamp(min=1)  # (N, K, T)
-        real = (torch.arange(maps.shape[1]) < torch.tensor(counts)[:, None]).flatten().nonzero().squeeze(1)
-        weights, real = to_device([weights, real], text.device)
-        with torch.autocast(text.device.type, enabled=False):
-            phrases = weights @ F.normalize(text.float(), dim=-1, eps=1e-12)
-        words, bias = self._project(phrases.flatten(0, 1)[real])
-        parts = [one.split(_DEVICE_SLICE) for one in (self.pooler(features, boxes), words, bias)]
+        inputs = self.pooler(features, boxes), *self.project_phrases(text, token_maps)
+        parts = [one.split(_DEVICE_SLICE) for one in inputs]
         logits = torch.cat([self._draw_slice(*part) for part in zip(*parts, strict=True)])
-        return list(logits.float().sigmoid().split(counts))
+        return list(logits.float().sigmoid().split([len(one) for one in boxes]))

@@ -15,6 +15,7 @@ from ...distributed import mean_over_ranks
 from ...layers.positions import relative_coordinates
 from ...structures import TokenizedPrompt
 from ..batch import Fused, TrainBatch, TrainingHead, TrunkShapes, boxes_on_cpu
+from ..token_scoring import phrase_means
 
 # Where the loss turns from quadratic to linear: a tenth of the image's longer side.
 _SMOOTH_L1_BETA = 0.2
@@ -75,12 +76,8 @@ class PhraseCenterHead(TrainingHead):
             phrases, rows = _single_boxes(prompt, boxes)
             token_maps.append(prompt.phrase_token_map[phrases])
             centres.append(relative_coordinates(boxes.gt_boxes.get_centers()[rows].float(), tuple(image_size)))
-        expected, *token_maps = to_device([torch.cat(centres), *token_maps], hidden.device)
-        text = [hidden.new_zeros(0, hidden.shape[2])]
-        for tokens, token_map in zip(hidden, token_maps, strict=True):
-            weights = token_map.to(tokens.dtype)
-            text.append(weights @ tokens[: weights.shape[1]] / weights.sum(1, keepdim=True))
-        found = self(torch.cat(text)).float()
+        (expected,) = to_device([torch.cat(centres)], hidden.device)
+        found = self(phrase_means(hidden, token_maps).to(hidden.dtype)).float()
         total = F.smooth_l1_loss(found, expected, beta=_SMOOTH_L1_BETA, reduction="sum")
         return {"loss_phrase_center": mean_over_ranks(total, expected.numel()) * self.loss_weight}
 
