@@ -14,8 +14,9 @@ from ..errors import InputError
 from ..likeness import likeliest
 from .dataset_mappers.base import boxes_to_train_on
 from .dataset_mappers.build import mapper_of
+from .dataset_mappers.vqa import VQADatasetMapper
 from .datasets.coco import Truth, keeping_truth, truth_of_dicts, truth_of_images
-from .datasets.dict_checks import check_dataset_dicts
+from .datasets.dict_checks import check_dataset_dicts, check_image_ids
 from .datasets.few_shot import FewShot, take_few_shots
 from .datasets.mask_checks import keep_usable_masks, leave_out_masks
 from .datasets.registration import check_dataset_files, is_read_here, with_existing_images
@@ -39,12 +40,15 @@ class LoadedDataset(NamedTuple):
 
 
 def load_test_dataset(cfg: CfgNode, name: str) -> LoadedDataset:
-    """Read a dataset that is tested on; see ``load_dataset`` for the errors."""
-    is_detection = mapper_of(name).has_category_names
+    """Read a dataset that is tested on; see ``load_dataset`` and, but for questions, ``check_image_ids`` for errors."""
+    mapper = mapper_of(name)
+    is_detection = mapper.has_category_names
     is_converted = is_detection and MetadataCatalog.get(name).get("json_file") is None
     # Evaluators of AP check the masks of a file in COCO's format, which are part of the truth.
     with DataReport.from_config(cfg), keeping_truth() as truth:
         dicts = load_dataset(name, is_converted or (cfg.MODEL.MASK_ON and not is_detection))
+    if mapper is not VQADatasetMapper:
+        check_image_ids(name, dicts, one_each=is_converted)
     if is_converted and all("height" in record and "width" in record for record in dicts):
         return LoadedDataset(name, dicts, truth_of_dicts(name, dicts))
     if not truth or not is_read_here(name):

@@ -138,7 +138,7 @@ def _by_hotcoco(
     known = hotcoco.COCO.from_arrays(
         _ranked_images(truth, image_ids, category_ids, is_lvis),
         [{"id": number, "name": str(number), "frequency": "f"} for number in range(len(category_ids))],
-        np.searchsorted(image_ids, _column(annotations, "image_id", np.int64)),
+        np.searchsorted(image_ids, _column(annotations, "image_id", image_ids.dtype)),
         np.searchsorted(category_ids, _column(annotations, "category_id", np.int64)),
         _column(annotations, "bbox", np.float64).reshape(-1, 4),
         area=_column(annotations, "area", np.float64),

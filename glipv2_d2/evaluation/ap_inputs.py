@@ -127,7 +127,7 @@ class DetectionRows(NamedTuple):
     """K detections. The detections of one image keep the order of the model.
 
     Attributes:
-        image_ids: (K,) int64.
+        image_ids: (K,) int64, or strings where those of the dataset are.
         image_sizes: (K, 2) int32, height and width.
         category_ids: (K,) int64, ids of the annotation file.
         scores: (K,) float32 in [0, 1].
@@ -169,7 +169,7 @@ class DetectionRows(NamedTuple):
             encoder.encode(checked_masks(instances, sample), counts, sample["image_id"])
         boxes = instances.pred_boxes.tensor.detach().float().cpu()
         return cls(
-            image_ids=np.full(len(classes), sample["image_id"], dtype=np.int64),
+            image_ids=np.full(len(classes), sample["image_id"]),
             image_sizes=np.tile(np.array(instances.image_size, dtype=np.int32), (len(classes), 1)),
             category_ids=category_ids[classes],
             scores=instances.scores.detach().float().cpu().numpy(),
@@ -183,7 +183,7 @@ class DetectionRows(NamedTuple):
         columns = {
             name: np.array([one[key] for one in results], dtype=dtype)
             for name, key, dtype in (
-                ("image_ids", "image_id", np.int64),
+                ("image_ids", "image_id", None if results else np.int64),
                 ("category_ids", "category_id", np.int64),
                 ("scores", "score", np.float64),
                 ("boxes", "bbox", np.float64),

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from glipv2_d2 import add_glipv2_config, register_coco_grounding, register_lvis, register_odvg
-from glipv2_d2.data.loading import LoadedDataset, load_test_dataset
+from glipv2_d2.data.datasets.coco import truth_of_images
+from glipv2_d2.data.loading import LoadedDataset, load_test_dataset, load_training_dicts
+from glipv2_d2.errors import InputError
 from glipv2_d2.evaluation import build_evaluator
 from glipv2_d2.evaluation.build import check_test_data
 from glipv2_d2.evaluation.captioning import CaptioningEvaluator
@@ -121,6 +124,51 @@ def test_detection_data_of_other_formats_are_scored_as_coco(tmp_path):
     register_odvg("lines", tmp_path / "boxes.jsonl", tmp_path, names_file=tmp_path / "names.json")
     evaluator = build_evaluator(masked_cfg(False), load_test_dataset(masked_cfg(False), "lines"), str(tmp_path / "out"))
     assert evaluate(evaluator, (0, 1)) == pytest.approx(100.0)
+
+
+def registered_dicts(tmp_path, name, image_ids):
+    """Images of a reader outside of the package, with one box each of the categories 0, 1, 0 ..."""
+    dicts = []
+    for number, image_id in enumerate(image_ids):
+        (tmp_path / f"{number}.png").touch()
+        box = {"bbox": BOX, "bbox_mode": BoxMode.XYWH_ABS, "category_id": number % 2}
+        image = {"file_name": str(tmp_path / f"{number}.png"), "height": 104, "width": 120, "annotations": [box]}
+        dicts.append(image if image_id is None else {**image, "image_id": image_id})
+    DatasetCatalog.register(name, lambda: dicts)
+    MetadataCatalog.get(name).set(thing_classes=["cup", "dog"])
+    return name
+
+
+@pytest.mark.parametrize("engine", ["auto", "reference"])
+def test_ids_of_images_may_be_strings(tmp_path, engine):
+    """By hand: the cup is found, and one of two dogs behind a wrong box: precision 1/2 at 51 of 101 recalls."""
+    cfg = masked_cfg(False, "TEST.EVALUATION_ENGINE", engine)
+    loaded = load_test_dataset(cfg, registered_dicts(tmp_path, f"strings_{engine}", ["b/7", "10", "9", "a"]))
+    kept = (loaded.dicts[0], loaded.dicts[1], loaded.dicts[3])
+    loaded = loaded._replace(dicts=list(kept), truth=truth_of_images(loaded.truth, {one["image_id"] for one in kept}))
+    evaluator = build_evaluator(cfg, loaded, str(tmp_path / "out"))
+    found = {"b/7": [(0, 0.5, BOX)], "10": [], "a": [(1, 0.5, BOX), (1, 0.9, [0, 0, 9, 9])]}
+    results = process(evaluator, found, category_ids=(0, 1), with_masks=False)["bbox"]
+    assert (results["AP-cup"], results["AP-dog"]) == pytest.approx((100.0, 100 * 51 / 101 / 2))
+    written = json.loads((tmp_path / "out" / "coco_instances_results.json").read_text())
+    assert [one["image_id"] for one in written] == ["b/7", "a", "a"]
+    assert process(evaluator, {"10": []}, category_ids=(0, 1), with_masks=False)["bbox"]["AP"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("image_ids", "message"),
+    [
+        ((1, 1), "1.png: image_id: expected an id that no other image has, found 1"),
+        ((1, None), "1.png: image_id: expected an integer in every dict, or a string in every dict, found None"),
+        ((None, 1), "0.png: image_id: expected an integer in every dict, or a string in every dict, found None"),
+        ((1, "2"), "1.png: image_id: expected an integer in every dict, or a string in every dict, found '2'"),
+    ],
+)
+def test_ids_that_results_cannot_be_judged_by_are_found_before_the_first_image(tmp_path, image_ids, message):
+    name = registered_dicts(tmp_path, f"ids_{image_ids}", image_ids)
+    with pytest.raises(InputError, match=re.escape(message)):
+        load_test_dataset(masked_cfg(False), name)
+    assert len(load_training_dicts(name, filter_empty=True)) == 2
 
 
 def test_of_several_datasets_one_without_data_is_a_warning(dataset, tmp_path, caplog):

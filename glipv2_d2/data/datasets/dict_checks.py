@@ -64,6 +64,33 @@ def check_dataset_dicts(
         question_ids.add(record.get("question_id"))
 
 
+def check_image_ids(dataset: str, dataset_dicts: Sequence[Mapping[str, Any]], *, one_each: bool) -> None:
+    """Check the ids by which the results of images are judged: integers or strings.
+
+    Args:
+        dataset: Its name, for the message.
+        dataset_dicts: All of them.
+        one_each: Each has another id, and all are integers, or all strings.
+
+    Raises:
+        AnnotationError: An id is something else, or absent.
+    """
+    known: set[Any] = set()
+    kinds = (int, np.integer) if isinstance(dataset_dicts[0].get("image_id"), (int, np.integer)) else (str,)
+    for record in dataset_dicts:
+        image_id = record.get("image_id")
+        expected = ""
+        if not isinstance(image_id, kinds if one_each else (int, np.integer, str)):
+            expected = "an integer in every dict, or a string in every dict"
+        elif one_each and image_id in known:
+            expected = "an id that no other image has"
+        if expected:
+            raise AnnotationError(
+                f"dataset {dataset!r}: {record['file_name']}: image_id: expected {expected}, found {show(image_id)}"
+            )
+        known.add(image_id)
+
+
 def _missing_field(record: Mapping[str, Any], task: str) -> str:
     sizes_of_boxes = ("width", "height") if record.get("annotations") else ()
     missing = [field for field in (*REQUIRED_FIELDS.get(task, _ALWAYS), *sizes_of_boxes) if field not in record]
