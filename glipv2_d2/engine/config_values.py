@@ -26,7 +26,7 @@ _MODEL_LIMITS = {
     1: "INPUT.MAX_SIZE_TRAIN INPUT.MIN_SIZE_TRAIN MODEL.FPN.OUT_CHANNELS MODEL.GLIPV2.FUSION.NUM_HEADS "
     "MODEL.GLIPV2.TOWER.CHANNELS MODEL.SWIN.DEPTHS MODEL.SWIN.EMBED_DIM MODEL.SWIN.NUM_HEADS MODEL.SWIN.WINDOW_SIZE "
     "MODEL.TEXT_ENCODER.HIDDEN_SIZE MODEL.TEXT_ENCODER.INTERMEDIATE_SIZE MODEL.TEXT_ENCODER.MAX_POSITIONS "
-    "MODEL.TEXT_ENCODER.NUM_HEADS MODEL.TEXT_ENCODER.VOCAB_SIZE",
+    "MODEL.TEXT_ENCODER.NUM_HEADS MODEL.TEXT_ENCODER.VOCAB_SIZE SOLVER.ACCUMULATION_STEPS SOLVER.IMS_PER_BATCH",
 }
 # Widths, by the number of heads that share each of them alike.
 _WIDTHS = {
@@ -40,7 +40,7 @@ _SOLVER_LIMITS = {
 
 
 def check_model_values(cfg: CfgNode) -> None:
-    """Check the keys of the model and of its input.
+    """Check the keys of the model, of its input and of batches.
 
     Raises:
         InputError: A name is unknown, a number is too low, numbers do not fit together, or there is no GPU.

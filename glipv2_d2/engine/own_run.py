@@ -29,14 +29,15 @@ from .command_line import build_config
 from .progress import ElapsedTime
 from .recipe import (
     BATCH,
+    NUM_EVALUATIONS,
     Facts,
     evaluation_period,
     large_model_recipe,
     large_schedule,
+    length_within,
     num_updates,
     schedule,
     small_model_recipe,
-    updates_within,
 )
 from .run_report import write_report, write_results
 from .speed import measure_seconds
@@ -177,13 +178,13 @@ def plan_run(
         fixed += ["MODEL.GLIPV2.CLASS_WORDS.IMAGE_SCALE", max(1.0, classified_side / cfg.INPUT.MIN_SIZE_TEST)]
         cfg = build_config(start.config_file, [*_words([*fixed, *recipe.options]), *options])
     report = check_data(data, cfg)
-    batch = cfg.SOLVER.IMS_PER_BATCH
+    batch = cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUMULATION_STEPS
     usual = num_updates(facts.num_images, batch, recipe.base_updates, epochs)
-    updates, why = _choose_length(cfg, usual, epochs, minutes, num_processes)
+    updates, evaluations, why = _choose_length(cfg, usual, epochs, minutes, num_processes)
     if "SOLVER.MAX_ITER" in options:
         updates, why = cfg.SOLVER.MAX_ITER, "SOLVER.MAX_ITER"
-    period = cfg.TEST.EVAL_PERIOD if "TEST.EVAL_PERIOD" in options else evaluation_period(updates)
-    chosen = [*fixed, *recipe.options, *(schedule(updates) if is_small else large_schedule(updates))]
+    period = cfg.TEST.EVAL_PERIOD if "TEST.EVAL_PERIOD" in options else evaluation_period(updates, evaluations)
+    chosen = [*fixed, *recipe.options, *(schedule if is_small else large_schedule)(updates, evaluations)]
     reasons = [
         *report,
         f"data: {counted(facts.num_images, 'image')} with {counted(facts.num_boxes, 'box')} of "
@@ -201,15 +202,21 @@ def plan_run(
 
 def _choose_length(
     cfg: CfgNode, usual: int, epochs: float | None, minutes: float | None, num_processes: int
-) -> tuple[int, str]:
-    """Return the updates of a run, and why: the usual number, or those of a time, or of epochs the fewer of both."""
+) -> tuple[int, int, str]:
+    """Return the updates and evaluations of a run, and why so many updates.
+
+    They are the usual ones, or those that fit into a time, or of epochs and a time the fewer of both.
+    """
     if minutes is not None:
         (val,) = cfg.DATASETS.TEST
         update, image = measure_seconds(cfg, num_processes)
-        fitting = updates_within(minutes, update, image * len(DatasetCatalog.get(val)))
+        evaluation = image * len(DatasetCatalog.get(val))
+        fitting, evaluations = length_within(minutes, update, evaluation)
         if epochs is None or fitting < usual:
-            return fitting, f"{minutes:g} minutes at {update:.2f} s each"
-    return usual, "by the size of the data" if epochs is None else f"{epochs:g} epochs"
+            why = f"{minutes:g} minutes at {update:.2f} s each"
+            needed = (fitting * update + (evaluations + 1) * evaluation) / 60
+            return fitting, evaluations, why + f"; the least takes {needed:.1f}" * (needed > minutes)
+    return usual, NUM_EVALUATIONS, "by the size of the data" if epochs is None else f"{epochs:g} epochs"
 
 
 def check_data(data: str, cfg: CfgNode) -> list[str]:

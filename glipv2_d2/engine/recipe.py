@@ -30,7 +30,7 @@ BASE_UPDATES = 1200
 # The same for a GLIP-T, as configs/finetune/custom_swin_t.yaml has it.
 LARGE_MODEL_UPDATES = 2000
 MIN_EPOCHS = 3
-# A run has this many evaluations, each with a checkpoint.
+# A run has this many evaluations, each with a checkpoint; fewer where its time is too short for them.
 NUM_EVALUATIONS = 10
 # Beyond this many names a prompt holds some of them only.
 MAX_PROMPT_NAMES = 80
@@ -107,21 +107,26 @@ def num_updates(num_images: int, batch: int, base: int, epochs: float | None = N
     return max(1, math.ceil(wanted / NUM_EVALUATIONS)) * NUM_EVALUATIONS
 
 
-def updates_within(minutes: float, seconds_per_update: float, seconds_per_evaluation: float) -> int:
-    """Return the updates that fit into a time together with their evaluations, a multiple of ``NUM_EVALUATIONS``."""
-    left = 60 * minutes - (NUM_EVALUATIONS + 1) * seconds_per_evaluation
-    updates = int(left / seconds_per_update) // NUM_EVALUATIONS * NUM_EVALUATIONS
-    return max(NUM_EVALUATIONS, updates)
+def length_within(minutes: float, seconds_per_update: float, seconds_per_evaluation: float) -> tuple[int, int]:
+    """Return the updates and the evaluations that fit into a time.
+
+    Evaluations, and the one of the best weights behind them, take at most half of it, unless one is too long for that.
+    """
+    most = int(30 * minutes / seconds_per_evaluation) - 1 if seconds_per_evaluation else NUM_EVALUATIONS
+    evaluations = min(NUM_EVALUATIONS, max(1, most))
+    left = 60 * minutes - (evaluations + 1) * seconds_per_evaluation
+    updates = max(NUM_EVALUATIONS, int(left / seconds_per_update))
+    return updates // evaluations * evaluations, evaluations
 
 
-def evaluation_period(updates: int) -> int:
-    """Return the updates from one evaluation to the next, a tenth of the run."""
-    return max(1, updates // NUM_EVALUATIONS)
+def evaluation_period(updates: int, evaluations: int = NUM_EVALUATIONS) -> int:
+    """Return the updates from one evaluation to the next."""
+    return max(1, updates // evaluations)
 
 
-def schedule(updates: int) -> list[Any]:
+def schedule(updates: int, evaluations: int = NUM_EVALUATIONS) -> list[Any]:
     """Return the keys that follow from the number of updates: warm-up, average, evaluations and checkpoints."""
-    period = evaluation_period(updates)
+    period = evaluation_period(updates, evaluations)
     return [
         *("SOLVER.MAX_ITER", updates),
         *("SOLVER.WARMUP_ITERS", min(100, max(1, updates // 20))),
@@ -175,6 +180,6 @@ def _with_loading(facts: Facts, recipe: Recipe) -> Recipe:
     return recipe._replace(options=options, reasons=[*recipe.reasons, reason])
 
 
-def large_schedule(updates: int) -> list[Any]:
+def large_schedule(updates: int, evaluations: int = NUM_EVALUATIONS) -> list[Any]:
     """Return ``schedule`` with the drops of the rate after 67 % and 89 % of the run, as the official code has them."""
-    return [*schedule(updates), "SOLVER.STEPS", (updates * 67 // 100, updates * 89 // 100)]
+    return [*schedule(updates, evaluations), "SOLVER.STEPS", (updates * 67 // 100, updates * 89 // 100)]

@@ -32,7 +32,7 @@ def measure_seconds(cfg: CfgNode, num_processes: int = 1) -> tuple[float, float]
             they share the cores, too.
 
     Returns:
-        Seconds of an update, and of a test image.
+        Seconds of an update, and of a test image; 0 for the latter if none can be read.
     """
     num_processes = num_processes if choose_device(cfg.MODEL.DEVICE).type == "cuda" else 1
     cfg = cfg.clone()
@@ -41,10 +41,18 @@ def measure_seconds(cfg: CfgNode, num_processes: int = 1) -> tuple[float, float]
     cfg.freeze()
     model = GLIPv2Trainer.build_model(cfg)
     give_base(cfg, model)
-    loop = GroundingTrainLoop(model, build_train_loader(cfg), build_optimizer(cfg, model), precision=amp_dtype(cfg))
+    loop = GroundingTrainLoop(
+        model,
+        build_train_loader(cfg),
+        build_optimizer(cfg, model),
+        accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
+        precision=amp_dtype(cfg),
+    )
     with EventStorage(0):
         update = _seconds_of_second_half(loop.run_step, 2 * _TIMED_UPDATES)
-    batches = iter(GLIPv2Trainer.build_test_loader(cfg, load_test_dataset(cfg, cfg.DATASETS.TEST[0])))
+    loader = GLIPv2Trainer.build_test_loader(cfg, load_test_dataset(cfg, cfg.DATASETS.TEST[0]))
+    # A batch is one image, which may be unreadable.
+    batches = (batch for batch in loader if "image" in batch[0])
     model.eval()
     with torch.no_grad():
         image = _seconds_of_second_half(lambda: model(next(batches)), 2 * _TIMED_IMAGES)

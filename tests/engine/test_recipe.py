@@ -6,11 +6,11 @@ from glipv2_d2.engine.recipe import (
     input_side,
     large_model_recipe,
     large_schedule,
+    length_within,
     names_in_prompt,
     num_updates,
     schedule,
     small_model_recipe,
-    updates_within,
 )
 
 
@@ -71,14 +71,21 @@ def test_updates_follow_the_data(num_images, epochs, expected):
     ("minutes", "per_update", "per_evaluation", "expected"),
     [
         # 300 s less 11 evaluations of 10 s are 190 s, which hold 95 updates of 2 s.
-        (5, 2.0, 10.0, 90),
-        (5, 0.19, 10.0, 1000),
-        # There is no time for the evaluations.
-        (1, 0.5, 10.0, 10),
+        (5, 2.0, 10.0, (90, 10)),
+        (5, 0.19, 10.0, (1000, 10)),
+        # 11 evaluations would take 110 s of 60. Three take half of the time, and the other half holds 60 updates.
+        (1, 0.5, 10.0, (60, 2)),
+        # Not even the two that a run needs leave any time.
+        (1, 0.5, 40.0, (10, 1)),
     ],
 )
-def test_updates_and_evaluations_fit_into_the_time(minutes, per_update, per_evaluation, expected):
-    assert updates_within(minutes, per_update, per_evaluation) == expected
+def test_evaluations_take_at_most_half_of_the_time(minutes, per_update, per_evaluation, expected):
+    assert length_within(minutes, per_update, per_evaluation) == expected
+
+
+def test_fewer_evaluations_are_further_apart():
+    keys = as_dict(schedule(60, 2))
+    assert (keys["TEST.EVAL_PERIOD"], keys["SOLVER.CHECKPOINT_PERIOD"]) == (30, 30)
 
 
 @pytest.mark.parametrize(
