@@ -87,10 +87,12 @@ class Keeping:
         """Return both divergences with the sums that they are divided by."""
         rows = [row for row, prompt in enumerate(batch.prompts) if (prompt.category_ids == KEPT_NAME).any()]
         pairs, images = torch.tensor(rows), torch.tensor([batch.pairs.rows[row] for row in rows])
-        pairs, images = to_device([pairs, images], kept.device)
+        # Prompts are compared with each other on the CPU.
+        distinct = TokenBatch.from_prompts([batch.prompts[row] for row in rows]).compare()
+        pairs, images, *distinct = to_device([pairs, images, *distinct], kept.device)
         sizes = [batch.images.image_sizes[batch.pairs.rows[row]] for row in rows]
         part = ImageList(batch.images.tensor[images], sizes)
-        tokens = TokenBatch(batch.tokens.input_ids[pairs], batch.tokens.mask[pairs])
+        tokens = TokenBatch(batch.tokens.input_ids[pairs], batch.tokens.mask[pairs], (distinct[0], distinct[1]))
         base = self._base_predictions(model, fused, pairs, part, tokens, reading)
         own = GroundingPredictions(*([level[pairs] for level in levels] for levels in fused.predictions))
         free = fused.targets(batch).matched_idxs[pairs] < 0

@@ -8,6 +8,7 @@ from batch_samples import anchor_case
 from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import Boxes, Instances
 from head_samples import make_head, make_instances, make_prompt, small_batch
+from pretended_device import pretended_device
 
 from glipv2_d2.engine.keep import frozen_copy
 from glipv2_d2.modeling import build_model
@@ -188,6 +189,23 @@ def test_only_images_with_other_names_are_compared_and_only_free_anchors_of_them
     free = fused.targets(batch).matched_idxs[:1] < 0
     assert weights.shape == free.shape and 0 < (weights > 0).sum() <= free.sum()
     assert not weights[~free].any() and (weights[weights > 0] >= CONFIDENT).all()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_to_compare_with_the_base_nobody_waits_for_a_device(model):
+    model.keeping = Keeping(frozen_copy(model), KeepWeights())
+    shift(model)
+    expected = model(INPUTS)
+    with pretended_device() as traffic:
+        model.to("cuda")
+        model.keeping.base.to("cuda")
+        model(INPUTS)
+        traffic.clear()
+        found = model(INPUTS)
+    # For the number of positive anchors.
+    assert traffic.waits.total() == 1 and not traffic.mixed and not traffic.unpinned, traffic
+    for name in ("loss_keep_names", "loss_keep_boxes"):
+        torch.testing.assert_close(found[name].numbers, expected[name], rtol=1e-4, atol=1e-4)
 
 
 def test_a_batch_without_other_names_has_losses_of_zero(model):
