@@ -18,7 +18,6 @@ from .batch import InputImages
 from .lora import remove_lora
 from .tasks.base import Task
 from .tasks.detection import Detection
-from .tasks.detection_pool import keep_best
 from .trunk import Trunk
 
 # Names of the tensors of a file that belong to ``ByName`` begin with this.
@@ -58,7 +57,7 @@ class ByName(nn.Module):
         return split_prompts(prompts, self.names, max_tokens=max_tokens)
 
     def answer(self, model: Trunk, task: Task, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Answer N model inputs of one task and one padded size.
+        """Answer N model inputs of one task and one padded size; on a device the CPU waits once for each side.
 
         The backbone runs once for both sides if they share its weights.
 
@@ -72,18 +71,19 @@ class ByName(nn.Module):
         asked = [self.split(model.prompts_of(one), task.max_tokens) for one in inputs]
         images = model.preprocess_image(inputs)
         shared = model.visual_features(images) if self._shares_backbone else None
-        outputs: list[list[Instances]] = [[] for _ in inputs]
+        found: list[list[Instances]] = [[] for _ in inputs]
         for side, prompts in zip((model, self.base), zip(*asked, strict=True), strict=True):
             rows = [row for row, of_image in enumerate(prompts) if of_image]
             if not rows:
                 continue
             part, features = _select(images, shared, rows)
             features = side.visual_features(part) if features is None else features
-            found = task.detect(side, [inputs[row] for row in rows], [prompts[row] for row in rows], part, features)
-            for row, output in zip(rows, found, strict=True):
-                outputs[row].append(output["instances"])
+            of_side, asked_prompts = [inputs[row] for row in rows], [prompts[row] for row in rows]
+            detected = task.find(side, of_side, asked_prompts, part, features, [{} for _ in rows])
+            for row, instances in zip(rows, detected, strict=True):
+                found[row].append(instances)
         most = task.most_detections(inputs[0])
-        return [{"instances": _merge(found, most)} for found in outputs]
+        return task.finish(model, inputs, [_merge(own, most) for own in found], [{} for _ in inputs])
 
 
 def _leave_shared_out(by_name: ByName, state: dict[str, Any], prefix: str, _: Any) -> None:
@@ -163,8 +163,22 @@ def _select(
 
 
 def _merge(found: list[Instances], most: int) -> Instances:
-    """Join the detections of both sides for an image, best first; ``most`` are kept, 0 for all."""
+    """Join the detections of both sides for an image, best first.
+
+    Args:
+        found: Of one side or both, as ``Detection.find`` returns them.
+        most: Detections to keep; those that tie with the last of them stay too. 0 keeps all.
+    """
     if len(found) == 1:
         return found[0]
-    merged = keep_best(found, most) if most else Instances.cat(found)
-    return merged[merged.scores.argsort(descending=True, stable=True)]
+    # Masks are on the device.
+    masks = [one.get_fields().pop("mask_probabilities") for one in found if one.has("mask_probabilities")]
+    merged = Instances.cat(found)
+    order = merged.scores.argsort(descending=True, stable=True)
+    if 0 < most < len(order):
+        order = order[merged.scores[order] >= merged.scores[order[most - 1]]]
+    merged = merged[order]
+    if masks:
+        (order,) = to_device([order], masks[0].device)
+        merged.mask_probabilities = torch.cat(masks)[order]
+    return merged

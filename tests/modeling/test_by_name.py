@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from pretended_device import pretended_device
 
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
 from glipv2_d2.engine.export import export_detector
@@ -98,6 +99,26 @@ def test_own_names_are_answered_by_the_tuned_model_and_others_by_the_base(tiny_c
     (mixed,) = detect(model, of_names([NAMES[row] for row in (1, 0, 3, 2)]))
     assert_equal(chosen(mixed, own), chosen(found, own))
     assert_equal(chosen(mixed, others), chosen(found, others))
+
+
+@pytest.mark.parametrize("masks", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_cpu_waits_for_a_device_once_for_each_kind(tiny_cfg, masks):
+    tiny_cfg.MODEL.MASK_ON, tiny_cfg.MODEL.GLIPV2.MASK_HEAD.CONV_DIM = masks, 16
+    base = make_base(tiny_cfg)
+    model = joined(changed(base, "head"), base)
+    limits = {"detection_limits": DetectionLimits(per_image=7)}
+    expected = detect(model, of_names(NAMES), of_names(NAMES), **limits)
+    with pretended_device() as traffic:
+        model.to("cuda")
+        detect(model, of_names(NAMES), of_names(NAMES), **limits)
+        traffic.clear()
+        found = detect(model, of_names(NAMES), of_names(NAMES), **limits)
+    assert traffic.waits.total() == 2 and not traffic.mixed and not traffic.unpinned, traffic
+    for one, other in zip(found, expected, strict=True):
+        assert len(one) == len(other) == 7 and one.has("pred_masks") == masks
+        torch.testing.assert_close(one.scores.numbers, other.scores, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(one.pred_boxes.tensor.numbers, other.pred_boxes.tensor, rtol=1e-5, atol=1e-3)
+        assert not masks or (one.pred_masks.numbers == other.pred_masks).float().mean() > 0.999
 
 
 def test_images_of_a_batch_may_ask_for_one_kind_or_for_both(tiny_cfg):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from detectron2.config import CfgNode
+from detectron2.structures import Instances
 from torch import Tensor
 
 from ...errors import memory_errors
@@ -82,23 +83,25 @@ class Detection(Task):
 
     def inference(self, model: Trunk, inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Detect in N images of one padded size; boxes in pixels of the original images."""
-        prompts = [model.prompts_of(one) for one in inputs]
+        prompts, outputs = [model.prompts_of(one) for one in inputs], [{} for _ in inputs]
         images = model.preprocess_image(inputs)
-        return self.detect(model, inputs, prompts, images, model.visual_features(images))
+        found = self.find(model, inputs, prompts, images, model.visual_features(images), outputs)
+        return self.finish(model, inputs, found, outputs)
 
     def most_detections(self, inputs: dict[str, Any]) -> int:
         """Return the most detections of an image, 0 for all."""
         limits = inputs.get("detection_limits")
         return self.max_detections if limits is None else limits.per_image
 
-    def detect(
+    def find(
         self,
         model: Trunk,
         inputs: Sequence[dict[str, Any]],
         prompts: Sequence[list[TokenizedPrompt]],
         images: InputImages,
         features: list[Tensor],
-    ) -> list[dict[str, Any]]:
+        outputs: list[dict[str, Any]],
+    ) -> list[Instances]:
         """Detect in N images whose features are known.
 
         Args:
@@ -107,8 +110,12 @@ class Detection(Task):
             prompts: A list for each image, at least one prompt each.
             images: Normalized and padded.
             features: L levels (N, C, Hl, Wl) of the backbone.
+            outputs: One for each image; ``answer`` adds to them.
+
+        Returns:
+            What ``finish`` takes: detections in pixels of the network's input, best first, on the CPU but for
+            ``mask_probabilities``.
         """
-        outputs: list[dict[str, Any]] = [{} for _ in inputs]
         anchors = model.anchors_of(features)
         if self.shortlist is not None:
             prompts = self.shortlist.choose(model, features, anchors, images.image_sizes, prompts)
@@ -130,7 +137,16 @@ class Detection(Task):
             # The next pass takes their memory.
             del fused, predictions
         waiting.choose()
-        found = pool.merge()
+        return pool.merge()
+
+    def finish(
+        self,
+        model: Trunk,
+        inputs: Sequence[dict[str, Any]],
+        found: Sequence[Instances],
+        outputs: list[dict[str, Any]],
+    ) -> list[dict[str, Any]]:
+        """Add the detections of N images to their outputs, in pixels of the original images, where the model is."""
         sizes = [original_size(*pair) for pair in zip(inputs, (one.image_size for one in found), strict=True)]
         threshold = 0.5 if model.mask_head is None else model.mask_head.threshold
         for output, instances in zip(outputs, finish_instances(found, sizes, model.device, threshold), strict=True):
