@@ -165,9 +165,9 @@ def _address(name: str) -> str:
 
 
 def annotation_files(row: str) -> list[Path]:
-    """Return the json files of a row's datasets."""
-    found = [MetadataCatalog.get(name).get("json_file") for name in datasets_of(row)]
-    return [Path(path) for path in found if path]
+    """Return the json files of a row's datasets, and the lists of images of those without json."""
+    found = [MetadataCatalog.get(name) for name in datasets_of(row)]
+    return [Path(one.get("json_file") or one.image_ids_file) for one in found]
 
 
 def check_file(path: Path, known: KnownFile) -> tuple[bool, str]:
@@ -187,9 +187,15 @@ def check_file(path: Path, known: KnownFile) -> tuple[bool, str]:
     return True, f"{path}: {size:,} bytes, the published SHA-256"
 
 
+@functools.cache
+def count_images(name: str) -> int:
+    """Read a dataset and return how many of its images are there and can be used."""
+    return len({record["file_name"] for record in load_dataset(name)})
+
+
 def check_images(name: str) -> tuple[bool, str]:
-    """Read a dataset and compare its number of images, which are all there, with the published one."""
-    found, expected = len({record["file_name"] for record in load_dataset(name)}), NUM_IMAGES.get(name)
+    """Compare the number of images of a dataset with the published one."""
+    found, expected = count_images(name), NUM_IMAGES.get(name)
     if expected not in (None, found):
         return False, f"{name}: expected {expected} images that can be used, found {found}"
     return True, f"{name}: {found} images" + ("" if expected else "; no published number is known")
@@ -257,13 +263,15 @@ def run_row(row: str, arguments: argparse.Namespace, lock: int) -> dict[str, Any
         return {"row": row, "verdict": "missing", "missing": lacks, "figures": []}
     folder = arguments.output / ("smoke" if arguments.smoke else "full") / row
     settings = {"command": command_of(row, arguments, folder), "files": fingerprints(row, arguments.weights)}
+    if not arguments.smoke:
+        settings["images"] = {name: count_images(name) for name in datasets_of(row)}
     if (folder / RESULT).is_file():
         known = json.loads((folder / RESULT).read_text("utf-8"))
         if {key: known.get(key) for key in settings} == settings:
             return known
-        print(f"{row}: its files or its command have changed since its result", flush=True)
+        print(f"{row}: its files, images or command have changed since its result", flush=True)
     folder.mkdir(parents=True, exist_ok=True)
-    environment, images = {"DETECTRON2_DATASETS": str(data_root())}, {}
+    environment, images = {"DETECTRON2_DATASETS": str(data_root())}, settings.get("images")
     if arguments.smoke:
         small = arguments.output / "smoke" / "datasets" / row.split("/")[1]
         images = copy_first_images(datasets_of(row), data_root(), small, SMOKE_IMAGES)
@@ -276,7 +284,7 @@ def run_row(row: str, arguments: argparse.Namespace, lock: int) -> dict[str, Any
     published = model_of(row).file.sha256
     result = {
         **{"row": row, "verdict": verdict(figures), "date": datetime.date.today().isoformat(), **settings},
-        **{"sha256": weights["sha256"], "published_sha256": published, "images": images, "figures": figures},
+        **{"images": images, "sha256": weights["sha256"], "published_sha256": published, "figures": figures},
     }
     write_text(folder / RESULT, json.dumps(result, indent=1) + "\n")
     return result
@@ -322,8 +330,7 @@ def lines_of(result: Mapping[str, Any]) -> list[str]:
         lines.append(f"  {result['reason']}")
     if result.get("images"):
         lines.append("  images: " + ", ".join(f"{name} {number}" for name, number in result["images"].items()))
-    if note := weights_note(result):
-        lines.append(f"  {note}")
+    lines += [f"  {note}" for note in notes_of(result)]
     for one in result["figures"]:
         text = f"  {one['data']} {one['metric']}: {_value(one['measured'])} measured"
         if one["verdict"] != "ran":
@@ -334,13 +341,19 @@ def lines_of(result: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def weights_note(result: Mapping[str, Any]) -> str:
-    """Return a sentence about weights that are not known to be the published ones; "" for those that are."""
-    found = result.get("sha256")
-    if not found or found == result["published_sha256"]:
-        return ""
-    expected = result["published_sha256"]
-    return f"weights: SHA-256 {found}, " + (f"not the published file: {expected}" if expected else "no sum is known")
+def notes_of(result: Mapping[str, Any]) -> list[str]:
+    """Return a sentence about weights that are not known to be the published ones, and on data that lack images."""
+    found, expected = result.get("sha256"), result.get("published_sha256")
+    notes = []
+    if found and found != expected:
+        end = f"not the published file: {expected}" if expected else "no sum is known"
+        notes.append(f"weights: SHA-256 {found}, {end}")
+    if result["verdict"] != "ran":
+        numbers = [(name, number, NUM_IMAGES.get(name)) for name, number in result.get("images", {}).items()]
+        notes += [
+            f"{name}: {number} of {whole} images" for name, number, whole in numbers if whole not in (None, number)
+        ]
+    return notes
 
 
 def write_report(results: Sequence[Mapping[str, Any]], output: Path, *, is_smoke: bool) -> Path:
@@ -358,11 +371,11 @@ def write_report(results: Sequence[Mapping[str, Any]], output: Path, *, is_smoke
             points = str(one["margin"]["points"]) if one["margin"] else "other weights"
             numbers = [_value(one["measured"]), str(one["published"]), points]
             lines.append(_line([result["row"], one["verdict"], one["data"], one["metric"], *numbers, one["source"]]))
-    notes = [f"- {result['row']}: {note}" for result in results if (note := weights_note(result))]
+    notes = [f"- {result['row']}: {note}" for result in results for note in notes_of(result)]
     reasons = {one["margin"]["reason"] for result in results for one in result["figures"] if one["margin"]}
     if reasons and not is_smoke:
         lines += ["", "## Why these margins", "", *(f"- {reason}" for reason in sorted(reasons))]
-    lines += ["", "## Weights", "", *notes] if notes else []
+    lines += ["", "## Weights and images", "", *notes] if notes else []
     write_text(path, "\n".join(lines) + "\n")
     return path
 

@@ -323,11 +323,45 @@ def test_a_row_runs_is_compared_and_is_not_done_twice(tool, run, monkeypatch, ca
     monkeypatch.setattr(tool, "call", lambda command, *_: run.calls.append(command))
     run("glip_t_c/coco")
     assert len(run.calls) == 1
+    assert "coco_2017_val: 2 of 5000 images" in text and "- glip_t_c/coco: coco_2017_val: 2 of 5000 images" in report
     # Another file of this name runs again.
     os.utime(run.weights / MODELS["glip_t_c"].file.path, ns=(1, 1))
     run("glip_t_c/coco")
     assert len(run.calls) == 2
-    assert "its files or its command have changed since its result" in capsys.readouterr().out
+    assert "its files, images or command have changed since its result" in capsys.readouterr().out
+
+
+def test_a_result_is_of_all_files_and_images_that_it_was_made_of(
+    tool, official, weights, tmp_path, monkeypatch, capsys
+):
+    """A list of Flickr30K is no json; of COCO one image was not there, which is no error of a run."""
+    json_file = official / "coco/annotations/instances_val2017.json"
+    content = json.loads(json_file.read_text())
+    last = content["images"][-1]
+    assert {"annotations/instances_val2017.json", "flickr30k/val.txt", "flickr30k/test.txt"} <= {
+        "/".join(Path(path).parts[-2:])
+        for row in ("glip_t/coco", "glip_t/flickr30k")
+        for path in tool.fingerprints(row, weights)
+    }
+    calls = []
+
+    def call(command, *_):
+        folder = Path(command[-1])
+        table = {"weights": {"MODEL.WEIGHTS": {"sha256": "0"}}, "summary": {}, "results": {"coco_2017_val": {}}}
+        (folder / "result_table.json").write_text(json.dumps(table))
+        calls.append(command)
+
+    monkeypatch.setattr(tool, "call", call)
+    monkeypatch.setattr(tool.signal, "signal", lambda *_: None)
+    image = official / "coco/val2017" / last["file_name"]
+    image.rename(tmp_path / "elsewhere")
+    for number in (1, 1, 2):
+        if number == 2:
+            (tmp_path / "elsewhere").rename(image)
+        tool.count_images.cache_clear()
+        with pytest.raises(SystemExit):
+            tool.main(["glip_t/coco", "--weights", str(weights), "--output", str(tmp_path / "out")])
+        assert len(calls) == number and f"coco_2017_val: {number} of 5000 images" in capsys.readouterr().out
 
 
 @pytest.mark.slow
