@@ -161,8 +161,11 @@ def plan_run(
     # without weights, whose names the weights know beside those of this one.
     fixed += ["DATASETS.TRAIN_RATIOS", (), "DATASETS.TRAIN_COPIES", (), "TEST.BEST_METRICS", (), KEEP, False]
     fixed += ["MODEL.GLIPV2.TEST.ONLY_OWN_NAMES", not start.weights]
+    # Of the other keys this one says whether the data can be read at all.
+    share = dict(zip(options[::2], options[1::2], strict=False)).get("DATASETS.MAX_FAULTY_SHARE")
+    readable = fixed if share is None else [*fixed, "DATASETS.MAX_FAULTY_SHARE", share]
     with report_of_readers():
-        cfg = build_config(start.config_file, _words(fixed))
+        cfg = build_config(start.config_file, _words(readable))
     train, val = own_datasets(cfg)
     facts = Facts.of(DatasetCatalog.get(train), len(MetadataCatalog.get(train).thing_classes))
     is_small = cfg.MODEL.BACKBONE.NAME == "build_timm_fpn_backbone"

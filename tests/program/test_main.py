@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from glipv2_d2.program.main import COMMANDS, main, overview, run_command
+from glipv2_d2.program.output import write_line
 
 # What makes the start of a program slow.
 HEAVY = ("torch", "detectron2", "transformers", "numpy", "cv2", "PIL")
@@ -22,6 +23,11 @@ def test_help_lists_every_command(capsys):
     assert text == overview() + "\n"
     for name, command in COMMANDS.items():
         assert f"  {name} " in text and command.summary in text and command.examples[0] in text
+
+
+def test_a_line_controls_no_terminal(capsys):
+    write_line("\x1b[31mred\x1b[0m\a\x9b, L\u00f6we\t\U0001f43c\nnext")
+    assert capsys.readouterr().out == "\\x1b[31mred\\x1b[0m\\x07\\x9b, L\u00f6we\t\U0001f43c\nnext\n"
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -197,6 +197,18 @@ def test_the_period_that_is_said_is_that_of_the_person(words, tmp_path):
     assert "length: 50 updates of 4 images (SOLVER.MAX_ITER), an evaluation every 25" in plan.reasons
 
 
+def test_a_share_of_faults_that_is_allowed_lets_a_run_start(words, tmp_path):
+    box = ("cat", 5, 5, 45, 35)
+    write_voc(tmp_path / "faulty", {"train": [Photo("a.png", 50, 40, [box, *[("cat", 9, 9, 5, 5)] * 12])]}, ["cat"])
+    write_voc(tmp_path / "more", {"train": [Photo("b.png", 50, 40, [box])]}, ["cat"])
+    (tmp_path / "set.yaml").write_text("train: faulty\nval: more\n")
+    start, keys = find_start("", words[-1], tmp_path), ["SOLVER.MAX_ITER", "10"]
+    with pytest.raises(InputError, match="or raise DATASETS.MAX_FAULTY_SHARE"):
+        plan_run("set.yaml", tmp_path / "run", start, options=keys)
+    plan = plan_run("set.yaml", tmp_path / "run", start, options=[*keys, "DATASETS.MAX_FAULTY_SHARE", "1.0"])
+    assert as_dict(plan.options)["DATASETS.MAX_FAULTY_SHARE"] == "1.0"
+
+
 def test_a_model_knows_no_names_but_its_own_where_it_started_without_weights(words, tiny_cfg, tmp_path):
     """The weights of such a model, whose config stands beside them, know its names: a second tuning adds to them."""
     tiny_cfg.MODEL.GLIPV2.TEST.ONLY_OWN_NAMES = True

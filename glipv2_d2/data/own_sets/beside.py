@@ -12,7 +12,7 @@ from ..datasets.skip_report import SkipReport
 from ..datasets.value_checks import OmittedEntry
 from ..image_reading import IMAGE_SUFFIXES
 from .coco_exports import looks_like_coco
-from .folder import Folder, is_plain, stem_of, words_of
+from .folder import Folder, is_plain, stem_of
 from .labelme import looks_like_labelme
 from .pascal_voc import is_pascal_voc
 from .sets import Part
@@ -22,8 +22,6 @@ from .yolo import is_yolo
 _MOST_BESIDE = 20_000
 # Files of another set that are looked into.
 _MOST_SNIFFED = 50
-# Folders of pictures that are made of the images, with their names.
-_MADE_OF_IMAGES = {"mask", "masks", "segmentation", "depth", "gt", "labels", "annotations", "visualization", "preview"}
 
 
 def count_unused_images(parts: Sequence[Part], files: Folder, report: SkipReport) -> None:
@@ -42,7 +40,7 @@ def count_unused_images(parts: Sequence[Part], files: Folder, report: SkipReport
 def count_unused_folders(parts: Sequence[Part], files: Folder, report: SkipReport) -> None:
     """Count the folders with images and annotations none of which belongs to a set: other sets in the same folder.
 
-    Masks and other pictures with the names of images are passed over.
+    Masks and other pictures with the names of images, and another suffix, are passed over.
     """
     used = {image.path for part in parts for image in part.images}
     if not used:
@@ -51,8 +49,8 @@ def count_unused_folders(parts: Sequence[Part], files: Folder, report: SkipRepor
     stems = {stem_of(path): os.path.splitext(path)[1] for path in used}
     found: Counter[str] = Counter()
     for path in files.images:
-        folder = os.path.dirname(path)
-        if path in used or folder in above or _is_made_of(path, stems, files):
+        folder, suffix = os.path.dirname(path), os.path.splitext(path)[1]
+        if path in used or folder in above or stems.get(stem_of(path), suffix) != suffix:
             continue
         while os.path.dirname(folder) not in above and folder != files.root:
             folder = os.path.dirname(folder)
@@ -123,10 +121,3 @@ def _folders_above(path: str, root: str) -> Iterator[str]:
     while path not in (root, os.sep):
         path = os.path.dirname(path)
         yield path
-
-
-def _is_made_of(path: str, stems: dict[str, str], files: Folder) -> bool:
-    """Tell whether an image has the name of one that is used, and the suffix or the folder of a mask."""
-    suffix = stems.get(stem_of(path))
-    words = {word for part in files.relative(path).split(os.sep)[:-1] for word in words_of(part)}
-    return suffix is not None and (suffix != os.path.splitext(path)[1] or bool(words & _MADE_OF_IMAGES))

@@ -76,8 +76,9 @@ class _Candidate(NamedTuple):
 
     @property
     def size(self) -> tuple[int, int]:
-        """Number of categories and of boxes; of files about the same images, the one with more is used."""
-        return len(self.part.names), sum(len(image.boxes) for image in self.part.images)
+        """Number of categories that boxes have, and of boxes; of files about the same images, one with more is used."""
+        names = [box.name for image in self.part.images for box in image.boxes]
+        return len({*names}), len(names)
 
 
 def read_coco_exports(json_files: Sequence[str], files: Folder, report: SkipReport, split: str = "") -> list[Part]:
@@ -238,7 +239,7 @@ def _read_box(item: dict[str, Any], name: str, image: OwnImage, report: SkipRepo
     if flags[1]:
         raise EntryError(f"ignore: expected 0, found {show(item['ignore'])}", "boxes to ignore")
     mask = item.get("segmentation") or None
-    if item.get("bbox") in (None, []) and mask is not None:
+    if item.get("bbox") in (None, [], [0, 0, 0, 0]) and mask is not None:
         corners = _box_of_mask(mask, image)
         report.change("boxes made of their masks")
     else:

@@ -35,6 +35,10 @@ _PLAIN_WORDS = {
     *("image", "images", "img", "imgs", "jpeg", "data", "dataset"),
     *("annotation", "annotations", "annots", "anno", "label", "labels", "xml", "xmls", "json"),
 }
+# In names of folders of pictures that are made of the images, with their names.
+_MADE_OF_IMAGES = {"mask", "masks", "segmentation", "trimap", "trimaps", "depth", "gt", "visualization", "preview"}
+_ANNOTATIONS = {"annotation", "annotations", "annots", "label", "labels"}
+_PHOTOGRAPHS = (".jpg", ".jpeg")  # no annotation is kept as one
 # The folder that CVAT gives to all images of a task in YOLO's form, whatever they are for.
 _ALL_OF_DARKNET = "obj_train_data"
 # Label Studio's address of a local file, and what it puts before the name of an upload.
@@ -143,7 +147,7 @@ class Folder:
     Attributes:
         root: Absolute.
         shapes: The sizes of images.
-        images: Paths of files with a suffix of an image, sorted.
+        images: Paths of files with a suffix of an image, sorted; not those of masks and drawings of others.
         others: All other paths by their suffix in lower case ("" for none), sorted.
         missing: Names of images, in lower case, that were looked for and are not there.
 
@@ -154,14 +158,15 @@ class Folder:
     def __init__(self, root: str, shapes: ImageShapes | None = None) -> None:
         self.root = os.path.abspath(root)
         self.shapes = ImageShapes() if shapes is None else shapes
-        self.images: list[str] = []
         self.others: defaultdict[str, list[str]] = defaultdict(list)
         self.missing: set[str] = set()
+        images: list[str] = []
         for number, path in enumerate(self._walk()):
             if number == _MOST_FILES:
                 raise InputError(f"{root}: expected the folder of one set, found more than {_MOST_FILES} files in it")
             suffix = os.path.splitext(path)[1].lower()
-            (self.images if suffix in IMAGE_SUFFIXES else self.others[suffix]).append(path)
+            (images if suffix in IMAGE_SUFFIXES else self.others[suffix]).append(path)
+        self.images = self._photographs(images)
         self._paths = frozenset(self.images)
         self._num_images = Counter(map(os.path.dirname, self.images))
         self._by_stem: defaultdict[str, list[str]] = defaultdict(list)
@@ -259,6 +264,17 @@ class Folder:
         num_images = self._num_images[os.path.dirname(path)]
         return ends, _common(iter(folders), iter(others)), shared, -len(own), is_same, num_images
 
+    def _photographs(self, images: Sequence[str]) -> list[str]:
+        """Return images without what is made of others: files in a folder of masks with the name of one elsewhere."""
+        words = {folder: {*words_of(self.relative(folder))} for folder in set(map(os.path.dirname, images))}
+        made = set()
+        for path in images:
+            own = words[os.path.dirname(path)]
+            if own & _MADE_OF_IMAGES or (own & _ANNOTATIONS and not path.lower().endswith(_PHOTOGRAPHS)):
+                made.add(path)
+        stems = {stem_of(path) for path in images if path not in made}
+        return [path for path in images if path not in made or stem_of(path) not in stems]
+
     def _walk(self) -> Iterator[str]:
         seen: set[str] = set()
         depth = self.root.rstrip(os.sep).count(os.sep)
@@ -281,6 +297,20 @@ def stem_of(path: str) -> str:
     that come from a Mac.
     """
     return unicodedata.normalize("NFC", os.path.splitext(os.path.basename(path))[0]).strip().lower()
+
+
+def image_references(annotation_file: str, named: str) -> list[str]:
+    """Return what the annotation file of one image may mean by it: the name that both have, or its own, or another.
+
+    Args:
+        annotation_file: Its path.
+        named: The name or path of an image in it, perhaps of another computer; "" for none.
+    """
+    own = os.path.splitext(os.path.basename(annotation_file))[0]
+    name = re.split(r"[\\/]", named)[-1]
+    # With its suffix it is not that of another file, such as a mask.
+    first = name if stem_of(name) == stem_of(annotation_file) else own
+    return [first, *([named] if named.strip(" /") else [])]
 
 
 def _common(one: Iterator[str], other: Iterator[str]) -> int:

@@ -22,7 +22,7 @@ from ..datasets.value_checks import (
     show,
 )
 from .coco_exports import is_labelme, sniff
-from .folder import Folder, read_bytes
+from .folder import Folder, image_references, read_bytes
 from .sets import OwnBox, OwnImage, Part
 
 _MOST_BYTES = 2**28  # the image may be in it, as base64
@@ -83,14 +83,14 @@ def _read_content(json_file: str) -> dict[str, Any]:
 
 
 def _read_image(content: dict[str, Any], json_file: str, files: Folder, report: SkipReport) -> OwnImage:
-    names = [os.path.splitext(os.path.basename(json_file))[0]]
-    names += [content["imagePath"]] if is_text(content.get("imagePath")) else []
+    named = content["imagePath"] if is_text(content.get("imagePath")) else ""
     try:
-        path = files.find_first_image(names, json_file)
+        path = files.find_first_image(image_references(json_file, named), json_file)
     except EntryError as error:
         if not is_text(content.get("imageData")):
             raise
-        way_out = f"imageData has it in base64: save it as {names[0]}.jpg"
+        name = os.path.splitext(os.path.basename(json_file))[0]
+        way_out = f"imageData has it in base64: save it as {name}.jpg"
         raise EntryError(f"{error}; {way_out}", error.kind) from error
     where = files.relative(json_file)
     sides = [as_integer(content.get(side)) or 0 for side in ("imageHeight", "imageWidth")]

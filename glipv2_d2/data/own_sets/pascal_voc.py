@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 from ..datasets.skip_report import SkipReport
 from ..datasets.value_checks import EntryError, OmittedEntry, as_integer, as_number, one_line, read_corners
-from .folder import Folder, decode_text, read_beginning, read_bytes, stem_of
+from .folder import Folder, decode_text, image_references, read_beginning, read_bytes, stem_of
 from .sets import OwnBox, OwnImage, Part
 
 _MOST_BYTES = 2**24
@@ -136,6 +136,9 @@ def _split(image: str, xml_file: str, splits: dict[str, str], files: Folder) -> 
     if not splits:
         return files.split_of_path(xml_file) or files.split_of_path(image)
     if image not in splits:
+        # As a list means it, which has no suffixes.
+        image = files.find_image(os.path.splitext(os.path.basename(image))[0], files.root)
+    if image not in splits:
         raise OmittedEntry("expected an image that a list of a split names", "annotations of images in no list")
     return splits[image]
 
@@ -143,10 +146,8 @@ def _split(image: str, xml_file: str, splits: dict[str, str], files: Folder) -> 
 def _read_image(root: ElementTree.Element, xml_file: str, files: Folder, report: SkipReport) -> OwnImage:
     if root.tag != "annotation":
         raise OmittedEntry(f"expected <annotation>, found <{root.tag}>", "other annotation files")
-    names = [os.path.splitext(os.path.basename(xml_file))[0]]
-    if file_name := root.findtext("filename"):
-        names.append(f"{(root.findtext('folder') or '').strip()}/{file_name}")
-    path = files.find_first_image(names, xml_file)
+    folder, name = ((root.findtext(tag) or "").strip() for tag in ("folder", "filename"))
+    path = files.find_first_image(image_references(xml_file, f"{folder}/{name}" if name else ""), xml_file)
     boxes = []
     where = files.relative(xml_file)
     for number, item in enumerate(root.findall("object")):

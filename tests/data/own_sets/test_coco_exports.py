@@ -55,6 +55,7 @@ def test_a_faulty_box_is_left_out_and_counted(tmp_path, find, fault, kind):
         ({"bbox": [0.5, 1.5, 20.5, 10.5]}, (0.5, 1.5, 20.5, 10.5)),
         ({"bbox": [-5, 70, 20, 30]}, (0, 70, 15, 10)),
         ({"bbox": [1.004, 2.006, 10, 10]}, (1, 2.01, 10, 10)),
+        ({"bbox": [0, 0, 0, 0], "segmentation": [[5, 6, 25, 6, 25, 36]]}, (5, 6, 20, 30)),
         # The box of a polygon.
         ({"bbox": None, "segmentation": [[5, 6, 25, 6, 25, 36, 5, 36, 4, 9]]}, (4, 6, 21, 30)),
     ],
@@ -431,3 +432,16 @@ def test_a_json_whose_images_lie_beside_its_folder_names_that_of_both(tmp_path):
     with pytest.raises(InputError) as caught:
         find_own_sets(root / "annotations" / "x.json")
     assert_one_line(caught, f"images lie below {root}: give that folder")
+
+
+def test_of_files_about_the_same_images_one_without_boxes_is_not_used(tmp_path, find):
+    """As COCO's panoptic json, whose boxes lie elsewhere."""
+    for number in range(12):
+        save_image(tmp_path / f"{number}.jpg", 100, 80)
+    images = [image(f"{number}.jpg", number) for number in range(12)]
+    (tmp_path / "instances.json").write_text(coco(images, [{**GOOD, "image_id": number} for number in range(12)]))
+    rows = [{"id": 1, "name": "cat"}, {"id": 2, "name": "sky"}]
+    items = [{"image_id": number, "segments_info": [{"category_id": 2, "bbox": [0, 0, 9, 9]}]} for number in range(12)]
+    (tmp_path / "panoptic.json").write_text(json.dumps({"images": images, "annotations": items, "categories": rows}))
+    found = find(tmp_path)
+    assert found.own.names == ["cat"] and found.left_out == {"other annotation files": 1}

@@ -129,6 +129,38 @@ def test_an_xml_of_another_name_means_the_image_in_its_folder(tmp_path, find):
     assert find(tmp_path).boxes() == {"cat/1.jpg": [("cat", 1, 2, 30, 40)], "dog/1.jpg": [("dog", 3, 2, 28, 40)]}
 
 
+@pytest.mark.parametrize("folder", ["Masks", "Annotations/trimaps", "gt", "SegmentationClass", "labels"])
+@pytest.mark.parametrize("write", [write_voc, write_yolo, write_labelme])
+def test_masks_with_the_names_of_photographs_are_none(tmp_path, find, write, folder):
+    photos = [Photo(f"{i}.jpg", 50, 40, [("cat", 1, 2, 31, 32)]) for i in range(3)]
+    write(tmp_path, {"train": photos[:2], "val": photos[2:]}, ["cat"])
+    for path in tmp_path.rglob("data.yaml"):
+        path.with_name("classes.txt").write_text("cat\n")
+        path.unlink()
+    for photo in photos:
+        save_image(tmp_path / folder / photo.name.replace("jpg", "png"), photo.width, photo.height)
+    found = find(tmp_path)
+    assert [*found.boxes("train"), *found.boxes("val")] == ["0.jpg", "1.jpg", "2.jpg"] and found.left_out == {}
+
+
+def test_pictures_in_a_folder_of_masks_alone_are_photographs(tmp_path, find):
+    save_image(tmp_path / "face masks" / "a.png", 100, 80)
+    (tmp_path / "face masks" / "a.xml").write_text(voc(GOOD))
+    assert find(tmp_path).boxes() == {"a.png": [("cat", 1, 2, 30, 40)]}
+
+
+@pytest.mark.parametrize("write", [write_voc, write_labelme])
+def test_an_image_has_the_suffix_that_its_annotation_names(tmp_path, find, write):
+    photos = [Photo(f"{i}.png", 50, 40, [("cat", 1, 2, 31, 32)]) for i in range(2)]
+    write(tmp_path, {"train": photos[:1], "val": photos[1:]}, ["cat"])
+    for path in tmp_path.rglob("*.xml"):
+        path.write_text(path.read_text().replace("other.jpg", f"{path.stem}.png"))
+    for path in [*tmp_path.rglob("*.png")]:
+        # Before the others by its path.
+        save_image(tmp_path / "A" / f"{path.stem}.jpg", 50, 40)
+    assert list(find(tmp_path).boxes()) == ["0.png"]
+
+
 REVERSED = "<xmin>31</xmin><ymin>42</ymin><xmax>1</xmax><ymax>2</ymax>"
 SHARES = "<xmin>0.1</xmin><ymin>0.2</ymin><xmax>0.5</xmax><ymax>1</ymax>"
 
@@ -423,7 +455,8 @@ def test_an_image_that_is_in_its_json_alone_is_told(tmp_path):
     with DataReport() as report:
         find_own_sets(tmp_path)
     (case,) = next(iter(report.files.values())).cases
-    assert case.reason == ("expected an image file, found none named 'b'; imageData has it in base64: save it as b.jpg")
+    found = "found none named 'b.jpg'; imageData has it in base64: save it as b.jpg"
+    assert case.reason == f"expected an image file, {found}"
 
 
 def test_groups_of_labelme_keep_their_polygons(tmp_path, find):
