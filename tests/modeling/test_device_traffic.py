@@ -1,5 +1,6 @@
 """What a GPU would wait for and be sent at test time, for every task and kind of model; see ``pretended_device``."""
 
+import dataclasses
 import json
 from typing import NamedTuple
 
@@ -128,6 +129,19 @@ def test_the_cpu_waits_once_for_a_batch_and_sends_a_few_pieces_whatever_the_numb
         for key, value in one.items():
             if isinstance(value, torch.Tensor):
                 torch.testing.assert_close(value, other[key], rtol=1e-5, atol=1e-4)
+
+
+@torch.no_grad()
+def test_where_nothing_is_found_the_empty_masks_are_on_the_device_too(build):
+    model, inputs = build("masks")
+    # No probability is above 1.
+    model.head.selector = dataclasses.replace(model.head.selector, score_thresh=1.0)
+    with pretended_device():
+        model.to("cuda")
+        for output in model(inputs(2)):
+            found = output["instances"]
+            assert len(found) == 0 and isinstance(found.scores, DeviceTensor)
+            assert isinstance(found.pred_masks, DeviceTensor) and found.pred_masks.shape == (0, *found.image_size)
 
 
 @pytest.mark.slow

@@ -107,7 +107,7 @@ class DetectionPool:
             for (row, _), index, instances in zip(pairs, own, detected, strict=True):
                 merged[row].mask_rows[index] = instances.mask_rows
         size = 2 * mask_head.pooler.resolution
-        masks = torch.cat(self._masks) if self._masks else torch.zeros(0, size, size)
+        masks = torch.cat(self._masks or [mask_head.log_scale.detach().new_zeros(0, size, size, dtype=torch.float32)])
         (rows,) = to_device([torch.cat([instances.mask_rows for instances in merged])], masks.device)
         for instances, of_image in zip(merged, masks[rows].split([len(one) for one in merged]), strict=True):
             instances.remove("mask_rows")
