@@ -201,6 +201,21 @@ def test_on_a_device_the_cpu_waits_once_for_images_with_several_prompts_known_or
     assert traffic.waits.total() == 1, traffic
 
 
+@pytest.mark.slow
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_on_a_device_waits_no_more_and_finds_the_same(model, dtype):
+    inputs = make_inputs(NAMES, SHARED)
+    expected = model(inputs)
+    with torch.autocast("cuda", dtype):
+        traffic, found = count_waits(model, inputs, inputs)
+    assert traffic.waits.total() == 1, traffic
+    for one, want in zip(found, expected, strict=True):
+        one, want = one["instances"], want["instances"]
+        assert one.scores.dtype == torch.float32 and len(one) == len(want)
+        assert_close(one.scores.numbers, want.scores, rtol=0.02, atol=0.02)
+
+
 @torch.no_grad()
 def test_more_pairs_take_no_more_kernels(model):
     launches = []
