@@ -88,11 +88,11 @@ class Keeping:
         rows = [row for row, prompt in enumerate(batch.prompts) if (prompt.category_ids == KEPT_NAME).any()]
         pairs, images = torch.tensor(rows), torch.tensor([batch.pairs.rows[row] for row in rows])
         # Prompts are compared with each other on the CPU.
-        distinct = TokenBatch.from_prompts([batch.prompts[row] for row in rows]).compare()
-        pairs, images, *distinct = to_device([pairs, images, *distinct], kept.device)
+        firsts, which = TokenBatch.from_prompts([batch.prompts[row] for row in rows]).compare()
+        pairs, images, firsts, which = to_device([pairs, images, firsts, which], kept.device)
         sizes = [batch.images.image_sizes[batch.pairs.rows[row]] for row in rows]
         part = ImageList(batch.images.tensor[images], sizes)
-        tokens = TokenBatch(batch.tokens.input_ids[pairs], batch.tokens.mask[pairs], (distinct[0], distinct[1]))
+        tokens = TokenBatch(batch.tokens.input_ids[pairs], batch.tokens.mask[pairs], (firsts, which))
         base = self._base_predictions(model, fused, pairs, part, tokens, reading)
         own = GroundingPredictions(*([level[pairs] for level in levels] for levels in fused.predictions))
         free = fused.targets(batch).matched_idxs[pairs] < 0

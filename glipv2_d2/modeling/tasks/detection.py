@@ -83,7 +83,8 @@ class Detection(Task):
 
     def inference(self, model: Trunk, inputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Detect in N images of one padded size; boxes in pixels of the original images."""
-        prompts, outputs = [model.prompts_of(one) for one in inputs], [{} for _ in inputs]
+        prompts = [model.prompts_of(one) for one in inputs]
+        outputs: list[dict[str, Any]] = [{} for _ in inputs]
         images = model.preprocess_image(inputs)
         found = self.find(model, inputs, prompts, images, model.visual_features(images), outputs)
         return self.finish(model, inputs, found, outputs)
