@@ -13,6 +13,8 @@ from ..tensor_files import is_whole
 LAST_CHECKPOINT = "last_checkpoint"
 FINAL_WEIGHTS = "model_final.pth"
 BEST_WEIGHTS = "model_best.pth"
+# What becomes of those of an earlier run in the folder.
+EARLIER_BEST_WEIGHTS = "model_best_before.pth"
 # Of a tuning that forgets nothing the weights that it began with, and both these and the tuned ones, or some between.
 BASE_WEIGHTS = "keep_base.safetensors"
 KEPT_WEIGHTS = "model_kept.pth"
@@ -70,6 +72,13 @@ def find_result_file(folder: str) -> str:
         if path.is_file() and is_whole(path):
             return str(path)
     return find_resume_file(folder)[0]
+
+
+def numbered_checkpoints(folder: str, num_updates: int) -> list[Path]:
+    """Return the numbered checkpoints of a run in a folder up to this number of updates, the oldest first."""
+    numbers = {path: _iteration(path.name, "") for path in Path(folder).glob("model_*.pth")}
+    numbered = {path: number for path, number in numbers.items() if number is not None and number < num_updates}
+    return sorted(numbered, key=numbered.__getitem__)
 
 
 def _iteration(name: str, tagged: str) -> float | None:

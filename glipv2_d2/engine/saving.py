@@ -15,7 +15,7 @@ from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.utils import comm
 
 from ..checkpoint.checkpointer import GLIPv2Checkpointer
-from ..checkpoint.resume import KEPT_WEIGHTS
+from ..checkpoint.resume import BEST_WEIGHTS, EARLIER_BEST_WEIGHTS, KEPT_WEIGHTS, numbered_checkpoints
 from ..checkpoint.tuned_weights import save_tuned
 from ..plurals import counted
 from ..tensor_files import remove_leftovers
@@ -45,7 +45,8 @@ class EMACheckpointer(PeriodicCheckpointer):
         checkpointer: Writes the files.
         period: Updates between two checkpoints.
         ema: The moving average; None: there is none.
-        max_to_keep: How many of the newest checkpoints of the period are kept; 0: all.
+        max_to_keep: How many of the newest checkpoints of the period are kept, of a resumed run those of before among
+            them; 0: all.
         with_tuned: At the end also write the tuned weights alone, see ``save_tuned``.
     """
 
@@ -71,9 +72,10 @@ class EMACheckpointer(PeriodicCheckpointer):
         super().before_train()
         if self.checkpointer.save_dir and comm.is_main_process():
             remove_leftovers(self.checkpointer.save_dir)
+            if self._max_to_keep:
+                self._kept = numbered_checkpoints(self.checkpointer.save_dir, self.trainer.start_iter)
             if self.trainer.start_iter == 0:
-                # Of an earlier run in this folder; it would be what results are made with.
-                Path(self.checkpointer.save_dir, KEPT_WEIGHTS).unlink(missing_ok=True)
+                self._put_results_aside(Path(self.checkpointer.save_dir))
         trainer = self.trainer
         if trainer.start_iter >= trainer.max_iter:
             logging.getLogger(__name__).warning(
@@ -120,12 +122,21 @@ class EMACheckpointer(PeriodicCheckpointer):
     def _save_of_period(self) -> None:
         iteration, replaced = self.trainer.iter, self._extra
         if (iteration + 1) % self.period == 0:
-            if self._max_to_keep and len(self._kept) >= self._max_to_keep:
+            while self._max_to_keep and len(self._kept) >= self._max_to_keep:
                 replaced = [*replaced, self._kept.pop(0)]
             self._kept.append(self._save(f"{self.file_prefix}_{iteration:07d}", replaced))
         if iteration + 1 >= self.max_iter:
             self._save(_FINAL, replaced)
         self._newest, self._extra = iteration, []
+
+    def _put_results_aside(self, folder: Path) -> None:
+        """Leave nothing of an earlier run in this folder that results of this one would be made with."""
+        (folder / KEPT_WEIGHTS).unlink(missing_ok=True)
+        if (folder / BEST_WEIGHTS).is_file():
+            (folder / BEST_WEIGHTS).replace(folder / EARLIER_BEST_WEIGHTS)
+            logging.getLogger(__name__).warning(
+                "%s: the best weights of an earlier run in this folder are now %s", folder, EARLIER_BEST_WEIGHTS
+            )
 
     def _save(self, name: str, replaced: Sequence[Path]) -> Path:
         """Write a checkpoint that takes the place of others; return its path."""

@@ -17,6 +17,7 @@ from training_runs import assert_same, load, train, without_evaluation
 
 from glipv2_d2 import GLIPv2Trainer, register_coco_grounding
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
+from glipv2_d2.checkpoint.resume import find_result_file
 from glipv2_d2.engine.command_line import one_line_errors
 from glipv2_d2.engine.stopping import RunStopped
 from glipv2_d2.tensor_files import write_checkpoint, write_tensors
@@ -92,6 +93,27 @@ def test_a_step_is_saved_once(train_cfg, monkeypatch):
         "model_0000002",
         "model_final",
     ]
+
+
+def test_a_resumed_run_keeps_as_many_numbered_checkpoints_as_it_may(train_cfg, tmp_path):
+    options = ("SOLVER.CHECKPOINT_PERIOD", 2, "SOLVER.MAX_CHECKPOINTS", 1)
+    cfg = without_evaluation(train_cfg, tmp_path / "run", *options)
+    with pytest.raises(RunStopped):
+        send_at(GLIPv2Trainer(cfg), 2).train()
+    # That of the signal stands beside that of the period.
+    assert names(cfg) == {"model_0000001.pth", "model_0000002.pth"}
+    train(cfg, resume=True)
+    assert names(cfg) == {"model_0000003.pth", "model_final.pth"}
+
+
+def test_best_weights_of_an_earlier_run_are_not_those_of_a_new_one(train_cfg, tmp_path):
+    cfg = without_evaluation(train_cfg, tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    write_checkpoint(tmp_path / "run" / "model_best.pth", {"model": {"old": torch.ones(1)}})
+    train(cfg)
+    assert find_result_file(cfg.OUTPUT_DIR) == str(tmp_path / "run" / "model_final.pth")
+    # Nothing is lost.
+    assert load(tmp_path / "run" / "model_best_before.pth")["model"].keys() == {"old"}
 
 
 def without_categories(content):
