@@ -210,7 +210,7 @@ def plain_content(path: str | os.PathLike, content: Mapping[str, Any]) -> dict[s
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a short text file, whole or not at all."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
 
 
 def file_sha256(path: str | os.PathLike) -> str:

@@ -1,6 +1,7 @@
 import argparse
 import collections
 import hashlib
+import io
 import logging
 import os
 import pickle
@@ -386,6 +387,12 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path):
     (tmp_path / ".y.pth.77.tmp").write_bytes(b"another file's")
     write_checkpoint(tmp_path / "x[1].pth", {"model": TENSORS})
     assert sorted(file.name for file in tmp_path.iterdir()) == [".y.pth.77.tmp", "x[1].pth"]
+
+
+def test_text_is_utf_8_whatever_the_machine_writes_by_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(io, "text_encoding", lambda encoding, *_: encoding or "ascii")
+    write_text(tmp_path / "classes.md", "ngựa vằn")
+    assert (tmp_path / "classes.md").read_bytes() == "ngựa vằn".encode()
 
 
 def test_texts_replace_what_was_there(tmp_path):

@@ -54,7 +54,8 @@ def config_keys(arguments: argparse.Namespace) -> list[str]:
         raise InputError(f"--data: expected the flag before the path of the data, found {given[0]!r} without it")
     if given and "=" in given[0]:
         name, _, value = given[0].partition("=")
-        raise InputError(f"config keys: expected pairs of KEY VALUE, found {given[0]!r}; flags are --{name} {value}")
+        way = f"keys are {name} {value}" if name.isupper() else f"flags are --{name} {value}"
+        raise InputError(f"config keys: expected pairs of KEY VALUE, found {given[0]!r}; {way}")
     if len(given) % 2:
         raise InputError(f"config keys: expected pairs of KEY VALUE, after all flags, found {' '.join(given)!r}")
     return given

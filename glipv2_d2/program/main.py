@@ -10,6 +10,8 @@ import argparse
 import atexit
 import gc
 import importlib
+import os
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -17,6 +19,9 @@ from typing import NamedTuple
 
 from ..likeness import did_you_mean
 from .output import write_line
+
+# The sign of the home folder, at the beginning of a word or of the value of a flag.
+_HOME = re.compile(r"^((?:--[\w-]+=)?)~(?=/|$)")
 
 
 class Command(NamedTuple):
@@ -126,7 +131,7 @@ def run_command(name: str, words: Sequence[str], program: str | None = None) -> 
         program: What its help calls it; None for ``glipv2 NAME``.
     """
     module = importlib.import_module(f".{COMMANDS[name].module}", __package__)
-    arguments = command_parser(name, program).parse_args(list(words))
+    arguments = command_parser(name, program).parse_args([_with_home(word) for word in words])
     if sys.stderr.isatty():
         sys.stderr.write(f"glipv2 {name}: loading libraries, some seconds\n")
     try:
@@ -167,6 +172,11 @@ def overview() -> str:
     lines += ["", "examples:", *(f"  {command.examples[0]}" for command in COMMANDS.values())]
     lines += ["", "glipv2 COMMAND --help lists the arguments of a command; glipv2 --version tells the version."]
     return "\n".join(lines)
+
+
+def _with_home(word: str) -> str:
+    """Put the home folder in place of its sign, which shells leave in ``--output=~/run``."""
+    return _HOME.sub(lambda found: found[1] + os.path.expanduser("~"), word)
 
 
 def _unknown_command(found: str) -> str:

@@ -7,6 +7,7 @@ choice of a word, only draw anew.
 from __future__ import annotations
 
 import functools
+import html
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -19,7 +20,7 @@ from gradio.data_classes import FileData
 from ..colored_text import phrase_color, split_words
 from ..data.image_reading import decode_image, image_fault
 from ..engine.predictor import GLIPv2Predictor
-from ..errors import InputError
+from ..errors import InputError, memory_errors
 from ..prompts.user_prompts import names_in
 from ..visualizer import GroundingVisualizer
 
@@ -29,6 +30,8 @@ Result = TypeVar("Result")
 _IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError)
 _ALL_WORDS = "all"
 _NAMES_HINT = "names, such as: dog, red car; or a sentence, such as: a man on a skateboard"
+# How often gradio looks for old photographs and drawings, and how old they are when it removes them.
+_KEPT_SECONDS = (3600, 24 * 3600)
 _TABLE_HEAD = ["name", "score", "left", "top", "right", "bottom"]
 # No font is loaded from another machine.
 THEME = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
@@ -141,7 +144,7 @@ def build_page(predictor: GLIPv2Predictor, name: str) -> gradio.Blocks:
     """
     answers = Answers(predictor)
     model = predictor.cfg.MODEL
-    with gradio.Blocks(title=f"glipv2_d2: {name}", analytics_enabled=False) as page:
+    with gradio.Blocks(title=f"glipv2_d2: {name}", analytics_enabled=False, delete_cache=_KEPT_SECONDS) as page:
         gradio.Markdown(f"# What is where?\nModel: **{name}**")
         with gradio.Row():
             with gradio.Column():
@@ -167,14 +170,14 @@ def build_page(predictor: GLIPv2Predictor, name: str) -> gradio.Blocks:
         found = gradio.State()
         shown = [drawing, table, said]
         for event in (find.button.click, find.text.submit):
-            event(_in_words(answers.find), [photograph, find.text, find.threshold], [found, *shown])
+            event(in_words(answers.find), [photograph, find.text, find.threshold], [found, *shown])
         find.threshold.change(draw, [found, find.threshold], shown, trigger_mode="always_last")
         if model.GLIPV2.VQA.ENABLED:
             for event in (ask.click, question.submit):
-                event(_in_words(answers.answer), [photograph, question], [drawing, best])
+                event(in_words(answers.answer), [photograph, question], [drawing, best])
         if model.GLIPV2.CAPTIONING.ENABLED:
             written = gradio.State()
-            describe.click(_in_words(answers.describe), photograph, [written, drawing, caption, chooser])
+            describe.click(in_words(answers.describe), photograph, [written, drawing, caption, chooser])
             chooser.select(draw_caption, [written, chooser], drawing)
         photograph.change(_cleared, None, [found, *shown])
     return page
@@ -212,15 +215,19 @@ def _cleared() -> tuple[Any, ...]:
     return None, *draw(None, 0.0)
 
 
-def _in_words(handler: Callable[..., Result]) -> Callable[..., Result]:
-    """Show what is wrong with an input as a message on the page."""
+def in_words(handler: Callable[..., Result]) -> Callable[..., Result]:
+    """Show what is wrong with an input as a message on the page, which takes it for HTML."""
 
     @functools.wraps(handler)
     def handle(*inputs: Any) -> Result:
         try:
-            return handler(*inputs)
+            with memory_errors():
+                return handler(*inputs)
         except InputError as error:
-            raise gradio.Error(str(error), duration=None, print_exception=False) from error
+            message = html.escape(str(error), quote=False)
+        except MemoryError:
+            message = "There is not enough memory; try a smaller photograph or fewer names."
+        raise gradio.Error(message, duration=None, print_exception=False)
 
     return handle
 

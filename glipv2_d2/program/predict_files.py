@@ -21,6 +21,8 @@ from ..plurals import counted
 # What may stand in the name of a folder; a phrase may be any text.
 _NOT_IN_NAMES = re.compile(r"[^\w\- ]+")
 _LONGEST_NAME = 60
+# Bytes of a name, of the 255 that a disk takes; a number and a suffix stand behind it.
+_MOST_BYTES = 200
 
 
 class Item(NamedTuple):
@@ -66,11 +68,11 @@ class ResultFolder:
     def item(self, file_name: str) -> Item:
         """Return an image with a name for its files."""
         stem = Path(file_name.split("?")[0]).stem or "image"
-        return Item(file_name, free_name(stem, self._taken))
+        return Item(file_name, free_name(_cut(stem), self._taken))
 
     def frames(self, file_name: str, rate: float) -> Iterator[Item]:
         """Yield the frames of a video, without end, with names for their files."""
-        video = free_name(Path(file_name).stem, self._taken, is_of_frames=True)
+        video = free_name(_cut(Path(file_name).stem), self._taken, is_of_frames=True)
         for number in itertools.count():
             yield Item(file_name, f"{video}_{number:06d}", number, rate, video)
 
@@ -216,6 +218,8 @@ class VideoSink:
         """Add a frame in BGR order."""
         if self.writer is None:
             size = (frame.shape[1], frame.shape[0])
+            # As in ``write_bytes``.
+            self.path.unlink(missing_ok=True)
             self.writer = cv2.VideoWriter(str(self.path), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
             if not self.writer.isOpened():
                 raise InputError(f"--output: expected a folder with space for videos, found none at {self.path}")
@@ -255,6 +259,12 @@ def free_name(stem: str, taken: set[str], *, is_of_frames: bool = False) -> str:
     name = next(name for name in names if name.casefold() not in used)
     taken.add(name.casefold())
     return name
+
+
+def _cut(stem: str) -> str:
+    """Return the beginning of a name, such as the end of an address, that a disk takes."""
+    content = os.fsencode(stem)
+    return stem if len(content) <= _MOST_BYTES else content[:_MOST_BYTES].decode(errors="ignore")
 
 
 def folder_name(phrase: str) -> str:

@@ -18,8 +18,8 @@ from ..errors import InputError
 from ..plurals import counted
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
-# Frames in a second of a video or webcam that does not say.
-_DEFAULT_RATE = 25.0
+# Frames in a second of a video or webcam that does not say; streams may say how fine their clock is instead.
+_DEFAULT_RATE, _MOST_RATE = 25.0, 1000.0
 # By so much the number of frames that a video says may be wrong.
 _UNSURE_SHARE = 0.02
 
@@ -132,7 +132,8 @@ class Frames:
         os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
         cv2.utils.logging.setLogLevel(0)
         self._video = cv2.VideoCapture(int(source.name) if source.kind == "webcam" else source.name)
-        self.rate = self._video.get(cv2.CAP_PROP_FPS) or _DEFAULT_RATE
+        rate = self._video.get(cv2.CAP_PROP_FPS)
+        self.rate = rate if 0 < rate <= _MOST_RATE else _DEFAULT_RATE
         self.number = max(0, int(self._video.get(cv2.CAP_PROP_FRAME_COUNT))) if source.kind == "video" else 0
         self.num_missing = 0
 

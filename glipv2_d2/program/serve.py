@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
+import socket
 from pathlib import Path
 
 from ..errors import InputError
@@ -27,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Serve until Ctrl-C.
 
     Raises:
-        InputError: gradio is not installed, the port is taken, or the model cannot be built.
+        InputError: gradio is not installed, nothing can listen at the address, or the model cannot be built.
     """
     if not 1 <= arguments.port <= 65535:
         raise InputError(f"--port: expected a number from 1 to 65535, found {arguments.port}")
@@ -35,6 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
         import gradio  # noqa: F401  is looked for before the model is built, which takes seconds
     except ImportError as error:
         raise InputError("glipv2 serve: expected gradio, found none; pip install 'glipv2_d2[web]'") from error
+    check_address(arguments.host, arguments.port)
     from .page import THEME, build_page
 
     predictor = build_predictor(arguments, arguments.opts)
@@ -56,3 +59,23 @@ def run(arguments: argparse.Namespace) -> None:
         raise InputError(f"--port: expected a free port, found {arguments.port} taken; try another") from error
     write_line(f"Open http://{arguments.host}:{arguments.port} in a browser; Ctrl-C ends.")
     page.block_thread()
+
+
+def check_address(host: str, port: int) -> None:
+    """Check that this program can listen at an address.
+
+    Raises:
+        InputError: Another program does, or it is none of this machine or not for everyone.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            # As servers do: connections of one that has ended do not count.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise InputError(f"--port: expected a free port, found {port} taken; try another") from error
+        raise InputError(
+            f"--host: expected an address of this machine, found {host} with port {port}: {error.strerror}"
+        ) from error

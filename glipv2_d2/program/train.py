@@ -8,6 +8,7 @@ length. At the end OUTPUT holds model_best.pth, results.json and a folder "repor
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def _train_own(arguments: argparse.Namespace) -> None:
         try:
             trainer.train()
         except RunStopped as stop:
-            way_on = f"go on by: glipv2 train --output {arguments.output} --resume"
+            way_on = f"go on by: glipv2 train --output {shlex.quote(str(arguments.output))} --resume"
             raise RunStopped(stop.exit_status - 128, f"{str(stop).splitlines()[0]}\n{way_on}") from None
         for line in finish_run(cfg, trainer.checkpointer.model, elapsed):
             write_line(line)

@@ -1,6 +1,7 @@
 import argparse
 import gc
 import importlib
+import socket
 import subprocess
 import sys
 
@@ -96,6 +97,7 @@ def test_every_command_has_the_two_functions():
         (["check-data"], "check-data: expected --data PATH, or --config-file FILE with datasets, found neither"),
         (["check-data", "--data", "photos", "SOLVER.MAX_ITER"], "after all flags, found 'SOLVER.MAX_ITER'"),
         (["train", "data=photos.yaml", "epochs=1"], "found 'data=photos.yaml'; flags are --data photos.yaml"),
+        (["train", "SOLVER.MAX_ITER=9"], "found 'SOLVER.MAX_ITER=9'; keys are SOLVER.MAX_ITER 9"),
     ],
 )
 def test_a_forgotten_flag_of_the_data_is_told(tmp_path, monkeypatch, words, message):
@@ -150,6 +152,25 @@ def test_the_end_of_a_program_searches_nothing_for_cycles(tmp_path, monkeypatch)
     with pytest.raises(SystemExit):
         main(["check-data"])
     assert registered == [gc.freeze]
+
+
+def test_an_address_that_cannot_listen_is_told_before_the_model_is_built():
+    pytest.importorskip("gradio")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        with pytest.raises(SystemExit, match=f"--port: expected a free port, found {port} taken; try another"):
+            main(["serve", "--model", "nowhere", "--port", port])
+    # It is kept for documents, no machine has it.
+    with pytest.raises(SystemExit, match="--host: expected an address of this machine, found 192.0.2.1"):
+        main(["serve", "--model", "nowhere", "--host", "192.0.2.1"])
+
+
+def test_the_sign_of_the_home_folder_is_read_where_shells_leave_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(SystemExit, match=f"error: {tmp_path}/run: expected"):
+        main(["predict", __file__, "--model=~/run", "--output=~/out"])
+    with pytest.raises(SystemExit, match=f"expected a run in --output {tmp_path}/out"):
+        main(["train", "--output", "~/out", "--resume"])
 
 
 @pytest.mark.parametrize("port", ["0", "65536"])

@@ -11,7 +11,7 @@ gradio = pytest.importorskip("gradio")
 from page_cases import make_predictor  # noqa: E402
 
 from glipv2_d2.errors import InputError  # noqa: E402
-from glipv2_d2.program.page import Answers, Found, build_page, draw, draw_caption  # noqa: E402
+from glipv2_d2.program.page import Answers, Found, build_page, draw, draw_caption, in_words  # noqa: E402
 from glipv2_d2.visualizer import GroundingVisualizer  # noqa: E402
 
 
@@ -112,6 +112,33 @@ def test_what_is_wrong_is_said(predictor, photograph, tmp_path, content, text, m
         (tmp_path / "wrong.jpg").write_bytes(content)
     with pytest.raises(InputError, match=message):
         Answers(predictor).find(file, text, 0.3)
+
+
+def raise_memory_error():
+    raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory")
+
+
+def raise_input_error():
+    raise InputError("names: expected words, found '<img src=x>'")
+
+
+@pytest.mark.parametrize(
+    ("handler", "message"),
+    [
+        # The page would show it as a picture.
+        (raise_input_error, "names: expected words, found '&lt;img src=x&gt;'"),
+        (raise_memory_error, "There is not enough memory; try a smaller photograph or fewer names."),
+    ],
+)
+def test_the_page_says_what_is_wrong_as_it_is(handler, message):
+    with pytest.raises(gradio.Error) as raised:
+        in_words(handler)()
+    assert raised.value.message == message
+
+
+def test_files_of_photographs_and_drawings_do_not_stay_for_ever(predictor):
+    frequency, age = build_page(predictor, "small").delete_cache
+    assert frequency <= age <= 24 * 3600
 
 
 def test_the_page_has_a_tab_for_each_thing_that_the_model_does(predictor):

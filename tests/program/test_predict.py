@@ -20,7 +20,7 @@ from glipv2_d2.errors import InputError
 from glipv2_d2.program import predict_run, predict_sources, predict_tasks
 from glipv2_d2.program.main import command_parser, run_command
 from glipv2_d2.program.predict import read_prompt
-from glipv2_d2.program.predict_files import folder_name
+from glipv2_d2.program.predict_files import ResultFolder, folder_name
 from glipv2_d2.program.predict_sources import list_images
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -738,6 +738,29 @@ def test_frames_of_a_damaged_video_are_counted(run, fixed_predictor, tmp_path, c
     output = capsys.readouterr()
     assert 0 < done < 8 and f"cut.avi: {8 - done} of 8 frames cannot be read; the video is damaged\n" in output.err
     assert f"{done} frames of 1 video" in output.out
+
+
+def test_a_drawn_video_takes_the_place_of_a_link_and_does_not_follow_it(run, fixed_predictor, tmp_path):
+    video = Path(write_video(tmp_path / "in.mp4"))
+    content = video.read_bytes()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "in.mp4").symlink_to(video)
+    run(source=["--video-input", str(video)])
+    assert video.read_bytes() == content and not (tmp_path / "out" / "in.mp4").is_symlink()
+
+
+@pytest.mark.parametrize(("said", "rate"), [(0.0, 25), (-1.0, 25), (float("nan"), 25), (90000.0, 25), (59.94, 59.94)])
+def test_a_rate_of_frames_that_cannot_be_is_not_believed(monkeypatch, said, rate):
+    monkeypatch.setattr(cv2, "VideoCapture", lambda source: SimpleNamespace(get=lambda key: said))
+    assert predict_sources.Frames(predict_sources.Source("0", "webcam")).rate == rate
+
+
+def test_an_address_of_any_length_gives_names_that_a_disk_takes(tmp_path):
+    folder = ResultFolder(tmp_path, ["images"], {})
+    for text in ("x" * 400, "ü" * 200, "犬" * 200):
+        name = folder.item(f"https://example.org/{text}.jpg?size=3").name
+        (tmp_path / f"{name}_000000.png").touch()
+        assert text.startswith(name) and len(name) > 50
 
 
 def test_a_webcam_ends_with_ctrl_c(run, fixed_predictor, tmp_path, monkeypatch):

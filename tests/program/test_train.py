@@ -108,10 +108,10 @@ def test_a_run_that_forgets_nothing_ends_with_weights_between(words, tiny_cfg, t
 def test_interrupted_run_says_how_it_goes_on(words, monkeypatch, capsys):
     kill_at(monkeypatch, 2, KeyboardInterrupt)
     with pytest.raises(SystemExit) as exit_info:
-        main([*words, "--output", "out"])
+        main([*words, "--output", "my run"])
     assert exit_info.value.code == 130
     *_, first, second = capsys.readouterr().err.strip().splitlines()
-    assert first.startswith("stopped by Ctrl-C") and second == "go on by: glipv2 train --output out --resume"
+    assert first.startswith("stopped by Ctrl-C") and second == "go on by: glipv2 train --output 'my run' --resume"
 
 
 @pytest.mark.slow
