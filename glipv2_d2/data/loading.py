@@ -49,7 +49,7 @@ def load_test_dataset(cfg: CfgNode, name: str) -> LoadedDataset:
         dicts = load_dataset(name, is_converted or (cfg.MODEL.MASK_ON and not is_detection))
     if mapper is not VQADatasetMapper:
         check_image_ids(name, dicts, one_each=is_converted)
-    if is_converted and all("height" in record and "width" in record for record in dicts):
+    if is_converted:
         return LoadedDataset(name, dicts, truth_of_dicts(name, dicts))
     if not truth or not is_read_here(name):
         return LoadedDataset(name, dicts)

@@ -216,8 +216,9 @@ class TrainingBatchSampler(Sampler[list[StreamEntry | ShardEntry]]):
         for batches in self._batches():
             skipped = batches[: max(0, self.start_batch - num_before)]
             self._count_shard_draws(skipped, num_before, ordinals)
-            for number, batch in enumerate(batches[len(skipped) :].tolist(), num_before + len(skipped)):
-                yield [self._entry(draw, position, number, ordinals) for draw, position in batch]
+            for number, batch in enumerate(batches[len(skipped) :], num_before + len(skipped)):
+                # Batch by batch: all numbers of an epoch as objects of Python would be gigabytes.
+                yield [self._entry(draw, position, number, ordinals) for draw, position in batch.tolist()]
             num_before += len(batches)
 
     def _entry(

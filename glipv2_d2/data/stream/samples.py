@@ -205,11 +205,20 @@ class StreamedSamples:
 
 
 def _with_captions(dicts: Sequence[dict], rows: Sequence[int] | np.ndarray, own: int, number: int, seed: int) -> dict:
-    """Return the dict of ``rows[own]`` with the captions of ``number`` other rows."""
+    """Return the dict of ``rows[own]`` with the captions of ``number`` other rows, less those of the same image."""
+    sample = dicts[int(rows[own])]
     if not number:
-        return dicts[int(rows[own])]
-    others = choose_others(len(rows), own, number, seed)
-    return {**dicts[int(rows[own])], "negative_captions": [dicts[int(rows[other])]["caption"] for other in others]}
+        return sample
+    others = (dicts[int(rows[other])] for other in choose_others(len(rows), own, number, seed))
+    captions = [other["caption"] for other in others if _image_of(other) != _image_of(sample)]
+    return {**sample, "negative_captions": captions}
+
+
+def _image_of(dataset_dict: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what two dicts of the same image have in common; copies of it in a shard have different names."""
+    if "image_bytes" in dataset_dict:
+        return (dataset_dict["image_bytes"],)
+    return dataset_dict["file_name"], dataset_dict.get("tsv_offset")
 
 
 def choose_others(count: int, own: int, number: int, seed: int) -> list[int]:

@@ -1,5 +1,6 @@
 import functools
 import itertools
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -353,3 +354,16 @@ def test_streamed_samples_are_of_the_first_kind():
     stored = [batches(40, [0] * 3, 2, rank=rank, **options) for rank in (0, 1)]
     for parts in zip(*stored):
         assert len({isinstance(entry, ShardEntry) for part in parts for entry in part}) == 1
+
+
+def test_an_epoch_takes_no_python_objects_for_its_draws():
+    """Twice 8 bytes a draw are needed; a list of two numbers takes another 136."""
+    draws = np.arange(100_000)
+    batches = iter(TrainingBatchSampler(lambda: iter([draws]), np.zeros(len(draws), dtype=int), 4, seed=0))
+    tracemalloc.start()
+    try:
+        next(batches)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 120 * len(draws)

@@ -56,7 +56,10 @@ def test_replacements_are_at_most_ten_and_drawn_by_the_seed():
 
 def test_negative_captions_come_from_the_same_dataset():
     # The caption dataset "b" is there twice, with other data between.
-    dicts = [{"dataset_name": name, "caption": f"{name}{i}", "annotations": BOX} for i, name in enumerate("bbabb")]
+    dicts = [
+        {"dataset_name": name, "caption": f"{name}{i}", "annotations": BOX, "file_name": f"{i}.jpg"}
+        for i, name in enumerate("bbabb")
+    ]
     samples = StoredSamples(dicts, np.zeros(5, dtype=int), pseudo_datasets={"b"}, num_negative_captions=9)
     for index, expected in ((0, {"b1", "b3", "b4"}), (3, {"b0", "b1", "b4"})):
         candidates = list(samples.candidates(StreamEntry(index, 0), 3))
@@ -100,6 +103,19 @@ def test_negative_captions_of_a_stream_come_from_the_same_block(tmp_path):
         assert set(candidate["negative_captions"]) == {f"a dog on sofa {i}" for i in range(4) if i != own}
     annotated = StreamedSamples({2: samples.shard_sets[2]._replace(num_negative_captions=0)})
     assert "negative_captions" not in next(annotated.candidates(ShardEntry(2, 50, 0, 0), 1))
+
+
+def test_another_caption_of_the_same_image_is_no_negative(tmp_path):
+    """Five captions of each image, as COCO and Flickr30K have them: in a file of their own, a TSV file or a shard."""
+    images = [{"file_name": "0.jpg"}, {"file_name": "a.tsv", "tsv_offset": 0}, {"file_name": "a.tsv", "tsv_offset": 9}]
+    images += [{"file_name": f"a.tar/{row}.jpg", "image_bytes": b"jpg"} for row in range(5)]
+    places = [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 3, 4, 5, 6, 7]
+    dicts = [{**images[place], "dataset_name": "b", "caption": str(row)} for row, place in enumerate(places)]
+    samples = StoredSamples(dicts, np.zeros(20, dtype=int), pseudo_datasets={"b"}, num_negative_captions=19)
+    for row in range(20):
+        (found, *_) = samples.candidates(StreamEntry(row, 0), 3)
+        own = row // 5
+        assert sorted(map(int, found["negative_captions"])) == [one for one in range(20) if one // 5 != own]
 
 
 def test_slots_are_numbered_over_all_ranks(tmp_path):
