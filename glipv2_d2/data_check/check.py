@@ -208,7 +208,8 @@ def _left_out(reports: Sequence[SkipReport]) -> Iterator[Finding]:
             continue  # They have a finding of their own, with their names.
         # Of a single category the name is in the text.
         text = kind if kind.startswith("category") else f"{kind}: {number:,}"
-        yield Finding("note", f"changed: {kind}", number, text)
+        severity = "warning" if kind.startswith("boxes that may be left") else "note"
+        yield Finding(severity, f"changed: {kind}", number, text)
 
 
 def _unvalidated(own: OwnSets) -> Iterator[Finding]:

@@ -151,6 +151,15 @@ def test_what_misses_is_told_once(tmp_path):
     assert [text for text in texts if "left out" in text] == ["left out 1 of 5 images: missing files"]
 
 
+def test_boxes_that_may_be_corners_are_a_warning(tmp_path):
+    boxes = [("cat", 10 + number, 10, 70 + number, 50) for number in range(12)]
+    write_coco(tmp_path, {"train": [Photo("0.png", 64, 48, boxes)], "val": [Photo("1.png", 64, 48, boxes)]}, ["cat"])
+    own, left_out = find_reported(str(tmp_path))
+    found = by_kind(check_own_sets(own, micro_cfg(), left_out=left_out))
+    (finding,) = [one for kind, one in found.items() if "left, top, right, bottom" in kind]
+    assert (finding.severity, finding.number) == ("warning", 24)
+
+
 def test_a_set_that_training_refuses_is_a_stop(tmp_path):
     write_coco(tmp_path, {"a": [Photo("0.png", 64, 48, [("cat", 4, 4, 40, 40)])]}, ["cat"])
     own, left_out = find_reported(str(tmp_path))

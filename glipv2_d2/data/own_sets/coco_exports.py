@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections import defaultdict
@@ -13,7 +14,7 @@ from pycocotools import mask as mask_util
 
 from ..datasets.coco_json import CocoImage, CocoJson
 from ..datasets.mask_checks import read_segmentation
-from ..datasets.skip_report import SkipReport
+from ..datasets.skip_report import DataReport, SkipReport
 from ..datasets.value_checks import (
     AnnotationError,
     Box,
@@ -36,6 +37,8 @@ from .sets import OwnBox, OwnImage, Part
 _SNIFFED = 65_536  # bytes at the beginning of a file, and as many at its end
 _COCO_KEY = re.compile(rb'"(images|annotations|categories|licenses|info)"\s*:')
 _FIRST_OF_TEXTS = 2**62  # the number of the first id that is a text; one that is a number is hardly as large
+_FEWEST_TO_JUDGE = 10  # boxes; fewer may look like anything by chance
+_MANY_OUTSIDE = 0.2
 _LABELME_KEY = re.compile(rb'"(shapes|imagePath|imageData)"\s*:')
 
 
@@ -182,6 +185,7 @@ def _read(content: CocoJson, split: str, files: Folder) -> Part:
     listed = [item.get("category_id") for item in content.annotation_entries() if isinstance(item, dict)]
     content.annotations(images, read)
     used = list(listed_images.values())
+    _warn_of_corners(used, content.report)
     with_boxes = {box.name for image in used for box in image.boxes}
     category_ids = (as_integer(value) for value in listed)
     found_ids = {content.category_ids.get(value) for value in category_ids if value is not None}
@@ -191,6 +195,22 @@ def _read(content: CocoJson, split: str, files: Folder) -> Part:
     if has_texts["images"]:
         used = [image._replace(source_id=None) for image in used]
     return Part(split, used, list(names.values()), source_ids)
+
+
+def _warn_of_corners(images: Sequence[OwnImage], report: SkipReport) -> None:
+    """Say so if boxes look like left, top, right, bottom: each of the last two is larger, and many reach outside."""
+    boxes = [(box.corners, image.size) for image in images if image.size for box in image.boxes]
+    outside = sum(right > 1.02 * size[1] or bottom > 1.02 * size[0] for (_, _, right, bottom), size in boxes)
+    are_larger = all(right > 2 * left and bottom > 2 * top for (left, top, right, bottom), _ in boxes)
+    if len(boxes) >= _FEWEST_TO_JUDGE and are_larger and outside >= _MANY_OUTSIDE * len(boxes):
+        for _ in boxes:
+            report.change("boxes that may be left, top, right, bottom, taken as left, top, width, height")
+        logging.getLogger(__name__).log(
+            DataReport.current().level,
+            "%s: %d of %d boxes reach out of their images; are they left, top, right, bottom? Width and height are "
+            "expected as the last two",
+            *(report.source, outside, len(boxes)),
+        )
 
 
 def _number(content: CocoJson, rows_of: str, field: str) -> bool:

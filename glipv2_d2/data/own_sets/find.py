@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from ...errors import InputError
 from ...plurals import counted
 from ..datasets.skip_report import SkipReport
-from ..datasets.value_checks import AnnotationError, EntryError, OmittedEntry
+from ..datasets.value_checks import AnnotationError, EntryError, OmittedEntry, show
 from .beside import count_folders_beside, count_unused_folders, count_unused_images, way_out_beside
 from .canonical import make_coco_sets, same_name
 from .coco_exports import looks_like_coco, read_coco_exports, sniff
-from .folder import Folder, ImageShapes, is_plain, shown_path
+from .folder import Folder, ImageShapes, is_plain, read_beginning, shown_path
 from .labelme import looks_like_labelme, read_labelme
 from .pascal_voc import is_pascal_voc, read_pascal_voc
 from .set_yaml import SetYaml, Source, UnreadYamlError, images_of_sources, is_set_yaml, read_set_yaml
@@ -194,12 +194,14 @@ def _read_folder(
     """
     json_files = [path for suffix in _JSON_SUFFIXES for path in files.others[suffix]]
     coco_files = [path for path in json_files if looks_like_coco(path)]
+    _count_no_annotations(files, ".json", (b"{", b"["), report)
     parts = read_coco_exports(coco_files, files, report, split) if coco_files else []
     if parts:
         return parts
     xml_files = files.others[".xml"]
     if any(map(is_pascal_voc, xml_files)):
         return read_pascal_voc(xml_files, files, report)
+    _count_no_annotations(files, ".xml", (b"<",), report)
     labelme_files = [path for path in files.others[".json"] if looks_like_labelme(path)]
     if labelme_files:
         return read_labelme(labelme_files, files, report)
@@ -207,6 +209,17 @@ def _read_folder(
         one = None if classes or is_searched else _own_yaml(files, report)
         return (one and _read_numbered(one, report, files)) or read_yolo(files, report, classes or None)
     raise InputError(_nothing_found(files) + (f"; left out: {report.summary()}" if report.counts else ""))
+
+
+def _count_no_annotations(files: Folder, suffix: str, begins: tuple[bytes, ...], report: SkipReport) -> None:
+    """Count the files that begin as none of a suffix does: empty ones, text pointers, links to files that are gone."""
+    for path in files.others[suffix]:
+        begin = read_beginning(path).lstrip()[:60]
+        if not begin.startswith(begins):
+            found = show(begin.decode("utf-8", "replace").split("\n")[0]) if begin else "nothing"
+            error = OmittedEntry(f"expected {suffix[1:]}, found {found}", f"files that are not {suffix[1:]}")
+            report.count("annotation files")
+            report.skip("annotation files", files.relative(path), error)
 
 
 def _read_file(path: str, report: SkipReport, shapes: ImageShapes, source: Source | None = None) -> list[Part]:

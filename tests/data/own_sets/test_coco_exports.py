@@ -445,3 +445,38 @@ def test_of_files_about_the_same_images_one_without_boxes_is_not_used(tmp_path, 
     (tmp_path / "panoptic.json").write_text(json.dumps({"images": images, "annotations": items, "categories": rows}))
     found = find(tmp_path)
     assert found.own.names == ["cat"] and found.left_out == {"other annotation files": 1}
+
+
+@pytest.mark.parametrize(("last", "is_told"), [([90, 70], True), ([40, 30], False)])
+def test_boxes_that_may_be_corners_are_told(tmp_path, find, caplog, last, is_told):
+    """Left, top, right, bottom, of which the last two are taken as width and height."""
+    save_image(tmp_path / "a.jpg", 100, 80)
+    items = [{"bbox": [20 + number, 10 + number, *last]} for number in range(12)]
+    (tmp_path / "x.json").write_text(coco([image()], items))
+    kind = "boxes that may be left, top, right, bottom, taken as left, top, width, height"
+    changed = find(tmp_path).changed.get(kind, 0)
+    assert changed == 12 * is_told and ("12 of 12 boxes reach out of their images; are they" in caplog.text) == is_told
+
+
+@pytest.mark.parametrize("content", ["version https://git-lfs.github.com/spec/v1\noid sha256:4d", "", None])
+def test_a_json_that_is_not_there_is_told(tmp_path, find, content):
+    """A text pointer, nothing, or a link to a file that is gone."""
+    for split in ("train", "valid"):
+        save_image(tmp_path / split / f"{split}.jpg", 100, 80)
+        (tmp_path / split / "x.json").write_text(coco([image(f"{split}.jpg")], [GOOD]))
+    (tmp_path / "train" / "x.json").unlink()
+    if content is None:
+        (tmp_path / "train" / "x.json").symlink_to(tmp_path / "gone")
+    else:
+        (tmp_path / "train" / "x.json").write_text(content)
+    found = find(tmp_path)
+    assert list(found.own.splits) == ["val"] and found.left_out == {"files that are not json": 1}
+
+
+@pytest.mark.parametrize("suffix", ["json", "xml"])
+def test_a_set_of_text_pointers_alone_says_what_they_are(tmp_path, suffix):
+    save_image(tmp_path / "a.jpg", 100, 80)
+    (tmp_path / f"a.{suffix}").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(InputError) as caught:
+        find_own_sets(tmp_path)
+    assert_one_line(caught, f"a.{suffix}: expected {suffix}, found 'version https://git-lfs.github.com/spec/v1'")
