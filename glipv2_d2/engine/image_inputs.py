@@ -6,7 +6,8 @@ import http.client
 import os
 import time
 import urllib.request
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from ..data.image_reading import UnreadableImageError, read_image, read_pil_image
 from ..errors import InputError
 
+Value = TypeVar("Value")
 ImageInput: TypeAlias = np.ndarray | Tensor | Image.Image | str | os.PathLike | bytes
 
 CHANNEL_ORDERS = ("BGR", "RGB")
@@ -72,6 +74,23 @@ def is_address(text: Any) -> bool:
 def source_of(image: Any) -> str | None:
     """Return the path or address of an image; None if it has neither."""
     return os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
+
+
+def in_batches(items: Iterable[Value], size: int) -> Iterator[list[Value]]:
+    """Yield lists of ``size`` items, the last one shorter; if an error ends the items, those before it come first."""
+    batch: list[Value] = []
+    try:
+        for item in items:
+            batch.append(item)
+            if len(batch) == size:
+                full, batch = batch, []
+                yield full
+    except (Exception, KeyboardInterrupt):
+        if batch:
+            yield batch
+        raise
+    if batch:
+        yield batch
 
 
 def _check_image(image: np.ndarray) -> None:

@@ -29,7 +29,7 @@ from ..structures import CharSpan, TokenizedPrompt
 from .caption_results import ground_caption
 from .command_line import build_config
 from .detections import Detections
-from .image_inputs import ImageInput, as_bgr, source_of
+from .image_inputs import ImageInput, as_bgr, in_batches, source_of
 from .multi_scale import multi_scale, single_scale
 
 # Number of answers that are returned.
@@ -204,7 +204,7 @@ class GLIPv2Predictor(DefaultPredictor):
         """Detect in one image after the other; of the images at most ``batch_size`` are in memory.
 
         An image that cannot be read, or needs too much memory, does not end the stream: its result is empty and holds
-        ``error``, and a warning names it.
+        ``error``, and a warning names it. An error of the iterator itself comes after the results of all images before.
 
         Args:
             images: Images in any form, see ``__call__``.
@@ -359,8 +359,7 @@ class GLIPv2Predictor(DefaultPredictor):
         threshold: float | None,
         reading: dict[str, Any],
     ) -> Iterator[Detections]:
-        numbered = enumerate(pairs)
-        while batch := list(itertools.islice(numbered, batch_size)):
+        for batch in in_batches(enumerate(pairs), batch_size):
             read = [_read_or_say(image, number, reading) for number, (image, _) in batch]
             good = [
                 (image, pair[1]) for image, (_, pair) in zip(read, batch, strict=True) if not isinstance(image, str)

@@ -15,6 +15,7 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 from tqdm import tqdm
 
+from ..checkpoint.resume import LAST_CHECKPOINT
 from ..errors import full_disk_message, means_full_disk, space_errors
 from ..folders import check_writable
 
@@ -26,7 +27,8 @@ def start_log(cfg: CfgNode, arguments: argparse.Namespace) -> None:
     """Open terminal and log.txt of ``OUTPUT_DIR`` for the records of a run, and write its config to config.yaml.
 
     The terminal gets what the first process logs, from the level INFO on. log.txt gets that of DEBUG too: environment,
-    command line, config and model are there alone.
+    command line, config and model are there alone. In the folder of a training an evaluation leaves config.yaml alone,
+    by which the training goes on.
     """
     if comm.is_main_process():
         check_writable(cfg.OUTPUT_DIR, "OUTPUT_DIR")
@@ -49,9 +51,11 @@ def start_log(cfg: CfgNode, arguments: argparse.Namespace) -> None:
     words = {name: value for name, value in vars(arguments).items() if name != "more_opts"}
     logger.debug("command line: %s", words)
     logger.debug("config:\n%s", cfg.dump())
-    config_file = f"{cfg.OUTPUT_DIR}/config.yaml"
-    with space_errors(config_file), PathManager.open(config_file, "w") as file:
-        file.write(cfg.dump())
+    is_of_training = os.path.isfile(os.path.join(cfg.OUTPUT_DIR, LAST_CHECKPOINT))
+    if not (vars(arguments).get("eval_only") and is_of_training):
+        config_file = f"{cfg.OUTPUT_DIR}/config.yaml"
+        with space_errors(config_file), PathManager.open(config_file, "w") as file:
+            file.write(cfg.dump())
     logger.info("files of this run, log.txt among them: %s", cfg.OUTPUT_DIR)
 
 

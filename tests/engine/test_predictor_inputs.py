@@ -103,6 +103,19 @@ def test_an_iterator_is_read_no_further_than_a_batch(predictor, batch_size, ahea
     assert seen == ahead
 
 
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_images_before_an_error_of_an_iterator_have_results(predictor, error):
+    def images():
+        yield BGR[:40]
+        yield BGR[:41]
+        raise error("the camera is gone")
+
+    results = predictor(images(), ["dog"], batch_size=4)
+    assert [next(results)["instances"].image_size[0] for _ in range(2)] == [40, 41]
+    with pytest.raises(error, match="the camera is gone"):
+        next(results)
+
+
 def test_batches_give_what_single_images_give(predictor):
     images = [BGR, BGR[:, ::-1], BGR[:30]]
     for one, other in zip(predictor(images, ["dog"], batch_size=2), predictor(images, ["dog"])):

@@ -77,6 +77,17 @@ def test_a_log_without_space_is_told_once_and_the_run_goes_on(arguments, tiny_cf
     assert told.startswith(f"{tmp_path}/out/log.txt: expected space for the file, found the disk or the quota at its")
 
 
+def test_an_evaluation_leaves_the_config_of_a_training_alone(arguments, tmp_path):
+    start_run(arguments())
+    (tmp_path / "out" / "last_checkpoint").touch()
+    before = (tmp_path / "out" / "config.yaml").read_text()
+    evaluation = arguments("--eval-only")
+    evaluation.opts += ["SEED", "77"]
+    start_run(evaluation, for_results=True)
+    assert (tmp_path / "out" / "config.yaml").read_text() == before
+    assert "SEED: 77" in (tmp_path / "out" / "log.txt").read_text()
+
+
 @pytest.mark.parametrize(("flags", "device"), [((), "auto"), (("--num-gpus", "0"), "cpu")])
 def test_no_gpus_means_the_cpu_and_the_saved_config_stays_open(arguments, flags, device, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
