@@ -122,3 +122,11 @@ def test_a_test_sample_is_an_image_alone(image, grounded, is_grounded):
 def test_the_references_of_an_image_are_all_its_captions():
     assert reference_captions({"captions": ("a", "b"), "caption": "c"}) == ["a", "b"]
     assert reference_captions({"caption": "c"}) == ["c"] and reference_captions({}) == []
+
+
+def test_an_image_is_tested_once_wherever_it_lies():
+    """Two images of a TSV file, whose name they share, and one in two files of a shard."""
+    dicts = [{"file_name": "a.tsv", "tsv_offset": offset, "caption": text} for offset, text in ((0, "a"), (9, "b"))]
+    dicts += [{**dicts[0], "caption": "another of the first"}, {"file_name": "a.jpg", "caption": "c"}]
+    dicts += [{"file_name": f"a.tar/{row}.jpg", "image_bytes": b"jpg", "caption": str(row)} for row in (1, 2)]
+    assert sorted(one["caption"] for one in CaptioningDatasetMapper.test_dicts(dicts)) == ["1", "a", "b", "c"]

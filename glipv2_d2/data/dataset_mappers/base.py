@@ -322,6 +322,13 @@ def boxes_to_train_on(dataset_dict: dict, min_score: float = 0.0) -> list[dict]:
     ]
 
 
+def image_of(dataset_dict: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what dataset dicts of one image have in common; copies of it in a shard have different names."""
+    if "image_bytes" in dataset_dict:
+        return (dataset_dict["image_bytes"],)
+    return dataset_dict["file_name"], dataset_dict.get("tsv_offset")
+
+
 def _boxes_of(annotations: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """Return the boxes of M annotations, (M, 4) XYXY in pixels."""
     boxes = [BoxMode.convert(item["bbox"], item["bbox_mode"], BoxMode.XYXY_ABS) for item in annotations]

@@ -9,7 +9,7 @@ import numpy as np
 from detectron2.config import CfgNode, configurable
 
 from ...prompts.flip_words import swap_left_right
-from .base import PromptedBoxes, boxes_to_train_on
+from .base import PromptedBoxes, boxes_to_train_on, image_of
 from .grounding import GroundingDatasetMapper
 
 
@@ -51,7 +51,7 @@ class CaptioningDatasetMapper(GroundingDatasetMapper):
     @classmethod
     def test_dicts(cls, dataset_dicts: list[dict]) -> list[dict]:
         """Return each image once, however many captions it has: the evaluator knows all of them."""
-        return list({one["file_name"]: one for one in reversed(dataset_dicts)}.values())[::-1]
+        return list({image_of(one): one for one in reversed(dataset_dicts)}.values())[::-1]
 
     def test_sample(self, dataset_dict: dict) -> dict:
         """Make a model input without a prompt."""

@@ -15,7 +15,7 @@ from detectron2.structures import Instances
 from ...prompts.answers import AnswerVocabulary
 from ...prompts.flip_words import swap_left_right
 from ...prompts.questions import question_prompt, question_to_answer
-from .base import PromptDatasetMapper, PromptedBoxes, boxes_to_train_on
+from .base import PromptDatasetMapper, PromptedBoxes, boxes_to_train_on, image_of
 from .grounding import distinct_phrases, mirror_text, num_tokens_cut_off
 
 
@@ -163,8 +163,7 @@ def questions_by_image(dataset_dicts: list[dict]) -> list[dict]:
     """
     by_image: dict[tuple, list[dict]] = {}
     for item in dataset_dicts:
-        key = (item["file_name"], item.get("tsv_offset"), "annotations" in item)
-        by_image.setdefault(key, []).append(item)
+        by_image.setdefault((*image_of(item), "annotations" in item), []).append(item)
     return [_question_group(group) for group in by_image.values()]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from detectron2.data import DatasetFromList
 from torch.utils.data import Dataset
 
-from ..dataset_mappers.base import DroppedText, boxes_to_train_on
+from ..dataset_mappers.base import DroppedText, boxes_to_train_on, image_of
 from ..image_reading import UnreadableImageError
 from .order import SeedWord, ShardEntry, StreamEntry, sample_seed
 from .shards import ReadPosition, ShardSet, ShardStream
@@ -210,15 +210,8 @@ def _with_captions(dicts: Sequence[dict], rows: Sequence[int] | np.ndarray, own:
     if not number:
         return sample
     others = (dicts[int(rows[other])] for other in choose_others(len(rows), own, number, seed))
-    captions = [other["caption"] for other in others if _image_of(other) != _image_of(sample)]
+    captions = [other["caption"] for other in others if image_of(other) != image_of(sample)]
     return {**sample, "negative_captions": captions}
-
-
-def _image_of(dataset_dict: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return what two dicts of the same image have in common; copies of it in a shard have different names."""
-    if "image_bytes" in dataset_dict:
-        return (dataset_dict["image_bytes"],)
-    return dataset_dict["file_name"], dataset_dict.get("tsv_offset")
 
 
 def choose_others(count: int, own: int, number: int, seed: int) -> list[int]:
