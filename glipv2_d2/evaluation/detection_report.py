@@ -115,7 +115,10 @@ def find_cut_off(truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any
 
 
 def confusion(truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], score: float) -> Confusion:
-    """Count which class is taken for which: boxes and detections are paired by IoU alone, the best pair first."""
+    """Count which class is taken for which: boxes and detections are paired by IoU alone, the best pair first.
+
+    One box may be detected as several classes: of equal IoUs the better score is first, then the class of the box.
+    """
     ids = {category["id"]: row for row, category in enumerate(truth["categories"])}
     counts = np.zeros((len(ids) + 1, len(ids) + 1), dtype=np.int64)
     wanted = _boxes_by_image(box for box in truth["annotations"] if not box.get("iscrowd", 0))
@@ -124,9 +127,12 @@ def confusion(truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]],
     for image in truth["images"]:
         boxes, mine = wanted.get(image["id"], []), found.get(image["id"], [])
         ious = _ious(mine, boxes)
-        pairs = sorted(zip(*np.nonzero(ious >= MATCH_IOU), strict=True), key=lambda pair: -ious[pair])
+        ranked = [
+            (-ious[one, box], -mine[one]["score"], mine[one]["category_id"] != boxes[box]["category_id"], one, box)
+            for one, box in zip(*np.nonzero(ious >= MATCH_IOU), strict=True)
+        ]
         row_of: dict[int, int] = {}
-        for detection, box in pairs:
+        for *_, detection, box in sorted(ranked):
             if detection not in row_of and box not in row_of.values():
                 row_of[detection] = box
                 counts[ids[boxes[box]["category_id"]], ids[mine[detection]["category_id"]]] += 1

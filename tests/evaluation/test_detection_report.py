@@ -83,6 +83,16 @@ def test_detections_on_a_crowd_do_not_count():
     assert confusion(data, detections, 0.0).counts.tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_confusions_do_not_depend_on_the_order_of_detections(order):
+    """One box is found as both classes, as detectors find it; and two objects are in one box."""
+    twice = found((1, DOG, A, 0.4), (1, CAT, A, 0.6))[::order]
+    assert confusion(truth((1, CAT, A)), twice, 0.3).counts.tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0]]
+    assert confusion(truth((1, DOG, A)), twice, 0.3).counts.tolist() == [[0, 0, 0], [1, 0, 0], [0, 1, 0]]
+    equal = found((1, DOG, A, 0.6), (1, CAT, A, 0.6))[::order]
+    assert confusion(truth((1, CAT, A), (1, DOG, A)), equal, 0.3).counts.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 0]]
+
+
 def test_confusions_by_hand():
     """A cat is found, a dog is taken for a cat, a dog is not found, and a dog is seen where nothing is."""
     data = truth((1, CAT, A), (1, DOG, B), (2, DOG, C))
