@@ -253,6 +253,27 @@ class Folder:
                 errors.append(error)
         raise errors[0]
 
+    def find_own_image(self, annotation_file: str, named: str) -> str:
+        """Return the image of an annotation file that is of one image.
+
+        It is the one beside it with its name, or else what both names mean, its own, or the other.
+
+        Args:
+            annotation_file: Its path.
+            named: The name or path of an image in it, perhaps of another computer; "" for none.
+
+        Raises:
+            EntryError: See ``find_image``.
+        """
+        stem, folder = stem_of(annotation_file), os.path.dirname(annotation_file)
+        beside = [path for path in self._by_stem.get(stem, ()) if os.path.dirname(path) == folder]
+        if len(beside) == 1:
+            return beside[0]
+        name = re.split(r"[\\/]", named)[-1]
+        # With its suffix it is not that of another file, such as a mask.
+        first = name if stem_of(name) == stem else os.path.splitext(os.path.basename(annotation_file))[0]
+        return self.find_first_image([first, *([named] if named.strip(" /") else [])], annotation_file)
+
     def _likeness(self, path: str, parts: Sequence[str], near: str) -> tuple[int, ...]:
         """Say how much an image is the one that a reference near a file means."""
         own = self.relative(path).split(os.sep)
@@ -297,20 +318,6 @@ def stem_of(path: str) -> str:
     that come from a Mac.
     """
     return unicodedata.normalize("NFC", os.path.splitext(os.path.basename(path))[0]).strip().lower()
-
-
-def image_references(annotation_file: str, named: str) -> list[str]:
-    """Return what the annotation file of one image may mean by it: the name that both have, or its own, or another.
-
-    Args:
-        annotation_file: Its path.
-        named: The name or path of an image in it, perhaps of another computer; "" for none.
-    """
-    own = os.path.splitext(os.path.basename(annotation_file))[0]
-    name = re.split(r"[\\/]", named)[-1]
-    # With its suffix it is not that of another file, such as a mask.
-    first = name if stem_of(name) == stem_of(annotation_file) else own
-    return [first, *([named] if named.strip(" /") else [])]
 
 
 def _common(one: Iterator[str], other: Iterator[str]) -> int:

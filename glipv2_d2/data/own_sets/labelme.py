@@ -22,7 +22,7 @@ from ..datasets.value_checks import (
     show,
 )
 from .coco_exports import is_labelme, sniff
-from .folder import Folder, image_references, read_bytes
+from .folder import Folder, read_bytes
 from .sets import OwnBox, OwnImage, Part
 
 _MOST_BYTES = 2**28  # the image may be in it, as base64
@@ -85,7 +85,7 @@ def _read_content(json_file: str) -> dict[str, Any]:
 def _read_image(content: dict[str, Any], json_file: str, files: Folder, report: SkipReport) -> OwnImage:
     named = content["imagePath"] if is_text(content.get("imagePath")) else ""
     try:
-        path = files.find_first_image(image_references(json_file, named), json_file)
+        path = files.find_own_image(json_file, named)
     except EntryError as error:
         if not is_text(content.get("imageData")):
             raise

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 from ..datasets.skip_report import SkipReport
 from ..datasets.value_checks import EntryError, OmittedEntry, as_integer, as_number, one_line, read_corners
-from .folder import Folder, decode_text, image_references, read_beginning, read_bytes, stem_of
+from .folder import Folder, decode_text, read_beginning, read_bytes, stem_of
 from .sets import OwnBox, OwnImage, Part
 
 _MOST_BYTES = 2**24
@@ -147,7 +147,7 @@ def _read_image(root: ElementTree.Element, xml_file: str, files: Folder, report:
     if root.tag != "annotation":
         raise OmittedEntry(f"expected <annotation>, found <{root.tag}>", "other annotation files")
     folder, name = ((root.findtext(tag) or "").strip() for tag in ("folder", "filename"))
-    path = files.find_first_image(image_references(xml_file, f"{folder}/{name}" if name else ""), xml_file)
+    path = files.find_own_image(xml_file, f"{folder}/{name}" if name else "")
     boxes = []
     where = files.relative(xml_file)
     for number, item in enumerate(root.findall("object")):

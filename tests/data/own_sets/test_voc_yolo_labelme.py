@@ -161,6 +161,13 @@ def test_an_image_has_the_suffix_that_its_annotation_names(tmp_path, find, write
     assert list(find(tmp_path).boxes()) == ["0.png"]
 
 
+def test_an_image_beside_its_annotation_goes_before_one_of_the_named_suffix(tmp_path, find):
+    save_image(tmp_path / "images" / "a.png", 100, 80)
+    save_image(tmp_path / "originals" / "a.jpg", 100, 80)
+    (tmp_path / "images" / "a.xml").write_text(voc(GOOD).replace("other.jpg", "a.jpg"))
+    assert list(find(tmp_path).boxes()) == ["a.png"]
+
+
 REVERSED = "<xmin>31</xmin><ymin>42</ymin><xmax>1</xmax><ymax>2</ymax>"
 SHARES = "<xmin>0.1</xmin><ymin>0.2</ymin><xmax>0.5</xmax><ymax>1</ymax>"
 
