@@ -21,7 +21,7 @@ def build_meta_model(cfg: CfgNode) -> nn.Module:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "meta"
-    cfg.MODEL.WEIGHTS = cfg.MODEL.TIMM.WEIGHTS = ""
+    cfg.MODEL.WEIGHTS = cfg.MODEL.TIMM.WEIGHTS = cfg.MODEL.GLIPV2.CLASS_WORDS.WEIGHTS = ""
     with torch.device("meta"), _RatesWithValues():
         return build_model(cfg)
 

@@ -16,6 +16,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
@@ -163,7 +164,8 @@ def merge_pretrained_config(cfg: CfgNode, path: str) -> None:
     Raises:
         FileNotFoundError: A file of the list is missing.
         CheckpointError: The list is damaged, a file differs from it, the config is too deep, the config names a file
-            that is not in the list, or a folder that the config names holds a file that is not.
+            that is not in the list, another config, data or a download, or a folder that it names holds a file that is
+            not in the list.
         AssertionError, KeyError, yaml.YAMLError: As ``CfgNode.merge_from_file``.
     """
     folder = Path(path).parent
@@ -185,10 +187,12 @@ def merge_pretrained_config(cfg: CfgNode, path: str) -> None:
         check_yaml(text)
     except InputError as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
-    if re.search(r"^\s*_BASE_\s*:", text, re.MULTILINE):
+    # A key may be written in many ways.
+    if "_BASE_" in (yaml.safe_load(text) or ()):
         raise CheckpointError(f"{folder / CONFIG_FILE}: _BASE_: expected a config that stands alone, found a base")
     cfg.merge_from_file(str(folder / CONFIG_FILE), allow_unsafe=False)
     _bind(cfg, folder, hashes)
+    _check_alone(cfg, folder / CONFIG_FILE)
     if NAMES_FILE in hashes:
         use_names(cfg, folder, hashes[NAMES_FILE])
 
@@ -221,6 +225,21 @@ def _bind(cfg: CfgNode, folder: Path, files: Collection[str]) -> None:
         node[key] = str(folder / relative)
 
 
+def _check_alone(cfg: CfgNode, path: Path) -> None:
+    """Check that a folder's config names no other files, data or addresses, which a stranger could choose."""
+    # These are part of the weights of the folder.
+    cfg.MODEL.TIMM.WEIGHTS = cfg.MODEL.GLIPV2.CLASS_WORDS.WEIGHTS = ""
+    tuning = cfg.MODEL.GLIPV2.TUNING
+    for key, value in (
+        ("MODEL.GLIPV2.TUNING.WEIGHTS", tuning.WEIGHTS),
+        ("MODEL.GLIPV2.TUNING.INTERPOLATE_WITH", tuning.INTERPOLATE_WITH),
+        ("MODEL.TEXT_ENCODER.ALLOW_DOWNLOAD", cfg.MODEL.TEXT_ENCODER.ALLOW_DOWNLOAD),
+        ("DATASETS.REGISTER", cfg.DATASETS.REGISTER),
+    ):
+        if value:
+            raise CheckpointError(f"{path}: {key}: expected none in a folder that stands alone, found {value!r:.100}")
+
+
 def _portable_config(cfg: CfgNode, model: nn.Module, folder: Path) -> CfgNode:
     """Return the config for the folder, and copy into the folder the files that the config names."""
     cfg = cfg.clone()
@@ -229,7 +248,7 @@ def _portable_config(cfg: CfgNode, model: nn.Module, folder: Path) -> CfgNode:
     cfg.DATASETS.REGISTER = ()
     cfg.MODEL.WEIGHTS = _HERE + WEIGHTS_FILE
     # These are part of the weights now.
-    cfg.MODEL.TIMM.WEIGHTS = ""
+    cfg.MODEL.TIMM.WEIGHTS = cfg.MODEL.GLIPV2.CLASS_WORDS.WEIGHTS = ""
     cfg.MODEL.GLIPV2.TUNING.WEIGHTS = ""
     cfg.MODEL.GLIPV2.TUNING.INTERPOLATE_WITH = ""
     cfg.MODEL.GLIPV2.TUNING.INTERPOLATION = 1.0

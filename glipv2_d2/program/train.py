@@ -138,7 +138,7 @@ def _check_arguments(arguments: argparse.Namespace) -> None:
         raise InputError("--output: expected the folder of the run, found none")
     if arguments.resume:
         given = {"--data": arguments.data, "--weights": arguments.weights, **chosen, "--overwrite": arguments.overwrite}
-        given["--keep"] = arguments.keep
+        given |= {"--keep": arguments.keep, "--config-file": arguments.config_file}
         found = [name for name, value in given.items() if value]
         if found or arguments.opts:
             raise InputError(

@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import shutil
@@ -5,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import assert_one_line, load_config, make_tiny_cfg
 from detectron2.config import CfgNode
 from transformers import BertConfig, BertModel, BertTokenizerFast
@@ -37,7 +39,9 @@ def make_predictor(cfg):
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """A predictor and the folder that it wrote; not to be changed."""
-    predictor = make_predictor(make_cfg(OUTPUT_DIR="/absent/output", MODEL__GLIPV2__VQA__ANSWERS="/absent/answers.txt"))
+    absent = {"MODEL__GLIPV2__VQA__ANSWERS": "/absent/answers.txt", "OUTPUT_DIR": "/absent/output"}
+    absent["MODEL__GLIPV2__CLASS_WORDS__WEIGHTS"] = "/absent/classifier.pth"
+    predictor = make_predictor(make_cfg(**absent))
     folder = tmp_path_factory.mktemp("saved") / "tiny"
     predictor.save_pretrained(folder)
     return predictor, folder
@@ -365,14 +369,50 @@ def test_the_config_names_files_of_the_folder_only(folder, path):
     assert_one_line(caught, folder / "config.yaml", "MODEL.WEIGHTS", repr(path))
 
 
-def test_the_config_of_a_folder_stands_alone(folder, tmp_path):
+@pytest.mark.parametrize(
+    "line", ["_BASE_: {}", '"_BASE_": {}', '"\\x5fBASE_": {}', "<<: {{_BASE_: {}}}", "? _BASE_\n: {}"]
+)
+def test_the_config_of_a_folder_stands_alone(folder, tmp_path, line):
     (tmp_path / "other.yaml").write_text("SEED: 1\n")
     with open(folder / "config.yaml", "a") as file:
-        file.write(f"_BASE_: {tmp_path / 'other.yaml'}\n")
+        file.write(line.format(tmp_path / "other.yaml") + "\n")
     renew_hash(folder, "config.yaml")
     with pytest.raises(CheckpointError) as caught:
         GLIPv2Predictor.from_pretrained(folder)
     assert_one_line(caught, folder / "config.yaml", "_BASE_")
+
+
+def change_key(folder, key, value):
+    content = yaml.safe_load((folder / "config.yaml").read_text())
+    *parts, name = key.split(".")
+    node = functools.reduce(lambda node, part: node[part], parts, content)
+    assert not node[name]
+    node[name] = value
+    (folder / "config.yaml").write_text(yaml.safe_dump(content))
+    renew_hash(folder, "config.yaml")
+
+
+@pytest.mark.parametrize("key", ["MODEL.TIMM.WEIGHTS", "MODEL.GLIPV2.CLASS_WORDS.WEIGHTS"])
+def test_what_the_weights_of_a_folder_hold_is_read_from_no_other_file(folder, key):
+    change_key(folder, key, "http://127.0.0.1:9/weights.pth")
+    cfg = build_config(str(folder / "config.yaml"), [])
+    assert functools.reduce(getattr, key.split("."), cfg) == ""
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("MODEL.GLIPV2.TUNING.WEIGHTS", "http://127.0.0.1:9/tuned.safetensors"),
+        ("MODEL.GLIPV2.TUNING.INTERPOLATE_WITH", "http://127.0.0.1:9/base.pth"),
+        ("MODEL.TEXT_ENCODER.ALLOW_DOWNLOAD", True),
+        ("DATASETS.REGISTER", ["/etc"]),
+    ],
+)
+def test_the_config_of_a_folder_names_nothing_outside_of_it(folder, key, value):
+    change_key(folder, key, value)
+    with pytest.raises(CheckpointError) as caught:
+        GLIPv2Predictor.from_pretrained(folder)
+    assert_one_line(caught, folder / "config.yaml", f"{key}: expected", "a folder that stands alone")
 
 
 def test_a_config_of_a_folder_is_read_in_a_moment(folder):

@@ -261,6 +261,7 @@ def as_dict(options):
         (["--data", "photos"], "--output: expected the folder of the run, found none"),
         (["--output", "out"], "--data: expected a folder or a file"),
         (["--output", "out", "--resume", "--epochs", "3"], "--resume: expected --output alone"),
+        (["--output", "out", "--resume", "--config-file", "glip_swin_t_c"], "--output alone, .*found --config-file"),
         (["--output", "out", "--resume", "SOLVER.MAX_ITER", "3"], "--resume: expected --output alone"),
         (["--data", "photos", "--output", "out", "--minutes", "0"], "--minutes: expected a number above 0, .*found 0"),
         (
