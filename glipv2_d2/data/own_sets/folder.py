@@ -166,11 +166,12 @@ class Folder:
                 raise InputError(f"{root}: expected the folder of one set, found more than {_MOST_FILES} files in it")
             suffix = os.path.splitext(path)[1].lower()
             (images if suffix in IMAGE_SUFFIXES else self.others[suffix]).append(path)
-        self.images = self._photographs(images)
-        self._paths = frozenset(self.images)
-        self._num_images = Counter(map(os.path.dirname, self.images))
+        self._made = self._made_of_others(images)
+        self.images = [path for path in images if path not in self._made]
+        self._paths = frozenset(images)
+        self._num_images = Counter(map(os.path.dirname, images))
         self._by_stem: defaultdict[str, list[str]] = defaultdict(list)
-        for path in self.images:
+        for path in images:
             self._by_stem[stem_of(path)].append(path)
 
     def relative(self, path: str) -> str:
@@ -267,7 +268,7 @@ class Folder:
         """
         stem, folder = stem_of(annotation_file), os.path.dirname(annotation_file)
         beside = [path for path in self._by_stem.get(stem, ()) if os.path.dirname(path) == folder]
-        if len(beside) == 1:
+        if len(beside) == 1 and beside[0] not in self._made:
             return beside[0]
         name = re.split(r"[\\/]", named)[-1]
         # With its suffix it is not that of another file, such as a mask.
@@ -283,18 +284,25 @@ class Folder:
         shared = len(set(folders) & set(others))
         is_same = parts[-1] in (own[-1], os.path.splitext(own[-1])[0])  # "A.jpg" is not "a.jpg".
         num_images = self._num_images[os.path.dirname(path)]
-        return ends, _common(iter(folders), iter(others)), shared, -len(own), is_same, num_images
+        is_photograph = path not in self._made
+        return ends, is_photograph, _common(iter(folders), iter(others)), shared, -len(own), is_same, num_images
 
-    def _photographs(self, images: Sequence[str]) -> list[str]:
-        """Return images without what is made of others: files in a folder of masks with the name of one elsewhere."""
-        words = {folder: {*words_of(self.relative(folder))} for folder in set(map(os.path.dirname, images))}
+    def _made_of_others(self, images: Sequence[str]) -> frozenset[str]:
+        """Return the images in a folder of masks that share a name with one elsewhere, but have no annotation."""
+        annotations = [path for suffix in (".xml", ".json", ".txt") for path in self.others[suffix]]
+        folders = {os.path.dirname(path) for path in (*images, *annotations)}
+        words = {folder: {*words_of(self.relative(folder))} for folder in folders}
+        # Of classes such as mask and nomask, each with its folders.
+        own = {(stem_of(one), word) for one in annotations for word in words[os.path.dirname(one)] & _MADE_OF_IMAGES}
         made = set()
         for path in images:
-            own = words[os.path.dirname(path)]
-            if own & _MADE_OF_IMAGES or (own & _ANNOTATIONS and not path.lower().endswith(_PHOTOGRAPHS)):
+            found = words[os.path.dirname(path)]
+            is_map = found & _ANNOTATIONS and not path.lower().endswith(_PHOTOGRAPHS)
+            masks = {(stem_of(path), word) for word in found & _MADE_OF_IMAGES}
+            if is_map or (masks and own.isdisjoint(masks)):
                 made.add(path)
         stems = {stem_of(path) for path in images if path not in made}
-        return [path for path in images if path not in made or stem_of(path) not in stems]
+        return frozenset(path for path in made if stem_of(path) in stems)
 
     def _walk(self) -> Iterator[str]:
         seen: set[str] = set()

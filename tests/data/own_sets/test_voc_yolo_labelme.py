@@ -143,6 +143,30 @@ def test_masks_with_the_names_of_photographs_are_none(tmp_path, find, write, fol
     assert [*found.boxes("train"), *found.boxes("val")] == ["0.jpg", "1.jpg", "2.jpg"] and found.left_out == {}
 
 
+@pytest.mark.parametrize("form", ["xml", "txt", "json"])
+def test_a_class_whose_folder_is_called_mask_keeps_its_images(tmp_path, find, form):
+    names = {"mask": 1, "nomask": 3}
+    for name, left in names.items():
+        save_image(tmp_path / "images" / name / "1.png", 100, 80)
+        path = tmp_path / "annots" / name / f"1.{form}"
+        path.parent.mkdir(parents=True)
+        lines = {
+            "xml": voc(GOOD.replace("<xmin>1<", f"<xmin>{left}<"), name="cat"),
+            "txt": f"0 {(left + 31) / 200} 0.275 {(31 - left) / 100} 0.5\n",
+        }
+        if form in lines:
+            path.write_text(lines[form])
+    (tmp_path / "classes.txt").write_text("cat\n")
+    if form == "json":
+        images = [{"id": left, "file_name": f"{name}/1.png"} for name, left in names.items()]
+        items = [{"image_id": left, "category_id": 1, "bbox": [left, 2, 31 - left, 40]} for left in names.values()]
+        content = {"images": images, "annotations": items, "categories": [{"id": 1, "name": "cat"}]}
+        (tmp_path / "annots" / "all.json").write_text(json.dumps(content))
+    found = find(tmp_path)
+    expected = {f"{name}/1.png": [("cat", left, 2, 31 - left, 40)] for name, left in names.items()}
+    assert found.boxes() == expected and found.left_out == {}
+
+
 def test_pictures_in_a_folder_of_masks_alone_are_photographs(tmp_path, find):
     save_image(tmp_path / "face masks" / "a.png", 100, 80)
     (tmp_path / "face masks" / "a.xml").write_text(voc(GOOD))
