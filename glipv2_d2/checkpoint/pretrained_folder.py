@@ -41,6 +41,8 @@ WEIGHTS_FILE = "model.safetensors"
 MANIFEST_FILE = "files.json"
 
 _HERE = "./"
+# Where the person is, whatever a config says.
+_OUTPUT = "./output"
 _TOKENIZER_FILES = ("*.json", "*.txt")
 _ENCODER_FILES = ("*.json", "*.txt", "*.safetensors", "*.bin")
 # Settings of a plain BERT beside its sizes; some versions of the transformers library lack an entry.
@@ -227,6 +229,7 @@ def _bind(cfg: CfgNode, folder: Path, files: Collection[str]) -> None:
 
 def _check_alone(cfg: CfgNode, path: Path) -> None:
     """Check that a folder's config names no other files, data or addresses, which a stranger could choose."""
+    cfg.OUTPUT_DIR = _OUTPUT
     # These are part of the weights of the folder.
     cfg.MODEL.TIMM.WEIGHTS = cfg.MODEL.GLIPV2.CLASS_WORDS.WEIGHTS = ""
     tuning = cfg.MODEL.GLIPV2.TUNING
@@ -244,7 +247,7 @@ def _portable_config(cfg: CfgNode, model: nn.Module, folder: Path) -> CfgNode:
     """Return the config for the folder, and copy into the folder the files that the config names."""
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.OUTPUT_DIR = "./output"
+    cfg.OUTPUT_DIR = _OUTPUT
     cfg.DATASETS.REGISTER = ()
     cfg.MODEL.WEIGHTS = _HERE + WEIGHTS_FILE
     # These are part of the weights now.

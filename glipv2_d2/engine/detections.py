@@ -165,7 +165,7 @@ class Detections(dict[str, Any]):
             InputError: As ``draw``, or the suffix of the path is that of no image.
         """
         suffix = Path(path).suffix.lower()
-        if suffix not in Image.registered_extensions():
+        if Image.registered_extensions().get(suffix) not in Image.SAVE:
             raise InputError(f"save: expected a path that ends as .png or .jpg, found {os.fspath(path)!r:.200}")
         self.draw(image, **options).save(path)
 

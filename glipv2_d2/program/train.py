@@ -54,6 +54,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _run_own(arguments: argparse.Namespace) -> None:
+    from torch.multiprocessing import ProcessExitedException
+
     from ..engine.launch import check_processes, is_first_process, launch_run
     from ..engine.own_run import CONFIG_NAME
 
@@ -66,9 +68,11 @@ def _run_own(arguments: argparse.Namespace) -> None:
     arguments.config_file, arguments.opts = str(arguments.output / CONFIG_NAME), []
     try:
         launch_run(_train_own, arguments)
-    except SystemExit as end:
-        # An error, not a signal: without a checkpoint there is no run to go on with.
-        if isinstance(end.code, str) and not arguments.resume and not list(arguments.output.glob("model_*.pth")):
+    except (SystemExit, ProcessExitedException) as end:
+        # A signal has another status.
+        is_error = isinstance(end.code, str) if isinstance(end, SystemExit) else end.exit_code == 1
+        # Without a checkpoint there is no run to go on with.
+        if is_error and not arguments.resume and not list(arguments.output.glob("model_*.pth")):
             (arguments.output / CONFIG_NAME).unlink(missing_ok=True)
             (arguments.output / "metrics.json").unlink(missing_ok=True)
         raise

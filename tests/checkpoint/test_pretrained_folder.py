@@ -386,10 +386,14 @@ def change_key(folder, key, value):
     content = yaml.safe_load((folder / "config.yaml").read_text())
     *parts, name = key.split(".")
     node = functools.reduce(lambda node, part: node[part], parts, content)
-    assert not node[name]
     node[name] = value
     (folder / "config.yaml").write_text(yaml.safe_dump(content))
     renew_hash(folder, "config.yaml")
+
+
+def test_results_of_a_model_go_to_no_folder_that_its_config_names(folder):
+    change_key(folder, "OUTPUT_DIR", "/etc")
+    assert build_config(str(folder / "config.yaml"), []).OUTPUT_DIR == "./output"
 
 
 @pytest.mark.parametrize("key", ["MODEL.TIMM.WEIGHTS", "MODEL.GLIPV2.CLASS_WORDS.WEIGHTS"])

@@ -117,6 +117,9 @@ def test_wrong_drawings_are_named(tmp_path):
         make_result().draw(np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(ValueError, match="save: expected a path that ends as .png"):
         make_result().save(tmp_path / "drawn.txt", np.zeros((20, 30, 3), np.uint8))
+    # Pillow reads it and cannot write it.
+    with pytest.raises(ValueError, match="save: expected a path that ends as .png"):
+        make_result().save(tmp_path / "drawn.psd", np.zeros((20, 30, 3), np.uint8))
 
 
 def test_scores_and_numbers_are_limited():

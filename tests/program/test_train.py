@@ -8,6 +8,7 @@ import cv2
 import pytest
 from drawn_images import draw_dataset
 from own_set_writers import Photo, write_coco, write_voc, write_yolo
+from torch.multiprocessing import ProcessExitedException
 from training_runs import assert_same, load
 
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
@@ -314,6 +315,19 @@ def test_data_that_cannot_be_trained_on_end_in_one_line_and_leave_no_run(words, 
     for _ in range(2):
         with pytest.raises(SystemExit, match=message):
             main([*words, "--output", "out"])
+
+
+@pytest.mark.parametrize(("status", "is_left"), [(1, False), (143, True)])
+def test_an_error_of_a_spawned_process_leaves_the_folder_free_too(words, tmp_path, monkeypatch, status, is_left):
+    def end(run, arguments):
+        raise ProcessExitedException("a process has said why", 0, 1, status)
+
+    monkeypatch.setattr(launch, "launch_run", end)
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--output", "out", "--num-gpus", "2"])
+    assert ended.value.code == status
+    # A signal is no error: the run may go on.
+    assert (tmp_path / "out" / "config.yaml").exists() == is_left
 
 
 def test_a_run_that_could_not_begin_leaves_its_folder_free(words, tmp_path):
