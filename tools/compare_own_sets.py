@@ -241,9 +241,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     with ThreadPoolExecutor(arguments.jobs) as pool:
         try:
             list(pool.map(run, groups))
-        finally:
-            # After Ctrl-C nothing more is started.
+        except KeyboardInterrupt:
+            # The runs have had it too; nothing more is started.
             stopped.set()
+            sys.stderr.write("stopped: the same command goes on from here\n")
+            return 130
     sys.stdout.write((output / "table.md").read_text())
     return int(bool(failures))
 

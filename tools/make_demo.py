@@ -262,7 +262,7 @@ def main() -> None:
     run_folder = output / "run"
     command = [sys.executable, "train_net.py", "--config-file", run.config, "--num-gpus", "0"]
     command += ["OUTPUT_DIR", str(run_folder), "DATASETS.TEST", str(tuple(tests.values()))]
-    command += [*run.keys, "SOLVER.MAX_ITER", str(max_iter)]
+    command += [*run.keys, *(["SOLVER.MAX_ITER", str(max_iter)] if args.max_iter else [])]
     train(command + args.opts, run_folder, environment, max_iter)
     clock["training and evaluation"] = time.time() - start - sum(clock.values())
 

@@ -2,7 +2,9 @@
 
 import json
 import shlex
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -93,6 +95,23 @@ def test_jobs_share_the_cores_and_a_baseline_waits_for_its_run(tool, tmp_path, m
         assert times[name, "full"][1] <= times[name, "fcos"][0]
     assert times["dogs", "full"][0] < times["cats", "full"][1]
     assert (tmp_path / "out" / "table.md").read_text().count("1.0 / 2.0 (1.0 min)") == 4
+
+
+def test_after_ctrl_c_nothing_more_is_started(tool, tmp_path, monkeypatch, capsys):
+    """The first run is interrupted, as it is by a terminal, and so is the program that waits for it."""
+    started = []
+
+    def interrupted(cell, *_):
+        started.append(cell)
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.2)
+        return "exit status 130: stopped"
+
+    monkeypatch.setattr(tool, "run_cell", interrupted)
+    words = ["--data", str(tmp_path / "cats"), str(tmp_path / "dogs"), "--output", str(tmp_path / "out")]
+    assert tool.main(words) == 130
+    assert len(started) == 1
+    assert capsys.readouterr().err == "stopped: the same command goes on from here\n"
 
 
 def test_commands_are_those_of_the_program(tool, tmp_path):
