@@ -166,7 +166,7 @@ def _merge(found: list[Instances], most: int) -> Instances:
     """Join the detections of both sides for an image, best first.
 
     Args:
-        found: Of one side or both, as ``Detection.find`` returns them.
+        found: The detections of one side or both, as ``Detection.find`` returns them.
         most: Detections to keep; those that tie with the last of them stay too. 0 keeps all.
     """
     if len(found) == 1:

@@ -204,7 +204,7 @@ class ClassWordsHead(TrainingHead):
         """Return the class probabilities of boxes, (M, B, K).
 
         Args:
-            cells: Of N images.
+            cells: What ``classify`` says of N images.
             rows: For each of M sets of boxes the index of its image.
             boxes: (M, B, 4), pixels of the network's input.
         """
