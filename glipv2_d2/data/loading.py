@@ -47,6 +47,8 @@ def load_test_dataset(cfg: CfgNode, name: str) -> LoadedDataset:
     # Evaluators of AP check the masks of a file in COCO's format, which are part of the truth.
     with DataReport.from_config(cfg), keeping_truth() as truth:
         dicts = load_dataset(name, is_converted or (cfg.MODEL.MASK_ON and not is_detection))
+    if is_converted and is_read_here(name):
+        dicts = _each_once(name, dicts)
     if mapper is not VQADatasetMapper:
         check_image_ids(name, dicts, one_each=is_converted)
     if is_converted:
@@ -54,6 +56,17 @@ def load_test_dataset(cfg: CfgNode, name: str) -> LoadedDataset:
     if not truth or not is_read_here(name):
         return LoadedDataset(name, dicts)
     return LoadedDataset(name, dicts, truth_of_images(truth, {record["image_id"] for record in dicts}))
+
+
+def _each_once(name: str, dicts: list[dict]) -> list[dict]:
+    """Leave out repeats, by which the line list of a TSV set lets training see an image more often."""
+    kept = list({record["image_id"]: record for record in dicts}.values())
+    if len(kept) < len(dicts):
+        logging.getLogger(__name__).info(
+            "dataset %r: left out %d of %d images: repeats of others, each image is tested once",
+            *(name, len(dicts) - len(kept), len(dicts)),
+        )
+    return kept
 
 
 def training_names(cfg: CfgNode) -> Sequence[str]:

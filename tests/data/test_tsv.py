@@ -8,17 +8,20 @@ import re
 import numpy as np
 import pytest
 from damaged_json import assert_fit_or_one_line, damaged
+from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from glipv2_d2.config import add_glipv2_config
 from glipv2_d2.data.datasets.dict_checks import check_dataset_dicts
 from glipv2_d2.data.datasets.formats import register_tsv
 from glipv2_d2.data.datasets.tsv import load_tsv
 from glipv2_d2.data.datasets.value_checks import AnnotationError
 from glipv2_d2.data.image_reading import read_image
+from glipv2_d2.data.loading import load_test_dataset, load_training_dicts
 
 CAPTION = "a dog and a red dog"
 
@@ -137,6 +140,18 @@ def test_a_line_list_chooses_and_repeats_lines(load):
     records = load([[thing()], [thing("fish")], []], "detection", linelist=[2, 0, 0])
     assert [record["image_id"] for record in records] == [2, 0, 0]
     assert records[1] is records[2] and records[1]["annotations"][0]["category_id"] == 0
+
+
+def test_a_repeated_line_is_learned_each_time_and_tested_once(load, new_name, caplog):
+    load([[thing()], [thing("fish")], []], "detection", linelist=[1, 0, 1, 1])
+    assert [record["image_id"] for record in load_training_dicts(new_name, filter_empty=True)] == [1, 0, 1, 1]
+    cfg = get_cfg()
+    add_glipv2_config(cfg)
+    with caplog.at_level(logging.INFO):
+        dataset = load_test_dataset(cfg, new_name)
+    assert [record["image_id"] for record in dataset.dicts] == [1, 0]
+    assert [image["id"] for image in dataset.truth["images"]] == [1, 0] and len(dataset.truth["annotations"]) == 2
+    assert "left out 2 of 4 images: repeats of others" in caplog.text
 
 
 def test_captions_with_a_box_per_entry(load):

@@ -26,8 +26,6 @@ from glipv2_d2.data.datasets.question_files import open_questions
 from glipv2_d2.data.loading import load_test_dataset, load_training_dicts
 from glipv2_d2.evaluation.build import build_evaluator
 
-pytestmark = pytest.mark.slow
-
 IMAGES = [{"id": i, "file_name": f"{i}.png", "height": 48, "width": 64} for i in (1, 2)]
 POLYGON = [4.5, 6, 24, 6, 24, 16]
 RUNS = {"size": [48, 64], "counts": [100, 20, 2952]}
@@ -324,6 +322,7 @@ def assert_used_or_refused(folder: Path, damage: Callable[[st.DataObject], str])
     assert_holds_for_random_input(check)
 
 
+@pytest.mark.slow
 def test_damaged_files_train_and_are_evaluated_or_are_refused_in_one_line(folder):
     def damage(data: st.DataObject) -> str:
         name = data.draw(st.sampled_from(sorted(CASES)))
@@ -333,6 +332,7 @@ def test_damaged_files_train_and_are_evaluated_or_are_refused_in_one_line(folder
     assert_used_or_refused(folder, damage)
 
 
+@pytest.mark.slow
 def test_damaged_files_of_names_name_the_classes_or_are_refused_in_one_line(folder):
     def damage(data: st.DataObject) -> str:
         name = data.draw(st.sampled_from(["odvg boxes", "tsv boxes"]))
@@ -366,6 +366,7 @@ SOURCES: dict[str, tuple[dict[str, Any], Callable[[Path], Any]]] = {
 }
 
 
+@pytest.mark.slow
 def test_damaged_captions_and_questions_to_label_are_read_or_skipped_with_a_reason(folder):
     def check(data: st.DataObject) -> None:
         files, read = SOURCES[data.draw(st.sampled_from(sorted(SOURCES)))]
