@@ -48,9 +48,9 @@ def load_tsv(yaml_file: str, name: str) -> list[dict]:
 
     Keys of the yaml file: ``img``, lines of a key and an image in base64; ``label``, lines of the same key and json;
     ``hw``, lines of the key and the height and width, without which the sizes come from the labels or the images;
-    ``linelist``, the numbers of the lines to use, which may repeat (a test takes each once); ``jsondict``, json with the number of each class
-    under ``label_to_idx``, without which the classes are those of the boxes in alphabetical order. Others are passed
-    over.
+    ``linelist``, the numbers of the lines to use, which may repeat (a test takes each once); ``jsondict``, json with
+    the number of each class under ``label_to_idx``, without which the classes are those of the boxes in alphabetical
+    order. Others are passed over.
 
     Labels of a detection dataset are a list of ``{"class", "rect"}``, boxes XYXY in pixels, also as the ``objects`` of
     an object. Those of captions are ``{"caption", "bboxes", "scores", "tokens_positive", "img_h", "img_w"}``, with one
