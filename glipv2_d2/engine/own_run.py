@@ -288,7 +288,7 @@ def finish_run(cfg: CfgNode, model: torch.nn.Module, elapsed: ElapsedTime) -> li
     minutes = elapsed.minutes
     write_results(output / RESULTS_NAME, results, minutes, weights)
     texts = metadata.get("prompt_texts", {})
-    names = ",".join("".join(texts.get(name, (name,))) for name in metadata.thing_classes)
+    names = ["".join(texts.get(name, (name,))) for name in metadata.thing_classes]
     # The folder of an image that has not been trained on.
     images = os.path.relpath(os.path.dirname(os.path.join(metadata.image_root, truth["images"][0]["file_name"])))
     for numbered in output.glob("model_[0-9]*.pth"):
@@ -299,9 +299,24 @@ def finish_run(cfg: CfgNode, model: torch.nn.Module, elapsed: ElapsedTime) -> li
         f"precision {cut_off.precision:.2f} and recall {cut_off.recall:.2f} from score {cut_off.score:.2f} on",
         f"{minutes:.1f} minutes; weights: {weights}",
         f"figures: {output / RESULTS_NAME}; curves and drawings: {output / REPORT_FOLDER}",
-        f"next: glipv2 predict {_quoted(images)} --model {_quoted(output)} --threshold {cut_off.score:.2f} "
-        f"--names {shlex.quote(names)}",
+        f"next: {prediction_command(images, output, cut_off.score, names)}",
     ]
+
+
+def prediction_command(images: str, output: Path, score: float, names: Sequence[str]) -> str:
+    """Return the command that finds these names in a folder of images with the model of a run.
+
+    Names one of which has a comma are left out: --names would split it, and without the option they are those of the
+    run's data.
+
+    Args:
+        images: The folder.
+        output: Folder of the run.
+        score: Lowest score that is shown, 0 to 1.
+        names: As they stand in the prompt.
+    """
+    listed = "" if any("," in name for name in names) else f" --names {shlex.quote(','.join(names))}"
+    return f"glipv2 predict {_quoted(images)} --model {_quoted(output)} --threshold {score:.2f}{listed}"
 
 
 def _quoted(path: str | Path) -> str:

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from glipv2_d2.engine.own_run import check_output, clear_output, find_start
+from glipv2_d2.engine.own_run import check_output, clear_output, find_start, prediction_command
 from glipv2_d2.errors import InputError
 
 
@@ -67,3 +67,10 @@ def test_start_is_what_is_named_then_what_lies_at_home_then_the_encoders(tmp_pat
 def test_weights_that_are_not_there_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="--weights: expected a file of weights, found none at nowhere.pth"):
         find_start("nowhere.pth", "", tmp_path)
+
+
+def test_a_name_with_a_comma_is_not_split_by_the_next_command():
+    command = prediction_command("my photos", Path("out"), 0.256, ["cup", "red cup"])
+    assert command == "glipv2 predict 'my photos' --model out --threshold 0.26 --names 'cup,red cup'"
+    command = prediction_command("photos", Path("out"), 0.5, ["cup", "cup, red"])
+    assert command == "glipv2 predict photos --model out --threshold 0.50"
