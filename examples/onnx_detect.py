@@ -127,11 +127,12 @@ def decode(boxes, scores, phrases, about):
 
 
 def overlap(box, others):
-    """Return the intersection over union of a box (4,) and others (K, 4)."""
+    """Return the intersection over union of a box (4,) and others (K, 4), 0 of two boxes without an area."""
     shared = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
     intersection = shared.clip(0).prod(axis=1)
     area, areas = (box[2:] - box[:2]).prod(), (others[:, 2:] - others[:, :2]).prod(axis=1)
-    return intersection / (area + areas - intersection)
+    union = area + areas - intersection
+    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
 
 
 def best_of(scores, limit):

@@ -15,6 +15,7 @@ from benchmarks import compare
 from compare_onnx import Difference, Found, differences, load_example
 from PIL import Image
 from torch import nn
+from torchvision.ops import nms
 
 from glipv2_d2 import GLIPv2Predictor, build_model
 from glipv2_d2.engine.command_line import build_config
@@ -113,6 +114,16 @@ def export(tmp_path_factory):
     cfg.freeze()
     export_onnx(cfg, folder / "mine.onnx", ["cat", "dog"])
     return cfg, folder
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_example_keeps_the_boxes_that_torchvision_keeps():
+    corners = np.random.default_rng(1).integers(0, 9, (300, 2, 2))
+    boxes = np.concatenate([corners.min(1), corners.max(1)], axis=1).astype("f4")
+    scores = np.linspace(1, 0.1, len(boxes), dtype="f4")
+    about = {"nms_threshold": 0.5, "detections": {"of_a_prompt": 0}}
+    expected = nms(torch.from_numpy(boxes), torch.from_numpy(scores), 0.5)
+    assert load_example().decode(boxes, scores, np.zeros(300, np.int64), about)[1].tolist() == scores[expected].tolist()
 
 
 @pytest.mark.slow
