@@ -10,6 +10,7 @@ Every step is a command that is printed before it runs, so that it can be repeat
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -91,8 +92,10 @@ def train(command: list[str], output: Path, environment: dict[str, str], max_ite
     log = output / "stdout.txt"
     bar = tqdm(total=max_iter, desc="training", unit="step", dynamic_ncols=True, disable=None)
     tenths = 0
-    with log.open("w") as stream, bar:
+    with log.open("w") as stream, bar, contextlib.ExitStack() as stack:
         process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT)
+        stack.callback(process.wait)
+        stack.callback(process.terminate)
         while process.poll() is None:
             time.sleep(1.0)
             if records := read_metrics(output):

@@ -12,18 +12,21 @@
 4. Each run is tested: AP of the names that it was trained on and of others, phrases of captions, names of regions among
    the names of all images, masked words, and few shots of own sets.
 
-A run is done when its results.json is there: the same command goes on where it was stopped. After each run, runs.json
-holds the figures of all that are done, and table.md what follows from them: mean and deviation over the seeds, and for
+A run is done when its results.json is there: the same command goes on where it was stopped, and other seeds and forms
+join those that are done. Other lengths, scenes, sets or options need another folder. After each run, runs.json holds
+the figures of all runs of the folder, and table.md what follows from them: mean and deviation over the seeds, and for
 each loss and for the captions the gain with a paired t-test.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import math
 import os
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -59,7 +62,9 @@ EMA_SHARE = 0.1
 NUM_COUNTED_BATCHES = 400
 # Images of each name, updates and their seed, of a transfer.
 SHOTS, TRANSFER_UPDATES, TRANSFER_SEED = 10, 100, 3
-RESULTS, RUNS, TABLE = "results.json", "runs.json", "table.md"
+RESULTS, RUNS, TABLE, SETTINGS = "results.json", "runs.json", "table.md", "settings.json"
+# It is there once a training was tested at its end, for which its weights are written before.
+TESTED = "tested"
 
 
 class Form(NamedTuple):
@@ -89,8 +94,18 @@ class Runs:
         self.data = output / "datasets" / "stampworld"
         self.environment = {**os.environ, "DETECTRON2_DATASETS": str(self.data.parent)}
 
+    def settings(self) -> dict[str, Any]:
+        """Return what the runs of a folder have in common."""
+        return {"updates": self.max_iter, "options": self.options, "transfer": self.transfer}
+
     def make_data(self, num_names: int | None, num_novel: int, num_train: int) -> None:
-        """Draw the scenes and halve them."""
+        """Draw the scenes and halve them; end if the folder was begun with others, or with other settings."""
+        scenes = {"names": num_names, "novel": num_novel, "train": num_train}
+        path, settings = self.output / SETTINGS, {**self.settings(), "scenes": scenes}
+        found = json.loads(path.read_text("utf-8")) if path.is_file() else settings
+        if found != settings:
+            sys.exit(f"run_ablation: {path}: expected {settings}, found {found}; change --output")
+        write_text(str(path), json.dumps(settings, indent=1) + "\n")
         sizes = {"--num-novel": num_novel, "--num-train": num_train, "--num-val": 100}
         sizes |= {"--num-names": num_names} if num_names else {}
         options = [str(word) for pair in sizes.items() for word in pair]
@@ -105,8 +120,8 @@ class Runs:
             sys.exit(f"run_ablation: this step failed: {shlex.join(command)}")
 
     def train(self, folder: Path, config: str, datasets: Sequence[str], seed: int, options: Sequence[str] = ()) -> None:
-        """Train a model and test it on held-out scenes, unless its weights are there."""
-        if (folder / "model_final.pth").exists():
+        """Train a model and test it on held-out scenes, unless that is done."""
+        if (folder / TESTED).exists():
             CONSOLE.print(f"{folder}: trained already")
             return
         command = [sys.executable, "train_net.py", "--config-file", config, "--num-gpus", "0"]
@@ -114,6 +129,7 @@ class Runs:
         command += ["DATASETS.TRAIN", str(tuple(datasets)), "DATASETS.TEST", str(TEST)]
         command += ["SOLVER.EMA_DECAY", f"{1 - 1 / max(EMA_SHARE * self.max_iter, 2):.4f}"]
         train([*command, *options, *self.options], folder, self.environment, self.max_iter)
+        (folder / TESTED).touch()
 
     def label_captions(self, seed: int) -> None:
         """Train the teacher and let it label the captions of the other half."""
@@ -131,17 +147,13 @@ class Runs:
     def run(self, form: Form, seed: int) -> dict[str, Any]:
         """Return the record of a run, from its file or by training and testing it."""
         folder = form.folder(self.output, seed)
-        settings = {"updates": self.max_iter, "options": self.options, "transfer": self.transfer}
         if (folder / RESULTS).is_file():
-            record = json.loads((folder / RESULTS).read_text("utf-8"))
-            if {key: record[key] for key in settings} != settings:
-                sys.exit(f"run_ablation: {folder}: expected a run of {settings}, found others; change --output")
-            return record
+            return json.loads((folder / RESULTS).read_text("utf-8"))
         begin = time.time()
         datasets = (*HALF, PSEUDO) if form.captions == "yes" else HALF
         keys = [word for pair in LOSSES[form.losses].items() for word in pair]
         self.train(folder, PRETRAIN_CONFIG, datasets, seed, keys)
-        record = {**form._asdict(), "seed": seed, **settings, "commit": _commit()}
+        record = {**form._asdict(), "seed": seed, **self.settings(), "commit": _commit()}
         record["measures"] = {**tested(folder), **self.retrieval(folder), **self.masked_words(folder, form)}
         record["measures"] |= self.few_shots(folder)
         record["minutes"] = round((time.time() - begin) / 60, 1)
@@ -176,6 +188,13 @@ class Runs:
         self.call([*command, "--opts", "DATASETS.FEW_SHOT.ALLOW_FEWER", "True"])
         cells = [json.loads(path.read_text()) for path in sorted(output.glob(f"*/full_{SHOTS}_*/{RESULTS}"))]
         return {f"{cell['dataset']} {SHOTS} shots AP50": round(cell["value"], 2) for cell in cells}
+
+
+def records_of(output: Path) -> list[dict[str, Any]]:
+    """Return the records of all runs that are done, seed by seed in the order of the forms."""
+    records = [json.loads(path.read_text("utf-8")) for path in output.glob(f"*/seed*/{RESULTS}")]
+    order = [Form(losses, captions) for captions in CAPTIONS for losses in LOSSES]
+    return sorted(records, key=lambda one: (one["seed"], order.index(Form(one["losses"], one["captions"]))))
 
 
 def tested(folder: Path) -> dict[str, float]:
@@ -266,7 +285,7 @@ def tables_of(records: Sequence[Mapping[str, Any]]) -> str:
     lines += ["| --- |" + " ---: |" * len(values)]
     for name in measures:
         cells = [mean_and_deviation(list(of_form.get(name, {}).values())) for of_form in values.values()]
-        texts = ["-" if not one["runs"] else f"{one['mean']:.1f} ± {one['deviation']:.1f}" for one in cells]
+        texts = ["-" if not one["runs"] else f"{one['mean']:.1f}{_deviation(one, one['runs'])}" for one in cells]
         lines.append(f"| {name} | {' | '.join(texts)} |")
     lines += ["", "| gain of | measure | gain | seeds | p |", "| --- | --- | ---: | ---: | ---: |"]
     for title, without, with_it in comparisons(list(values)):
@@ -276,9 +295,13 @@ def tables_of(records: Sequence[Mapping[str, Any]]) -> str:
             one = paired(values[without][name], values[with_it][name])
             if one["gain"] is not None:
                 p = "-" if one["p"] is None else f"{one['p']:.3f}"
-                gain = f"{one['gain']:+.1f} ± {one['deviation']:.1f}"
+                gain = f"{one['gain']:+.1f}{_deviation(one, one['seeds'])}"
                 lines.append(f"| {title} | {name} | {gain} | {one['seeds']} | {p} |")
     return "\n".join(lines) + "\n"
+
+
+def _deviation(one: Mapping[str, Any], runs: int) -> str:
+    return f" ± {one['deviation']:.1f}" if runs > 1 else ""
 
 
 def _commit() -> str:
@@ -286,8 +309,23 @@ def _commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def run_all(arguments: argparse.Namespace, output: Path) -> None:
     """Run what is missing, and write runs.json and table.md after each run."""
+    runs = Runs(output, arguments.max_iter, arguments.transfer, arguments.opts)
+    runs.make_data(arguments.num_names, arguments.num_novel, arguments.num_train)
+    if "yes" in arguments.captions:
+        runs.label_captions(arguments.seeds[0])
+    for seed in arguments.seeds:
+        for captions in (one for one in CAPTIONS if one in arguments.captions):
+            for losses in (one for one in LOSSES if one in arguments.losses):
+                runs.run(Form(losses, captions), seed)
+                records = records_of(output)
+                write_text(str(output / RUNS), "[\n" + ",\n".join(map(json.dumps, records)) + "\n]\n")
+                write_text(str(output / TABLE), tables_of(records))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line, and run what is missing in a folder where no other command runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "ablation", help="default: output/ablation")
     parser.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES), help="default: all three")
@@ -301,18 +339,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs for every training")
     arguments = parser.parse_args(argv)
     output = arguments.output.resolve()
-    runs = Runs(output, arguments.max_iter, arguments.transfer, arguments.opts)
-    runs.make_data(arguments.num_names, arguments.num_novel, arguments.num_train)
-    if "yes" in arguments.captions:
-        runs.label_captions(arguments.seeds[0])
-    forms = [Form(losses, captions) for captions in CAPTIONS for losses in LOSSES]
-    forms = [form for form in forms if form.losses in arguments.losses and form.captions in arguments.captions]
-    records = []
-    for seed in arguments.seeds:
-        for form in forms:
-            records.append(runs.run(form, seed))
-            write_text(str(output / RUNS), "[\n" + ",\n".join(map(json.dumps, records)) + "\n]\n")
-            write_text(str(output / TABLE), tables_of(records))
+    output.mkdir(parents=True, exist_ok=True)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit("run_ablation: stopped; the same command goes on from here"))
+    lock = os.open(output, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        run_all(arguments, output)
+    except BlockingIOError:
+        sys.exit(f"run_ablation: {output}: another run is at work there")
+    finally:
+        os.close(lock)
     CONSOLE.print((output / TABLE).read_text("utf-8"), markup=False)
 
 

@@ -1,7 +1,9 @@
 """The programs that measure pre-training."""
 
+import fcntl
 import json
 import math
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -78,7 +80,7 @@ def commands(monkeypatch):
 
     def train(command, folder, environment, max_iter):
         done.append(command)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "model_final.pth").touch()
         results = {f"stampworld_{split}/bbox/{name}": 10.0 for split in ("val", "val_novel") for name in ("AP", "AP50")}
         results |= {"stampworld_val_novel/bbox/AP": math.nan, "stampworld_val_grounding/any_box/R@1": 61.234}
@@ -99,6 +101,79 @@ def test_training_that_is_finished_is_not_repeated(commands, tmp_path):
     assert command[command.index("SOLVER.EMA_DECAY") + 1] == "0.9500"
 
 
+def test_a_training_that_was_stopped_in_its_tests_is_made_anew(commands, monkeypatch, tmp_path):
+    runs, trained = run_ablation.Runs(tmp_path, 200, [], []), run_ablation.train
+
+    def stop(command, folder, environment, max_iter):
+        folder.mkdir()
+        (folder / "model_final.pth").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_ablation, "train", stop)
+    with pytest.raises(KeyboardInterrupt):
+        runs.train(tmp_path / "half", "some.yaml", ("a",), 3)
+    monkeypatch.setattr(run_ablation, "train", trained)
+    runs.train(tmp_path / "half", "some.yaml", ("a",), 3)
+    assert len(commands) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"max_iter": 300}, {"transfer": ["raccoon"]}, {"options": ["SEED", "1"]}, {"num_names": None}, {"num_train": 8}],
+)
+def test_a_folder_is_of_one_length_of_one_kind_of_scenes_and_of_one_list_of_options(monkeypatch, tmp_path, change):
+    """Captions that were labelled for other scenes would have boxes anywhere."""
+    drawn = []
+    monkeypatch.setattr(run_ablation, "prepare", lambda world, options, _: drawn.append(options) or world)
+    monkeypatch.setattr(run_ablation.Runs, "call", lambda *_: None)
+
+    def begin(max_iter=200, transfer=(), options=(), **scenes):
+        runs = run_ablation.Runs(tmp_path, max_iter, transfer, options)
+        runs.make_data(**{"num_names": 4, "num_novel": 2, "num_train": 6, **scenes})
+
+    begin()
+    begin()
+    with pytest.raises(SystemExit, match="settings.json: expected .*, found .*; change --output"):
+        begin(**change)
+    assert len(drawn) == 2
+
+
+@pytest.fixture
+def ablation(monkeypatch, tmp_path):
+    """The program with runs that only write a record, whose AP is the seed."""
+
+    def run(runs, form, seed):
+        folder = form.folder(runs.output, seed)
+        folder.mkdir(parents=True, exist_ok=True)
+        record = {**form._asdict(), "seed": seed, "measures": {"seen AP": float(seed)}}
+        (folder / "results.json").write_text(json.dumps(record))
+
+    monkeypatch.setattr(run_ablation.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(run_ablation.Runs, "run", run)
+    for step in ("make_data", "label_captions"):
+        monkeypatch.setattr(run_ablation.Runs, step, lambda *_: None)
+    return lambda *words: run_ablation.main(["--output", str(tmp_path), *words])
+
+
+def test_a_later_command_keeps_the_runs_of_an_earlier_one(ablation, tmp_path):
+    ablation("--seeds", "1", "--losses", "all", "intra", "--captions", "no")
+    ablation("--seeds", "0", "1", "--losses", "intra")
+    records = json.loads((tmp_path / "runs.json").read_text())
+    assert [(one["losses"], one["captions"], one["seed"]) for one in records] == [
+        *(("intra", "no", 0), ("intra", "yes", 0), ("intra", "no", 1), ("all", "no", 1), ("intra", "yes", 1)),
+    ]
+    assert (tmp_path / "table.md").read_text() == run_ablation.tables_of(records)
+
+
+def test_two_commands_do_not_run_in_one_folder(ablation, tmp_path):
+    lock = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(SystemExit, match="another run is at work there"):
+        ablation()
+    os.close(lock)
+    ablation("--seeds", "0", "--losses", "intra")
+
+
 def test_run_is_recorded_with_its_measures_and_not_repeated(commands, monkeypatch, tmp_path):
     def call(runs, command):
         (path,) = [word for word in command if word.endswith("retrieval.json")]
@@ -117,8 +192,6 @@ def test_run_is_recorded_with_its_measures_and_not_repeated(commands, monkeypatc
     assert words["MODEL.GLIPV2.CONTRASTIVE.ENABLED"] == "True" and words["MODEL.GLIPV2.MLM.ENABLED"] == "False"
     assert "pseudo" not in words["DATASETS.TRAIN"]
     assert runs.run(form, 1) == record and len(commands) == 1
-    with pytest.raises(SystemExit, match="expected a run of"):
-        run_ablation.Runs(tmp_path, 300, [], []).run(form, 1)
 
 
 def test_captions_are_data_of_the_forms_with_captions_alone(commands, monkeypatch, tmp_path):
@@ -155,3 +228,12 @@ def test_table_has_means_and_the_gain_of_each_loss_and_of_captions():
         "| L_mlm, without captions | unseen AP | +0.5 ± 0.0 | 2 | 0.000 |",
         "| captions, intra | unseen AP | +1.0 ± 0.0 | 2 | 0.000 |",
     ]
+
+
+def test_one_seed_has_no_deviation():
+    records = [
+        {"losses": losses, "captions": "no", "seed": 0, "measures": {"seen AP": value}}
+        for losses, value in (("intra", 1.0), ("inter", 3.0))
+    ]
+    table = run_ablation.tables_of(records)
+    assert "| seen AP | 1.0 | 3.0 |" in table and "| L_inter, without captions | seen AP | +2.0 | 1 | - |" in table
