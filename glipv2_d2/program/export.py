@@ -32,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=".pt2: size of its images, pixels; default: a photograph of 4:3 in INPUT.MIN_SIZE_TEST",
     )
     parser.add_argument(
-        "--int8", action="store_true", help=".onnx: products with weights in integers of 8 bits, at some loss"
+        "--int8",
+        action="store_true",
+        help=".onnx: products with weights in integers, for smaller files; see docs/export.md",
     )
     add_folder_argument(parser)
     add_config_arguments(parser)

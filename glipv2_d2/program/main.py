@@ -87,8 +87,9 @@ COMMANDS = {
     ),
     "export": Command(
         "export",
-        "write a detector for other programs, its names frozen in",
+        "write a detector for programs without this package",
         (
+            "glipv2 export --model output/mine --output mine.onnx",
             "glipv2 export --model output/mine --output mine.pt2",
             "glipv2 export --names raccoon,dog --size 800 1088 --config-file FILE --output pets.pt2 MODEL.WEIGHTS FILE",
         ),

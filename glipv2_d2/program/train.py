@@ -26,7 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     own.add_argument("--data", default="", metavar="PATH", help="folder or file of images and boxes")
     own.add_argument("--output", type=Path, metavar="DIR", help="folder of the run")
     own.add_argument(
-        "--weights", default="", metavar="FILE", help="start from these (default: those of make demo here, or none)"
+        "--weights",
+        default="",
+        metavar="FILE",
+        help="start from these (default: those of make words, train or demo in the folder output, or none)",
     )
     own.add_argument(
         "--keep", action="store_true", help="forget nothing: other names stay as the weights know them (docs/tuning.md)"

@@ -1,4 +1,5 @@
 import json
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -12,7 +13,7 @@ from detectron2.structures import Boxes, Instances
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
-from glipv2_d2 import GLIPv2Predictor
+from glipv2_d2 import GLIPv2Predictor, find_own_sets
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
 from glipv2_d2.colored_text import phrase_color
 from glipv2_d2.engine import predictor as engine_predictor
@@ -643,6 +644,21 @@ def test_lines_yolo_and_crops(run, masking_predictor, tmp_path):
     assert (crop == cv2.imread(str(images / "a.png"))[4:16, 10:24]).all()
     assert sorted(path.name for path in (out / "crops").rglob("*.png")) == ["a_0.png", "b_0.png"]
     assert not list(out.glob("*.png"))
+
+
+def test_yolo_lines_beside_their_images_are_a_set_to_train_on(run, fixed_predictor, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(4):
+        cv2.imwrite(str(images / f"{number}.png"), np.full((20, 30, 3), 40 * number, np.uint8))
+    run("--save", "json,yolo", "--threshold", "0.3", source=[str(images)])
+    shutil.copytree(images, tmp_path / "out" / "images")
+    own = find_own_sets(tmp_path / "out")
+    boxes = [sorted(one["bbox"] for one in split.content["annotations"]) for split in own.splits.values()]
+    assert own.names == ["a cat", "a dog"] and sum(map(len, boxes)) == 8
+    # Left, top, width, height.
+    expected = [pytest.approx([0, 0, 5, 5], abs=0.01), pytest.approx([1, 2, 10.126, 10], abs=0.01)]
+    assert all(box in expected for box in sum(boxes, []))
 
 
 def test_a_second_run_replaces_the_first(run, masking_predictor, tmp_path):
