@@ -30,7 +30,13 @@ from pycocotools.cocoeval import COCOeval
 from glipv2_d2 import GLIPv2Predictor
 from glipv2_d2.engine.command_line import build_config, one_line_errors
 from glipv2_d2.errors import InputError
-from glipv2_d2.program.config_arguments import add_config_arguments, add_folder_argument, config_keys, find_config
+from glipv2_d2.program.config_arguments import (
+    add_config_arguments,
+    add_folder_argument,
+    config_keys,
+    find_config,
+    split_names,
+)
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "onnx_detect.py"
 # Endings of photographs.
@@ -186,7 +192,7 @@ def main() -> None:
         arguments.names = [[category["name"] for category in truth.dataset["categories"]]]
     else:
         paths = sorted(path for path in arguments.images.rglob("*") if path.suffix.lower() in SUFFIXES)
-        arguments.names = [[name.strip() for name in names.split(",")] for names in arguments.names] or [[]]
+        arguments.names = [split_names(names) for names in arguments.names] or [[]]
     if not paths:
         raise InputError(f"--images: expected photographs in {arguments.images}, found none")
     if arguments.limit:

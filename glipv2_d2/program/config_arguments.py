@@ -104,6 +104,18 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def split_names(text: str) -> list[str]:
+    """Return the names of ``--names A,B,C``.
+
+    Raises:
+        InputError: There is none.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise InputError(f"--names: expected names with commas between them, found {text!r}")
+    return names
+
+
 def add_folder_argument(parser: argparse.ArgumentParser) -> None:
     """Add ``--model``, which a command takes in place of ``--config-file``; see ``find_config``."""
     parser.add_argument("--model", metavar="FOLDER", help="folder of a run or of save_pretrained, with its weights")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..folders import check_writable
-from .config_arguments import add_config_arguments, add_folder_argument, config_keys, find_config
+from .config_arguments import add_config_arguments, add_folder_argument, config_keys, find_config, split_names
 from .output import write_line
 
 
@@ -45,7 +45,6 @@ def run(arguments: argparse.Namespace) -> None:
     from ..engine.command_line import build_config
     from ..engine.export import export_detector
     from ..engine.onnx_export import export_onnx
-    from ..prompts.user_prompts import names_in
 
     is_onnx = arguments.output.suffix == ".onnx"
     if not is_onnx and arguments.output.suffix != ".pt2":
@@ -58,9 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not config_file:
         raise InputError("--config-file, --model: expected the config or the folder of a model, found neither")
     check_writable(arguments.output.parent, "--output")
-    names = [] if arguments.names is None else names_in(arguments.names) or [arguments.names]
-    if arguments.names is not None and not arguments.names.strip():
-        raise InputError("--names: expected at least one name, found none")
+    names = [] if arguments.names is None else split_names(arguments.names)
     keys = [*config_keys(arguments), "MODEL.DEVICE", "cpu"]
     cfg = build_config(config_file, keys, for_results=True)
     if is_onnx:

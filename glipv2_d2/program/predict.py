@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..errors import InputError
 from ..folders import check_writable
 from ..plurals import counted
-from .config_arguments import add_model_arguments, build_predictor
+from .config_arguments import add_model_arguments, build_predictor, split_names
 from .output import write_line
 
 if TYPE_CHECKING:
@@ -162,10 +162,7 @@ def read_prompt(arguments: argparse.Namespace) -> Prompt:
         return names
     if arguments.names is None:
         return arguments.caption if arguments.question is None else arguments.question
-    names = [name.strip() for name in arguments.names.split(",") if name.strip()]
-    if not names:
-        raise InputError(f"--names: expected names with commas between them, found {arguments.names!r}")
-    return names
+    return split_names(arguments.names)
 
 
 def _keys(arguments: argparse.Namespace) -> list[str]:

@@ -2,6 +2,7 @@ import json
 import re
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,9 @@ import torch
 
 from glipv2_d2 import GLIPv2Predictor, build_model
 from glipv2_d2.engine.command_line import build_config
+from glipv2_d2.engine.export import Exported
 from glipv2_d2.program.main import main
+from glipv2_d2.program.predict import read_prompt
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "export.md"
 # What the code of the page is followed by.
@@ -64,7 +67,7 @@ def test_the_code_of_the_page_finds_in_a_photograph_what_the_model_finds(weights
         (["--output", "mine.onnx", "--size", "64", "64"], "--size: expected none for .onnx"),
         (["--output", "mine.pt2", "--int8"], "--int8: expected --output FILE.onnx with it, found .pt2"),
         (["--output", "none/mine.onnx"], "none/mine.onnx: expected the folder none, found none"),
-        (["--names", " "], "--names: expected at least one name, found none"),
+        (["--names", " , "], "--names: expected names with commas between them, found ' , '"),
         (["--size", "250", "192", "--names", "a"], "--size: expected height and width in multiples of 32"),
         (["--names", ",".join(f"thing {n}" for n in range(300))], "--names: expected names that fit into one prompt"),
     ],
@@ -75,6 +78,20 @@ def test_what_cannot_be_exported_is_one_line(arguments, message, weights, tmp_pa
         main(["export", "--config-file", "glipv2_micro", *arguments, "MODEL.WEIGHTS", weights])
     assert message in exit_info.value.code and "\n" not in exit_info.value.code
     assert not list(tmp_path.iterdir())
+
+
+def test_names_are_those_between_commas_as_in_predict(tmp_path, monkeypatch):
+    # As one text for the predictor these are a caption.
+    text, names = "with mask,without mask, mask worn incorrectly", []
+    assert read_prompt(Namespace(names=text, names_file=None)) == [one.strip() for one in text.split(",")]
+
+    def export(cfg, output, asked, size):
+        names.extend(asked)
+        return Exported(output, output, asked)
+
+    monkeypatch.setattr("glipv2_d2.engine.export.export_detector", export)
+    main(["export", "--config-file", "glipv2_micro", "--names", text, "--output", str(tmp_path / "mine.pt2")])
+    assert names == ["with mask", "without mask", "mask worn incorrectly"]
 
 
 def test_a_config_is_needed():
