@@ -71,7 +71,8 @@ def read_image(
 
     Args:
         dataset_dict: Holds ``file_name``, and ``image_bytes`` or ``tsv_offset`` where the image is not a file of its
-            own (see ``structures``); stays as it is.
+            own (see ``structures``); stays as it is. The file is a JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, JPEG 2000 or
+            AVIF with 8 or 16 bits a channel and at most 67 million pixels, with ``height`` and ``width`` 134 million.
         image_format: "BGR" or "RGB".
         truncated: Gets a line that names the image, if it is cut off. Without a list a process warns of the first such
             image.
@@ -130,26 +131,14 @@ def read_pil_image(image: Image.Image, image_format: str) -> np.ndarray:
         raise UnreadableImageError(f"image: {image_fault(error)}; expected a readable image") from error
 
 
-def decode_image(content: bytes, image_format: str, height: int | None = None, width: int | None = None) -> np.ndarray:
-    """Decode the bytes of an image file to (H, W, 3) uint8, upright; a truncated JPEG as far as it goes.
-
-    Args:
-        content: A JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, JPEG 2000 or AVIF file with 8 or 16 bits a channel.
-        image_format: "BGR" or "RGB".
-        height, width: The size that the image should have, checked before a pixel is decoded. With both the image may
-            have at most 134 million pixels, otherwise 67 million.
+def _decode(
+    content: bytes, image_format: str, height: int | None, width: int | None, least_side: int | None
+) -> tuple[np.ndarray, str | None]:
+    """Decode bytes, and say in words what is missing of a truncated file, None for a whole one.
 
     Raises:
-        OSError, ValueError, SyntaxError, EOFError, struct.error, PIL.Image.DecompressionBombError: The bytes are
-            not such an image.
+        Exception: One of ``_DECODING_ERRORS``: they are not an image, or not one of the size.
     """
-    return _decode(content, image_format, height, width)[0]
-
-
-def _decode(
-    content: bytes, image_format: str, height: int | None, width: int | None, least_side: int | None = None
-) -> tuple[np.ndarray, str | None]:
-    """Decode as ``decode_image`` does, and say in words what is missing of a truncated file, None for a whole one."""
     try:
         return _decode_whole(content, image_format, height, width, least_side), None
     except OSError as error:

@@ -18,7 +18,7 @@ from detectron2.structures import Instances
 from gradio.data_classes import FileData
 
 from ..colored_text import phrase_color, split_words
-from ..data.image_reading import decode_image, image_fault
+from ..data.image_reading import UnreadableImageError, read_image
 from ..engine.predictor import GLIPv2Predictor
 from ..errors import InputError, memory_errors
 from ..prompts.user_prompts import names_in
@@ -26,8 +26,6 @@ from ..visualizer import GroundingVisualizer
 
 Result = TypeVar("Result")
 
-# What bytes that are not an image, or not one that is read here, raise in the reader of images.
-_IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError)
 _ALL_WORDS = "all"
 _NAMES_HINT = "names, such as: dog, red car; or a sentence, such as: a man on a skateboard"
 # How often gradio looks for old photographs and drawings, and how old they are when it removes them.
@@ -241,10 +239,10 @@ def _read(file: str | None) -> np.ndarray:
     if file is None:
         raise InputError("Choose a photograph first.")
     try:
-        return decode_image(Path(file).read_bytes(), "RGB")
-    except _IMAGE_ERRORS as error:
-        fault = image_fault(error)
-        raise InputError(f"{Path(file).name}: expected a photograph (JPEG, PNG, WebP, ...), found {fault}") from error
+        return read_image({"file_name": file}, "RGB", [])
+    except UnreadableImageError as error:
+        # The folder is one of this machine.
+        raise InputError(str(error).removeprefix(f"{Path(file).parent}/")) from error
 
 
 def _to_bgr(image: np.ndarray) -> np.ndarray:

@@ -13,7 +13,6 @@ from PIL import EpsImagePlugin, Image  # noqa: F401
 from glipv2_d2.data.image_reading import (
     IMAGE_SUFFIXES,
     UnreadableImageError,
-    decode_image,
     format_of_suffix,
     image_kind,
     image_size,
@@ -35,6 +34,11 @@ def rotated(orientation=6, image_format="JPEG") -> bytes:
     exif = Image.Exif()
     exif[274] = orientation
     return encoded(image_format, exif=exif)
+
+
+def decode_image(content, image_format, height=None, width=None):
+    sizes = {"height": height, "width": width} if height else {}
+    return read_image({"file_name": "a", "image_bytes": content, **sizes}, image_format, [])
 
 
 @pytest.fixture
@@ -96,7 +100,7 @@ def test_bytes_that_are_no_image_are_named(content):
 def test_formats_that_would_start_a_program_are_not_opened():
     buffer = io.BytesIO()
     Image.fromarray(PIXELS).save(buffer, "EPS")
-    with pytest.raises(OSError, match="cannot identify"):
+    with pytest.raises(UnreadableImageError, match="cannot identify"):
         decode_image(buffer.getvalue(), "RGB")
     with pytest.raises(ValueError, match="cannot identify"):
         image_size(buffer.getvalue())

@@ -1,5 +1,8 @@
 """What the page of ``glipv2 serve`` answers, without a browser."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -95,13 +98,22 @@ def test_a_description_gives_its_words_to_choose_from(predictor, photograph):
     assert drawing.ndim == 3
 
 
+def claiming_png(side):
+    """A PNG that says to have sides of so many pixels, and holds none."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)), (b"IDAT", zlib.compress(b""))]
+    packed = (struct.pack(">I", len(c)) + kind + c + struct.pack(">I", zlib.crc32(kind + c)) for kind, c in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
 @pytest.mark.parametrize(
     ("content", "text", "message"),
     [
         (None, "dog", "Choose a photograph first."),
-        (b"not an image", "dog", "wrong.jpg: expected a photograph .*, found cannot identify a format of images$"),
-        (b"", "dog", "expected a photograph"),
-        (b"\x89PNG\r\n\x1a\n", "dog", "expected a photograph"),
+        (b"not an image", "dog", "^wrong.jpg: cannot identify a format of images; expected a readable image$"),
+        (b"", "dog", "expected a readable image"),
+        (b"\x89PNG\r\n\x1a\n", "dog", "expected a readable image"),
+        # PIL has an error of its own for a claim of 400 million pixels.
+        (claiming_png(20_000), "dog", "^wrong.jpg: Image size .*; expected a readable image$"),
         ("image", " ", "Write names, such as"),
     ],
 )
