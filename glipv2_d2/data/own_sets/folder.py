@@ -206,10 +206,16 @@ class Folder:
         Raises:
             EntryError: There is none; or only one that lies in the folder of another split.
         """
-        path, _, query = reference.strip().partition("?")
-        if query.startswith(_LOCAL_FILE):
-            path = urllib.parse.unquote(query.removeprefix(_LOCAL_FILE))
-        parts = [part for part in re.split(r"[\\/]+", path) if part not in ("", ".")]
+        path, separators = reference.strip(), "/"
+        name = os.path.basename(path)
+        # On some disks a name holds such letters; one that is there means no URL and no path of Windows.
+        is_name = {*"?\\"} & {*name} and name in map(os.path.basename, self._by_stem.get(stem_of(name), ()))
+        if not is_name:
+            path, _, query = path.partition("?")
+            separators = r"\\/"
+            if query.startswith(_LOCAL_FILE):
+                path = urllib.parse.unquote(query.removeprefix(_LOCAL_FILE))
+        parts = [part for part in re.split(f"[{separators}]+", path) if part not in ("", ".")]
         if not parts:
             raise EntryError(f"expected the name of an image, found {show(reference)}", "malformed texts")
         for folder in (os.path.dirname(near), self.root)[: len(parts)]:

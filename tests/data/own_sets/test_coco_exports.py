@@ -307,6 +307,16 @@ def test_json_in_latin_1_is_refused_with_a_way_out(tmp_path):
             find_own_sets(path)
 
 
+def test_a_name_that_is_there_is_no_address(tmp_path, find):
+    for name in ("what?.jpg", "a\\b.jpg"):
+        save_image(tmp_path / "images" / name, 100, 80)
+    images = [image("what?.jpg"), image("images/a\\b.jpg", 2)]
+    (tmp_path / "x.json").write_text(coco(images, [GOOD, {**GOOD, "image_id": 2}]))
+    found = find(tmp_path)
+    files = {one["file_name"] for split in found.own.splits.values() for one in split.content["images"]}
+    assert found.left_out == {} and files == {"a\\b.jpg", "what?.jpg"}
+
+
 @pytest.mark.parametrize(
     "reference",
     [
