@@ -95,7 +95,7 @@ class Flickr30kEvaluator(SampleEvaluator[str, list[Phrase], CaptionResult]):
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
         """Count what was found; empty on all processes but the first, and if nothing was processed."""
-        if (results := self.gather(sorted(self._known))) is None:
+        if (results := self.gather(self._known)) is None:
             return OrderedDict()
         if not results:
             self._logger.warning("dataset %r: nothing was processed", self._name)

@@ -101,7 +101,7 @@ class ReferringEvaluator(SampleEvaluator[int, dict[str, Any], ReferringResult]):
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]]:
         """Average what was counted; empty on all processes but the first, and if nothing was processed."""
-        if (results := self.gather(sorted(self._known))) is None:
+        if (results := self.gather(self._known)) is None:
             return OrderedDict()
         if not results:
             self._logger.warning("dataset %r: nothing was processed", self._name)

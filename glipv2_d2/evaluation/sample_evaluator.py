@@ -8,6 +8,7 @@ import os
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
@@ -76,7 +77,8 @@ class SampleEvaluator(DatasetEvaluator, Generic[Id, Known, Result]):
             PathManager.mkdirs(self._output_folder)
             path = os.path.join(self._output_folder, file_name)
             with space_errors(path), PathManager.open(path, "w") as file:
-                json.dump(content, file)
+                # Ids of a reader outside of this package may be numbers of numpy.
+                json.dump(content, file, default=np.generic.item)
 
     def log(self, title: str, scores: Mapping[str, float]) -> None:
         """Log a table of scores under a title."""

@@ -1,7 +1,9 @@
 """The rules that the evaluators of single samples share; each has its own measures in a file of its own."""
 
+import json
 import logging
 
+import numpy as np
 import pytest
 import torch
 from caption_cases import caption_output, decode, scene
@@ -55,6 +57,17 @@ CASES = {
 @pytest.fixture(params=CASES)
 def case(request):
     return CASES[request.param]
+
+
+@pytest.mark.parametrize("name", ["flickr30k", "referring", "captioning"])
+def test_ids_of_a_reader_outside_may_be_of_numpy_and_of_several_types(name, tmp_path):
+    make, dict_of, key, output, (task, score) = CASES[name]
+    evaluator = make([dict_of(np.int64(2)), dict_of("a"), dict_of(1)])
+    evaluator._output_folder = str(tmp_path)
+    evaluator.process([{key: one} for one in (1, 2, "a")], [output(True), output(False), output(True)])
+    assert evaluator.evaluate()[task][score] == pytest.approx(200 / 3, abs=20)
+    (predictions,) = tmp_path.glob("*_[rp]*.json")
+    assert [one[key] for one in json.loads(predictions.read_text())] == [2, "a", 1]
 
 
 def test_of_a_sample_that_several_processes_had_the_first_result_counts(case, monkeypatch):
