@@ -122,9 +122,12 @@ class EMACheckpointer(PeriodicCheckpointer):
     def _save_of_period(self) -> None:
         iteration, replaced = self.trainer.iter, self._extra
         if (iteration + 1) % self.period == 0:
+            name = f"{self.file_prefix}_{iteration:07d}"
+            # A step that is done again on resume has its file already.
+            self._kept = [path for path in self._kept if path.stem != name]
             while self._max_to_keep and len(self._kept) >= self._max_to_keep:
                 replaced = [*replaced, self._kept.pop(0)]
-            self._kept.append(self._save(f"{self.file_prefix}_{iteration:07d}", replaced))
+            self._kept.append(self._save(name, replaced))
         if iteration + 1 >= self.max_iter:
             self._save(_FINAL, replaced)
         self._newest, self._extra = iteration, []

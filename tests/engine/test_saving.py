@@ -106,6 +106,20 @@ def test_a_resumed_run_keeps_as_many_numbered_checkpoints_as_it_may(train_cfg, t
     assert names(cfg) == {"model_0000003.pth", "model_final.pth"}
 
 
+def test_a_step_that_is_done_again_on_resume_counts_once_among_the_kept(train_cfg, tmp_path, monkeypatch):
+    options = ["SOLVER.CHECKPOINT_PERIOD", 1, "SOLVER.MAX_CHECKPOINTS", 2, "TEST.EVAL_PERIOD", 1]
+    train_cfg.merge_from_list([*options, "SOLVER.EARLY_STOP_PATIENCE", 9])
+    give_results(monkeypatch, 1.0, None)
+    with pytest.raises(RuntimeError, match="evaluation fails"):
+        train(train_cfg)
+    kept = {"model_0000000.pth", "model_0000001.pth", "model_best.pth"}
+    assert names(train_cfg) == kept
+    give_results(monkeypatch, 1.0, None)
+    with pytest.raises(RuntimeError, match="evaluation fails"):
+        train(train_cfg, resume=True)
+    assert names(train_cfg) == {"model_0000001.pth", "model_0000002.pth", "model_best.pth"}
+
+
 def test_best_weights_of_an_earlier_run_are_not_those_of_a_new_one(train_cfg, tmp_path):
     cfg = without_evaluation(train_cfg, tmp_path / "run")
     (tmp_path / "run").mkdir()
