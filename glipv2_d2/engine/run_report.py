@@ -103,16 +103,18 @@ def plot_precision_recall(reports: Sequence[ClassReport], path: Path) -> None:
     for report in measured:
         (line,) = axes.plot(recall, report.precisions, linewidth=1.2)
         if len(measured) <= MAX_CURVES:
-            line.set_label(f"{report.name} {report.ap50:.1f}")
+            # A label that begins with "_" would be left out.
+            line.set_label(f"{report.ap50:.1f} {report.name}")
         else:
             line.set_color("0.8")
     if len(measured) > 1:
         mean = np.mean([report.precisions for report in measured], axis=0)
-        axes.plot(recall, mean, "k", linewidth=2.5, label=f"all classes {100 * mean.mean():.1f}")
-    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title="IoU 0.5; AP50 beside the names")
+        axes.plot(recall, mean, "k", linewidth=2.5, label=f"{100 * mean.mean():.1f} all classes")
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title="IoU 0.5; AP50 before the names")
     axes.grid(alpha=0.3)
     if measured:
-        axes.legend(loc="best")
+        for text in axes.legend(loc="best").get_texts():
+            text.set_parse_math(False)
     with space_errors(path):
         figure.savefig(path, dpi=120)
 
@@ -129,8 +131,9 @@ def plot_confusion(found: Confusion, path: Path) -> None:
             color = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
     ticks = range(len(found.counts))
-    axes.set_xticks(ticks, [*found.names, "not found"], rotation=90)
-    axes.set_yticks(ticks, [*found.names, "nothing there"])
+    # In names of classes "$" is a letter.
+    axes.set_xticks(ticks, [*found.names, "not found"], rotation=90, parse_math=False)
+    axes.set_yticks(ticks, [*found.names, "nothing there"], parse_math=False)
     axes.set(xlabel="found", ylabel="annotated", title=f"IoU 0.5, score from {found.score:.2f} on")
     with space_errors(path):
         figure.savefig(path, dpi=120)

@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from glipv2_d2.engine.run_report import class_table, draw_sheet, write_report, write_results
@@ -78,6 +79,17 @@ def test_report_draws_truth_beside_detections(images, tmp_path):
     # The right box is on both sides.
     row, column = round(30 * scale) - 1, round(20 * scale)
     assert all(np.ptp(side[row - 3 : row + 4, column], axis=1).max() > 50 for side in (left, right))
+
+
+def test_names_of_classes_are_drawn_as_they_are(images, tmp_path, monkeypatch):
+    truth = {**TRUTH, "categories": [{"id": 1, "name": "_$_$"}, {"id": 2, "name": "dog"}]}
+    figures = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: (figures.append(self), save(self, *args, **kw)))
+    write_report(tmp_path / "report", truth, images, [])
+    curves, confusion = (figure.axes[0] for figure in figures)
+    assert [text.get_text() for text in curves.get_legend().get_texts()] == ["0.0 _$_$"]
+    assert confusion.get_xticklabels()[0].get_text() == "_$_$"
 
 
 def test_boxes_of_a_person_have_no_score(images, tmp_path, monkeypatch):
