@@ -22,7 +22,7 @@ SPLIT = "train"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write both files over existing ones."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="folder of the data set")
+    parser.add_argument("folder", type=Path, help="folder of the dataset")
     annotations = parser.parse_args(arguments).folder / "annotations"
     try:
         content = json.loads((annotations / f"{SPLIT}.json").read_text("utf-8"))

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def prepare(annotations: Path, image_folders: Sequence[Path], output: Path, copy: bool) -> None:
-    """Make the folder of the data set.
+    """Make the folder of the dataset.
 
     Raises:
         OSError: A folder or file is missing or cannot be written.
@@ -81,7 +81,7 @@ def _image_ids(file: Path) -> list[int]:
 
 
 def _place(image_id: int, image_folders: Sequence[Path], images: Path, copy: bool) -> bool:
-    """Put an image into the folder of the data set, if it is not there; returns whether it is there now."""
+    """Put an image into the folder of the dataset, if it is not there; returns whether it is there now."""
     target = images / f"{image_id}.jpg"
     if target.is_file():
         return True

@@ -28,7 +28,7 @@ NUM_NAMES = 48
 NUM_NOVEL = 16
 NUM_BACKGROUNDS = 20
 
-# Raised when the drawings change, so that older data sets are built again.
+# Raised when the drawings change, so that older datasets are built again.
 SOURCE_VERSION = "1"
 
 # Blue, green, red of the darker of the two tones of a texture.
@@ -74,7 +74,7 @@ def prepare_shapeworld(
     seed: int = 0,
     workers: int = 1,
 ) -> Path:
-    """Write a data set of drawn scenes, unless it is there already with the same parameters.
+    """Write a dataset of drawn scenes, unless it is there already with the same parameters.
 
     Args:
         output: Folder to write to. Its splits and json files are those of StampWorld.
@@ -167,7 +167,7 @@ def _two_tones(light: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Build the data set, or find it built."""
+    """Build the dataset, or find it built."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_dataset_options(parser, "shapeworld", num_names=NUM_NAMES, num_novel=NUM_NOVEL)
     options = parser.parse_args(arguments)

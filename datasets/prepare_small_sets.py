@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Builds small detection data sets, of names that StampWorld's train never shows, to try few-shot tuning with.
+"""Builds small detection datasets, of names that StampWorld's train never shows, to try few-shot tuning with.
 
 Usage::
 

@@ -64,7 +64,7 @@ def load_source(cache: Path, curation: Curation, size: int, max_side: int) -> Sc
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Build the data set, or find it built."""
+    """Build the dataset, or find it built."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_dataset_options(parser, "stampworld", num_names=None, num_novel=32)
     parser.add_argument(

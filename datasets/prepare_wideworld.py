@@ -37,7 +37,7 @@ NUM_UNSEEN = 32
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Build the data set, or find it built."""
+    """Build the dataset, or find it built."""
     options = _parse(arguments)
     try:
         _build(options)

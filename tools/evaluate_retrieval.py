@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure region-to-word retrieval across images: how often the name of a region ranks first among all of a data set.
+"""Measure region-to-word retrieval across images: how often the name of a region ranks first among all of a dataset.
 
     python tools/evaluate_retrieval.py --config-file configs/pretrain/glipv2_micro.yaml --dataset stampworld_val \
         MODEL.WEIGHTS output/pretrain/model_final.pth
@@ -131,7 +131,7 @@ def annotated_samples(mapper: DetectionDatasetMapper, dataset_dicts: list[dict])
 
 
 def evaluate(cfg: CfgNode, dataset: str) -> dict[str, RetrievalResult]:
-    """Load the model of a config, and rank the names of a detection data set in every space of the model."""
+    """Load the model of a config, and rank the names of a detection dataset in every space of the model."""
     model = build_for_results(cfg)
     if model.by_name is not None:
         raise InputError("MODEL.WEIGHTS: expected one set of weights, found one for own names and one for others")
@@ -148,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", required=True)
-    parser.add_argument("--dataset", required=True, help="a registered detection data set with boxes")
+    parser.add_argument("--dataset", required=True, help="a registered detection dataset with boxes")
     parser.add_argument("--output", type=Path, help="JSON file for the result")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the config")
     arguments = parser.parse_args(argv)

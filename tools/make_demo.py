@@ -69,7 +69,7 @@ RUNS = {
 
 
 def prepare(world: str, options: list[str], environment: dict[str, str]) -> str:
-    """Make the data set; return the name of the world that was made.
+    """Make the dataset; return the name of the world that was made.
 
     Where the packages of StampWorld cannot be had, shapes are drawn instead; nothing takes the place of WideWorld.
     """
@@ -128,7 +128,7 @@ def read_metrics(output: Path) -> list[dict]:
 
 
 def split_results(output: Path, dataset: str) -> dict[str, dict[str, float]]:
-    """Collect what the COCO evaluator said of a data set at the end of training."""
+    """Collect what the COCO evaluator said of a dataset at the end of training."""
     prefix = f"{dataset}/bbox/"
     last = [record for record in read_metrics(output) if any(key.startswith(prefix) for key in record)][-1]
     names = ("AP", "AP50", "AP75")
@@ -237,7 +237,7 @@ def main() -> None:
     ):
         sizes.add_argument(f"--{size}", action="store_const", const=size, dest="size", help=what)
     parser.add_argument("--output", type=Path, help="default: output/demo, output/train or output/words")
-    parser.add_argument("--world", choices=["stampworld", "shapeworld"], default="stampworld", help="data set to make")
+    parser.add_argument("--world", choices=["stampworld", "shapeworld"], default="stampworld", help="dataset to make")
     parser.add_argument("--max-iter", type=int, help="updates; default: the size's own")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config keys for train_net.py")
     args = parser.parse_args()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Tune a model on many small data sets: a grid of sets, modes, shots and seeds, with its table and its plot.
+"""Tune a model on many small datasets: a grid of sets, modes, shots and seeds, with its table and its plot.
 
     python tools/run_odinw.py --weights glip_tiny.pth                                # ODinW-13, full and prompt tuning
     python tools/run_odinw.py --config-file configs/demo/glipv2_micro.yaml --weights model_final.pth --num-gpus 0 \\

@@ -1,6 +1,6 @@
 """Composes one scene: cut-outs pasted on a background, with the exact mask of what stays visible.
 
-Both demo data sets share it. They differ only in where cut-outs and backgrounds come from. Images are BGR, uint8.
+Both demo datasets share it. They differ only in where cut-outs and backgrounds come from. Images are BGR, uint8.
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,7 +55,7 @@ class CutOut:
     """An object on a transparent ground.
 
     Attributes:
-        identity: Its source, unique in a data set.
+        identity: Its source, unique in a dataset.
         category: Its name and grammar.
         pixels: (h, w, 4) uint8, blue, green, red multiplied by alpha, then alpha; trimmed to what is solid.
         longest_side: Longest side of the original in pixels, before it was shrunk to the largest size ever pasted.

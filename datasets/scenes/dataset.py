@@ -1,4 +1,4 @@
-"""Writes the splits of a data set of composed scenes: images and COCO json.
+"""Writes the splits of a dataset of composed scenes: images and COCO json.
 
 Layout, below the output folder::
 
@@ -168,7 +168,7 @@ def write_dataset(
 
 
 def found_finished(output: Path, parameters: DatasetParameters) -> bool:
-    """True, and a line that says so, if the data set is there already."""
+    """True, and a line that says so, if the dataset is there already."""
     finished = is_finished(output, parameters)
     if finished:
         print(f"{output}: there already, with these parameters")

@@ -1,4 +1,4 @@
-"""The folder of a data set: the parameters it was made with, and whether it is whole."""
+"""The folder of a dataset: the parameters it was made with, and whether it is whole."""
 
 import fcntl
 import json
@@ -13,7 +13,7 @@ from checked_files import write_json
 
 from .composer import SceneRules
 
-# Raised whenever the same parameters give other files than before: data sets made by older code are then built again.
+# Raised whenever the same parameters give other files than before: datasets made by older code are then built again.
 FORMAT_VERSION = 1
 
 # The number that each split puts into its seeds. A split that is added later gets a new number.
@@ -69,7 +69,7 @@ class DatasetParameters:
 
 
 def is_finished(output: Path, parameters: DatasetParameters) -> bool:
-    """Whether ``output`` holds the whole data set of these parameters; reads the manifest and lists the folders."""
+    """Whether ``output`` holds the whole dataset of these parameters; reads the manifest and lists the folders."""
     manifest = _read_manifest(output)
     if manifest is None or not manifest["finished"] or manifest["parameters"] != plain(parameters):
         return False
@@ -99,7 +99,7 @@ def sole_writer(output: Path) -> Iterator[None]:
 
 
 def start(output: Path, parameters: DatasetParameters) -> None:
-    """Make a folder ready: go on with an unfinished run of the same parameters, or clear an older data set.
+    """Make a folder ready: go on with an unfinished run of the same parameters, or clear an older dataset.
 
     Raises:
         ValueError: The folder holds files and no manifest: they are not ours to delete.
@@ -119,7 +119,7 @@ def start(output: Path, parameters: DatasetParameters) -> None:
 
 
 def finish(output: Path, parameters: DatasetParameters, num_images: dict[str, int], content: dict) -> None:
-    """Declare the data set whole: from now on :func:`is_finished` finds it.
+    """Declare the dataset whole: from now on :func:`is_finished` finds it.
 
     Args:
         num_images: Images in each folder. Each folder has an annotation file of its name.
@@ -154,7 +154,7 @@ def _read_manifest(output: Path) -> dict | None:
 
 
 def _clear(output: Path) -> None:
-    """Delete the files of a data set, and no others."""
+    """Delete the files of a dataset, and no others."""
     for folder in (*SPLIT_SEEDS, "real"):
         for pattern in ("*.jpg", "*.jpg.tmp*"):
             for path in (output / folder).glob(pattern):

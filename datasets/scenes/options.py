@@ -1,4 +1,4 @@
-"""The command line that both demo data sets share."""
+"""The command line that both demo datasets share."""
 
 import argparse
 import os
@@ -12,7 +12,7 @@ Parameters = TypeVar("Parameters", bound=DatasetParameters)
 
 
 def add_dataset_options(parser: argparse.ArgumentParser, name: str, num_names: int | None, num_novel: int) -> None:
-    """Add the options of a data set of composed scenes; ``name`` is also the name of its folder."""
+    """Add the options of a dataset of composed scenes; ``name`` is also the name of its folder."""
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
     parser.add_argument("--output", type=Path, default=root / name, help=f"default: $DETECTRON2_DATASETS/{name}")
     every = "all that are not novel" if num_names is None else num_names

@@ -49,7 +49,7 @@ def test_updates_are_those_of_the_keys_else_of_the_config(make_demo):
 
 
 def test_every_world_of_a_run_is_made_trained_on_and_tested(make_demo, tmp_path, monkeypatch):
-    """The steps are stand-ins; of the splits, those that a world has are tested, by the names of their data sets."""
+    """The steps are stand-ins; of the splits, those that a world has are tested, by the names of their datasets."""
     truth = {
         "categories": [{"id": 1, "name": "yak"}],
         "images": [{"id": 1, "file_name": "1.jpg"}],

@@ -55,7 +55,7 @@ from .measurement import (
 
 CONFIG_KEYS = ()
 FORMS = f"{'|'.join(FUSION_FORMS)} / {'|'.join(DEFORM_FORMS)}"
-# Their names answer --num-names: the first data set that has enough of them.
+# Their names answer --num-names: the first dataset that has enough of them.
 NAMED_DATASETS = ("coco_2017_val", "lvis_v1_val")
 BOXES_PER_IMAGE = 8
 
