@@ -8,7 +8,7 @@ Usage::
     python datasets/prepare_wideworld.py --package openclipart-png=FILE.deb     # a package that is at hand
 
 Nothing of it shows a name of StampWorld's ``val_novel``, by whatever word. Packages are fetched by the system's package
-client and by npm (180 MB besides StampWorld's, once) into a cache; nothing is installed or run.
+client and by npm (190 MB besides StampWorld's, once) into a cache; nothing is installed or run.
 """
 
 import argparse

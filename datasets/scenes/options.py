@@ -19,7 +19,7 @@ def add_dataset_options(parser: argparse.ArgumentParser, name: str, num_names: i
     parser.add_argument(
         "--num-names", type=int, default=num_names, metavar="K", help=f"names in train and val (default: {every})"
     )
-    parser.add_argument("--num-novel", type=int, default=num_novel, help="names of val_novel (default: %(default)s)")
+    parser.add_argument("--num-novel", type=int, default=num_novel, help="names not in train (default: %(default)s)")
     parser.add_argument("--num-train", type=int, default=4000, help="training scenes (default: %(default)s)")
     parser.add_argument("--num-val", type=int, default=150, help="scenes in each val split (default: %(default)s)")
     parser.add_argument("--size", type=int, default=320, help="side of a scene in pixels (default: %(default)s)")

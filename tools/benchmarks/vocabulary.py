@@ -15,9 +15,9 @@ official     the same with the plain form of the fusion and prompts filled up to
 The last two take most of the time; --without leaves them out.
 
 The time of a way is that of its fastest round, in single precision. On a machine that others use as well, --clock cpu
-counts the processor time of this process instead, summed over its threads. Detections are kept as the official
-evaluation of LVIS does, up to MODEL.GLIPV2.TEST.DETECTIONS_PER_PROMPT (100) of each chunk: next, first and separate
-have to find equally many, but for rounding. Weights are those of MODEL.WEIGHTS, or random.
+counts the processor time of this process instead, summed over its threads. Of each chunk
+MODEL.GLIPV2.TEST.DETECTIONS_PER_PROMPT (100) detections are kept, without a limit for the image: next, first and
+separate have to find equally many, but for rounding. Weights are those of MODEL.WEIGHTS, or random.
 """
 
 from __future__ import annotations
