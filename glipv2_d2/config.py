@@ -35,6 +35,7 @@ def _add_backbone(cfg: CN) -> None:
 
     # build_glipv2_swin_fpn_backbone: detectron2's SwinTransformer under its FPN.
     cfg.MODEL.SWIN = CN()
+    # Channels of the first stage, blocks and attention heads of each stage, and the side of a window in positions.
     cfg.MODEL.SWIN.EMBED_DIM = 96
     cfg.MODEL.SWIN.DEPTHS = [2, 2, 6, 2]
     cfg.MODEL.SWIN.NUM_HEADS = [3, 6, 12, 24]
@@ -48,6 +49,7 @@ def _add_backbone(cfg: CN) -> None:
 
     # build_timm_fpn_backbone: any timm model that offers features_only, under the same FPN.
     cfg.MODEL.TIMM = CN()
+    # What timm calls the model.
     cfg.MODEL.TIMM.NAME = "tf_efficientnet_lite0"
     # Weights file (safetensors, or a .pth that holds tensors only); package://PACKAGE/FILE is a file of an installed
     # package. Empty: random weights, which MODEL.WEIGHTS fills.
@@ -96,6 +98,7 @@ def _add_tower(cfg: CN) -> None:
 
     # Blocks of fusion, text layer and DyConv, one after the other.
     cfg.MODEL.GLIPV2.TOWER = CN()
+    # How many, and the channels of each level in them.
     cfg.MODEL.GLIPV2.TOWER.NUM_BLOCKS = 6
     cfg.MODEL.GLIPV2.TOWER.CHANNELS = 256
     # DyConv uses modulated deformable convolutions; False: plain 3x3 convolutions.

@@ -22,6 +22,7 @@ here, and refuses changes of the others. A key is set in a yaml file, or as `KEY
 
 Made from `glipv2_d2/config.py` by `python tools/list_config_keys.py > docs/config_keys.md`.
 """
+_TABLE = ("| key | default | what it does |", "| --- | --- | --- |")
 _ASSIGNMENT = re.compile(r"    cfg\.([A-Z][\w.]*) = (.+)")
 
 
@@ -54,25 +55,22 @@ def read_rows(source: str) -> list[Row]:
 
 
 def as_markdown(rows: list[Row]) -> str:
-    """Write rows as sections, one for each node of the config that holds keys."""
-    lines = [HEAD]
-    section = ""
+    """Write rows as sections, one for each node of the config that holds keys, in the order of their first keys."""
+    sections: dict[str, list[str]] = {}
     remark: list[str] = []
     for comment, keys in rows:
         if not keys:
             remark = [*remark, *comment]
             continue
-        node = keys[0][0].rpartition(".")[0]
-        if node != section:
-            section = node
-            lines += [f"\n## {node}\n", *_paragraph(remark), "| key | default | what it does |", "| --- | --- | --- |"]
-        elif remark:
-            lines += ["", *_paragraph(remark), "| key | default | what it does |", "| --- | --- | --- |"]
+        lines = sections.setdefault(keys[0][0].rpartition(".")[0], [])
+        if remark or not lines:
+            lines += [*[""] * bool(lines), *_paragraph(remark), *_TABLE]
         remark = []
         names = "<br>".join(f"`{name}`" for name, _ in keys)
         defaults = "<br>".join(f"`{default}`" for _, default in keys)
-        lines.append(f"| {names} | {defaults} | {' '.join(comment).replace('|', chr(92) + '|')} |")
-    return "\n".join(lines) + "\n"
+        text = " ".join(comment).replace("|", chr(92) + "|") or "see above"
+        lines.append(f"| {names} | {defaults} | {text} |")
+    return HEAD + "".join("\n".join([f"\n## {node}", "", *lines, ""]) for node, lines in sections.items())
 
 
 def _paragraph(remark: list[str]) -> list[str]:

@@ -49,6 +49,33 @@ def f(cfg):
     text = list_config_keys.as_markdown(rows)
     assert text.count("## A\n\nA part.\n") == 1
     assert '| `A.C`<br>`A.D` | `"x"`<br>`()` | Two keys \\| one comment, on two lines. |' in text
+    # What the section says is not repeated.
+    assert "| `A.B` | `1` | see above |" in text
+
+
+def test_keys_of_one_node_are_one_section_wherever_they_stand():
+    rows = list_config_keys.read_rows(
+        """
+    # First.
+    cfg.A.B = 1
+    # Second.
+    cfg.C.D = 2
+    # Third.
+    cfg.A.E = 3
+
+    # Of the rest.
+
+    # Fourth.
+    cfg.A.F = 4
+"""
+    )
+    text = list_config_keys.as_markdown(rows).removeprefix(list_config_keys.HEAD)
+    head = "| key | default | what it does |\n| --- | --- | --- |\n"
+    rest = f"Of the rest.\n\n{head}| `A.F` | `4` | Fourth. |\n"
+    assert text == (
+        f"\n## A\n\n{head}| `A.B` | `1` | First. |\n| `A.E` | `3` | Third. |\n\n{rest}"
+        f"\n## C\n\n{head}| `C.D` | `2` | Second. |\n"
+    )
 
 
 def test_the_page_is_made_from_the_source():
