@@ -13,7 +13,8 @@ get it. A row is a run of `train_net.py --eval-only` and is done when its result
 where it was stopped. report.md and report.json in the output folder are written after each row.
 
 A row passes if all figures that were measured with its file come out within their margins, which
-tools/published_rows.py gives with their reasons. Figures of other weights are shown beside the result.
+tools/published_rows.py gives with their reasons, and if its weights and the number of images are the published ones.
+Figures of other weights are shown beside the result.
 """
 
 from __future__ import annotations
@@ -265,29 +266,38 @@ def run_row(row: str, arguments: argparse.Namespace, lock: int) -> dict[str, Any
     settings = {"command": command_of(row, arguments, folder), "files": fingerprints(row, arguments.weights)}
     if not arguments.smoke:
         settings["images"] = {name: count_images(name) for name in datasets_of(row)}
-    if (folder / RESULT).is_file():
-        known = json.loads((folder / RESULT).read_text("utf-8"))
-        if {key: known.get(key) for key in settings} == settings:
-            return known
-        print(f"{row}: its files, images or command have changed since its result", flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    environment, images = {"DETECTRON2_DATASETS": str(data_root())}, settings.get("images")
-    if arguments.smoke:
-        small = arguments.output / "smoke" / "datasets" / row.split("/")[1]
-        images = copy_first_images(datasets_of(row), data_root(), small, SMOKE_IMAGES)
-        environment = {"DETECTRON2_DATASETS": str(small)}
-    print(f"{row}: python {shlex.join(settings['command'])}", flush=True)
-    call(settings["command"], folder / LOG, lock, environment)
+    known = json.loads((folder / RESULT).read_text("utf-8")) if (folder / RESULT).is_file() else {}
+    if {key: known.get(key) for key in settings} != settings:
+        if known:
+            print(f"{row}: its files, images or command have changed since its result", flush=True)
+        images = evaluate(row, arguments, folder, settings, lock)
+        known = {"date": datetime.date.today().isoformat(), **settings, "images": images}
+    # What is published may have been mended since a result, so it is always compared anew.
     table = json.loads((folder / "result_table.json").read_text("utf-8"))
-    figures = [compare(one, table, is_smoke=arguments.smoke) for one in ROWS[row]]
-    weights = table["weights"]["MODEL.WEIGHTS"]
-    published = model_of(row).file.sha256
+    sums = {"sha256": table["weights"]["MODEL.WEIGHTS"]["sha256"], "published_sha256": model_of(row).file.sha256}
     result = {
-        **{"row": row, "verdict": verdict(figures), "date": datetime.date.today().isoformat(), **settings},
-        **{"images": images, "sha256": weights["sha256"], "published_sha256": published, "figures": figures},
+        **known,
+        "row": row,
+        **sums,
+        "figures": [compare(one, table, is_smoke=arguments.smoke) for one in ROWS[row]],
     }
+    result["verdict"] = verdict(result["figures"], is_published=not differences(result))
     write_text(folder / RESULT, json.dumps(result, indent=1) + "\n")
     return result
+
+
+def evaluate(
+    row: str, arguments: argparse.Namespace, folder: Path, settings: Mapping[str, Any], lock: int
+) -> dict[str, int]:
+    """Run the program of a row; return the number of images of each dataset."""
+    folder.mkdir(parents=True, exist_ok=True)
+    root, images = data_root(), settings.get("images")
+    if images is None:
+        root = arguments.output / "smoke" / "datasets" / row.split("/")[1]
+        images = copy_first_images(datasets_of(row), data_root(), root, SMOKE_IMAGES)
+    print(f"{row}: python {shlex.join(settings['command'])}", flush=True)
+    call(settings["command"], folder / LOG, lock, {"DETECTRON2_DATASETS": str(root)})
+    return images
 
 
 def compare(figure: Figure, table: Mapping[str, Any], *, is_smoke: bool = False) -> dict[str, Any]:
@@ -314,10 +324,13 @@ def compare(figure: Figure, table: Mapping[str, Any], *, is_smoke: bool = False)
     }
 
 
-def verdict(figures: Sequence[Mapping[str, Any]]) -> str:
-    """Return the verdict of a row: "fail" if one figure fails, otherwise that of its first figure."""
+def verdict(figures: Sequence[Mapping[str, Any]], *, is_published: bool) -> str:
+    """Return the verdict of a row: "fail" if one figure fails, otherwise that of its first figure.
+
+    A row that was not measured with the published weights and all images does not pass.
+    """
     words = [one["verdict"] for one in figures]
-    return "fail" if "fail" in words else words[0]
+    return "fail" if "fail" in words or (words[0] == "pass" and not is_published) else words[0]
 
 
 # --- reports
@@ -342,13 +355,16 @@ def lines_of(result: Mapping[str, Any]) -> list[str]:
 
 
 def notes_of(result: Mapping[str, Any]) -> list[str]:
-    """Return a sentence about weights that are not known to be the published ones, and on data that lack images."""
+    """Return what is not as it was published, and a sentence about weights of which no sum is known."""
+    is_unknown = "sha256" in result and not result["published_sha256"]
+    return [f"weights: SHA-256 {result['sha256']}, no sum is known"] * is_unknown + differences(result)
+
+
+def differences(result: Mapping[str, Any]) -> list[str]:
+    """Return a sentence about weights that are not the published ones, and on each dataset that lacks images."""
     found, expected = result.get("sha256"), result.get("published_sha256")
-    notes = []
-    if found and found != expected:
-        end = f"not the published file: {expected}" if expected else "no sum is known"
-        notes.append(f"weights: SHA-256 {found}, {end}")
-    if result["verdict"] != "ran":
+    notes = [f"weights: SHA-256 {found}, not the published file: {expected}"] if expected and found != expected else []
+    if all(one["verdict"] != "ran" for one in result["figures"]):
         numbers = [(name, number, NUM_IMAGES.get(name)) for name, number in result.get("images", {}).items()]
         notes += [
             f"{name}: {number} of {whole} images" for name, number, whole in numbers if whole not in (None, number)

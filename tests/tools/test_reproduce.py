@@ -183,9 +183,10 @@ def test_a_figure_of_a_suite_is_its_mean(tool):
 
 def test_one_figure_that_fails_makes_the_row_fail(tool):
     verdicts = [{"verdict": word} for word in ("pass", "compared")]
-    assert tool.verdict(verdicts) == "pass"
-    assert tool.verdict([*verdicts, {"verdict": "fail"}]) == "fail"
-    assert tool.verdict(verdicts[1:]) == "compared"
+    assert tool.verdict(verdicts, is_published=True) == "pass"
+    assert tool.verdict([*verdicts, {"verdict": "fail"}], is_published=True) == "fail"
+    for is_published in (True, False):
+        assert tool.verdict(verdicts[1:], is_published=is_published) == "compared"
 
 
 # --- files
@@ -362,6 +363,37 @@ def test_a_result_is_of_all_files_and_images_that_it_was_made_of(
         with pytest.raises(SystemExit):
             tool.main(["glip_t/coco", "--weights", str(weights), "--output", str(tmp_path / "out")])
         assert len(calls) == number and f"coco_2017_val: {number} of 5000 images" in capsys.readouterr().out
+
+
+SUM = MODELS["glip_t"].file.sha256
+
+
+@pytest.mark.parametrize(
+    ("digest", "images", "published", "word"),
+    [(SUM, 5000, 46.6, "pass"), ("0", 5000, 46.6, "fail"), (SUM, 4999, 46.6, "fail"), (SUM, 5000, 40.0, "fail")],
+)
+def test_a_row_passes_with_the_published_files_and_figures_alone(
+    tool, official, weights, tmp_path, monkeypatch, digest, images, published, word
+):
+    """Figures that were mended after a result are compared with it, without another run."""
+    calls = []
+
+    def call(command, *_):
+        calls.append(command)
+        results = {"coco_2017_val": {"bbox": {"AP": 46.5}}}
+        table = {"weights": {"MODEL.WEIGHTS": {"sha256": digest}}, "summary": {}, "results": results}
+        (Path(command[-1]) / "result_table.json").write_text(json.dumps(table))
+
+    monkeypatch.setattr(tool, "call", call)
+    monkeypatch.setattr(tool, "count_images", lambda name: images)
+    monkeypatch.setattr(tool.signal, "signal", lambda *_: None)
+    for figure in (46.6, published):
+        monkeypatch.setitem(tool.ROWS, "glip_t/coco", (Figure("coco_2017_val", "bbox/AP", figure, "README", MARGIN),))
+        with pytest.raises(SystemExit) as caught:
+            tool.main(["glip_t/coco", "--weights", str(weights), "--output", str(tmp_path / "out")])
+    assert (caught.value.code or 0) == (word != "pass")
+    (result,) = json.loads((tmp_path / "out" / "report.json").read_text())["rows"]
+    assert (result["verdict"], len(calls)) == (word, 1)
 
 
 @pytest.mark.slow
