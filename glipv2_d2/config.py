@@ -311,6 +311,10 @@ def _add_tuning(cfg: CN) -> None:
     # The tuned weights answer for the names of DATASETS.TRAIN, the first ones for all others, both in one model. False:
     # one set of weights for all names, see the keys below.
     cfg.MODEL.GLIPV2.TUNING.KEEP.BY_NAME = True
+    # Short side and limit of the long side of the test images that the first weights see, and side of what their
+    # CLASS_WORDS classifier reads over that of these; (): as the tuned weights. Not with TEST.AUG.
+    cfg.MODEL.GLIPV2.TUNING.KEEP.SIZE_TEST = ()
+    cfg.MODEL.GLIPV2.TUNING.KEEP.IMAGE_SCALE = 1.0
     # One set of weights: the model that the training starts from says what it sees of other names on the training
     # images, and the tuned model keeps saying so. At the end weights between both are chosen.
     # Text file with one of the other names, or another phrase, on each line, or a registered dataset that has them; "":

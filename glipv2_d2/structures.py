@@ -26,6 +26,8 @@ A **model input** is a dict with
 
 * ``image``: (3, H, W) float or uint8 in ``INPUT.FORMAT`` order, 0..255, resized, not normalized;
 * ``fine_image`` (optional, at test time): the same, larger by ``CLASS_WORDS.IMAGE_SCALE``, from the original pixels;
+* ``of_base`` (optional, at test time): a dict of ``image`` and ``fine_image`` in the sizes of ``TUNING.KEEP``, for the
+  weights that answer for names that were not tuned;
 * ``height``, ``width``, ``image_id``, ``file_name``: of the original image, pixels;
 * ``prompts``: list of ``TokenizedPrompt``: in training one, or the Q questions about the image; at test time one per
   chunk of names. At test time it may be absent: the model then answers with its default vocabulary;

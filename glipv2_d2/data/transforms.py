@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -157,34 +158,64 @@ def _random_begin(side: int, part: int, shown: float | None) -> int:
     return int(np.random.randint(least, most + 1))
 
 
-class FineImage:
-    """Make a finer version of a test image, for a classifier that sees more of an object than the network does.
+class ImageVersions:
+    """Make further versions of a test image.
+
+    One is finer, for a classifier that sees more of an object than the network does. The other is for the base of a
+    tuning, which was trained on images of another size than the tuned weights.
 
     Args:
-        scale: Its sides over those of the network's image; None: there is none.
+        scale: Sides of the finer version over those of the network's image; None: there is none.
+        base_size: Short side and limit of the long side of the base's version; (): there is none.
+        base_scale: ``scale`` of the base's version.
     """
 
-    def __init__(self, scale: float | None = None) -> None:
-        self.scale = scale
+    def __init__(
+        self, scale: float | None = None, base_size: Sequence[int] = (), base_scale: float | None = None
+    ) -> None:
+        self.scale, self.base_size, self.base_scale = scale, tuple(base_size), base_scale
+        self._base_resize = ResizeShortestEdgeLegacy(*self.base_size, "choice") if self.base_size else None
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> FineImage:
-        """Read MODEL.GLIPV2.CLASS_WORDS; with TEST.AUG images have many sizes, and the model enlarges each itself."""
-        words = cfg.MODEL.GLIPV2.CLASS_WORDS
-        is_wanted = words.ENABLED and words.IMAGE_SCALE > 1 and not cfg.TEST.AUG.ENABLED
-        return cls(words.IMAGE_SCALE if is_wanted else None)
+    def from_config(cls, cfg: CfgNode) -> ImageVersions:
+        """Read CLASS_WORDS and TUNING.KEEP; with TEST.AUG images have many sizes, and the model enlarges each itself.
 
-    def __call__(self, image: np.ndarray, size: Sequence[int]) -> dict[str, Tensor]:
-        """Resize an image (H, W, 3) to a multiple of the size (h, w) that the network sees.
+        Raises:
+            InputError: The size of the base is not two numbers from 0 on.
+        """
+        words, keep = cfg.MODEL.GLIPV2.CLASS_WORDS, cfg.MODEL.GLIPV2.TUNING.KEEP
+        size = tuple(keep.SIZE_TEST)
+        if size and (len(size) != 2 or min(size) < 0):
+            expected = "the short side and the limit of the long side, pixels, or nothing"
+            raise InputError(f"MODEL.GLIPV2.TUNING.KEEP.SIZE_TEST: expected {expected}, found {size}")
+        if cfg.TEST.AUG.ENABLED:
+            return cls()
+        scales = (scale if words.ENABLED and scale > 1 else None for scale in (words.IMAGE_SCALE, keep.IMAGE_SCALE))
+        return cls(next(scales), size, next(scales))
+
+    def __call__(self, image: np.ndarray, size: Sequence[int]) -> dict[str, Any]:
+        """Resize an image (H, W, 3), whose version for the network has the size (h, w).
 
         Returns:
-            ``fine_image`` of a model input, (3, h', w') with the numbers of the image; {} without a scale.
+            ``fine_image`` and ``of_base`` of a model input, those that there are, with the numbers of the image.
         """
-        if self.scale is None:
-            return {}
-        height, width = (max(1, round(side * self.scale)) for side in size)
-        resize = ResizeTransformLegacy(*image.shape[:2], height, width, Image.Resampling.BILINEAR)
-        return {"fine_image": torch.from_numpy(np.ascontiguousarray(resize.apply_image(image).transpose(2, 0, 1)))}
+        versions: dict[str, Any] = _finer(image, size, self.scale)
+        if self._base_resize is not None:
+            shown = _channels_first(self._base_resize.get_transform(image).apply_image(image))
+            versions["of_base"] = {"image": shown, **_finer(image, shown.shape[1:], self.base_scale)}
+        return versions
+
+
+def _finer(image: np.ndarray, size: Sequence[int], scale: float | None) -> dict[str, Tensor]:
+    if scale is None:
+        return {}
+    height, width = (max(1, round(side * scale)) for side in size)
+    resize = ResizeTransformLegacy(*image.shape[:2], height, width, Image.Resampling.BILINEAR)
+    return {"fine_image": _channels_first(resize.apply_image(image))}
+
+
+def _channels_first(image: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
 def least_side(cfg: CfgNode) -> int | None:

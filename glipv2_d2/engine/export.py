@@ -57,7 +57,7 @@ def export_detector(
     if not isinstance(model, GLIPv2):
         raise InputError("MODEL.META_ARCHITECTURE: expected 'GLIPv2' to freeze names in, found another")
     warn_of_left_out(cfg, model, output)
-    model = _answering(model, prompt)
+    cfg, model = _answering(cfg, model, prompt)
     size = size or _default_size(cfg, model.backbone.size_divisibility)
     detector = FixedPromptDetector(model, prompt, size).eval().requires_grad_(False)
     example = (torch.full((3, *size), 127.0), torch.tensor(size), torch.tensor(size))
@@ -123,10 +123,10 @@ def _single_prompt(cfg: CfgNode, names: Sequence[str]) -> tuple[TokenizedPrompt,
     return prompts[0], names
 
 
-def _answering(model: GLIPv2, prompt: TokenizedPrompt) -> GLIPv2:
-    """Return the model whose weights answer for all names of a prompt."""
+def _answering(cfg: CfgNode, model: GLIPv2, prompt: TokenizedPrompt) -> tuple[CfgNode, GLIPv2]:
+    """Return the model whose weights answer for all names of a prompt, and the config with the size that it sees."""
     if model.by_name is None:
-        return model
+        return cfg, model
     own, others = model.by_name.split([prompt], len(prompt))
     if own and others:
         raise InputError(
@@ -134,7 +134,13 @@ def _answering(model: GLIPv2, prompt: TokenizedPrompt) -> GLIPv2:
             f"({', '.join(map(repr, own[0].phrases[:3]))} and {', '.join(map(repr, others[0].phrases[:3]))}); export "
             "each kind into a file of its own"
         )
-    return cast(GLIPv2, model.by_name.base) if others else model
+    if not others:
+        return cfg, model
+    cfg = cfg.clone()
+    if size := cfg.MODEL.GLIPV2.TUNING.KEEP.SIZE_TEST:
+        cfg.defrost()
+        cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = size
+    return cfg, cast(GLIPv2, model.by_name.base)
 
 
 def _default_size(cfg: CfgNode, divisor: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_iou
 
-from ..data.transforms import FineImage, ResizeShortestEdgeLegacy
+from ..data.transforms import ImageVersions, ResizeShortestEdgeLegacy
 from ..device_copies import instances_to_device
 from ..errors import InputError
 
@@ -125,10 +125,10 @@ class MultiScaleModel(nn.Module):
         return {"instances": instances_to_device([merged], device)[0]}
 
 
-def single_scale(cfg: CfgNode) -> tuple[ResizeShortestEdgeLegacy, FineImage]:
-    """Return the resizing of test images to the one size of INPUT, and that of their finer versions."""
+def single_scale(cfg: CfgNode) -> tuple[ResizeShortestEdgeLegacy, ImageVersions]:
+    """Return the resizing of test images to the one size of INPUT, and that of their further versions."""
     resize = ResizeShortestEdgeLegacy(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")
-    return resize, FineImage.from_config(cfg)
+    return resize, ImageVersions.from_config(cfg)
 
 
 def multi_scale(cfg: CfgNode, model: nn.Module) -> nn.Module:

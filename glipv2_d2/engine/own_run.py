@@ -49,6 +49,7 @@ REPORT_FOLDER = "report"
 CHECK_FOLDER = "data_check"
 # The key of --keep.
 KEEP = "MODEL.GLIPV2.TUNING.KEEP.ENABLED"
+KEEP_SIZE = "MODEL.GLIPV2.TUNING.KEEP.SIZE_TEST"
 # Where `make words`, `make train` and `make demo` leave weights, in the folder that a command is called from. The first
 # have learned the most names.
 HOME_WEIGHTS = tuple(f"output/{folder}/run/model_final.pth" for folder in ("words", "train", "demo"))
@@ -160,7 +161,7 @@ def plan_run(
     # The config beside the weights may be that of several datasets, of a tuning that forgot nothing, or of a training
     # without weights, whose names the weights know beside those of this one.
     fixed += ["DATASETS.TRAIN_RATIOS", (), "DATASETS.TRAIN_COPIES", (), "TEST.BEST_METRICS", (), KEEP, False]
-    fixed += ["MODEL.GLIPV2.TEST.ONLY_OWN_NAMES", not start.weights]
+    fixed += [KEEP_SIZE, (), "MODEL.GLIPV2.TEST.ONLY_OWN_NAMES", not start.weights]
     # Of the other keys this one says whether the data can be read at all.
     share = dict(zip(options[::2], options[1::2], strict=False)).get("DATASETS.MAX_FAULTY_SHARE")
     readable = fixed if share is None else [*fixed, "DATASETS.MAX_FAULTY_SHARE", share]
@@ -169,16 +170,15 @@ def plan_run(
     train, val = own_datasets(cfg)
     facts = Facts.of(DatasetCatalog.get(train), len(MetadataCatalog.get(train).thing_classes))
     is_small = cfg.MODEL.BACKBONE.NAME == "build_timm_fpn_backbone"
-    classified_side = cfg.MODEL.GLIPV2.CLASS_WORDS.IMAGE_SCALE * cfg.INPUT.MIN_SIZE_TEST
+    of_start = _test_size(cfg), cfg.MODEL.GLIPV2.CLASS_WORDS.IMAGE_SCALE
     fixed += ["DATASETS.TRAIN", (train,), "DATASETS.TEST", (val,)]
     recipe = small_model_recipe(facts) if is_small else large_model_recipe(facts)
     if -BATCH % num_processes:
         more = ["SOLVER.IMS_PER_BATCH", BATCH + -BATCH % num_processes]
         recipe = recipe._replace(options=[*recipe.options, *more])
     cfg = build_config(start.config_file, [*_words([*fixed, *recipe.options]), *options])
-    if cfg.MODEL.GLIPV2.CLASS_WORDS.ENABLED:
-        # The image classifier reads the size that it read before, or the network's where that is larger.
-        fixed += ["MODEL.GLIPV2.CLASS_WORDS.IMAGE_SCALE", max(1.0, classified_side / cfg.INPUT.MIN_SIZE_TEST)]
+    if sizes := _sizes_beside(cfg, *of_start):
+        fixed += sizes
         cfg = build_config(start.config_file, [*_words([*fixed, *recipe.options]), *options])
     report = check_data(data, cfg)
     batch = cfg.SOLVER.IMS_PER_BATCH * cfg.SOLVER.ACCUMULATION_STEPS
@@ -201,6 +201,29 @@ def plan_run(
     if options:
         reasons.append(f"changed by you: {' '.join(options)}")
     return OwnRun(start.config_file, [*_words(chosen), *options], reasons)
+
+
+def _test_size(cfg: CfgNode) -> tuple[int, int]:
+    return cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+
+
+def _sizes_beside(cfg: CfgNode, size: tuple[int, int], scale: float) -> list[Any]:
+    """Return keys of the sizes of images that something else sees than the network that is tuned.
+
+    The image classifier reads the size that it read before, or the network's where that is larger. What answers for
+    other names sees the size that it was trained on.
+
+    Args:
+        cfg: The config of the run.
+        size: Short side and limit of the long side of test images before.
+        scale: CLASS_WORDS.IMAGE_SCALE before.
+    """
+    words, keep, keys = cfg.MODEL.GLIPV2.CLASS_WORDS, cfg.MODEL.GLIPV2.TUNING.KEEP, []
+    if words.ENABLED:
+        keys += ["MODEL.GLIPV2.CLASS_WORDS.IMAGE_SCALE", max(1.0, scale * size[0] / cfg.INPUT.MIN_SIZE_TEST)]
+    if keep.ENABLED and keep.BY_NAME and size != _test_size(cfg):
+        keys += [KEEP_SIZE, size, "MODEL.GLIPV2.TUNING.KEEP.IMAGE_SCALE", scale]
+    return keys
 
 
 def _choose_length(

@@ -61,7 +61,7 @@ class GLIPv2Predictor(DefaultPredictor):
         self.model = build_for_results(cfg)
         if cfg.DATASETS.TEST:
             self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
-        self.aug, self._fine_image = single_scale(cfg)
+        self.aug, self._image_versions = single_scale(cfg)
         self.input_format = cfg.INPUT.FORMAT
         self._prompts = UserPrompts.from_config(cfg)
         self.tokenizer = self._prompts.tokenizer
@@ -409,8 +409,8 @@ class GLIPv2Predictor(DefaultPredictor):
         # What is resized later stays uint8, which is resized with other rounding than float.
         dtype = np.uint8 if image.dtype == np.uint8 and not is_resized else np.float32
         tensor = torch.as_tensor(np.array(shown, dtype).transpose(2, 0, 1))  # (3, H, W)
-        fine = self._fine_image(image, tensor.shape[1:])
-        return {"image": tensor, "height": image.shape[0], "width": image.shape[1], **fine}
+        versions = self._image_versions(image, tensor.shape[1:])
+        return {"image": tensor, "height": image.shape[0], "width": image.shape[1], **versions}
 
 
 def _cut_to_image(boxes: Tensor, image_size: Sequence[int]) -> None:

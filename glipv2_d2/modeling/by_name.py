@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from ..device_copies import to_device
@@ -16,6 +16,7 @@ from ..prompts.name_subsets import split_prompts
 from ..structures import TokenizedPrompt
 from .batch import InputImages
 from .lora import remove_lora
+from .postprocessing import rescale_boxes
 from .tasks.base import Task
 from .tasks.detection import Detection
 from .trunk import Trunk
@@ -29,8 +30,8 @@ class ByName(nn.Module):
     """The base of a tuned model. It answers for all names but those that were tuned, and for every other task.
 
     Own names and others never stand in one prompt: each side is asked as if it were alone, so that own names have the
-    results of the tuned model and others those of the base. The best detections of both together are kept, as many as
-    of one model.
+    results of the tuned model and others those of the base, which may see images of another size (``of_base`` of a
+    model input). The best detections of both together are kept, as many as of one model.
 
     Args:
         base: The base, which shares with the tuned model the parameters that are equal.
@@ -59,7 +60,7 @@ class ByName(nn.Module):
     def answer(self, model: Trunk, task: Task, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Answer N model inputs of one task and one padded size; on a device the CPU waits once for each side.
 
-        The backbone runs once for both sides if they share its weights.
+        The backbone runs once for both sides if they share its weights and see the same images.
 
         Args:
             model: The tuned model.
@@ -67,18 +68,22 @@ class ByName(nn.Module):
             inputs: See ``structures``.
         """
         if not isinstance(task, Detection) or task.name != Detection.name:
-            return task.inference(self.base, inputs)
+            return task.inference(self.base, [_as_base_sees(one) for one in inputs])
         asked = [self.split(model.prompts_of(one), task.max_tokens) for one in inputs]
         images = model.preprocess_image(inputs)
-        shared = model.visual_features(images) if self._shares_backbone else None
+        sees_the_same = "of_base" not in inputs[0]
+        shared = model.visual_features(images) if self._shares_backbone and sees_the_same else None
         found: list[list[Instances]] = [[] for _ in inputs]
         for side, prompts in zip((model, self.base), zip(*asked, strict=True), strict=True):
             rows = [row for row, of_image in enumerate(prompts) if of_image]
             if not rows:
                 continue
-            part, features = _select(images, shared, rows)
-            features = side.visual_features(part) if features is None else features
             of_side, asked_prompts = [inputs[row] for row in rows], [prompts[row] for row in rows]
+            if side is model or sees_the_same:
+                part, features = _select(images, shared, rows)
+            else:
+                part, features = side.preprocess_image([_as_base_sees(one) for one in of_side]), None
+            features = side.visual_features(part) if features is None else features
             detected = task.find(side, of_side, asked_prompts, part, features, [{} for _ in rows])
             for row, instances in zip(rows, detected, strict=True):
                 found[row].append(instances)
@@ -108,6 +113,8 @@ def add_base(model: Trunk, tensors: Mapping[str, Tensor], own_names: Collection[
     base = copy.deepcopy(model, memo)
     remove_lora(base)
     base.load_state_dict(tensors, strict=False)
+    if base.class_words_head is not None:
+        base.class_words_head.image_scale = base.class_words_head.base_image_scale
     model.by_name = ByName(base.eval(), own_names, base.state_dict().keys() - own)
 
 
@@ -162,18 +169,34 @@ def _select(
     return part, None if features is None else [level[index] for level in features]
 
 
+def _as_base_sees(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Return a model input with the versions of the image that the base sees."""
+    if "of_base" not in inputs:
+        return inputs
+    rest = {key: value for key, value in inputs.items() if key not in ("image", "fine_image", "of_base")}
+    return {**rest, **inputs["of_base"]}
+
+
+def _in_image_of(found: Instances, size: tuple[int, int]) -> Instances:
+    """Move detections to an image of another size, (height, width) in pixels."""
+    moved = Instances(size, **found.get_fields())
+    if size != found.image_size:
+        moved.pred_boxes = Boxes(rescale_boxes(found.pred_boxes.tensor, found.image_size, size))
+    return moved
+
+
 def _merge(found: list[Instances], most: int) -> Instances:
     """Join the detections of both sides for an image, best first.
 
     Args:
-        found: The detections of one side or both, as ``Detection.find`` returns them.
+        found: The detections of one side or both, as ``Detection.find`` returns them, in images of any size.
         most: Detections to keep; those that tie with the last of them stay too. 0 keeps all.
     """
     if len(found) == 1:
         return found[0]
     # Masks are on the device.
     masks = [one.get_fields().pop("mask_probabilities") for one in found if one.has("mask_probabilities")]
-    merged = Instances.cat(found)
+    merged = Instances.cat([_in_image_of(one, found[0].image_size) for one in found])
     order = merged.scores.argsort(descending=True, stable=True)
     if 0 < most < len(order):
         order = order[merged.scores[order] >= merged.scores[order[most - 1]]]

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from glipv2_d2.config import add_glipv2_config
-from glipv2_d2.data.transforms import FineImage, ResizeShortestEdgeLegacy, ZoomWindow, build_augmentations
+from glipv2_d2.data.transforms import ImageVersions, ResizeShortestEdgeLegacy, ZoomWindow, build_augmentations
+from glipv2_d2.errors import InputError
 
 
 # Sizes are (height, width); the first five rows are measured with the official transform.
@@ -219,8 +220,10 @@ def test_jitter_changes_colours_in_training_only_and_leaves_boxes():
 def test_finer_image_is_resized_from_the_original_pixels(shape, size):
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     expected = Image.fromarray(image).resize((round(1.5 * size[1]), round(1.5 * size[0])), Image.Resampling.BILINEAR)
-    assert np.array_equal(FineImage(1.5)(image, size)["fine_image"].numpy().transpose(1, 2, 0), np.asarray(expected))
-    assert FineImage()(image, size) == {}
+    assert np.array_equal(
+        ImageVersions(1.5)(image, size)["fine_image"].numpy().transpose(1, 2, 0), np.asarray(expected)
+    )
+    assert ImageVersions()(image, size) == {}
 
 
 @pytest.mark.parametrize(
@@ -243,4 +246,36 @@ def test_a_finer_image_is_made_for_a_classifier_that_reads_larger_ones(options, 
     cfg = get_cfg()
     add_glipv2_config(cfg)
     cfg.merge_from_list(options)
-    assert FineImage.from_config(cfg).scale == scale
+    assert ImageVersions.from_config(cfg).scale == scale
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_the_base_of_a_tuning_sees_an_image_as_its_own_config_has_it(scale):
+    """Its size and its classifier's are not those of the tuned weights."""
+    keys = {"CLASS_WORDS.ENABLED": True, "CLASS_WORDS.IMAGE_SCALE": 1.5}
+    keys |= {"TUNING.KEEP.SIZE_TEST": (20, 50), "TUNING.KEEP.IMAGE_SCALE": scale}
+    cfg, base = get_cfg(), get_cfg()
+    for one in (cfg, base):
+        add_glipv2_config(one)
+    cfg.merge_from_list([word for key, value in keys.items() for word in (f"MODEL.GLIPV2.{key}", value)])
+    base.merge_from_list(["INPUT.MIN_SIZE_TEST", 20, "INPUT.MAX_SIZE_TEST", 50])
+    base.merge_from_list(["MODEL.GLIPV2.CLASS_WORDS.ENABLED", True, "MODEL.GLIPV2.CLASS_WORDS.IMAGE_SCALE", scale])
+    image = np.random.default_rng(0).integers(0, 256, (37, 100, 3), dtype=np.uint8)
+    found = ImageVersions.from_config(cfg)(image, (60, 162))
+    (resize,) = build_augmentations(base, is_train=False)
+    shown = resize.get_transform(image).apply_image(image).transpose(2, 0, 1)
+    expected = {"image": shown, **ImageVersions.from_config(base)(image, shown.shape[1:])}
+    assert found["of_base"].keys() == expected.keys() and ("fine_image" in expected) == (scale > 1)
+    assert all(np.array_equal(found["of_base"][key], expected[key]) for key in expected)
+    assert shown.shape == (3, 18, 48) and found["fine_image"].shape == (3, 90, 243)
+    cfg.TEST.AUG.ENABLED = True
+    assert ImageVersions.from_config(cfg)(image, (60, 162)) == {}
+
+
+@pytest.mark.parametrize("size", [(20,), (20, 30, 40), (-1, 20)])
+def test_the_size_of_a_base_is_two_numbers(size):
+    cfg = get_cfg()
+    add_glipv2_config(cfg)
+    cfg.MODEL.GLIPV2.TUNING.KEEP.SIZE_TEST = size
+    with pytest.raises(InputError, match="KEEP.SIZE_TEST: expected the short side and the limit of the long side"):
+        ImageVersions.from_config(cfg)

@@ -12,7 +12,7 @@ from glipv2_d2 import GLIPv2Predictor
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
 from glipv2_d2.data import DetectionDatasetMapper
 from glipv2_d2.data.image_reading import read_image
-from glipv2_d2.data.transforms import FineImage
+from glipv2_d2.data.transforms import ImageVersions
 from glipv2_d2.engine import image_inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -238,8 +238,9 @@ def test_the_folder_of_a_run_is_used_with_its_own_weights(cfg, predictor, tmp_pa
 
 def test_finer_image_is_that_of_the_test_loader(cfg, predictor, photos):
     mapper = DetectionDatasetMapper(cfg, is_train=False)
-    mapper.fine_image = predictor._fine_image = FineImage(1.5)
+    mapper.image_versions = predictor._image_versions = ImageVersions(1.5, (20, 50))
     expected, found = mapper.test_image({"file_name": str(photos[0])}), predictor._model_input(BGR)
     assert torch.equal(found["image"], expected["image"].float())
     assert torch.equal(found["fine_image"], expected["fine_image"])
+    assert torch.equal(found["of_base"]["image"], expected["of_base"]["image"])
     assert found["fine_image"].shape[1:] == tuple(round(1.5 * side) for side in found["image"].shape[1:])

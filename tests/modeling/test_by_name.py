@@ -1,6 +1,7 @@
 """Two sets of weights in one model: own names have the results of the tuned one alone, all others those of the base."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -140,6 +141,38 @@ def _few():
     return DetectionLimits(per_image=7)
 
 
+@torch.no_grad()
+def test_the_base_sees_images_of_its_own_size(tiny_cfg):
+    """Boxes of both sides are in one image, and the result does not depend on the other images of the batch."""
+    base = make_base(tiny_cfg)
+    tuned = changed(base, "head")
+    model = joined(tuned, base)
+    generator = torch.Generator().manual_seed(0)
+
+    def make_input(size, base_size, names=NAMES):
+        image, seen = (
+            torch.randint(0, 256, (3, *one), generator=generator, dtype=torch.uint8) for one in (size, base_size)
+        )
+        form = {"height": 120, "width": 180, "prompts": of_names(names), "detection_limits": DetectionLimits()}
+        return {"image": image, "of_base": {"image": seen}, **form}
+
+    # They are padded to one size for the tuned weights, and to two for the base.
+    inputs = [make_input((64, 96), (32, 48)), make_input((60, 90), (20, 30)), make_input((64, 96), (32, 48), ["cat"])]
+    alone = [model([one])[0]["instances"] for one in inputs]
+    for one, other in zip(model(inputs), alone, strict=True):
+        torch.testing.assert_close(one["instances"].scores, other.scores)
+    for row, names, side, part in (
+        (0, NAMES[1::2], tuned, inputs[0]),
+        (0, NAMES[::2], base, inputs[0]["of_base"]),
+        (1, NAMES[::2], base, inputs[1]["of_base"]),
+        (2, ["cat"], base, inputs[2]["of_base"]),
+    ):
+        seen = {"image": part["image"], "height": 120, "width": 180, "detection_limits": DetectionLimits()}
+        expected, found = side([{**seen, "prompts": of_names(names)}])[0]["instances"], chosen(alone[row], names)
+        assert torch.equal(found.scores, expected.scores) and len(found) > 0
+        torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor, rtol=0, atol=1e-4)
+
+
 def test_images_of_a_kind_keep_their_finer_versions():
     images = InputImages(torch.rand(3, 3, 4, 4), [(4, 4)] * 3)
     assert _select(images, None, [2, 0])[0].fine is None
@@ -240,3 +273,17 @@ def test_exports_hold_one_kind_of_names(tiny_cfg, tmp_path):
     tiny_cfg.MODEL.WEIGHTS = str(tmp_path / "kept.pth")
     with pytest.raises(InputError, match="found both.*'Red_car'.*'cat', 'tree'.*export each kind"):
         export_detector(tiny_cfg, tmp_path / "names.pt2", NAMES[:3])
+
+
+@pytest.mark.parametrize(("names", "size"), [(["tree"], (40, 90)), (["red car"], (60, 96))])
+def test_an_export_says_the_image_size_of_the_weights_in_it(tiny_cfg, tmp_path, monkeypatch, names, size):
+    base = make_base(tiny_cfg)
+    GLIPv2Checkpointer(joined(changed(base, "head"), base), str(tmp_path)).save("kept")
+    tiny_cfg.MODEL.WEIGHTS = str(tmp_path / "kept.pth")
+    tiny_cfg.INPUT.MIN_SIZE_TEST, tiny_cfg.INPUT.MAX_SIZE_TEST = 60, 96
+    tiny_cfg.MODEL.GLIPV2.TUNING.KEEP.SIZE_TEST = (40, 90)
+    monkeypatch.setattr(torch.export, "export", lambda detector, example: detector)
+    monkeypatch.setattr(torch.export, "save", lambda program, path: path.touch())
+    described = json.loads(export_detector(tiny_cfg, tmp_path / "names.pt2", names).description.read_text())
+    assert tuple(described["resize"].values()) == size
+    assert described["size"][0] == 64

@@ -1,5 +1,6 @@
 """The head that names regions by the classes of a classifier: cells, its loss, seen names, and detections."""
 
+import dataclasses
 import math
 
 import pytest
@@ -15,6 +16,7 @@ from torch.testing import assert_close
 from glipv2_d2.errors import InputError
 from glipv2_d2.modeling import build_model
 from glipv2_d2.modeling.batch import AnchorTargets, Pairs
+from glipv2_d2.modeling.by_name import add_base
 from glipv2_d2.modeling.class_evidence import centred, kept_probabilities, name_evidence, name_ratios
 from glipv2_d2.modeling.heads.class_words_head import build_classifier, phrase_ids, place_of
 from glipv2_d2.modeling.tasks.word_evidence import WordEvidence
@@ -88,6 +90,28 @@ def test_names_with_a_box_count_as_seen():
     prompt = make_prompt([4], [8, 9])
     weights = head.token_weights(phrase_ids(prompt), prompt.phrase_token_map[None])
     assert_close(weights[0], prompt.phrase_token_map * torch.tensor([[0.5], [0.25]]))
+
+
+def test_the_base_of_a_tuning_reads_its_own_size(tiny_cfg):
+    model = model_with_class_words(tiny_cfg)
+    model.class_words_head = make_head(language_dim=48, channels=32, image_scale=1.5, base_image_scale=2.5)
+    add_base(model, {}, ["own"])
+    assert (model.class_words_head.image_scale, model.by_name.base.class_words_head.image_scale) == (1.5, 2.5)
+    assert make_head(image_scale=1.5).base_image_scale == 1.5
+
+
+def test_names_with_masked_tokens_count_as_seen_by_the_tokens_that_they_had():
+    """Of the name 8, 9 a token is masked, and one has become another; of the name 3 nothing has to be restored."""
+    head, (_, fused, batch) = make_head(), loss_case([[-1] * 4] * 2)
+    first, second = batch.prompts
+    ids, labels = first.input_ids.clone(), torch.full_like(first.input_ids, -100)
+    ids[8], ids[9], labels[8], labels[9] = 103, 2000, 1008, 1009
+    prompts = [
+        dataclasses.replace(first, input_ids=ids, mlm_labels=labels),
+        dataclasses.replace(second, mlm_labels=torch.full_like(second.input_ids, -100)),
+    ]
+    head.losses(fused, batch._replace(pairs=batch.pairs._replace(prompts=prompts)))
+    assert head.taught.nonzero().flatten().tolist() == sorted([place_of((1008, 1009)), place_of((1003,))])
 
 
 def test_a_token_of_two_phrases_takes_the_mean_of_their_evidence():

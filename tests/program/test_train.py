@@ -233,6 +233,27 @@ def test_the_image_that_the_classifier_reads_keeps_its_size(words, tiny_cfg, tmp
 
 
 @pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["INPUT.MIN_SIZE_TEST", "384"], ("(96, 288)", "2.0")),
+        (["INPUT.MIN_SIZE_TEST", "96", "INPUT.MAX_SIZE_TEST", "288"], ("()", None)),
+        (["INPUT.MIN_SIZE_TEST", "384", "MODEL.GLIPV2.TUNING.KEEP.BY_NAME", "False"], ("()", None)),
+        (["INPUT.MIN_SIZE_TEST", "384", "MODEL.GLIPV2.TUNING.KEEP.ENABLED", "False"], ("()", None)),
+    ],
+)
+def test_what_answers_for_other_names_keeps_its_image_size(words, tiny_cfg, tmp_path, options, expected):
+    """The config beside the weights is that of a run which kept names, too."""
+    tiny_cfg.merge_from_list(["MODEL.GLIPV2.CLASS_WORDS.ENABLED", True, "MODEL.GLIPV2.CLASS_WORDS.IMAGE_SCALE", 2.0])
+    tiny_cfg.merge_from_list(["INPUT.MIN_SIZE_TEST", 96, "INPUT.MAX_SIZE_TEST", 288])
+    tiny_cfg.MODEL.GLIPV2.TUNING.KEEP.SIZE_TEST = (64, 96)
+    (tmp_path / "words.yaml").write_text(tiny_cfg.dump())
+    keep = ["MODEL.GLIPV2.TUNING.KEEP.ENABLED", "True", *options]
+    plan = plan_run("photos", tmp_path / "run", find_start("", "words.yaml", tmp_path), options=keep)
+    chosen = as_dict(plan.options)
+    assert tuple(chosen.get(f"MODEL.GLIPV2.TUNING.KEEP.{key}") for key in ("SIZE_TEST", "IMAGE_SCALE")) == expected
+
+
+@pytest.mark.parametrize(
     ("folders", "expected"),
     [
         (("train", "valid", "test"), ("set_train", "set_val")),

@@ -20,7 +20,7 @@ from ...prompts.tokenizer import PromptTokenizer
 from ...structures import TokenizedPrompt
 from ..image_reading import read_image
 from ..mask_transforms import transform_masks
-from ..transforms import FineImage, ResizeTransformLegacy, build_augmentations, least_side
+from ..transforms import ImageVersions, ResizeTransformLegacy, build_augmentations, least_side
 
 
 class DroppedText(NamedTuple):
@@ -113,7 +113,7 @@ class PromptDatasetMapper(ABC):
         mask_only_positives: bool = True,
         with_masks: bool = False,
         least_side: int | None = None,
-        fine_image: FineImage | None = None,
+        image_versions: ImageVersions | None = None,
     ):
         """
         Args:
@@ -127,7 +127,7 @@ class PromptDatasetMapper(ABC):
             with_masks: Add ``gt_masks`` and ``gt_has_mask`` to ``instances``, from annotations as ``keep_usable_masks``
                 leaves them.
             least_side: Images whose dict has their size may be decoded smaller, see ``read_image``.
-            fine_image: Adds a finer version to each test image.
+            image_versions: Adds further versions to each test image.
 
         Raises:
             InputError: Tokens are to be masked, but the tokenizer has no mask token.
@@ -141,7 +141,7 @@ class PromptDatasetMapper(ABC):
         self.mask_only_positives = mask_only_positives
         self.with_masks = with_masks
         self.least_side = least_side
-        self.fine_image = fine_image or FineImage()
+        self.image_versions = image_versions or ImageVersions()
         if mask_prob is not None:
             _ = tokenizer.mask_id  # An error here is one line before the first step, not one of a worker.
 
@@ -172,7 +172,7 @@ class PromptDatasetMapper(ABC):
             "mask_prob": mlm.MASK_PROB if masks_words else None,
             "mask_only_positives": False,
             "least_side": least_side(cfg) if is_train else None,
-            "fine_image": None if is_train else FineImage.from_config(cfg),
+            "image_versions": None if is_train else ImageVersions.from_config(cfg),
             "with_masks": is_train and cfg.MODEL.MASK_ON and cls.learns_boxes_alone,
             **cls.own_options(cfg, dataset_names or (cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST)),
         }
@@ -267,7 +267,7 @@ class PromptDatasetMapper(ABC):
         aug_input = T.AugInput(image, boxes=shrink.apply_box(_boxes_of(boxes_to_train_on(dataset_dict))))
         transforms = shrink + self.augmentations(aug_input)
         sample["image"] = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))  # (3, H, W)
-        sample |= self.fine_image(image, sample["image"].shape[1:])
+        sample |= self.image_versions(image, sample["image"].shape[1:])
         return sample, transforms
 
     def _instances(self, target: PromptedBoxes, transforms: T.TransformList, image_size: Sequence[int]) -> Instances:

@@ -68,6 +68,7 @@ class ClassWordsHead(TrainingHead):
         temperature, kept: Shape the class probabilities, see ``kept_probabilities``.
         word_temperature: See ``name_ratios``.
         max_boxes: Boxes of an image and a prompt that are given evidence.
+        base_image_scale: ``image_scale`` of the base that answers for other names, see ``ByName``; None: the same.
         weight: Factor of the evidence for names that training has not seen.
         taught_weight: Factor of the evidence for all others.
         loss_weight: Factor of ``loss_class_words``.
@@ -101,6 +102,7 @@ class ClassWordsHead(TrainingHead):
         kept: int = 30,
         word_temperature: float = 0.06,
         max_boxes: int = 20,
+        base_image_scale: float | None = None,
         weight: float = 0.25,
         taught_weight: float = 0.25,
         loss_weight: float = 1.0,
@@ -121,6 +123,7 @@ class ClassWordsHead(TrainingHead):
         self.kept = kept
         self.word_temperature = word_temperature
         self.max_boxes = max_boxes
+        self.base_image_scale = image_scale if base_image_scale is None else base_image_scale
         self.weight = weight
         self.taught_weight = taught_weight
         self.loss_weight = loss_weight
@@ -134,6 +137,7 @@ class ClassWordsHead(TrainingHead):
             InputError: The text encoder is not frozen, or the classifier cannot be built.
         """
         config, encoder = cfg.MODEL.GLIPV2.CLASS_WORDS, cfg.MODEL.TEXT_ENCODER
+        keep = cfg.MODEL.GLIPV2.TUNING.KEEP
         if not encoder.FREEZE:
             raise InputError(
                 f"{_KEY}.ENABLED: expected MODEL.TEXT_ENCODER.FREEZE True, since names are compared by the vectors of "
@@ -149,6 +153,7 @@ class ClassWordsHead(TrainingHead):
             "pixel_shift": shift,
             "flip_channels": cfg.INPUT.FORMAT == "BGR",
             "image_scale": config.IMAGE_SCALE,
+            "base_image_scale": keep.IMAGE_SCALE if keep.SIZE_TEST else None,
             "temperature": config.TEMPERATURE,
             "kept": config.CLASSES_KEPT,
             "word_temperature": config.WORD_TEMPERATURE,
@@ -281,8 +286,10 @@ def mean_of_words(hidden: Tensor, mask: Tensor) -> Tensor:
 
 
 def phrase_ids(prompt: TokenizedPrompt) -> list[tuple[int, ...]]:
-    """Return the token ids of each of P phrases."""
-    return [tuple(prompt.input_ids[spelled].tolist()) for spelled in prompt.phrase_token_map]
+    """Return the token ids of each of P phrases, as they were before tokens were masked that have to be restored."""
+    ids, labels = prompt.input_ids, prompt.mlm_labels
+    ids = ids if labels is None else labels.where(labels >= 0, ids)
+    return [tuple(ids[spelled].tolist()) for spelled in prompt.phrase_token_map]
 
 
 def place_of(name: tuple[int, ...]) -> int:

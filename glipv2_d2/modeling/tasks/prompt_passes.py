@@ -37,7 +37,7 @@ def plan_passes(prompts: Sequence[Sequence[TokenizedPrompt]], max_pairs: int) ->
 def rows_by_padded_size(batched_inputs: Sequence[dict[str, Any]], divisor: int) -> list[list[int]]:
     """Group model inputs that may run together: of one task, one size after padding, and one limit of detections.
 
-    Finer versions of images have one size after padding, too: a classifier sees what an image is padded with.
+    Other versions of images have one size after padding, too: what an image is padded with is seen.
 
     Args:
         batched_inputs: The model inputs.
@@ -49,8 +49,8 @@ def rows_by_padded_size(batched_inputs: Sequence[dict[str, Any]], divisor: int) 
     divisor = max(divisor, 1)
     groups: dict[tuple, list[int]] = defaultdict(list)
     for row, inputs in enumerate(batched_inputs):
-        images = [inputs[key] for key in ("image", "fine_image") if key in inputs]
-        sizes = tuple(-(-side // divisor) for image in images for side in image.shape[-2:])
+        versions = [one.get(key) for one in (inputs, inputs.get("of_base", {})) for key in ("image", "fine_image")]
+        sizes = tuple(-(-side // divisor) for one in versions for side in ((0,) if one is None else one.shape[-2:]))
         groups[inputs.get("task", "detection"), inputs.get("detection_limits"), sizes].append(row)
     return list(groups.values())
 
