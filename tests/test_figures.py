@@ -15,7 +15,7 @@ NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 # What only a measurement can say. Pages that hold published figures and estimates say so, and those below
 # docs/experiments have command and date in them.
 CLAIM = re.compile(
-    r"\bAP(?:50|75)? (?:of )?\d+\.\d|\brecall@\d+ (?:of|from) \d|\bCIDEr of \d"
+    r"\bAP(?:50|75)? (?:of |from |was )?\d+\.\d|\brecall@\d+ (?:of|from) \d|\bCIDEr of \d"
     r"|\b\d+(?:\.\d+)? minutes (?:on|with) |`make (?:demo|train)`, \d+ minutes|\| \d+\.\d+ s\b"
 )
 PUBLISHED = {"MODEL_ZOO.md", "continued_pretraining.md", "zero_shot.md"}
@@ -52,9 +52,10 @@ def test_every_figure_of_a_page_was_measured(page):
 
 
 @pytest.mark.parametrize("page", EXPERIMENTS, ids=lambda page: page.name)
-def test_every_experiment_has_its_command_and_date(page):
+def test_every_experiment_has_its_command_commit_and_date(page):
     text = page.read_text(encoding="utf-8")
-    assert re.search(r"\b(?:python|glipv2|make|pytest) \S", text) and re.search(r"\b2026-\d\d-\d\d\b", text)
+    for what in (r"\b(?:python|glipv2|make|pytest) \S", r"\b2026-\d\d-\d\d\b", r"\bcommit.*\b[0-9a-f]{7}\b"):
+        assert re.search(what, text), what
 
 
 @pytest.mark.parametrize(
