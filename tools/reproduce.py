@@ -356,8 +356,10 @@ def lines_of(result: Mapping[str, Any]) -> list[str]:
 
 def notes_of(result: Mapping[str, Any]) -> list[str]:
     """Return what is not as it was published, and a sentence about weights of which no sum is known."""
-    is_unknown = "sha256" in result and not result["published_sha256"]
-    return [f"weights: SHA-256 {result['sha256']}, no sum is known"] * is_unknown + differences(result)
+    notes = differences(result)
+    if "sha256" in result and not result["published_sha256"]:
+        notes.insert(0, f"weights: SHA-256 {result['sha256']}, no sum is known")
+    return notes
 
 
 def differences(result: Mapping[str, Any]) -> list[str]:

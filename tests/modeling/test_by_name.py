@@ -2,6 +2,7 @@
 
 import copy
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -171,6 +172,16 @@ def test_the_base_sees_images_of_its_own_size(tiny_cfg):
         expected, found = side([{**seen, "prompts": of_names(names)}])[0]["instances"], chosen(alone[row], names)
         assert torch.equal(found.scores, expected.scores) and len(found) > 0
         torch.testing.assert_close(found.pred_boxes.tensor, expected.pred_boxes.tensor, rtol=0, atol=1e-4)
+
+
+def test_what_is_no_detection_is_the_base_on_its_own_image(tiny_cfg):
+    base = make_base(tiny_cfg)
+    model = joined(changed(base, "head"), base)
+    task = SimpleNamespace(name="vqa", inference=lambda side, inputs: [(side, one) for one in inputs])
+    image, seen = torch.zeros(3, 8, 8), torch.zeros(3, 4, 4)
+    inputs = {"image": image, "fine_image": image, "of_base": {"image": seen}, "question_id": 3}
+    assert model.by_name.answer(model, task, [inputs]) == [(model.by_name.base, {"image": seen, "question_id": 3})]
+    assert model.by_name.answer(model, task, [{"image": image}]) == [(model.by_name.base, {"image": image})]
 
 
 def test_images_of_a_kind_keep_their_finer_versions():

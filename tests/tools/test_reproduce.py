@@ -119,10 +119,18 @@ def test_the_command_of_a_row_has_the_protocol_of_its_figures(tool, row):
     assert (cfg.MODEL.SWIN.EMBED_DIM == 192) == model.startswith("glip_l")
     assert cfg.MODEL.GLIPV2.FUSION.ENABLED == (model != "glip_t_a")
     assert cfg.INPUT.PROMPT.DATASET_TEXTS == (suite != "odinw13_names")
+    test = cfg.MODEL.GLIPV2.TEST
+    assert (test.SCORE_THRESH, test.TOPK_CANDIDATES, test.NMS_THRESH, test.SCORE_AGGREGATION) == (
+        0.05,
+        1000,
+        0.6,
+        "mean",
+    )
+    assert cfg.INPUT.PROMPT.SEPARATOR == ". " and not test.SHORTLIST and not cfg.TEST.AUG.ENABLED
     data = set(cfg.DATASETS.TEST)
-    if suite == "lvis_minival":
-        assert (chunk_size_of(cfg, "lvis_v1_minival"), *limits_of(cfg, "lvis_v1_minival")) == (40, 300, 0)
-        assert cfg.TEST.LVIS_BOXES == "official"
+    protocol = (40, 300, 0) if suite == "lvis_minival" else (0, 0, 100)
+    assert {(chunk_size_of(cfg, name), *limits_of(cfg, name)) for name in data} == {protocol}
+    assert cfg.TEST.LVIS_BOXES == "official"
     assert data == {
         "coco": {"coco_2017_val"},
         "lvis_minival": {"lvis_v1_minival"},
