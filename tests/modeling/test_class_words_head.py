@@ -18,7 +18,7 @@ from glipv2_d2.modeling import build_model
 from glipv2_d2.modeling.batch import AnchorTargets, Pairs
 from glipv2_d2.modeling.by_name import add_base
 from glipv2_d2.modeling.class_evidence import centred, kept_probabilities, name_evidence, name_ratios
-from glipv2_d2.modeling.heads.class_words_head import build_classifier, phrase_ids, place_of
+from glipv2_d2.modeling.heads.class_words_head import ClassWordsHead, build_classifier, phrase_ids, place_of
 from glipv2_d2.modeling.tasks.word_evidence import WordEvidence
 from glipv2_d2.structures import TokenBatch
 
@@ -184,6 +184,14 @@ def test_an_encoder_that_trains_is_refused(tiny_cfg):
     with pytest.raises(InputError) as caught:
         build_model(tiny_cfg)
     assert_one_line(caught, "MODEL.GLIPV2.CLASS_WORDS.ENABLED", "MODEL.TEXT_ENCODER.FREEZE")
+
+
+@pytest.mark.parametrize("key", ["IMAGE_SCALE", "TEMPERATURE", "CLASSES_KEPT", "WORD_TEMPERATURE", "MAX_BOXES"])
+def test_numbers_that_nothing_can_be_said_with_are_refused(tiny_cfg, key):
+    tiny_cfg.MODEL.GLIPV2.CLASS_WORDS[key] *= 0
+    with pytest.raises(InputError) as caught:
+        ClassWordsHead.from_config(tiny_cfg, None)
+    assert_one_line(caught, f"MODEL.GLIPV2.CLASS_WORDS.{key}", "found 0")
 
 
 def test_pixels_of_the_network_become_those_of_the_classifier(tiny_cfg):

@@ -134,10 +134,13 @@ class ClassWordsHead(TrainingHead):
         """Read the arguments that the config decides.
 
         Raises:
-            InputError: The text encoder is not frozen, or the classifier cannot be built.
+            InputError: A number is not above 0, the text encoder is not frozen, or the classifier cannot be built.
         """
         config, encoder = cfg.MODEL.GLIPV2.CLASS_WORDS, cfg.MODEL.TEXT_ENCODER
         keep = cfg.MODEL.GLIPV2.TUNING.KEEP
+        for key in ("IMAGE_SCALE", "TEMPERATURE", "CLASSES_KEPT", "WORD_TEMPERATURE", "MAX_BOXES"):
+            if config[key] <= 0:
+                raise InputError(f"{_KEY}.{key}: expected a number above 0, found {config[key]}")
         if not encoder.FREEZE:
             raise InputError(
                 f"{_KEY}.ENABLED: expected MODEL.TEXT_ENCODER.FREEZE True, since names are compared by the vectors of "
