@@ -57,7 +57,7 @@ REFUSED = {
     "SOLVER.NESTEROV": "the optimizer is AdamW",
     "TEST.KEYPOINT_OKS_SIGMAS": "there are boxes and masks, but no keypoints",
     "TEST.PRECISE_BN.": "no batch normalization trains but that of timm models with MODEL.TIMM.FREEZE_NORM False",
-    "VIS_PERIOD": "tools/visualize_data.py draws what the model is given, tools/demo.py what it finds",
+    "VIS_PERIOD": "tools/visualize_data.py draws what the model is given, glipv2 predict what it finds",
     "GLOBAL.": "nothing reads it",
 }
 # The models of detectron2 read images alone; this package's data is not for them.
