@@ -174,7 +174,10 @@ class ImageVersions:
         self, scale: float | None = None, base_size: Sequence[int] = (), base_scale: float | None = None
     ) -> None:
         self.scale, self.base_size, self.base_scale = scale, tuple(base_size), base_scale
-        self._base_resize = ResizeShortestEdgeLegacy(*self.base_size, "choice") if self.base_size else None
+        self._base_resize: ResizeShortestEdgeLegacy | None = None
+        if self.base_size:
+            short, longest = self.base_size
+            self._base_resize = ResizeShortestEdgeLegacy(short, longest, "choice")
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> ImageVersions:
