@@ -32,9 +32,15 @@ def memory_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if any(sign in str(error) for sign in _OUT_OF_MEMORY):
+        if means_no_memory(error):
             raise MemoryError from error
         raise
+
+
+def means_no_memory(error: BaseException | None) -> bool:
+    """Tell whether the memory of the machine or of a device was too small."""
+    words = str(error) if isinstance(error, RuntimeError) else ""
+    return isinstance(error, MemoryError) or any(sign in words for sign in _OUT_OF_MEMORY)
 
 
 class DiskFullError(OSError):

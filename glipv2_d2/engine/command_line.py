@@ -24,7 +24,7 @@ from ..config import add_glipv2_config
 from ..config_files import find_config_file
 from ..data.own_sets import register_configured_sets
 from ..detectron2_keys import check_config, config_leaves, is_honoured
-from ..errors import DiskFullError, InputError, full_disk_message, means_full_disk
+from ..errors import DiskFullError, InputError, full_disk_message, means_full_disk, means_no_memory
 from ..likeness import did_you_mean
 from ..yaml_texts import check_yaml
 from .config_values import check_model_values
@@ -251,7 +251,7 @@ def one_line_errors(show_traceback: bool = False) -> Iterator[None]:
 
 def is_input_error(error: BaseException | None) -> bool:
     """Tell bad input, files that cannot be used and too little memory from a defect of the program."""
-    if isinstance(error, MemoryError) or _is_worker_death(error):
+    if means_no_memory(error) or _is_worker_death(error):
         return True
     return isinstance(error, (InputError, *_FILE_ERRORS)) or (
         isinstance(error, OSError) and error.errno in _FILE_TROUBLES
@@ -267,10 +267,11 @@ def describe(error: Exception) -> str:
             f"DATALOADER.NUM_WORKERS: expected data workers that live as long as the run, found: {found} Often memory "
             "was short: fewer workers, or more shared memory (/dev/shm), help"
         )
-    if isinstance(error, MemoryError):
-        last = text.strip().rpartition("\n")[2]
+    if means_no_memory(error):
+        # Of an error in a worker the traceback comes first, of one of CUDA advice to programmers last.
+        told = text.strip().split("\n")[-1 if text.startswith("Caught ") else 0]
         return (
-            f"memory: expected enough for this run, found none left ({last or 'MemoryError'}); smaller "
+            f"memory: expected enough for this run, found none left ({told or 'MemoryError'}); smaller "
             "SOLVER.IMS_PER_BATCH, DATALOADER.NUM_WORKERS or images need less"
         )
     if isinstance(error, OSError) and not isinstance(error, DiskFullError) and means_full_disk(error):

@@ -147,6 +147,29 @@ def test_bad_input_ends_in_one_line(error):
     assert exit_info.value.code == f"error: {error}"
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "(MemoryError)"),
+        (MemoryError("Unable to allocate 8.00 GiB"), "(Unable to allocate 8.00 GiB)"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "(CUDA out of memory. Tried"),
+        (RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`"), "(CUDA error: out of memory)"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."), "(DefaultCPU"),
+        (MemoryError("Caught MemoryError in DataLoader worker process 0.\nTraceback\nMemoryError: 8 GiB"), "8 GiB)"),
+    ],
+)
+def test_too_little_memory_ends_in_one_line_on_every_device(error, told, caplog):
+    with pytest.raises(SystemExit) as exit_info, one_line_errors():
+        try:
+            raise error
+        except Exception as caught:
+            # As the loop of detectron2 does.
+            logging.getLogger("detectron2.engine.train_loop").exception("during training")
+            raise caught
+    assert exit_info.value.code.startswith("error: memory: expected enough for this run, found none left (")
+    assert told in exit_info.value.code and "\n" not in exit_info.value.code and not caplog.records
+
+
 def test_traceback_on_request():
     with pytest.raises(InputError, match="bad"), one_line_errors(show_traceback=True):
         raise InputError("bad")
