@@ -1,12 +1,13 @@
-"""Folders that results go to, checked before anything is computed."""
+"""Folders that results go to, checked before anything is computed, and files in them that several processes write."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+import uuid
 from pathlib import Path
 
-from .errors import InputError, full_disk_message, means_full_disk
+from .errors import InputError, full_disk_message, means_full_disk, space_errors
 
 # Less than the results of any command; a folder where that much cannot be written is of no use.
 _PROBE_BYTES = 2**16
@@ -35,3 +36,17 @@ def check_writable(folder: str | os.PathLike[str], where: str) -> None:
             raise InputError(f"{where}: {full_disk_message(folder)}") from error
         found = f"{folder}, where nothing can be written: {error.strerror}"
         raise InputError(f"{where}: expected a folder that can be written to, found {found}") from error
+
+
+def write_text_once(path: str, text: str) -> None:
+    """Write a text file whole, or not at all, while others may do the same; a file of the same text stays as it is."""
+    content = text.encode()
+    if os.path.isfile(path) and Path(path).read_bytes() == content:
+        return
+    unfinished = Path(f"{path}.{uuid.uuid4().hex}.tmp")
+    try:
+        with space_errors(path):
+            unfinished.write_bytes(content)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

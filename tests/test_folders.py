@@ -1,7 +1,10 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
+from glipv2_d2.data.datasets.skip_report import DataReport
 from glipv2_d2.errors import InputError
-from glipv2_d2.folders import check_writable
+from glipv2_d2.folders import check_writable, write_text_once
 
 
 def test_a_folder_that_is_there_or_can_be_made_is_left_as_it_was(tmp_path):
@@ -21,3 +24,27 @@ def test_files_are_no_folders(tmp_path):
 def test_folders_that_cannot_be_made_are_named(path):
     with pytest.raises(InputError, match=f"^--output: expected .* found {path}, where nothing can be written: "):
         check_writable(path, "--output")
+
+
+def test_many_may_write_one_file_at_once(tmp_path):
+    path, text = tmp_path / "a.json", "x" * 100_000
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: write_text_once(str(path), text), range(64)))
+    assert path.read_text() == text and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_in_another_encoding_is_replaced(tmp_path):
+    (tmp_path / "set.yaml").write_bytes("name: Äpfel".encode("latin-1"))
+    write_text_once(str(tmp_path / "set.yaml"), "name: Äpfel")
+    assert (tmp_path / "set.yaml").read_text(encoding="utf-8") == "name: Äpfel"
+
+
+@pytest.mark.parametrize("write", [lambda path: write_text_once(path, "text"), DataReport().write])
+def test_what_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatch, write):
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(PermissionError):
+        write(str(tmp_path / "data_report.json"))
+    assert not list(tmp_path.iterdir())

@@ -28,9 +28,13 @@ def full(*_, **__):
     return open("/dev/full", "w")
 
 
+def write_nothing(path, content):
+    open("/dev/full", "wb", 0).write(content)
+
+
 def write_once(folder, monkeypatch):
-    monkeypatch.setattr(writing, "open", full, raising=False)
-    writing.write_text_once(str(folder / "result"), "text")
+    monkeypatch.setattr("pathlib.Path.write_bytes", write_nothing)
+    folders.write_text_once(str(folder / "result"), "text")
 
 
 def copy_image(folder, monkeypatch):
@@ -61,7 +65,7 @@ def write_rows(folder, monkeypatch):
 
 
 def write_drawing(folder, monkeypatch):
-    monkeypatch.setattr("pathlib.Path.write_bytes", lambda path, content: open("/dev/full", "wb", 0).write(content))
+    monkeypatch.setattr("pathlib.Path.write_bytes", write_nothing)
     save_image(folder / "result", np.zeros((2, 2, 3), np.uint8))
 
 

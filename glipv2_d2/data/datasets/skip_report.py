@@ -16,7 +16,8 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from tqdm import tqdm
 
-from ...errors import InputError, space_errors
+from ...errors import InputError
+from ...folders import write_text_once
 from .value_checks import AnnotationError, EntryError, OmittedEntry, Value, outside_files_allowed
 
 REPORT_FILE = "data_report.json"
@@ -246,10 +247,7 @@ class DataReport:
         entries = {(entry["file"], entry["dataset"]): entry for entry in _read_entries(path)}
         entries.update({key: report.content() for key, report in self.files.items()})
         PathManager.mkdirs(os.path.dirname(path))
-        unfinished = f"{path}.{os.getpid()}.tmp"
-        with space_errors(path), PathManager.open(unfinished, "w") as file:
-            json.dump({"files": list(entries.values())}, file, indent=1)
-        os.replace(unfinished, path)
+        write_text_once(path, json.dumps({"files": list(entries.values())}, indent=1))
 
 
 def _read_entries(path: str) -> list[dict[str, Any]]:

@@ -11,12 +11,13 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ...errors import InputError
+from ...folders import write_text_once
 from ..datasets.formats import register
 from ..datasets.skip_report import DataReport
 from ..datasets.value_checks import is_text, read_json_file
 from .find import find_own_sets
 from .sets import SPLITS, OwnSets
-from .writing import set_text, write_split, write_text_once
+from .writing import set_text, write_split
 
 # At the end of the name of the file that says what a set is.
 _RECORD = "_set.json"

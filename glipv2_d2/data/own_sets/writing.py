@@ -5,29 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import uuid
 
 import yaml
 
 from ...errors import space_errors
+from ...folders import write_text_once
 from ..datasets.skip_report import with_progress
 from .sets import CocoSet, OwnSets
-
-
-def write_text_once(path: str, text: str) -> None:
-    """Write a text file whole, or not at all, while others may do the same; a file of the same text stays as it is."""
-    if os.path.isfile(path):
-        with open(path, encoding="utf-8", newline="") as file:
-            if file.read() == text:
-                return
-    unfinished = f"{path}.{uuid.uuid4().hex}.tmp"
-    try:
-        with space_errors(path), open(unfinished, "x", encoding="utf-8", newline="") as file:
-            file.write(text)
-        os.replace(unfinished, path)
-    finally:
-        if os.path.exists(unfinished):
-            os.unlink(unfinished)
 
 
 def write_split(one: CocoSet, json_file: str) -> None:
