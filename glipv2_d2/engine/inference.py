@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..data.datasets.value_checks import AnnotationError, EntryError
 from ..errors import InputError
 from .multi_scale import multi_scale
 
-_KIND = "unreadable ones, which count as images without results"
+_KIND = "of unreadable images, which count as images without results"
 
 
 class JudgementError(InputError):
@@ -42,22 +43,22 @@ def run_on_dataset(
         evaluator: Judges them.
 
     Raises:
-        JudgementError: More images are unreadable than DATASETS.MAX_FAULTY_SHARE allows, or all are; or the evaluator
-            cannot judge the results.
+        JudgementError: More samples have an unreadable image than DATASETS.MAX_FAULTY_SHARE allows, or all have; or the
+            evaluator cannot judge the results.
     """
     samples, judge = ReadableSamples(loader, evaluator, f"evaluating {name}"), _Judge(evaluator)
     results = inference_on_dataset(multi_scale(cfg, model), samples, judge)
     if reasons := list(filter(None, comm.all_gather(judge.failure))):
         raise JudgementError(reasons[0]) from judge.error
-    unreadable = dict.fromkeys(line for lines in comm.all_gather(list(samples.unreadable)) for line in lines)
+    unreadable = sum(comm.all_gather(samples.unreadable), Counter())
     if not unreadable:
         return results
     num_samples, num_readable = (sum(numbers) for numbers in zip(*comm.all_gather(samples.counts), strict=True))
     report = SkipReport(f"test images of dataset {name!r}", name)
-    report.count("images", num_samples)
-    for line in unreadable:
+    report.count("samples", num_samples)
+    for line, number in unreadable.items():
         file, _, reason = line.partition(": ")
-        report.skip("images", file, EntryError(reason, _KIND))
+        report.skip("samples", file, EntryError(reason, _KIND), number=number)
     try:
         with DataReport.from_config(cfg):
             report.close(range(num_readable), "images that can be read")
@@ -73,12 +74,12 @@ class ReadableSamples:
 
     Attributes:
         counts: The number of samples so far, and of readable ones among them.
-        unreadable: A line for each image that could not be read.
+        unreadable: A line for each image that could not be read, with the number of its samples.
     """
 
     def __init__(self, loader: TestLoader, evaluator: DatasetEvaluator, description: str = "evaluating") -> None:
         self.counts = (0, 0)
-        self.unreadable: dict[str, None] = {}
+        self.unreadable: Counter[str] = Counter()
         self._loader = loader
         self._evaluator = evaluator
         self._description = description
@@ -92,7 +93,7 @@ class ReadableSamples:
             self.counts = (self.counts[0] + len(batch), self.counts[1] + len(readable))
             for sample in batch:
                 if "unreadable" in sample:
-                    self.unreadable[sample["unreadable"]] = None
+                    self.unreadable[sample["unreadable"]] += 1
                     self._evaluator.process([sample], [_nothing(sample)])
             if readable:
                 yield readable

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import assert_one_line
 from detectron2.data import DatasetCatalog
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
 from drawn_images import register_drawn
 from torch.multiprocessing import ProcessExitedException
@@ -22,7 +23,7 @@ from glipv2_d2.data.dataset_mappers import base
 from glipv2_d2.data.loading import load_test_dataset
 from glipv2_d2.engine import trainer
 from glipv2_d2.engine.command_line import one_line_errors
-from glipv2_d2.engine.inference import ReadableSamples, run_on_dataset
+from glipv2_d2.engine.inference import JudgementError, ReadableSamples, run_on_dataset
 from glipv2_d2.engine.trainer import GLIPv2Trainer
 from glipv2_d2.errors import InputError
 from glipv2_d2.evaluation.build import build_evaluator
@@ -102,7 +103,7 @@ def test_an_unreadable_image_counts_as_one_without_detections(train_cfg, drawn_d
     assert results["data"] == {"unreadable_images": 1.0}
     (message,) = [text for text in caplog.messages if "test images of dataset" in text]
     assert "\n" not in message and str(broken) in message
-    assert "images (unreadable ones, which count as images without results: 1)" in message
+    assert "samples (of unreadable images, which count as images without results: 1)" in message
     report = json.loads(Path(train_cfg.OUTPUT_DIR, "data_report.json").read_text())
     assert str(broken) in json.dumps(report)
     write_result_table(train_cfg, {drawn_dataset: results}, train_cfg.OUTPUT_DIR)
@@ -120,6 +121,19 @@ def test_too_many_unreadable_images_are_an_error(train_cfg, drawn_dataset, share
     with pytest.raises(ValueError) as caught:
         run_on_dataset(train_cfg, Annotations(drawn_dataset), drawn_dataset, loader, evaluator)
     assert_one_line(caught, "test images of dataset", "expected", "found", broken[0])
+
+
+def test_the_share_is_that_of_samples_of_which_an_image_may_have_many(train_cfg):
+    # 20 of 600 questions are about one image that cannot be read: 3.3 %.
+    batches = [[{"image_id": number}] for number in range(580)] + [[{"unreadable": "a.png: broken"}]] * 20
+
+    def run(share):
+        train_cfg.DATASETS.MAX_FAULTY_SHARE = share
+        return run_on_dataset(train_cfg, torch.nn.Identity(), "asked", batches, DatasetEvaluator())
+
+    assert run(0.04) == {"data": {"unreadable_images": 1.0}}
+    with pytest.raises(JudgementError, match="expected at most 2.0% faulty samples, found 20 of 600"):
+        run(0.02)
 
 
 @pytest.mark.parametrize("fault", ["images", "judge"])
@@ -188,8 +202,8 @@ def test_nothing_was_found_in_an_unreadable_image_of_any_task(make, task, metric
     evaluator = make()
     evaluator.reset()
     sample = {key: RECORD[key] for key in ("file_name", "image_id", "height", "width", "question_id")}
-    samples = ReadableSamples([[{**sample, "unreadable": "1.png: broken"}]], evaluator)
-    assert list(samples) == [] and samples.counts == (1, 0) and list(samples.unreadable) == ["1.png: broken"]
+    samples = ReadableSamples([[{**sample, "unreadable": "1.png: broken"}]] * 2, evaluator)
+    assert list(samples) == [] and samples.counts == (2, 0) and samples.unreadable == {"1.png: broken": 2}
     results = evaluator.evaluate()
     assert results[task][metric] == 0
 

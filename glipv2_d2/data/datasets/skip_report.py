@@ -75,18 +75,19 @@ class SkipReport:
         """Count one entry that is used, but not as it stands in the file."""
         self.changed[kind] += 1
 
-    def skip(self, unit: str, where: str, error: EntryError, names: Iterable[str] = ()) -> None:
-        """Count one entry that is left out.
+    def skip(self, unit: str, where: str, error: EntryError, names: Iterable[str] = (), number: int = 1) -> None:
+        """Count entries that are left out, mostly one.
 
         Args:
             unit: What it is, in the plural, as "annotations".
             where: Its location in the file, as "line 7".
             error: The kind of fault, and what is wrong. An ``OmittedEntry`` does not count towards the limit.
             names: The classes of its boxes, where they are known.
+            number: How many entries have the one fault.
         """
         self.names.update(names)
-        self.counts[unit, error.kind] += 1
-        self.faults[unit] += not isinstance(error, OmittedEntry)
+        self.counts[unit, error.kind] += number
+        self.faults[unit] += 0 if isinstance(error, OmittedEntry) else number
         if len(self.cases) < _MOST_LISTED:
             self.cases.append(LeftOut(unit, error.kind, where, str(error)))
 
