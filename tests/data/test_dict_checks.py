@@ -45,8 +45,10 @@ FLAWS = [
     ("detection", {}, {"bbox": [2, 50, 3, 4]}, "bbox: expected .*inside its image, found"),
     ("detection", {}, {"bbox": [1, 2, 3, 4, 30]}, "bbox: expected four numbers, found"),
     ("detection", {}, {"bbox_mode": BoxMode.XYWHA_ABS}, "bbox_mode: expected XYXY_ABS or XYWH_ABS, found"),
-    ("detection", {}, {"category_id": 2}, "category_id: expected a number from 0 to 1, found 2"),
-    ("detection", {}, {"category_id": -1}, "category_id: expected a number from 0 to 1, found -1"),
+    ("detection", {}, {"category_id": 2}, "category_id: expected an integer from 0 to 1, found 2"),
+    ("detection", {}, {"category_id": -1}, "category_id: expected an integer from 0 to 1, found -1"),
+    # It would be no row of a list of names.
+    ("detection", {}, {"category_id": 1.0}, "category_id: expected an integer from 0 to 1, found 1.0"),
     ("detection", {"width": "-"}, {}, "expected 'width' in every dict"),
     *[
         (task, fields, box, message.format({"vqa": "question"}.get(task, "caption")))

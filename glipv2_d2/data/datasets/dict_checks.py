@@ -117,9 +117,9 @@ def _flaw_of_geometry(record: Mapping[str, Any]) -> str:
 
 def _flaw_of_detections(record: Mapping[str, Any], num_classes: int) -> str:
     for item in record.get("annotations", ()):
-        if item.get("category_id", -1) not in range(num_classes):
-            found = show(item.get("category_id"))
-            return f"category_id: expected a number from 0 to {num_classes - 1}, found {found}"
+        category_id = item.get("category_id")
+        if not isinstance(category_id, (int, np.integer)) or category_id not in range(num_classes):
+            return f"category_id: expected an integer from 0 to {num_classes - 1}, found {show(category_id)}"
     return ""
 
 
