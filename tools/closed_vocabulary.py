@@ -28,12 +28,12 @@ from detectron2.modeling.matcher import Matcher
 from detectron2.modeling.meta_arch import dense_detector
 from detectron2.modeling.meta_arch.fcos import FCOS, FCOSHead
 from detectron2.modeling.meta_arch.retinanet import RetinaNet, RetinaNetHead
-from detectron2.utils.env import seed_all_rng
 from torch import nn
 
-from glipv2_d2.engine.command_line import build_config, one_line_errors
-from glipv2_d2.engine.run_log import start_log
+from glipv2_d2.engine.command_line import one_line_errors
+from glipv2_d2.engine.own_run import clear_output
 from glipv2_d2.engine.run_report import write_results
+from glipv2_d2.engine.runs import start_run
 from glipv2_d2.engine.trainer import GLIPv2Trainer
 from glipv2_d2.modeling.build import choose_device
 from glipv2_d2.tensor_files import read_checkpoint, unwrap_weights
@@ -148,13 +148,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", required=True, type=Path, help="folder of this run")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config keys")
     arguments = parser.parse_args(argv)
+    if arguments.output.resolve() == arguments.run.resolve():
+        parser.error(f"--output: expected another folder than that of --run, found {arguments.output}")
     begin = time.time()
+    arguments.config_file, arguments.eval_only, arguments.num_gpus = str(arguments.run / "config.yaml"), False, 1
+    arguments.opts = ["OUTPUT_DIR", str(arguments.output), *arguments.opts]
     with one_line_errors():
-        options = ["OUTPUT_DIR", str(arguments.output), *arguments.opts]
-        cfg = build_config(str(arguments.run / "config.yaml"), options)
-        start_log(cfg, arguments)
-        seed_all_rng(cfg.SEED)
-        trainer = TRAINERS[arguments.detector](cfg)
+        # Evaluations of a run that was stopped here are none of this one.
+        clear_output(arguments.output)
+        trainer = TRAINERS[arguments.detector](start_run(arguments))
         trainer.train()
         # The best of the evaluations, as in the run: the weights were kept there.
         results = {"bbox": best_results(arguments.output / "metrics.json")}

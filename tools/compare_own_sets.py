@@ -204,6 +204,9 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error(f"--methods: expected --weights for {', '.join(needing)}, found none")
         if set(methods) & set(BASELINES) and "full" not in methods:
             parser.error("--methods: expected 'full' beside a baseline, which takes its settings, found none")
+    names = [Cell(Path(os.path.abspath(data)), ZERO_SHOT, ALL_DATA).name for data in arguments.data]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        parser.error(f"--data: expected sets of different names, found {twice[0]!r} twice; rename a folder")
     for shots in arguments.shots:
         if shots != ALL_DATA and not (shots.isdigit() and int(shots) > 0):
             parser.error(f"--shots: expected numbers above 0, or {ALL_DATA}, found {shots!r}")

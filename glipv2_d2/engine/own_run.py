@@ -98,9 +98,9 @@ def check_output(folder: Path, resume: bool, overwrite: bool, weights: str = "")
 
 
 def clear_output(folder: Path) -> None:
-    """Remove what the hooks and evaluations of an earlier run would read or add to."""
+    """Remove the weights of an earlier run, and what hooks and evaluations would read or add to."""
     traces = ("last_checkpoint", "metrics.json", "log.txt*", "events.out.*", RESULTS_NAME, BASE_WEIGHTS)
-    for pattern in ("model_*.pth", *traces):
+    for pattern in ("model_*.pth", "tuned*.safetensors", *traces):
         for path in folder.glob(pattern):
             path.unlink()
 

@@ -38,7 +38,8 @@ def test_weights_that_would_be_replaced_are_refused(tmp_path):
 
 
 def test_files_of_the_person_stay_when_a_run_is_replaced(tmp_path):
-    for name in ("model_0000009.pth", "model_best.pth", "last_checkpoint", "metrics.json", "notes.txt", "mine.pth"):
+    own = ("model_0000009.pth", "model_best.pth", "tuned_best.safetensors", "last_checkpoint", "metrics.json")
+    for name in (*own, "notes.txt", "mine.pth"):
         touch(tmp_path / name)
     clear_output(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"notes.txt", "mine.pth"}

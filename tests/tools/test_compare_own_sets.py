@@ -13,6 +13,7 @@ import torch
 from detectron2.structures import Boxes, Instances
 from drawn_images import draw_dataset
 
+from glipv2_d2.engine.command_line import build_config
 from glipv2_d2.engine.own_run import find_start, plan_run
 
 
@@ -196,6 +197,8 @@ def test_the_table_of_the_experiments_is_made_from_the_measured_results(tool):
         (["--few-shot-methods", "lora"], "expected --weights for lora"),
         (["--shots", "0"], "expected numbers above 0, or all"),
         (["--jobs", "0"], "expected a number above 0, found 0"),
+        # The results of the one would be taken for those of the other.
+        (["--data", "mine/photos", "photos/train"], "--data: expected sets of different names, found 'photos' twice"),
     ],
 )
 def test_arguments_that_cannot_be_run_are_named(tool, more, message, capsys):
@@ -215,14 +218,21 @@ def test_baseline_trains_with_the_config_of_a_run(load_tool, tiny_cfg, tmp_path,
         str(tmp_path / "photos"), tmp_path / "run", find_start("", str(tmp_path / "tiny.yaml"), tmp_path), epochs=3
     )
     (tmp_path / "run").mkdir(exist_ok=True)
-    cfg = tool.build_config(plan.config_file, plan.options)
+    cfg = build_config(plan.config_file, plan.options)
     (tmp_path / "run" / "config.yaml").write_text(cfg.dump())
+    # What a run that was stopped here has left.
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "metrics.json").write_text('{"iteration": 1, "bbox/AP": 99.0, "bbox/AP50": 99.0}\n')
     # Group normalization needs more than one position on the coarsest level, of stride 128.
     sizes = ["--opts", "INPUT.MIN_SIZE_TRAIN", "(160,)", "INPUT.MIN_SIZE_TEST", "160"]
     sizes += ["INPUT.MAX_SIZE_TRAIN", "300", "INPUT.MAX_SIZE_TEST", "300"]
     tool.main(["--detector", name, "--run", str(tmp_path / "run"), "--output", str(tmp_path / "other"), *sizes])
     results = json.loads((tmp_path / "other" / "results.json").read_text())
     assert results["val"]["bbox"].keys() >= {"AP", "AP50"} and (tmp_path / "other" / "model_best.pth").is_file()
+    assert results["val"]["bbox"]["AP"] < 99
+    with pytest.raises(SystemExit):
+        tool.main(["--detector", name, "--run", str(tmp_path / "run"), "--output", str(tmp_path / "run")])
+    assert (tmp_path / "run" / "config.yaml").is_file()
 
 
 def test_baseline_starts_from_backbone_and_pyramid_of_the_weights_of_the_run(load_tool, tiny_cfg, tmp_path):
