@@ -41,11 +41,12 @@ def register_own_sets(own: OwnSets, folder: str | os.PathLike[str]) -> dict[str,
         InputError: A name is taken by another dataset.
     """
     folder = os.path.abspath(os.fspath(folder))
+    registered = {split: f"{own.name}_{split}" for split in own.splits}
+    for dataset in registered.values():
+        _check_free(dataset, own)
     os.makedirs(folder, exist_ok=True)
     write_text_once(os.path.join(folder, own.name + _RECORD), set_text(own))
-    registered = {}
     for split, one in own.splits.items():
-        registered[split] = f"{own.name}_{split}"
         json_file = os.path.join(folder, f"{registered[split]}.json")
         write_split(one, json_file)
         _register(registered[split], own, json_file, one.image_root)
@@ -141,14 +142,18 @@ def _known_splits(source: str, folder: str) -> dict[str, str]:
     return {split: known[split] for split in SPLITS if split in known} if is_there else {}
 
 
+def _check_free(name: str, own: OwnSets) -> None:
+    if name in DatasetCatalog and MetadataCatalog.get(name).get("own_source") != own.source:
+        raise InputError(
+            f"dataset name {name!r}: expected a new name, found one that is registered already; rename the folder "
+            f"of the set, or give its yaml file a name"
+        )
+
+
 def _register(name: str, own: OwnSets, json_file: str, image_root: str) -> None:
     """Register one split; one that was registered from the same path before is replaced."""
+    _check_free(name, own)
     if name in DatasetCatalog:
-        if MetadataCatalog.get(name).get("own_source") != own.source:
-            raise InputError(
-                f"dataset name {name!r}: expected a new name, found one that is registered already; rename the folder "
-                f"of the set, or give its yaml file a name"
-            )
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
     texts = {class_name: ("", text, "") for class_name, text in own.prompts.items()}
