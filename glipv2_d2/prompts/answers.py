@@ -95,7 +95,7 @@ class AnswerVocabulary:
         if not PathManager.isfile(path):
             raise FileNotFoundError(f"{_KEY}: {path} does not exist; datasets/prepare_vqa.py makes a list of answers")
         try:
-            with PathManager.open(path, "r", encoding="utf-8") as file:
+            with PathManager.open(path, "r", encoding="utf-8-sig") as file:
                 text = file.read()
             # Pairs, so that an answer listed twice is noticed.
             content = json.loads(text, object_pairs_hook=tuple) if path.endswith(".json") else _lines(text)

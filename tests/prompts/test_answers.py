@@ -67,6 +67,9 @@ def test_letters_of_a_multiple_choice_stay_apart():
         ("a.json", json.dumps(["red bus", "no", "été"])),
         ("a.txt", "red bus\r\n\n  no \nété"),
         ("answers", "red bus\nno\nété\n"),
+        # As programs of Windows write it.
+        ("mark.txt", "\ufeffred bus\r\nno\r\nété\r\n"),
+        ("mark.json", "\ufeff" + json.dumps(["red bus", "no", "été"])),
     ],
 )
 def test_lists_are_read_from_json_or_lines(tmp_path, name, text):
