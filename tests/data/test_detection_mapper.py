@@ -273,3 +273,8 @@ def test_other_names_take_the_place_of_absent_ones_as_far_as_they_fit(record):
             assert len(prompt) <= max_tokens and prompt.phrase_token_map.any(dim=1).all()
             found.append((max_tokens, sum(is_kept)))
     assert set(found) - {(10, 0)} == {(256, 3), (10, 1), (8, 0)}
+
+
+def test_absent_names_stay_where_no_other_name_fits_into_a_prompt(record):
+    mapper = make_mapper(shuffle=False, kept_names=KeptNames((LONG_NAME,), number=1, share=1.0), max_tokens=16)
+    assert mapper({**record, "annotations": []})["prompts"][0].phrases == ("red dog", "cat", "fish")

@@ -178,8 +178,9 @@ class DetectionDatasetMapper(PromptDatasetMapper):
         others = self.kept_names.draw(rng) if self.kept_names else []
         if others:
             # They take the place of own names that are absent: the prompt stays short.
-            name_ids = [name_id for name_id in name_ids if name_id in positives]
-            others = self._fitting(others, name_ids, dataset)
+            present_ids = [name_id for name_id in name_ids if name_id in positives]
+            others = self._fitting(others, present_ids, dataset)
+            name_ids = present_ids if present_ids or others else name_ids
         own = [(texts[name_id], shared_ids[name_id]) for name_id in name_ids]
         phrases, own_rows = mix_names(own, others, rng)
         prompt = self.tokenizer(prompt_from_texts(*zip(*phrases, strict=True), separator=self.separator))
