@@ -28,6 +28,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from glipv2_d2 import GLIPv2Predictor
+from glipv2_d2.data.image_reading import IMAGE_SUFFIXES
 from glipv2_d2.engine.command_line import build_config, one_line_errors
 from glipv2_d2.errors import InputError
 from glipv2_d2.program.config_arguments import (
@@ -39,8 +40,6 @@ from glipv2_d2.program.config_arguments import (
 )
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "onnx_detect.py"
-# Endings of photographs.
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 
 class Found(NamedTuple):
@@ -191,7 +190,7 @@ def main() -> None:
         paths = list(ids)
         arguments.names = [[category["name"] for category in truth.dataset["categories"]]]
     else:
-        paths = sorted(path for path in arguments.images.rglob("*") if path.suffix.lower() in SUFFIXES)
+        paths = sorted(path for path in arguments.images.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         arguments.names = [split_names(names) for names in arguments.names] or [[]]
     if not paths:
         raise InputError(f"--images: expected photographs in {arguments.images}, found none")

@@ -183,14 +183,10 @@ def best_per_object(instances: Instances) -> Instances:
 
 def draw_splits(config: Path, weights: Path, data: dict[str, Path], output: Path, per_split: int) -> list[Path]:
     """Predict on held-out scenes and on a real photograph; save them with the boxes that are found."""
-    from detectron2.config import get_cfg
-
-    from glipv2_d2 import GLIPv2Predictor, add_glipv2_config
+    from glipv2_d2 import GLIPv2Predictor, get_config
     from glipv2_d2.visualizer import GroundingVisualizer
 
-    cfg = get_cfg()
-    add_glipv2_config(cfg)
-    cfg.merge_from_file(str(config))
+    cfg = get_config(str(config))
     cfg.merge_from_list(["MODEL.WEIGHTS", str(weights), "MODEL.DEVICE", "cpu"])
     predictor = GLIPv2Predictor(cfg)
     output.mkdir(parents=True, exist_ok=True)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from glipv2_d2.tensor_files import write_text
+from glipv2_d2.tensor_files import atomic_path, write_text
 
 ZERO_SHOT = "zero_shot"
 ALL_DATA = "all"
@@ -172,10 +171,9 @@ def plot_data_efficiency(summary: Sequence[dict], path: Path, metric: str, num_s
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
-    temporary = path.with_name(f".{path.name}.part")
-    figure.savefig(temporary, dpi=120, format="png")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)
-    os.replace(temporary, path)
 
 
 def finite(value: float) -> float:

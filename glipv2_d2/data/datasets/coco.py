@@ -23,6 +23,7 @@ from .value_checks import (
     is_text,
     read_corners,
     read_file_name,
+    read_flag,
     read_four_numbers,
     read_integer,
     read_text,
@@ -259,7 +260,7 @@ def _read_boxes(
         if category_id is None or category_id not in names:
             raise unknown_id("category_id", found_id, "an id that stands in categories")
         # detectron2 and COCO's evaluation would treat a box to ignore as an ordinary one.
-        flags = [_read_flag(item, field) for field in ("iscrowd", "ignore")]
+        flags = [read_flag(item, field) for field in ("iscrowd", "ignore")]
         if flags[1]:
             expected = "0 (a region to leave out is marked by iscrowd)"
             raise EntryError(f"ignore: expected {expected}, found {show(item['ignore'])}", "boxes to ignore")
@@ -274,14 +275,6 @@ def _read_boxes(
         use(image, item, box, category_id, flags[0])
 
     content.annotations(images, read)
-
-
-def _read_flag(item: dict, field: str) -> int:
-    value = item.get(field)
-    flag = 0 if value is None else int(value) if value is True or value is False else as_integer(value)
-    if flag not in (0, 1):
-        raise EntryError(f"{field}: expected 0 or 1, found {show(value)}", "malformed flags")
-    return flag
 
 
 def _read_any_path(entry: dict) -> str:

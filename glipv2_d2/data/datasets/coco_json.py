@@ -31,7 +31,7 @@ from .value_checks import (
 )
 
 # Names that exporters give to a first category that no object has.
-_BACKGROUND = ("_background_", "__background__", "__ignore__")
+BACKGROUND = ("_background_", "__background__", "__ignore__")
 # Two entries of one id that agree in these are the same image.
 _IDENTITY = ("file_name", "coco_url", "caption", "questions")
 
@@ -217,7 +217,7 @@ class CocoJson:
         for category_id, name in names.items():
             own = parents[category_id]
             is_root = own in (None, "", "none") and counts[name] - (own == name) == num_others
-            if num_others and (name in _BACKGROUND or is_root):
+            if num_others and (name in BACKGROUND or is_root):
                 found.append(category_id)
         if not found:
             return []

@@ -315,6 +315,15 @@ def read_box(value: Any, height: int, width: int, *, has_sides: bool = False) ->
     return cut_box(read_corners(value, has_sides=has_sides), height, width, min_side=1.0)
 
 
+def read_flag(entry: Mapping[str, Any], field: str) -> int:
+    """Return 0 or 1, also of a boolean; 0 where there is none."""
+    value = entry.get(field)
+    flag = 0 if value is None else int(value) if value is True or value is False else as_integer(value)
+    if flag not in (0, 1):
+        _fail(field, "0 or 1", value, "malformed flags")
+    return flag
+
+
 def read_score(value: Any) -> float:
     """Return the score of a pseudo box, in [0, 1]."""
     score = as_number(value)

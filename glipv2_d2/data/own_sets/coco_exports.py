@@ -26,6 +26,7 @@ from ..datasets.value_checks import (
     is_text,
     list_of,
     read_corners,
+    read_flag,
     read_integer,
     read_text,
     show,
@@ -255,7 +256,7 @@ def _find(image: CocoImage | None, content: CocoJson, files: Folder) -> OwnImage
 
 
 def _read_box(item: dict[str, Any], name: str, image: OwnImage, report: SkipReport, where: str) -> OwnBox:
-    flags = [_read_flag(item, field) for field in ("iscrowd", "ignore")]
+    flags = [read_flag(item, field) for field in ("iscrowd", "ignore")]
     if flags[1]:
         raise EntryError(f"ignore: expected 0, found {show(item['ignore'])}", "boxes to ignore")
     mask = item.get("segmentation") or None
@@ -277,11 +278,3 @@ def _box_of_mask(mask: Any, image: OwnImage) -> Box:
     polygons = read_segmentation(mask, *size)
     points = np.concatenate([np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in polygons])
     return read_corners([*points.min(axis=0).tolist(), *points.max(axis=0).tolist()])
-
-
-def _read_flag(item: dict[str, Any], field: str) -> int:
-    value = item.get(field)
-    flag = 0 if value is None else int(value) if value is True or value is False else as_integer(value)
-    if flag not in (0, 1):
-        raise EntryError(f"{field}: expected 0 or 1, found {show(value)}", "malformed flags")
-    return flag

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from ..datasets.coco_json import BACKGROUND
 from ..datasets.skip_report import SkipReport
 from ..datasets.value_checks import (
     EntryError,
@@ -26,8 +27,6 @@ from .folder import Folder, read_bytes
 from .sets import OwnBox, OwnImage, Part
 
 _MOST_BYTES = 2**28  # the image may be in it, as base64
-# Labels that stand for no class.
-_NO_CLASS = ("__ignore__", "_background_", "__background__")
 _WITHOUT_AREA = ("point", "points", "line", "linestrip")
 
 Points = list[tuple[float, float]]
@@ -67,7 +66,7 @@ def read_labelme(json_files: Sequence[str], files: Folder, report: SkipReport) -
 def _labels(shapes: Sequence[Any]) -> set[str]:
     """Return the classes of the shapes of a file."""
     labels: list[str] = [shape["label"] for shape in shapes if isinstance(shape, dict) and is_text(shape.get("label"))]
-    return {label for label in labels if label.strip() not in _NO_CLASS}
+    return {label for label in labels if label.strip() not in BACKGROUND}
 
 
 def _read_content(json_file: str) -> dict[str, Any]:
@@ -130,7 +129,7 @@ def _joined(one: OwnBox, other: OwnBox) -> OwnBox:
 
 def _read_shape(shape: dict[str, Any], where: str, report: SkipReport) -> OwnBox:
     name, kind = read_text(shape, "label"), shape.get("shape_type") or "polygon"
-    if name.strip() in _NO_CLASS:
+    if name.strip() in BACKGROUND:
         raise OmittedEntry(f"label: expected a class, found {show(name)}", "shapes of no class")
     points = _read_points(shape.get("points"))
     if kind == "circle" and len(points) == 2:
