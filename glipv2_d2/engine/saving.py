@@ -184,10 +184,11 @@ class SafeStepHook(HookBase):
 
     def after_step(self) -> None:
         trainer, next_iter = self.trainer, self.trainer.iter + 1
-        if next_iter == trainer.max_iter:
-            # The end is saved anyway, before the last evaluation.
-            return
         evaluates = self._period > 0 and next_iter % self._period == 0
+        if next_iter == trainer.max_iter:
+            # The end is saved anyway, before the last evaluation, by which a run that is made longer has to decide.
+            self._unfinished = evaluates and self._decides
+            return
         if (evaluates or self._stop.requested) and self._saver is not None:
             self._unfinished = evaluates and (self._decides or self._stop.requested)
             # Where nothing decides, the checkpoint of the period is there already.

@@ -140,21 +140,27 @@ def test_training_ends_early_and_a_resumed_run_has_nothing_left_to_do(make_train
     assert again.start_iter == 4 and again.evaluated == [] and again.rates == []
 
 
-def test_a_resumed_run_takes_the_same_decisions(make_trainer, train_cfg, tmp_path):
-    values = [1.0, 0.5, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0]
+@pytest.mark.parametrize(
+    ("start_iter", "values", "best"),
+    [
+        (4, [1.0, 0.5, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0], (2, 3.0)),
+        (5, [1.0, 0.5, 2.0, 1.0, 3.0, 2.5, 2.5, 2.5], (4, 5.0)),
+    ],
+)
+def test_a_resumed_run_takes_the_same_decisions(make_trainer, train_cfg, tmp_path, start_iter, values, best):
     options = ("SOLVER.AUTO_STEP.PATIENCE", 1, "SOLVER.EARLY_STOP_PATIENCE", 5)
     straight = make_trainer(values, *options, "OUTPUT_DIR", str(tmp_path / "straight"))
     straight.train()
     assert len(straight.rates) == 8
     make_trainer(values, *options, "OUTPUT_DIR", str(tmp_path / "cut"), max_iter=5).train()
-    # As if it had been killed before the fifth evaluation, the last of a shorter run.
-    for name in ("model_final.pth", "model_0000004.pth"):
+    # A run that is made longer, or as if it had been killed before the fifth evaluation.
+    for name in ("model_final.pth", "model_0000004.pth") if start_iter == 4 else ():
         (tmp_path / "cut" / name).unlink()
     resumed = make_trainer(values, *options, resume=True)
     resumed.train()
-    assert resumed.start_iter == 4
-    assert resumed.rates == straight.rates[4:]
-    assert best_bias(train_cfg) == (2, 3.0)
+    assert resumed.start_iter == start_iter
+    assert resumed.rates == straight.rates[start_iter:]
+    assert best_bias(train_cfg) == best
 
 
 def test_the_moving_average_is_what_is_kept(make_trainer, train_cfg):
