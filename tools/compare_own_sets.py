@@ -9,8 +9,8 @@
 Each cell is a run of `glipv2 train` with the settings that it chooses, "full", or with a smaller part of the model
 trained; "retinanet" and "fcos" train the detectors of detectron2 on the same backbone, with the updates and image sizes
 of "full" (tools/closed_vocabulary.py). A cell is done when its results.json is there: the same command goes on where it
-was stopped. The output folder gets table.md, with AP, AP50 and minutes of every cell, and table.json, the same in
-numbers, from which table.md is made.
+was stopped, and one with other data, weights or keys fails in the cells that are done. The output folder gets table.md,
+with AP, AP50 and minutes of every cell, and table.json, the same in numbers, from which table.md is made.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ from typing import Any, NamedTuple
 from glipv2_d2.data.own_sets.find import set_name
 from glipv2_d2.engine.own_run import find_start, plan_run
 from glipv2_d2.engine.run_report import write_results
-from glipv2_d2.tensor_files import write_text
+from glipv2_d2.errors import InputError
+from glipv2_d2.tensor_files import file_sha256, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 ZERO_SHOT, BASELINES, TUNED = "zero_shot", ("retinanet", "fcos"), ("prompt", "linear_probe", "lora")
 METHODS = (ZERO_SHOT, *TUNED, "full", *BASELINES)
 ALL_DATA = "all"
-RESULTS, LOG = "results.json", "process.log"
+RESULTS, SETTINGS, LOG = "results.json", "cell.json", "process.log"
 # Beside the mode. The prompt is the same for every image, as prompt tuning needs it; its rates are those of run_odinw.
 MODE_KEYS = {
     "prompt": ("INPUT.PROMPT.SHUFFLE", "False", "SOLVER.BASE_LR", "0.05", "SOLVER.WEIGHT_DECAY", "0.25"),
@@ -113,10 +114,22 @@ def run_cell(
 ) -> str:
     """Run a cell unless it is done, with changed config keys and variables; return "" or why it failed."""
     folder = cell.folder(output)
-    if (folder / RESULTS).is_file():
-        return ""
-    command, begin = command_of(cell, output, weights, keys), time.time()
-    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / SETTINGS
+    try:
+        settings = {"data": str(cell.data), "weights_sha256": weights and file_sha256(weights), "keys": list(keys)}
+        is_changed = path.is_file() and json.loads(path.read_text("utf-8")) != settings
+        if (folder / RESULTS).is_file():
+            changed = f"{path}: expected the options of this run, found others; remove the folder or change --output"
+            return changed if is_changed else ""
+        if is_changed:
+            # What was begun with other options cannot go on with these.
+            (folder / "last_checkpoint").unlink(missing_ok=True)
+        command = command_of(cell, output, weights, keys)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(settings, indent=1) + "\n")
+    except (InputError, OSError) as error:
+        return " ".join(str(error).split())
+    begin = time.time()
     sys.stdout.write(f"$ {shlex.join(command)}\n")
     sys.stdout.flush()
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -138,7 +151,7 @@ def record_of(cell: Cell, output: Path, failure: str = "") -> dict[str, Any]:
     """Return what is known of a cell: where it stands, and its scores and minutes, why it failed, or nothing more."""
     record: dict[str, Any] = {"set": cell.name, "shots": cell.shots, "method": cell.method}
     path = cell.folder(output) / RESULTS
-    if not path.is_file():
+    if failure or not path.is_file():
         return {**record, "failed": failure} if failure else record
     content = json.loads(path.read_text())
     box = content["val"]["bbox"]

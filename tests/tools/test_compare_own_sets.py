@@ -156,6 +156,35 @@ def test_done_cells_are_skipped_and_failed_ones_are_named(tool, tmp_path, monkey
     assert not (folder / "model_best.pth").exists() and (folder / "results.json").is_file()
 
 
+def test_results_with_other_settings_are_none_of_this_command(tool, tmp_path, monkeypatch):
+    script = (
+        "import pathlib, sys; folder = pathlib.Path(sys.argv[1])\n"
+        "if (folder / 'last_checkpoint').exists(): sys.exit(3)\n"
+        '(folder / \'results.json\').write_text(\'{"val": {"bbox": {"AP": 1.0, "AP50": 2.0}}, "minutes": 1.0}\')'
+    )
+    monkeypatch.setattr(
+        tool, "command_of", lambda cell, output, *_: [sys.executable, "-c", script, str(cell.folder(output))]
+    )
+    words = ["--data", str(tmp_path / "cats"), "--methods", "full", "--output", str(tmp_path / "out")]
+    folder = tmp_path / "out" / "cats" / "all" / "full"
+    assert tool.main([*words, "--updates", "7"]) == 0
+    assert tool.main([*words, "--updates", "8"]) == 1
+    assert "cats all full: " in (tmp_path / "out" / "table.md").read_text()
+    assert "expected the options of this run" in (tmp_path / "out" / "table.md").read_text()
+    (folder / "results.json").unlink()
+    (folder / "last_checkpoint").write_text("")
+    assert tool.main([*words, "--updates", "8"]) == 0
+    assert "1.0 / 2.0 (1.0 min)" in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_a_set_that_cannot_be_read_fails_in_its_own_cells_alone(tool, tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"")
+    words = ["--methods", "zero_shot", "--weights", str(tmp_path / "w.pth"), "--output", str(tmp_path / "out")]
+    assert tool.main(["--data", str(tmp_path / "cats"), str(tmp_path / "dogs"), *words]) == 1
+    lines = (tmp_path / "out" / "table.md").read_text().splitlines()
+    assert lines[2:4] == ["| cats | all | failed |", "| dogs | all | failed |"] and str(tmp_path / "dogs") in lines[-1]
+
+
 def test_table_counts_the_sets_on_which_the_whole_model_is_ahead_of_both_baselines(tool):
     def cells(name, full, retinanet, fcos):
         scores = {"full": full, "retinanet": retinanet, "fcos": fcos}
