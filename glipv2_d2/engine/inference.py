@@ -50,7 +50,7 @@ def run_on_dataset(
     results = inference_on_dataset(multi_scale(cfg, model), samples, judge)
     if reasons := list(filter(None, comm.all_gather(judge.failure))):
         raise JudgementError(reasons[0]) from judge.error
-    unreadable = sum(comm.all_gather(samples.unreadable), Counter())
+    unreadable: Counter[str] = sum(comm.all_gather(samples.unreadable), Counter())
     if not unreadable:
         return results
     num_samples, num_readable = (sum(numbers) for numbers in zip(*comm.all_gather(samples.counts), strict=True))
