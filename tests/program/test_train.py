@@ -156,11 +156,11 @@ def test_two_processes_train_as_one_run(words, tmp_path, monkeypatch):
 
 
 def test_minutes_become_updates_that_the_config_holds(words, tmp_path):
-    """Half a second holds no evaluation, so the run has its least length; a year is cut to the epochs."""
+    """A hundredth of a second holds no evaluation, so the run has its least length; a year is cut to the epochs."""
     start = find_start("", words[-1], tmp_path)
-    short = plan_run("photos", tmp_path / "short", start, minutes=1 / 120)
+    short = plan_run("photos", tmp_path / "short", start, minutes=1 / 6000)
     assert as_dict(short.options)["SOLVER.MAX_ITER"] == "10"
-    assert re.search(r"0.00833333 minutes at .* s each; the least takes 0\.\d\)", " ".join(short.reasons))
+    assert re.search(r"0.000166667 minutes at .* s each; the least takes 0\.\d\)", " ".join(short.reasons))
     long = plan_run("photos", tmp_path / "long", start, minutes=500_000, epochs=80)
     # 3 images in batches of 4.
     assert as_dict(long.options)["SOLVER.MAX_ITER"] == "60" and "(80 epochs)" in " ".join(long.reasons)
