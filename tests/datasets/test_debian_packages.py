@@ -1,11 +1,12 @@
 """The package client is played by two small shell scripts: nothing is fetched."""
 
 import os
+import threading
 from pathlib import Path
 
 import prepare_stampworld
 import pytest
-from scenes.debian_packages import PackageError, fetch_packages, package_version
+from scenes.debian_packages import PackageError, fetch_packages, package_version, sole_fetcher
 
 APT = """#!/bin/sh
 echo "apt-get $*" >> "$LOG"
@@ -59,6 +60,19 @@ def test_a_package_is_fetched_unpacked_and_kept(tmp_path, client):
     client.unlink()
     assert fetch_packages(["fruit"], tmp_path / "cache") == folders
     assert not client.exists()  # nothing was called
+
+
+def test_programs_that_want_a_package_at_once_fetch_it_once(tmp_path, client, capsys):
+    # The second one looks before the first has the package, and waits: as if both had begun with an empty cache.
+    with sole_fetcher(tmp_path / "cache"):
+        other = threading.Thread(target=fetch_packages, args=(["fruit"], tmp_path / "cache"))
+        other.start()
+        other.join(0.5)
+        assert other.is_alive() and not client.exists()
+        (tmp_path / "cache" / "fruit").mkdir()
+    other.join(30)
+    assert not other.is_alive() and not client.exists()
+    assert "another program fetches packages there, waiting for it" in capsys.readouterr().err
 
 
 def test_without_lists_the_cache_gets_lists_of_its_own(tmp_path, client, monkeypatch):
