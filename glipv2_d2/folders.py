@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import InputError, full_disk_message, means_full_disk, space_errors
@@ -36,6 +38,33 @@ def check_writable(folder: str | os.PathLike[str], where: str) -> None:
             raise InputError(f"{where}: {full_disk_message(folder)}") from error
         found = f"{folder}, where nothing can be written: {error.strerror}"
         raise InputError(f"{where}: expected a folder that can be written to, found {found}") from error
+
+
+@contextmanager
+def lock_folder(folder: str | os.PathLike[str], where: str) -> Iterator[int]:
+    """Keep other runs out of a folder that is there.
+
+    Args:
+        folder: Its path. A file ``.lock`` is left in it.
+        where: The program, for the message.
+
+    Yields:
+        A descriptor; a process that inherits it holds the lock too. The lock is gone with the last of them.
+
+    Raises:
+        InputError: Another run holds it.
+    """
+    # Windows has no such module.
+    import fcntl
+
+    # NFS locks no folders, and only what is open for writing.
+    with open(os.path.join(folder, ".lock"), "a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            found = "found another one, or a process of a killed one, at work there"
+            raise InputError(f"{where}: {folder}: expected no other run, {found}; wait for its end") from None
+        yield lock.fileno()
 
 
 def write_text_once(path: str, text: str) -> None:

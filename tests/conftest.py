@@ -6,7 +6,10 @@ seconds, are imported where they are used.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,6 +63,19 @@ def assert_one_line(caught: pytest.ExceptionInfo, *words: object) -> None:
 @pytest.fixture
 def tiny_cfg() -> CfgNode:
     return make_tiny_cfg()
+
+
+@pytest.fixture
+def nfs_locks(monkeypatch) -> None:
+    """Locks as NFS has them: for what is open for writing alone (flock(2))."""
+    flock = fcntl.flock
+
+    def lock_what_is_written(file, operation):
+        if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock_what_is_written)
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from glipv2_d2.data.datasets.skip_report import DataReport
 from glipv2_d2.errors import InputError
-from glipv2_d2.folders import check_writable, write_text_once
+from glipv2_d2.folders import check_writable, lock_folder, write_text_once
 
 
 def test_a_folder_that_is_there_or_can_be_made_is_left_as_it_was(tmp_path):
@@ -24,6 +25,25 @@ def test_files_are_no_folders(tmp_path):
 def test_folders_that_cannot_be_made_are_named(path):
     with pytest.raises(InputError, match=f"^--output: expected .* found {path}, where nothing can be written: "):
         check_writable(path, "--output")
+
+
+def test_one_run_at_a_time_has_a_folder(tmp_path, nfs_locks):
+    with lock_folder(tmp_path, "--output"):
+        message = f"^--output: {tmp_path}: expected no other run, found another one, .*; wait for its end$"
+        with pytest.raises(InputError, match=message), lock_folder(tmp_path, "--output"):
+            pass
+    with lock_folder(tmp_path, "--output"):
+        pass
+
+
+def test_a_folder_is_locked_until_the_last_process_that_inherited_the_lock_ends(tmp_path):
+    with lock_folder(tmp_path, "--output") as lock:
+        child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, pass_fds=(lock,))
+    with pytest.raises(InputError, match="a process of a killed one"), lock_folder(tmp_path, "--output"):
+        pass
+    child.communicate()
+    with lock_folder(tmp_path, "--output"):
+        pass
 
 
 def test_many_may_write_one_file_at_once(tmp_path):

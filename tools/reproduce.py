@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import fcntl
 import fnmatch
 import functools
 import json
@@ -41,6 +40,7 @@ from smoke_data import copy_first_images
 from glipv2_d2.data.loading import check_is_available, load_dataset
 from glipv2_d2.engine.command_line import build_config, describe
 from glipv2_d2.errors import InputError
+from glipv2_d2.folders import lock_folder
 from glipv2_d2.likeness import did_you_mean
 from glipv2_d2.tensor_files import file_sha256, write_text
 
@@ -432,16 +432,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     stopped = "reproduce: stopped; the same command goes on from here"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(stopped))
-    lock = os.open(arguments.output, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        is_good = run(arguments, lock)
-    except BlockingIOError:
-        sys.exit(f"reproduce: {arguments.output}: another run, or a process of a killed run, is at work there")
+        with lock_folder(arguments.output, "--output") as lock:
+            is_good = run(arguments, lock)
+    except InputError as error:
+        sys.exit(f"reproduce: {error}")
     except KeyboardInterrupt:
         sys.exit(stopped)
-    finally:
-        os.close(lock)
     sys.exit(None if is_good else 1)
 
 

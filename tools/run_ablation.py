@@ -21,7 +21,6 @@ each loss and for the captions the gain with a paired t-test.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import math
 import os
@@ -40,6 +39,8 @@ from make_demo import CONSOLE, ROOT, prepare, read_metrics, train
 from odinw_report import mean_and_deviation
 from tqdm import tqdm
 
+from glipv2_d2.errors import InputError
+from glipv2_d2.folders import lock_folder
 from glipv2_d2.tensor_files import write_text
 
 TEACHER_CONFIG = "configs/demo/glipv2_micro.yaml"
@@ -342,14 +343,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     output.mkdir(parents=True, exist_ok=True)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit("run_ablation: stopped; the same command goes on from here"))
-    lock = os.open(output, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        run_all(arguments, output)
-    except BlockingIOError:
-        sys.exit(f"run_ablation: {output}: another run is at work there")
-    finally:
-        os.close(lock)
+        with lock_folder(output, "--output"):
+            run_all(arguments, output)
+    except InputError as error:
+        sys.exit(f"run_ablation: {error}")
     CONSOLE.print((output / TABLE).read_text("utf-8"), markup=False)
 
 

@@ -33,7 +33,6 @@ an early end.
 from __future__ import annotations
 
 import argparse
-import fcntl
 import json
 import math
 import os
@@ -60,6 +59,7 @@ from glipv2_d2.data.loading import load_training_dicts
 from glipv2_d2.data.own_sets import find_own_sets, register_own_sets
 from glipv2_d2.engine.command_line import build_config, describe
 from glipv2_d2.errors import InputError
+from glipv2_d2.folders import lock_folder
 from glipv2_d2.tensor_files import file_sha256, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -422,19 +422,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     # A plain kill of this program ends the process of the cell, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("run_odinw: stopped; the same command goes on from here"))
-    lock = os.open(arguments.output, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        add_own_sets(arguments)
-        failures = run_grid(arguments, lock)
-    except BlockingIOError:
-        sys.exit(f"run_odinw: {arguments.output}: another run, or a process of a killed run, is at work there")
+        with lock_folder(arguments.output, "--output") as lock:
+            add_own_sets(arguments)
+            failures = run_grid(arguments, lock)
     except (InputError, OSError) as error:
         sys.exit(f"run_odinw: {error}")
     except KeyboardInterrupt:
         sys.exit("run_odinw: stopped; the same command goes on from here")
-    finally:
-        os.close(lock)
     print((arguments.output / "table.md").read_text() if (arguments.output / "table.md").is_file() else "no results")
     if failures:
         sys.exit(f"run_odinw: {len(failures)} cells failed:\n" + "\n".join(failures))

@@ -290,10 +290,11 @@ def all_inputs() -> str:
 @contextlib.contextmanager
 def _alone(env: Environment) -> Iterator[None]:
     """Let only one run at a time work on this checkout; another one waits."""
-    with open(LOCK_FILE) as handle:
+    # NFS locks only what is open for writing; a checkout that cannot be written to has nothing to do here.
+    with open(LOCK_FILE, "a" if os.access(LOCK_FILE, os.W_OK) else "r") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             env.say("make setup: another run is at work here, waiting for it")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield

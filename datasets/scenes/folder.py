@@ -80,7 +80,9 @@ def is_finished(output: Path, parameters: DatasetParameters) -> bool:
 
 @contextmanager
 def sole_writer(output: Path) -> Iterator[None]:
-    """Keep other runs out of a folder. The lock is gone with the last process of this run, however it ends.
+    """Keep other runs out of a folder, where its file system has locks of folders.
+
+    The lock is gone with the last process of this run, however it ends.
 
     Raises:
         OSError: Another run is writing there.
@@ -93,6 +95,9 @@ def sole_writer(output: Path) -> Iterator[None]:
         except BlockingIOError:
             found = "found another run that writes there; wait for its end, or name another folder"
             raise OSError(f"{output}: {found}") from None
+        except OSError:
+            # NFS locks no folders. A file for the lock would lie in folders that turn out to be somebody else's.
+            pass
         yield
     finally:
         os.close(lock)

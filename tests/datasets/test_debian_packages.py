@@ -62,7 +62,7 @@ def test_a_package_is_fetched_unpacked_and_kept(tmp_path, client):
     assert not client.exists()  # nothing was called
 
 
-def test_programs_that_want_a_package_at_once_fetch_it_once(tmp_path, client, capsys):
+def test_programs_that_want_a_package_at_once_fetch_it_once(tmp_path, client, capsys, nfs_locks):
     # The second one looks before the first has the package, and waits: as if both had begun with an empty cache.
     with sole_fetcher(tmp_path / "cache"):
         other = threading.Thread(target=fetch_packages, args=(["fruit"], tmp_path / "cache"))

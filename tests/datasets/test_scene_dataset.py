@@ -343,6 +343,10 @@ def test_two_runs_do_not_write_into_one_folder(tmp_path):
     assert contents(build(tmp_path))
 
 
+def test_scenes_are_made_where_folders_have_no_locks(tmp_path, nfs_locks):
+    assert contents(build(tmp_path))
+
+
 def test_what_goes_wrong_in_a_worker_is_raised(tmp_path, monkeypatch):
     def full_disk(*args):
         raise OSError("no space left")

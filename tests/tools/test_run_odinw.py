@@ -479,7 +479,7 @@ def test_own_images_are_sets_of_every_process(tool, config, tmp_path, monkeypatc
 
 def test_two_runs_never_share_an_output(run, tool, monkeypatch):
     def call(command, log, lock):
-        with pytest.raises(SystemExit, match="another run"):
+        with pytest.raises(SystemExit, match="^run_odinw: --output: .* expected no other run, "):
             run("--shots", "0")
         raise KeyboardInterrupt
 

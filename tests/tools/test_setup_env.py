@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
@@ -220,6 +221,17 @@ def test_wish_for_another_python_than_the_environments_is_refused(env, tmp_path)
 
 
 # --- the lock
+
+
+def test_one_run_at_a_time_works_on_a_checkout(env, nfs_locks):
+    with setup_env._alone(env):
+        other = threading.Thread(target=lambda: setup_env._alone(env).__enter__())
+        other.start()
+        other.join(0.5)
+        assert other.is_alive()
+    other.join(30)
+    assert not other.is_alive()
+    assert "another run is at work here, waiting for it" in env._stream.getvalue()
 
 
 HASH = "--hash=sha256:" + "0123456789abcdef" * 4
