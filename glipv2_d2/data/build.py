@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing.queues
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -242,8 +244,17 @@ def _start_worker(worker_id: int) -> None:
     """Keep a worker to one core, since the workers together use the machine; the main process answers signals."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+    # Left alone, a thread would drop the sample, and the main process wait for it forever.
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_leave_undelivered)  # type: ignore[attr-defined]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGUSR1):
         # The first one went to the whole group, and the main process may still need samples. The next is its own, and a
         # worker that it ends must not look like one that has died.
         signal.signal(number, lambda number, frame: signal.signal(number, lambda *_: os._exit(0)))
+
+
+def _leave_undelivered(error: Exception, sample: Any) -> None:
+    """End a worker that cannot pass on a sample, as where shared memory or the number of open files is at its end."""
+    sys.stderr.write(f"data worker: expected to pass on a sample, found {error}\n")
+    sys.stderr.flush()
+    os._exit(1)

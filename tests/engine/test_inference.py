@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -222,6 +223,22 @@ def test_a_data_worker_that_dies_ends_a_run_in_one_line(train_cfg, drawn_dataset
     with pytest.raises(SystemExit) as caught, one_line_errors():
         list(loader)
     assert_one_line(caught, "error: DATALOADER.NUM_WORKERS: expected data workers that live", "DataLoader worker (pid")
+
+
+def test_a_worker_that_cannot_pass_on_a_sample_ends_and_says_why(capfd):
+    worker = FORK.Process(target=pass_on, args=(threading.Lock(),), daemon=True)
+    worker.start()
+    worker.join(20)
+    worker.kill()
+    worker.join()
+    assert worker.exitcode == 1
+    assert "data worker: expected to pass on a sample, found cannot pickle" in capfd.readouterr().err
+
+
+def pass_on(sample):
+    _start_worker(0)
+    FORK.Queue().put(sample)
+    time.sleep(60)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
