@@ -220,7 +220,7 @@ def _add_pretraining(cfg: CN) -> None:
     cfg.MODEL.GLIPV2.CLASS_WORDS.NAME = "tf_efficientnet_lite0"
     cfg.MODEL.GLIPV2.CLASS_WORDS.WEIGHTS = ""
     # Side of the image that the classifier reads, over that of the network's input. At test time it is resized from the
-    # original pixels; in training, and with TEST.AUG, from the network's.
+    # original pixels; in training from the network's.
     cfg.MODEL.GLIPV2.CLASS_WORDS.IMAGE_SCALE = 1.0
     # Divides the logits of classes, and how many of the likeliest classes count.
     cfg.MODEL.GLIPV2.CLASS_WORDS.TEMPERATURE = 1.5

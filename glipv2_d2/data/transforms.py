@@ -181,7 +181,7 @@ class ImageVersions:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> ImageVersions:
-        """Read CLASS_WORDS and TUNING.KEEP; with TEST.AUG images have many sizes, and the model enlarges each itself.
+        """Read CLASS_WORDS and TUNING.KEEP; with TEST.AUG the base sees the sizes that the tuned weights see.
 
         Raises:
             InputError: The size of the base is not two numbers from 0 on.
@@ -191,10 +191,8 @@ class ImageVersions:
         if size and (len(size) != 2 or min(size) < 0):
             expected = "the short side and the limit of the long side, pixels, or nothing"
             raise InputError(f"MODEL.GLIPV2.TUNING.KEEP.SIZE_TEST: expected {expected}, found {size}")
-        if cfg.TEST.AUG.ENABLED:
-            return cls()
         scales = (scale if words.ENABLED and scale > 1 else None for scale in (words.IMAGE_SCALE, keep.IMAGE_SCALE))
-        return cls(next(scales), size, next(scales))
+        return cls(next(scales), () if cfg.TEST.AUG.ENABLED else size, next(scales))
 
     def __call__(self, image: np.ndarray, size: Sequence[int]) -> dict[str, Any]:
         """Resize an image (H, W, 3), whose version for the network has the size (h, w).
@@ -204,7 +202,7 @@ class ImageVersions:
         """
         versions: dict[str, Any] = _finer(image, size, self.scale)
         if self._base_resize is not None:
-            shown = _channels_first(self._base_resize.get_transform(image).apply_image(image))
+            shown = channels_first(self._base_resize.get_transform(image).apply_image(image))
             versions["of_base"] = {"image": shown, **_finer(image, shown.shape[1:], self.base_scale)}
         return versions
 
@@ -214,10 +212,11 @@ def _finer(image: np.ndarray, size: Sequence[int], scale: float | None) -> dict[
         return {}
     height, width = (max(1, round(side * scale)) for side in size)
     resize = ResizeTransformLegacy(*image.shape[:2], height, width, Image.Resampling.BILINEAR)
-    return {"fine_image": _channels_first(resize.apply_image(image))}
+    return {"fine_image": channels_first(resize.apply_image(image))}
 
 
-def _channels_first(image: np.ndarray) -> Tensor:
+def channels_first(image: np.ndarray) -> Tensor:
+    """Return pixels (H, W, 3) as a tensor (3, H, W) of its own."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 

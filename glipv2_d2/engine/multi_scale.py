@@ -13,7 +13,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_iou
 
-from ..data.transforms import ImageVersions, ResizeShortestEdgeLegacy
+from ..data.transforms import ImageVersions, ResizeShortestEdgeLegacy, channels_first
 from ..device_copies import instances_to_device
 from ..errors import InputError
 
@@ -75,15 +75,17 @@ class MultiScaleModel(nn.Module):
     Args:
         model: Any detector of this package.
         settings: The sizes and the merging.
+        image_versions: Adds further versions to the image at each size.
 
     Source: the starred rows of GLIPv2, Tables 1 and 2; the multi-scale test of the official code. Departure: detectron2
     averages the masks of all versions of an image, here the best one counts.
     """
 
-    def __init__(self, model: nn.Module, settings: ScaleSettings) -> None:
+    def __init__(self, model: nn.Module, settings: ScaleSettings, image_versions: ImageVersions | None = None) -> None:
         super().__init__()
         self.model = model
         self.settings = settings
+        self.image_versions = image_versions or ImageVersions()
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Run N inputs at test time; see ``structures`` for the keys of inputs and outputs."""
@@ -97,11 +99,12 @@ class MultiScaleModel(nn.Module):
         settings = self.settings
         phrases = [phrase for prompt in inputs.get("prompts") or () for phrase in prompt.phrases]
         flips = (False, True) if settings.flip and not any(map(_SIDES.search, phrases)) else (False,)
-        found, masks = [], []
+        pixels, found, masks = inputs["image"].permute(1, 2, 0).cpu().numpy(), [], []
         for index, size in enumerate(settings.min_sizes):
+            shown = self._resize(pixels, size)
             for is_flipped in flips:
-                version = {**inputs, "image": _resize(inputs["image"], size, settings.max_size, is_flipped)}
-                instances = self.model([version])[0]["instances"]
+                version = {key: one.flip(2) for key, one in shown.items()} if is_flipped else shown
+                instances = self.model([{**inputs, **version}])[0]["instances"]
                 # They are merged one by one, and a device would have to be asked for each.
                 device, instances = instances.scores.device, instances.to("cpu")
                 if is_flipped:
@@ -124,6 +127,12 @@ class MultiScaleModel(nn.Module):
             merged.pred_masks = torch.from_numpy(kept.astype(bool)).view(-1, height, width)
         return {"instances": instances_to_device([merged], device)[0]}
 
+    def _resize(self, pixels: np.ndarray, size: int) -> dict[str, Tensor]:
+        """Resize an image (H, W, 3) as the loader does; return its entries of a model input."""
+        resize = ResizeShortestEdgeLegacy(size, self.settings.max_size, "choice").get_transform(pixels)
+        image = channels_first(resize.apply_image(pixels))
+        return {"image": image, **self.image_versions(pixels, image.shape[1:])}
+
 
 def single_scale(cfg: CfgNode) -> tuple[ResizeShortestEdgeLegacy, ImageVersions]:
     """Return the resizing of test images to the one size of INPUT, and that of their further versions."""
@@ -133,7 +142,9 @@ def single_scale(cfg: CfgNode) -> tuple[ResizeShortestEdgeLegacy, ImageVersions]
 
 def multi_scale(cfg: CfgNode, model: nn.Module) -> nn.Module:
     """Return the model, inside of a ``MultiScaleModel`` if TEST.AUG.ENABLED asks for it."""
-    return MultiScaleModel(model, ScaleSettings.from_config(cfg)) if cfg.TEST.AUG.ENABLED else model
+    if not cfg.TEST.AUG.ENABLED:
+        return model
+    return MultiScaleModel(model, ScaleSettings.from_config(cfg), ImageVersions.from_config(cfg))
 
 
 def merge_detections(
@@ -188,14 +199,6 @@ def _vote(boxes: Tensor, scores: Tensor, classes: Tensor, thresh: float) -> tupl
     rows = torch.stack(leaders)
     order = scores[rows].argsort(descending=True, stable=True)
     return rows[order], torch.stack(means)[order].to(boxes)
-
-
-def _resize(image: Tensor, size: int, max_size: int, is_flipped: bool) -> Tensor:
-    """Resize an image (3, H, W) as the loader does, and mirror it."""
-    pixels = image.permute(1, 2, 0).cpu().numpy()
-    resized = ResizeShortestEdgeLegacy(size, max_size, "choice").get_transform(pixels).apply_image(pixels)
-    resized = resized[:, ::-1] if is_flipped else resized
-    return torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
 
 
 def _mirror(instances: Instances) -> None:

@@ -409,7 +409,7 @@ class GLIPv2Predictor(DefaultPredictor):
         # What is resized later stays uint8, which is resized with other rounding than float.
         dtype = np.uint8 if image.dtype == np.uint8 and not is_resized else np.float32
         tensor = torch.as_tensor(np.array(shown, dtype).transpose(2, 0, 1))  # (3, H, W)
-        versions = self._image_versions(image, tensor.shape[1:])
+        versions = self._image_versions(image, tensor.shape[1:]) if is_resized else {}
         return {"image": tensor, "height": image.shape[0], "width": image.shape[1], **versions}
 
 

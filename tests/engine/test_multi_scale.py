@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import load_config
 from detectron2.structures import Boxes, Instances
+from PIL import Image
 
 from glipv2_d2.data import build_test_loader
 from glipv2_d2.data.image_reading import read_image
@@ -200,12 +201,40 @@ def test_questions_are_asked_once():
     assert MultiScaleModel(Answers(), ScaleSettings((50,), 100))(given) == [{"answer": (3, 10, 10)}]
 
 
+def test_a_classifier_reads_the_original_pixels_at_each_size(tiny_cfg):
+    tiny_cfg.merge_from_list(
+        [
+            *("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (30, 60), "TEST.AUG.MAX_SIZE", 150),
+            *("MODEL.GLIPV2.CLASS_WORDS.ENABLED", True, "MODEL.GLIPV2.CLASS_WORDS.IMAGE_SCALE", 1.5),
+            # The base sees the sizes of TEST.AUG.
+            *("MODEL.GLIPV2.TUNING.KEEP.SIZE_TEST", (16, 20)),
+        ]
+    )
+    shown = []
+
+    class Detector(torch.nn.Module):
+        def forward(self, inputs):
+            shown.extend(inputs)
+            return [{"instances": detections([[0, 0, 9, 9]], [0.5], [0])}]
+
+    pixels = noise()[:60, :80]
+    multi_scale(tiny_cfg, Detector())([{"image": torch.from_numpy(pixels.transpose(2, 0, 1).copy())}])
+    assert [sorted(one) for one in shown] == [["fine_image", "image"]] * 4
+    for one, (height, width) in zip(shown[::2], ((45, 60), (90, 120)), strict=True):
+        expected = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
+        assert np.array_equal(one["fine_image"].permute(1, 2, 0), expected)
+    for one, mirrored in zip(shown[::2], shown[1::2], strict=True):
+        assert all(torch.equal(mirrored[key], one[key].flip(2)) for key in one)
+
+
 def test_an_evaluation_and_a_predictor_give_the_same(train_cfg, monkeypatch):
     train_cfg.merge_from_list(["TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", SIZES, "TEST.AUG.MAX_SIZE", 150])
+    train_cfg.MODEL.GLIPV2.TUNING.KEEP.SIZE_TEST = (32, 40)
     train_cfg.MODEL.GLIPV2.TEST.SCORE_THRESH = 0.001
     dataset = load_test_dataset(train_cfg, train_cfg.DATASETS.TEST[0])
     ((sample,), *_) = build_test_loader(train_cfg, dataset)
-    # The image comes in its original size.
+    # The image comes in its original size, and in no other.
+    assert not {"fine_image", "of_base"} & sample.keys()
     assert sample["image"].shape[1:] == (sample["height"], sample["width"])
     torch.manual_seed(0)
     predictor = GLIPv2Predictor(train_cfg)

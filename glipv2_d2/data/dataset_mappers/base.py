@@ -162,17 +162,18 @@ class PromptDatasetMapper(ABC):
             dataset_names: The datasets that the samples come from; by default all of DATASETS.TRAIN or DATASETS.TEST.
         """
         mlm = cfg.MODEL.GLIPV2.MLM
+        at_original_size = cfg.TEST.AUG.ENABLED and cls.learns_boxes_alone
         masks_words = is_train and mlm.ENABLED and trains_pretraining_losses(cfg) and cls.learns_boxes_alone
         return {
             "is_train": is_train,
-            "augmentations": build_augmentations(cfg, is_train, cfg.TEST.AUG.ENABLED and cls.learns_boxes_alone),
+            "augmentations": build_augmentations(cfg, is_train, at_original_size),
             "image_format": cfg.INPUT.FORMAT,
             "tokenizer": tokenizer or PromptTokenizer.from_config(cfg),
             "flip_words": cfg.INPUT.PROMPT.FLIP_WORDS,
             "mask_prob": mlm.MASK_PROB if masks_words else None,
             "mask_only_positives": False,
             "least_side": least_side(cfg) if is_train else None,
-            "image_versions": None if is_train else ImageVersions.from_config(cfg),
+            "image_versions": None if is_train or at_original_size else ImageVersions.from_config(cfg),
             "with_masks": is_train and cfg.MODEL.MASK_ON and cls.learns_boxes_alone,
             **cls.own_options(cfg, dataset_names or (cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST)),
         }
