@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import uuid
@@ -42,7 +43,7 @@ def check_writable(folder: str | os.PathLike[str], where: str) -> None:
 
 @contextmanager
 def lock_folder(folder: str | os.PathLike[str], where: str) -> Iterator[int]:
-    """Keep other runs out of a folder that is there.
+    """Keep other runs out of a folder that is there, if its file system has locks; without them a warning says so.
 
     Args:
         folder: Its path. A file ``.lock`` is left in it.
@@ -64,6 +65,10 @@ def lock_folder(folder: str | os.PathLike[str], where: str) -> Iterator[int]:
         except BlockingIOError:
             found = "found another one, or a process of a killed one, at work there"
             raise InputError(f"{where}: {folder}: expected no other run, {found}; wait for its end") from None
+        except OSError as error:
+            # As on Lustre that is mounted without them, and on NFS without its daemon.
+            reason = error.strerror
+            logging.getLogger(__name__).warning("%s: no locks there (%s): let no other run use it", folder, reason)
         yield lock.fileno()
 
 

@@ -79,6 +79,16 @@ def nfs_locks(monkeypatch) -> None:
 
 
 @pytest.fixture
+def no_locks(monkeypatch) -> None:
+    """Locks as Lustre has them that is mounted without the option flock."""
+
+    def refuse(file, operation):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+
+
+@pytest.fixture
 def assets() -> Path:
     return ASSETS
 

@@ -46,6 +46,11 @@ def test_a_folder_is_locked_until_the_last_process_that_inherited_the_lock_ends(
         pass
 
 
+def test_a_run_goes_on_with_a_warning_where_there_are_no_locks(tmp_path, no_locks, caplog):
+    with lock_folder(tmp_path, "--output"), lock_folder(tmp_path, "--output"):
+        assert f"{tmp_path}: no locks there (Function not implemented): let no other run use it" in caplog.text
+
+
 def test_many_may_write_one_file_at_once(tmp_path):
     path, text = tmp_path / "a.json", "x" * 100_000
     with ThreadPoolExecutor(8) as pool:

@@ -289,7 +289,7 @@ def all_inputs() -> str:
 
 @contextlib.contextmanager
 def _alone(env: Environment) -> Iterator[None]:
-    """Let only one run at a time work on this checkout; another one waits."""
+    """Let only one run at a time work on this checkout; another one waits, where the file system has locks."""
     # NFS locks only what is open for writing; a checkout that cannot be written to has nothing to do here.
     with open(LOCK_FILE, "a" if os.access(LOCK_FILE, os.W_OK) else "r") as handle:
         try:
@@ -297,6 +297,9 @@ def _alone(env: Environment) -> Iterator[None]:
         except BlockingIOError:
             env.say("make setup: another run is at work here, waiting for it")
             fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            # As on Lustre that is mounted without locks.
+            pass
         yield
 
 

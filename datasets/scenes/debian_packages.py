@@ -54,7 +54,10 @@ def fetch_packages(names: Sequence[str], cache: Path) -> dict[str, Path]:
 
 @contextmanager
 def sole_fetcher(cache: Path) -> Iterator[None]:
-    """Let one program at a time fetch and unpack packages in a cache, made if missing; others wait for its end."""
+    """Let one program at a time fetch and unpack packages in a cache, made if missing; others wait for its end.
+
+    A file system without locks keeps nobody out.
+    """
     cache.mkdir(parents=True, exist_ok=True)
     with open(cache / ".lock", "w") as lock:
         try:
@@ -62,6 +65,9 @@ def sole_fetcher(cache: Path) -> Iterator[None]:
         except BlockingIOError:
             tqdm.write(f"{cache}: another program fetches packages there, waiting for it", file=sys.stderr)
             fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            # As on Lustre that is mounted without locks.
+            pass
         yield
 
 

@@ -62,6 +62,10 @@ def test_a_package_is_fetched_unpacked_and_kept(tmp_path, client):
     assert not client.exists()  # nothing was called
 
 
+def test_a_package_is_fetched_where_there_are_no_locks(tmp_path, client, no_locks):
+    assert (fetch_packages(["fruit"], tmp_path / "cache")["fruit"] / "VERSION").is_file()
+
+
 def test_programs_that_want_a_package_at_once_fetch_it_once(tmp_path, client, capsys, nfs_locks):
     # The second one looks before the first has the package, and waits: as if both had begun with an empty cache.
     with sole_fetcher(tmp_path / "cache"):

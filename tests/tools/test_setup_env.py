@@ -234,6 +234,11 @@ def test_one_run_at_a_time_works_on_a_checkout(env, nfs_locks):
     assert "another run is at work here, waiting for it" in env._stream.getvalue()
 
 
+def test_a_run_works_where_there_are_no_locks(env, no_locks):
+    with setup_env._alone(env):
+        assert not env._stream.getvalue()
+
+
 HASH = "--hash=sha256:" + "0123456789abcdef" * 4
 
 
