@@ -6,6 +6,7 @@ Everything else that a pickle could do is refused.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import http.client
@@ -18,7 +19,6 @@ import struct
 import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -360,7 +360,7 @@ def _skipped_type(value: Any) -> str:
     return next(filter(None, map(_skipped_type, value)), "") if isinstance(value, (list, tuple, set)) else ""
 
 
-@contextmanager
+@contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a path to write to; its file replaces ``path`` in one step at the end, or is removed after an error.
 
@@ -381,7 +381,9 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
             yield temporary
             _flush_to_disk(temporary)
             os.replace(temporary, path)
-            _flush_to_disk(path.parent)
+            # The file is there. Shared folders of virtual machines and older ones of Windows flush no folders.
+            with contextlib.suppress(OSError):
+                _flush_to_disk(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,5 +1,6 @@
 import argparse
 import collections
+import errno
 import hashlib
 import io
 import logging
@@ -393,6 +394,19 @@ def test_text_is_utf_8_whatever_the_machine_writes_by_itself(tmp_path, monkeypat
     monkeypatch.setattr(io, "text_encoding", lambda encoding, *_: encoding or "ascii")
     write_text(tmp_path / "classes.md", "ngựa vằn")
     assert (tmp_path / "classes.md").read_bytes() == "ngựa vằn".encode()
+
+
+def test_files_are_written_where_folders_cannot_be_flushed(tmp_path, monkeypatch):
+    flush = os.fsync
+
+    def flush_files(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", flush_files)
+    write_text(tmp_path / "t", "text")
+    assert (tmp_path / "t").read_text() == "text"
 
 
 def test_texts_replace_what_was_there(tmp_path):
