@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import logging
+import os
 import socket
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import InputError
@@ -41,24 +45,41 @@ def run(arguments: argparse.Namespace) -> None:
     from .page import THEME, build_page
 
     predictor = build_predictor(arguments, arguments.opts)
-    page = build_page(predictor, Path(arguments.model or arguments.config_file).resolve().stem)
     # It logs every request.
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    try:
-        page.launch(
-            server_name=arguments.host,
-            server_port=arguments.port,
-            max_file_size=_LARGEST_FILE,
-            theme=THEME,
-            footer_links=[],
-            share=False,
-            quiet=True,
-            prevent_thread_lock=True,
-        )
-    except OSError as error:
-        raise InputError(f"--port: expected a free port, found {arguments.port} taken; try another") from error
-    write_line(f"Open http://{arguments.host}:{arguments.port} in a browser; Ctrl-C ends.")
-    page.block_thread()
+    with surroundings(arguments.host):
+        page = build_page(predictor, Path(arguments.model or arguments.config_file).resolve().stem)
+        try:
+            page.launch(
+                server_name=arguments.host,
+                server_port=arguments.port,
+                max_file_size=_LARGEST_FILE,
+                theme=THEME,
+                footer_links=[],
+                share=False,
+                quiet=True,
+                prevent_thread_lock=True,
+            )
+        except OSError as error:
+            raise InputError(f"--port: expected a free port, found {arguments.port} taken; try another") from error
+        write_line(f"Open http://{arguments.host}:{arguments.port} in a browser; Ctrl-C ends.")
+        page.block_thread()
+
+
+@contextlib.contextmanager
+def surroundings(host: str) -> Iterator[None]:
+    """Within the context gradio keeps files where nobody else does, and asks for its own page without a proxy.
+
+    Its folder is one for all users of a machine otherwise, and only the first of them may write to it.
+
+    Args:
+        host: The address that listens.
+    """
+    with tempfile.TemporaryDirectory(prefix="glipv2_serve_", ignore_cleanup_errors=True) as folder:
+        os.environ.setdefault("GRADIO_TEMP_DIR", folder)
+        known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+        os.environ["no_proxy"] = ",".join([*([known] if known else []), "localhost", "127.0.0.1", host])
+        yield
 
 
 def check_address(host: str, port: int) -> None:

@@ -1,7 +1,10 @@
 """What the page of ``glipv2 serve`` answers, without a browser."""
 
+import stat
 import struct
+import urllib.request
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from page_cases import make_predictor  # noqa: E402
 
 from glipv2_d2.errors import InputError  # noqa: E402
 from glipv2_d2.program.page import Answers, Found, build_page, draw, draw_caption, in_words  # noqa: E402
+from glipv2_d2.program.serve import surroundings  # noqa: E402
 from glipv2_d2.visualizer import GroundingVisualizer  # noqa: E402
 
 
@@ -158,3 +162,16 @@ def test_the_page_has_a_tab_for_each_thing_that_the_model_does(predictor):
         return [block.label for block in page.blocks.values() if isinstance(block, gradio.Tab)]
 
     assert tabs(build_page(predictor, "small")) == ["Find", "Ask", "Describe"]
+
+
+def test_a_page_has_files_of_its_own_and_no_proxy_before_it(monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "intranet")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    monkeypatch.delenv("GRADIO_TEMP_DIR")
+    with surroundings("192.0.2.1"):
+        folder = Path(gradio.utils.get_upload_folder())
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert all(map(urllib.request.proxy_bypass, ("intranet", "localhost", "127.0.0.1", "192.0.2.1")))
+        assert not urllib.request.proxy_bypass("example.org")
+    assert not folder.exists()
