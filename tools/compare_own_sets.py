@@ -234,7 +234,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     output, weights = arguments.output.resolve(), arguments.weights and os.path.abspath(arguments.weights)
     cells, failures, lock, stopped = cells_of(arguments), {}, threading.Lock(), threading.Event()
     output.mkdir(parents=True, exist_ok=True)
-    threads = str(max(1, (os.cpu_count() or 1) // arguments.jobs))
+    # A job of a cluster may use few cores of a machine; macOS leaves all to everyone.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = str(max(1, cores // arguments.jobs))
     variables = {} if arguments.jobs == 1 else {"OMP_NUM_THREADS": threads}
 
     def run(group: Iterable[Cell]) -> None:

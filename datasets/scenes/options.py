@@ -27,7 +27,13 @@ def add_dataset_options(parser: argparse.ArgumentParser, name: str, num_names: i
         "--objects", type=int, nargs=2, default=(2, 4), metavar=("MIN", "MAX"), help="objects in a scene (default: 2 4)"
     )
     parser.add_argument("--seed", type=int, default=0, help="decides everything drawn (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: %(default)s)")
+
+
+def usable_cores() -> int:
+    """The cores that this process may use, which in a job of a cluster are few of the machine's."""
+    # macOS leaves all to everyone.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def parameters_from(

@@ -1,3 +1,4 @@
+import argparse
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from scenes import dataset as scene_dataset
 from scenes.composer import Background, SceneRules
 from scenes.dataset import SceneSource, plan_splits
 from scenes.folder import DatasetParameters, sole_writer
+from scenes.options import add_dataset_options, usable_cores
 
 TINY = {"num_train": 7, "num_val": 3, "size": 64, "num_names": 30, "num_novel": 5}
 SPLITS = ("train", "val", "val_24", "val_novel")
@@ -335,6 +337,15 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match="expected an empty folder or a manifest.json"):
         build(tmp_path)
     assert contents(tmp_path) == {"train/000001.jpg": b"mine"}
+
+
+def test_there_are_as_many_workers_as_cores_that_a_job_may_use(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5}, raising=False)
+    parser = argparse.ArgumentParser()
+    add_dataset_options(parser, "shapeworld", num_names=None, num_novel=1)
+    assert parser.parse_args([]).workers == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert usable_cores() == os.cpu_count()
 
 
 def test_two_runs_do_not_write_into_one_folder(tmp_path):
