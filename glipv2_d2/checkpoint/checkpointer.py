@@ -12,6 +12,7 @@ import timm
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.utils import comm
+from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor, nn
 
 from ..distributed import is_sharded, placed_like, whole_tensors
@@ -372,7 +373,8 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
         features = {} if body is None else {"features_only": True, "out_indices": body.feature_info.out_indices}
         try:
             fetched = timm.create_model(name, pretrained=True, **features).state_dict()
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, *HfHubHTTPError.__bases__) as error:
+            # The last is of the HTTP library that the hub's client uses.
             reason = str(error).strip().split("\n")[0]
             raise CheckpointError(
                 f"{address}: expected the pretrained weights of {name} from timm's hub, found {reason!r}; without "

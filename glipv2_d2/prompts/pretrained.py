@@ -6,10 +6,14 @@ import os
 
 from detectron2.utils.file_io import PathManager
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 # No file that would have to be unpickled, and only one format of weights.
 _HUB_FILES = ["*.json", "*.txt", "model*.safetensors"]
+
+# What the client of the hub raises. Where a proxy or the network refuses, it is an error of its HTTP library, which is
+# another one from version to version.
+HUB_ERRORS: tuple[type[Exception], ...] = (OSError, HFValidationError, *HfHubHTTPError.__bases__)
 
 
 def resolve_pretrained(path: str, key: str, allow_download: bool) -> str:
@@ -36,7 +40,7 @@ def resolve_pretrained(path: str, key: str, allow_download: bool) -> str:
         if partial is not None:
             return partial
         raise FileNotFoundError(_not_found(path, key)) from error
-    except (OSError, HFValidationError) as error:
+    except HUB_ERRORS as error:
         raise FileNotFoundError(_not_found(path, key)) from error
 
 

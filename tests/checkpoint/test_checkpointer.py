@@ -6,6 +6,7 @@ import torch
 from conftest import assert_one_line, make_tiny_cfg
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
+from huggingface_hub.errors import HfHubHTTPError
 from timm import create_model as create_timm_model
 from torch import nn
 
@@ -406,9 +407,10 @@ def test_timm_weights_fill_a_timm_backbone(name, hub, messages):
     assert warnings_of(messages) == []
 
 
-def test_a_timm_address_without_network_says_what_was_tried(model, monkeypatch):
+@pytest.mark.parametrize("kind", [OSError, HfHubHTTPError.__bases__[0]])
+def test_a_timm_address_without_network_says_what_was_tried(model, monkeypatch, kind):
     def offline(*args, **kwargs):
-        raise OSError("[Errno 101] Network is unreachable\nmore")
+        raise kind("[Errno 101] Network is unreachable\nmore")
 
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(CheckpointError) as caught:

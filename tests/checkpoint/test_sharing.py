@@ -275,7 +275,14 @@ def test_changed_files_of_a_repository_are_refused(predictor, fake_hub):
         GLIPv2Predictor.from_pretrained("someone/my-model", download=True)
 
 
-@pytest.mark.parametrize("error", [OSError("no\nnetwork"), huggingface_hub.errors.HFValidationError("bad name")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("no\nnetwork"),
+        huggingface_hub.errors.HFValidationError("bad name"),
+        huggingface_hub.errors.HfHubHTTPError.__bases__[0]("403 of the proxy"),
+    ],
+)
 def test_a_hub_that_refuses_is_one_line(predictor, monkeypatch, error):
     def refuse(*_, **__):
         raise error
