@@ -42,15 +42,17 @@ def check_writable(folder: str | os.PathLike[str], where: str) -> None:
 
 
 @contextmanager
-def lock_folder(folder: str | os.PathLike[str], where: str) -> Iterator[int]:
+def lock_folder(folder: str | os.PathLike[str], where: str, *, inherited: bool = True) -> Iterator[int]:
     """Keep other runs out of a folder that is there, if its file system has locks; without them a warning says so.
 
     Args:
         folder: Its path. A file ``.lock`` is left in it.
-        where: The program, for the message.
+        where: The program, the flag or the config key, for the message.
+        inherited: A process that inherits the descriptor holds the lock too, and it is gone with the last of them.
+            Otherwise it is gone with this process, which may lock the folder again.
 
     Yields:
-        A descriptor; a process that inherits it holds the lock too. The lock is gone with the last of them.
+        The descriptor.
 
     Raises:
         InputError: Another run holds it.
@@ -61,7 +63,7 @@ def lock_folder(folder: str | os.PathLike[str], where: str) -> Iterator[int]:
     # NFS locks no folders, and only what is open for writing.
     with open(os.path.join(folder, ".lock"), "a") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            (fcntl.flock if inherited else fcntl.lockf)(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             found = "found another one, or a process of a killed one, at work there"
             raise InputError(f"{where}: {folder}: expected no other run, {found}; wait for its end") from None

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -14,6 +17,7 @@ from detectron2.utils.env import seed_all_rng
 from ..checkpoint.checkpointer import GLIPv2Checkpointer
 from ..evaluation.build import check_test_data
 from ..evaluation.result_tables import write_result_table
+from ..folders import check_writable, lock_folder
 from ..modeling.build import choose_device
 from .command_line import build_config, one_line_errors
 from .run_log import start_log
@@ -27,6 +31,31 @@ def start_run(arguments: argparse.Namespace, *, for_results: bool = False) -> Cf
     With ``--num-gpus 0`` the device of a config that leaves it open is the CPU; config.yaml still leaves it open.
     """
     cfg = build_config(arguments.config_file, arguments.opts, for_results=for_results, measures=for_results)
+    return _start(cfg, arguments)
+
+
+@contextlib.contextmanager
+def sole_training(arguments: argparse.Namespace) -> Iterator[CfgNode]:
+    """Start a run as ``start_run`` does, and keep other trainings out of its folder until it ends.
+
+    Two would mix their files, as where a job comes twice, or SLURM starts a whole training for each of its tasks.
+
+    Raises:
+        InputError: Another one is at work there.
+    """
+    cfg = build_config(arguments.config_file, arguments.opts)
+    lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+    # Windows has no such locks.
+    if comm.is_main_process() and os.name == "posix":
+        check_writable(cfg.OUTPUT_DIR, "OUTPUT_DIR")
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+        # Data workers outlive a killed training, which may go on at once.
+        lock = lock_folder(cfg.OUTPUT_DIR, "OUTPUT_DIR", inherited=False)
+    with lock:
+        yield _start(cfg, arguments)
+
+
+def _start(cfg: CfgNode, arguments: argparse.Namespace) -> CfgNode:
     start_log(cfg, arguments)
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
     if not arguments.eval_only:
@@ -42,8 +71,8 @@ def start_run(arguments: argparse.Namespace, *, for_results: bool = False) -> Cf
 
 def train(arguments: argparse.Namespace) -> dict[str, Any] | None:
     """Train in this process, one of those that ``launch_run`` starts; return the results of the last evaluation."""
-    with one_line_errors(arguments.traceback):
-        trainer = GLIPv2Trainer(start_run(arguments))
+    with one_line_errors(arguments.traceback), sole_training(arguments) as cfg:
+        trainer = GLIPv2Trainer(cfg)
         trainer.resume_or_load(resume=arguments.resume)
         return trainer.train()
 

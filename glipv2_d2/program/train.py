@@ -8,11 +8,13 @@ length. At the end OUTPUT holds model_best.pth, results.json and a folder "repor
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import time
 from pathlib import Path
 
 from ..errors import InputError, space_errors
+from ..folders import lock_folder
 from .config_arguments import add_config_arguments, add_process_arguments, config_keys
 from .output import write_line
 
@@ -88,6 +90,10 @@ def _prepare_run(arguments: argparse.Namespace, num_processes: int) -> None:
 
     output = arguments.output
     check_output(output, arguments.resume, arguments.overwrite, arguments.weights)
+    if output.is_dir() and os.name == "posix":
+        # A run that is at work there keeps its files.
+        with lock_folder(output, "--output", inherited=False):
+            pass
     if arguments.resume:
         return
     start = find_start(arguments.weights, arguments.config_file, Path.cwd())
@@ -109,12 +115,12 @@ def _train_own(arguments: argparse.Namespace) -> None:
     from ..engine.command_line import one_line_errors
     from ..engine.own_run import finish_run, readers_of_run
     from ..engine.progress import ElapsedTime, quiet_terminal, show_progress
-    from ..engine.runs import start_run
+    from ..engine.runs import sole_training
     from ..engine.stopping import RunStopped
     from ..engine.trainer import GLIPv2Trainer
 
-    with one_line_errors(arguments.traceback), readers_of_run(arguments.output):
-        cfg = start_run(arguments)
+    one_line = one_line_errors(arguments.traceback)
+    with one_line, readers_of_run(arguments.output), sole_training(arguments) as cfg:
         quiet_terminal()
         trainer = GLIPv2Trainer(cfg)
         elapsed = ElapsedTime(arguments.begin)

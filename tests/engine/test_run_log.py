@@ -1,7 +1,9 @@
 import logging
+import multiprocessing
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -9,8 +11,12 @@ import yaml
 
 from glipv2_d2.engine.progress import quiet_terminal
 from glipv2_d2.engine.run_log import start_log
-from glipv2_d2.engine.runs import start_run
+from glipv2_d2.engine.runs import sole_training, start_run
+from glipv2_d2.errors import InputError
+from glipv2_d2.folders import lock_folder
 from glipv2_d2.program.config_arguments import parse_train_arguments
+
+FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture
@@ -75,6 +81,29 @@ def test_a_log_without_space_is_told_once_and_the_run_goes_on(arguments, tiny_cf
     shown, told = capsys.readouterr()
     assert "news" in shown and told.count("\n") == 1
     assert told.startswith(f"{tmp_path}/out/log.txt: expected space for the file, found the disk or the quota at its")
+
+
+def test_one_training_at_a_time_has_a_folder(arguments, tmp_path):
+    (tmp_path / "out").mkdir()
+    ready = FORK.Event()
+    other = FORK.Process(target=hold, args=(tmp_path / "out", ready), daemon=True)
+    other.start()
+    assert ready.wait(60)
+    message = f"^OUTPUT_DIR: {tmp_path}/out: expected no other run, found another one, "
+    with pytest.raises(InputError, match=message), sole_training(arguments()):
+        pass
+    assert not (tmp_path / "out" / "config.yaml").exists()
+    start_run(arguments("--eval-only"), for_results=True)
+    other.kill()
+    other.join()
+    with sole_training(arguments()) as cfg, sole_training(arguments()):
+        assert (tmp_path / "out" / "config.yaml").exists() and cfg.OUTPUT_DIR == f"{tmp_path}/out"
+
+
+def hold(folder, ready):
+    with lock_folder(folder, "there", inherited=False):
+        ready.set()
+        time.sleep(600)
 
 
 def test_an_evaluation_leaves_the_config_of_a_training_alone(arguments, tmp_path):

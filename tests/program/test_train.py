@@ -1,8 +1,10 @@
 """``glipv2 train --data`` from end to end, with the tiny model on four drawn images."""
 
 import json
+import multiprocessing
 import re
 import shlex
+import time
 
 import cv2
 import pytest
@@ -17,9 +19,12 @@ from glipv2_d2.engine.own_run import find_start, own_datasets, plan_run
 from glipv2_d2.engine.progress import ElapsedTime
 from glipv2_d2.engine.trainer import GLIPv2Trainer
 from glipv2_d2.errors import InputError
+from glipv2_d2.folders import lock_folder
 from glipv2_d2.program.main import main
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+
+FORK = multiprocessing.get_context("fork")
 
 
 class Killed(BaseException):
@@ -47,6 +52,27 @@ def kill_at(monkeypatch, update, error=Killed):
         whole(self)
 
     monkeypatch.setattr(GLIPv2Trainer, "before_step", before_step)
+
+
+@pytest.mark.parametrize("flag", ["--overwrite", "--resume"])
+def test_a_run_that_is_at_work_keeps_its_folder(words, tmp_path, flag):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.yaml").write_text("of another run")
+    ready = FORK.Event()
+    other = FORK.Process(target=hold, args=(ready,), daemon=True)
+    other.start()
+    assert ready.wait(60)
+    data = words[:3] if flag == "--overwrite" else words[:1]
+    with pytest.raises(SystemExit, match="error: --output: out: expected no other run, found another one, "):
+        main([*data, "--output", "out", flag])
+    other.kill()
+    assert (tmp_path / "out" / "config.yaml").read_text() == "of another run"
+
+
+def hold(ready):
+    with lock_folder("out", "there", inherited=False):
+        ready.set()
+        time.sleep(600)
 
 
 def test_run_leaves_weights_report_results_and_the_next_command(words, tmp_path, capsys):
