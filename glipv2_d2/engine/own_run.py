@@ -22,7 +22,7 @@ from ..config_files import get_config_file
 from ..data.own_sets import register_configured_sets, training_splits
 from ..data_check import check_own_sets, find_reported, report_of_readers
 from ..errors import InputError
-from ..folders import check_writable
+from ..folders import check_writable, lock_folder
 from ..modeling.build import choose_device
 from ..plurals import counted
 from .command_line import build_config
@@ -80,8 +80,8 @@ def check_output(folder: Path, resume: bool, overwrite: bool, weights: str = "")
     """Check that a run that starts from ``weights`` may write to a folder.
 
     Raises:
-        InputError: It holds another run, or with ``resume`` none, or with ``overwrite`` the weights; or nothing
-            can be written to it.
+        InputError: It holds another run, or one that is at work, or with ``resume`` none, or with ``overwrite`` the
+            weights; or nothing can be written to it.
         NotADirectoryError: It is a file, or lies below one.
     """
     check_writable(folder, "--output")
@@ -95,6 +95,9 @@ def check_output(folder: Path, resume: bool, overwrite: bool, weights: str = "")
             f"--output {folder}: expected a new folder, found a run ({', '.join(traces)}); go on with it by --resume, "
             f"replace it by --overwrite, or name another folder"
         )
+    if traces and os.name == "posix":
+        with lock_folder(folder, "--output", inherited=False):
+            pass
 
 
 def clear_output(folder: Path) -> None:

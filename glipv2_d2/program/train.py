@@ -8,13 +8,11 @@ length. At the end OUTPUT holds model_best.pth, results.json and a folder "repor
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import time
 from pathlib import Path
 
 from ..errors import InputError, space_errors
-from ..folders import lock_folder
 from .config_arguments import add_config_arguments, add_process_arguments, config_keys
 from .output import write_line
 
@@ -90,10 +88,6 @@ def _prepare_run(arguments: argparse.Namespace, num_processes: int) -> None:
 
     output = arguments.output
     check_output(output, arguments.resume, arguments.overwrite, arguments.weights)
-    if output.is_dir() and os.name == "posix":
-        # A run that is at work there keeps its files.
-        with lock_folder(output, "--output", inherited=False):
-            pass
     if arguments.resume:
         return
     start = find_start(arguments.weights, arguments.config_file, Path.cwd())
