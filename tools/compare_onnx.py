@@ -210,6 +210,8 @@ def compare(arguments: argparse.Namespace, onnx: Path, paths: list[Path], truth:
     for side in arguments.short_sides or [about["resize"]["shortest"]]:
         longest = round(side * about["resize"]["longest"] / about["resize"]["shortest"])
         keys = ["INPUT.MIN_SIZE_TEST", str(side), "INPUT.MAX_SIZE_TEST", str(longest), "MODEL.DEVICE", "cpu"]
+        # An exported detector sees one size.
+        keys += ["TEST.AUG.ENABLED", "False"]
         cfg = build_config(find_config(arguments), [*config_keys(arguments), *keys], for_results=True)
         predictor = GLIPv2Predictor(cfg)
         for names in arguments.names:

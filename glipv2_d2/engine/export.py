@@ -101,6 +101,7 @@ def warn_of_left_out(cfg: CfgNode, model: GLIPv2, output: Path) -> None:
             "MODEL.GLIPV2.TEST.SHORTLIST is left out, an exported model asks for all names",
         ),
         (model.class_words_head is not None, "MODEL.GLIPV2.CLASS_WORDS is left out, the alignment alone names boxes"),
+        (cfg.TEST.AUG.ENABLED, "TEST.AUG is left out, an exported model sees one size, INPUT.MIN_SIZE_TEST"),
     ):
         if is_on:
             logging.getLogger(__name__).warning("%s: %s", output, text)

@@ -150,6 +150,8 @@ def small_model_recipe(facts: Facts) -> Recipe:
     window = min(side, WINDOW_SIDE)
     options: list[Any] = [
         *("INPUT.MIN_SIZE_TEST", side, "INPUT.MAX_SIZE_TEST", long_side),
+        # The sizes of the weights that the run starts from are not those of these images.
+        *("TEST.AUG.ENABLED", False),
         *("INPUT.MIN_SIZE_TRAIN", (window,), "INPUT.MAX_SIZE_TRAIN", min(long_side, round(window * ASPECT))),
         *("INPUT.ZOOM", (0.6, 1.5), "INPUT.COLOR_JITTER", 0.3),
         *("SOLVER.IMS_PER_BATCH", BATCH, "INPUT.PROMPT.NUM_NEGATIVES", names_in_prompt(facts.num_names)),

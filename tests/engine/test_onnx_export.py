@@ -80,10 +80,11 @@ def test_a_part_of_a_model_is_named_as_in_the_model():
 def test_what_an_export_leaves_out_is_warned_of(tiny_cfg, caplog):
     warn_of_left_out(tiny_cfg, SimpleNamespace(mask_head=None, class_words_head=None), Path("a.onnx"))
     assert not caplog.messages
-    tiny_cfg.MODEL.GLIPV2.TEST.SHORTLIST = 3
+    tiny_cfg.MODEL.GLIPV2.TEST.SHORTLIST, tiny_cfg.TEST.AUG.ENABLED = 3, True
     warn_of_left_out(tiny_cfg, SimpleNamespace(mask_head=1, class_words_head=1), Path("a.pt2"))
-    masks, shortlist, words = caplog.messages
+    masks, shortlist, words, sizes = caplog.messages
     assert masks.startswith("a.pt2: its masks") and "SHORTLIST" in shortlist and "CLASS_WORDS" in words
+    assert sizes.startswith("a.pt2: TEST.AUG is left out")
 
 
 def test_detections_are_compared_in_both_directions_but_for_the_last():

@@ -124,3 +124,7 @@ def test_windows_of_small_objects_are_smaller_than_test_images():
     keys = as_dict(large.options)
     assert (keys["INPUT.MIN_SIZE_TEST"], keys["INPUT.MIN_SIZE_TRAIN"]) == (192, (192,))
     assert small.base_updates == large.base_updates == 1200
+
+
+def test_own_images_are_tested_at_one_size_whatever_the_start_was_tested_at():
+    assert as_dict(small_model_recipe(Facts(100, 500, 3, 0.5)).options)["TEST.AUG.ENABLED"] is False
