@@ -1,6 +1,8 @@
 import argparse
 import gc
 import importlib
+import io
+import os
 import socket
 import subprocess
 import sys
@@ -29,6 +31,15 @@ def test_help_lists_every_command(capsys):
 def test_a_line_controls_no_terminal(capsys):
     write_line("\x1b[31mred\x1b[0m\a\x9b, L\u00f6we\t\U0001f43c\nnext")
     assert capsys.readouterr().out == "\\x1b[31mred\\x1b[0m\\x07\\x9b, L\u00f6we\t\U0001f43c\nnext\n"
+
+
+def test_a_line_is_written_whatever_letters_the_output_knows(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+    write_line("L\u00f6we")
+    sys.stdout.reconfigure(encoding="utf-8")
+    write_line(f"L\u00f6we, {os.fsdecode(bytes([0xE9]))}")
+    assert written.getvalue() == "L\\xf6we\nL\u00f6we, \\udce9\n".encode()
 
 
 @pytest.mark.parametrize("name", COMMANDS)
