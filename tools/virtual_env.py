@@ -236,7 +236,8 @@ def candidate_interpreters() -> Iterator[str]:
             if folder and os.access(os.path.join(folder, name), os.X_OK):
                 yield os.path.join(folder, name)
     for pattern in (".pyenv/versions/3.*/bin/python", ".local/share/uv/python/*/bin/python3"):
-        yield from sorted(map(str, Path.home().glob(pattern)), reverse=True)
+        # Path.home() fails for a user without one, as in containers.
+        yield from sorted(map(str, Path(os.path.expanduser("~")).glob(pattern)), reverse=True)
 
 
 def find_interpreter(requested: str, candidates: Iterable[str]) -> Interpreter:

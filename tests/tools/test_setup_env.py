@@ -177,6 +177,16 @@ def test_this_python_is_probed_for_real():
     assert found.makers
 
 
+def test_a_user_without_a_home_has_candidates(tmp_path, monkeypatch):
+    def unknown(user):
+        raise KeyError(user)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert list(virtual_env.candidate_interpreters()) == [sys.executable]
+
+
 def test_candidates_hold_this_python_and_those_on_path(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
