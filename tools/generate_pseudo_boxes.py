@@ -201,7 +201,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # The processes share the output folder only, so they need no process group.
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        # Each task of SLURM may see its own GPU alone.
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     setup_logger(distributed_rank=rank, name="glipv2_d2")
     with one_line_errors(arguments.traceback):
         report = run(arguments, rank, world_size)

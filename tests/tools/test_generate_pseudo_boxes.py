@@ -393,6 +393,18 @@ def test_a_real_teacher_labels_captions_and_questions(tool, inputs, question_inp
     assert any("answer_box" in region for region in found) == (source == "vqa")
 
 
+@pytest.mark.parametrize(("gpus", "expected"), [(1, 0), (4, 3)])
+def test_a_process_takes_its_own_gpu_of_those_that_it_sees(tool, inputs, monkeypatch, gpus, expected):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(tool, "run", lambda *_: None)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    tool.main(inputs)
+    assert taken == [expected]
+
+
 @pytest.mark.slow
 def test_two_processes_of_torchrun_label_captions(inputs, tmp_path, tiny_cfg):
     torch.save({"model": PseudoBoxTeacher(tiny_cfg, None, 0.0).model.state_dict()}, tmp_path / "teacher.pth")
