@@ -77,12 +77,19 @@ def lock_folder(folder: str | os.PathLike[str], where: str, *, inherited: bool =
 def write_text_once(path: str, text: str) -> None:
     """Write a text file whole, or not at all, while others may do the same; a file of the same text stays as it is."""
     content = text.encode()
-    if os.path.isfile(path) and Path(path).read_bytes() == content:
+    if _holds(path, content):
         return
     unfinished = Path(f"{path}.{uuid.uuid4().hex}.tmp")
     try:
         with space_errors(path):
             unfinished.write_bytes(content)
-        os.replace(unfinished, path)
+        # Others may read what one of them has written meanwhile, and NFS takes a file that is replaced from the readers
+        # of other machines.
+        if not _holds(path, content):
+            os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _holds(path: str, content: bytes) -> bool:
+    return os.path.isfile(path) and Path(path).read_bytes() == content

@@ -1,5 +1,6 @@
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -73,3 +74,16 @@ def test_what_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatch, wri
     with pytest.raises(PermissionError):
         write(str(tmp_path / "data_report.json"))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_another_process_has_written_meanwhile_stays_for_its_readers(tmp_path, monkeypatch):
+    path, write = tmp_path / "a.json", Path.write_bytes
+
+    def write_after_another(unfinished, content):
+        write(path, content)
+        write(unfinished, content)
+
+    monkeypatch.setattr(Path, "write_bytes", write_after_another)
+    monkeypatch.setattr("os.replace", lambda *_: pytest.fail("the file was replaced"))
+    write_text_once(path, "text")
+    assert path.read_text() == "text" and list(tmp_path.iterdir()) == [path]
