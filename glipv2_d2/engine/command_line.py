@@ -47,6 +47,8 @@ _FILE_TROUBLES = (
     errno.ENAMETOOLONG,
     errno.ENOSPC,
     errno.EROFS,
+    # NFS: another machine has removed the file.
+    errno.ESTALE,
 )
 
 

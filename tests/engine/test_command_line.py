@@ -139,6 +139,7 @@ def test_defects_keep_their_traceback(kind):
         NonfiniteLossError("training stopped"),
         FileNotFoundError("a.json: there is no such file"),
         PermissionError(errno.EACCES, "Permission denied", "a.json"),
+        OSError(errno.ESTALE, "Stale file handle", "a.json"),
     ],
 )
 def test_bad_input_ends_in_one_line(error):

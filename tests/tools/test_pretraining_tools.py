@@ -164,6 +164,12 @@ def test_a_later_command_keeps_the_runs_of_an_earlier_one(ablation, tmp_path):
     assert (tmp_path / "table.md").read_text() == run_ablation.tables_of(records)
 
 
+def test_a_machine_without_git_knows_no_commit(load_tool, monkeypatch):
+    tool = load_tool("run_ablation")
+    monkeypatch.setenv("PATH", "")
+    assert tool._commit() == "unknown"
+
+
 def test_two_commands_do_not_run_in_one_folder(ablation, tmp_path):
     with lock_folder(tmp_path, "here"), pytest.raises(SystemExit, match="^run_ablation: --output: .* no other run, "):
         ablation()
