@@ -35,6 +35,8 @@ from .weight_changes import WeightChanges, interpolate_weights
 RANDOM_WEIGHTS = "random"
 
 _TIMM_PREFIX = "timm://"
+# The last is that of the HTTP library of the hub's client.
+_TIMM_ERRORS: tuple[type[Exception], ...] = (OSError, RuntimeError, ValueError, *HfHubHTTPError.__bases__)
 # Names of the weights that only a model of that tuning has.
 _TUNED_NAMES = {"prompt": re.compile(r"prompt_tuner\..*"), "lora": re.compile(r".*\.lora\.(up|down|scale)")}
 
@@ -373,8 +375,7 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
         features = {} if body is None else {"features_only": True, "out_indices": body.feature_info.out_indices}
         try:
             fetched = timm.create_model(name, pretrained=True, **features).state_dict()
-        except (OSError, RuntimeError, ValueError, *HfHubHTTPError.__bases__) as error:
-            # The last is of the HTTP library that the hub's client uses.
+        except _TIMM_ERRORS as error:
             reason = str(error).strip().split("\n")[0]
             raise CheckpointError(
                 f"{address}: expected the pretrained weights of {name} from timm's hub, found {reason!r}; without "
