@@ -7,6 +7,8 @@ import multiprocessing.queues
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -244,6 +246,7 @@ def _start_worker(worker_id: int) -> None:
     """Keep a worker to one core, since the workers together use the machine; the main process answers signals."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     # Left alone, a thread would drop the sample, and the main process wait for it forever.
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_leave_undelivered)  # type: ignore[attr-defined]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -251,6 +254,13 @@ def _start_worker(worker_id: int) -> None:
         # The first one went to the whole group, and the main process may still need samples. The next is its own, and a
         # worker that it ends must not look like one that has died.
         signal.signal(number, lambda number, frame: signal.signal(number, lambda *_: os._exit(0)))
+
+
+def _end_with(main_process: int) -> None:
+    """End a worker whose main process was killed; one with more samples than a pipe takes would wait forever."""
+    while os.getppid() == main_process:
+        time.sleep(2)
+    os._exit(1)
 
 
 def _leave_undelivered(error: Exception, sample: Any) -> None:

@@ -225,6 +225,31 @@ def test_a_data_worker_that_dies_ends_a_run_in_one_line(train_cfg, drawn_dataset
     assert_one_line(caught, "error: DATALOADER.NUM_WORKERS: expected data workers that live", "DataLoader worker (pid")
 
 
+def test_a_worker_with_samples_that_nobody_takes_ends_with_a_killed_main_process():
+    receiver, sender = FORK.Pipe(duplex=False)
+    main_process = FORK.Process(target=start_and_wait, args=(sender,))
+    main_process.start()
+    sender.close()
+    assert receiver.poll(60) and receiver.recv() == "ready"
+    main_process.kill()
+    main_process.join()
+    # The worker has the other end of the pipe as long as it lives.
+    assert receiver.poll(20)
+    with pytest.raises(EOFError):
+        receiver.recv()
+
+
+def start_and_wait(sender):
+    FORK.Process(target=fill_pipe, args=(sender,)).start()
+    time.sleep(600)
+
+
+def fill_pipe(sender):
+    _start_worker(0)
+    FORK.Queue().put(bytes(2**20))
+    sender.send("ready")
+
+
 def test_a_worker_that_cannot_pass_on_a_sample_ends_and_says_why(capfd):
     worker = FORK.Process(target=pass_on, args=(threading.Lock(),), daemon=True)
     worker.start()
