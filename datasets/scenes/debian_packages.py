@@ -68,7 +68,29 @@ def sole_fetcher(cache: Path) -> Iterator[None]:
         except OSError:
             # As on Lustre that is mounted without locks.
             pass
+        else:
+            # Of programs that were killed.
+            for left in cache.glob("*.partial"):
+                shutil.rmtree(left, ignore_errors=True)
         yield
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Give a new folder to be filled, which then becomes ``folder``: that is there whole or not at all.
+
+    Others that make the same folder have new ones of their own, and the first that is whole stays.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", suffix=".partial", dir=folder.parent) as parent:
+        partial = Path(parent, folder.name)
+        partial.mkdir()
+        yield partial
+        try:
+            os.replace(partial, folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
 
 
 def package_version(folder: Path) -> str:
@@ -119,15 +141,11 @@ def unpack_package(package: Path, folder: Path) -> Path:
     Raises:
         PackageError: It is no Debian package.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    # -X is -x with a line for each file, by which progress can be shown.
-    _call(["dpkg-deb", "-X", str(package), str(partial)], f"unpacking {folder.name}", None)
-    version = subprocess.run(["dpkg-deb", "-f", package, "Version"], capture_output=True, text=True).stdout
-    (partial / "VERSION").write_text(version, "utf-8")
-    os.replace(partial, folder)
+    with whole_folder(folder) as partial:
+        # -X is -x with a line for each file, by which progress can be shown.
+        _call(["dpkg-deb", "-X", str(package), str(partial)], f"unpacking {folder.name}", None)
+        version = subprocess.run(["dpkg-deb", "-f", package, "Version"], capture_output=True, text=True).stdout
+        (partial / "VERSION").write_text(version, "utf-8")
     return folder
 
 

@@ -1,14 +1,13 @@
 """Fetches packages of the npm registry with its own client and unpacks them into a cache; nothing is installed."""
 
 import hashlib
-import os
 import shutil
 import subprocess
 import tarfile
 from pathlib import Path
 from typing import NamedTuple
 
-from .debian_packages import PackageError, sole_fetcher
+from .debian_packages import PackageError, sole_fetcher, whole_folder
 
 
 class KnownFile(NamedTuple):
@@ -84,12 +83,9 @@ def _download(name: str, version: str, cache: Path) -> Path:
 
 
 def _unpack(package: Path, folder: Path) -> None:
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        with tarfile.open(package) as archive:
+        with tarfile.open(package) as archive, whole_folder(folder) as partial:
             # Refuses links and paths that lead out of the folder.
             archive.extractall(partial, filter="data")
     except tarfile.TarError as error:
         raise PackageError(f"{package}: expected a package of npm, found another file ({error})") from error
-    os.replace(partial, folder)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import prepare_stampworld
 import pytest
-from scenes.debian_packages import PackageError, fetch_packages, package_version, sole_fetcher
+from scenes.debian_packages import PackageError, fetch_packages, package_version, sole_fetcher, whole_folder
 
 APT = """#!/bin/sh
 echo "apt-get $*" >> "$LOG"
@@ -77,6 +77,26 @@ def test_programs_that_want_a_package_at_once_fetch_it_once(tmp_path, client, ca
     other.join(30)
     assert not other.is_alive() and not client.exists()
     assert "another program fetches packages there, waiting for it" in capsys.readouterr().err
+
+
+def test_programs_that_unpack_at_once_do_not_touch_each_others_files(tmp_path):
+    """Where there are no locks: a package lacked what one had unpacked when the other began."""
+    folder = tmp_path / "fruit"
+    with whole_folder(folder) as first:
+        (first / "a").touch()
+        with whole_folder(folder) as second:
+            (second / "b").touch()
+        (first / "c").touch()
+    assert {one.name for one in folder.iterdir()} == {"b"} and list(tmp_path.iterdir()) == [folder]
+    with pytest.raises(PackageError), whole_folder(tmp_path / "other"):
+        raise PackageError("broken")
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_what_a_killed_program_left_is_removed(tmp_path, client):
+    (tmp_path / "fruit.abc.partial" / "fruit").mkdir(parents=True)
+    fetch_packages(["fruit"], tmp_path)
+    assert (tmp_path / "fruit").is_dir() and not list(tmp_path.glob("*.partial"))
 
 
 def test_without_lists_the_cache_gets_lists_of_its_own(tmp_path, client, monkeypatch):
