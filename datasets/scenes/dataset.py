@@ -164,7 +164,9 @@ def write_dataset(
         names = {split.name: [category.name for category in split.categories] for split in splits}
         backgrounds = {split.name: sorted(one.identity for one in split.backgrounds) for split in splits}
         finish(output, parameters, num_images, {"names": names, "backgrounds": backgrounds})
-    print(f"{output}: " + ", ".join(f"{name} {count} images" for name, count in num_images.items()))
+    counts = {name: f"{count} images" for name, count in num_images.items()}
+    counts |= {name: f"{counts[name]} of {len(of_split)} names" for name, of_split in names.items()}
+    print(f"{output}: " + ", ".join(f"{name} {count}" for name, count in counts.items()))
 
 
 def found_finished(output: Path, parameters: DatasetParameters) -> bool:

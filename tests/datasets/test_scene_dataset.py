@@ -286,6 +286,15 @@ def test_a_killed_run_goes_on_and_gives_the_same_files(tmp_path, drawn, monkeypa
     assert "going on" in capsys.readouterr().out
 
 
+def test_images_and_names_are_counted_at_the_end(tmp_path, capsys):
+    """A package of which files are missing has fewer names, and nothing else tells."""
+    world = build(tmp_path / "world", num_names=30, num_novel=8)
+    counts = {split: (len(load(world, split)["images"]), len(load(world, split)["categories"])) for split in SPLITS}
+    assert counts["train"][1] == 30 and counts["val_novel"][1] == 8
+    shown = capsys.readouterr().out
+    assert all(f"{split} {images} images of {names} names" in shown for split, (images, names) in counts.items())
+
+
 def test_a_finished_data_set_is_found_and_nothing_is_drawn(tmp_path, drawn, capsys):
     build(tmp_path / "world")
     drawn.clear()
