@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing.queues
 import os
@@ -38,6 +39,7 @@ from .stream.training_sets import TrainingSets, load_training_sets
 
 # What a test sample keeps of its dataset dict if its image cannot be read.
 _KEPT_WITHOUT_IMAGE = ("file_name", "image_id", "height", "width", "question_id")
+_OPEN_FILES = 65_536
 
 
 def build_train_loader(cfg: CfgNode, start_iter: int = 0, saved: Mapping[str, Any] | None = None) -> TrainLoader:
@@ -183,6 +185,7 @@ def _check_keys(cfg: CfgNode, world_size: int) -> None:
 
 
 def _data_loader(cfg: CfgNode, samples: TrainingSamples, sampler: TrainingBatchSampler, seed: int) -> DataLoader:
+    _allow_open_files()
     return DataLoader(
         samples,
         batch_sampler=sampler,
@@ -195,6 +198,7 @@ def _data_loader(cfg: CfgNode, samples: TrainingSamples, sampler: TrainingBatchS
 
 
 def _test_samples(dicts: list[dict], make: Callable[[dict], dict], num_workers: int) -> DataLoader:
+    _allow_open_files()
     loader = build_detection_test_loader(dicts, mapper=functools.partial(_readable, make), num_workers=num_workers)
     loader.worker_init_fn = _start_worker
     return loader
@@ -242,12 +246,28 @@ def _seed(cfg: CfgNode, saved: Mapping[str, Any] | None) -> int:
     return comm.shared_random_seed() if saved is None else saved["seed"]
 
 
+def _allow_open_files() -> None:
+    """Let this process and its workers have more open files than the usual 1,024: each tensor on its way is one."""
+    # Windows has neither the module nor the limit.
+    if os.name != "posix":
+        return
+    import resource
+
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if most == resource.RLIM_INFINITY else min(_OPEN_FILES, most)
+    # macOS may permit less than it says.
+    with contextlib.suppress(ValueError, OSError):
+        if now != resource.RLIM_INFINITY and now < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
 def _start_worker(worker_id: int) -> None:
     """Keep a worker to one core, since the workers together use the machine; the main process answers signals."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    # Left alone, a thread would drop the sample, and the main process wait for it forever.
+    # Left alone, two threads would drop the sample or its tensors, and the main process wait for them forever.
+    sys.excepthook = lambda kind, error, traceback: _leave_undelivered(error, None)
     multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_leave_undelivered)  # type: ignore[attr-defined]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -263,8 +283,11 @@ def _end_with(main_process: int) -> None:
     os._exit(1)
 
 
-def _leave_undelivered(error: Exception, sample: Any) -> None:
+def _leave_undelivered(error: BaseException, sample: Any) -> None:
     """End a worker that cannot pass on a sample, as where shared memory or the number of open files is at its end."""
+    if isinstance(error, ConnectionError):
+        # The main process is gone, or has dropped what it was about to take.
+        return
     sys.stderr.write(f"data worker: expected to pass on a sample, found {error}\n")
     sys.stderr.flush()
     os._exit(1)

@@ -1,10 +1,13 @@
 """A test goes on where an image cannot be read, and ends in one line where a data worker dies."""
 
+import errno
 import json
 import logging
 import multiprocessing
 import os
+import resource
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -19,7 +22,7 @@ from drawn_images import register_drawn
 from torch.multiprocessing import ProcessExitedException
 from tqdm import tqdm
 
-from glipv2_d2.data.build import _start_worker, build_test_loader
+from glipv2_d2.data.build import _start_worker, _test_samples, build_test_loader
 from glipv2_d2.data.dataset_mappers import base
 from glipv2_d2.data.loading import load_test_dataset
 from glipv2_d2.engine import trainer
@@ -258,6 +261,39 @@ def test_a_worker_that_cannot_pass_on_a_sample_ends_and_says_why(capfd):
     worker.join()
     assert worker.exitcode == 1
     assert "data worker: expected to pass on a sample, found cannot pickle" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 2_000, reason="no more files are permitted")
+def test_a_batch_may_have_more_tensors_than_a_process_may_usually_open_files(monkeypatch):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    try:
+        loader = _test_samples([{"image_id": image_id} for image_id in range(2)], many_tensors, num_workers=1)
+        assert [len(sample["tensors"]) for (sample,) in loader] == [600, 600]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def many_tensors(dataset_dict):
+    return {**dataset_dict, "tensors": [torch.zeros(1) for _ in range(600)]}
+
+
+def test_a_worker_ends_where_one_of_its_threads_does(capfd):
+    worker = FORK.Process(target=fail_in_thread, daemon=True)
+    worker.start()
+    worker.join(20)
+    worker.kill()
+    worker.join()
+    assert worker.exitcode == 1
+    assert "data worker: expected to pass on a sample, found [Errno 24] none left" in capfd.readouterr().err
+
+
+def fail_in_thread():
+    _start_worker(0)
+    # As the thread of multiprocessing does that hands over the files of tensors.
+    sys.excepthook(ConnectionResetError, ConnectionResetError("nobody takes it"), None)
+    sys.excepthook(OSError, OSError(errno.EMFILE, "none left"), None)
+    time.sleep(60)
 
 
 def pass_on(sample):
