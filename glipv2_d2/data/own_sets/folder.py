@@ -62,7 +62,7 @@ def words_of(text: str) -> list[str]:
 
 def is_plain(name: str) -> bool:
     """Tell whether the name of a folder says nothing about a set, as "images" or "train"."""
-    return all(word in _PLAIN_WORDS or split_of(word) for word in words_of(name))
+    return name.isascii() and all(word in _PLAIN_WORDS or split_of(word) for word in words_of(name))
 
 
 def shown_path(path: str, folder: str) -> str:

@@ -186,10 +186,24 @@ def test_names_of_splits(text, split):
         ("/data/cats/annotations", "cats"),
         ("/data", "data"),
         ("/", "own"),
+        # Letters of other alphabets say as much.
+        *(("/data/猫", "猫"), ("/data/Мои коты/train", "Мои_коты"), ("/data/cats/2024", "cats")),
     ],
 )
 def test_a_set_has_the_name_of_its_folder(path, name):
     assert set_name(path.rstrip("/") or "/") == name
+
+
+def test_images_of_equal_names_are_those_of_the_split_that_their_json_is_of(tmp_path, find):
+    photos = PHOTOS[:3]
+    root = write_coco(tmp_path / "set", {"train": photos, "val": photos, "test": photos}, ["RBC"])
+    (root / "annotations").mkdir()
+    for split in ("train", "val", "test"):
+        (root / split / "_annotations.coco.json").rename(root / "annotations" / f"instances_{split}.json")
+    found = find(root)
+    assert {split: len(found.boxes(split)) for split in found.own.splits} == {"train": 3, "val": 3, "test": 3}
+    assert {Path(one.image_root).name for one in found.own.splits.values()} == {"train", "val", "test"}
+    assert not found.left_out
 
 
 def test_a_fifth_is_chosen_by_the_seed_and_the_names_alone(tmp_path, find):
