@@ -196,8 +196,8 @@ class Folder:
 
         A path from the folder of the annotation, or one of some folders from the root, is taken if it is there.
         Otherwise an image of the same name is looked for everywhere, with another suffix if there is none with this; of
-        several that which has most of the folders in the reference, then most in common with the path of the
-        annotation, and then lies among most images.
+        several that which has most of the folders in the reference, then one that is not of another split than the
+        annotation, then that which has most in common with its path, and then lies among most images.
 
         Args:
             reference: Its name or path, also one of another computer, or a URL.
@@ -228,7 +228,8 @@ class Folder:
             stems.reverse()
         same = self._by_stem.get(stems[0]) or self._by_stem.get(stems[1], [])
         named = [path for path in same if os.path.basename(path).lower() == parts[-1].lower()]
-        ranked = [(self._likeness(path, parts, near), path) for path in named or same]
+        own = self.split_of_path(near, of_file=True)
+        ranked = [(self._likeness(path, parts, near, own), path) for path in named or same]
         if not ranked and (original := _UPLOAD.sub("", urllib.parse.unquote(reference))) != reference:
             return self.find_image(original, near)
         if not ranked:
@@ -240,8 +241,7 @@ class Folder:
             found = unread or f"none named {show(parts[-1])}"
             raise EntryError(f"expected an image file, found {found}", "missing files")
         likeness, path = max(ranked, key=lambda pair: pair[0])
-        own, other = self.split_of_path(near, of_file=True), self.split_of_path(path)
-        if own and other and own != other and likeness[0] < 2:
+        if self._is_of_another_split(path, own) and likeness[0] < 2:
             found = f"{show(self.relative(path))} of another split"
             raise EntryError(f"expected an image file, found {found}", "missing files")
         return path
@@ -281,8 +281,13 @@ class Folder:
         first = name if stem_of(name) == stem else os.path.splitext(os.path.basename(annotation_file))[0]
         return self.find_first_image([first, *([named] if named.strip(" /") else [])], annotation_file)
 
-    def _likeness(self, path: str, parts: Sequence[str], near: str) -> tuple[int, ...]:
-        """Say how much an image is the one that a reference near a file means."""
+    def _is_of_another_split(self, path: str, split: str) -> bool:
+        """Tell whether the folders of a file speak of another split than this one, "" for none."""
+        other = self.split_of_path(path)
+        return bool(split and other) and split != other
+
+    def _likeness(self, path: str, parts: Sequence[str], near: str, split: str) -> tuple[int, ...]:
+        """Say how much an image is the one that a reference near a file of a split means."""
         own = self.relative(path).split(os.sep)
         # A name in other case, or with another suffix, has no end in common.
         ends = _common(reversed(own), reversed(parts))
@@ -291,7 +296,9 @@ class Folder:
         is_same = parts[-1] in (own[-1], os.path.splitext(own[-1])[0])  # "A.jpg" is not "a.jpg".
         num_images = self._num_images[os.path.dirname(path)]
         is_photograph = path not in self._made
-        return ends, is_photograph, _common(iter(folders), iter(others)), shared, -len(own), is_same, num_images
+        is_allowed = not self._is_of_another_split(path, split)
+        near_it = _common(iter(folders), iter(others))
+        return ends, is_photograph, is_allowed, near_it, shared, -len(own), is_same, num_images
 
     def _made_of_others(self, images: Sequence[str]) -> frozenset[str]:
         """Return the images in a folder of masks that share a name with one elsewhere, but have no annotation."""
