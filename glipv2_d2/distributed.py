@@ -43,6 +43,12 @@ def mean_over_ranks(total: Tensor, count: float) -> Tensor:
     return total / reduce_mean(total.new_full((), count)).clamp(min=1 / comm.get_world_size())
 
 
+def max_over_ranks(tensor: Tensor) -> None:
+    """Give a tensor, in place, the largest value of all ranks at each place; every rank calls this."""
+    if comm.get_world_size() > 1:
+        distributed.all_reduce(tensor, op=distributed.ReduceOp.MAX)
+
+
 class GatheredRows(NamedTuple):
     """Rows of all ranks, those of rank 0 first.
 

@@ -240,7 +240,12 @@ def has_idle_parts(cfg: CfgNode) -> bool:
         return True
     grounding, box = cfg.MODEL.GLIPV2.GROUNDING, cfg.MODEL.GLIPV2.BOX
     mask_weight = cfg.MODEL.GLIPV2.MASK_HEAD.LOSS_WEIGHT if cfg.MODEL.MASK_ON else 1.0
-    return 0 in (grounding.LOSS_WEIGHT, box.REG_LOSS_WEIGHT, box.CENTERNESS_LOSS_WEIGHT, mask_weight)
+    words = cfg.MODEL.GLIPV2.CLASS_WORDS
+    words_weight = words.LOSS_WEIGHT if words.ENABLED else 1.0
+    return 0 in (
+        *(grounding.LOSS_WEIGHT, box.REG_LOSS_WEIGHT, box.CENTERNESS_LOSS_WEIGHT),
+        *(mask_weight, words_weight),
+    )
 
 
 def check_sharding(cfg: CfgNode) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from ...device_copies import to_device
+from ...distributed import max_over_ranks, mean_over_ranks
 from ...errors import InputError
 from ...prompts.builder import prompt_from_caption
 from ...prompts.tokenizer import PromptTokenizer
@@ -242,14 +243,15 @@ class ClassWordsHead(TrainingHead):
     def losses(self, fused: Fused, batch: TrainBatch) -> dict[str, Tensor]:
         """Compute the weighted cross-entropy between what the classifier and the layer say of positive anchors.
 
-        Names with a box are noted as seen.
+        Names with a box are noted as seen, on all ranks, which all call this.
 
         Args:
             fused: Its ``features`` before fusion and its ``targets`` are read.
             batch: N images with one prompt each, and their boxes.
 
         Returns:
-            ``loss_class_words``, the mean over positive anchors, 0 if there are none; nothing for a weight of 0.
+            ``loss_class_words``, the mean over the positive anchors of all ranks, 0 if there are none; nothing for a
+            weight of 0.
         """
         self._note_names(batch)
         if not self.loss_weight:
@@ -264,7 +266,7 @@ class ClassWordsHead(TrainingHead):
             taught = self.probabilities(cells, batch.pairs.rows, own_boxes)[images, boxes]
             said = F.normalize(self.projection(regions.float()), dim=-1) @ self.class_vectors.T
             logs = (said / self.log_scale.exp()).log_softmax(dim=-1)
-            loss = -(taught * logs).sum() / max(count, 1)
+            loss = mean_over_ranks(-(taught * logs).sum(), count)
         return {"loss_class_words": loss * self.loss_weight}
 
     def _note_names(self, batch: TrainBatch) -> None:
@@ -274,6 +276,7 @@ class ClassWordsHead(TrainingHead):
             places += [place_of(names[row]) for row in set(boxes.gt_classes.tolist())]
         (there,) = to_device([torch.tensor(places, dtype=torch.int64)], self.taught.device)
         self.taught.index_fill_(0, there, True)
+        max_over_ranks(self.taught.view(torch.uint8))
 
 
 def mean_of_words(hidden: Tensor, mask: Tensor) -> Tensor:
