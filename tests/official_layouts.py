@@ -26,7 +26,7 @@ ENTITIES = (
 
 
 def write_official_data(root: Path, num_images: int = 2) -> None:
-    """Write COCO's val2017, LVIS minival, both splits of Flickr30K, and ODinW-13, each of some images with a box."""
+    """Write COCO's val2017, LVIS minival, val and test of Flickr30K and ODinW-13, each of some images with a box."""
     things = [{"id": one["id"], "name": one["name"]} for one in COCO_CATEGORIES if one["isthing"]]
     coco = root / "coco"
     _write_json(coco / "annotations" / "instances_val2017.json", coco / "val2017", num_images, things)
@@ -45,8 +45,10 @@ def write_official_data(root: Path, num_images: int = 2) -> None:
     for key in ODINW_13:
         one = ODINW_SETS[key]
         names = one.names or tuple(name for name, _, _ in one.contexts) or ("thing",)
-        json_file, images = (root / "odinw" / path for path in one.paths("test"))
-        _write_json(json_file, images, num_images, [{"id": i, "name": name} for i, name in enumerate(names, 1)])
+        categories = [{"id": i, "name": name} for i, name in enumerate(names, 1)]
+        for split in ("val", "test"):
+            json_file, images = (root / "odinw" / path for path in one.paths(split))
+            _write_json(json_file, images, num_images, categories)
 
 
 def _write_json(json_file: Path, folder: Path, num_images: int, names: list[dict], *, is_lvis: bool = False) -> None:

@@ -79,8 +79,10 @@ def model_of(row: str) -> Model:
 
 
 def datasets_of(row: str) -> tuple[str, ...]:
-    """Return the names of the datasets of a row, those of its suite's config."""
-    return _tested(SUITES[row.split("/")[1]].config)
+    """Return the names of the datasets of a row, those of its suite's config or their validation splits."""
+    suite = SUITES[row.split("/")[1]]
+    names = _tested(suite.config)
+    return tuple(f"{name.removesuffix('_test')}_val" for name in names) if suite.is_of_val else names
 
 
 @functools.cache
