@@ -164,7 +164,7 @@ def plan_run(
     # The config beside the weights may be that of several datasets, of a tuning that forgot nothing, or of a training
     # without weights, whose names the weights know beside those of this one.
     fixed += ["DATASETS.TRAIN_RATIOS", (), "DATASETS.TRAIN_COPIES", (), "TEST.BEST_METRICS", (), KEEP, False]
-    fixed += [KEEP_SIZE, (), "MODEL.GLIPV2.TEST.ONLY_OWN_NAMES", not start.weights]
+    fixed += ["MODEL.GLIPV2.TEST.ONLY_OWN_NAMES", not start.weights]
     # Of the other keys this one says whether the data can be read at all.
     share = dict(zip(options[::2], options[1::2], strict=False)).get("DATASETS.MAX_FAULTY_SHARE")
     readable = fixed if share is None else [*fixed, "DATASETS.MAX_FAULTY_SHARE", share]
@@ -173,8 +173,8 @@ def plan_run(
     train, val = own_datasets(cfg)
     facts = Facts.of(DatasetCatalog.get(train), len(MetadataCatalog.get(train).thing_classes))
     is_small = cfg.MODEL.BACKBONE.NAME == "build_timm_fpn_backbone"
-    of_start = _test_size(cfg), cfg.MODEL.GLIPV2.CLASS_WORDS.IMAGE_SCALE
-    fixed += ["DATASETS.TRAIN", (train,), "DATASETS.TEST", (val,)]
+    of_start = _sizes_of_start(cfg)
+    fixed += ["DATASETS.TRAIN", (train,), "DATASETS.TEST", (val,), KEEP_SIZE, ()]
     recipe = small_model_recipe(facts) if is_small else large_model_recipe(facts)
     if -BATCH % num_processes:
         more = ["SOLVER.IMS_PER_BATCH", BATCH + -BATCH % num_processes]
@@ -208,6 +208,17 @@ def plan_run(
 
 def _test_size(cfg: CfgNode) -> tuple[int, int]:
     return cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+
+
+def _sizes_of_start(cfg: CfgNode) -> tuple[tuple[int, int], float]:
+    """Return the size of test images that the weights of a config are for, and that of the classifier's over it.
+
+    The base of a run that kept other names lies beside the config of this run, whose size is that of the tuned weights.
+    """
+    keep = cfg.MODEL.GLIPV2.TUNING.KEEP
+    if keep.SIZE_TEST and os.path.basename(cfg.MODEL.WEIGHTS) == BASE_WEIGHTS:
+        return tuple(keep.SIZE_TEST), keep.IMAGE_SCALE
+    return _test_size(cfg), cfg.MODEL.GLIPV2.CLASS_WORDS.IMAGE_SCALE
 
 
 def _sizes_beside(cfg: CfgNode, size: tuple[int, int], scale: float) -> list[Any]:

@@ -279,6 +279,30 @@ def test_what_answers_for_other_names_keeps_its_image_size(words, tiny_cfg, tmp_
     assert tuple(chosen.get(f"MODEL.GLIPV2.TUNING.KEEP.{key}") for key in ("SIZE_TEST", "IMAGE_SCALE")) == expected
 
 
+def test_the_base_of_a_run_that_kept_names_has_its_own_image_size_in_the_next(words, tiny_cfg, tmp_path):
+    """The config beside it is that of the tuned weights, and says the size of the base in a key of its own."""
+    tiny_cfg.merge_from_list(["MODEL.GLIPV2.CLASS_WORDS.ENABLED", True, "MODEL.GLIPV2.CLASS_WORDS.IMAGE_SCALE", 1.0])
+    tiny_cfg.merge_from_list(["INPUT.MIN_SIZE_TEST", 384, "INPUT.MAX_SIZE_TEST", 576])
+    tiny_cfg.MODEL.GLIPV2.TUNING.KEEP.merge_from_list(["SIZE_TEST", (64, 96), "IMAGE_SCALE", 9.0])
+    (tmp_path / "config.yaml").write_text(tiny_cfg.dump())
+    for name, expected in (
+        ("keep_base.safetensors", ("(64, 96)", "9.0", "1.5")),
+        ("model_best.pth", ("()", None, "1.0")),
+    ):
+        (tmp_path / name).write_bytes(b"")
+        options = [
+            "MODEL.GLIPV2.TUNING.KEEP.ENABLED",
+            "True",
+            "INPUT.MIN_SIZE_TEST",
+            "384",
+            "INPUT.MAX_SIZE_TEST",
+            "576",
+        ]
+        chosen = as_dict(plan_run("photos", tmp_path / "run", find_start(name, "", tmp_path), options=options).options)
+        keys = ("TUNING.KEEP.SIZE_TEST", "TUNING.KEEP.IMAGE_SCALE", "CLASS_WORDS.IMAGE_SCALE")
+        assert tuple(chosen.get(f"MODEL.GLIPV2.{key}") for key in keys) == expected
+
+
 @pytest.mark.parametrize(
     ("folders", "expected"),
     [

@@ -128,8 +128,9 @@ class OpenPromptDetector(nn.Module):
         if model.by_name is not None:
             raise InputError(
                 "MODEL.WEIGHTS: expected one set of weights for all names, found one for own names and one for others "
-                "(MODEL.GLIPV2.TUNING.KEEP.BY_NAME); of the files beside it export model_best.pth or "
-                "keep_base.safetensors, or fixed names as .pt2"
+                "(MODEL.GLIPV2.TUNING.KEEP.BY_NAME); of the files beside it export model_best.pth, or "
+                "keep_base.safetensors with INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST as in KEEP.SIZE_TEST, or fixed names "
+                "as .pt2"
             )
         if model.head.selector.score_aggregation == "max":
             raise InputError(
