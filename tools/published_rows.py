@@ -23,6 +23,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from glipv2_d2.data.datasets.odinw import ODINW_SETS
+
 # The official repository links to files of a storage account that is closed; its authors put the same files here.
 HUB = "https://huggingface.co/GLIPModel/GLIP/resolve/main/"
 
@@ -172,6 +174,20 @@ ADDRESSES = {
     "flickr30k": "https://github.com/BryanPlummer/flickr30k_entities, which says how to get the images",
     "odinw": f"{HUB}odinw_35/SET.zip, unpacked in the folder odinw",
 }
+
+
+def address_of(dataset: str) -> str:
+    """Return where the files of a dataset come from."""
+    folder = next(one for one in ADDRESSES if dataset.startswith(one))
+    known = [one.address for one in DATA_FILES.values() if folder == "coco" and one.path.startswith("coco")]
+    text = ", ".join([*known, ADDRESSES[folder]])
+    if folder == "odinw":
+        # An archive has the name of the folder in it, which may hold several sets: EgoHands.
+        key = dataset.removeprefix("odinw_").rpartition("_")[0]
+        text = text.replace("SET", ODINW_SETS[key].folder.split("/")[0])
+    return text
+
+
 # How many images the splits have (Flickr30K: its release; ODinW: GLIP, Table 9, and GLIPv2, Table 7).
 NUM_IMAGES = {
     "coco_2017_val": 5000,

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.data import MetadataCatalog
-from published_rows import ADDRESSES, DATA_FILES, MODELS, NUM_IMAGES, ROWS, SUITES, Figure, KnownFile, Model
+from published_rows import ADDRESSES, DATA_FILES, MODELS, NUM_IMAGES, ROWS, SUITES, Figure, KnownFile, Model, address_of
 from run_odinw import LOG, ROOT, call
 from smoke_data import copy_first_images
 
@@ -148,7 +148,7 @@ def missing(row: str, weights: Path) -> list[str]:
             if "entities_root" in metadata.as_dict():
                 _check_entities(metadata)
         except FileNotFoundError as error:
-            found.append(f"{error}; from {_address(name)}")
+            found.append(f"{error}; from {address_of(name)}")
     return found
 
 
@@ -158,13 +158,6 @@ def _check_entities(metadata: Any) -> None:
             raise FileNotFoundError(
                 f"dataset {metadata.name!r}: entities_root: expected {path} in {metadata.entities_root}, found none"
             )
-
-
-def _address(name: str) -> str:
-    """Return where the data of a dataset come from."""
-    folder = next(one for one in ("lvis", "flickr30k", "odinw", "coco") if name.startswith(one))
-    known = [one.address for one in DATA_FILES.values() if folder == "coco" and one.path.startswith("coco")]
-    return ", ".join([*known, ADDRESSES[folder]])
 
 
 def annotation_files(row: str) -> list[Path]:

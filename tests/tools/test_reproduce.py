@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import CONFIGS
 from official_layouts import register_below, write_official_data
-from published_rows import DATA_FILES, MODELS, NUM_IMAGES, ROWS, SUITES, Figure, KnownFile, Margin
+from published_rows import DATA_FILES, MODELS, NUM_IMAGES, ROWS, SUITES, Figure, KnownFile, Margin, address_of
 
 from glipv2_d2.data.datasets.odinw import ODINW_13
 from glipv2_d2.engine.command_line import build_config
@@ -245,6 +245,18 @@ def test_a_row_that_lacks_files_says_which_and_where_to_get_them(tool, tmp_path,
     report = json.loads((tmp_path / "out" / "report.json").read_text())["rows"]
     assert [row["verdict"] for row in report] == ["missing"] * 4
     assert "| glip_t_c/coco | missing: weights: expected" in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "archive"),
+    [
+        ("odinw_EgoHands_generic_test", "EgoHands.zip"),
+        ("odinw_AerialMaritimeDrone_large_val", "AerialMaritimeDrone.zip"),
+        ("odinw_pistols_test", "pistols.zip"),
+    ],
+)
+def test_missing_sets_of_odinw_name_their_archive(name, archive):
+    assert address_of(name).startswith(f"https://huggingface.co/GLIPModel/GLIP/resolve/main/odinw_35/{archive}, ")
 
 
 def test_a_check_names_files_that_are_not_the_published_ones(tool, official, weights, capsys):
