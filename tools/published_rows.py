@@ -171,7 +171,8 @@ DATA_FILES = {
 ADDRESSES = {
     "coco": "images: http://images.cocodataset.org/zips/val2017.zip",
     "lvis": f"{HUB}lvis_v1_minival_inserted_image_name.json",
-    "flickr30k": "https://github.com/BryanPlummer/flickr30k_entities, which says how to get the images",
+    "flickr30k": "https://github.com/BryanPlummer/flickr30k_entities, which says how to get the images; "
+    "datasets/README.md says how one folder of images serves all splits",
     "odinw": f"{HUB}odinw_35/SET.zip, unpacked in the folder odinw",
 }
 

@@ -275,6 +275,19 @@ def test_a_check_names_files_that_are_not_the_published_ones(tool, official, wei
     assert lines[5] == "good: lvis_v1_minival: 2 images; no published number is known"
 
 
+def test_one_folder_with_all_images_of_flickr30k_and_links_to_it_serves_both_splits(tool, official):
+    """As datasets/README.md says; the images are distributed in one folder."""
+    images = official / "flickr30k/flickr30k_images"
+    for split in ("val", "test"):
+        for image in (images / split).iterdir():
+            image.rename(images / image.name)
+        (images / split).rmdir()
+        assert f"ln -s . {split}" in (ROOT / "datasets/README.md").read_text("utf-8")
+        (images / split).symlink_to(".")
+    tool.count_images.cache_clear()
+    assert [tool.count_images(name) for name in tool.datasets_of("glip_t/flickr30k")] == [2, 2]
+
+
 def test_a_file_with_the_published_sum_is_good(tool, tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"weights")
