@@ -189,9 +189,11 @@ def address_of(dataset: str) -> str:
     return text
 
 
-# How many images the splits have (Flickr30K: its release; ODinW: GLIP, Table 9, and GLIPv2, Table 7).
+# How many images the splits have (LVIS minival: the split of this name in tensorflow.org/datasets/catalog/lvis;
+# Flickr30K: its release; ODinW: GLIP, Table 9, and GLIPv2, Table 7).
 NUM_IMAGES = {
     "coco_2017_val": 5000,
+    "lvis_v1_minival": 4809,
     "flickr30k_val": 1000,
     "flickr30k_test": 1000,
     "odinw_PascalVOC_test": 3422,

@@ -191,10 +191,10 @@ def count_images(name: str) -> int:
 
 def check_images(name: str) -> tuple[bool, str]:
     """Compare the number of images of a dataset with the published one."""
-    found, expected = count_images(name), NUM_IMAGES.get(name)
-    if expected not in (None, found):
+    found, expected = count_images(name), NUM_IMAGES[name]
+    if found != expected:
         return False, f"{name}: expected {expected} images that can be used, found {found}"
-    return True, f"{name}: {found} images" + ("" if expected else "; no published number is known")
+    return True, f"{name}: {found} images"
 
 
 def check(arguments: argparse.Namespace) -> bool:
@@ -362,10 +362,8 @@ def differences(result: Mapping[str, Any]) -> list[str]:
     found, expected = result.get("sha256"), result.get("published_sha256")
     notes = [f"weights: SHA-256 {found}, not the published file: {expected}"] if expected and found != expected else []
     if all(one["verdict"] != "ran" for one in result["figures"]):
-        numbers = [(name, number, NUM_IMAGES.get(name)) for name, number in result.get("images", {}).items()]
-        notes += [
-            f"{name}: {number} of {whole} images" for name, number, whole in numbers if whole not in (None, number)
-        ]
+        numbers = [(name, number, NUM_IMAGES[name]) for name, number in result.get("images", {}).items()]
+        notes += [f"{name}: {number} of {whole} images" for name, number, whole in numbers if number != whole]
     return notes
 
 
