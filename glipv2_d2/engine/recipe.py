@@ -34,7 +34,7 @@ MIN_EPOCHS = 3
 NUM_EVALUATIONS = 10
 # Beyond this many names a prompt holds some of them only.
 MAX_PROMPT_NAMES = 80
-# Number of names beyond those of an image where a prompt can't hold all.
+# Number of names beyond those of an image where a prompt can't hold all; of long ones it holds as many as fit.
 NUM_NEGATIVES = 40
 # Images with a longer short side are decoded at a part of their size: of 4000 x 3000 pixels that takes 18 ms of a core
 # instead of 142, where an update of the small model takes 50 for each image. Smaller ones keep their exact pixels.
@@ -52,6 +52,7 @@ class Facts:
         box_side: Median over the boxes of the square root of their area, when their images are resized to a short side
             of 1 and a long side of at most ``ASPECT``; 0 without boxes.
         image_side: Median of the short sides of the images, in pixels.
+        fit_prompt: A prompt holds all names, however long they are.
     """
 
     num_images: int
@@ -59,9 +60,10 @@ class Facts:
     num_names: int
     box_side: float
     image_side: float = 0.0
+    fit_prompt: bool = True
 
     @classmethod
-    def of(cls, dicts: Iterable[Mapping[str, Any]], num_names: int) -> Facts:
+    def of(cls, dicts: Iterable[Mapping[str, Any]], num_names: int, fit_prompt: bool = True) -> Facts:
         """Gather them from dataset dicts with ``height`` and ``width``."""
         short_sides, sides = [], []
         for item in dicts:
@@ -73,7 +75,7 @@ class Facts:
                     box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYWH_ABS)
                     sides.append(math.sqrt(max(0.0, box[2] * box[3])) * scale)
         box_side, image_side = (statistics.median(values) if values else 0.0 for values in (sides, short_sides))
-        return cls(len(short_sides), len(sides), num_names, box_side, image_side)
+        return cls(len(short_sides), len(sides), num_names, box_side, image_side, fit_prompt)
 
 
 class Recipe(NamedTuple):
@@ -138,9 +140,9 @@ def schedule(updates: int, evaluations: int = NUM_EVALUATIONS) -> list[Any]:
     ]
 
 
-def names_in_prompt(num_names: int) -> int:
+def names_in_prompt(facts: Facts) -> int:
     """Return INPUT.PROMPT.NUM_NEGATIVES: -1, all names of the data, as long as a prompt holds them."""
-    return -1 if num_names <= MAX_PROMPT_NAMES else NUM_NEGATIVES
+    return -1 if facts.num_names <= MAX_PROMPT_NAMES and facts.fit_prompt else NUM_NEGATIVES
 
 
 def small_model_recipe(facts: Facts) -> Recipe:
@@ -154,7 +156,7 @@ def small_model_recipe(facts: Facts) -> Recipe:
         *("TEST.AUG.ENABLED", False),
         *("INPUT.MIN_SIZE_TRAIN", (window,), "INPUT.MAX_SIZE_TRAIN", min(long_side, round(window * ASPECT))),
         *("INPUT.ZOOM", (0.6, 1.5), "INPUT.COLOR_JITTER", 0.3),
-        *("SOLVER.IMS_PER_BATCH", BATCH, "INPUT.PROMPT.NUM_NEGATIVES", names_in_prompt(facts.num_names)),
+        *("SOLVER.IMS_PER_BATCH", BATCH, "INPUT.PROMPT.NUM_NEGATIVES", names_in_prompt(facts)),
     ]
     reasons = [
         f"input: images of {side} x {long_side} pixels, where half of the boxes have a side of "
@@ -165,7 +167,7 @@ def small_model_recipe(facts: Facts) -> Recipe:
 
 def large_model_recipe(facts: Facts) -> Recipe:
     """Choose the settings of a GLIP-T, or another model that is not the micro one, that hang on the data."""
-    options = ["SOLVER.IMS_PER_BATCH", BATCH, "INPUT.PROMPT.NUM_NEGATIVES", names_in_prompt(facts.num_names)]
+    options = ["SOLVER.IMS_PER_BATCH", BATCH, "INPUT.PROMPT.NUM_NEGATIVES", names_in_prompt(facts)]
     reasons = ["input: as the config of the model says"]
     return _with_loading(facts, Recipe(options, reasons, LARGE_MODEL_UPDATES))
 

@@ -86,6 +86,11 @@ def sample_training_names(
     return rng.permutation(rows).tolist() if shuffle else sorted(rows)
 
 
+def fit_one_prompt(names: Sequence[str], tokenizer: PromptTokenizer, separator: str = SEPARATOR) -> bool:
+    """Tell whether a prompt holds all names, as ``num_negatives`` -1 needs."""
+    return _Costs(names, tokenizer, separator).of_all() <= tokenizer.max_content_tokens
+
+
 class Siblings(NamedTuple):
     """Names that are hard to tell from those in the image, and how many of the negatives they are.
 
@@ -127,10 +132,13 @@ class _Costs(NamedTuple):
             kept.append(row)
         return kept, budget
 
+    def of_all(self) -> int:
+        """Count the tokens of a prompt of all names; no separator follows the last."""
+        return sum(map(self.of, range(len(self.names)))) - self.tokenizer.count_tokens(self.separator)
+
     def check_all_fit(self) -> None:
-        """Check that one prompt can hold all names; no separator follows the last."""
-        limit = self.tokenizer.max_content_tokens
-        num_tokens = sum(map(self.of, range(len(self.names)))) - self.tokenizer.count_tokens(self.separator)
+        """Check that one prompt can hold all names."""
+        limit, num_tokens = self.tokenizer.max_content_tokens, self.of_all()
         if num_tokens > limit:
             raise InputError(
                 f"INPUT.PROMPT.NUM_NEGATIVES: -1 puts all {len(self.names)} names into one prompt, expected at most "

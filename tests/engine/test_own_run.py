@@ -1,8 +1,10 @@
 from pathlib import Path
 
 import pytest
+from own_set_writers import Photo, write_coco
 
-from glipv2_d2.engine.own_run import check_output, clear_output, find_start, prediction_command
+from glipv2_d2.config_files import get_config_file
+from glipv2_d2.engine.own_run import Start, check_output, clear_output, find_start, plan_run, prediction_command
 from glipv2_d2.errors import InputError
 
 
@@ -75,3 +77,14 @@ def test_a_name_with_a_comma_is_not_split_by_the_next_command():
     assert command == "glipv2 predict 'my photos' --model out --threshold 0.26 --names 'cup,red cup'"
     command = prediction_command("photos", Path("out"), 0.5, ["cup", "cup, red"])
     assert command == "glipv2 predict photos --model out --threshold 0.50"
+
+
+@pytest.mark.parametrize(("words", "number"), [("{}", "-1"), ("bottle of sparkling water with taste {}", "40")])
+def test_few_names_that_are_too_long_for_one_prompt_are_drawn(tmp_path, words, number):
+    """50 names of 7 tokens and a separator are 400 tokens; a prompt has 254."""
+    names = [words.format(one) for one in map(str, range(50))]
+    photos = [Photo(f"{row}.png", 50, 40, [(name, 1, 2, 31, 32)]) for row, name in enumerate(names)]
+    data = write_coco(tmp_path / "set", {"train": photos, "val": photos[:2]}, names)
+    start = Start("", get_config_file("glipv2_micro"), "none")
+    options = plan_run(str(data), tmp_path / "run", start, epochs=1).options
+    assert options[options.index("INPUT.PROMPT.NUM_NEGATIVES") + 1] == number

@@ -105,7 +105,8 @@ def test_a_large_model_drops_its_rate_as_the_official_code_does():
 
 
 def test_many_names_are_drawn_for_each_prompt():
-    assert (names_in_prompt(80), names_in_prompt(81)) == (-1, 40)
+    assert [names_in_prompt(Facts(9, 9, number, 0.5)) for number in (80, 81)] == [-1, 40]
+    assert names_in_prompt(Facts(9, 9, 50, 0.5, fit_prompt=False)) == 40
 
 
 @pytest.mark.parametrize("recipe", [small_model_recipe, large_model_recipe])
