@@ -33,11 +33,12 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.data import MetadataCatalog
+from image_counts import count_images
 from published_rows import ADDRESSES, DATA_FILES, MODELS, NUM_IMAGES, ROWS, SUITES, Figure, KnownFile, Model, address_of
 from run_odinw import LOG, ROOT, call
 from smoke_data import copy_first_images
 
-from glipv2_d2.data.loading import check_is_available, load_dataset
+from glipv2_d2.data.loading import check_is_available
 from glipv2_d2.engine.command_line import build_config, describe
 from glipv2_d2.errors import InputError
 from glipv2_d2.folders import lock_folder
@@ -181,12 +182,6 @@ def check_file(path: Path, known: KnownFile) -> tuple[bool, str]:
     if found != known.sha256:
         return False, f"{path}: expected SHA-256 {known.sha256}, found {found}; get it again from {known.address}"
     return True, f"{path}: {size:,} bytes, the published SHA-256"
-
-
-@functools.cache
-def count_images(name: str) -> int:
-    """Read a dataset and return how many of its images are there and can be used."""
-    return len({record["file_name"] for record in load_dataset(name)})
 
 
 def check_images(name: str) -> tuple[bool, str]:

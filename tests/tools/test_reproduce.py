@@ -13,6 +13,7 @@ from official_layouts import register_below, write_official_data
 from published_rows import DATA_FILES, MODELS, NUM_IMAGES, ROWS, SUITES, Figure, KnownFile, Margin, address_of
 
 from glipv2_d2.data.datasets.odinw import ODINW_13
+from glipv2_d2.data.loading import load_dataset
 from glipv2_d2.engine.command_line import build_config
 from glipv2_d2.modeling import build_model
 from glipv2_d2.program.config_arguments import parse_train_arguments
@@ -288,6 +289,22 @@ def test_one_folder_with_all_images_of_flickr30k_and_links_to_it_serves_both_spl
     assert [tool.count_images(name) for name in tool.datasets_of("glip_t/flickr30k")] == [2, 2]
 
 
+@pytest.mark.parametrize(("missing", "number"), [("", 2), ("image", 1), ("Sentences", 1), ("Annotations", 1)])
+def test_an_image_of_flickr30k_in_which_nothing_is_to_be_found_is_not_missing(tool, official, missing, number):
+    """Its only phrases are of the scene; but an image whose files are not there is missing."""
+    entities = official / "flickr30k/flickr30k"
+    (entities / "Sentences/0.txt").write_text("It is [/EN#2/scene a road] .\n")
+    paths = {
+        "image": official / "flickr30k/flickr30k_images/val/0.jpg",
+        "Sentences": entities / "Sentences/0.txt",
+        "Annotations": entities / "Annotations/0.xml",
+    }
+    if missing:
+        paths[missing].unlink()
+    tool.count_images.cache_clear()
+    assert tool.count_images("flickr30k_val") == number
+
+
 def test_a_file_with_the_published_sum_is_good(tool, tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"weights")
@@ -305,10 +322,10 @@ def test_small_copies_have_the_first_images_and_their_annotations(tool, official
     names = tool.datasets_of(f"glip_t_c/{suite}")
     small = tmp_path / "small"
     assert tool.copy_first_images(names, official, small, 1) == dict.fromkeys(names, 1)
-    whole = {name: tool.load_dataset(name) for name in names}
+    whole = {name: load_dataset(name) for name in names}
     register_below(small, monkeypatch)
     for name in names:
-        records = tool.load_dataset(name)
+        records = load_dataset(name)
         # Flickr30K has two captions of each image.
         assert len(records) == (2 if suite == "flickr30k" else 1)
         assert [one["image_id"] for one in records] == [one["image_id"] for one in whole[name]][: len(records)]
