@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..modeling.tuning import Tuning, tuned_tensors
+from ..modeling.tuning import Tuning, noted_buffers, tuned_tensors
 from ..tensor_files import CheckpointError, read_tensors, write_tensors
 
 # Value of the metadata entry "format".
@@ -42,7 +42,8 @@ def save_tuned(model: nn.Module, path: str | os.PathLike) -> None:
 def load_tuned(model: nn.Module, path: str | os.PathLike) -> None:
     """Apply a file of ``save_tuned`` to a model that holds the weights it was tuned from.
 
-    Other weights than those are a warning, not an error, since files of the same weights may differ in type.
+    Other weights than those are a warning, not an error, since files of the same weights may differ in type. What heads
+    note of the data may be missing in the file or in the model.
 
     Raises:
         CheckpointError: The file was not written by ``save_tuned``, is of another mode or other settings, or its names
@@ -66,8 +67,8 @@ def load_tuned(model: nn.Module, path: str | os.PathLike) -> None:
     tuned = tuned_tensors(model, tuning)
     _check_tuned(tensors, tuned, str(path))
     with torch.no_grad():
-        for name, tensor in tuned.items():
-            tensor.copy_(tensors[name])
+        for name in tuned.keys() & tensors.keys():
+            tuned[name].copy_(tensors[name])
     found = base_hash(model, tuned)
     if found != metadata.get("base_sha256"):
         logging.getLogger(__name__).warning(
@@ -98,17 +99,17 @@ def _tuning_of(model: nn.Module) -> Tuning:
 
 
 def _check_tuned(tensors: dict[str, Tensor], tuned: dict[str, Tensor], source: str) -> None:
-    different = sorted(tensors.keys() ^ tuned.keys())
+    different = sorted((tensors.keys() ^ tuned.keys()) - noted_buffers())
     if different:
         side = "found, but nothing that the model tunes" if different[0] in tensors else "expected, not found"
         raise CheckpointError(
             f"{source}: expected the weights that the model tunes, of which {len(different)} names differ: "
             f"{different[0]} is {side}; MODEL.GLIPV2.TUNING.MASK_HEAD and the parts have to be those of the training"
         )
-    for name, tensor in tuned.items():
-        if tensors[name].shape != tensor.shape:
+    for name in sorted(tuned.keys() & tensors.keys()):
+        if tensors[name].shape != tuned[name].shape:
             raise CheckpointError(
-                f"{source}: {name}: expected shape {tuple(tensor.shape)}, found {tuple(tensors[name].shape)}"
+                f"{source}: {name}: expected shape {tuple(tuned[name].shape)}, found {tuple(tensors[name].shape)}"
                 f"{_hint(name)}"
             )
 

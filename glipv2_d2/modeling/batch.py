@@ -323,10 +323,16 @@ class TrainingHead(nn.Module, ABC):
     needs: ClassVar[tuple[str, ...]] = TRUNK_PARTS
     # The loss is computed from boxes.
     reads_boxes: ClassVar[bool] = False
+    # Buffers that ``observe`` fills.
+    noted: ClassVar[tuple[str, ...]] = ()
 
     def wants(self, batch: TrainBatch) -> bool:
         """Tell whether the batch has the inputs of the loss."""
         return batch.instances is not None or not self.reads_boxes
+
+    def observe(self, batch: TrainBatch) -> None:
+        """Note what a batch that the head wants teaches other parts; also called where the head has no loss."""
+        return None
 
     @abstractmethod
     def losses(self, fused: Fused, batch: TrainBatch) -> dict[str, Tensor]:

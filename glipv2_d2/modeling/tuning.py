@@ -132,7 +132,9 @@ def apply_tuning(model: nn.Module, settings: TuningSettings) -> Tuning:
 
 
 def tuned_tensors(model: nn.Module, tuning: Tuning) -> dict[str, Tensor]:
-    """Return what training moves, by name: parameters that train, and the buffers of parts that train as a whole.
+    """Return what training moves, by name: parameters that train, and buffers.
+
+    They are those of parts that train as a whole, and what heads note of the data, see ``noted_buffers``.
 
     Args:
         model: After ``apply_tuning``.
@@ -140,9 +142,15 @@ def tuned_tensors(model: nn.Module, tuning: Tuning) -> dict[str, Tensor]:
     """
     fixed = {id(part) for part in tuning.fixed_parts}
     whole_parts = {name for name, part in model.named_children() if id(part) not in fixed}
-    parameters = dict(model.named_parameters())
+    parameters, noted = dict(model.named_parameters()), noted_buffers()
     return {
         name: tensor
         for name, tensor in model.state_dict().items()
         if (parameters[name].requires_grad if name in parameters else name.partition(".")[0] in whole_parts)
+        or name in noted
     }
+
+
+def noted_buffers() -> frozenset[str]:
+    """Return the names of the buffers in which heads note what data a training had."""
+    return frozenset(f"{name}.{buffer}" for name, entry in HEADS.items() for buffer in entry.head.noted)

@@ -10,9 +10,11 @@ from batch_samples import contrast_case
 from class_words_samples import make_head, make_image, model_with_class_words
 from conftest import assert_one_line
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
+from mask_samples import BOXES, PROMPT, make_input
 from prompt_samples import make_prompt
 from torch.testing import assert_close
 
+from glipv2_d2.checkpoint.tuned_weights import load_tuned, save_tuned
 from glipv2_d2.errors import InputError
 from glipv2_d2.modeling import build_model
 from glipv2_d2.modeling.batch import AnchorTargets, Pairs
@@ -21,6 +23,7 @@ from glipv2_d2.modeling.class_evidence import centred, kept_probabilities, name_
 from glipv2_d2.modeling.heads.class_words_head import ClassWordsHead, build_classifier, phrase_ids, place_of
 from glipv2_d2.modeling.tasks.word_evidence import WordEvidence
 from glipv2_d2.structures import TokenBatch
+from glipv2_d2.tensor_files import read_tensors, write_tensors
 
 
 def painted(*colours):
@@ -85,7 +88,7 @@ def test_without_positive_anchors_the_loss_is_zero_and_reaches_the_layer():
 
 def test_names_with_a_box_count_as_seen():
     head = make_head(weight=0.5, taught_weight=0.25)
-    head.losses(*loss_case([[-1] * 4] * 2)[1:])
+    head.observe(loss_case([[-1] * 4] * 2)[2])
     assert head.taught.nonzero().flatten().tolist() == sorted([place_of((1008, 1009)), place_of((1003,))])
     prompt = make_prompt([4], [8, 9])
     weights = head.token_weights(phrase_ids(prompt), prompt.phrase_token_map[None])
@@ -102,7 +105,7 @@ def test_the_base_of_a_tuning_reads_its_own_size(tiny_cfg):
 
 def test_names_with_masked_tokens_count_as_seen_by_the_tokens_that_they_had():
     """Of the name 8, 9 a token is masked, and one has become another; of the name 3 nothing has to be restored."""
-    head, (_, fused, batch) = make_head(), loss_case([[-1] * 4] * 2)
+    head, (_, _, batch) = make_head(), loss_case([[-1] * 4] * 2)
     first, second = batch.prompts
     ids, labels = first.input_ids.clone(), torch.full_like(first.input_ids, -100)
     ids[8], ids[9], labels[8], labels[9] = 103, 2000, 1008, 1009
@@ -110,8 +113,43 @@ def test_names_with_masked_tokens_count_as_seen_by_the_tokens_that_they_had():
         dataclasses.replace(first, input_ids=ids, mlm_labels=labels),
         dataclasses.replace(second, mlm_labels=torch.full_like(second.input_ids, -100)),
     ]
-    head.losses(fused, batch._replace(pairs=batch.pairs._replace(prompts=prompts)))
+    head.observe(batch._replace(pairs=batch.pairs._replace(prompts=prompts)))
     assert head.taught.nonzero().flatten().tolist() == sorted([place_of((1008, 1009)), place_of((1003,))])
+
+
+@pytest.mark.parametrize(
+    ("mode", "learns"), [("full", True), ("linear_probe", True), ("prompt", True), ("lora", True), ("mask_head", False)]
+)
+def test_names_count_as_seen_in_every_tuning_of_what_finds_them_and_its_file_says_so(tiny_cfg, tmp_path, mode, learns):
+    tiny_cfg.merge_from_list(["MODEL.GLIPV2.TUNING.MODE", mode, "MODEL.MASK_ON", True])
+    tiny_cfg.merge_from_list(["MODEL.GLIPV2.TUNING.LORA.RANK", 2, "MODEL.GLIPV2.TUNING.LORA.PARTS", ("fusion_tower",)])
+
+    def build_tuned():
+        model = model_with_class_words(tiny_cfg)
+        if mode != "full":
+            # The head that the config would have built does not train.
+            head = model.class_words_head.requires_grad_(False)
+            model.tuning = model.tuning._replace(fixed_parts=(*model.tuning.fixed_parts, head))
+        return model
+
+    model = build_tuned().train()
+    losses = model([make_input(PROMPT, BOXES)])
+    assert ("loss_class_words" in losses) == (mode == "full")
+    seen = {place_of(name) for name in phrase_ids(PROMPT)} if learns else set()
+    assert set(model.class_words_head.taught.nonzero().flatten().tolist()) == seen
+    if mode == "full":
+        return
+    save_tuned(model, tmp_path / "tuned.safetensors")
+    other = build_tuned()
+    load_tuned(other, tmp_path / "tuned.safetensors")
+    assert torch.equal(other.class_words_head.taught, model.class_words_head.taught)
+    # A file from before, or a model without the head, lacks the names alone.
+    tensors, metadata = read_tensors(tmp_path / "tuned.safetensors")
+    assert tensors.pop("class_words_head.taught").any() == learns
+    other.class_words_head = None
+    load_tuned(other, tmp_path / "tuned.safetensors")
+    write_tensors(tmp_path / "before.safetensors", tensors, metadata)
+    load_tuned(model, tmp_path / "before.safetensors")
 
 
 def test_a_token_of_two_phrases_takes_the_mean_of_their_evidence():

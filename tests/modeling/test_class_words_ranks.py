@@ -28,8 +28,9 @@ class HeadWithLoss(nn.Module):
         self.head = make_head(temperature=2.0, kept=2)
         self.head.class_vectors.copy_(torch.randn(3, 5, generator=torch.Generator().manual_seed(2)))
 
-    def forward(self, *case):
-        return self.head.losses(*case)["loss_class_words"]
+    def forward(self, fused, batch):
+        self.head.observe(batch)
+        return self.head.losses(fused, batch)["loss_class_words"]
 
 
 def make_inputs(name, images):

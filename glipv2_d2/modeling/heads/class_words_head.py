@@ -80,6 +80,7 @@ class ClassWordsHead(TrainingHead):
 
     needs: ClassVar[tuple[str, ...]] = ("backbone",)
     reads_boxes: ClassVar[bool] = True
+    noted: ClassVar[tuple[str, ...]] = ("taught",)
     classifier: Any
     class_vectors: Tensor
     mean_vector: Tensor
@@ -243,7 +244,7 @@ class ClassWordsHead(TrainingHead):
     def losses(self, fused: Fused, batch: TrainBatch) -> dict[str, Tensor]:
         """Compute the weighted cross-entropy between what the classifier and the layer say of positive anchors.
 
-        Names with a box are noted as seen, on all ranks, which all call this.
+        All ranks call this.
 
         Args:
             fused: Its ``features`` before fusion and its ``targets`` are read.
@@ -253,7 +254,6 @@ class ClassWordsHead(TrainingHead):
             ``loss_class_words``, the mean over the positive anchors of all ranks, 0 if there are none; nothing for a
             weight of 0.
         """
-        self._note_names(batch)
         if not self.loss_weight:
             return {}
         targets = fused.targets(batch)
@@ -269,7 +269,8 @@ class ClassWordsHead(TrainingHead):
             loss = mean_over_ranks(-(taught * logs).sum(), count)
         return {"loss_class_words": loss * self.loss_weight}
 
-    def _note_names(self, batch: TrainBatch) -> None:
+    def observe(self, batch: TrainBatch) -> None:
+        """Note names with a box as seen, on all ranks, which all call this."""
         places = []
         for prompt, boxes in zip(batch.prompts, boxes_on_cpu(batch), strict=True):
             names = phrase_ids(prompt)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ...prompts.vocabulary import DefaultPrompts, build_default_prompts
+from ..batch import TRUNK_PARTS
 from ..by_name import ByName
 from ..heads.class_words_head import ClassWordsHead
 from ..heads.grounding_head import GroundingHead
@@ -95,7 +96,11 @@ class GLIPv2(Trunk):
         losses: dict[str, Tensor] = {}
         for name in task.heads:
             head = getattr(self, name)
-            if head is not None and head.wants(batch) and self.tuning.trains(*head.needs, name):
+            if head is None or not head.wants(batch):
+                continue
+            if self.tuning.trains(*TRUNK_PARTS, "head"):
+                head.observe(batch)
+            if self.tuning.trains(*head.needs, name):
                 losses |= head.losses(fused, batch)
         if self.keeping is not None and batch.instances is not None:
             losses |= self.keeping.losses(self, fused, batch, task.reading)
