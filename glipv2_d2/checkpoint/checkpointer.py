@@ -135,6 +135,7 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
             self.model.by_name = None
         tensors, is_own = self._convert(tensors, path)
         self._fill_model(tensors, path)
+        self._read_class_texts(tensors)
         if base is not None:
             self._fill_base(base, own_names, path)
         if "model" not in content or not is_own:
@@ -298,6 +299,13 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
         if unexpected:
             self.logger.warning("%s: the model has no place for %s", source, summarize_names(unexpected))
 
+    def _read_class_texts(self, names: Collection[str]) -> None:
+        """Encode the texts of classes by the text encoder of a file that does not hold what it says of them."""
+        words: Any = getattr(self.model, "class_words_head", None)
+        has_encoder = any(name.startswith("text_encoder.") for name in names)
+        if words is not None and has_encoder and "class_words_head.class_vectors" not in names:
+            words.read_classes(self.model.text_encoder)
+
     def _fill_base(self, base: dict[str, Tensor], own_names: Tensor | None, source: str) -> None:
         """Give the model the base that a file has beside the tuned weights.
 
@@ -345,6 +353,8 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
             optional = HEADS.keys() - heads
             parameters = dict(self.model.named_parameters())
             needed += [name for name in missing if name in parameters and name.partition(".")[0] not in optional]
+        if self._for_results and getattr(getattr(self.model, "class_words_head", None), "starts_random", False):
+            needed += [name for name in missing if name.startswith("class_words_head.classifier.")]
         # Position weights start random. A file without them may be trained from, not evaluated.
         needed += [
             name

@@ -14,6 +14,7 @@ from mask_samples import BOXES, PROMPT, make_input
 from prompt_samples import make_prompt
 from torch.testing import assert_close
 
+from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
 from glipv2_d2.checkpoint.tuned_weights import load_tuned, save_tuned
 from glipv2_d2.errors import InputError
 from glipv2_d2.modeling import build_model
@@ -23,7 +24,7 @@ from glipv2_d2.modeling.class_evidence import centred, kept_probabilities, name_
 from glipv2_d2.modeling.heads.class_words_head import ClassWordsHead, build_classifier, phrase_ids, place_of
 from glipv2_d2.modeling.tasks.word_evidence import WordEvidence
 from glipv2_d2.structures import TokenBatch
-from glipv2_d2.tensor_files import read_tensors, write_tensors
+from glipv2_d2.tensor_files import CheckpointError, read_tensors, write_tensors
 
 
 def painted(*colours):
@@ -175,6 +176,31 @@ def test_class_vectors_are_the_means_of_the_words_of_each_class(model):
     head = model.class_words_head
     means = torch.stack([model.read_prompts([text]).hidden[0][1:-1].mean(dim=0) for text in head.texts])
     assert_close(head.class_vectors, centred(means))
+
+
+@pytest.mark.parametrize("for_results", [False, True])
+def test_classes_are_read_by_the_text_encoder_of_weights_without_the_head(tiny_cfg, tmp_path, for_results):
+    """The encoder may be random before. A random classifier stays one, and results would be noise."""
+    model = model_with_class_words(tiny_cfg)
+    head, before = model.class_words_head, model.class_words_head.class_vectors.clone()
+    torch.manual_seed(7)
+    GLIPv2Checkpointer(build_model(tiny_cfg), str(tmp_path)).save("plain")
+    GLIPv2Checkpointer(model, for_results=for_results).load(str(tmp_path / "plain.pth"), [])
+    means = torch.stack([model.read_prompts([text]).hidden[0][1:-1].mean(dim=0) for text in head.texts])
+    assert_close(head.class_vectors, centred(means))
+    assert not torch.equal(head.class_vectors, before)
+    # Those of a file that has the head are its own.
+    before = head.class_vectors.neg_().clone()
+    GLIPv2Checkpointer(model, str(tmp_path)).save("whole")
+    GLIPv2Checkpointer(model, for_results=for_results).load(str(tmp_path / "whole.pth"), [])
+    assert torch.equal(head.class_vectors, before)
+    head.classifier, head.starts_random = torch.nn.Linear(2, 2), True
+    if for_results:
+        with pytest.raises(CheckpointError) as caught:
+            GLIPv2Checkpointer(model, for_results=True).load(str(tmp_path / "plain.pth"))
+        assert_one_line(caught, "expected weights for class_words_head.classifier.", "found none")
+    else:
+        GLIPv2Checkpointer(model).load(str(tmp_path / "plain.pth"), [])
 
 
 def test_an_anchor_has_the_evidence_of_the_best_box_that_it_overlaps_most(model):

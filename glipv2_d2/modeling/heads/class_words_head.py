@@ -73,6 +73,7 @@ class ClassWordsHead(TrainingHead):
         weight: Factor of the evidence for names that training has not seen.
         taught_weight: Factor of the evidence for all others.
         loss_weight: Factor of ``loss_class_words``.
+        starts_random: The classifier has random weights, so that a file has to fill it.
 
     Source: evidence of classes by their words: ConSE (arXiv 1312.5650); of a frozen model's regions, with two weights:
     F-VLM (arXiv 2209.15639). The paper has no such head.
@@ -108,8 +109,10 @@ class ClassWordsHead(TrainingHead):
         weight: float = 0.25,
         taught_weight: float = 0.25,
         loss_weight: float = 1.0,
+        starts_random: bool = False,
     ) -> None:
         super().__init__()
+        self.starts_random = starts_random
         self.classifier = classifier.requires_grad_(False).to(memory_format=torch.channels_last)
         self.projection = nn.Linear(channels, language_dim)
         self.log_scale = nn.Parameter(torch.tensor([-2.66]))
@@ -166,6 +169,7 @@ class ClassWordsHead(TrainingHead):
             "weight": config.WEIGHT,
             "taught_weight": config.TAUGHT_WEIGHT,
             "loss_weight": config.LOSS_WEIGHT,
+            "starts_random": not config.WEIGHTS,
         }
 
     def train(self, mode: bool = True) -> ClassWordsHead:
