@@ -227,7 +227,10 @@ NUM_IMAGES = {
 _COCO = Margin(0.3, "one decimal is published, and the port of the same files lies up to 0.2 away")
 _LVIS = Margin(0.3, "runs of the official code with one file lie 0.1 apart in APr")
 _LVIS_RARE = Margin(0.5, "rare categories have few boxes in minival, so that one detection moves their mean")
-_LVIS_PORT = Margin(1.0, "only the port was measured, and with GLIP-T (C) its AP lies 0.6 above the official code's")
+_LVIS_PORT = Margin(
+    2.0,
+    "only the port was measured; its AP lies 0.6 above the official code's with GLIP-T (C), and 1.8 below with GLIP-L",
+)
 _FLICKR = Margin(0.3, "one decimal is published, and the port lies up to 0.1 away")
 _ODINW = Margin(0.5, "the port lies up to 0.2 away, and sets of 4 to 29 images weigh as much as large ones")
 _ODINW_README = Margin(1.0, "the README says neither which prompts nor which checkpoint its figure is of")

@@ -102,11 +102,23 @@ def test_figures_of_odinw_are_of_the_split_that_their_source_took():
     assert found == {(True, "odinw13 val", True), (False, "odinw13 test", False)}
 
 
+@pytest.mark.parametrize(
+    ("row", "port"),
+    # The other rows of mmdetection's table of LVIS minival where it has the official code beside its own: APr and AP.
+    [("glip_t_c/lvis_minival", (14.4, 25.2)), ("glip_l/lvis_minival", (27.9, 36.1))],
+)
+def test_the_margin_of_a_figure_of_the_port_is_what_separates_it_from_the_official_code(row, port):
+    official = value(row, "bbox_fixed/APr", "README"), value(row, "bbox_fixed/AP", "official code")
+    distance = max(abs(one - other) for one, other in zip(official, port, strict=True))
+    margins = [one.margin for row in ROWS if "lvis" in row for one in ROWS[row] if one.source == "port"]
+    assert margins and all(distance <= margin.points for margin in margins)
+
+
 def test_figures_that_decide_come_first_and_say_why():
     for row, figures in ROWS.items():
         decides = [one.margin is not None for one in figures]
         assert figures and decides == sorted(decides, reverse=True), row
-        assert all(one.margin is None or (0 < one.margin.points <= 1 and one.margin.reason) for one in figures)
+        assert all(one.margin is None or (0 < one.margin.points <= 2 and one.margin.reason) for one in figures)
         model, suite = row.split("/")
         assert model in MODELS and suite in SUITES
     assert all(re.fullmatch("[0-9a-f]{64}", one.file.sha256 or "0" * 64) for one in MODELS.values())
