@@ -93,7 +93,10 @@ class AnswerVocabulary:
         if not path:
             raise InputError(f"{_KEY} is empty, expected the path of a list of answers (datasets/prepare_vqa.py)")
         if not PathManager.isfile(path):
-            raise FileNotFoundError(f"{_KEY}: {path} does not exist; datasets/prepare_vqa.py makes a list of answers")
+            raise FileNotFoundError(
+                f"{_KEY}: expected a list of answers, found no file {path}; name the one that datasets/prepare_vqa.py "
+                f"has made and said"
+            )
         try:
             with PathManager.open(path, "r", encoding="utf-8-sig") as file:
                 text = file.read()

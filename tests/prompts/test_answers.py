@@ -120,5 +120,7 @@ def test_text_that_is_not_utf_8_is_named(tmp_path):
 def test_a_missing_file_is_named_with_its_key(tmp_path):
     with pytest.raises(ValueError, match="MODEL.GLIPV2.VQA.ANSWERS is empty, expected the path"):
         AnswerVocabulary.from_file("")
-    with pytest.raises(FileNotFoundError, match="MODEL.GLIPV2.VQA.ANSWERS: .*none.json does not exist"):
+    # The list lies below DETECTRON2_DATASETS; the configs name it below "datasets".
+    message = "MODEL.GLIPV2.VQA.ANSWERS: expected .* found no file .*none.json; name the one that datasets/prepare"
+    with pytest.raises(FileNotFoundError, match=message):
         AnswerVocabulary.from_file(str(tmp_path / "none.json"))
