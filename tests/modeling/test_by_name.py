@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from detectron2.checkpoint import DetectionCheckpointer
 from pretended_device import pretended_device
 
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
@@ -223,6 +224,23 @@ def test_a_file_holds_what_differs_and_is_read_back(tiny_cfg, tmp_path):
     GLIPv2Checkpointer(other, for_results=True).load(str(tmp_path / "tuned.pth"))
     assert other.by_name is None
     assert_equal(*(detect(one, of_names(NAMES))[0] for one in (tuned, other)))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_file_of_both_answers_by_name_where_torch_or_detectron2_loads_it(tiny_cfg, tmp_path):
+    base = make_base(tiny_cfg)
+    model = joined(changed(base, "head"), base)
+    GLIPv2Checkpointer(model, str(tmp_path)).save("kept")
+    torch.manual_seed(1)
+    others = [build_model(tiny_cfg).eval() for _ in range(2)]
+    DetectionCheckpointer(others[0]).load(str(tmp_path / "kept.pth"))
+    others[1].load_state_dict(model.state_dict())
+    for other in others:
+        assert_equal(*(detect(one, of_names(NAMES))[0] for one in (model, other)))
+    # A model with a base takes the place of its own.
+    swapped = joined(base, changed(base, "head"))
+    others[1].load_state_dict(swapped.state_dict())
+    assert_equal(*(detect(one, of_names(NAMES))[0] for one in (swapped, others[1])))
 
 
 @pytest.mark.parametrize(

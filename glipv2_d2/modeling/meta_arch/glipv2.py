@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
@@ -13,7 +13,7 @@ from torch import Tensor
 from ...errors import InputError
 from ...prompts.vocabulary import DefaultPrompts, build_default_prompts
 from ..batch import TRUNK_PARTS
-from ..by_name import ByName
+from ..by_name import ByName, add_base, take_base, unpack_names
 from ..heads.class_words_head import ClassWordsHead
 from ..heads.grounding_head import GroundingHead
 from ..heads.table import build_heads
@@ -72,6 +72,16 @@ class GLIPv2(Trunk):
             "tuning": TuningSettings.from_config(cfg),
             "default_prompts": DefaultPrompts(functools.partial(build_default_prompts, cfg)),
         }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
+        """Load weights as every module does, and the base that answers for other names where they are of both."""
+        tuned, base, own_names = take_base(state_dict)
+        if base is None or own_names is None:
+            return super().load_state_dict(state_dict, *args, **options)
+        self.by_name = None
+        result = super().load_state_dict(tuned, *args, **options)
+        add_base(self, base, unpack_names(own_names))
+        return result
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Run N images with their prompts; see ``structures`` for the keys of inputs and outputs.
