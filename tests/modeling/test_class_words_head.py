@@ -3,10 +3,11 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from batch_samples import contrast_case
+from batch_samples import contrast_case, make_shapes
 from class_words_samples import make_head, make_image, model_with_class_words
 from conftest import assert_one_line
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
@@ -16,6 +17,7 @@ from torch.testing import assert_close
 
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
 from glipv2_d2.checkpoint.tuned_weights import load_tuned, save_tuned
+from glipv2_d2.data.transforms import ImageVersions
 from glipv2_d2.errors import InputError
 from glipv2_d2.modeling import build_model
 from glipv2_d2.modeling.batch import AnchorTargets, Pairs
@@ -102,6 +104,22 @@ def test_the_base_of_a_tuning_reads_its_own_size(tiny_cfg):
     add_base(model, {}, ["own"])
     assert (model.class_words_head.image_scale, model.by_name.base.class_words_head.image_scale) == (1.5, 2.5)
     assert make_head(image_scale=1.5).base_image_scale == 1.5
+
+
+@pytest.mark.parametrize(
+    ("several_sizes", "size", "scale"), [(False, (64, 96), 2.5), (True, (64, 96), 1.5), (False, (), 1.5)]
+)
+def test_the_base_of_a_tuning_reads_the_classes_at_the_scale_of_the_image_that_it_gets(
+    tiny_cfg, several_sizes, size, scale
+):
+    words, keep = tiny_cfg.MODEL.GLIPV2.CLASS_WORDS, tiny_cfg.MODEL.GLIPV2.TUNING.KEEP
+    words.ENABLED, words.IMAGE_SCALE, tiny_cfg.MODEL.TEXT_ENCODER.FREEZE = True, 1.5, True
+    keep.SIZE_TEST, keep.IMAGE_SCALE, tiny_cfg.TEST.AUG.ENABLED = size, 2.5, several_sizes
+    head = ClassWordsHead(tiny_cfg, make_shapes(channels=32, language_dim=48))
+    assert head.base_image_scale == scale
+    versions = ImageVersions.from_config(tiny_cfg)(np.zeros((128, 192, 3), dtype=np.uint8), (80, 120))
+    seen = versions.get("of_base", {"image": torch.zeros(3, 80, 120), **versions})
+    assert seen["fine_image"].shape[2] == head.base_image_scale * seen["image"].shape[2]
 
 
 def test_names_with_masked_tokens_count_as_seen_by_the_tokens_that_they_had():

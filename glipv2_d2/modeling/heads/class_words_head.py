@@ -161,7 +161,8 @@ class ClassWordsHead(TrainingHead):
             "pixel_shift": shift,
             "flip_channels": cfg.INPUT.FORMAT == "BGR",
             "image_scale": config.IMAGE_SCALE,
-            "base_image_scale": keep.IMAGE_SCALE if keep.SIZE_TEST else None,
+            # Where the base has no image of its own size, it reads that of the tuned weights.
+            "base_image_scale": keep.IMAGE_SCALE if keep.SIZE_TEST and not cfg.TEST.AUG.ENABLED else None,
             "temperature": config.TEMPERATURE,
             "kept": config.CLASSES_KEPT,
             "word_temperature": config.WORD_TEMPERATURE,
