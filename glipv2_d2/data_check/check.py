@@ -16,7 +16,7 @@ from ..data.dataset_mappers.build import mapper_of
 from ..data.datasets.skip_report import DataReport, SkipReport, with_progress
 from ..data.datasets.value_checks import read_json_file
 from ..data.loading import check_is_available
-from ..data.own_sets import CocoSet, OwnSets, find_own_sets, training_splits
+from ..data.own_sets import MORE_IMAGES, CocoSet, OwnSets, find_own_sets, training_splits
 from ..data.own_sets.folder import split_of
 from ..errors import InputError
 from ..plurals import agreeing, counted, singular
@@ -217,7 +217,7 @@ def _unvalidated(own: OwnSets) -> Iterator[Finding]:
     train, val = training_splits(own.splits)
     if train in own.splits and val not in own.splits:
         text = f"no image validates: {train} has {counted(len(own.splits[train].content['images']), 'image')}"
-        yield Finding("stop", "no validation images", 0, text, "add images: without splits, two are enough")
+        yield Finding("stop", "no validation images", 0, text, MORE_IMAGES)
 
 
 def _put_together(own: OwnSets) -> Iterator[Finding]:

@@ -19,7 +19,7 @@ from detectron2.utils import comm
 from ..checkpoint.checkpointer import GLIPv2Checkpointer
 from ..checkpoint.resume import BASE_WEIGHTS, find_result_file
 from ..config_files import get_config_file
-from ..data.own_sets import register_configured_sets, training_splits
+from ..data.own_sets import MORE_IMAGES, register_configured_sets, training_splits
 from ..data_check import check_own_sets, find_reported, report_of_readers
 from ..errors import InputError
 from ..folders import check_writable, lock_folder
@@ -303,7 +303,7 @@ def own_datasets(cfg: CfgNode) -> tuple[str, str]:
     if train not in splits or val not in splits:
         raise InputError(
             f"--data {path}: expected images for training and for validation, found only {', '.join(splits)}; "
-            "add images: without splits, two are enough"
+            f"{MORE_IMAGES}"
         )
     return splits[train], splits[val]
 

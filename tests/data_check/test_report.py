@@ -160,11 +160,13 @@ def test_boxes_that_may_be_corners_are_a_warning(tmp_path):
     assert (finding.severity, finding.number) == ("warning", 24)
 
 
-def test_a_set_that_training_refuses_is_a_stop(tmp_path):
-    write_coco(tmp_path, {"a": [Photo("0.png", 64, 48, [("cat", 4, 4, 40, 40)])]}, ["cat"])
+@pytest.mark.parametrize("names", [["cat"], ["cat", "dog", "cow"]])
+def test_a_set_that_training_refuses_is_a_stop(tmp_path, names):
+    """Each class keeps an image to train on, so one for each of three classes is not enough either."""
+    write_coco(tmp_path, {"a": [Photo(f"{name}.png", 64, 48, [(name, 4, 4, 40, 40)]) for name in names]}, names)
     own, left_out = find_reported(str(tmp_path))
     (stop,) = check_own_sets(own, micro_cfg(), left_out=left_out).stops
-    assert stop.kind == "no validation images" and "two are enough" in stop.advice
+    assert stop.kind == "no validation images" and "if others have all its classes" in stop.advice
 
 
 def test_a_set_without_boxes_is_summed_up_without_a_warning(tmp_path, recwarn):

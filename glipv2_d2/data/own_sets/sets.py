@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 from ..datasets.value_checks import Box
 
 SPLITS = ("train", "val", "test")
+# What helps a set without images that validate; see ``make_splits``.
+MORE_IMAGES = "add images: without splits, one validates if others have all its classes"
 
 
 def training_splits(found: Collection[str]) -> tuple[str, str]:
