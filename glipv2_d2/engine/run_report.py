@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 import torch
 from detectron2.structures import Boxes, Instances
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -27,6 +28,7 @@ from ..evaluation.detection_report import (
     confusion,
     find_cut_off,
 )
+from ..fonts import legible
 from ..sheets import join_tiles
 from ..tensor_files import write_text
 from ..visualizer import GroundingVisualizer, text_font
@@ -35,6 +37,10 @@ from ..visualizer import GroundingVisualizer, text_font
 NUM_DRAWN = 12
 # Curves of more classes than this cannot be told apart: only their mean is drawn in colour.
 MAX_CURVES = 10
+# Letters of a name on a figure: of a longer one, which would leave no space for the figure, the middle is left out.
+_LONGEST_LABEL, _LABEL_BEGIN, _LABEL_END = 40, 22, 14
+# Points of a row of the confusion matrix, below which numbers would cover each other.
+_NUMBERED_ROW = 10
 # A drawing shows its image with this length of the long side, in pixels.
 _DRAWN_SIDE = 640
 # The same on a sheet of many, and how many of them stand in a row.
@@ -100,11 +106,12 @@ def plot_precision_recall(reports: Sequence[ClassReport], path: Path) -> None:
     axes = figure.subplots()
     recall = np.linspace(0, 1, 101)
     measured = [report for report in reports if report.num_boxes]
-    for report in measured:
+    names, families = _labels([report.name for report in measured])
+    for name, report in zip(names, measured, strict=True):
         (line,) = axes.plot(recall, report.precisions, linewidth=1.2)
         if len(measured) <= MAX_CURVES:
             # A label that begins with "_" would be left out.
-            line.set_label(f"{report.ap50:.1f} {report.name}")
+            line.set_label(f"{report.ap50:.1f} {name}")
         else:
             line.set_color("0.8")
     if len(measured) > 1:
@@ -114,29 +121,45 @@ def plot_precision_recall(reports: Sequence[ClassReport], path: Path) -> None:
     axes.grid(alpha=0.3)
     if measured:
         for text in axes.legend(loc="best").get_texts():
-            text.set_parse_math(False)
+            text.set(parse_math=False, fontfamily=families)
     with space_errors(path):
         figure.savefig(path, dpi=120)
 
 
 def plot_confusion(found: Confusion, path: Path) -> None:
-    """Draw the confusion matrix: rows are annotated boxes, columns are found ones, colours are shares of a row."""
+    """Draw the confusion matrix: rows are annotated boxes, columns are found ones, colours are shares of a row.
+
+    Numbers stand in it as long as they fit.
+    """
     side = min(24.0, 3.5 + 0.45 * len(found.counts))
+    row_points = 0.7 * 72 * side / len(found.counts)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     shares = found.counts / np.maximum(1, found.counts.sum(axis=1, keepdims=True))
     axes.imshow(shares, cmap=matplotlib.colormaps["Blues"], vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(found.counts):
-        if count:
-            color = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, str(count), ha="center", va="center", color=color, fontsize=8)
-    ticks = range(len(found.counts))
+    for row, column in np.argwhere(found.counts) if row_points >= _NUMBERED_ROW else ():
+        color = "white" if shares[row, column] > 0.5 else "black"
+        axes.text(column, row, str(found.counts[row, column]), ha="center", va="center", color=color, fontsize=8)
+    ticks, (names, families) = range(len(found.counts)), _labels(found.names)
     # In names of classes "$" is a letter.
-    axes.set_xticks(ticks, [*found.names, "not found"], rotation=90, parse_math=False)
-    axes.set_yticks(ticks, [*found.names, "nothing there"], parse_math=False)
+    style: dict[str, Any] = {"parse_math": False, "fontfamily": families, "fontsize": min(10.0, row_points)}
+    axes.set_xticks(ticks, [*names, "not found"], rotation=90, **style)
+    axes.set_yticks(ticks, [*names, "nothing there"], **style)
     axes.set(xlabel="found", ylabel="annotated", title=f"IoU 0.5, score from {found.score:.2f} on")
     with space_errors(path):
         figure.savefig(path, dpi=120)
+
+
+def _labels(names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return names as they are written on a figure, and the families of fonts that have their letters."""
+    short = [
+        name if len(name) <= _LONGEST_LABEL else f"{name[:_LABEL_BEGIN]} ... {name[-_LABEL_END:]}" for name in names
+    ]
+    first = text_font((0, 0))
+    drawn = [legible(name, first) for name in short]
+    known = {entry.fname: entry.name for entry in font_manager.fontManager.ttflist}
+    families = dict.fromkeys(known.get(str(font.path), "DejaVu Sans") for font in (first, *(font for _, font in drawn)))
+    return [text for text, _ in drawn], list(families)
 
 
 def draw_images(

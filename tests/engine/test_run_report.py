@@ -5,8 +5,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from glipv2_d2.engine.run_report import class_table, draw_sheet, write_report, write_results
-from glipv2_d2.evaluation.detection_report import ClassReport
+from glipv2_d2.engine.run_report import class_table, draw_sheet, plot_confusion, write_report, write_results
+from glipv2_d2.evaluation.detection_report import ClassReport, Confusion
 
 TRUTH = {
     "images": [{"id": n, "file_name": f"{n}.png", "height": 60, "width": 80} for n in range(1, 15)],
@@ -79,6 +79,27 @@ def test_report_draws_truth_beside_detections(images, tmp_path):
     # The right box is on both sides.
     row, column = round(30 * scale) - 1, round(20 * scale)
     assert all(np.ptp(side[row - 3 : row + 4, column], axis=1).max() > 50 for side in (left, right))
+
+
+@pytest.mark.parametrize("name", ["with a helmet, seen from far above, " * 6, "猫", "x\U0001f436"])
+def test_no_name_of_a_class_spoils_a_figure(images, tmp_path, monkeypatch, recwarn, name):
+    """Long ones leave space for the figure, and letters that no font has are spelled out: matplotlib warns of both."""
+    monkeypatch.setattr("glipv2_d2.fonts._other_paths", tuple)
+    truth = {**TRUTH, "categories": [{"id": 1, "name": name}, {"id": 2, "name": "dog"}]}
+    write_report(tmp_path / "report", truth, images, [])
+    assert not [str(warning.message) for warning in recwarn]
+
+
+def test_a_matrix_of_many_classes_has_colours_alone(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *args, **kw: figures.append(self))
+    for number in (20, 300):
+        names = [f"class {k}" for k in range(number)]
+        plot_confusion(Confusion(np.ones((number + 1, number + 1), np.int64), names, 0.3), tmp_path / "confusion.png")
+    few, many = (figure.axes[0] for figure in figures)
+    assert (len(few.texts), len(many.texts)) == (21 * 21, 0)
+    # 24 inches for 301 rows.
+    assert few.get_xticklabels()[0].get_size() == 10 and many.get_xticklabels()[0].get_size() < 24 * 72 / 301
 
 
 def test_names_of_classes_are_drawn_as_they_are(images, tmp_path, monkeypatch):
