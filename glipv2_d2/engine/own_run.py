@@ -25,10 +25,7 @@ from ..errors import InputError
 from ..folders import check_writable, lock_folder
 from ..modeling.build import choose_device
 from ..plurals import counted
-from ..prompts.name_texts import name_texts
-from ..prompts.tokenizer import PromptTokenizer
-from ..prompts.training_names import fit_one_prompt
-from ..prompts.vocabulary import dataset_names, prompt_texts_of
+from ..prompts.vocabulary import names_fit_one_prompt
 from .command_line import build_config
 from .progress import ElapsedTime
 from .recipe import (
@@ -175,7 +172,8 @@ def plan_run(
     with report_of_readers():
         cfg = build_config(start.config_file, _words(readable))
     train, val = own_datasets(cfg)
-    facts = _facts_of(cfg, train)
+    num_names = len(MetadataCatalog.get(train).thing_classes)
+    facts = Facts.of(DatasetCatalog.get(train), num_names, names_fit_one_prompt(cfg, train))
     is_small = cfg.MODEL.BACKBONE.NAME == "build_timm_fpn_backbone"
     of_start = _sizes_of_start(cfg)
     fixed += ["DATASETS.TRAIN", (train,), "DATASETS.TEST", (val,), KEEP_SIZE, ()]
@@ -208,12 +206,6 @@ def plan_run(
     if options:
         reasons.append(f"changed by you: {' '.join(options)}")
     return OwnRun(start.config_file, [*_words(chosen), *options], reasons)
-
-
-def _facts_of(cfg: CfgNode, train: str) -> Facts:
-    texts = [text.full for text in name_texts(dataset_names(train), prompt_texts_of(cfg, train))]
-    fit_prompt = fit_one_prompt(texts, PromptTokenizer.from_config(cfg), cfg.INPUT.PROMPT.SEPARATOR)
-    return Facts.of(DatasetCatalog.get(train), len(texts), fit_prompt)
 
 
 def _test_size(cfg: CfgNode) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from .name_checks import check_names_differ
 from .name_texts import NameText, PromptTexts, name_texts, tokenize_texts
 from .protocols import chunk_size_of
 from .tokenizer import PromptTokenizer
+from .training_names import fit_one_prompt
 
 
 def dataset_names(dataset_name: str) -> list[str]:
@@ -98,6 +99,16 @@ def build_default_prompts(cfg: CfgNode) -> list[TokenizedPrompt]:
         )
     except ValueError as error:
         raise InputError(f"dataset {name!r}: {error}") from error
+
+
+def names_fit_one_prompt(cfg: CfgNode, dataset_name: str) -> bool:
+    """Tell whether a training prompt holds all names of a dataset, see ``fit_one_prompt``.
+
+    Raises:
+        InputError: See ``dataset_names`` and ``name_texts``.
+    """
+    texts = name_texts(dataset_names(dataset_name), prompt_texts_of(cfg, dataset_name))
+    return fit_one_prompt([text.full for text in texts], PromptTokenizer.from_config(cfg), cfg.INPUT.PROMPT.SEPARATOR)
 
 
 class DefaultPrompts:
