@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..distributed import is_sharded, placed_like, whole_tensors
 from ..errors import InputError
 from ..modeling.build import build_model
-from ..modeling.by_name import add_base, take_base, unpack_names
+from ..modeling.by_name import add_base, take_base, unpack_names, without_missing_heads
 from ..modeling.heads.table import HEADS
 from ..modeling.lora import merge_lora
 from ..modeling.meta_arch.glipv2 import GLIPv2
@@ -321,6 +321,9 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
         if own_names is None:
             raise CheckpointError(f"{source}: by_name.own_names: expected the names that were tuned, found none")
         expected = self.model.state_dict()
+        base, left_out = without_missing_heads(base, expected)
+        if left_out:
+            self.logger.warning("%s: the model has no place for %s", source, summarize_names(left_out))
         unknown = sorted(base.keys() - expected.keys())
         if unknown or not isinstance(self.model, GLIPv2):
             raise CheckpointError(

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from torch import Tensor
 
 from ..modeling.build import build_model
+from ..modeling.by_name import take_base, without_missing_heads
 from ..tensor_files import CheckpointError, read_checkpoint, unwrap_weights, write_tensors
 from .conversion import find_kind
 from .fit_check import check_fit
@@ -76,13 +77,21 @@ def _check_places(
 ) -> None:
     """Check that the model has a parameter for every tensor and, with ``is_whole``, a tensor for every parameter.
 
+    Tensors of two sets of weights, see ``ByName``, are compared set by set.
+
     Raises:
         CheckpointError: A tensor has another shape, is missing, or has no parameter.
     """
-    check_fit(tensors, expected, source)
+    own, base, own_names = take_base(tensors)
+    check_fit(own, expected, source)
     if is_whole and report.missing:
         raise CheckpointError(f"{source}: expected weights for {summarize_names(report.missing)}, found none")
-    surplus = [name for name in tensors if name not in expected]
+    if base is not None:
+        base, _ = without_missing_heads(base, expected)
+        check_fit({**expected, **base}, expected, source)
+        if own_names is None:
+            raise CheckpointError(f"{source}: by_name.own_names: expected the names that were tuned, found none")
+    surplus = [name for name in (*own, *(base or ())) if name not in expected]
     if surplus:
         raise CheckpointError(f"{source}: expected parameters of the model alone, found {summarize_names(surplus)} too")
 

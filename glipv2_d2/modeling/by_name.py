@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..prompts.name_subsets import split_prompts
 from ..structures import TokenizedPrompt
 from .batch import InputImages
+from .heads.table import HEADS
 from .lora import remove_lora
 from .postprocessing import rescale_boxes
 from .tasks.base import Task
@@ -133,6 +134,21 @@ def take_base(
     tuned = {name: one for name, one in tensors.items() if not name.startswith(PREFIX)}
     base = {name.removeprefix(_BASE): one for name, one in tensors.items() if name.startswith(_BASE)}
     return tuned, base if len(tuned) < len(tensors) else None, tensors.get(_OWN_NAMES)
+
+
+def without_missing_heads(base: Mapping[str, Tensor], expected: Collection[str]) -> tuple[dict[str, Tensor], list[str]]:
+    """Leave out the tensors of a base that belong to heads which a model does not have.
+
+    Args:
+        base: See ``take_base``.
+        expected: Names of the tensors of the model.
+
+    Returns:
+        The tensors that stay, and the names of the others.
+    """
+    missing = HEADS.keys() - {name.partition(".")[0] for name in expected}
+    left_out = [name for name in base if name.partition(".")[0] in missing]
+    return {name: one for name, one in base.items() if name not in left_out}, left_out
 
 
 def pack_names(names: Collection[str]) -> Tensor:

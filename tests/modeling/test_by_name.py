@@ -226,6 +226,19 @@ def test_a_file_holds_what_differs_and_is_read_back(tiny_cfg, tmp_path):
     assert_equal(*(detect(one, of_names(NAMES))[0] for one in (tuned, other)))
 
 
+def test_a_head_that_the_config_switches_off_is_left_out_of_both_sets(tiny_cfg, tmp_path, caplog):
+    tiny_cfg.MODEL.GLIPV2.CONTRASTIVE.ENABLED = True
+    base = make_base(tiny_cfg)
+    model = joined(changed(changed(base, "contrastive_head"), "head"), base)
+    GLIPv2Checkpointer(model, str(tmp_path)).save("kept")
+    tiny_cfg.MODEL.GLIPV2.CONTRASTIVE.ENABLED = False
+    other = build_model(tiny_cfg).eval()
+    with caplog.at_level("WARNING"):
+        GLIPv2Checkpointer(other, for_results=True).load(str(tmp_path / "kept.pth"))
+    assert [message for message in caplog.messages if "no place for contrastive_head" in message]
+    assert_equal(*(detect(one, of_names(NAMES))[0] for one in (model, other)))
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_the_file_of_both_answers_by_name_where_torch_or_detectron2_loads_it(tiny_cfg, tmp_path):
     base = make_base(tiny_cfg)

@@ -7,6 +7,7 @@ from transformers import BertConfig, BertModel
 from glipv2_d2 import GLIPv2Predictor
 from glipv2_d2.checkpoint.glip_conversion import revert_to_glip_state_dict
 from glipv2_d2.checkpoint.model_shapes import build_meta_model
+from glipv2_d2.modeling.by_name import pack_names
 from glipv2_d2.tensor_files import read_tensors
 
 BODY = "backbone.bottom_up."
@@ -83,6 +84,26 @@ def test_a_training_of_this_package_becomes_a_folder_that_predicts(tmp_path, mai
     assert saved["MODEL"]["DEVICE"] == "cuda"
     main([*arguments[:1], str(tmp_path / "other"), *arguments[2:]])
     assert yaml.safe_load((tmp_path / "other" / "config.yaml").read_text())["MODEL"]["DEVICE"] == "cpu"
+
+
+def test_both_sets_of_a_tuning_that_kept_names_become_a_folder(tmp_path, main, weights, config, capsys):
+    """Of heads that the config does not have, neither set is there."""
+    base = {"by_name.base.head.bias0": weights["head.bias0"] + 1, "by_name.own_names": pack_names(["red car"])}
+    extra = {name + "mlm_head.dense.bias": torch.ones(3) for name in ("", "by_name.base.")}
+    torch.save({"model": weights | base | extra}, tmp_path / "model_kept.pth")
+    arguments = [str(tmp_path / "model_kept.pth"), str(tmp_path / "folder"), "--config-file", config]
+    main(arguments)
+    predictor = GLIPv2Predictor.from_pretrained(tmp_path / "folder", ["MODEL.DEVICE", "cpu"])
+    assert_same(predictor.model.state_dict(), weights | base)
+    for change, words in (
+        ({"by_name.base.head.bias7": torch.ones(1)}, ["expected parameters of the model alone", "head.bias7"]),
+        ({"by_name.base.head.bias0": torch.ones(2)}, ["head.bias0: expected shape"]),
+        ({"by_name.own_names": None}, ["by_name.own_names: expected the names that were tuned, found none"]),
+    ):
+        tensors = {name: tensor for name, tensor in (weights | base | change).items() if tensor is not None}
+        torch.save({"model": tensors}, tmp_path / "model_kept.pth")
+        assert_fails_with_one_line(main, [arguments[0], str(tmp_path / "other"), *arguments[2:]], *words)
+        assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("key", ["TUNING.WEIGHTS", "TUNING.INTERPOLATE_WITH"])
