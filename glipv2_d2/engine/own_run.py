@@ -25,7 +25,6 @@ from ..errors import InputError
 from ..folders import check_writable, lock_folder
 from ..modeling.build import choose_device
 from ..plurals import counted
-from ..prompts.vocabulary import names_fit_one_prompt
 from .command_line import build_config
 from .progress import ElapsedTime
 from .recipe import (
@@ -172,8 +171,7 @@ def plan_run(
     with report_of_readers():
         cfg = build_config(start.config_file, _words(readable))
     train, val = own_datasets(cfg)
-    num_names = len(MetadataCatalog.get(train).thing_classes)
-    facts = Facts.of(DatasetCatalog.get(train), num_names, names_fit_one_prompt(cfg, train))
+    facts = Facts.of_dataset(cfg, train)
     is_small = cfg.MODEL.BACKBONE.NAME == "build_timm_fpn_backbone"
     of_start = _sizes_of_start(cfg)
     fixed += ["DATASETS.TRAIN", (train,), "DATASETS.TEST", (val,), KEEP_SIZE, ()]

@@ -11,7 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
+
+from ..prompts.vocabulary import names_fit_one_prompt
 
 # The sides of a test image that the small model sees: lengths of the short side, and the long side over the short one.
 INPUT_SIDES = (192, 256, 320, 384, 448, 512)
@@ -61,6 +65,12 @@ class Facts:
     box_side: float
     image_side: float = 0.0
     fit_prompt: bool = True
+
+    @classmethod
+    def of_dataset(cls, cfg: CfgNode, name: str) -> Facts:
+        """Gather them from a registered dataset of detection, which the prompts of a config ask for its names."""
+        num_names = len(MetadataCatalog.get(name).thing_classes)
+        return cls.of(DatasetCatalog.get(name), num_names, names_fit_one_prompt(cfg, name))
 
     @classmethod
     def of(cls, dicts: Iterable[Mapping[str, Any]], num_names: int, fit_prompt: bool = True) -> Facts:
