@@ -16,7 +16,7 @@ from ...errors import InputError
 from ...plurals import counted
 from ..datasets.skip_report import SkipReport
 from ..datasets.value_checks import EntryError, OmittedEntry, as_integer, as_number, read_corners, show
-from .folder import Folder, decode_text, read_beginning, read_bytes, stem_of
+from .folder import Folder, decode_text, is_plain, read_beginning, read_bytes, stem_of
 from .pascal_voc import read_split_lists
 from .set_yaml import read_classes
 from .sets import OwnBox, OwnImage, Part
@@ -24,6 +24,7 @@ from .sets import OwnBox, OwnImage, Part
 _MOST_BYTES = 2**24
 _LINE = re.compile(rb"\s*\d+(\.0*)?([ \t,]+[+-]?[\d.]+(e[+-]?\d+)?){4,}\s*(\n|\r|$)", re.IGNORECASE)
 _NAMES_FILES = ("classes.txt", "obj.names", "_darknet.labels", "labels.txt", "names.txt", "predefined_classes.txt")
+_YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml")
 # Shares may reach a little past the image; what lies beyond this is given in pixels or per cent.
 _MOST_SHARE = 2.0
 
@@ -208,10 +209,22 @@ def _names_near(label: str, files: Folder) -> ClassNames:
     for path in sorted(paths, key=lambda one: len(os.path.commonpath([one, label])), reverse=True):
         if found := read_names(path):
             return found
+    above = [os.path.join(folder, name) for folder in _plain_above(files.root) for name in _YAML_FILES]
+    named = next((path for path in above if read_classes(path)), "")
+    way_out = "write them to classes.txt, one in each line, the class 0 first"
     raise InputError(
-        f"{files.root}: expected the names of the classes beside labels as {files.relative(label)}, found none; write "
-        f"them to classes.txt, one in each line, the class 0 first"
+        f"{files.root}: expected the names of the classes beside labels as {files.relative(label)}, found none; "
+        + (f"{named} has names: give its folder" if named else way_out)
     )
+
+
+def _plain_above(folder: str) -> list[str]:
+    """Return the one or two folders above that one with a name such as images or train is a part of."""
+    found: list[str] = []
+    while len(found) < 2 and is_plain(os.path.basename(folder)) and folder != os.sep:
+        folder = os.path.dirname(folder)
+        found.append(folder)
+    return found
 
 
 def _read_image(

@@ -72,3 +72,15 @@ def test_other_json_beside_a_folder_is_no_annotation(tmp_path, find):
     (tmp_path / "package.json").write_text(json.dumps({"name": "x"}))
     with pytest.raises(InputError, match="found 1 image and no other files; see docs/own_data.md$"):
         find(tmp_path / "set")
+
+
+@pytest.mark.parametrize("part", ["valid", "valid/images"])
+def test_a_part_of_a_yolo_export_names_the_folder_whose_yaml_has_its_names(tmp_path, find, part):
+    save_image(tmp_path / "valid" / "images" / "a.jpg", 40, 30)
+    label = tmp_path / "valid" / ("a.txt" if part == "valid" else "images/a.txt")
+    label.write_text("0 0.5 0.5 0.5 0.5\n")
+    with pytest.raises(InputError, match=r"write them to classes\.txt"):
+        find(tmp_path / part)
+    (tmp_path / "data.yaml").write_text("train: ../train/images\nval: ../valid/images\nnames: [cat]\n")
+    with pytest.raises(InputError, match=rf"found none; {tmp_path}/data\.yaml has names: give its folder"):
+        find(tmp_path / part)
