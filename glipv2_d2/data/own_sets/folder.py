@@ -49,10 +49,13 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
 def split_of(text: str) -> str:
-    """Return the split that a name of a file or folder speaks of, the last one; "" for none."""
+    """Return the split that a name of a file or folder speaks of, the last one; "" for none.
+
+    "train_val" is "trainval", images to train on.
+    """
     words = [] if text == _ALL_OF_DARKNET else words_of(text)
     found = [_SPLIT_OF_WORD[word] for word in words if word in _SPLIT_OF_WORD]
-    return found[-1] if found else ""
+    return "train" if found[-2:] == ["train", "val"] else found[-1] if found else ""
 
 
 def words_of(text: str) -> list[str]:

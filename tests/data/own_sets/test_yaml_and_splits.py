@@ -171,7 +171,7 @@ def test_a_data_yaml_without_its_images_leaves_the_rest_to_what_is_there(tmp_pat
         *(("valid", "val"), ("validation", "val"), ("val_images", "val"), ("dev", "val"), ("VAL", "val")),
         *(("test", "test"), ("testing", "test"), ("TestImages", "test"), ("trainval", "train")),
         *(("images", ""), ("contest", ""), ("invalid", ""), ("constrained", ""), ("latest", "")),
-        ("obj_train_data", ""),
+        *(("obj_train_data", ""), ("instances_train_val2017", "train"), ("train_val_test", "test")),
     ],
 )
 def test_names_of_splits(text, split):
