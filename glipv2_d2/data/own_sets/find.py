@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from ...errors import InputError
 from ...plurals import counted
+from ...prompts.builder import clean_name
 from ..datasets.skip_report import SkipReport
 from ..datasets.value_checks import AnnotationError, EntryError, OmittedEntry, show
 from .beside import count_folders_beside, count_unused_folders, count_unused_images, way_out_beside
@@ -296,5 +297,17 @@ def _finish(
     notes = f"; val chosen from train by seed {seed}" if is_made else ""
     notes += f"; left out, since no box has them: {', '.join(unused)}" if unused else ""
     logging.getLogger(__name__).info("%s: images: %s; classes: %s%s", name, sizes, ", ".join(names), notes)
-    prompts = {key: text for key, text in prompts.items() if key in names and key != text}
+    prompts = {key: _words(path, key, text) for key, text in prompts.items() if key in names and key != text}
     return OwnSets(name, sets, names, prompts, unused, seed if is_made else None, path)
+
+
+def _words(path: str, class_name: str, text: str) -> str:
+    """Return what a yaml says for a class as prompts take it: "red_blood_cell" as the name of a class is cleaned, too.
+
+    Raises:
+        InputError: No word is left.
+    """
+    words = " ".join(clean_name(text).split())
+    if not words:
+        raise InputError(f"{path}: names: {class_name}: expected words outside of parentheses, found {text!r}")
+    return words

@@ -88,9 +88,11 @@ def test_a_process_reads_a_configured_set_once(tmp_path, monkeypatch):
     assert register_configured_sets(cfg) == {str(root): {"train": "once_cats_train", "val": "once_cats_val"}}
 
 
-def test_words_of_a_yaml_are_what_prompts_say(tmp_path):
+@pytest.mark.parametrize("words", ["tabby cat", "tabby_cat (brown)"])
+def test_words_of_a_yaml_are_what_prompts_say(tmp_path, words):
+    """Prompts take names without underscores and parentheses, and refuse other words beside them."""
     write_voc(tmp_path / "cells", {"train": PHOTOS}, ["cat"])
-    (tmp_path / "set.yaml").write_text("name: worded\npath: cells\nnames: {cat: tabby cat}\n")
+    (tmp_path / "set.yaml").write_text(f"name: worded\npath: cells\nnames: {{cat: {words}}}\n")
     names = register_own_sets(find_own_sets(tmp_path / "set.yaml"), tmp_path / "out")
     assert MetadataCatalog.get(names["train"]).prompt_texts == {"cat": ("", "tabby cat", "")}
     assert MetadataCatalog.get(names["train"]).thing_classes == ["cat"]

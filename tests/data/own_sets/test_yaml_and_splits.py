@@ -102,6 +102,7 @@ ALIASES = "a: &a [x, x]\nb: &b [*a, *a]\npath: data\ntrain: *b"
         ("path: data\nnames: {WBC: white}", "names: expected classes of the set, 'RBC', found 'WBC'"),
         ("path: data\nnames: 3", "names: expected a list or a mapping"),
         ("path: data\nnames: {RBC: [a]}", "expected a text"),
+        ("path: data\nnames: {RBC: (red)}", "names: RBC: expected words outside of parentheses"),
         ("path: data\nseed: x", "seed: expected an integer"),
         ("path: 3", "path: expected a path"),
         ("train: {json: a.json, path: data}", "expected json and images, or path"),
