@@ -165,7 +165,10 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
             changes.apply_tuned(self.model)
         if base := changes.interpolate_with:
             self.logger.info("Interpolating: %s of the weights loaded, the rest from %s", changes.interpolation, base)
-            tensors, _ = self._convert(self._read(base, mmap=True)[1], base)
+            tensors, of_others, _ = take_base(self._read(base, mmap=True)[1])
+            if of_others is not None:
+                raise CheckpointError(_two_sets(base, "to interpolate with (MODEL.GLIPV2.TUNING.INTERPOLATE_WITH)"))
+            tensors, _ = self._convert(tensors, base)
             check_fit(tensors, self.model.state_dict(), base)
             interpolate_weights(self.model, tensors, changes.interpolation, base)
         if self._for_results:
@@ -313,11 +316,8 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
             CheckpointError: It is no base of the model, its own names are missing, or no results are wanted.
         """
         if not self._for_results or self._changes != WeightChanges():
-            raise CheckpointError(
-                f"{source}: expected one set of weights to train from or to change (MODEL.GLIPV2.TUNING.WEIGHTS, "
-                f"INTERPOLATE_WITH), found two, for own names and for all others; beside it {BEST_WEIGHTS} or "
-                f"{FINAL_WEIGHTS} has the tuned ones, {BASE_WEIGHTS} those of all others"
-            )
+            wanted = "to train from or to change (MODEL.GLIPV2.TUNING.WEIGHTS, INTERPOLATE_WITH)"
+            raise CheckpointError(_two_sets(source, wanted))
         if own_names is None:
             raise CheckpointError(f"{source}: by_name.own_names: expected the names that were tuned, found none")
         expected = self.model.state_dict()
@@ -395,3 +395,11 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
                 "network, put the file on the disk and name it in MODEL.TIMM.WEIGHTS or MODEL.WEIGHTS"
             ) from error
         return fetched if body is None else {f"{BOTTOM_UP}.body.{key}": value for key, value in fetched.items()}
+
+
+def _two_sets(source: str, wanted: str) -> str:
+    """Say that a file has two sets of weights where one is wanted."""
+    return (
+        f"{source}: expected one set of weights {wanted}, found two, for own names and for all others; beside it "
+        f"{BEST_WEIGHTS} or {FINAL_WEIGHTS} has the tuned ones, {BASE_WEIGHTS} those of all others"
+    )

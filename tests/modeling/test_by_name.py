@@ -10,6 +10,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from pretended_device import pretended_device
 
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
+from glipv2_d2.checkpoint.weight_changes import WeightChanges
 from glipv2_d2.engine.export import export_detector
 from glipv2_d2.errors import InputError
 from glipv2_d2.modeling import build_model
@@ -283,6 +284,16 @@ def test_a_base_that_does_not_fit_is_named(tiny_cfg, tmp_path, change, options, 
     write_checkpoint(tmp_path / "kept.pth", {"model": {name: one for name, one in tensors.items() if one is not None}})
     with pytest.raises(CheckpointError, match=message):
         GLIPv2Checkpointer(model, **{"for_results": True, **options}).load(str(tmp_path / "kept.pth"))
+
+
+def test_weights_are_not_interpolated_with_one_of_two_sets(tiny_cfg, tmp_path):
+    base = make_base(tiny_cfg)
+    model = joined(changed(base, "head"), base)
+    for name, one in (("kept", model), ("plain", base)):
+        GLIPv2Checkpointer(one, str(tmp_path)).save(name)
+    changes = WeightChanges(interpolate_with=str(tmp_path / "kept.pth"), interpolation=0.5)
+    with pytest.raises(CheckpointError, match=r"kept.pth: expected one set of weights to interpolate with .*found two"):
+        GLIPv2Checkpointer(base, for_results=True, changes=changes).load(str(tmp_path / "plain.pth"))
 
 
 def test_names_are_packed_and_read_back():
