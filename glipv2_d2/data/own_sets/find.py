@@ -287,8 +287,7 @@ def _finish(
     if not names:
         left_out = f"; left out: {report.summary()}" if report.counts else ""
         raise InputError(f"{path}: expected boxes of at least one class, found none{left_out}")
-    # Numbers in quotes that have named the classes are no words for them.
-    prompts = {} if one is None or {*declared} & {*one.classes.values()} else one.prompts
+    prompts = _prompts_of(one, declared, (*names, *unused))
     unknown = [class_name for class_name in prompts if class_name not in (*names, *unused)]
     if unknown:
         classes = ", ".join(map(repr, [*names, *unused]))
@@ -299,6 +298,17 @@ def _finish(
     logging.getLogger(__name__).info("%s: images: %s; classes: %s%s", name, sizes, ", ".join(names), notes)
     prompts = {key: _words(path, key, text) for key, text in prompts.items() if key in names and key != text}
     return OwnSets(name, sets, names, prompts, unused, seed if is_made else None, path)
+
+
+def _prompts_of(one: SetYaml | None, declared: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Return what a yaml says for classes, by their names; numbers count where they are names of classes.
+
+    Those of a list or a mapping that has named the classes are no words for them.
+    """
+    if one is None or {*declared} & {*one.classes.values()}:
+        return {}
+    numbered = {str(number): text for number, text in one.classes.items()}
+    return one.prompts or (numbered if numbered.keys() <= {*names} else {})
 
 
 def _words(path: str, class_name: str, text: str) -> str:

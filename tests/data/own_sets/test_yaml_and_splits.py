@@ -33,6 +33,16 @@ def test_a_yaml_of_ours_names_splits_and_words(tmp_path, find):
         assert len(found.boxes("train")) == 4 and len(found.boxes("val")) == 6 and found.left_out == {}
 
 
+@pytest.mark.parametrize(("names", "said"), [("{0: zero, 1: one}", {"0": "zero", "1": "one"}), ("{7: seven}", {})])
+def test_numbers_that_are_the_names_of_classes_have_words(tmp_path, find, names, said):
+    """As check-data advises; other numbers are those of YOLO's lines."""
+    photos = [Photo(f"{i}.png", 50, 40, [(str(i % 2), 1, 2, 31, 32)]) for i in range(6)]
+    write_coco(tmp_path, {"train": photos[:4], "val": photos[4:]}, ["0", "1"])
+    (tmp_path / "data.yaml").write_text(f"train: train\nval: val\nnames: {names}\n")
+    own = find(tmp_path).own
+    assert (own.names, own.prompts) == (["0", "1"], said)
+
+
 def test_numbers_in_quotes_number_classes_or_are_their_names(tmp_path, find):
     write_yolo(tmp_path / "a", {"train": PHOTOS[:6], "val": PHOTOS[6:]}, ["RBC"])
     (data,) = (tmp_path / "a").rglob("data.yaml")
