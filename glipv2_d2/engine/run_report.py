@@ -137,7 +137,7 @@ def plot_confusion(found: Confusion, path: Path) -> None:
     axes = figure.subplots()
     shares = found.counts / np.maximum(1, found.counts.sum(axis=1, keepdims=True))
     axes.imshow(shares, cmap=matplotlib.colormaps["Blues"], vmin=0, vmax=1)
-    for row, column in np.argwhere(found.counts) if row_points >= _NUMBERED_ROW else ():
+    for row, column in np.argwhere(found.counts * (row_points >= _NUMBERED_ROW)):
         color = "white" if shares[row, column] > 0.5 else "black"
         axes.text(column, row, str(found.counts[row, column]), ha="center", va="center", color=color, fontsize=8)
     ticks, (names, families) = range(len(found.counts)), _labels(found.names)
