@@ -87,10 +87,12 @@ def write_results(path: Path, results: Mapping[str, Mapping[str, float]], minute
 
 def class_table(reports: Sequence[ClassReport]) -> list[str]:
     """Return a table in markdown with a row for each class and one for their mean, classes without boxes left out."""
-    width = max(5, *(len(report.name) for report in reports))
+    # A bar would end the cell.
+    names = [report.name.replace("|", "\\|") for report in reports]
+    width = max(5, *map(len, names))
     lines = [f"| {'class':<{width}} | boxes |    AP |  AP50 |", f"| {'-' * width} | ----: | ----: | ----: |"]
     measured = [report for report in reports if report.num_boxes]
-    rows = [(report.name, report.num_boxes, report.ap, report.ap50) for report in reports]
+    rows = [(name, one.num_boxes, one.ap, one.ap50) for name, one in zip(names, reports, strict=True)]
     if len(measured) > 1:
         ap, ap50 = (float(np.mean(column)) for column in zip(*((one.ap, one.ap50) for one in measured), strict=True))
         rows.append(("mean", sum(report.num_boxes for report in measured), ap, ap50))

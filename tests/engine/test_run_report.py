@@ -32,6 +32,10 @@ def test_table_of_classes_leaves_classes_without_boxes_out_of_the_mean():
     ]
 
 
+def test_a_bar_in_the_name_of_a_class_ends_no_cell():
+    assert class_table([report("on|off", 3, 40.0, 60.0)])[2] == r"| on\|off |     3 |  40.0 |  60.0 |"
+
+
 def test_results_have_their_form(tmp_path):
     write_results(tmp_path / "results.json", {"bbox": {"AP": 12.34567, "APs": float("nan")}}, 1.234, "out/model.pth")
     assert json.loads((tmp_path / "results.json").read_text()) == {
