@@ -253,18 +253,8 @@ def fill_pipe(sender):
     sender.send("ready")
 
 
-def test_a_worker_that_cannot_pass_on_a_sample_ends_and_says_why(capfd):
-    worker = FORK.Process(target=pass_on, args=(threading.Lock(),), daemon=True)
-    worker.start()
-    worker.join(20)
-    worker.kill()
-    worker.join()
-    assert worker.exitcode == 1
-    assert "data worker: expected to pass on a sample, found cannot pickle" in capfd.readouterr().err
-
-
 @pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 2_000, reason="no more files are permitted")
-def test_a_batch_may_have_more_tensors_than_a_process_may_usually_open_files(monkeypatch):
+def test_a_batch_may_have_more_tensors_than_a_process_may_usually_open_files():
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
     try:
@@ -278,14 +268,10 @@ def many_tensors(dataset_dict):
     return {**dataset_dict, "tensors": [torch.zeros(1) for _ in range(600)]}
 
 
-def test_a_worker_ends_where_one_of_its_threads_does(capfd):
-    worker = FORK.Process(target=fail_in_thread, daemon=True)
-    worker.start()
-    worker.join(20)
-    worker.kill()
-    worker.join()
-    assert worker.exitcode == 1
-    assert "data worker: expected to pass on a sample, found [Errno 24] none left" in capfd.readouterr().err
+def pass_on_a_lock():
+    _start_worker(0)
+    FORK.Queue().put(threading.Lock())
+    time.sleep(60)
 
 
 def fail_in_thread():
@@ -296,10 +282,17 @@ def fail_in_thread():
     time.sleep(60)
 
 
-def pass_on(sample):
-    _start_worker(0)
-    FORK.Queue().put(sample)
-    time.sleep(60)
+@pytest.mark.parametrize(
+    ("work", "found"), [(pass_on_a_lock, "cannot pickle"), (fail_in_thread, "[Errno 24] none left")]
+)
+def test_a_worker_that_cannot_pass_on_a_sample_ends_and_says_why(capfd, work, found):
+    worker = FORK.Process(target=work, daemon=True)
+    worker.start()
+    worker.join(20)
+    worker.kill()
+    worker.join()
+    assert worker.exitcode == 1
+    assert f"data worker: expected to pass on a sample, found {found}" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
