@@ -5,10 +5,11 @@ import math
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from batch_samples import contrast_case, make_shapes
-from class_words_samples import make_head, make_image, model_with_class_words
+from class_words_samples import ColourClassifier, make_head, make_image, model_with_class_words
 from conftest import assert_one_line
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from mask_samples import BOXES, PROMPT, make_input
@@ -25,6 +26,8 @@ from glipv2_d2.modeling.by_name import add_base
 from glipv2_d2.modeling.class_evidence import centred, kept_probabilities, name_evidence, name_ratios
 from glipv2_d2.modeling.heads.class_words_head import ClassWordsHead, build_classifier, phrase_ids, place_of
 from glipv2_d2.modeling.tasks.word_evidence import WordEvidence
+from glipv2_d2.prompts.builder import prompt_from_caption
+from glipv2_d2.prompts.tokenizer import PromptTokenizer
 from glipv2_d2.structures import TokenBatch
 from glipv2_d2.tensor_files import CheckpointError, read_tensors, write_tensors
 
@@ -48,6 +51,13 @@ def test_a_larger_image_has_more_cells_over_the_same_pixels():
     assert (cells.height, cells.width, cells.stride) == (2, 4, 16)
     found = head.probabilities(cells, [0], torch.tensor([[[0.0, 0.0, 16.0, 32.0], [48.0, 4.0, 60.0, 20.0]]]))
     assert_close(found[0], torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 9.0]]).softmax(dim=1), atol=1e-2, rtol=0.0)
+
+
+def test_cells_reach_to_the_border_of_an_image_that_is_no_multiple_of_them():
+    cells = make_head(image_scale=1.5).classify(torch.full((1, 3, 32, 64), 4.0))
+    # The classifier reads 48 x 96 pixels, and nothing below them.
+    assert (cells.height, cells.width, cells.stride) == (2, 3, 32 / 1.5)
+    assert_close(cells.logits[0, :, 0], torch.tensor([4.0] * 3 + [2.0] * 3))
 
 
 def loss_case(matched):
@@ -79,6 +89,25 @@ def test_the_loss_is_the_cross_entropy_with_the_classes_of_each_anchors_box():
     assert_close(loss, 3.0 * expected / 3)
     loss.backward()
     assert head.projection.weight.grad.abs().sum() > 0
+    head.loss_weight = 0.0
+    assert head.losses(fused, batch) == {}
+
+
+class LinearColours(ColourClassifier):
+    """Its last layer gives what it reads, in the precision of autocast."""
+
+    def get_classifier(self):
+        return lambda cells: F.linear(cells, torch.eye(3))
+
+
+def test_the_loss_is_computed_in_single_precision():
+    head = make_head()
+    head.class_vectors.copy_(torch.randn(3, 5, generator=torch.Generator().manual_seed(2)))
+    head.classifier = LinearColours()
+    _, fused, batch = loss_case([[-1, 1, -1, 0], [0, -1, -1, -1]])
+    expected = head.losses(fused, batch)["loss_class_words"]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(head.losses(fused, batch)["loss_class_words"], expected)
 
 
 def test_without_positive_anchors_the_loss_is_zero_and_reaches_the_layer():
@@ -96,6 +125,13 @@ def test_names_with_a_box_count_as_seen():
     prompt = make_prompt([4], [8, 9])
     weights = head.token_weights(phrase_ids(prompt), prompt.phrase_token_map[None])
     assert_close(weights[0], prompt.phrase_token_map * torch.tensor([[0.5], [0.25]]))
+
+
+def test_the_place_of_a_name_is_that_of_files():
+    assert (place_of((1,)), place_of((1, 2))) == (2, 2 * 1_000_003 + 3 - 30 * 2**16)
+    for name in ((0,), (0, 0), (30_521, 101, 7, 30_521)):
+        powers = [(number + 1) * 1_000_003**power for power, number in enumerate(reversed(name))]
+        assert place_of(name) == sum(powers) % 2**16
 
 
 def test_the_base_of_a_tuning_reads_its_own_size(tiny_cfg):
@@ -190,8 +226,12 @@ def run(model, prompts):
         return model([{"image": make_image(), "height": 64, "width": 96, "prompts": prompts}])[0]["instances"]
 
 
-def test_class_vectors_are_the_means_of_the_words_of_each_class(model):
+@pytest.mark.parametrize("together", [1, 2, 64])
+def test_class_vectors_are_the_means_of_the_words_of_each_class(model, monkeypatch, together):
     head = model.class_words_head
+    monkeypatch.setattr("glipv2_d2.modeling.heads.class_words_head._TEXTS_AT_ONCE", together)
+    head.class_vectors.zero_()
+    head.read_classes(model.text_encoder)
     means = torch.stack([model.read_prompts([text]).hidden[0][1:-1].mean(dim=0) for text in head.texts])
     assert_close(head.class_vectors, centred(means))
 
@@ -284,6 +324,47 @@ def test_pixels_of_the_network_become_those_of_the_classifier(tiny_cfg):
     assert_close((pixel - 100) / 50 * scale[0] + shift[0], (pixel / 255 - 0.5) / 0.5)
 
 
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+def test_the_head_of_a_config_says_of_a_cell_what_its_classifier_says_of_an_image(tiny_cfg, tmp_path, image_format):
+    """The weights are those of the file, which do not train, and timm's own forward pass is the other formulation."""
+    torch.manual_seed(3)
+    classifier = timm.create_model("efficientnet_lite0").eval()
+    write_tensors(tmp_path / "classifier.safetensors", classifier.state_dict())
+    keys = {"TEMPERATURE": 1.25, "CLASSES_KEPT": 7, "WORD_TEMPERATURE": 0.5, "MAX_BOXES": 3, "WEIGHT": 0.75}
+    keys |= {"TAUGHT_WEIGHT": 0.125, "LOSS_WEIGHT": 2.0}
+    words = tiny_cfg.MODEL.GLIPV2.CLASS_WORDS
+    words.update(keys, NAME="efficientnet_lite0", WEIGHTS=str(tmp_path / "classifier.safetensors"))
+    tiny_cfg.INPUT.FORMAT, tiny_cfg.MODEL.TEXT_ENCODER.FREEZE = image_format, True
+    head = ClassWordsHead(tiny_cfg, make_shapes(channels=32, language_dim=48))
+    found = (head.temperature, head.kept, head.word_temperature, head.max_boxes, head.weight)
+    assert (*found, head.taught_weight, head.loss_weight) == tuple(keys.values()) and not head.starts_random
+    image = make_image(5, (32, 32)).float()
+    mean, std = (
+        torch.tensor(numbers).view(3, 1, 1) for numbers in (tiny_cfg.MODEL.PIXEL_MEAN, tiny_cfg.MODEL.PIXEL_STD)
+    )
+    cells = head.classify(((image - mean) / std)[None])
+    rgb = (image if image_format == "RGB" else image.flip(0)) / 255
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    with torch.no_grad():
+        expected = classifier(((rgb - mean.view(3, 1, 1)) / std.view(3, 1, 1))[None])
+    assert_close(cells.logits[0], expected, rtol=1e-4, atol=1e-5)
+    head.train()
+    assert not any(part.training for part in head.classifier.modules())
+    trained = {name for name, one in head.named_parameters() if one.requires_grad}
+    assert trained == {"projection.weight", "projection.bias", "log_scale"}
+    # The first class of ImageNet: its names in WordNet, and what it is.
+    text = "tench, Tinca tinca: freshwater dace-like game fish of Europe and western Asia noted for ability to survive "
+    text = PromptTokenizer()(prompt_from_caption(f"{text}outside water", []))
+    assert len(head.texts) == 1000 and torch.equal(head.texts[0].input_ids, text.input_ids)
+
+
+def test_weights_of_another_classifier_are_named_by_their_key(tiny_cfg, tmp_path):
+    write_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(1)})
+    with pytest.raises(InputError) as caught:
+        build_classifier("tf_efficientnet_lite0", str(tmp_path / "other.safetensors"), tiny_cfg)
+    assert_one_line(caught, "MODEL.GLIPV2.CLASS_WORDS.WEIGHTS: ", "other.safetensors has 1 tensors")
+
+
 @pytest.mark.parametrize("name", ["no_such_model", "tf_efficientnetv2_s.in21k"])
 def test_a_classifier_needs_the_classes_of_imagenet(tiny_cfg, name):
     with pytest.raises(InputError) as caught:
@@ -329,3 +410,14 @@ def test_what_is_remembered_of_a_prompt_is_not_taken_for_one_with_other_marked_t
         token_map[0, token] = True
         _, weights, spelled = evidence._of_prompts([type(prompt)(ids, token_map, torch.zeros(1).long(), ("dog",))])
         assert weights.nonzero().tolist() == [[0, 0, token]] and spelled.nonzero().tolist() == [[0, token]]
+
+
+@torch.no_grad()
+def test_what_is_remembered_of_a_prompt_follows_the_names_seen_and_the_vectors_of_classes(model):
+    evidence = WordEvidence(model, model.preprocess_image([{"image": make_image()}]))
+    head, prompt = model.class_words_head, make_prompt([4], [8, 9])
+    ratios, weights, _ = evidence._of_prompts([prompt])
+    head.taught.fill_(True)
+    assert_close(evidence._of_prompts([prompt])[1], weights * head.taught_weight / head.weight)
+    head.class_vectors.copy_(head.class_vectors.flip(0))
+    assert not torch.equal(evidence._of_prompts([prompt])[0], ratios)

@@ -59,7 +59,7 @@ class TimmBackbone(Backbone):
         self._channels_last_maps = getattr(output_format, "value", output_format) == "NHWC"
         self.freeze_norm = freeze_norm
         if weights:
-            load_timm_weights(self.body, name, weights)
+            load_timm_weights(self.body, name, weights, "MODEL.TIMM.WEIGHTS")
         self._freeze(freeze_at)
         info: Any = self.body.feature_info
         strides = info.reduction()
@@ -112,11 +112,17 @@ def _flat(name: str) -> str:
     return name.replace(".", "_")
 
 
-def load_timm_weights(body: nn.Module, name: str, path: str) -> None:
-    """Fill a features_only model from a file of the full model's weights.
+def load_timm_weights(body: nn.Module, name: str, path: str, key: str) -> None:
+    """Fill a timm model, whole or features_only, from a file of the full model's weights.
 
     Tensors are matched by name. For files with other names they are matched one by one, in order, if their number and
     all shapes agree with timm's full model.
+
+    Args:
+        body: The model.
+        name: Its name in timm.
+        path: The file.
+        key: The config key that names the file.
 
     Raises:
         InputError: The tensors fit in neither way.
@@ -129,7 +135,7 @@ def load_timm_weights(body: nn.Module, name: str, path: str) -> None:
     if not set(expected) <= set(source):
         if [value.shape for value in source.values()] != list(expected.values()):
             raise InputError(
-                f"MODEL.TIMM.WEIGHTS: {path} has {len(source)} tensors that fit timm's {name} "
+                f"{key}: {path} has {len(source)} tensors that fit timm's {name} "
                 f"({len(expected)} tensors) neither by name nor by order and shape"
             )
         source = dict(zip(expected, source.values(), strict=True))
@@ -139,7 +145,7 @@ def load_timm_weights(body: nn.Module, name: str, path: str) -> None:
     missing = body.load_state_dict(source, strict=False).missing_keys
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing:
-        raise InputError(f"MODEL.TIMM.WEIGHTS: {path} lacks {len(missing)} tensors of {name}, for example {missing[0]}")
+        raise InputError(f"{key}: {path} lacks {len(missing)} tensors of {name}, for example {missing[0]}")
 
 
 @BACKBONE_REGISTRY.register()

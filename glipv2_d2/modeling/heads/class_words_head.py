@@ -308,8 +308,8 @@ def place_of(name: tuple[int, ...]) -> int:
     """Return the place of a name, by its token ids, in the table of names that were trained on."""
     place = 0
     for number in name:
-        place = (place * 1_000_003 + number + 1) % 2**61
-    return place % _TAUGHT_PLACES
+        place = (place * 1_000_003 + number + 1) % _TAUGHT_PLACES
+    return place
 
 
 def class_texts(tokenizer: PromptTokenizer) -> list[TokenizedPrompt]:
@@ -337,7 +337,7 @@ def build_classifier(name: str, weights: str, cfg: CfgNode) -> tuple[nn.Module, 
     if classifier.num_classes != expected:
         raise InputError(f"{_KEY}.NAME: expected the {expected} classes of ImageNet-1k, found {classifier.num_classes}")
     if weights:
-        load_timm_weights(classifier, name, weights)
+        load_timm_weights(classifier, name, weights, f"{_KEY}.WEIGHTS")
     mean, std = (list(classifier.default_cfg[key]) for key in ("mean", "std"))
     if cfg.INPUT.FORMAT == "BGR":
         mean, std = mean[::-1], std[::-1]
