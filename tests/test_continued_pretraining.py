@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ASSETS, load_config
+from published_rows import NUM_IMAGES
 from test_docs import commands
 
 from glipv2_d2 import convert_glip_state_dict
@@ -75,7 +76,10 @@ def test_hours_follow_from_images_and_speeds():
         rate = 8 * (3.74 if updates == "-" else 1.62)
         assert updates == "-" or number == 64 * float(updates.replace(",", "")), part
         assert float(hours) == round(number / rate / 3600 * float(factor), 1), part
-    evaluation = [5000 / (8 * 4.12), 5000 / (8 * 3.74), 31 * 0.73 * 5000 / (8 * 4.12)]
+    # Each image of Flickr30K has five captions.
+    images, captions = NUM_IMAGES["coco_2017_val"], 5 * NUM_IMAGES["flickr30k_val"]
+    lvis = 31 * 0.73 * NUM_IMAGES["lvis_v1_minival"]
+    evaluation = [images / (8 * 4.12), captions / (8 * 3.74), lvis / (8 * 4.12)]
     assert [f"{seconds:,.0f} s" in PAGE for seconds in evaluation] == [True] * 3
 
 

@@ -61,7 +61,7 @@ def plan_wide_splits(
 
     * ``val_names``: names that train has not, nor their synonyms or kinds;
     * ``val_source``: the cut-outs of one whole collection, under names that train has from others;
-    * ``val_looks``: one cut-out of names that have three or more, from another collection than some in train;
+    * ``val_looks``: one cut-out of names that have three or more, without those of that collection;
     * ``train``: everything else, at most ``max_looks`` cut-outs of a name.
 
     No two names of a val split may be said of one object.
