@@ -10,7 +10,7 @@ from detectron2.structures import BoxMode
 from mapper_cases import annotation, drawn_record, options, words_of_boxes
 from PIL import Image
 
-from glipv2_d2.data.dataset_mappers.detection import DetectionDatasetMapper
+from glipv2_d2.data.dataset_mappers.detection import DetectionDatasetMapper, training_kept_names
 from glipv2_d2.data.image_reading import UnreadableImageError
 from glipv2_d2.data.transforms import ZoomWindow
 from glipv2_d2.prompts.kept_names import KeptNames
@@ -273,6 +273,29 @@ def test_other_names_take_the_place_of_absent_ones_as_far_as_they_fit(record):
             assert len(prompt) <= max_tokens and prompt.phrase_token_map.any(dim=1).all()
             found.append((max_tokens, sum(is_kept)))
     assert set(found) - {(10, 0)} == {(256, 3), (10, 1), (8, 0)}
+
+
+@pytest.mark.parametrize(
+    ("options", "replays"),
+    [
+        ({}, True),
+        ({"KEEP.ENABLED": False}, False),
+        # Each kind of names has its own weights.
+        ({"KEEP.BY_NAME": True}, False),
+        ({"KEEP.NAMES_WEIGHT": 0.0}, True),
+        ({"KEEP.BOXES_WEIGHT": 0.0}, True),
+        ({"KEEP.NAMES_WEIGHT": 0.0, "KEEP.BOXES_WEIGHT": 0.0}, False),
+        ({"MODE": "prompt"}, False),
+        ({"MODE": "lora"}, True),
+    ],
+)
+def test_prompts_hold_other_names_where_a_loss_reads_what_the_base_says_of_them(tiny_cfg, options, replays):
+    options = {"KEEP.ENABLED": True, "KEEP.BY_NAME": False, **options}
+    tiny_cfg.merge_from_list([word for key, one in options.items() for word in (f"MODEL.GLIPV2.TUNING.{key}", one)])
+    kept = training_kept_names(tiny_cfg, {"pets": ["dog"], "zoo": ["zebra", "cat"]})
+    assert (kept is not None) == replays
+    # The names of no dataset are other names.
+    assert kept is None or ("cow" in kept.names and not {"dog", "zebra", "cat"} & set(kept.names))
 
 
 def test_absent_names_stay_where_no_other_name_fits_into_a_prompt(record):

@@ -91,6 +91,15 @@ def test_a_zoomed_window_shows_the_same_place(record):
         assert len(whole["instances"]) and len(smaller["instances"])
 
 
+def test_a_zoomed_window_of_an_image_that_was_decoded_smaller_shows_the_middle_of_its_box(record):
+    """The box is in the left upper quarter: with its pixels of the whole image it would be looked for elsewhere."""
+    box = [110.0, 90.0, 130.0, 110.0]
+    record["annotations"] = [{**record["annotations"][0], "bbox": box}]
+    window = ZoomWindow((1.0, 1.0), (20, 20), (100, 1000))
+    for seed in range(10):
+        assert len(make_mapper(window, 100)({**record, "sample_seed": seed})["instances"]) == 1
+
+
 def test_a_dict_without_a_size_is_read_whole(record):
     sample = make_mapper(ResizeShortestEdgeLegacy(0), 50)({k: v for k, v in record.items() if k != "height"})
     assert sample["image"].shape == (3, HEIGHT, WIDTH) and sample["height"] == HEIGHT

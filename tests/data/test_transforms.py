@@ -120,6 +120,19 @@ def test_augmentations_follow_the_config():
     assert len(build_augmentations(cfg, is_train=True)) == 1
 
 
+def test_zoom_and_jitter_follow_the_config():
+    cfg = get_cfg()
+    add_glipv2_config(cfg)
+    cfg.INPUT.ZOOM, cfg.INPUT.COLOR_JITTER, cfg.INPUT.CROP.ENABLED = (0.5, 2.0), 0.25, True
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (20, 30), 40
+    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 25, 50
+    crop, zoom, flip, *colours = build_augmentations(cfg, is_train=True)
+    assert isinstance(crop, T.RandomCrop) and flip.horizontal
+    assert (zoom.zoom, zoom.window, zoom.test_size) == ((0.5, 2.0), (30, 40), (25, 50))
+    assert [type(one) for one in colours] == [T.RandomBrightness, T.RandomContrast, T.RandomSaturation]
+    assert {(one.intensity_min, one.intensity_max) for one in colours} == {(0.75, 1.25)}
+
+
 def test_unknown_flip_is_named():
     cfg = get_cfg()
     add_glipv2_config(cfg)

@@ -136,9 +136,20 @@ def test_a_vote_is_the_mean_by_the_scores_and_keeps_the_best_score():
 
 
 @pytest.mark.parametrize(("merge", "expected"), [("vote", [0]), ("nms", [0, 1])])
-def test_an_overlap_of_the_threshold_is_voted_on_and_not_suppressed(merge, expected):
-    found = detections([[0, 0, 10, 10], [0, 0, 10, 5]], [0.6, 0.2], [0, 0])
-    assert merge_detections(found, merge, 0.5, 0)[1].tolist() == expected
+# 3 of 5 pixels: in single precision the quotient is above 0.6.
+@pytest.mark.parametrize(
+    ("boxes", "thresh"), [([[0, 0, 10, 10], [0, 0, 10, 5]], 0.5), ([[0, 0, 4, 1], [1, 0, 5, 1]], 0.6)]
+)
+def test_an_overlap_of_the_threshold_is_voted_on_and_not_suppressed(merge, expected, boxes, thresh):
+    found = detections(boxes, [0.6, 0.2], [0, 0])
+    assert merge_detections(found, merge, thresh, 0)[1].tolist() == expected
+
+
+@pytest.mark.parametrize("merge", ["vote", "nms"])
+def test_a_box_without_area_is_one_of_its_own(merge):
+    found = detections([[5, 5, 5, 9], [5, 5, 5, 9]], [0.6, 0.2], [0, 0])
+    merged, rows = merge_detections(found, merge, 0.5, 0)
+    assert rows.tolist() == [0, 1] and merged.pred_boxes.tensor.tolist() == [[5, 5, 5, 9]] * 2
 
 
 @pytest.mark.parametrize(
@@ -172,11 +183,14 @@ class Recorder(torch.nn.Module):
     ("ranges", "phrases", "num_seen", "expected"),
     [
         ((), ("cat",), 4, [0, 0, 1, 1]),
-        # Small boxes count at the large size alone.
-        (((20, 1000), (0, 1000)), ("cat",), 4, [0, 0, 1, 1]),
-        (((20, 1000), (20, 1000)), ("cat",), 4, [1, 1]),
+        # Large boxes count at the small size alone, and small ones at the large size alone.
+        (((20, 1000), (0, 20)), ("cat",), 4, [0, 0, 1, 1]),
+        # The least and the most count too.
+        (((40, 1000), (20, 40)), ("cat",), 4, [1, 1]),
         # A mirror image would change the meaning.
         ((), ("cat", "the leftmost dog"), 2, [0, 1]),
+        ((), ("Right hand",), 2, [0, 1]),
+        ((), ("bright copyright sign",), 4, [0, 0, 1, 1]),
     ],
 )
 def test_sizes_have_their_boxes_and_sides_their_meaning(ranges, phrases, num_seen, expected):

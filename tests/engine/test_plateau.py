@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from glipv2_d2 import GLIPv2Trainer
+from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
 from glipv2_d2.engine.plateau import build_plateau_hook
 from glipv2_d2.errors import InputError
 
@@ -110,6 +111,19 @@ def test_the_warm_up_does_not_count_for_an_early_end(make_trainer):
     trainer.train()
     # The evaluations after updates 4 and 5 are the first two that count.
     assert len(trainer.rates) == 5
+
+
+def test_a_run_that_forgets_nothing_and_ends_early_leaves_its_best_weights_with_those_before(
+    make_trainer, train_cfg, tmp_path
+):
+    GLIPv2Checkpointer(GLIPv2Trainer.build_model(train_cfg), str(tmp_path)).save("base")
+    options = ("MODEL.WEIGHTS", str(tmp_path / "base.pth"), "MODEL.GLIPV2.TUNING.KEEP.ENABLED", True)
+    trainer = make_trainer([1.0, 3.0, 2.0, 2.0, 9.0, 9.0], *options, "SOLVER.EARLY_STOP_PATIENCE", 2)
+    trainer.train()
+    assert len(trainer.evaluated) == 4
+    kept = torch.load(Path(train_cfg.OUTPUT_DIR) / "model_kept.pth", weights_only=True)["model"]
+    base = torch.load(tmp_path / "base.pth", weights_only=True)["model"]["head.bbox_pred.bias"]
+    assert kept["head.bbox_pred.bias"][0] == 2.0 and torch.equal(kept["by_name.base.head.bbox_pred.bias"], base)
 
 
 def test_the_last_evaluation_can_be_the_best(make_trainer, train_cfg):

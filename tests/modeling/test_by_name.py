@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.structures import Boxes, Instances
 from pretended_device import pretended_device
 
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
@@ -15,7 +16,7 @@ from glipv2_d2.engine.export import export_detector
 from glipv2_d2.errors import InputError
 from glipv2_d2.modeling import build_model
 from glipv2_d2.modeling.batch import InputImages
-from glipv2_d2.modeling.by_name import _select, add_base, base_tensors, pack_names, take_base, unpack_names
+from glipv2_d2.modeling.by_name import _merge, _select, add_base, base_tensors, pack_names, take_base, unpack_names
 from glipv2_d2.modeling.exported.open_prompt import OpenPromptDetector
 from glipv2_d2.prompts.builder import prompt_from_caption
 from glipv2_d2.prompts.tokenizer import PromptTokenizer
@@ -138,6 +139,21 @@ def test_images_of_a_batch_may_ask_for_one_kind_or_for_both(tiny_cfg):
     # The best of both sides count, as many as of one model.
     whole, few = (detect(model, of_names(NAMES), **limits)[0] for limits in ({}, {"detection_limits": _few()}))
     assert_equal(few, whole[:7])
+
+
+@pytest.mark.parametrize(
+    ("most", "left"), [(1, [3]), (2, [3, 0, 2]), (3, [3, 0, 2]), (4, [3, 0, 2, 1]), (0, [3, 0, 2, 1])]
+)
+def test_of_both_sides_the_best_stay_with_all_that_tie_with_the_last(most, left):
+    """The left sides of the boxes tell them apart; those of the tuned weights come first."""
+    sides = [([0, 1], [0.5, 0.4]), ([2, 3], [0.5, 0.9])]
+    found = [
+        Instances(
+            (8, 8), pred_boxes=Boxes(torch.tensor([[x, 0, 8, 8] for x in xs]).float()), scores=torch.tensor(scores)
+        )
+        for xs, scores in sides
+    ]
+    assert _merge(found, most).pred_boxes.tensor[:, 0].tolist() == left
 
 
 def _few():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from batch_samples import anchor_case
 from detectron2.modeling.box_regression import Box2BoxTransform
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from head_samples import make_head, make_instances, make_prompt, small_batch
 from pretended_device import pretended_device
 
@@ -21,9 +21,10 @@ from glipv2_d2.modeling.keeping import (
     boxes_divergence,
     is_fixed,
     names_divergence,
+    predictions_of,
 )
 from glipv2_d2.modeling.losses.box_losses import giou_loss_legacy
-from glipv2_d2.structures import KEPT_NAME, GroundingPredictions
+from glipv2_d2.structures import KEPT_NAME, GroundingPredictions, TokenBatch
 
 ANCHORS = torch.tensor([[0.0, 0, 16, 16], [8, 8, 40, 40], [20, 4, 52, 30]])
 TRANSFORM = Box2BoxTransform(weights=(10.0, 10.0, 5.0, 5.0))
@@ -189,6 +190,43 @@ def test_only_images_with_other_names_are_compared_and_only_free_anchors_of_them
     free = fused.targets(batch).matched_idxs[:1] < 0
     assert weights.shape == free.shape and 0 < (weights > 0).sum() <= free.sum()
     assert not weights[~free].any() and (weights[weights > 0] >= CONFIDENT).all()
+
+
+def test_losses_are_the_divergences_over_what_the_base_says_on_all_ranks(model, monkeypatch):
+    base = frozen_copy(model)
+    model.keeping = Keeping(base, KeepWeights(2.0, 3.0))
+    shift(model)
+    losses = model(INPUTS)
+    batch, reading = model.train_batch(INPUTS, "detection", True), model.tasks["detection"].reading
+    fused = model.fuse_batch(batch, reading)
+    # Of the two images the first alone has other names.
+    own = GroundingPredictions(*([level[:1] for level in levels] for levels in fused.predictions))
+    images = ImageList(batch.images.tensor[:1], batch.images.image_sizes[:1])
+    said = predictions_of(base, images, TokenBatch(batch.tokens.input_ids[:1], batch.tokens.mask[:1]), reading)
+    scores = torch.cat(said.token_logits, dim=1)[0, :, batch.kept[0]].sigmoid()
+    free = fused.targets(batch).matched_idxs[0] < 0
+    best = scores.amax(dim=1)
+    weights = best.where(free & (best >= CONFIDENT), 0.0)
+    names, _, _ = names_divergence(own.token_logits, said.token_logits, batch.kept[:1])
+    places, transform = Boxes.cat(fused.anchors).tensor, model.head.box2box_transform
+    boxes = boxes_divergence(own, said, places, weights[None], transform)
+    assert scores.sum() > 1 and weights.sum() > 1
+    torch.testing.assert_close(losses["loss_keep_names"], 2 * names / scores.sum())
+    torch.testing.assert_close(losses["loss_keep_boxes"], 3 * boxes / weights.sum())
+    with monkeypatch.context() as patches:
+        # As if the base said twice as much on average over the ranks.
+        patches.setattr("glipv2_d2.modeling.keeping.reduce_mean", lambda one: 2 * one)
+        halves = model(INPUTS)
+    for name in ("loss_keep_names", "loss_keep_boxes"):
+        torch.testing.assert_close(2 * halves[name], losses[name])
+    # A base that says nothing divides by 1.
+    with torch.no_grad():
+        base.head.bias0 -= 30
+    losses = model(INPUTS)
+    said = predictions_of(base, images, TokenBatch(batch.tokens.input_ids[:1], batch.tokens.mask[:1]), reading)
+    names, mass, _ = names_divergence(own.token_logits, said.token_logits, batch.kept[:1])
+    assert mass < 1 and losses["loss_keep_boxes"] == 0
+    torch.testing.assert_close(losses["loss_keep_names"], 2 * names)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
