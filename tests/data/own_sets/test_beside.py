@@ -2,10 +2,12 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from own_set_writers import Photo, save_image, write_coco, write_labelme, write_voc, write_yolo
 
+from glipv2_d2.data.own_sets.folder import Folder
 from glipv2_d2.data_check import find_reported
 from glipv2_d2.errors import InputError
 
@@ -29,6 +31,17 @@ def test_of_two_exports_in_one_folder_the_second_is_told(tmp_path):
     for name, photos in (("one", PHOTOS[:3]), ("two", PHOTOS[3:])):
         write_yolo(tmp_path / name, {"train": photos}, ["cat"])
     assert told(tmp_path) == [("folders of other sets", "two")]
+
+
+def test_hidden_files_those_of_programs_and_circles_of_links_are_no_part_of_a_set(tmp_path):
+    root = write_coco(tmp_path / "set", {"train": PHOTOS[:2]}, ["cat"])
+    for path in ("__MACOSX/train/0.png", "train/._0.png", ".thumbs/0.png"):
+        save_image(root / path, 20, 20)
+    save_image(tmp_path / "elsewhere" / "linked.png", 20, 20)
+    (root / "more").symlink_to(tmp_path / "elsewhere")
+    (root / "train" / "circle").symlink_to(root)
+    found = [Path(path).relative_to(root).as_posix() for path in Folder(str(root)).images]
+    assert found == ["more/linked.png", "train/0.png", "train/1.png"]
 
 
 def test_masks_beside_the_images_are_no_set(tmp_path):

@@ -205,6 +205,19 @@ def test_the_size_of_an_image_is_that_of_its_file(tmp_path, find, size, is_used)
     assert found.left_out == ({} if is_used else {"sizes that differ": 1})
 
 
+@pytest.mark.parametrize(("height", "is_used"), [(78, True), (79, False)])
+def test_width_and_height_may_be_exchanged_if_all_boxes_lie_in_the_file(tmp_path, find, height, is_used):
+    for name in ("a.jpg", "b.jpg"):
+        save_image(tmp_path / name, 100, 80)
+    images = [image(width=80, height=100), image("b.jpg", 2)]
+    (tmp_path / "x.json").write_text(coco(images, [{"bbox": [1, 2, 30, height]}, {**GOOD, "image_id": 2}]))
+    found = find(tmp_path)
+    assert ("a.jpg" in {**found.boxes(), **found.boxes([*found.own.splits][-1])}) == is_used
+    assert found.left_out == ({} if is_used else {"sizes that differ": 1})
+    exchanged = "images with width and height exchanged in their annotation"
+    assert found.changed == ({exchanged: 1} if is_used else {})
+
+
 @pytest.mark.parametrize(
     "places",
     [

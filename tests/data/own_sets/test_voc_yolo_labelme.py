@@ -219,6 +219,31 @@ def test_a_class_all_of_whose_boxes_are_faulty_is_named_among_those_left_out(tmp
     assert found.own.names == ["cat"] and found.own.unused_names == ["cow", "dog"]
 
 
+ROBOFLOW = "<y1>20</y1><x1>10</x1><x2>30</x2><y2>20</y2><x3>30</x3><y3>60</y3>"
+POINTS = "<username>me</username><pt><x>10</x><y>20</y></pt><pt><x>30</x><y>20</y></pt><pt><x>30</x><y>60</y></pt>"
+
+
+@pytest.mark.parametrize("box", ["", "<xmin>10</xmin><ymin>20</ymin><xmax>30</xmax><ymax>60</ymax>"])
+@pytest.mark.parametrize("polygon", [ROBOFLOW, POINTS])
+def test_polygons_of_xml_are_masks_and_have_a_box(tmp_path, find, polygon, box):
+    save_image(tmp_path / "a.jpg", 100, 80)
+    bndbox = f"<bndbox>{box}</bndbox>" if box else ""
+    item = f"<object><name>cat</name>{bndbox}<polygon>{polygon}</polygon></object>"
+    (tmp_path / "a.xml").write_text(f"<annotation><filename>a.jpg</filename>{item}</annotation>")
+    (item,) = find(tmp_path).own.splits["train"].content["annotations"]
+    assert item["segmentation"] == [[10, 20, 30, 20, 30, 60]] and item["bbox"] == [10, 20, 20, 40]
+
+
+@pytest.mark.parametrize("polygon", ["", ROBOFLOW.replace("60", "x"), ROBOFLOW.partition("<x3>")[0]])
+def test_a_polygon_of_xml_that_is_none_leaves_the_box(tmp_path, find, polygon):
+    save_image(tmp_path / "a.jpg", 100, 80)
+    item = f"<object><name>cat</name><bndbox>{GOOD}</bndbox><polygon>{polygon}</polygon></object>"
+    (tmp_path / "a.xml").write_text(f"<annotation><filename>a.jpg</filename>{item}</annotation>")
+    found = find(tmp_path)
+    assert found.boxes() == {"a.jpg": [("cat", 1, 2, 30, 40)]} and found.left_out == {}
+    assert "segmentation" not in found.own.splits["train"].content["annotations"][0]
+
+
 BOMB = '<!DOCTYPE a [<!ENTITY x "xxxxxxxx"><!ENTITY y "&x;&x;&x;&x;">]>'
 
 
@@ -322,6 +347,8 @@ def test_data_yaml_in_its_forms(tmp_path, find, names, train):
         ("0 0.5 0.5 0 0.2", "boxes without area"),
         ("0 1.6 0.5 0.2 0.2", "boxes outside their image"),
         ("0 0.1 0.1 0.5 0.5 0.9", None),
+        # A score may be in per cent.
+        ("0 0.1 0.1 0.5 0.5 90", None),
         ("0 0.1 0.1 0.6 0.1 0.6 0.6", None),
     ],
 )
@@ -332,6 +359,7 @@ def test_a_faulty_line_is_left_out(tmp_path, find, line, kind):
     found = find(tmp_path)
     assert ("cat", 40, 20, 20, 40) in found.boxes()["a.jpg"]
     assert found.left_out == ({} if kind is None else {kind: 1}) and len(found.boxes()["a.jpg"]) == 1 + (kind is None)
+    assert found.changed.get("boxes whose score was not read", 0) == (len(line.split()) == 6)
 
 
 @pytest.mark.parametrize(
@@ -372,6 +400,17 @@ def test_polygons_of_yolo_are_masks(tmp_path, find):
     (tmp_path / "classes.txt").write_text("cat\n")
     (item,) = find(tmp_path).own.splits["train"].content["annotations"]
     assert item["segmentation"] == [[10, 8, 60, 8, 60, 48]] and item["bbox"] == [10, 8, 50, 40] and item["area"] == 1000
+
+
+def test_keypoints_of_yolo_are_not_read(tmp_path, find):
+    """Where the yaml says that there are some; otherwise the numbers of a line would be a polygon."""
+    save_image(tmp_path / "images" / "train" / "a.jpg", 100, 80)
+    (tmp_path / "labels" / "train").mkdir(parents=True)
+    (tmp_path / "labels" / "train" / "a.txt").write_text("0 0.5 0.5 0.2 0.5 0.1 0.1 2 0.9 0.9 1\n")
+    (tmp_path / "data.yaml").write_text("train: images/train\nkpt_shape: [2, 3]\nnames: [cat]\n")
+    found = find(tmp_path)
+    assert found.boxes() == {"a.jpg": [("cat", 40, 20, 20, 40)]} and found.left_out == {}
+    assert "segmentation" not in found.own.splits["train"].content["annotations"][0]
 
 
 @pytest.mark.parametrize(("digits", "expected"), [(6, 337), (5, 337), (4, 337), (3, 336.96)])
@@ -463,6 +502,8 @@ TRIANGLE = [[10, 10], [30, 10], [10, 50]]
             {"shapes of no class": 1},
         ),
         ([shape("quadrilateral", [[10, 10], [30, 10], [30, 50], [10, 50]])], [(10, 10, 20, 40)], {}),
+        # The box of a bitmap, which is not read.
+        ([shape("mask", [[10, 20], [30, 40]], mask="iVBORw0KGgo=")], [(10, 20, 20, 20)], {}),
         (
             [shape("polygon", TRIANGLE), shape("rectangle", [[1, 2]]), shape("ellipse", [[1, 2], [9, 9]])],
             [(10, 10, 20, 40)],
@@ -476,6 +517,29 @@ def test_shapes_of_labelme(tmp_path, find, shapes, boxes, left_out):
     (tmp_path / "a.json").write_text(json.dumps(content))
     found = find(tmp_path)
     assert found.boxes() == {"a.jpg": [("cat", *box) for box in boxes]} and found.left_out == left_out
+
+
+@pytest.mark.parametrize("write", [write_voc, write_labelme])
+def test_boxes_of_an_image_of_another_size_are_left_out(tmp_path, find, write):
+    photos = [Photo(f"{i}.png", 50, 40, [("cat", 1, 2, 31, 32)]) for i in range(3)]
+    write(tmp_path, {"train": photos[:2], "val": photos[2:]}, ["cat"])
+    texts = {path.stem: path for suffix in ("xml", "json") for path in tmp_path.rglob(f"*.{suffix}")}
+    text = texts["1"].read_text().replace("<width>0</width><height>0</height>", "<width>99</width><height>80</height>")
+    texts["1"].write_text(text.replace('"imageWidth": 50', '"imageWidth": 99'))
+    found = find(tmp_path)
+    assert list(found.boxes()) == ["0.png"] and found.left_out == {"sizes that differ": 1}
+
+
+@pytest.mark.parametrize("left", [10, 11])
+def test_of_two_lists_of_boxes_of_an_image_the_first_counts_and_another_is_told(tmp_path, find, left):
+    save_image(tmp_path / "images" / "a.jpg", 100, 80)
+    for folder, x in (("one", 10), ("two", left)):
+        (tmp_path / folder).mkdir()
+        content = {"shapes": [shape("rectangle", [[x, 20], [30, 40]])], "imagePath": "a.jpg"}
+        (tmp_path / folder / "a.json").write_text(json.dumps(content))
+    found = find(tmp_path)
+    assert found.boxes() == {"a.jpg": [("cat", 10, 20, 20, 20)]}
+    assert found.left_out == ({"images listed twice": 1} if left == 11 else {})
 
 
 def test_an_image_that_is_in_its_json_alone_is_told(tmp_path):
