@@ -134,3 +134,13 @@ def test_a_package_file_at_hand_is_checked(tmp_path, cache, monkeypatch):
     with pytest.raises(SystemExit, match="art.deb: expected version .* bytes, found 12 bytes$"):
         run(tmp_path, cache, monkeypatch, "--package", f"{CLIP_ART}={tmp_path / 'art.deb'}")
     assert not (tmp_path / "wide").exists()
+
+
+def test_the_version_of_the_tables_is_that_of_what_their_sets_hold_in_any_order(monkeypatch):
+    """Two processes see the texts of a set in different orders, as one does numbers that were put in differently."""
+    assert list(frozenset([0, 8])) != list(frozenset([8, 0]))
+    versions = []
+    for numbers in ([0, 8], [8, 0], [0, 9]):
+        monkeypatch.setattr(prepare_wideworld.wide_words, "EXCLUDED", frozenset(numbers))
+        versions.append(prepare_wideworld._source_version())
+    assert versions[0] == versions[1] != versions[2]

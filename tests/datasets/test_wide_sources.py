@@ -8,6 +8,7 @@ import pytest
 from scenes.debian_packages import PackageError
 from scenes.npm_packages import KnownFile, check_file, fetch_npm_package
 from scenes.wide_sources import (
+    decode,
     find_clip_art,
     find_drawn_stamps,
     find_emoji_files,
@@ -95,10 +96,47 @@ def test_a_flash_card_with_an_arrow_at_a_part_shows_nothing(tmp_path):
     assert look.read()[:, :, 3].max() == 0
 
 
+def test_of_two_things_on_a_flash_card_the_larger_is_shown(tmp_path):
+    pixels = card(with_arrow=False)
+    cv2.rectangle(pixels, (20, 20), (50, 40), (60, 60, 60), -1)
+    save(tmp_path, "animals/crow.jpg", pixels)
+    (look,) = find_flash_cards(tmp_path, ())
+    alpha = look.read()[:, :, 3]
+    assert alpha[30, 35] == 0 and alpha[120, 80] == 255
+
+
+@pytest.mark.parametrize(
+    ("pixels", "side", "first"),
+    [
+        (np.full((4, 4), 7, np.uint8), 4, [7, 7, 7, 255]),
+        (np.full((4, 4, 3), (1, 2, 3), np.uint8), 4, [1, 2, 3, 255]),
+        (np.full((4, 4, 4), (1, 2, 3, 4), np.uint8), 4, [1, 2, 3, 4]),
+        # 16 bits, of which the upper eight count.
+        (np.full((4, 4, 4), (0x1234, 0x5678, 0x9ABC, 0xFFFF), np.uint16), 4, [0x12, 0x56, 0x9A, 255]),
+        (np.full((639, 639), 7, np.uint8), 639, [7, 7, 7, 255]),
+        (np.full((641, 641), 7, np.uint8), 321, [7, 7, 7, 255]),
+    ],
+)
+def test_pictures_of_every_depth_become_colours_with_alpha_and_large_ones_are_thinned_out(pixels, side, first):
+    found = decode(cv2.imencode(".png", pixels)[1].tobytes(), "a.png")
+    assert found.shape == (side, side, 4) and found.dtype == np.uint8 and found[0, 0].tolist() == first
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture"])
+def test_a_picture_that_cannot_be_read_is_named(content):
+    with pytest.raises(ValueError, match="a.png: expected an image, found a file that cannot be read as one"):
+        decode(content, "a.png")
+
+
 def one_colour(colour) -> np.ndarray:
     return np.where(DISC[:, :, 3:] > 0, np.array([*colour, 255], np.uint8), DISC)
 
 
+GREY = DISC.copy()
+GREY[:, :, :3] = np.linspace(0, 255, 120).astype(np.uint8)[:, None]
+THIN = np.zeros((120, 120, 4), np.uint8)
+cv2.line(THIN, (0, 0), (119, 119), (40, 90, 220, 255))
+cv2.line(THIN, (119, 0), (0, 119), (40, 220, 90, 255))
 OUTLINE = np.zeros((120, 120, 4), np.uint8)
 cv2.circle(OUTLINE, (60, 60), 50, (255, 255, 255, 255), -1)
 cv2.circle(OUTLINE, (60, 60), 50, (0, 0, 0, 255), 4)
@@ -110,6 +148,8 @@ cv2.circle(OUTLINE, (60, 60), 50, (0, 0, 0, 255), 4)
         (DISC, True),
         (one_colour((0, 0, 0)), False),  # a silhouette
         (OUTLINE, False),  # line art
+        (GREY, True),  # shaded
+        (THIN, False),  # little of its box
         (DISC[20:100, 20:100], False),  # too small
         (np.dstack([DISC[:, :, :3], np.full((120, 120), 255, np.uint8)]), False),  # a picture with its ground
         (np.zeros_like(DISC), False),

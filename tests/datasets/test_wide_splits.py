@@ -1,8 +1,9 @@
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from scenes.composer import Background, SceneRules, compose_scene
+from scenes.composer import Background, Category, SceneRules, compose_scene
 from scenes.wide_names import Lexicon, wide_category
 from scenes.wide_splits import WideName, WideParameters, kin_of, plan_wide_splits, relatives_of
 from scenes.wordnet import WordNet
@@ -63,11 +64,32 @@ def test_no_two_names_of_a_val_split_may_be_said_of_one_object(names, lexicon, s
             assert not pair <= set(split.cut_outs)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_no_relative_of_a_name_of_stampworld_is_unseen(names, lexicon, seed):
+    names = [replace(one, is_fixed=one.category.name == "poodle") for one in names]
+    splits = planned(names, lexicon, seed=seed)
+    assert "poodle" in splits["train"].cut_outs and not {"dog", "poodle"} & set(splits["val_names"].cut_outs)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_name_gives_a_look_away_if_it_has_three_and_is_trained_on_if_another_collection_shows_it(
+    names, lexicon, seed
+):
+    looks = {one.category.name: dict(one.cut_outs) for one in names}
+    looks["crow"]["emoji"] = looks["crow"]["emoji"][:2]
+    del looks["owl"]["emoji"]
+    names = [replace(one, cut_outs=looks[one.category.name]) for one in names]
+    splits = planned(names, lexicon, seed=seed, num_held_looks=8)
+    assert "crow" not in splits["val_looks"].cut_outs
+    assert not any("owl" in split.cut_outs for name, split in splits.items() if name != "val_names")
+
+
 def test_looks_and_names_are_as_many_as_asked_for(names, lexicon):
-    splits = planned(names, lexicon, max_looks=1, num_names=3, num_held_looks=1)
-    assert {len(some) for some in splits["train"].cut_outs.values()} == {1} and len(splits["train"].cut_outs) == 3
-    assert "fox" in splits["train"].cut_outs  # StampWorld's names come first
-    assert [len(some) for some in splits["val_looks"].cut_outs.values()] == [1]
+    for seed in range(8):
+        splits = planned(names, lexicon, max_looks=1, num_names=3, num_held_looks=1, seed=seed)
+        assert {len(some) for some in splits["train"].cut_outs.values()} == {1} and len(splits["train"].cut_outs) == 3
+        assert "fox" in splits["train"].cut_outs  # StampWorld's names come first
+        assert [len(some) for some in splits["val_looks"].cut_outs.values()] == [1]
     with pytest.raises(ValueError, match="num_novel: expected at most 5, the unrelated names, found 8"):
         planned(names, lexicon, num_novel=8)
     with pytest.raises(ValueError, match="max_looks: expected at least 1, found 0"):
@@ -79,6 +101,8 @@ def test_relatives_may_be_said_of_one_object_and_kin_may_not(names):
     relatives = relatives_of(categories)
     assert relatives["crow"] == {"bird"} and relatives["bird"] == {"crow", "owl"}
     assert relatives["fox"] == set()
+    people = [Category(name, "person", "people", "a", f"{name}s", frozenset({name})) for name in ("pirate", "guard")]
+    assert relatives_of([*categories, *people])["pirate"] == {"guard"}
     kin = kin_of(categories, relatives)
     assert kin["crow"] == ("owl",) and kin["bird"] == ()
 

@@ -2,11 +2,14 @@
 
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import run_ablation
+import run_odinw
 import torch
+from conftest import load_config
 from detectron2.data import DatasetCatalog
 from drawn_images import register_drawn
 
@@ -83,7 +86,9 @@ def commands(monkeypatch):
         (folder / "model_final.pth").touch()
         results = {f"stampworld_{split}/bbox/{name}": 10.0 for split in ("val", "val_novel") for name in ("AP", "AP50")}
         results |= {"stampworld_val_novel/bbox/AP": math.nan, "stampworld_val_grounding/any_box/R@1": 61.234}
-        (folder / "metrics.json").write_text(json.dumps({"iteration": max_iter, **results}))
+        earlier = {"iteration": max_iter // 2, **dict.fromkeys(results, 1.0)}
+        records = [earlier, {"iteration": max_iter, **results}]
+        (folder / "metrics.json").write_text("\n".join(map(json.dumps, records)))
 
     monkeypatch.setattr(run_ablation, "train", train)
     return done
@@ -122,9 +127,9 @@ def test_a_training_that_was_stopped_in_its_tests_is_made_anew(commands, monkeyp
 )
 def test_a_folder_is_of_one_length_of_one_kind_of_scenes_and_of_one_list_of_options(monkeypatch, tmp_path, change):
     """Captions that were labelled for other scenes would have boxes anywhere."""
-    drawn = []
+    drawn, halved = [], []
     monkeypatch.setattr(run_ablation, "prepare", lambda world, options, _: drawn.append(options) or world)
-    monkeypatch.setattr(run_ablation.Runs, "call", lambda *_: None)
+    monkeypatch.setattr(run_ablation.Runs, "call", lambda runs, command: halved.append(command))
 
     def begin(max_iter=200, transfer=(), options=(), **scenes):
         runs = run_ablation.Runs(tmp_path, max_iter, transfer, options)
@@ -134,7 +139,19 @@ def test_a_folder_is_of_one_length_of_one_kind_of_scenes_and_of_one_list_of_opti
     begin()
     with pytest.raises(SystemExit, match="settings.json: expected .*, found .*; change --output"):
         begin(**change)
-    assert len(drawn) == 2
+    data = str(tmp_path / "datasets" / "stampworld")
+    numbers = ["--num-novel", "2", "--num-train", "6", "--num-val", "100", "--num-names", "4"]
+    assert drawn == [["--output", data, *numbers]] * 2 and halved == [["datasets/prepare_halves.py", data]] * 2
+
+
+def test_a_comparison_is_about_stampworld_and_ends_with_the_step_that_fails(monkeypatch, tmp_path):
+    runs = run_ablation.Runs(tmp_path, 200, [], [])
+    # What is drawn where the packages of cut-outs cannot be had.
+    monkeypatch.setattr(run_ablation, "prepare", lambda *_: "shapeworld")
+    with pytest.raises(SystemExit, match="StampWorld could not be made"):
+        runs.make_data(4, 2, 6)
+    with pytest.raises(SystemExit, match="this step failed: -c 'raise SystemExit.3.'"):
+        runs.call(["-c", "raise SystemExit(3)"])
 
 
 @pytest.fixture
@@ -204,6 +221,74 @@ def test_captions_are_data_of_the_forms_with_captions_alone(commands, monkeypatc
     assert ["stampworld_pseudo" in str(command) for command in commands] == [False, True]
 
 
+@pytest.mark.parametrize(
+    ("losses", "switches"), [("intra", "False False"), ("inter", "True False"), ("all", "True True")]
+)
+def test_each_form_has_one_loss_more_and_the_last_one_masked_words(commands, monkeypatch, tmp_path, losses, switches):
+    monkeypatch.setattr(run_ablation.Runs, "retrieval", lambda *_: {})
+    monkeypatch.setattr(run_ablation, "last_loss", lambda folder, name: {"loss_mlm": 1.23456}[name])
+    monkeypatch.setattr(run_ablation, "unigram_entropy", lambda config, root: (2.34567, 9))
+    measures = run_ablation.Runs(tmp_path, 200, [], []).run(run_ablation.Form(losses, "no"), 0)["measures"]
+    words = dict(zip(commands[0], commands[0][1:]))
+    found = [words[f"MODEL.GLIPV2.{name}.ENABLED"] for name in ("CONTRASTIVE", "MLM")]
+    assert " ".join(found) == switches
+    of_words = {"loss_mlm": 1.235, "entropy of masked words": 2.346}
+    assert {name: measures[name] for name in of_words if name in measures} == (of_words if losses == "all" else {})
+
+
+def test_captions_are_labelled_once_by_a_teacher_of_the_boxes(commands, monkeypatch, tmp_path):
+    calls = []
+
+    def call(runs, command):
+        calls.append(command)
+        folder = Path(command[command.index("--output") + 1])
+        folder.mkdir()
+        for name in "ba":
+            (folder / f"{name}.jsonl").write_text(f"{name}\n")
+
+    monkeypatch.setattr(run_ablation.Runs, "call", call)
+    runs = run_ablation.Runs(tmp_path, 200, [], [])
+    (runs.data / "annotations").mkdir(parents=True)
+    for _ in range(2):
+        runs.label_captions(4)
+    (training,), (labelling,) = commands, calls
+    words = dict(zip(training, training[1:]))
+    assert words["--config-file"] == "configs/demo/glipv2_micro.yaml" and words["SEED"] == "4"
+    assert words["DATASETS.TRAIN"] == "('stampworld_half', 'stampworld_half_grounding')"
+    words = dict(zip(labelling, labelling[1:]))
+    assert labelling[0] == "tools/generate_pseudo_boxes.py" and words["--config-file"] == run_ablation.TEACHER_CONFIG
+    assert words["--weights"] == str(tmp_path / "teacher" / "model_final.pth")
+    assert words["--image-root"] == str(runs.data / "train")
+    assert words["--captions"] == str(runs.data / "annotations" / "other_half_captions.jsonl")
+    assert (runs.data / "annotations" / "pseudo.jsonl").read_text() == "a\nb\n"
+    # Lower scores would be left out by the training.
+    cfg = load_config("pretrain/glipv2_micro.yaml")
+    assert float(words["--score-thresh"]) == cfg.INPUT.PROMPT.MIN_PSEUDO_SCORE
+
+
+def test_a_transfer_tunes_on_ten_shots_of_each_own_set(monkeypatch, tmp_path):
+    asked = []
+
+    def call(runs, command):
+        asked.append(run_odinw.parse(command[1:]))
+        for name, shots, value in (("cells", "10", 41.256), ("cells", "0", 3.0), ("raccoon", "10", 80.0)):
+            (cell,) = run_odinw.plan_cells([name], ["full"], [shots], [3])
+            folder = cell.folder(asked[-1].output)
+            folder.mkdir(parents=True)
+            (folder / "results.json").write_text(json.dumps({"dataset": name, "value": value}))
+
+    monkeypatch.setattr(run_ablation.Runs, "call", call)
+    folder = tmp_path / "run"
+    assert run_ablation.Runs(tmp_path, 200, [], []).few_shots(folder) == {} and not asked
+    found = run_ablation.Runs(tmp_path, 200, ["photos/raccoon", "/cells"], []).few_shots(folder)
+    assert found == {"cells 10 shots AP50": 41.26, "raccoon 10 shots AP50": 80.0}
+    (asked,) = asked
+    assert (asked.modes, asked.shots, asked.seeds, asked.metric) == (["full"], ["10"], [3], "bbox/AP50")
+    assert asked.data == [str(Path.cwd() / "photos/raccoon"), "/cells"]
+    assert (asked.max_iter, asked.eval_period, asked.weights) == (100, 50, str(folder / "model_final.pth"))
+    assert asked.opts == ["DATASETS.FEW_SHOT.ALLOW_FEWER", "True"]
+
+
 def test_gain_is_tested_over_pairs_of_one_seed():
     gain = run_ablation.paired({0: 1.0, 1: 2.0, 2: 3.0, 7: 9.0}, {2: 6.0, 0: 2.0, 1: 4.0})
     # Gains of 1, 2 and 3: t = 2 / (1 / sqrt(3)), and with two degrees of freedom p = 1 - t / sqrt(2 + t * t).
@@ -215,7 +300,13 @@ def test_gain_is_tested_over_pairs_of_one_seed():
 
 
 def test_table_has_means_and_the_gain_of_each_loss_and_of_captions():
-    rows = [("intra", "no", 1.0), ("inter", "no", 3.0), ("intra", "yes", 2.0), ("all", "no", 3.5)]
+    rows = [
+        ("intra", "no", 1.0),
+        ("inter", "no", 3.0),
+        ("intra", "yes", 2.0),
+        ("all", "no", 3.5),
+        ("inter", "yes", 1.5),
+    ]
     records = [
         {"losses": losses, "captions": captions, "seed": seed, "measures": {"unseen AP": value + seed * seed}}
         for losses, captions, value in rows
@@ -223,12 +314,14 @@ def test_table_has_means_and_the_gain_of_each_loss_and_of_captions():
     ]
     table = run_ablation.tables_of(records)
     # Seeds 0 and 2 add 0 and 4: the mean is 2 more, the deviation sqrt(8) = 2.83.
-    assert "| unseen AP | 3.0 ± 2.8 | 5.0 ± 2.8 | 4.0 ± 2.8 | 5.5 ± 2.8 |" in table
+    assert "| unseen AP | 3.0 ± 2.8 | 5.0 ± 2.8 | 4.0 ± 2.8 | 5.5 ± 2.8 | 3.5 ± 2.8 |" in table
     gains = table.split("| gain of |")[1].splitlines()[2:]
     assert gains == [
         "| L_inter, without captions | unseen AP | +2.0 ± 0.0 | 2 | 0.000 |",
         "| L_mlm, without captions | unseen AP | +0.5 ± 0.0 | 2 | 0.000 |",
+        "| L_inter, with captions | unseen AP | -0.5 ± 0.0 | 2 | 0.000 |",
         "| captions, intra | unseen AP | +1.0 ± 0.0 | 2 | 0.000 |",
+        "| captions, inter | unseen AP | -1.5 ± 0.0 | 2 | 0.000 |",
     ]
 
 
