@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import shlex
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
 from ..checkpoint.checkpointer import GLIPv2Checkpointer
@@ -164,7 +166,7 @@ def plan_run(
     # The config beside the weights may be that of several datasets, of a tuning that forgot nothing, or of a training
     # without weights, whose names the weights know beside those of this one.
     fixed += ["DATASETS.TRAIN_RATIOS", (), "DATASETS.TRAIN_COPIES", (), "TEST.BEST_METRICS", (), KEEP, False]
-    fixed += ["MODEL.GLIPV2.TEST.ONLY_OWN_NAMES", not start.weights]
+    fixed += ["MODEL.GLIPV2.TEST.ONLY_OWN_NAMES", not start.weights, "MODEL.GLIPV2.TUNING.CLASS_WORDS_SHARE", -1.0]
     # Of the other keys this one says whether the data can be read at all.
     share = dict(zip(options[::2], options[1::2], strict=False)).get("DATASETS.MAX_FAULTY_SHARE")
     readable = fixed if share is None else [*fixed, "DATASETS.MAX_FAULTY_SHARE", share]
@@ -251,10 +253,11 @@ def _choose_length(
         (val,) = cfg.DATASETS.TEST
         update, image = measure_seconds(cfg, num_processes)
         evaluation = image * len(DatasetCatalog.get(val))
-        fitting, evaluations = length_within(minutes, update, evaluation)
+        at_end = 1 + _chooses_words(cfg)
+        fitting, evaluations = length_within(minutes, update, evaluation, at_end)
         if epochs is None or fitting < usual:
             why = f"{minutes:g} minutes at {update:.2f} s each"
-            needed = (fitting * update + (evaluations + 1) * evaluation) / 60
+            needed = (fitting * update + (evaluations + at_end) * evaluation) / 60
             return fitting, evaluations, why + f"; the least takes {needed:.1f}" * (needed > minutes)
     return usual, NUM_EVALUATIONS, "by the size of the data" if epochs is None else f"{epochs:g} epochs"
 
@@ -315,7 +318,7 @@ def finish_run(cfg: CfgNode, model: torch.nn.Module, elapsed: ElapsedTime) -> li
     logging.getLogger(__name__).info("evaluating %s and drawing the report", weights)
     checkpointer = GLIPv2Checkpointer.from_config(model, cfg, cfg.OUTPUT_DIR, for_results=True)
     checkpointer.resume_or_load(weights, resume=False)
-    results = GLIPv2Trainer.test(cfg, model)
+    results = _test_with_words(cfg, model)
     if not comm.is_main_process():
         return []
     metadata = MetadataCatalog.get(val)
@@ -338,6 +341,45 @@ def finish_run(cfg: CfgNode, model: torch.nn.Module, elapsed: ElapsedTime) -> li
         f"figures: {output / RESULTS_NAME}; curves and drawings: {output / REPORT_FOLDER}",
         f"next: {prediction_command(images, output, cut_off.score, names)}",
     ]
+
+
+def _chooses_words(cfg: CfgNode) -> bool:
+    """Return whether the run finds out at its end what the evidence of CLASS_WORDS is worth for its names."""
+    words = cfg.MODEL.GLIPV2.CLASS_WORDS
+    return words.ENABLED and words.TAUGHT_WEIGHT > 0 and cfg.MODEL.GLIPV2.TUNING.CLASS_WORDS_SHARE < 0
+
+
+def _test_with_words(cfg: CfgNode, model: Any) -> Mapping[str, Any]:
+    """Evaluate a model, and without the evidence of CLASS_WORDS too; of both the better counts and goes to the config.
+
+    What a classifier says of "with mask" and "without mask" tells them not apart, and what it says of animals does.
+    """
+    results, words = GLIPv2Trainer.test(cfg, model), getattr(model, "class_words_head", None)
+    if words is None or not _chooses_words(cfg):
+        return results
+    output, without_cfg, words.share = Path(cfg.OUTPUT_DIR), cfg.clone(), 0.0
+    without_cfg.defrost()
+    without_cfg.OUTPUT_DIR = str(output / "without_class_words")
+    without = GLIPv2Trainer.test(without_cfg, model)
+    key, metric = "MODEL.GLIPV2.TUNING.CLASS_WORDS_SHARE", cfg.SOLVER.AUTO_STEP.METRIC
+    # The first process alone has results.
+    flat = comm.all_gather([flatten_results_dict(dict(one)) for one in (results, without)])[0]
+    found, found_without = (one[metric] for one in flat)
+    words.share = float(found > found_without)
+    logging.getLogger(__name__).info(
+        "%s of the own names: %.2f with the classes of an image classifier, %.2f without; %s %g",
+        *(metric, found, found_without, key, words.share),
+    )
+    if comm.is_main_process():
+        if not words.share:
+            shutil.rmtree(output / "inference")
+            os.replace(Path(without_cfg.OUTPUT_DIR) / "inference", output / "inference")
+        shutil.rmtree(without_cfg.OUTPUT_DIR)
+        # Not that of this process, which says the device, too.
+        config = build_config(str(output / CONFIG_NAME), _words([key, words.share]))
+        (output / CONFIG_NAME).write_text(config.dump(), encoding="utf-8")
+    comm.synchronize()
+    return results if words.share else without
 
 
 def prediction_command(images: str, output: Path, score: float, names: Sequence[str]) -> str:

@@ -119,14 +119,17 @@ def num_updates(num_images: int, batch: int, base: int, epochs: float | None = N
     return max(1, math.ceil(wanted / NUM_EVALUATIONS)) * NUM_EVALUATIONS
 
 
-def length_within(minutes: float, seconds_per_update: float, seconds_per_evaluation: float) -> tuple[int, int]:
+def length_within(
+    minutes: float, seconds_per_update: float, seconds_per_evaluation: float, at_end: int = 1
+) -> tuple[int, int]:
     """Return the updates and the evaluations that fit into a time.
 
-    Evaluations, and the one of the best weights behind them, take at most half of it, unless one is too long for that.
+    Evaluations, and ``at_end`` of the best weights behind them, take at most half of it, unless one is too long for
+    that.
     """
-    most = int(30 * minutes / seconds_per_evaluation) - 1 if seconds_per_evaluation else NUM_EVALUATIONS
+    most = int(30 * minutes / seconds_per_evaluation) - at_end if seconds_per_evaluation else NUM_EVALUATIONS
     evaluations = min(NUM_EVALUATIONS, max(1, most))
-    left = 60 * minutes - (evaluations + 1) * seconds_per_evaluation
+    left = 60 * minutes - (evaluations + at_end) * seconds_per_evaluation
     updates = max(NUM_EVALUATIONS, int(left / seconds_per_update))
     return updates // evaluations * evaluations, evaluations
 

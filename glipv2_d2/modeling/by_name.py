@@ -115,7 +115,7 @@ def add_base(model: Trunk, tensors: Mapping[str, Tensor], own_names: Collection[
     remove_lora(base)
     base.load_state_dict(tensors, strict=False)
     if base.class_words_head is not None:
-        base.class_words_head.image_scale = base.class_words_head.base_image_scale
+        base.class_words_head.become_base()
     model.by_name = ByName(base.eval(), own_names, base.state_dict().keys() - own)
 
 

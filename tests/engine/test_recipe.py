@@ -83,6 +83,12 @@ def test_evaluations_take_at_most_half_of_the_time(minutes, per_update, per_eval
     assert length_within(minutes, per_update, per_evaluation) == expected
 
 
+def test_a_second_evaluation_at_the_end_takes_its_time_from_the_updates():
+    # 300 s less 12 evaluations of 10 s are 180 s; 10 of 15 s are half of the time, which leaves 75 updates.
+    assert length_within(5, 2.0, 10.0, at_end=2) == (90, 10)
+    assert length_within(5, 2.0, 15.0, at_end=2) == (72, 8)
+
+
 def test_fewer_evaluations_are_further_apart():
     keys = as_dict(schedule(60, 2))
     assert (keys["TEST.EVAL_PERIOD"], keys["SOLVER.CHECKPOINT_PERIOD"]) == (30, 30)

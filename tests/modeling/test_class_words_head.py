@@ -24,7 +24,7 @@ from glipv2_d2.modeling import build_model
 from glipv2_d2.modeling.batch import AnchorTargets, Pairs
 from glipv2_d2.modeling.by_name import add_base
 from glipv2_d2.modeling.class_evidence import centred, kept_probabilities, name_evidence, name_ratios
-from glipv2_d2.modeling.heads.class_words_head import ClassWordsHead, build_classifier, phrase_ids, place_of
+from glipv2_d2.modeling.heads.class_words_head import ClassCells, ClassWordsHead, build_classifier, phrase_ids, place_of
 from glipv2_d2.modeling.tasks.word_evidence import WordEvidence
 from glipv2_d2.prompts.builder import prompt_from_caption
 from glipv2_d2.prompts.tokenizer import PromptTokenizer
@@ -140,6 +140,21 @@ def test_the_base_of_a_tuning_reads_its_own_size(tiny_cfg):
     add_base(model, {}, ["own"])
     assert (model.class_words_head.image_scale, model.by_name.base.class_words_head.image_scale) == (1.5, 2.5)
     assert make_head(image_scale=1.5).base_image_scale == 1.5
+
+
+@pytest.mark.parametrize(("value", "share"), [(-1.0, 1.0), (0.0, 0.0), (0.25, 0.25)])
+def test_the_share_of_a_tuning_counts_for_taught_names_and_not_in_the_base(tiny_cfg, value, share):
+    words, tiny_cfg.MODEL.TEXT_ENCODER.FREEZE = tiny_cfg.MODEL.GLIPV2.CLASS_WORDS, True
+    words.ENABLED, words.WEIGHT, words.TAUGHT_WEIGHT = True, 0.5, 0.4
+    tiny_cfg.MODEL.GLIPV2.TUNING.CLASS_WORDS_SHARE = value
+    model = model_with_class_words(tiny_cfg)
+    model.class_words_head = ClassWordsHead(tiny_cfg, make_shapes(channels=32, language_dim=48))
+    add_base(model, {}, ["own"])
+    prompt = make_prompt([4], [8])
+    token_map, names = prompt.phrase_token_map[None], phrase_ids(prompt)
+    for head, of_taught in ((model.class_words_head, 0.4 * share), (model.by_name.base.class_words_head, 0.4)):
+        head.taught[place_of(names[0])] = True
+        assert_close(head.token_weights(names, token_map)[0], token_map[0] * torch.tensor([[of_taught], [0.5]]))
 
 
 @pytest.mark.parametrize(
@@ -293,12 +308,26 @@ def test_an_anchor_has_the_evidence_of_the_best_box_that_it_overlaps_most(model)
 
 def test_names_with_weight_zero_are_detected_as_without_the_head(model):
     prompts = [make_prompt([4], [8, 9])]
+    counted = run(model, prompts)
     model.class_words_head.weight = 0.0
     with_head = run(model, prompts)
+    assert not torch.equal(counted.scores, with_head.scores)
     model.class_words_head = None
     without = run(model, prompts)
     assert_close(with_head.scores, without.scores)
     assert_close(with_head.pred_boxes.tensor, without.pred_boxes.tensor)
+
+
+def test_images_are_classified_where_a_name_counts_alone(model, monkeypatch):
+    classified = []
+    monkeypatch.setattr(model.class_words_head, "classify", lambda *images: classified.append(images) or cells)
+    cells = ClassCells(torch.zeros(1, 6, 3), 2, 3, 32.0)
+    model.class_words_head.taught[place_of((1004,))] = True
+    model.class_words_head.taught_weight = 0.0
+    run(model, [make_prompt([4])])
+    assert not classified
+    run(model, [make_prompt([4]), make_prompt([4], [8, 9]), make_prompt([8, 9])])
+    assert len(classified) == 1
 
 
 def test_an_encoder_that_trains_is_refused(tiny_cfg):

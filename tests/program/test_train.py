@@ -5,9 +5,11 @@ import multiprocessing
 import re
 import shlex
 import time
+from pathlib import Path
 
 import cv2
 import pytest
+import yaml
 from drawn_images import draw_dataset
 from own_set_writers import Photo, write_coco, write_voc, write_yolo
 from torch.multiprocessing import ProcessExitedException
@@ -321,6 +323,61 @@ def test_what_trains_and_what_validates(tiny_cfg, tmp_path, folders, expected):
     else:
         with pytest.raises(InputError, match="expected images for training and for validation, found only test"):
             own_datasets(tiny_cfg)
+
+
+LENGTH = ["SOLVER.MAX_ITER", "4", "TEST.EVAL_PERIOD", "4"]
+SHARE = "MODEL.GLIPV2.TUNING.CLASS_WORDS_SHARE"
+
+
+@pytest.fixture
+def with_class_words(tiny_cfg, tmp_path, monkeypatch):
+    """The config has class words. Return a function that sets what they are worth, and the shares that are tested."""
+    tiny_cfg.MODEL.GLIPV2.CLASS_WORDS.ENABLED = tiny_cfg.MODEL.TEXT_ENCODER.FREEZE = True
+    tiny_cfg.MODEL.GLIPV2.TEST.SCORE_THRESH = 0.0
+    (tmp_path / "tiny.yaml").write_text(tiny_cfg.dump())
+    test = GLIPv2Trainer.test
+
+    def set_worth(worth):
+        shares = []
+
+        def tested(cfg, model, *rest):
+            """AP is 20 without them, and the detections show the share."""
+            results, share = test(cfg, model, *rest), model.class_words_head.share
+            (found,) = (Path(cfg.OUTPUT_DIR) / "inference").glob("*/coco_instances_results.json")
+            boxes = [{**one, "score": 0.5 + share / 4} for one in json.loads(found.read_text())]
+            found.write_text(json.dumps(boxes))
+            results["bbox"]["AP"] = 20 + worth * share
+            shares.append(share)
+            return results
+
+        monkeypatch.setattr(GLIPv2Trainer, "test", staticmethod(tested))
+        return shares
+
+    return set_worth
+
+
+@pytest.mark.parametrize(("worth", "share"), [(10, 1.0), (0, 0.0)])
+def test_the_classes_of_a_classifier_count_for_own_names_where_they_raise_ap(
+    words, with_class_words, tmp_path, worth, share
+):
+    shares, out = with_class_words(worth), tmp_path / "out"
+    main([*words, "--output", "out", *LENGTH])
+    assert shares == [1.0, 1.0, 0.0]
+    assert json.loads((out / "results.json").read_text())["val"]["bbox"]["AP"] == 20 + worth
+    (found,) = (out / "inference").glob("*/coco_instances_results.json")
+    assert {one["score"] for one in json.loads(found.read_text())} == {0.5 + share / 4}
+    assert not (out / "without_class_words").exists()
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["MODEL"]["GLIPV2"]["TUNING"]["CLASS_WORDS_SHARE"] == share
+    # The next run chooses again.
+    plan = plan_run("photos", tmp_path / "next", find_start(str(out / "model_best.pth"), "", tmp_path), options=LENGTH)
+    assert as_dict(plan.options)[SHARE] == "-1.0"
+
+
+def test_a_share_of_the_classes_that_is_set_is_kept(words, with_class_words, tmp_path):
+    shares = with_class_words(10)
+    main([*words, "--output", "out", *LENGTH, SHARE, "0.5"])
+    assert shares == [0.5, 0.5]
 
 
 def as_dict(options):

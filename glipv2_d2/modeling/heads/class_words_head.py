@@ -72,6 +72,7 @@ class ClassWordsHead(TrainingHead):
         base_image_scale: ``image_scale`` of the base that answers for other names, see ``ByName``; None: the same.
         weight: Factor of the evidence for names that training has not seen.
         taught_weight: Factor of the evidence for all others.
+        share: Part of ``taught_weight`` that counts, 0 to 1; for a base that answers for other names all of it does.
         loss_weight: Factor of ``loss_class_words``.
         starts_random: The classifier has random weights, so that a file has to fill it.
 
@@ -108,6 +109,7 @@ class ClassWordsHead(TrainingHead):
         base_image_scale: float | None = None,
         weight: float = 0.25,
         taught_weight: float = 0.25,
+        share: float = 1.0,
         loss_weight: float = 1.0,
         starts_random: bool = False,
     ) -> None:
@@ -131,6 +133,7 @@ class ClassWordsHead(TrainingHead):
         self.base_image_scale = image_scale if base_image_scale is None else base_image_scale
         self.weight = weight
         self.taught_weight = taught_weight
+        self.share = share
         self.loss_weight = loss_weight
         self.train(self.training)
 
@@ -142,7 +145,7 @@ class ClassWordsHead(TrainingHead):
             InputError: A number is not above 0, the text encoder is not frozen, or the classifier cannot be built.
         """
         config, encoder = cfg.MODEL.GLIPV2.CLASS_WORDS, cfg.MODEL.TEXT_ENCODER
-        keep = cfg.MODEL.GLIPV2.TUNING.KEEP
+        keep, share = cfg.MODEL.GLIPV2.TUNING.KEEP, cfg.MODEL.GLIPV2.TUNING.CLASS_WORDS_SHARE
         for key in ("IMAGE_SCALE", "TEMPERATURE", "CLASSES_KEPT", "WORD_TEMPERATURE", "MAX_BOXES"):
             if config[key] <= 0:
                 raise InputError(f"{_KEY}.{key}: expected a number above 0, found {config[key]}")
@@ -169,6 +172,7 @@ class ClassWordsHead(TrainingHead):
             "max_boxes": config.MAX_BOXES,
             "weight": config.WEIGHT,
             "taught_weight": config.TAUGHT_WEIGHT,
+            "share": share if share >= 0 else 1.0,
             "loss_weight": config.LOSS_WEIGHT,
             "starts_random": not config.WEIGHTS,
         }
@@ -178,6 +182,10 @@ class ClassWordsHead(TrainingHead):
         super().train(mode)
         self.classifier.eval()
         return self
+
+    def become_base(self) -> None:
+        """Read images and weigh evidence as the base that answers for other names does, see ``ByName``."""
+        self.image_scale, self.share = self.base_image_scale, 1.0
 
     @torch.no_grad()
     def read_classes(self, encoder: nn.Module) -> None:
@@ -243,7 +251,8 @@ class ClassWordsHead(TrainingHead):
             token_map: (M, P, T) bool, the tokens that spell them.
         """
         places, token_map = to_device([torch.tensor([place_of(name) for name in names]), token_map], self.taught.device)
-        weights = torch.where(self.taught[places], self.taught_weight, self.weight).view(*token_map.shape[:2], 1)
+        taught_weight = self.taught_weight * self.share
+        weights = torch.where(self.taught[places], taught_weight, self.weight).view(*token_map.shape[:2], 1)
         return token_map * weights / token_map.sum(dim=1, keepdim=True).clamp(min=1)
 
     def losses(self, fused: Fused, batch: TrainBatch) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from detectron2.structures import Boxes
 from torch import Tensor
@@ -12,7 +14,7 @@ from ..batch import InputImages, Pairs, take_rows
 from ..box_regression import pixel_bounds
 from ..class_evidence import name_evidence
 from ..heads.batched_selection import best_apart
-from ..heads.class_words_head import mean_of_words, phrase_ids
+from ..heads.class_words_head import ClassCells, mean_of_words, phrase_ids
 from ..trunk import Trunk
 
 
@@ -29,8 +31,12 @@ class WordEvidence:
 
     def __init__(self, model: Trunk, images: InputImages) -> None:
         self._model = model
+        self._images = images
         self._image_sizes = images.image_sizes
-        self._cells = model.class_words_head.classify(images.tensor, images.fine)
+
+    @functools.cached_property
+    def _cells(self) -> ClassCells:
+        return self._model.class_words_head.classify(self._images.tensor, self._images.fine)
 
     @torch.no_grad()
     def add(self, predictions: GroundingPredictions, anchors: list[Boxes], pairs: Pairs) -> GroundingPredictions:
@@ -43,15 +49,19 @@ class WordEvidence:
             anchors: L sets of anchors.
             pairs: The M pairs.
         """
+        # Names are encoded and images classified as autocast says; they are compared in single precision.
+        of_prompts = self._of_prompts(pairs.prompts)
+        if of_prompts is None:
+            return predictions
+        ratios, weights, spelled = of_prompts
+        head, cells = self._model.class_words_head, self._cells
         token_logits = torch.cat(predictions.token_logits, dim=1).float()  # (M, R, T)
-        # Names are encoded as autocast says, and compared in single precision.
-        ratios, weights, spelled = self._of_prompts(pairs.prompts)
         with torch.autocast(token_logits.device.type, enabled=False):
             of_names = token_logits[..., : spelled.shape[1]]
             # Where nothing is a name, nothing is added.
             scores = of_names.where(spelled[:, None], -torch.inf).amax(dim=2).sigmoid()
             boxes, nearest = self._choose_boxes(predictions, anchors, pairs.rows, scores)
-            classes = self._model.class_words_head.probabilities(self._cells, pairs.rows, boxes)
+            classes = head.probabilities(cells, pairs.rows, boxes)
             of_boxes = name_evidence(classes, ratios) @ weights  # (M, B, T)
             of_names += of_boxes.gather(1, nearest[..., None].expand_as(of_names))
         sizes = [level.shape[1] for level in predictions.token_logits]
@@ -77,22 +87,23 @@ class WordEvidence:
         boxes = boxes.maximum(bounds[:, :1]).minimum(bounds[:, 1:])
         return best_apart(boxes, scores, head.selector.nms_thresh, self._model.class_words_head.max_boxes)
 
-    def _of_prompts(self, prompts: list[TokenizedPrompt]) -> list[Tensor]:
+    def _of_prompts(self, prompts: list[TokenizedPrompt]) -> list[Tensor] | None:
         """Return what does not depend on the images, and is remembered: ratios, weights and the tokens of names.
 
-        They are (M, K, P), (M, P, T) and (M, T) bool.
+        They are (M, K, P), (M, P, T) and (M, T) bool; None where all weights are 0.
         """
         head = self._model.class_words_head
         state = (head.class_vectors.data_ptr(), head.class_vectors._version, head.taught._version)
+        state += (head.weight, head.taught_weight, head.share)
         keys = [(tuple(one.input_ids.tolist()), one.phrase_token_map.numpy().tobytes()) for one in prompts]
         distinct = dict(zip(keys, prompts, strict=True))
         known = self._model.remember(
             ("class words", tuple(distinct), state), lambda: self._read(list(distinct.values()))
         )
         order = {key: row for row, key in enumerate(distinct)}
-        return take_rows(known, [order[key] for key in keys])
+        return None if known is None else take_rows(known, [order[key] for key in keys])
 
-    def _read(self, prompts: list[TokenizedPrompt]) -> list[Tensor]:
+    def _read(self, prompts: list[TokenizedPrompt]) -> list[Tensor] | None:
         head, token_map = self._model.class_words_head, pad_token_maps(prompts, max(map(len, prompts)))
         names, texts = [], []
         for prompt in prompts:
@@ -101,12 +112,16 @@ class WordEvidence:
             own += [()] * (token_map.shape[1] - len(own))
             names += own
             texts += [_alone(prompt, name) for name in own]
+        weights = head.token_weights(names, token_map)
+        # A device is not asked: the CPU would wait for it.
+        if weights.is_cpu and not weights.any():
+            return None
         language = self._model.read_prompts(texts)
         with torch.autocast(self._model.device.type, enabled=False):
             ratios = head.ratios(mean_of_words(language.hidden, language.mask))  # (K, M * P)
             (spelled,) = to_device([token_map.any(dim=1)], self._model.device)
             ratios = ratios.unflatten(1, token_map.shape[:2]).transpose(0, 1)
-            return [ratios, head.token_weights(names, token_map), spelled]
+            return [ratios, weights, spelled]
 
 
 def _alone(prompt: TokenizedPrompt, name: tuple[int, ...]) -> TokenizedPrompt:
