@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -105,12 +106,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def split_names(text: str) -> list[str]:
-    """Return the names of ``--names A,B,C``.
+    """Return the names of ``--names A,B,C``, or of "A . B . C", as prompts of GLIP are written.
 
     Raises:
         InputError: There is none.
     """
-    names = [name.strip() for name in text.split(",") if name.strip()]
+    names = [name.strip() for name in re.split(r",|(?<=\s)\.(?=\s|$)", text) if name.strip()]
     if not names:
         raise InputError(f"--names: expected names with commas between them, found {text!r}")
     return names

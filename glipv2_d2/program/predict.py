@@ -5,6 +5,8 @@ captions. Drawings and results are saved as each image is done; an image that ca
 from __future__ import annotations
 
 import argparse
+import math
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,7 +89,24 @@ def run(arguments: argparse.Namespace) -> None:
     if left_out:
         sys.stderr.write(f"{', '.join(left_out)}, see above\n")
     found = f", {counted(counts.num_detections, 'detection')}" if arguments.task in ("detect", "vqa") else ""
+    if found and not counts.num_detections and any(task.best_scores):
+        found += lower_threshold(task.best_scores, threshold)
     write_line(f"wrote {arguments.output}: {counts.done_words()}{found}")
+
+
+def lower_threshold(best_scores: Sequence[float], threshold: float) -> str:
+    """Say that nothing passed a threshold, and which one would show something in at least half of the images.
+
+    Names that training has not seen have low scores.
+
+    Args:
+        best_scores: The best score of each image, some above 0.
+        threshold: What no score has reached.
+    """
+    # Rounded down, so that the score itself passes.
+    lower = math.floor(statistics.median_low(filter(None, best_scores)) * 100) / 100
+    shown = "the best one" if len(best_scores) == 1 else "something in half of them"
+    return f": all scores are below {threshold:g}, --threshold {lower:g} shows {shown}"
 
 
 def check_arguments(arguments: argparse.Namespace) -> list[str]:

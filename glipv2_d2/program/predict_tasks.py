@@ -29,6 +29,9 @@ class Detector:
         max_boxes: Most detections kept of an image; None: all.
         batch_size: Images in one pass.
         style: See ``GroundingVisualizer``.
+
+    Attributes:
+        best_scores: The best score of each image so far, also where it was not kept; 0 without a detection.
     """
 
     def __init__(
@@ -43,10 +46,11 @@ class Detector:
     ) -> None:
         self.predictor, self.prompt, self.threshold, self.max_boxes = predictor, prompt, threshold, max_boxes
         self.batch_size, self.style = batch_size, style
+        self.best_scores: list[float] = []
 
     def outputs(self, images: Iterable[np.ndarray]) -> Iterator[Output]:
         """Yield the output for each image in BGR order; one with ``error`` has nothing else."""
-        found = self.predictor.stream(images, self.prompt, threshold=self.threshold, batch_size=self.batch_size)
+        found = self.predictor.stream(images, self.prompt, batch_size=self.batch_size)
         return map(self._kept, found)
 
     def draw(self, image: np.ndarray, output: Output) -> np.ndarray:
@@ -65,7 +69,9 @@ class Detector:
 
     def _kept(self, output: Output) -> Detections:
         """Return an output, on the CPU, with the detections that the command line keeps."""
-        kept = Detections({**output, "instances": output["instances"].to("cpu")}).above(self.threshold)
+        self.best_scores.append(max(output["instances"].scores.tolist(), default=0.0))
+        kept = Detections(output).above(self.threshold)
+        kept["instances"] = kept["instances"].to("cpu")
         return kept if self.max_boxes is None else kept.best(self.max_boxes)
 
     def _visualizer(self, image: np.ndarray) -> GroundingVisualizer:

@@ -64,7 +64,12 @@ class UserPrompts:
         if phrases is not None and not isinstance(names_or_caption, str):
             raise InputError(f"phrases: expected a caption that holds them, found the prompt {names_or_caption!r:.100}")
         if names_or_caption is None:
-            return self._default()
+            try:
+                return self._default()
+            except (InputError, OSError) as error:
+                raise InputError(
+                    f"names: expected some, since those of DATASETS.TEST are not known here, found none ({error})"
+                ) from error
         if isinstance(names_or_caption, str):
             names = names_in(names_or_caption) if phrases is None else []
             if not names:

@@ -20,7 +20,7 @@ from glipv2_d2.engine import predictor as engine_predictor
 from glipv2_d2.errors import InputError
 from glipv2_d2.program import predict_run, predict_sources, predict_tasks
 from glipv2_d2.program.main import command_parser, run_command
-from glipv2_d2.program.predict import read_prompt
+from glipv2_d2.program.predict import lower_threshold, read_prompt
 from glipv2_d2.program.predict_files import ResultFolder, folder_name
 from glipv2_d2.program.predict_sources import list_images
 
@@ -278,8 +278,17 @@ def test_results_never_replace_files_of_the_person(run, fixed_predictor, tmp_pat
     assert [path.name for path in photos.parent.rglob("*")] == ["images", "a.png"]
 
 
-@pytest.mark.parametrize(("text", "names"), [("cat, dog,", ["cat", "dog"]), ("cat,,dog", ["cat", "dog"]), (" ,", None)])
-def test_commas_too_many_name_nothing(text, names):
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("cat, dog,", ["cat", "dog"]),
+        ("cat,,dog", ["cat", "dog"]),
+        (" ,", None),
+        # As GLIP's demos write a class list; a full stop right behind a word is part of the name.
+        ("cat . st. bernard . dog .", ["cat", "st. bernard", "dog"]),
+    ],
+)
+def test_separators_too_many_name_nothing(text, names):
     arguments = command_parser("predict").parse_args(["--model", "m", "--names", text])
     if names:
         assert read_prompt(arguments) == names
@@ -679,6 +688,22 @@ def test_the_best_boxes_are_kept(run, fixed_predictor):
     assert [one["score"] for one in record["detections"]] == [0.75]
 
 
+def test_a_threshold_above_all_scores_is_named_with_one_that_shows_the_best(run, fixed_predictor, tmp_path, capsys):
+    run("--threshold", "0.8")
+    # The best score is 0.75.
+    found = ": all scores are below 0.8, --threshold 0.75 shows the best one"
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'out'}: 1 image, 0 detections{found}\n"
+    run("--threshold", "0.75")
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'out'}: 1 image, 1 detection\n"
+
+
+def test_of_many_images_without_a_detection_half_show_something_at_the_threshold_that_is_named():
+    # Three of the four images with a score have one from 0.2 on, two from 0.317 on.
+    found = lower_threshold([0.1, 0.4, 0.0, 0.2, 0.317], 0.5)
+    assert found == ": all scores are below 0.5, --threshold 0.2 shows something in half of them"
+    assert lower_threshold([0.1, 0.4, 0.317], 0.5).endswith("--threshold 0.31 shows something in half of them")
+
+
 def test_names_come_from_a_file(run, fixed_predictor, tmp_path):
     (tmp_path / "names.txt").write_text("\ufeffdog\n\n traffic light \n", encoding="utf-8")
     run("--names-file", str(tmp_path / "names.txt"))
@@ -697,13 +722,13 @@ def test_a_batch_is_read_at_once(run, use_predictor, tmp_path, monkeypatch):
 
     use_predictor(Predictor)
 
-    def stream(self, images, prompt, threshold, batch_size):
-        seen.append((prompt, threshold, batch_size))
+    def stream(self, images, prompt, batch_size):
+        seen.append((prompt, batch_size))
         return iter([{"instances": make_instances((20, 30), [], [], []), "phrases": ["dog"]} for _ in images])
 
     monkeypatch.setattr(Predictor, "stream", stream)
     content = run("--names", "dog", "--batch-size", "3", "--threshold", "0.25")
-    assert seen == [(["dog"], 0.25, 3)] and content["predictions"][0]["detections"] == []
+    assert seen == [(["dog"], 3)] and content["predictions"][0]["detections"] == []
 
 
 def test_an_input_that_is_not_there_does_not_end_the_run(run, fixed_predictor, tmp_path, capsys):

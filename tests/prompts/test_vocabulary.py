@@ -3,6 +3,7 @@
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from glipv2_d2.errors import InputError
 from glipv2_d2.prompts.user_prompts import UserPrompts
 from glipv2_d2.prompts.vocabulary import build_default_prompts, dataset_names, only_names
 
@@ -94,6 +95,16 @@ def test_names_that_are_not_known_here_give_no_warning(tiny_cfg):
     for datasets in ((), ("vocabulary_nowhere",)):
         tiny_cfg.DATASETS.TEST = datasets
         assert only_names(tiny_cfg) == []
+
+
+def test_a_user_is_asked_for_names_where_those_of_the_test_dataset_are_not_here(tiny_cfg):
+    def load():
+        raise FileNotFoundError("val.json does not exist")
+
+    DatasetCatalog.register("vocabulary_gone", load)
+    tiny_cfg.DATASETS.TEST = ("vocabulary_gone",)
+    with pytest.raises(InputError, match=r"names: expected some, since .* found none \(val.json does not exist\)"):
+        UserPrompts.from_config(tiny_cfg)(None)
 
 
 def test_default_prompts_need_a_test_dataset(tiny_cfg):
