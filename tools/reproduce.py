@@ -145,20 +145,9 @@ def missing(row: str, weights: Path) -> list[str]:
     for name in datasets_of(row):
         try:
             check_is_available(name)
-            metadata = MetadataCatalog.get(name)
-            if "entities_root" in metadata.as_dict():
-                _check_entities(metadata)
         except FileNotFoundError as error:
             found.append(f"{error}; from {address_of(name)}")
     return found
-
-
-def _check_entities(metadata: Any) -> None:
-    for path in ("Annotations", "Sentences", f"{metadata.split}.txt"):
-        if not os.path.exists(os.path.join(metadata.entities_root, path)):
-            raise FileNotFoundError(
-                f"dataset {metadata.name!r}: entities_root: expected {path} in {metadata.entities_root}, found none"
-            )
 
 
 def annotation_files(row: str) -> list[Path]:

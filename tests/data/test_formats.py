@@ -8,8 +8,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from glipv2_d2.data.datasets.formats import FORMATS, register
 from glipv2_d2.errors import InputError
 
-# Formats whose files the reader itself looks for.
-OTHERS = ("shards", "flickr30k")
+# A format whose files the reader itself looks for.
+OTHER = "shards"
 
 
 def sources_in(folder: Path, format_name: str) -> dict:
@@ -51,7 +51,7 @@ FIELDS = [
     (name, field)
     for name, one in FORMATS.items()
     for field in one.sources
-    if field.endswith(("_file", "_files", "image_root")) and name not in OTHERS
+    if field.endswith(("_file", "_files", "image_root")) and name != OTHER
 ]
 
 

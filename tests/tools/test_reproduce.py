@@ -260,6 +260,15 @@ def test_a_row_that_lacks_files_says_which_and_where_to_get_them(tool, tmp_path,
     assert "| glip_t_c/coco | missing: weights: expected" in (tmp_path / "out" / "report.md").read_text()
 
 
+@pytest.mark.parametrize("part", ["Annotations", "Sentences", "val.txt"])
+def test_a_part_of_flickr30k_entities_that_is_missing_is_named(tool, official, weights, part):
+    (official / "flickr30k/flickr30k" / part).rename(official / "elsewhere")
+    lacks = tool.missing("glip_t/flickr30k", weights)
+    # Both splits have the folders, and each a list of its own.
+    assert len(lacks) == (1 if part == "val.txt" else 2)
+    assert all(part in line and "https://github.com/BryanPlummer/flickr30k_entities" in line for line in lacks)
+
+
 @pytest.mark.parametrize(
     ("name", "archive"),
     [

@@ -49,16 +49,12 @@ def load_flickr30k(entities_root: str, split: str, image_root: str, name: str) -
         caption>", from 0.
 
     Raises:
-        FileNotFoundError: A folder or the list of images is missing.
+        FileNotFoundError: The list of images is missing.
         AnnotationError: Nothing is left, or there are too many faults.
 
     Source: Flickr30K Entities (Plummer et al., ICCV 2015); GLIP evaluates the same captions, phrases and boxes, its
     captions by way of MDETR's json.
     """
-    for folder in ("Annotations", "Sentences"):
-        path = os.path.join(entities_root, folder)
-        if not PathManager.isdir(path):
-            raise FileNotFoundError(f"dataset {name!r}: entities_root: expected the folder {path}, found none")
     ids_file = os.path.join(entities_root, f"{split}.txt")
     report = SkipReport(ids_file, name)
     records: list[dict] = []

@@ -44,7 +44,7 @@ def is_read_here(name: str) -> bool:
 
 
 def check_dataset_files(name: str) -> None:
-    """Check that the annotations and the image directories that a dataset's metadata name are there.
+    """Check that the annotations and the directories that a dataset's metadata name are there.
 
     Raises:
         FileNotFoundError: One is not.
@@ -56,6 +56,9 @@ def check_dataset_files(name: str) -> None:
     paths += [("images_files", path, PathManager.isfile) for path in metadata.get("images_files", ())]
     paths += [("image_root", directory, PathManager.isdir) for directory in directories]
     paths += [("shard", path, _is_there) for path in metadata.get("shard_urls") or ()]
+    if entities := metadata.get("entities_root"):
+        folders = (os.path.join(entities, folder) for folder in ("Annotations", "Sentences"))
+        paths += [("entities_root", folder, PathManager.isdir) for folder in folders]
     for field, path, exists in paths:
         if path and not exists(path):
             root = os.environ.get("DETECTRON2_DATASETS", "datasets")
