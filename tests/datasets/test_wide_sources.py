@@ -96,9 +96,15 @@ def test_a_flash_card_with_an_arrow_at_a_part_shows_nothing(tmp_path):
     assert look.read()[:, :, 3].max() == 0
 
 
-def test_of_two_things_on_a_flash_card_the_larger_is_shown(tmp_path):
+MIXED, FADED = np.full((21, 31, 3), 60, np.uint8), np.full((21, 31, 3), (0, 0, 230), np.uint8)
+MIXED[:, :9] = (140, 0, 230)
+FADED[:, :, 0] = np.linspace(0, 230, 31)
+
+
+@pytest.mark.parametrize("part", [MIXED, FADED], ids=["little of a strong colour", "many strong colours"])
+def test_of_two_things_on_a_flash_card_the_larger_is_shown(tmp_path, part):
     pixels = card(with_arrow=False)
-    cv2.rectangle(pixels, (20, 20), (50, 40), (60, 60, 60), -1)
+    pixels[20:41, 20:51] = part
     save(tmp_path, "animals/crow.jpg", pixels)
     (look,) = find_flash_cards(tmp_path, ())
     alpha = look.read()[:, :, 3]

@@ -7,6 +7,7 @@ from detectron2.data import DatasetCatalog
 
 from glipv2_d2.engine import speed
 from glipv2_d2.engine.train_loop import GroundingTrainLoop
+from glipv2_d2.modeling.keeping import Keeping
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 
@@ -29,6 +30,21 @@ def test_an_update_has_all_of_its_batches(quick_cfg, monkeypatch):
     monkeypatch.setattr(GroundingTrainLoop, "_backward", count)
     speed.measure_seconds(quick_cfg)
     assert micro_steps == [0, 1, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize(("by_name", "compared"), [(False, 2), (True, 0)])
+def test_an_update_that_is_compared_with_a_base_is_timed_with_it(quick_cfg, monkeypatch, by_name, compared):
+    calls, losses = [], Keeping.losses
+
+    def count(self, *arguments):
+        calls.append(arguments)
+        return losses(self, *arguments)
+
+    monkeypatch.setattr(Keeping, "losses", count)
+    quick_cfg.MODEL.WEIGHTS = "base.pth"
+    quick_cfg.MODEL.GLIPV2.TUNING.KEEP.merge_from_list(["ENABLED", True, "BY_NAME", by_name])
+    speed.measure_seconds(quick_cfg)
+    assert len(calls) == compared
 
 
 def test_images_that_cannot_be_read_are_not_timed(quick_cfg):
