@@ -426,6 +426,9 @@ def _add_datasets(cfg: CN) -> None:
     # Folders and files of own images and boxes, see docs/own_data.md. Each is registered as NAME_train, NAME_val and
     # NAME_test, with the name of its folder, and its COCO json is written to OUTPUT_DIR/datasets.
     cfg.DATASETS.REGISTER = ()
+    # Of such a set without images that validate a fifth of those to train on become these. False: sets stay as they
+    # are, and one without any splits is NAME_test.
+    cfg.DATASETS.DIVIDE = True
     # Weight of each dataset of DATASETS.TRAIN, in its order: training images are drawn in proportion to these numbers.
     # Empty: in proportion to the sizes of the datasets.
     cfg.DATASETS.TRAIN_RATIOS = ()

@@ -167,6 +167,7 @@ def plan_run(
     # without weights, whose names the weights know beside those of this one.
     fixed += ["DATASETS.TRAIN_RATIOS", (), "DATASETS.TRAIN_COPIES", (), "TEST.BEST_METRICS", (), KEEP, False]
     fixed += ["MODEL.GLIPV2.TEST.ONLY_OWN_NAMES", not start.weights, "MODEL.GLIPV2.TUNING.CLASS_WORDS_SHARE", -1.0]
+    fixed += ["DATASETS.DIVIDE", True]
     # Of the other keys this one says whether the data can be read at all.
     share = dict(zip(options[::2], options[1::2], strict=False)).get("DATASETS.MAX_FAULTY_SHARE")
     readable = fixed if share is None else [*fixed, "DATASETS.MAX_FAULTY_SHARE", share]

@@ -54,5 +54,6 @@ def _keys_of_data(arguments: argparse.Namespace) -> list[str]:
         raise InputError("--output: expected the folder of the results beside --data, found none")
     output = os.path.join(folder, "eval") if output is None else output
     names = register_test_sets(arguments.data, os.path.join(output, "datasets"))
-    data = {"DATASETS.REGISTER": (os.path.abspath(arguments.data),), "DATASETS.TRAIN": (), "DATASETS.TEST": names}
-    return [word for key, value in {**data, "OUTPUT_DIR": output}.items() for word in (key, str(value))]
+    data = {"DATASETS.REGISTER": (os.path.abspath(arguments.data),), "DATASETS.DIVIDE": False, "DATASETS.TRAIN": ()}
+    keys = {**data, "DATASETS.TEST": names, "OUTPUT_DIR": output}
+    return [word for key, value in keys.items() for word in (key, str(value))]

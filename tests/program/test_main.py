@@ -141,8 +141,8 @@ def test_eval_measures_on_other_data_and_leaves_the_folder_of_the_run_alone(tmp_
     (run / "config.yaml").touch()
     command = ["eval", "--config-file", "run/config.yaml", "--data", "photos"]
     assert main([*command, "MODEL.DEVICE", "cpu"]) == main([*command, "--output", "there"]) == 0
-    data = ["DATASETS.REGISTER", str((str(tmp_path / "photos"),)), "DATASETS.TRAIN", "()", "DATASETS.TEST"]
-    data.append("('a_val',)")
+    data = ["DATASETS.REGISTER", str((str(tmp_path / "photos"),)), "DATASETS.DIVIDE", "False", "DATASETS.TRAIN", "()"]
+    data += ["DATASETS.TEST", "('a_val',)"]
     assert launched[0].opts == [*data, "OUTPUT_DIR", "run/eval", "MODEL.DEVICE", "cpu"]
     assert launched[1].opts == [*data, "OUTPUT_DIR", "there"]
     assert read == [("photos", "run/eval/datasets"), ("photos", "there/datasets")]

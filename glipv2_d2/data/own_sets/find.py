@@ -39,7 +39,7 @@ _SNIFFED = 20
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".7z", ".rar")
 
 
-def find_own_sets(path: str | os.PathLike[str], *, seed: int = 0) -> OwnSets:
+def find_own_sets(path: str | os.PathLike[str], *, seed: int | None = 0) -> OwnSets:
     """Read the images and boxes of a folder or file that an annotation tool, a public set or a person made.
 
     It may be json in COCO's format, Pascal VOC xml, LabelMe's json or YOLO's text files, with images anywhere below the
@@ -49,7 +49,8 @@ def find_own_sets(path: str | os.PathLike[str], *, seed: int = 0) -> OwnSets:
 
     Args:
         path: A folder, a yaml file, or an annotation file whose images lie in its folder or beside it.
-        seed: Chooses the validation images where there is no validation split.
+        seed: Chooses the validation images where there is no validation split; None: no image is chosen, and a set
+            without any split is one to test on.
 
     Raises:
         FileNotFoundError: Nothing is there.
@@ -268,7 +269,7 @@ def _readable(images: Sequence[OwnImage], shapes: ImageShapes, report: SkipRepor
 
 
 def _finish(
-    path: str, one: SetYaml | None, parts: Sequence[Part], shapes: ImageShapes, report: SkipReport, seed: int
+    path: str, one: SetYaml | None, parts: Sequence[Part], shapes: ImageShapes, report: SkipReport, seed: int | None
 ) -> OwnSets:
     root = path if os.path.isdir(path) else os.path.dirname(path)
     found: dict[str, list[OwnImage]] = {}
@@ -277,7 +278,7 @@ def _finish(
         found.setdefault(part.split, []).extend(_readable(part.images, shapes, report, root))
         for class_name, source_id in part.source_ids.items():
             source_ids.setdefault(class_name, source_id)
-    seed = seed if one is None or one.seed is None else one.seed
+    seed = seed if seed is None or one is None or one.seed is None else one.seed
     name = report.dataset if one is None or not one.name else re.sub(r"\W+", "_", one.name).strip("_") or "own"
     splits, is_made = make_splits(found, seed)
     declared = [class_name for part in parts for class_name in part.names]

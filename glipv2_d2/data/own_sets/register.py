@@ -56,16 +56,14 @@ def register_own_sets(own: OwnSets, folder: str | os.PathLike[str]) -> dict[str,
 def register_test_sets(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> tuple[str, ...]:
     """Register a set, and return the names of those splits that a finished model is measured on.
 
-    They are all but that of training, and all if there is no other, or if a seed has divided the set: a model that was
-    trained elsewhere knows none of its images.
+    They are all but that of training, or that one if there is no other. No set is divided: a model that was trained
+    elsewhere knows none of its images.
 
     Raises:
         FileNotFoundError, InputError: See ``find_own_sets`` and ``register_own_sets``.
     """
-    own = find_own_sets(path)
-    registered = register_own_sets(own, folder)
-    held_out = tuple(name for split, name in registered.items() if split != "train")
-    return held_out if held_out and own.seed is None else tuple(registered.values())
+    registered = register_own_sets(find_own_sets(path, seed=None), folder)
+    return tuple(name for split, name in registered.items() if split != "train") or tuple(registered.values())
 
 
 def register_configured_sets(
@@ -109,7 +107,8 @@ def register_configured_sets(
                 continue
         if not found[path]:
             with DataReport.from_config(cfg):
-                found[path] = register_own_sets(find_own_sets(source), folders[0])
+                own = find_own_sets(source, seed=0 if cfg.DATASETS.DIVIDE else None)
+                found[path] = register_own_sets(own, folders[0])
     return found
 
 

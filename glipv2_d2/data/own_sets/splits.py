@@ -12,7 +12,7 @@ from .sets import SPLITS, OwnImage
 _VALIDATION_SHARE = 0.2
 
 
-def make_splits(splits: Mapping[str, Sequence[OwnImage]], seed: int) -> tuple[dict[str, list[OwnImage]], bool]:
+def make_splits(splits: Mapping[str, Sequence[OwnImage]], seed: int | None) -> tuple[dict[str, list[OwnImage]], bool]:
     """Return the splits of a set, and whether a validation split had to be made.
 
     Images of no split are images to train on. Where a set has images to train on but no validation images, a fifth of
@@ -21,16 +21,16 @@ def make_splits(splits: Mapping[str, Sequence[OwnImage]], seed: int) -> tuple[di
 
     Args:
         splits: Images by "train", "val", "test" and "" for none.
-        seed: Another number chooses other images.
+        seed: Another number chooses other images. None: no split is made, and a set without any is one to test on.
     """
     found = {split: list(splits.get(split, ())) for split in SPLITS}
-    found["train"] += splits.get("", ())
-    is_made = bool(found["train"]) and not found["val"]
-    if is_made:
+    found["test" if seed is None and not any(found.values()) else "train"] += splits.get("", ())
+    chosen: set[str] = set()
+    if seed is not None and found["train"] and not found["val"]:
         chosen = _chosen_paths(found["train"], seed)
         found["val"] = [image for image in found["train"] if image.path in chosen]
         found["train"] = [image for image in found["train"] if image.path not in chosen]
-    return {split: images for split, images in found.items() if images}, is_made and bool(found["val"])
+    return {split: images for split, images in found.items() if images}, bool(chosen)
 
 
 def _chosen_paths(images: Sequence[OwnImage], seed: int) -> set[str]:

@@ -29,14 +29,20 @@ def no_names_left():
     ("splits", "tested"),
     [
         ({"train": PHOTOS[:6], "valid": PHOTOS[6:8], "test": PHOTOS[8:]}, ("pets_val", "pets_test")),
-        ({"train": PHOTOS}, ("pets_train", "pets_val")),
+        ({"train": PHOTOS[:6], "test": PHOTOS[6:]}, ("pets_test",)),
+        ({"train": PHOTOS}, ("pets_train",)),
+        ({"": PHOTOS}, ("pets_test",)),
     ],
-    ids=["held out", "divided by a seed"],
+    ids=["held out", "no validation", "a folder to train on", "no splits"],
 )
-def test_a_finished_model_is_measured_on_what_is_held_out_or_on_all(tmp_path, splits, tested):
+def test_a_finished_model_is_measured_on_what_is_held_out_or_on_all_at_once(tmp_path, splits, tested):
     path = write_coco(tmp_path / "pets", splits, ["cat"])
     assert register_test_sets(path, tmp_path / "out") == tested
     assert sum(len(load_dataset(name)) for name in tested) == (4 if len(splits) > 1 else 10)
+    # Other processes, and the config that is written, read the set again.
+    options = ["DATASETS.REGISTER", str((str(path),)), "DATASETS.DIVIDE", "False", "OUTPUT_DIR", str(tmp_path / "b")]
+    again = register_configured_sets(build_config(str(CONFIG), [*options, "MODEL.DEVICE", "cpu"]))[str(path)]
+    assert {*tested} <= {*again.values()} and sum(len(load_dataset(name)) for name in again.values()) == 10
 
 
 def test_splits_are_registered_under_the_name_of_the_folder(tmp_path):
