@@ -24,7 +24,7 @@ from ..errors import InputError
 from ..modeling.by_name import base_tensors
 from ..modeling.keeping import Keeping, KeepWeights
 from ..modeling.lora import merge_lora
-from ..prompts.vocabulary import trained_names
+from ..prompts.vocabulary import trained_names, trained_tokens
 from ..tensor_files import CheckpointError, read_tensors, write_checkpoint, write_tensors
 from .plateau import PlateauHook
 from .share_choice import Choice, Comparison, choose_share
@@ -56,6 +56,7 @@ class KeepHook(HookBase):
         self._patience = cfg.SOLVER.EARLY_STOP_PATIENCE
         self._weights = KeepWeights.from_config(cfg)
         self._own_names = trained_names(cfg) if keep.BY_NAME else []
+        self._own_tokens = trained_tokens(cfg) if keep.BY_NAME else []
         self._least_own = keep.LEAST_OWN
         self._metric = cfg.SOLVER.AUTO_STEP.METRIC
         self._folder = cfg.OUTPUT_DIR
@@ -121,7 +122,8 @@ class KeepHook(HookBase):
         """Write the tuned weights with those of the base that differ, see ``ByName``."""
         tuned = self._read_tuned()
         if comm.is_main_process():
-            base = base_tensors(tuned, read_tensors(os.path.join(self._folder, BASE_WEIGHTS))[0], self._own_names)
+            names = [*self._own_names, *self._own_tokens]
+            base = base_tensors(tuned, read_tensors(os.path.join(self._folder, BASE_WEIGHTS))[0], names)
             content = {"model": {**tuned, **base}, "iteration": self.trainer.iter}
             write_checkpoint(os.path.join(self._folder, KEPT_WEIGHTS), content)
             logging.getLogger(__name__).info(

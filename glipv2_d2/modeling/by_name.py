@@ -36,7 +36,8 @@ class ByName(nn.Module):
 
     Args:
         base: The base, which shares with the tuned model the parameters that are equal.
-        own_names: Names that were tuned, at least one, as ``plain_name`` returns them.
+        own_names: Names that were tuned, at least one, as ``plain_name`` returns them, and after them their tokens, as
+            ``token_name`` does.
         shared: Names of the tensors of the base that are those of the tuned model; they are no part of the state.
     """
 

@@ -31,6 +31,11 @@ def plain_name(name: str) -> str:
     return " ".join(clean_name(name).lower().split())
 
 
+def token_name(input_ids: Sequence[int]) -> str:
+    """Return what of a name counts where names are compared by their tokens; no ``plain_name`` is like it."""
+    return "\t" + " ".join(map(str, input_ids))
+
+
 def namesakes(names: Sequence[str]) -> dict[int, list[int]]:
     """Return, for each row of ``names`` that equals others once cleaned and in lower case, those other rows."""
     rows_of_text: dict[str, list[int]] = {}

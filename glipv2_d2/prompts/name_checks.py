@@ -31,15 +31,18 @@ def warn_about_unknown(texts: Sequence[str], tokenizer: PromptTokenizer, where: 
         )
 
 
-def warn_about_untrained(names: Sequence[str], trained: Collection[str]) -> None:
+def warn_about_untrained(names: Sequence[str], trained: Collection[str], tokenizer: PromptTokenizer) -> None:
     """Log once, in one line, those of the names that a user asks for that a model was not trained on.
 
     Args:
         names: The names.
         trained: All that the model knows, as ``plain_name`` returns them; empty: it knows others.
+        tokenizer: The tokenizer of the text encoder. A name with the tokens of a known one is known.
     """
-    others = [name for name in names if plain_name(name) not in trained]
-    if trained and others:
+    others = [name for name in names if trained and plain_name(name) not in trained]
+    known = {tokenizer.token_name(name) for name in trained if others} - {""}
+    others = [name for name in others if tokenizer.token_name(clean_name(name)) not in known]
+    if others:
         _warn(
             f"names: expected those that the model was trained on, {_some(list(trained))}, found {_some(others)}; the "
             "training began without weights that know names, so boxes of other names mean nothing: train from weights "

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Collection, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, compress, pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..structures import TokenizedPrompt
-from .builder import plain_name
+from .builder import plain_name, token_name
 
 
 def is_vocabulary(prompts: Sequence[TokenizedPrompt]) -> bool:
@@ -66,10 +66,11 @@ def split_prompts(
 
     Args:
         prompts: What is asked for.
-        own: The own names, each as ``plain_name`` returns it. A synonym of one is another name.
+        own: The own names, each as ``plain_name`` returns it, and their tokens as ``token_name`` does: "cafe" is "café"
+            to a tokenizer without accents. A synonym of one is another name.
         max_tokens: Most tokens of a prompt, special tokens included.
     """
-    flags = [[plain_name(phrase) in own for phrase in prompt.phrases] for prompt in prompts]
+    flags = [_are_own(prompt, own) for prompt in prompts]
     if is_vocabulary(prompts) and len({flag for of_prompt in flags for flag in of_prompt}) == 2:
         has_tokens = [begin < end for prompt in prompts for begin, end in prompt.name_ranges]
         rows = [row for row, spelled in enumerate(has_tokens) if spelled]
@@ -79,6 +80,16 @@ def split_prompts(
         return first, second
     wholes = [(prompt, bool(of_prompt) and all(of_prompt)) for prompt, of_prompt in zip(prompts, flags, strict=True)]
     return [prompt for prompt, whole in wholes if whole], [prompt for prompt, whole in wholes if not whole]
+
+
+def _are_own(prompt: TokenizedPrompt, own: Collection[str]) -> list[bool]:
+    """Tell of each phrase of a prompt whether it is an own name."""
+    ids, marks = prompt.input_ids.tolist(), [] if prompt.name_ranges else prompt.phrase_token_map.tolist()
+    spelled = [ids[begin:end] for begin, end in prompt.name_ranges] or [list(compress(ids, row)) for row in marks]
+    return [
+        plain_name(phrase) in own or token_name(tokens) in own
+        for phrase, tokens in zip(prompt.phrases, spelled, strict=True)
+    ]
 
 
 class _Piece(NamedTuple):

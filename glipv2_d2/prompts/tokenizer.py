@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 
 from ..errors import InputError
 from ..structures import CharSpan, Prompt, TokenizedPrompt
-from .builder import SEPARATOR, check_vocabulary, clean_name, prompt_from_names, shorten
+from .builder import SEPARATOR, check_vocabulary, clean_name, prompt_from_names, shorten, token_name
 from .decoding import DecodedText, decode_tokens
 from .pretrained import resolve_pretrained
 
@@ -195,6 +195,11 @@ class PromptTokenizer:
         for row, text in enumerate(texts):
             rows.setdefault(tuple(self._encode(text).ids), []).append(row)
         return [group for group in rows.values() if len(group) > 1]
+
+    def token_name(self, text: str) -> str:
+        """Return the ``token_name`` of a text; "" if it has no tokens, or some that the vocabulary does not know."""
+        ids = self._encode(text).ids
+        return token_name(ids) if ids and self.unknown_id not in ids else ""
 
     def _encode(self, text: str) -> Encoding:
         """Encode a text without adding special tokens; those that it spells are text, too."""

@@ -78,7 +78,7 @@ class UserPrompts:
         prompts = names_prompts(
             names_or_caption, tokenizer=self.tokenizer, separator=self._separator, chunk_size=self._chunk_size
         )
-        warn_about_untrained(names_or_caption, self._only_names)
+        warn_about_untrained(names_or_caption, self._only_names, self.tokenizer)
         return prompts
 
 

@@ -58,6 +58,12 @@ def trained_names(cfg: CfgNode) -> list[str]:
     return _plain_forms(itertools.chain(*texts))
 
 
+def trained_tokens(cfg: CfgNode) -> list[str]:
+    """Return the tokens of ``trained_names`` that the vocabulary knows, as ``token_name`` returns them."""
+    tokenizer = PromptTokenizer.from_config(cfg)
+    return [tokens for name in trained_names(cfg) if (tokens := tokenizer.token_name(name))]
+
+
 def only_names(cfg: CfgNode) -> list[str]:
     """Return the names of ``DATASETS.TEST[0]``, as ``trained_names`` does, if the weights know no others.
 

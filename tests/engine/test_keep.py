@@ -12,6 +12,8 @@ from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
 from glipv2_d2.checkpoint.resume import BASE_WEIGHTS, find_result_file
 from glipv2_d2.engine.share_choice import Comparison
 from glipv2_d2.errors import InputError
+from glipv2_d2.modeling.by_name import unpack_names
+from glipv2_d2.prompts.tokenizer import PromptTokenizer
 from glipv2_d2.tensor_files import CheckpointError, read_tensors, write_tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -136,7 +138,9 @@ def test_a_run_ends_with_both_sets_of_weights_that_answer_by_name_from_everywher
     assert_same(kept, again)
     final, base = load(tmp_path / "whole" / "model_final.pth")["model"], load(by_name_cfg.MODEL.WEIGHTS)["model"]
     assert {name: one for name, one in kept.items() if not name.startswith("by_name")}.keys() == final.keys()
-    assert bytes(kept["by_name.own_names"].tolist()) == b"red box\ngreen box\nblue box"
+    names = ["red box", "green box", "blue box"]
+    tokens = map(PromptTokenizer.from_config(by_name_cfg).token_name, names)
+    assert unpack_names(kept["by_name.own_names"]) == [*names, *tokens]
     differing = {name for name, one in base.items() if not torch.equal(one, final[name])}
     assert {name for name in kept if name.startswith("by_name.base.")} == {f"by_name.base.{one}" for one in differing}
     # Nothing but the two sets of weights costs time: the training is that without KEEP.

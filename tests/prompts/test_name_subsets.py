@@ -65,6 +65,21 @@ def test_case_and_spelling_of_an_own_name_do_not_count_but_synonyms_are_others(a
     assert [[name for one in part for name in one.phrases] for part in parts] == [own, others]
 
 
+def test_names_with_the_tokens_of_an_own_name_are_own_ones():
+    """The tokenizer drops accents: composed, decomposed or none, the tuned model reads the same."""
+    own = {"café", TOKENIZER.token_name("café")}
+    prompts = TOKENIZER.tokenize_names(["Cafe", "coffee", "cafe\u0301", "CAF\u00c9"])
+    parts = split_prompts(prompts, own, max_tokens=9)
+    assert [[name for one in part for name in one.phrases] for part in parts] == [
+        ["Cafe", "cafe\u0301", "CAF\u00c9"],
+        ["coffee"],
+    ]
+    caption = TOKENIZER(prompt_from_caption("a cafe", [[(2, 6)]], ["cafe"]))
+    assert split_prompts([caption], own, max_tokens=9) == ([caption], [])
+    # What the vocabulary does not know has the same tokens, whatever it is.
+    assert TOKENIZER.token_name("\u6c7d") == TOKENIZER.token_name(" ") == ""
+
+
 def test_a_prompt_of_one_kind_stays_as_it_is_and_so_does_a_caption():
     names, caption = make_prompt([1], [3]), make_prompt([1], [3], names=False)
     assert split_prompts([names], {"phrase 0", "phrase 1"}, max_tokens=9) == ([names], [])

@@ -72,12 +72,12 @@ def test_default_prompts_say_what_the_metadata_tell_them_to(register, tiny_cfg):
 
 @pytest.mark.parametrize("alone", [True, False])
 def test_a_model_of_own_names_alone_warns_once_of_others(register, tiny_cfg, caplog, alone):
-    register("vocabulary_own", names=["Red_car", "RBC"])
+    register("vocabulary_own", names=["Réd_car", "RBC"])
     MetadataCatalog.get("vocabulary_own").prompt_texts = {"RBC": ("a ", "blood cell", "")}
     tiny_cfg.DATASETS.TEST = ("vocabulary_own",)
     tiny_cfg.MODEL.GLIPV2.TEST.ONLY_OWN_NAMES = alone
     prompts = UserPrompts.from_config(tiny_cfg)
-    for asked in (["red car", "blood cell", "a blood cell"], None, "a dog beside a red car"):
+    for asked in (["red car", "blood cell", "a blood cell"], ["re\u0301d car"], None, "a dog beside a red car"):
         prompts(asked)
     assert not caplog.records
     for _ in range(2):
@@ -86,7 +86,7 @@ def test_a_model_of_own_names_alone_warns_once_of_others(register, tiny_cfg, cap
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == alone
     for line in lines:
-        assert line.startswith("names: expected those that the model was trained on, 'red car', 'blood cell'")
+        assert line.startswith("names: expected those that the model was trained on, 'réd car', 'blood cell'")
         assert "found 'dog', 'RBC'; " in line and "--keep" in line
 
 
