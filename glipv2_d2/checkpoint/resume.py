@@ -13,11 +13,11 @@ from ..tensor_files import is_whole
 LAST_CHECKPOINT = "last_checkpoint"
 FINAL_WEIGHTS = "model_final.pth"
 BEST_WEIGHTS = "model_best.pth"
-# What becomes of those of an earlier run in the folder.
-EARLIER_BEST_WEIGHTS = "model_best_before.pth"
 # Of a tuning that forgets nothing the weights that it began with, and both these and the tuned ones, or some between.
 BASE_WEIGHTS = "keep_base.safetensors"
 KEPT_WEIGHTS = "model_kept.pth"
+# What becomes of those that were made before this training in the folder.
+EARLIER_RESULTS = {KEPT_WEIGHTS: "model_kept_before.pth", BEST_WEIGHTS: "model_best_before.pth"}
 _NUMBERED = re.compile(r".*_(\d{7,})\.pth")
 
 

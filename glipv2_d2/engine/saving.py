@@ -15,7 +15,7 @@ from detectron2.engine.hooks import PeriodicCheckpointer
 from detectron2.utils import comm
 
 from ..checkpoint.checkpointer import GLIPv2Checkpointer
-from ..checkpoint.resume import BEST_WEIGHTS, EARLIER_BEST_WEIGHTS, KEPT_WEIGHTS, numbered_checkpoints
+from ..checkpoint.resume import BEST_WEIGHTS, EARLIER_RESULTS, numbered_checkpoints
 from ..checkpoint.tuned_weights import save_tuned
 from ..plurals import counted
 from ..tensor_files import remove_leftovers
@@ -74,8 +74,7 @@ class EMACheckpointer(PeriodicCheckpointer):
             remove_leftovers(self.checkpointer.save_dir)
             if self._max_to_keep:
                 self._kept = numbered_checkpoints(self.checkpointer.save_dir, self.trainer.start_iter)
-            if self.trainer.start_iter == 0:
-                self._put_results_aside(Path(self.checkpointer.save_dir))
+            self._put_results_aside(Path(self.checkpointer.save_dir))
         trainer = self.trainer
         if trainer.start_iter >= trainer.max_iter:
             logging.getLogger(__name__).warning(
@@ -133,13 +132,17 @@ class EMACheckpointer(PeriodicCheckpointer):
         self._newest, self._extra = iteration, []
 
     def _put_results_aside(self, folder: Path) -> None:
-        """Leave nothing of an earlier run in this folder that results of this one would be made with."""
-        (folder / KEPT_WEIGHTS).unlink(missing_ok=True)
-        if (folder / BEST_WEIGHTS).is_file():
-            (folder / BEST_WEIGHTS).replace(folder / EARLIER_BEST_WEIGHTS)
-            logging.getLogger(__name__).warning(
-                "%s: the best weights of an earlier run in this folder are now %s", folder, EARLIER_BEST_WEIGHTS
-            )
+        """Leave nothing in this folder that results would be made with and that is older than this training.
+
+        Of a run that is made longer these are the weights of its first end; its best weights go on being the best.
+        """
+        is_new = self.trainer.start_iter == 0
+        if not is_new and self.trainer.start_iter >= self.trainer.max_iter:
+            return
+        for name, aside in EARLIER_RESULTS.items():
+            if (folder / name).is_file() and (is_new or name != BEST_WEIGHTS):
+                (folder / name).replace(folder / aside)
+                logging.getLogger(__name__).warning("%s: %s of an earlier training is now %s", folder, name, aside)
 
     def _save(self, name: str, replaced: Sequence[Path]) -> Path:
         """Write a checkpoint that takes the place of others; return its path."""

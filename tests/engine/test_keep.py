@@ -107,6 +107,24 @@ def test_a_killed_run_goes_on_and_ends_bit_for_bit_alike(keep_cfg, tmp_path, mon
     (tmp_path / "cut" / "model_kept.pth").unlink()
     train(cut, resume=True)
     assert_same(load(tmp_path / "cut" / "model_kept.pth")["model"], first["model"])
+    assert not (tmp_path / "cut" / "model_kept_before.pth").exists()
+
+
+def test_weights_of_the_first_end_of_a_run_that_is_made_longer_are_put_aside(by_name_cfg, monkeypatch):
+    by_name_cfg.merge_from_list(["SOLVER.MAX_ITER", 1])
+    train(by_name_cfg)
+    kept = find_result_file(by_name_cfg.OUTPUT_DIR)
+    assert kept.endswith("model_kept.pth")
+    longer = with_options(by_name_cfg, by_name_cfg.OUTPUT_DIR, "SOLVER.MAX_ITER", 3)
+    with monkeypatch.context() as patches:
+        kill_at(patches, 2)
+        with pytest.raises(Killed):
+            train(longer, resume=True)
+    # What is used until the new end is the newest checkpoint, not what is older than it.
+    assert find_result_file(by_name_cfg.OUTPUT_DIR).endswith("model_0000001.pth")
+    assert load(kept.replace("kept", "kept_before"))["iteration"] == 1
+    train(longer, resume=True)
+    assert find_result_file(by_name_cfg.OUTPUT_DIR) == kept and load(kept)["iteration"] == 3
 
 
 def test_the_base_of_a_run_is_checked_when_it_goes_on(keep_cfg, tmp_path):
