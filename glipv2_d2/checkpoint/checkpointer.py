@@ -335,7 +335,7 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
             names = unpack_names(own_names)
         except InputError as error:
             raise CheckpointError(f"{source}: by_name.own_names: {error}") from error
-        self.logger.info("%s: tuned weights for %d names, those of the base for all others", source, len(names))
+        self.logger.info("%s: tuned weights for the names that they were tuned on, the base for all others", source)
         add_base(self.model, base, names)
 
     def _check_missing(self, missing: list[str], source: str) -> list[str]:
@@ -400,6 +400,6 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
 def _two_sets(source: str, wanted: str) -> str:
     """Say that a file has two sets of weights where one is wanted."""
     return (
-        f"{source}: expected one set of weights {wanted}, found two, for own names and for all others; beside it "
-        f"{BEST_WEIGHTS} or {FINAL_WEIGHTS} has the tuned ones, {BASE_WEIGHTS} those of all others"
+        f"{source}: expected one set of weights {wanted}, found two, for own names and for all others; in the folder "
+        f"of its training {BEST_WEIGHTS} or {FINAL_WEIGHTS} has the tuned ones, {BASE_WEIGHTS} those of all others"
     )

@@ -171,9 +171,11 @@ def test_a_run_ends_with_both_sets_of_weights_that_answer_by_name_from_everywher
     both.save_pretrained(tmp_path / "folder")
     assert "| weights | two sets: the tuned names" in (tmp_path / "folder" / "README.md").read_text()
     assert_answers_by_name(whole, GLIPv2Predictor.from_pretrained(tmp_path / "folder"), by_name_cfg.MODEL.WEIGHTS)
-    # It is no start of a training.
-    with pytest.raises(CheckpointError, match=r"expected one set of weights to train from .*model_best.pth"):
-        train(with_options(plain, tmp_path / "more", "MODEL.WEIGHTS", file))
+    # It is no start of a training, nor is that of a folder, beside which lie no others.
+    message = "expected one set of weights to train from .*; in the folder of its training model_best.pth"
+    for path in (file, str(tmp_path / "folder" / "model.safetensors")):
+        with pytest.raises(CheckpointError, match=message):
+            train(with_options(plain, tmp_path / "more", "MODEL.WEIGHTS", path))
 
 
 @pytest.mark.slow
