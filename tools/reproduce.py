@@ -187,8 +187,10 @@ def check(arguments: argparse.Namespace) -> bool:
     done: set[object] = set()
     for row in arguments.rows:
         lacks = missing(row, arguments.weights)
-        for line in lacks:
-            print(f"missing: {line}" if line not in done else f"missing: {row}: as above", flush=True)
+        new = [line for line in lacks if line not in done]
+        lines = new if len(new) == len(lacks) else [*new, f"{row}: {len(lacks) - len(new)} as above"]
+        for line in lines:
+            print(f"missing: {line}", flush=True)
         done.update(lacks)
         is_good &= not lacks
         file = model_of(row).file

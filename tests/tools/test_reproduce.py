@@ -297,6 +297,16 @@ def test_a_check_names_files_that_are_not_the_published_ones(tool, official, wei
     assert lines[5] == "WRONG: lvis_v1_minival: expected 4809 images that can be used, found 2"
 
 
+def test_a_check_names_what_several_rows_lack_once(tool, tmp_path, monkeypatch, capsys):
+    register_below(tmp_path, monkeypatch)
+    with pytest.raises(SystemExit):
+        tool.main(["--check", "glip_t_c/odinw13", "glip_t/odinw13", "--weights", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    # The weights of each model, and the 13 sets once.
+    assert len(set(lines)) == len(lines) == 1 + 13 + 1 + 1
+    assert lines[-1] == "missing: glip_t/odinw13: 13 as above"
+
+
 def test_one_folder_with_all_images_of_flickr30k_and_links_to_it_serves_both_splits(tool, official):
     """As datasets/README.md says; the images are distributed in one folder."""
     images = official / "flickr30k/flickr30k_images"
