@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import math
 import os
@@ -54,6 +55,11 @@ _JPEG_ENDS = b"\xff\xd9" * 2**15
 # What libjpeg leaves where it has no data, but for one block of up to 16 x 16 pixels, which may reach a little further.
 _NO_DATA_GRAY = 128
 _MOST_INVENTED = 2 * 16 * 16
+
+
+# In the fault of an image whose bytes did not come, as with EIO: the file may be whole.
+DISK_FAULT = "an error of the disk or of the way to it, not of the image"
+_DISK_ERRORS = (errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN)
 
 
 class UnreadableImageError(InputError):
@@ -296,7 +302,8 @@ def image_fault(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         return "cannot identify a format of images"  # PIL's own text has the address of an object.
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror  # Python's own text has the path once more.
+        # Python's own text has the path once more.
+        return f"{error.strerror}, {DISK_FAULT}" if error.errno in _DISK_ERRORS else error.strerror
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -12,6 +12,7 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from ..data.datasets.skip_report import DataReport
+from ..data.image_reading import DISK_FAULT
 from ..data.stream.samples import DROPPED_COUNTS
 from ..data.stream.state import TrainLoader
 from ..distributed import reduce_mean
@@ -100,7 +101,9 @@ class SkippedImagesHook(HookBase):
 
     def _check_share(self, num_images: int) -> None:
         """Count the unreadable files of all ranks, each once, and raise an error if they are too many."""
-        files = sorted(set().union(*comm.all_gather(self._bad_files)))
+        found = set().union(*comm.all_gather(self._bad_files))
+        # To save a file again is no way out where the disk fails, which the one that is named says.
+        files = sorted(found, key=lambda line: (DISK_FAULT not in line, line))
         if len(files) < MIN_BAD_FILES or len(files) <= self._max_share * num_images:
             return
         enough = min(1.0, math.ceil(200 * len(files) / num_images) / 100)
@@ -118,6 +121,8 @@ class SkippedImagesHook(HookBase):
             # The one truncated image has been named.
             if lines and not (key == "truncated_files" and len(lines) <= _NUM_NAMED_TRUNCATED):
                 number = f"{'at least ' * (len(lines) == _NUM_LISTED)}{counted(len(lines), thing)}"
+                if of_disk := sum(DISK_FAULT in line for line in lines):
+                    number += f" ({of_disk} by errors of the disk)"
                 logger.log(_level(key), "%s, %s:\n%s", number, outcome, "\n".join(lines))
         dropped = {name: int(n) for name, n in zip(DROPPED_COUNTS, self._counts[2:], strict=True) if n}
         # A window of an image may hold none of its boxes: nothing is lost, and nothing has to be done.

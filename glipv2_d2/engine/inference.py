@@ -16,10 +16,12 @@ from torch import nn
 from ..data.build import TestLoader
 from ..data.datasets.skip_report import DataReport, SkipReport, with_progress
 from ..data.datasets.value_checks import AnnotationError, EntryError
+from ..data.image_reading import DISK_FAULT
 from ..errors import InputError
 from .multi_scale import multi_scale
 
 _KIND = "of unreadable images, which count as images without results"
+_KIND_OF_DISK = "of images that the disk did not give, which count as images without results, measure again"
 
 
 class JudgementError(InputError):
@@ -58,7 +60,8 @@ def run_on_dataset(
     report.count("samples", num_samples)
     for line, number in unreadable.items():
         file, _, reason = line.partition(": ")
-        report.skip("samples", file, EntryError(reason, _KIND), number=number)
+        kind = _KIND_OF_DISK if DISK_FAULT in reason else _KIND
+        report.skip("samples", file, EntryError(reason, kind), number=number)
     try:
         with DataReport.from_config(cfg):
             report.close(range(num_readable), "images that can be read")

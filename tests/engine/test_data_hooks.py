@@ -6,6 +6,7 @@ from detectron2.utils.events import EventStorage
 from rank_runs import run_ranks
 from torch import nn
 
+from glipv2_d2.data.image_reading import DISK_FAULT
 from glipv2_d2.data.stream.state import StreamState, TrainLoader
 from glipv2_d2.engine import data_hooks
 from glipv2_d2.engine.data_hooks import DataStateHook, SkippedImagesHook, merge_positions
@@ -138,6 +139,17 @@ def test_unreadable_images_are_named_as_they_come_and_listed_once_at_the_end(cap
     with caplog.at_level(logging.WARNING):
         hook.after_train()
     assert caplog.messages == ["2 unreadable images, skipped:\nbad_0.png\nbad_3.png"]
+
+
+def test_images_that_a_disk_did_not_give_are_told_from_unreadable_ones(caplog):
+    lines = ["a.jpg: broken", f"b.jpg: Input/output error, {DISK_FAULT}", f"c.jpg: Stale file handle, {DISK_FAULT}"]
+    hook = make_hook(1.0, [[{"skipped_files": lines}]])
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        hook.after_train()
+    assert caplog.messages[0].startswith("3 unreadable images (2 by errors of the disk), skipped:\na.jpg: broken\n")
+    with pytest.raises(InputError, match="such as b.jpg: Input/output error, an error of the disk"):
+        make_hook(0.1, [[{"skipped_files": lines}]]).after_step()
 
 
 def test_only_the_first_of_a_kind_are_named_as_they_come(caplog, monkeypatch):

@@ -18,6 +18,7 @@ from conftest import assert_one_line
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.utils.file_io import PathManager
 from drawn_images import register_drawn
 from torch.multiprocessing import ProcessExitedException
 from tqdm import tqdm
@@ -94,9 +95,24 @@ def break_image(name, number):
     return path
 
 
-def test_an_unreadable_image_counts_as_one_without_detections(train_cfg, drawn_dataset, caplog):
+def fail_disk(monkeypatch, name, number):
+    path = Path(DatasetCatalog.get(name)[number]["file_name"])
+    whole = PathManager.open
+
+    def open_file(file, *options, **more):
+        if Path(file) == path:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return whole(file, *options, **more)
+
+    monkeypatch.setattr(PathManager, "open", open_file)
+    return path
+
+
+@pytest.mark.parametrize("cause", ["unreadable images", "images that the disk did not give"])
+def test_an_unreadable_image_counts_as_one_without_detections(train_cfg, drawn_dataset, caplog, monkeypatch, cause):
     # The image has two of the six boxes: one of the three red ones, one of the two green ones.
-    broken = break_image(drawn_dataset, 1)
+    is_disk = "disk" in cause
+    broken = fail_disk(monkeypatch, drawn_dataset, 1) if is_disk else break_image(drawn_dataset, 1)
     dataset = load_test_dataset(train_cfg, drawn_dataset)
     evaluator = build_evaluator(train_cfg, dataset)
     loader = build_test_loader(train_cfg, dataset)
@@ -107,7 +123,9 @@ def test_an_unreadable_image_counts_as_one_without_detections(train_cfg, drawn_d
     assert results["data"] == {"unreadable_images": 1.0}
     (message,) = [text for text in caplog.messages if "test images of dataset" in text]
     assert "\n" not in message and str(broken) in message
-    assert "samples (of unreadable images, which count as images without results: 1)" in message
+    advice = ", measure again" * is_disk
+    assert f"samples (of {cause}, which count as images without results{advice}: 1)" in message
+    assert ("Input/output error, an error of the disk" in message) == is_disk
     report = json.loads(Path(train_cfg.OUTPUT_DIR, "data_report.json").read_text())
     assert str(broken) in json.dumps(report)
     write_result_table(train_cfg, {drawn_dataset: results}, train_cfg.OUTPUT_DIR)
