@@ -174,7 +174,7 @@ def plan_run(
     with report_of_readers():
         cfg = build_config(start.config_file, _words(readable))
     train, val = own_datasets(cfg)
-    facts = Facts.of_dataset(cfg, train)
+    facts = Facts.of_datasets(cfg, train, val)
     is_small = cfg.MODEL.BACKBONE.NAME == "build_timm_fpn_backbone"
     of_start = _sizes_of_start(cfg)
     fixed += ["DATASETS.TRAIN", (train,), "DATASETS.TEST", (val,), KEEP_SIZE, ()]
@@ -325,7 +325,8 @@ def finish_run(cfg: CfgNode, model: torch.nn.Module, elapsed: ElapsedTime) -> li
     metadata = MetadataCatalog.get(val)
     truth = json.loads(Path(metadata.json_file).read_text(encoding="utf-8"))
     found = json.loads((output / "inference" / val / "coco_instances_results.json").read_text(encoding="utf-8"))
-    table, cut_off = write_report(output / REPORT_FOLDER, truth, Path(metadata.image_root), found)
+    limit = cfg.TEST.DETECTIONS_PER_IMAGE
+    table, cut_off = write_report(output / REPORT_FOLDER, truth, Path(metadata.image_root), found, limit)
     minutes = elapsed.minutes
     write_results(output / RESULTS_NAME, results, minutes, weights)
     texts = metadata.get("prompt_texts", {})

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from detectron2.config import CfgNode
@@ -40,6 +40,9 @@ NUM_EVALUATIONS = 10
 MAX_PROMPT_NAMES = 80
 # Number of names beyond those of an image where a prompt can't hold all; of long ones it holds as many as fit.
 NUM_NEGATIVES = 40
+# Detections of an image that a config keeps, and that COCO counts. Where an image has more boxes, twice as many as in
+# the fullest one are kept: false ones among them take the place of none.
+USUAL_DETECTIONS = 100
 # Images with a longer short side are decoded at a part of their size: of 4000 x 3000 pixels that takes 18 ms of a core
 # instead of 142, where an update of the small model takes 50 for each image. Smaller ones keep their exact pixels.
 LARGE_SIDE = 1000
@@ -57,6 +60,7 @@ class Facts:
             of 1 and a long side of at most ``ASPECT``; 0 without boxes.
         image_side: Median of the short sides of the images, in pixels.
         fit_prompt: A prompt holds all names, however long they are.
+        most_boxes: Boxes of the fullest image, those of validation among them.
     """
 
     num_images: int
@@ -65,27 +69,30 @@ class Facts:
     box_side: float
     image_side: float = 0.0
     fit_prompt: bool = True
+    most_boxes: int = 0
 
     @classmethod
-    def of_dataset(cls, cfg: CfgNode, name: str) -> Facts:
-        """Gather them from a registered dataset of detection, which the prompts of a config ask for its names."""
-        num_names = len(MetadataCatalog.get(name).thing_classes)
-        return cls.of(DatasetCatalog.get(name), num_names, names_fit_one_prompt(cfg, name))
+    def of_datasets(cls, cfg: CfgNode, train: str, val: str) -> Facts:
+        """Gather them from registered datasets of detection, which the prompts of a config ask for their names."""
+        num_names = len(MetadataCatalog.get(train).thing_classes)
+        facts = cls.of(DatasetCatalog.get(train), num_names, names_fit_one_prompt(cfg, train))
+        return replace(facts, most_boxes=max(facts.most_boxes, cls.of(DatasetCatalog.get(val), num_names).most_boxes))
 
     @classmethod
     def of(cls, dicts: Iterable[Mapping[str, Any]], num_names: int, fit_prompt: bool = True) -> Facts:
         """Gather them from dataset dicts with ``height`` and ``width``."""
-        short_sides, sides = [], []
+        short_sides, sides, counts = [], [], [0]
         for item in dicts:
             short, long = sorted((item["height"], item["width"]))
             short_sides.append(short)
             scale = min(1 / short, ASPECT / long)
-            for annotation in item.get("annotations", ()):
-                if not annotation.get("iscrowd", 0):
-                    box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYWH_ABS)
-                    sides.append(math.sqrt(max(0.0, box[2] * box[3])) * scale)
+            objects = [one for one in item.get("annotations", ()) if not one.get("iscrowd", 0)]
+            counts.append(len(objects))
+            for one in objects:
+                box = BoxMode.convert(one["bbox"], one["bbox_mode"], BoxMode.XYWH_ABS)
+                sides.append(math.sqrt(max(0.0, box[2] * box[3])) * scale)
         box_side, image_side = (statistics.median(values) if values else 0.0 for values in (sides, short_sides))
-        return cls(len(short_sides), len(sides), num_names, box_side, image_side, fit_prompt)
+        return cls(len(short_sides), len(sides), num_names, box_side, image_side, fit_prompt, max(counts))
 
 
 class Recipe(NamedTuple):
@@ -175,14 +182,25 @@ def small_model_recipe(facts: Facts) -> Recipe:
         f"input: images of {side} x {long_side} pixels, where half of the boxes have a side of "
         f"{side * facts.box_side:.0f} pixels or more"
     ]
-    return _with_loading(facts, Recipe(options, reasons, BASE_UPDATES))
+    return _with_detections(facts, Recipe(options, reasons, BASE_UPDATES))
 
 
 def large_model_recipe(facts: Facts) -> Recipe:
     """Choose the settings of a GLIP-T, or another model that is not the micro one, that hang on the data."""
     options = ["SOLVER.IMS_PER_BATCH", BATCH, "INPUT.PROMPT.NUM_NEGATIVES", names_in_prompt(facts)]
     reasons = ["input: as the config of the model says"]
-    return _with_loading(facts, Recipe(options, reasons, LARGE_MODEL_UPDATES))
+    return _with_detections(facts, Recipe(options, reasons, LARGE_MODEL_UPDATES))
+
+
+def _with_detections(facts: Facts, recipe: Recipe) -> Recipe:
+    """Add what finds all objects of images that have many, then what ``_with_loading`` adds."""
+    if facts.most_boxes > USUAL_DETECTIONS:
+        kept = 2 * facts.most_boxes
+        reason = f"detections: the best {kept} of an image, since one has {facts.most_boxes} boxes; AP counts them all"
+        recipe = recipe._replace(
+            options=[*recipe.options, "TEST.DETECTIONS_PER_IMAGE", kept], reasons=[*recipe.reasons, reason]
+        )
+    return _with_loading(facts, recipe)
 
 
 def _with_loading(facts: Facts, recipe: Recipe) -> Recipe:

@@ -20,6 +20,7 @@ from ..colored_text import draw_words
 from ..data.datasets.skip_report import with_progress
 from ..data.image_reading import UnreadableImageError, read_image
 from ..errors import space_errors
+from ..evaluation.ap_engine import COCO_LIMIT
 from ..evaluation.detection_report import (
     ClassReport,
     Confusion,
@@ -52,6 +53,7 @@ def write_report(
     truth: Mapping[str, Any],
     image_root: Path,
     detections: Sequence[Mapping[str, Any]],
+    limit: int = COCO_LIMIT,
 ) -> tuple[list[str], CutOff]:
     """Write the pictures of a run, and return its table in lines and the score to cut at.
 
@@ -63,9 +65,10 @@ def write_report(
         truth: The validation data in COCO's format.
         image_root: Folder of its images.
         detections: In COCO's format of results.
+        limit: Detections of an image that are kept; AP counts so many of each class, at least COCO's 100.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    reports = class_reports(truth, detections)
+    reports = class_reports(truth, detections, max(COCO_LIMIT, limit))
     cut_off = find_cut_off(truth, detections)
     table = class_table(reports)
     write_text(str(folder / "classes.md"), "\n".join(table) + "\n")

@@ -20,7 +20,7 @@ from .ap_inputs import DetectionRows
 
 ENGINES = ("auto", "reference")
 # Detections of an image and category that COCO counts.
-_COCO_LIMIT = 100
+COCO_LIMIT = 100
 # Rows of ``precisions``: thresholds of IoU 0.5, 0.55 .. 0.95; its last axis: areas in square pixels.
 _IOU_50, _IOU_75 = 0, 5
 _AREAS = {"": 0, "s": 1, "m": 2, "l": 3}
@@ -33,7 +33,13 @@ def check_engine(engine: str) -> None:
 
 
 def precisions(
-    truth: Mapping[str, Any], rows: DetectionRows, task: str, *, rules: str = "coco", engine: str = "auto"
+    truth: Mapping[str, Any],
+    rows: DetectionRows,
+    task: str,
+    *,
+    rules: str = "coco",
+    engine: str = "auto",
+    limit: int = COCO_LIMIT,
 ) -> np.ndarray:
     """Compare detections with annotations.
 
@@ -45,10 +51,11 @@ def precisions(
         rows: Detections, for "segm" with masks. Of equal scores, lower image ids count first, and within an image the
             order of the rows. Detections in other images or of other categories are passed over.
         task: "bbox" or "segm".
-        rules: "coco" counts the best 100 of an image and category, and forgives detections in crowd regions. "lvis"
-            counts all, forgives those of categories that are not exhaustively annotated in their image, and leaves out
-            annotations and detections without an area.
+        rules: "coco" counts the best of an image and category up to ``limit``, and forgives detections in crowd
+            regions. "lvis" counts all, forgives those of categories that are not exhaustively annotated in their image,
+            and leaves out annotations and detections without an area.
         engine: "auto" is hotcoco, where it is installed; "reference" is pycocotools or lvis.
+        limit: COCO's own one, or another for data of which nothing is published.
 
     Returns:
         (10, 101, C, 4): for thresholds of IoU 0.5, 0.55 .. 0.95, recalls 0, 0.01 .. 1, categories by id, and all,
@@ -59,13 +66,13 @@ def precisions(
     """
     fast = _fast_engine() if engine == "auto" else None
     if fast is not None and all(np.isfinite(column).all() for column in (rows.scores, rows.boxes)):
-        return _by_hotcoco(fast, truth, rows, task, rules)
+        return _by_hotcoco(fast, truth, rows, task, None if rules == "lvis" else limit)
     if rules == "lvis":
         # Imported late: lvis configures the root logger, and imports OpenCV and matplotlib.
         from .lvis_reference import lvis_precisions
 
         return lvis_precisions(truth, as_annotations(rows, task), task)
-    return _by_pycocotools(truth, as_annotations(rows, task), task)
+    return _by_pycocotools(truth, as_annotations(rows, task), task, limit)
 
 
 def average_precisions(precision: np.ndarray) -> dict[str, float]:
@@ -113,7 +120,7 @@ def _fast_engine() -> ModuleType | None:
     return hotcoco
 
 
-def _by_pycocotools(truth: Mapping[str, Any], detections: list[dict[str, Any]], task: str) -> np.ndarray:
+def _by_pycocotools(truth: Mapping[str, Any], detections: list[dict[str, Any]], task: str, limit: int) -> np.ndarray:
     # The package writes into annotations, takes a match with annotation 0 for no match, and prints its steps.
     numbered = [{**annotation, "id": number} for number, annotation in enumerate(truth["annotations"], 1)]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -123,16 +130,17 @@ def _by_pycocotools(truth: Mapping[str, Any], detections: list[dict[str, Any]], 
             pair[-1].dataset = {**truth, "annotations": annotations}
             pair[-1].createIndex()
         evaluation = COCOeval(*pair, task)
+        evaluation.params.maxDets = [limit]
         evaluation.evaluate()
         evaluation.accumulate()
     return np.asarray(evaluation.eval["precision"][..., -1])
 
 
 def _by_hotcoco(
-    hotcoco: ModuleType, truth: Mapping[str, Any], rows: DetectionRows, task: str, rules: str
+    hotcoco: ModuleType, truth: Mapping[str, Any], rows: DetectionRows, task: str, limit: int | None
 ) -> np.ndarray:
     """Hand images and categories over by their rank: detections go as float64, which cannot hold all ids."""
-    is_lvis = rules == "lvis"
+    is_lvis = limit is None
     image_ids, category_ids = (np.unique([one["id"] for one in truth[kind]]) for kind in ("images", "categories"))
     annotations = _counted(truth["annotations"], image_ids, is_lvis)
     known = hotcoco.COCO.from_arrays(
@@ -172,7 +180,7 @@ def _by_hotcoco(
     if is_lvis:
         found = found.cap_detections_per_image(None)
     evaluation = hotcoco.COCOeval(known, found, task, lvis_style=is_lvis)
-    evaluation.params.max_dets = [max(1, len(areas))] if is_lvis else [_COCO_LIMIT]
+    evaluation.params.max_dets = [max(1, len(areas)) if limit is None else limit]
     evaluation.evaluate()
     evaluation.accumulate()
     return np.asarray(evaluation.eval["precision"][..., -1])

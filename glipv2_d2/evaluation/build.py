@@ -14,6 +14,7 @@ from ..data.loading import LoadedDataset, check_is_available
 from ..errors import InputError
 from ..prompts.answers import AnswerVocabulary
 from ..prompts.tokenizer import PromptTokenizer
+from .ap_engine import COCO_LIMIT
 from .captioning import CaptioningEvaluator
 from .coco_evaluator import COCOInstanceEvaluator
 from .flickr30k import Flickr30kEvaluator
@@ -32,6 +33,7 @@ def build_coco_evaluator(cfg: CfgNode, dataset: LoadedDataset, output_folder: st
         dataset.truth,
         cfg.TEST.EVALUATION_ENGINE,
         mask_threads=cfg.DATALOADER.NUM_WORKERS,
+        limit=_counted_detections(cfg, dataset.name),
     )
 
 
@@ -138,6 +140,15 @@ def check_test_data(cfg: CfgNode) -> None:
             if len(missing) == len(cfg.DATASETS.TEST):
                 raise missing[0] from None
             logging.getLogger(__name__).warning("%s", error)
+
+
+def _counted_detections(cfg: CfgNode, name: str) -> int:
+    """Return COCO's limit of detections of an image and class, or for an own set that of an image where it is higher.
+
+    Tables of public data keep COCO's, whatever the model gives.
+    """
+    is_own = MetadataCatalog.get(name).get("own_source") is not None
+    return max(COCO_LIMIT, cfg.TEST.DETECTIONS_PER_IMAGE) if is_own else COCO_LIMIT
 
 
 def _tasks(cfg: CfgNode) -> tuple[str, ...]:

@@ -11,12 +11,12 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
 from ..data.datasets.coco import Truth, load_detection_truth
-from .ap_engine import average_precisions, mean_precision, precisions
+from .ap_engine import COCO_LIMIT, average_precisions, mean_precision, precisions
 from .ap_evaluator import APEvaluator
 
 
 class COCOInstanceEvaluator(APEvaluator):
-    """AP of boxes and masks on COCO, of the best 100 detections of an image and category.
+    """AP of boxes and masks on COCO, of the best 100 detections of an image and category, or another limit.
 
     Results are "bbox" and "segm", each with AP, AP50, AP75, APs, APm, APl and, of several categories, "AP-name" of
     each. A metric is 0 if nothing was found, even without any detection, and NaN if there is nothing to find.
@@ -30,6 +30,7 @@ class COCOInstanceEvaluator(APEvaluator):
             ``json_file`` of the metadata is read, in COCO's format; without one the dataset dicts are converted.
         engine: "auto" or "reference", as ``precisions`` takes it.
         mask_threads: Threads that encode masks while the model runs; 0: none.
+        limit: As ``precisions`` takes it.
 
     Raises:
         AnnotationError: The file cannot be used.
@@ -47,6 +48,7 @@ class COCOInstanceEvaluator(APEvaluator):
         truth: Truth | None = None,
         engine: str = "auto",
         mask_threads: int = 0,
+        limit: int = COCO_LIMIT,
     ) -> None:
         super().__init__(
             dataset_name,
@@ -56,6 +58,7 @@ class COCOInstanceEvaluator(APEvaluator):
             engine=engine,
             mask_threads=mask_threads,
         )
+        self._limit = limit
         metadata = MetadataCatalog.get(dataset_name)
         if not self._judges:
             return
@@ -75,7 +78,7 @@ class COCOInstanceEvaluator(APEvaluator):
         names = MetadataCatalog.get(self._name).thing_classes
         class_of = {category_id: row for row, category_id in enumerate(self._category_ids.tolist())}
         for task in self._tasks:
-            precision = precisions(self._truth, rows, task, engine=self._engine)
+            precision = precisions(self._truth, rows, task, engine=self._engine, limit=self._limit)
             results[task] = average_precisions(precision)
             self._logger.info("COCO, %s:\n%s", task, create_small_table(results[task]))
             if len(names) > 1:

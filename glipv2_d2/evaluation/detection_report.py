@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask
 
-from .ap_engine import precisions
+from .ap_engine import COCO_LIMIT, precisions
 from .ap_inputs import DetectionRows
 
 # A detection and a box that was drawn by a person mean the same object from this IoU on.
@@ -57,17 +57,20 @@ class CutOff(NamedTuple):
     recall: float
 
 
-def class_reports(truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]]) -> list[ClassReport]:
-    """Measure each class by COCO's rules: the best 100 detections of an image and class.
+def class_reports(
+    truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], limit: int = COCO_LIMIT
+) -> list[ClassReport]:
+    """Measure each class by COCO's rules.
 
     Args:
         truth: In COCO's format, with ``area`` and ``iscrowd``; stays as it is.
         detections: In COCO's format of results.
+        limit: Detections of an image and class that count.
 
     Returns:
         In the order of the categories.
     """
-    found = precisions(truth, DetectionRows.from_results(detections), "bbox")[..., 0]
+    found = precisions(truth, DetectionRows.from_results(detections), "bbox", limit=limit)[..., 0]
     reports = []
     for number, category in enumerate(sorted(truth["categories"], key=lambda one: one["id"])):
         of_class = np.where(found[:, :, number] < 0, np.nan, found[:, :, number])  # IoU, recall.

@@ -33,7 +33,7 @@ def test_facts_measure_boxes_in_the_image_as_it_is_resized():
         image(100, 100, (0, 0, 90, 90), iscrowd=1),
     ]
     assert Facts.of(dicts, 7) == Facts(
-        num_images=4, num_boxes=3, num_names=7, box_side=pytest.approx(0.3), image_side=100
+        num_images=4, num_boxes=3, num_names=7, box_side=pytest.approx(0.3), image_side=100, most_boxes=2
     )
 
 
@@ -120,6 +120,15 @@ def test_only_large_photographs_are_decoded_at_a_part_of_their_size(recipe):
     assert "INPUT.REDUCED_DECODING" not in recipe(Facts(100, 500, 3, 0.5, image_side=999)).options
     large = recipe(Facts(100, 500, 3, 0.5, image_side=3000))
     assert as_dict(large.options)["INPUT.REDUCED_DECODING"] is True and "3,000 pixels" in large.reasons[-1]
+
+
+@pytest.mark.parametrize("recipe", [small_model_recipe, large_model_recipe])
+def test_an_image_with_many_boxes_keeps_twice_as_many_detections(recipe):
+    # COCO's 100, which the configs have, are enough for 100.
+    assert "TEST.DETECTIONS_PER_IMAGE" not in recipe(Facts(9, 9, 3, 0.5, most_boxes=100)).options
+    many = recipe(Facts(9, 9, 3, 0.5, most_boxes=150))
+    assert as_dict(many.options)["TEST.DETECTIONS_PER_IMAGE"] == 300
+    assert "the best 300 of an image, since one has 150 boxes" in many.reasons[-1]
 
 
 def test_windows_of_small_objects_are_smaller_than_test_images():

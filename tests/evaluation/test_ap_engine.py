@@ -96,13 +96,13 @@ def known_to_lvis(truth, rows):
     return rows.select(np.array([pair in pairs for pair in found], dtype=bool))
 
 
-def assert_engines_agree(truth, rows, task, rules):
+def assert_engines_agree(truth, rows, task, rules, **more):
     # Without it both would be the reference.
     pytest.importorskip("hotcoco")
     rows = known_to_lvis(truth, rows) if rules == "lvis" else rows
     before = copy.deepcopy(truth)
-    fast = precisions(truth, rows, task, rules=rules)
-    reference = precisions(truth, rows, task, rules=rules, engine="reference")
+    fast = precisions(truth, rows, task, rules=rules, **more)
+    reference = precisions(truth, rows, task, rules=rules, engine="reference", **more)
     assert fast.shape == reference.shape == (10, 101, len(truth["categories"]), 4)
     assert fast.dtype == reference.dtype and np.array_equal(fast, reference)
     assert truth == before
@@ -126,12 +126,14 @@ def test_engines_agree_bit_for_bit_on_many(task, rules, case):
     assert_engines_agree(*case, task, rules)
 
 
-@pytest.mark.parametrize(("rules", "counted"), [("coco", 100), ("lvis", 100_000)])
+@pytest.mark.parametrize(
+    ("rules", "counted", "more"), [("coco", 100, {}), ("coco", 300, {"limit": 300}), ("lvis", 100_000, {})]
+)
 @pytest.mark.parametrize("before", [99, 100, 299, 300])
-def test_the_limit_of_an_image_and_category_is_100_for_coco_and_none_for_lvis(rules, counted, before):
+def test_the_limit_of_an_image_and_category_is_100_for_coco_and_none_for_lvis(rules, counted, more, before):
     truth = make_content([make_annotation(1, 1, [10, 10, 40, 40], iscrowd=0)])
     rows = rows_of([(1, 1, 0.9, FAR)] * before + [(1, 1, 0.5, BOX)])
-    precision = assert_engines_agree(truth, rows, "bbox", rules)
+    precision = assert_engines_agree(truth, rows, "bbox", rules, **more)
     expected = 100 / (before + 1) if before < counted else 0.0
     assert average_precisions(precision)["AP"] == pytest.approx(expected)
 

@@ -28,6 +28,23 @@ def masked_cfg(mask_on, *options):
     return cfg
 
 
+@pytest.mark.parametrize(
+    ("source", "precision"), [({"own_source": "/photos"}, 1 / 151), ({}, 0.0)], ids=["own", "public"]
+)
+def test_more_detections_than_cocos_100_count_on_own_sets_alone(dataset, tmp_path, source, precision):
+    """One of two classes is found, behind 150 wrong detections of its image."""
+    MetadataCatalog.get(dataset).set(**source)
+    cfg = masked_cfg(False, "TEST.DETECTIONS_PER_IMAGE", 302, "OUTPUT_DIR", str(tmp_path))
+    evaluator = build_evaluator(cfg, load_test_dataset(cfg, dataset))
+    evaluator.reset()
+    found = Instances(
+        (100, 100), pred_classes=torch.zeros(151, dtype=torch.int64), scores=torch.linspace(0.9, 0.1, 151)
+    )
+    found.pred_boxes = Boxes(torch.tensor([[60.0, 60.0, 90.0, 90.0]] * 150 + [[10.0, 10.0, 50.0, 50.0]]))
+    evaluator.process([{"image_id": 1}], [{"instances": found}])
+    assert evaluator.evaluate()["bbox"]["AP50"] == pytest.approx(100 * precision / 2)
+
+
 @pytest.fixture
 def dataset(tmp_path):
     """Two images, one box of category 5 and one of category 9."""
