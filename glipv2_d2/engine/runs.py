@@ -16,7 +16,7 @@ from detectron2.utils.env import seed_all_rng
 
 from ..checkpoint.checkpointer import GLIPv2Checkpointer
 from ..evaluation.build import check_test_data
-from ..evaluation.result_tables import write_result_table
+from ..evaluation.result_tables import warn_of_earlier_results, write_result_table
 from ..folders import check_writable, lock_folder
 from ..modeling.build import choose_device
 from .command_line import build_config, one_line_errors
@@ -82,6 +82,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     with one_line_errors(arguments.traceback):
         cfg = start_run(arguments, for_results=True)
         check_test_data(cfg)
+        warn_of_earlier_results(cfg.OUTPUT_DIR)
         model = GLIPv2Trainer.build_model(cfg)
         checkpointer = GLIPv2Checkpointer.from_config(model, cfg, cfg.OUTPUT_DIR, for_results=True)
         checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=arguments.resume)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import statistics
@@ -20,10 +21,23 @@ from ..tensor_files import file_sha256, write_text
 # Results of a dataset: task, metric, value.
 TaskResults = Mapping[str, Mapping[str, float]]
 
+# Name of the files without their suffix.
+_TABLE = "result_table"
 _SUITES = {"odinw13": ODINW_13, "odinw35": tuple(ODINW_SETS)}
 # detectron2 has the AP of each category too, as "AP-cat"; they are in the json only.
 _OF_ONE_CATEGORY = "AP-"
 _STATISTICS: dict[str, Callable[[list[float]], float]] = {"mean": statistics.fmean, "median": statistics.median}
+
+
+def warn_of_earlier_results(output_dir: str) -> None:
+    """Say on the main process that a folder has results of an earlier evaluation, some of which will be replaced."""
+    table = os.path.join(output_dir, f"{_TABLE}.md")
+    if comm.is_main_process() and os.path.isfile(table):
+        logging.getLogger(__name__).warning(
+            "%s is of an earlier evaluation and is replaced, as is what that one found in the same datasets; another "
+            "OUTPUT_DIR keeps both",
+            table,
+        )
 
 
 def write_result_table(
@@ -64,8 +78,8 @@ def write_result_table(
     }
     PathManager.mkdirs(output_dir)
     text = json.dumps(content, indent=2, allow_nan=False)
-    write_text(os.path.join(output_dir, "result_table.json"), text + "\n")
-    write_text(os.path.join(output_dir, "result_table.md"), _markdown(content))
+    write_text(os.path.join(output_dir, f"{_TABLE}.json"), text + "\n")
+    write_text(os.path.join(output_dir, f"{_TABLE}.md"), _markdown(content))
 
 
 def summarize(

@@ -53,6 +53,10 @@ def _keys_of_data(arguments: argparse.Namespace) -> list[str]:
     if output is None and name != "config.yaml":
         raise InputError("--output: expected the folder of the results beside --data, found none")
     output = os.path.join(folder, "eval") if output is None else output
+    if os.path.realpath(output) == os.path.realpath(folder):
+        raise InputError(
+            f"--output: expected another folder than that of the run, which has data of its own, found {output}"
+        )
     names = register_test_sets(arguments.data, os.path.join(output, "datasets"))
     data = {"DATASETS.REGISTER": (os.path.abspath(arguments.data),), "DATASETS.DIVIDE": False, "DATASETS.TRAIN": ()}
     keys = {**data, "DATASETS.TEST": names, "OUTPUT_DIR": output}

@@ -7,7 +7,7 @@ from detectron2.utils import comm
 
 from glipv2_d2 import add_glipv2_config
 from glipv2_d2.data.datasets.odinw import ODINW_13, ODINW_SETS
-from glipv2_d2.evaluation.result_tables import summarize, write_result_table
+from glipv2_d2.evaluation.result_tables import summarize, warn_of_earlier_results, write_result_table
 
 CATS = {"bbox": {"AP": 41.25, "AP50": 60.0, "APs": float("nan"), "AP-cat": 41.25}}
 PHRASES = {"any_box": {"R@1": 85.7}, "merged": {"R@1": 80.0}}
@@ -138,6 +138,14 @@ def test_protocols_that_datasets_bring_stand_beside_the_numbers(tmp_path):
 def test_text_of_the_user_does_not_break_the_markdown(tmp_path):
     _, text = table_of(tmp_path, {"a": PHRASES}, config_file="a`b\nc.yaml")
     assert "Config: `a'b c.yaml`\n" in text
+
+
+def test_results_of_an_earlier_evaluation_are_not_replaced_without_a_word(tmp_path, caplog):
+    warn_of_earlier_results(str(tmp_path))
+    assert not caplog.records
+    table_of(tmp_path, {"first_set": CATS})
+    warn_of_earlier_results(str(tmp_path))
+    assert f"{tmp_path}/result_table.md is of an earlier evaluation and is replaced" in caplog.text
 
 
 def test_only_the_main_process_writes(tmp_path, monkeypatch):

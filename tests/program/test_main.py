@@ -151,6 +151,7 @@ def test_eval_measures_on_other_data_and_leaves_the_folder_of_the_run_alone(tmp_
     for words, message in (
         (["--config-file", "glip_swin_t_c"], "--output: expected the folder of the results beside --data, found none"),
         (["--config-file", "run/config.yaml", "--resume"], "--resume: expected no --data"),
+        (["--config-file", "run/config.yaml", "--output", "./run"], "--output: expected another folder than that of"),
     ):
         with pytest.raises(SystemExit, match=message):
             main(["eval", "--data", "photos", *words])
