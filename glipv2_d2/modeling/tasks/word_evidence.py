@@ -93,8 +93,8 @@ class WordEvidence:
         They are (M, K, P), (M, P, T) and (M, T) bool; None where all weights are 0.
         """
         head = self._model.class_words_head
-        state = (head.class_vectors.data_ptr(), head.class_vectors._version, head.taught._version)
-        state += (head.weight, head.taught_weight, head.share)
+        vectors, factors = head.class_vectors, (head.weight, head.taught_weight, head.share)
+        state = (vectors.data_ptr(), vectors._version, head.taught._version, factors)
         keys = [(tuple(one.input_ids.tolist()), one.phrase_token_map.numpy().tobytes()) for one in prompts]
         distinct = dict(zip(keys, prompts, strict=True))
         known = self._model.remember(
