@@ -22,6 +22,14 @@ ASSETS = Path(__file__).parent / "assets"
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
+def pytest_configure() -> None:
+    """Give the examples of hypothesis no time limit each: on a machine at work it would fail them by chance."""
+    from hypothesis import settings
+
+    settings.register_profile("no time limit", deadline=None)
+    settings.load_profile("no time limit")
+
+
 def load_config(name: str | Path) -> CfgNode:
     """The config of a file, by its path in ``configs`` or by any other."""
     from detectron2.config import get_cfg

@@ -256,7 +256,7 @@ def test_whole_files_are_recognized(whole_files):
     assert is_whole(folder / "a.safetensors") and is_whole(folder / "b.pth")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(which=st.integers(0, 1), share=st.floats(0, 1, exclude_max=True))
 def test_a_file_cut_anywhere_is_not_whole_and_is_refused_in_one_line(whole_files, which, share):
     folder, contents = whole_files

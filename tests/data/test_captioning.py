@@ -147,7 +147,7 @@ def test_other_files_are_named_in_one_line(load, content, splits, message):
     assert "\n" not in str(raised.value)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 @given(data=st.data())
 def test_any_damage_is_left_out_or_a_one_line_error(tmp_path, data):
     """Replace or remove one random value of good files; what comes out is always fit for training."""

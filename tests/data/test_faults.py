@@ -270,7 +270,7 @@ def test_numbers_may_be_text_and_a_byte_order_mark_is_passed_over(load, format_n
 
 
 @pytest.mark.parametrize("format_name", LOADERS)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80)
 @given(data=st.data())
 def test_any_damage_is_counted_or_a_one_line_error(load, format_name, data):
     """Replace or remove one random value of a good file: no good annotation is lost without a word."""

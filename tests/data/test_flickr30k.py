@@ -198,7 +198,7 @@ def test_a_split_without_boxes_is_an_error(load):
         load(annotation(""))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_files_never_end_in_another_error(tmp_path, data):
     for file_name, text, read in (("a.txt", SENTENCES, read_sentences), ("a.xml", annotation(), read_image_boxes)):

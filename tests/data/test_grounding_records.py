@@ -227,7 +227,7 @@ regions = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(regions | values, max_size=4))
 def test_whatever_the_regions_hold_only_proper_boxes_come_out(bad_regions):
     entries, left_out = read_odvg_grounding(record(*bad_regions))

@@ -67,13 +67,13 @@ def test_compressed_counts_by_hand(text, counts):
     assert decode_counts(text.encode()).tolist() == counts
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(bitmap=bitmaps)
 def test_counts_of_pycocotools_decode_to_the_runs_of_the_mask(bitmap):
     assert decode_counts(mask_util.encode(bitmap)["counts"]).tolist() == runs_of(bitmap)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(runs=st.lists(st.integers(0, 2**24) | st.integers(0, 40), min_size=1, max_size=20))
 def test_counts_of_long_runs_decode(runs):
     compressed = mask_util.frPyObjects({"size": [1, sum(runs)], "counts": runs}, 1, sum(runs))
@@ -110,7 +110,7 @@ def test_polygons_stay_as_they_are():
     assert read_segmentation([[-8, -6, 16, -6, 16, 12]], HEIGHT, WIDTH) == [[-8, -6, 16, -6, 16, 12]]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(bitmap=bitmaps, form=st.sampled_from(["str", "bytes", "list"]))
 def test_a_mask_survives_in_each_form_of_rle(bitmap, form):
     height, width = bitmap.shape
@@ -285,7 +285,7 @@ def _as_bytes(text: str | bytes) -> bytes:
     return text.encode("ascii") if isinstance(text, str) else text
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(value=garbage)
 def test_any_garbage_is_an_error_of_one_line_or_a_proper_mask(value):
     with pytest.MonkeyPatch.context() as patch:
@@ -304,7 +304,7 @@ def test_any_garbage_is_an_error_of_one_line_or_a_proper_mask(value):
         assert mask_util.decode(merged).shape == (HEIGHT, WIDTH)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(bitmap=bitmaps.filter(lambda bitmap: bitmap.any()), data=st.data())
 def test_one_wrong_character_never_reaches_pycocotools_as_another_size(bitmap, data):
     height, width = bitmap.shape

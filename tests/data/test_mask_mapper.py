@@ -98,7 +98,7 @@ def test_masks_move_as_their_image_does(transforms, form):
         assert wanted.sum() > 100 and differs_at_the_border_only(found, wanted, 2)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     corners=st.lists(st.tuples(st.integers(0, WIDTH), st.integers(0, HEIGHT)), min_size=3, max_size=6, unique=True),
     size=st.tuples(st.integers(24, 120), st.integers(24, 120)),

@@ -278,7 +278,7 @@ def test_lines_come_with_their_offsets(tmp_path):
 
 
 @pytest.mark.parametrize("task", ["detection", "pseudo_grounding"])
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80)
 @given(data=st.data())
 def test_any_damage_is_left_out_or_a_one_line_error(tmp_path, task, data):
     """Replace or remove one random value of a good line, or cut the line; what comes out is fit for training."""

@@ -348,7 +348,7 @@ def test_other_files_are_named(tmp_path, new_name, kind, file, text):
 
 
 @pytest.mark.parametrize("kind", FILES)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(data=st.data())
 def test_any_damage_is_left_out_or_a_one_line_error(tmp_path, kind, data):
     """Replace or remove one random value of good files; the records that come out are always fit for training."""

@@ -330,7 +330,7 @@ def test_nothing_left_is_an_error(load):
 
 
 @pytest.mark.parametrize("task", ["detection", "pseudo_grounding"])
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(data=st.data())
 def test_any_damage_of_a_label_is_left_out_or_a_one_line_error(tmp_path, task, data):
     """Replace or remove one random value of a good label; what comes out is fit for training."""

@@ -432,7 +432,7 @@ def test_two_lines_with_one_id_are_an_error(load_lines):
 # --- what all have in common
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150)
 @given(data=st.data())
 def test_any_damage_is_left_out_or_a_one_line_error(tmp_path, data):
     """Replace or remove one random value of good files; what comes out is always fit for training."""

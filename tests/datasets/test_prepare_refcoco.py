@@ -127,7 +127,7 @@ def read(tmp_path):
     return write_and_read
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 @given(value=PLAIN, protocol=st.sampled_from(PROTOCOLS))
 def test_plain_values_of_every_protocol_come_back(read, value, protocol):
     found = read(pickle.dumps(value, protocol))

@@ -84,7 +84,7 @@ def test_zstd_is_named_as_the_reason(tmp_path, make_rcc):
         broken(tmp_path, archive).read("a")
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_a_damaged_file_gives_a_value_error_or_its_names(tmp_path_factory, make_rcc, data):
     content = bytearray(make_rcc(FILES))

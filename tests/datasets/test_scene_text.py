@@ -134,7 +134,7 @@ def mentions_of(drawn):
     return [at(PLIERS if name == "pliers" else category(name), x, y) for name, x, y in drawn]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(MENTIONS, st.integers(0, 1000))
 def test_spans_spell_the_names_and_never_meet(drawn, seed):
     caption = describe(np.random.default_rng(seed), mentions_of(drawn), "on a photo of a castle", SIZE)
@@ -178,7 +178,7 @@ def slow_answer(question, drawn):
     return found[0].split(" ")[0]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(MENTIONS, st.integers(0, 1000))
 def test_every_answer_is_what_a_second_look_finds(drawn, seed):
     vocabulary = [at(category(name), 0, 0).category for name in ("lion", "crow", "black crow", "kangaroo", "bee")]

@@ -112,7 +112,7 @@ def assert_engines_agree(truth, rows, task, rules, **more):
 @pytest.mark.parametrize("rules", RULES)
 @pytest.mark.parametrize("task", TASKS)
 @given(case=cases())
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_engines_agree_bit_for_bit(task, rules, case):
     assert_engines_agree(*case, task, rules)
 
@@ -121,7 +121,7 @@ def test_engines_agree_bit_for_bit(task, rules, case):
 @pytest.mark.parametrize("rules", RULES)
 @pytest.mark.parametrize("task", TASKS)
 @given(case=cases())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_engines_agree_bit_for_bit_on_many(task, rules, case):
     assert_engines_agree(*case, task, rules)
 

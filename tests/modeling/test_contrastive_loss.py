@@ -161,7 +161,7 @@ def slow_loss(images, regions, words):
     return to_words + to_regions
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1), num_images=st.integers(1, 6))
 def test_forms_are_equal_and_follow_the_formula(seed, num_images):
     images = random_images(torch.Generator().manual_seed(seed), num_images)

@@ -38,7 +38,7 @@ def test_value_by_hand():
     assert result.tolist() == pytest.approx([math.log(math.exp(1) + math.exp(3)), 2.0])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     sizes=st.tuples(st.integers(0, 20), st.integers(0, 20), st.integers(1, 9)),
     seed=st.integers(0, 2**31),

@@ -64,7 +64,7 @@ def test_nan_gives_no_score(aggregation):
 
 
 @pytest.mark.parametrize("aggregation", SCORE_AGGREGATIONS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_scores_equal_a_phrase_by_phrase_formulation(aggregation, data):
     num_phrases, num_tokens = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 8))

@@ -26,7 +26,7 @@ from glipv2_d2.structures import TokenBatch, TokenizedPrompt
 BOX = st.tuples(*[st.integers(0, 6)] * 4, st.integers(0, 4))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     pairs=st.integers(1, 9).flatmap(lambda n: st.lists(st.lists(BOX, min_size=n, max_size=n), min_size=1, max_size=3)),
     nms_thresh=st.sampled_from([0.0, 0.2, 0.5, 0.6, 1.0]),

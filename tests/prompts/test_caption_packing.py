@@ -186,7 +186,7 @@ def tokenizer(request):
     return PromptTokenizer(max_tokens=request.param)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     words=some_words,
     negatives=st.lists(some_caption, max_size=6),

@@ -100,7 +100,7 @@ def slow_swap(caption):
     return "".join(swapped)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.one_of(some_caption, st.text(max_size=30)))
 @example("leftmost bright RIGHT-HAND left_side")
 def test_caption_is_that_of_the_slow_form_and_a_second_swap_gives_it_back(caption):
@@ -109,7 +109,7 @@ def test_caption_is_that_of_the_slow_form_and_a_second_swap_gives_it_back(captio
     assert swap_left_right(mirrored, [])[0] == caption
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(some_caption, st.data())
 def test_ranges_of_whole_words_hold_the_mirrored_words_and_come_back(caption, data):
     words = [match.span() for match in re.finditer(r"[^\W_]+", caption)]
@@ -124,7 +124,7 @@ def test_ranges_of_whole_words_hold_the_mirrored_words_and_come_back(caption, da
     assert swap_left_right(mirrored, moved) == (caption, spans)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(some_caption, st.data())
 def test_any_range_stays_one_and_keeps_its_place_among_the_others(caption, data):
     edges = sorted(data.draw(st.lists(st.integers(0, len(caption)), min_size=4, max_size=4, unique=True)))

@@ -185,7 +185,7 @@ def test_the_choices_of_the_official_code_give_its_ids_and_labels(name, row, tok
 # --- what the caller relies on ----------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     ids=st.lists(st.integers(200, 999), min_size=2, max_size=12),
     positives=st.lists(st.booleans(), max_size=4),

@@ -26,7 +26,7 @@ def assert_same_prompts(found, expected, rows):
         assert (one.phrases, one.name_ranges) == (other.phrases, other.name_ranges)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sets(st.integers(0, 1202), min_size=1, max_size=60).map(sorted),
     st.sampled_from([(". ", 40), (" . ", 0), (", ", 7)]),
@@ -38,7 +38,7 @@ def test_some_names_are_tokenized_as_if_nothing_else_were_asked_for(rows, form):
     assert_same_prompts(prompts_of_names(vocabulary, rows, max_tokens=256), expected, rows)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.sets(st.integers(0, 299), min_size=1, max_size=60), st.sampled_from([(40, 0), (300, 40)]))
 def test_own_names_and_others_are_prompts_as_if_nothing_else_were_asked_for(rows, form):
     count, chunk_size = form

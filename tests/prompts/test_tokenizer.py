@@ -263,7 +263,7 @@ def short_tokenizer(request):
     return PromptTokenizer(max_tokens=request.param)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(names=st.lists(some_name, min_size=1, max_size=12, unique=True), chunk_size=st.integers(0, 4))
 def test_chunks_hold_every_name_once_and_fit(short_tokenizer, names, chunk_size):
     tokenizer = short_tokenizer
@@ -282,7 +282,7 @@ def test_chunks_hold_every_name_once_and_fit(short_tokenizer, names, chunk_size)
         assert not prompt.phrase_token_map[:, [0, -1]].any()
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(names=st.lists(some_name.filter(lambda name: clean_name(name).strip()), min_size=1, max_size=5))
 def test_tokens_of_a_prompt_are_those_of_its_names_and_separators(tokenizer, names):
     counts = [tokenizer.count_tokens(clean_name(name) + ". ") for name in names]

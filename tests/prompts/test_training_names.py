@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import ASSETS
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from glipv2_d2.prompts.builder import prompt_from_names
@@ -308,7 +308,6 @@ def test_order_in_which_positives_are_given_changes_nothing():
     assert draw(SHORT_NAMES, [8, 1, 3], word_counter(7), 5) == draw(SHORT_NAMES, [3, 8, 1, 1], word_counter(7), 5)
 
 
-@settings(deadline=None)
 @given(
     positives=st.sets(st.integers(0, 9)),
     budget=st.integers(2, 30),

@@ -32,7 +32,7 @@ def texts(root):
 
 
 # Without the search for the smallest example, which takes minutes.
-@settings(max_examples=15, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(max_examples=15, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(train=photos("a"), val=photos("b"))
 def test_a_set_has_one_form_whatever_the_format(tmp_path_factory, train, val):
     train[0].objects.append(("cat", 1, 2, 11, 13))
