@@ -59,7 +59,10 @@ _MOST_INVENTED = 2 * 16 * 16
 
 # In the fault of an image whose bytes did not come, as with EIO: the file may be whole.
 DISK_FAULT = "an error of the disk or of the way to it, not of the image"
-_DISK_ERRORS = (errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN)
+# Not every system has all of them.
+_DISK_ERRORS = {
+    getattr(errno, name, errno.EIO) for name in ("EIO", "EREMOTEIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EHOSTDOWN")
+}
 
 
 class UnreadableImageError(InputError):

@@ -24,7 +24,7 @@ from ..config_files import get_config_file
 from ..data.own_sets import MORE_IMAGES, register_configured_sets, training_splits
 from ..data_check import check_own_sets, find_reported, report_of_readers
 from ..errors import InputError
-from ..folders import check_writable, lock_folder
+from ..folders import check_writable, lock_folder, write_text_once
 from ..modeling.build import choose_device
 from ..plurals import counted
 from .command_line import build_config
@@ -58,6 +58,8 @@ HOME_WEIGHTS = tuple(f"output/{folder}/run/model_final.pth" for folder in ("word
 SMALL_MODEL, LARGE_MODEL = "models/glipv2_micro", "finetune/custom_swin_t"
 # Pixels that are read for the check of the data, some ten seconds; of more, files all over the set.
 _MOST_PIXELS = 1e9
+# These keys say whether the data can be read at all, and which splits they have.
+_READ_BY = ("DATASETS.MAX_FAULTY_SHARE", "DATASETS.DIVIDE")
 # What shows that a folder holds a run.
 _TRACES = (CONFIG_NAME, "last_checkpoint", "metrics.json", "model_final.pth")
 
@@ -168,9 +170,8 @@ def plan_run(
     fixed += ["DATASETS.TRAIN_RATIOS", (), "DATASETS.TRAIN_COPIES", (), "TEST.BEST_METRICS", (), KEEP, False]
     fixed += ["MODEL.GLIPV2.TEST.ONLY_OWN_NAMES", not start.weights, "MODEL.GLIPV2.TUNING.CLASS_WORDS_SHARE", -1.0]
     fixed += ["DATASETS.DIVIDE", True]
-    # Of the other keys this one says whether the data can be read at all.
-    share = dict(zip(options[::2], options[1::2], strict=False)).get("DATASETS.MAX_FAULTY_SHARE")
-    readable = fixed if share is None else [*fixed, "DATASETS.MAX_FAULTY_SHARE", share]
+    given = dict(zip(options[::2], options[1::2], strict=False))
+    readable = [*fixed, *(word for key in _READ_BY if key in given for word in (key, given[key]))]
     with report_of_readers():
         cfg = build_config(start.config_file, _words(readable))
     train, val = own_datasets(cfg)
@@ -379,7 +380,7 @@ def _test_with_words(cfg: CfgNode, model: Any) -> Mapping[str, Any]:
         shutil.rmtree(without_cfg.OUTPUT_DIR)
         # Not that of this process, which says the device, too.
         config = build_config(str(output / CONFIG_NAME), _words([key, words.share]))
-        (output / CONFIG_NAME).write_text(config.dump(), encoding="utf-8")
+        write_text_once(str(output / CONFIG_NAME), config.dump())
     comm.synchronize()
     return results if words.share else without
 

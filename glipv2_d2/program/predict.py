@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def lower_threshold(best_scores: Sequence[float], threshold: float) -> str:
-    """Say that nothing passed a threshold, and which one would show something in at least half of the images.
+    """Say that nothing passed a threshold, and which one would show something in half of the images with detections.
 
     Names that training has not seen have low scores.
 
@@ -105,7 +105,8 @@ def lower_threshold(best_scores: Sequence[float], threshold: float) -> str:
     """
     # Rounded down, so that the score itself passes.
     lower = math.floor(statistics.median_low(filter(None, best_scores)) * 100) / 100
-    shown = "the best one" if len(best_scores) == 1 else "something in half of them"
+    many = f"something in {sum(score >= lower for score in best_scores if score)} of {len(best_scores)}"
+    shown = "the best one" if len(best_scores) == 1 else many
     return f": all scores are below {threshold:g}, --threshold {lower:g} shows {shown}"
 
 

@@ -1,6 +1,8 @@
 import base64
+import errno
 import io
 import logging
+import runpy
 from collections import Counter
 
 import cv2
@@ -392,6 +394,15 @@ def test_a_header_of_no_image_is_an_error_in_one_line(content):
     with pytest.raises(ValueError, match=".") as raised:
         image_kind(content)
     assert "\n" not in str(raised.value) and "0x" not in str(raised.value)
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_systems_without_some_numbers_of_disk_errors_read_images_too(monkeypatch):
+    # macOS and Windows have no EREMOTEIO.
+    monkeypatch.delattr(errno, "EREMOTEIO")
+    module = runpy.run_module("glipv2_d2.data.image_reading")
+    assert module["image_fault"](OSError(errno.EIO, "cut", "a.jpg")) == f"cut, {module['DISK_FAULT']}"
+    assert module["image_fault"](OSError(errno.EACCES, "refused", "a.jpg")) == "refused"
 
 
 @pytest.mark.parametrize(

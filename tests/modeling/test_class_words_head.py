@@ -345,6 +345,14 @@ def test_numbers_that_nothing_can_be_said_with_are_refused(tiny_cfg, key):
     assert_one_line(caught, f"MODEL.GLIPV2.CLASS_WORDS.{key}", "found 0")
 
 
+@pytest.mark.parametrize("share", [1.5, float("nan")])
+def test_more_than_all_evidence_is_refused(tiny_cfg, share):
+    tiny_cfg.MODEL.GLIPV2.TUNING.CLASS_WORDS_SHARE = share
+    with pytest.raises(InputError) as caught:
+        ClassWordsHead.from_config(tiny_cfg, None)
+    assert_one_line(caught, "MODEL.GLIPV2.TUNING.CLASS_WORDS_SHARE: expected a share of at most 1", str(share))
+
+
 def test_pixels_of_the_network_become_those_of_the_classifier(tiny_cfg):
     # timm: tf_efficientnet_lite0 has mean and deviation 0.5 of pixels in 0..1. Here (pixel - 100) / 50, in BGR.
     tiny_cfg.merge_from_list(["MODEL.PIXEL_MEAN", [100.0] * 3, "MODEL.PIXEL_STD", [50.0] * 3])

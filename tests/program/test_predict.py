@@ -697,11 +697,12 @@ def test_a_threshold_above_all_scores_is_named_with_one_that_shows_the_best(run,
     assert capsys.readouterr().out == f"wrote {tmp_path / 'out'}: 1 image, 1 detection\n"
 
 
-def test_of_many_images_without_a_detection_half_show_something_at_the_threshold_that_is_named():
+def test_a_lower_threshold_is_named_with_the_images_that_it_shows_something_in():
     # Three of the four images with a score have one from 0.2 on, two from 0.317 on.
     found = lower_threshold([0.1, 0.4, 0.0, 0.2, 0.317], 0.5)
-    assert found == ": all scores are below 0.5, --threshold 0.2 shows something in half of them"
-    assert lower_threshold([0.1, 0.4, 0.317], 0.5).endswith("--threshold 0.31 shows something in half of them")
+    assert found == ": all scores are below 0.5, --threshold 0.2 shows something in 3 of 5"
+    assert lower_threshold([0.1, 0.4, 0.317], 0.5).endswith("--threshold 0.31 shows something in 2 of 3")
+    assert lower_threshold([0.0, 0.004, 0.0], 0.5).endswith("--threshold 0 shows something in 1 of 3")
 
 
 def test_names_come_from_a_file(run, fixed_predictor, tmp_path):

@@ -1,5 +1,6 @@
 """``glipv2 train --data`` from end to end, with the tiny model on four drawn images."""
 
+import errno
 import json
 import multiprocessing
 import re
@@ -238,6 +239,12 @@ def test_a_share_of_faults_that_is_allowed_lets_a_run_start(words, tmp_path):
     assert as_dict(plan.options)["DATASETS.MAX_FAULTY_SHARE"] == "1.0"
 
 
+def test_a_set_that_shall_not_be_divided_needs_images_that_validate(words, tmp_path):
+    start = find_start("", words[-1], tmp_path)
+    with pytest.raises(InputError, match="expected images for training and for validation, found only test;"):
+        plan_run("photos", tmp_path / "run", start, options=["SOLVER.MAX_ITER", "10", "DATASETS.DIVIDE", "False"])
+
+
 def test_a_model_knows_no_names_but_its_own_where_it_started_without_weights(words, tiny_cfg, tmp_path):
     """The weights of such a model, whose config stands beside them, know its names: a second tuning adds to them."""
     tiny_cfg.MODEL.GLIPV2.TEST.ONLY_OWN_NAMES = True
@@ -378,6 +385,24 @@ def test_a_share_of_the_classes_that_is_set_is_kept(words, with_class_words, tmp
     shares = with_class_words(10)
     main([*words, "--output", "out", *LENGTH, SHARE, "0.5"])
     assert shares == [0.5, 0.5]
+
+
+def test_a_run_whose_share_cannot_be_written_goes_on_with_its_config(words, with_class_words, tmp_path, monkeypatch):
+    shares, whole, config = with_class_words(0), Path.write_bytes, tmp_path / "out" / "config.yaml"
+
+    def full_disk(path, content):
+        whole(path, content[:9])
+        if path.name.startswith(config.name):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return whole(path, content)
+
+    with monkeypatch.context() as patches, pytest.raises(SystemExit, match="config.yaml: "):
+        patches.setattr(Path, "write_bytes", full_disk)
+        main([*words, "--output", "out", *LENGTH])
+    assert yaml.safe_load(config.read_text())["MODEL"]["GLIPV2"]["TUNING"]["CLASS_WORDS_SHARE"] == -1
+    main(["train", "--output", "out", "--resume"])
+    assert shares[-2:] == [1.0, 0.0] and (tmp_path / "out" / "results.json").is_file()
+    assert yaml.safe_load(config.read_text())["MODEL"]["GLIPV2"]["TUNING"]["CLASS_WORDS_SHARE"] == 0
 
 
 def as_dict(options):

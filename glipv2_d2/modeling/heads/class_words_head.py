@@ -149,6 +149,8 @@ class ClassWordsHead(TrainingHead):
         for key in ("IMAGE_SCALE", "TEMPERATURE", "CLASSES_KEPT", "WORD_TEMPERATURE", "MAX_BOXES"):
             if config[key] <= 0:
                 raise InputError(f"{_KEY}.{key}: expected a number above 0, found {config[key]}")
+        if not share <= 1:
+            raise InputError(f"MODEL.GLIPV2.TUNING.CLASS_WORDS_SHARE: expected a share of at most 1, found {share}")
         if not encoder.FREEZE:
             raise InputError(
                 f"{_KEY}.ENABLED: expected MODEL.TEXT_ENCODER.FREEZE True, since names are compared by the vectors of "
