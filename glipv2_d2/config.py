@@ -300,8 +300,8 @@ def _add_tuning(cfg: CN) -> None:
     # MODEL.WEIGHTS in the result, 0 to 1.
     cfg.MODEL.GLIPV2.TUNING.INTERPOLATE_WITH = ""
     cfg.MODEL.GLIPV2.TUNING.INTERPOLATION = 1.0
-    # Share of CLASS_WORDS.TAUGHT_WEIGHT that counts after a tuning, 0 to 1; what answers for other names has all of it.
-    # Below 0: all of it, and "glipv2 train" chooses 0 or 1 on validation images at the end.
+    # Share of CLASS_WORDS.TAUGHT_WEIGHT that counts after a tuning, 0 to 1; what answers for other names (KEEP) has all
+    # of it. Below 0: all of it, and "glipv2 train" chooses 0 or 1 on validation images at the end.
     cfg.MODEL.GLIPV2.TUNING.CLASS_WORDS_SHARE = -1.0
     # In MODE "lora" the linear and convolution weights of PARTS get updates of rank RANK, times ALPHA / RANK.
     cfg.MODEL.GLIPV2.TUNING.LORA = CN()

@@ -388,8 +388,8 @@ def _test_with_words(cfg: CfgNode, model: Any) -> Mapping[str, Any]:
 def prediction_command(images: str, output: Path, score: float, names: Sequence[str]) -> str:
     """Return the command that finds these names in a folder of images with the model of a run.
 
-    Names one of which has a comma are left out: --names would split it, and without the option they are those of the
-    run's data.
+    Names one of which has a comma, or a full stop between spaces, are left out: --names would split it, and without the
+    option they are those of the run's data.
 
     Args:
         images: The folder.
@@ -397,7 +397,8 @@ def prediction_command(images: str, output: Path, score: float, names: Sequence[
         score: Lowest score that is shown, 0 to 1.
         names: As they stand in the prompt.
     """
-    listed = "" if any("," in name for name in names) else f" --names {shlex.quote(','.join(names))}"
+    is_split = any("," in name or "." in name.split() for name in names)
+    listed = "" if is_split else f" --names {shlex.quote(','.join(names))}"
     return f"glipv2 predict {_quoted(images)} --model {_quoted(output)} --threshold {score:.2f}{listed}"
 
 

@@ -75,6 +75,9 @@ def test_weights_that_are_not_there_are_named(tmp_path):
 def test_a_name_with_a_comma_is_not_split_by_the_next_command():
     command = prediction_command("my photos", Path("out"), 0.256, ["cup", "red cup"])
     assert command == "glipv2 predict 'my photos' --model out --threshold 0.26 --names 'cup,red cup'"
+    for other in ("cup, red", "cup . red"):
+        assert "--names" not in prediction_command("photos", Path("out"), 0.5, ["cup", other])
+    assert "--names 'cup,no. 7'" in prediction_command("photos", Path("out"), 0.5, ["cup", "no. 7"])
     command = prediction_command("photos", Path("out"), 0.5, ["cup", "cup, red"])
     assert command == "glipv2 predict photos --model out --threshold 0.50"
 
