@@ -31,6 +31,9 @@ from torch import Tensor, nn
 
 from .errors import InputError, space_errors
 
+# MODEL.WEIGHTS of results that random weights shall give, as in tests and measurements of speed.
+RANDOM_WEIGHTS = "random"
+
 _ZIP_MAGIC = b"PK\x03\x04"
 # A compressed member, or all together, may be larger than this only if they do not expand by more than the factor.
 _MOST_UNPACKED, _MOST_EXPANSION = 2**28, 100

@@ -22,7 +22,15 @@ from ..modeling.by_name import add_base, take_base, unpack_names, without_missin
 from ..modeling.heads.table import HEADS
 from ..modeling.lora import merge_lora
 from ..modeling.meta_arch.glipv2 import GLIPv2
-from ..tensor_files import CheckpointError, plain_content, read_checkpoint, unwrap_weights, write_checkpoint, write_text
+from ..tensor_files import (
+    RANDOM_WEIGHTS,
+    CheckpointError,
+    plain_content,
+    read_checkpoint,
+    unwrap_weights,
+    write_checkpoint,
+    write_text,
+)
 from .background import BackgroundWriter, copied
 from .conversion import OWN_WEIGHTS, find_kind
 from .fit_check import check_fit, check_update_scales, check_values, is_position_weight, without_other_classes
@@ -30,9 +38,6 @@ from .name_rules import summarize_names
 from .resume import BASE_WEIGHTS, BEST_WEIGHTS, FINAL_WEIGHTS, LAST_CHECKPOINT, find_resume_file
 from .swin_conversion import BOTTOM_UP
 from .weight_changes import WeightChanges, interpolate_weights
-
-# MODEL.WEIGHTS of results that random weights shall give, as in tests and measurements of speed.
-RANDOM_WEIGHTS = "random"
 
 _TIMM_PREFIX = "timm://"
 # The last is that of the HTTP library of the hub's client.
@@ -135,7 +140,6 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
             self.model.by_name = None
         tensors, is_own = self._convert(tensors, path)
         self._fill_model(tensors, path)
-        self._read_class_texts(tensors)
         if base is not None:
             self._fill_base(base, own_names, path)
         if "model" not in content or not is_own:
@@ -301,13 +305,6 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
             self.logger.warning("%s has no weights for %s: they keep their values", source, summarize_names(missing))
         if unexpected:
             self.logger.warning("%s: the model has no place for %s", source, summarize_names(unexpected))
-
-    def _read_class_texts(self, names: Collection[str]) -> None:
-        """Encode the texts of classes by the text encoder of a file that does not hold what it says of them."""
-        words: Any = getattr(self.model, "class_words_head", None)
-        has_encoder = any(name.startswith("text_encoder.") for name in names)
-        if words is not None and has_encoder and "class_words_head.class_vectors" not in names:
-            words.read_classes(self.model.text_encoder)
 
     def _fill_base(self, base: dict[str, Tensor], own_names: Tensor | None, source: str) -> None:
         """Give the model the base that a file has beside the tuned weights.

@@ -12,11 +12,11 @@ from detectron2.layers import get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY
 from detectron2.modeling.anchor_generator import ANCHOR_GENERATOR_REGISTRY
 
-from ..checkpoint.checkpointer import RANDOM_WEIGHTS
 from ..detectron2_keys import check_config
 from ..errors import InputError
 from ..modeling.build import choose_device
 from ..prompts.masking import trains_pretraining_losses
+from ..tensor_files import RANDOM_WEIGHTS
 
 # Numbers, and lists of numbers, by their lower limit.
 _MODEL_LIMITS = {

@@ -15,7 +15,6 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from ..checkpoint.checkpointer import RANDOM_WEIGHTS
 from ..checkpoint.resume import BASE_WEIGHTS, BEST_WEIGHTS, FINAL_WEIGHTS, KEPT_WEIGHTS
 from ..checkpoint.tuned_weights import base_hash, save_tuned
 from ..checkpoint.weight_changes import interpolate_weights
@@ -25,7 +24,7 @@ from ..modeling.by_name import base_tensors
 from ..modeling.keeping import Keeping, KeepWeights
 from ..modeling.lora import merge_lora
 from ..prompts.vocabulary import trained_names, trained_tokens
-from ..tensor_files import CheckpointError, read_tensors, write_checkpoint, write_tensors
+from ..tensor_files import RANDOM_WEIGHTS, CheckpointError, read_tensors, write_checkpoint, write_tensors
 from .plateau import PlateauHook
 from .share_choice import Choice, Comparison, choose_share
 

@@ -114,7 +114,7 @@ def add_base(model: Trunk, tensors: Mapping[str, Tensor], own_names: Collection[
     memo: dict[int, Any] = {id(one): one for name, one in parameters.items() if name not in own}
     base = copy.deepcopy(model, memo)
     remove_lora(base)
-    base.load_state_dict(tensors, strict=False)
+    base.load_state_dict({**base.state_dict(), **tensors}, strict=False)
     if base.class_words_head is not None:
         base.class_words_head.become_base()
     model.by_name = ByName(base.eval(), own_names, base.state_dict().keys() - own)

@@ -276,6 +276,30 @@ def test_classes_are_read_by_the_text_encoder_of_weights_without_the_head(tiny_c
         GLIPv2Checkpointer(model).load(str(tmp_path / "plain.pth"), [])
 
 
+def test_classes_of_weights_without_text_encoder_are_read_once_and_a_base_takes_those_of_the_tuned(model, monkeypatch):
+    read = []
+    monkeypatch.setattr(ClassWordsHead, "read_classes", lambda head, encoder: read.append(encoder))
+    whole = model.state_dict()
+    few = {name: whole[name] for name in whole if name.startswith("backbone.")}
+    model.load_state_dict(few, strict=False)
+    assert read == [model.text_encoder]
+    model.load_state_dict(whole)
+    add_base(model, few, ["dog"])
+    assert len(read) == 1
+    assert torch.equal(model.by_name.base.class_words_head.class_vectors, whole["class_words_head.class_vectors"])
+
+
+@pytest.mark.parametrize(("weights", "times"), [("", 1), ("random", 1), ("run/model_final.pth", 0)])
+def test_a_model_whose_weights_come_from_a_file_leaves_the_classes_to_it(tiny_cfg, monkeypatch, weights, times):
+    read = []
+    monkeypatch.setattr(ClassWordsHead, "read_classes", lambda *args: read.append(args))
+    tiny_cfg.MODEL.GLIPV2.CLASS_WORDS.ENABLED = tiny_cfg.MODEL.TEXT_ENCODER.FREEZE = True
+    tiny_cfg.MODEL.GLIPV2.CLASS_WORDS.WEIGHTS = ""
+    tiny_cfg.MODEL.WEIGHTS = weights
+    build_model(tiny_cfg)
+    assert len(read) == times
+
+
 def test_an_anchor_has_the_evidence_of_the_best_box_that_it_overlaps_most(model):
     head, prompt = model.class_words_head, make_prompt([4], [8, 9])
     head.max_boxes = 2

@@ -19,6 +19,7 @@ from ...errors import InputError
 from ...prompts.builder import prompt_from_caption
 from ...prompts.tokenizer import PromptTokenizer
 from ...structures import TokenBatch, TokenizedPrompt
+from ...tensor_files import RANDOM_WEIGHTS
 from ..backbone.timm import load_timm_weights
 from ..batch import Fused, TrainBatch, TrainingHead, TrunkShapes, boxes_of, boxes_on_cpu, take_rows
 from ..class_evidence import box_cell_shares, centred, kept_probabilities, name_ratios
@@ -75,6 +76,8 @@ class ClassWordsHead(TrainingHead):
         share: Part of ``taught_weight`` that counts, 0 to 1; for a base that answers for other names all of it does.
         loss_weight: Factor of ``loss_class_words``.
         starts_random: The classifier has random weights, so that a file has to fill it.
+        is_filled_later: A file fills the model once it is built. It holds what the texts say, or they are read then;
+            reading them takes longer than all else.
 
     Source: evidence of classes by their words: ConSE (arXiv 1312.5650); of a frozen model's regions, with two weights:
     F-VLM (arXiv 2209.15639). The paper has no such head.
@@ -112,8 +115,10 @@ class ClassWordsHead(TrainingHead):
         share: float = 1.0,
         loss_weight: float = 1.0,
         starts_random: bool = False,
+        is_filled_later: bool = False,
     ) -> None:
         super().__init__()
+        self.is_filled_later = is_filled_later
         self.starts_random = starts_random
         self.classifier = classifier.requires_grad_(False).to(memory_format=torch.channels_last)
         self.projection = nn.Linear(channels, language_dim)
@@ -177,6 +182,7 @@ class ClassWordsHead(TrainingHead):
             "share": share if share >= 0 else 1.0,
             "loss_weight": config.LOSS_WEIGHT,
             "starts_random": not config.WEIGHTS,
+            "is_filled_later": cfg.MODEL.WEIGHTS not in ("", RANDOM_WEIGHTS),
         }
 
     def train(self, mode: bool = True) -> ClassWordsHead:

@@ -62,7 +62,7 @@ class GLIPv2(Trunk):
         options, shapes = cls.build_trunk(cfg, GroundingHead)
         heads = build_heads(cfg, shapes)
         words = heads.get("class_words_head")
-        if isinstance(words, ClassWordsHead):
+        if isinstance(words, ClassWordsHead) and not words.is_filled_later:
             words.read_classes(options["text_encoder"])
         return {
             **options,
@@ -74,14 +74,26 @@ class GLIPv2(Trunk):
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
-        """Load weights as every module does, and the base that answers for other names where they are of both."""
+        """Load weights as every module does, and the base that answers for other names where they are of both.
+
+        The texts of classes are encoded where the weights do not hold what they say, see ``ClassWordsHead``.
+        """
         tuned, base, own_names = take_base(state_dict)
         if base is None or own_names is None:
-            return super().load_state_dict(state_dict, *args, **options)
+            result = super().load_state_dict(state_dict, *args, **options)
+            self._read_classes_missing_in(state_dict)
+            return result
         self.by_name = None
         result = super().load_state_dict(tuned, *args, **options)
+        self._read_classes_missing_in(tuned)
         add_base(self, base, unpack_names(own_names))
         return result
+
+    def _read_classes_missing_in(self, weights: Mapping[str, Any]) -> None:
+        """Encode the texts of classes where these weights do not hold what they say."""
+        words = self.class_words_head
+        if isinstance(words, ClassWordsHead) and "class_words_head.class_vectors" not in weights:
+            words.read_classes(self.text_encoder)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Run N images with their prompts; see ``structures`` for the keys of inputs and outputs.
