@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shlex
 import shutil
@@ -367,7 +368,8 @@ def _test_with_words(cfg: CfgNode, model: Any) -> Mapping[str, Any]:
     key, metric = "MODEL.GLIPV2.TUNING.CLASS_WORDS_SHARE", cfg.SOLVER.AUTO_STEP.METRIC
     # The first process alone has results.
     flat = comm.all_gather([flatten_results_dict(dict(one)) for one in (results, without)])[0]
-    found, found_without = (one[metric] for one in flat)
+    # A model that finds nothing has NaN.
+    found, found_without = (0.0 if math.isnan(one[metric]) else one[metric] for one in flat)
     words.share = float(found > found_without)
     logging.getLogger(__name__).info(
         "%s of the own names: %.2f with the classes of an image classifier, %.2f without; %s %g",
