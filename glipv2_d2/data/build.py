@@ -148,7 +148,9 @@ class TestLoader:
 
     def __iter__(self) -> Iterator[list[dict]]:
         truncated: list[str] = []
-        for batch in self.loader:
+        with _starting_workers():
+            batches = iter(self.loader)
+        for batch in batches:
             for sample in batch:
                 truncated += sample.pop("truncated_files", ())
             yield batch
@@ -184,9 +186,17 @@ def _check_keys(cfg: CfgNode, world_size: int) -> None:
         raise InputError(f"DATALOADER.SHUFFLE_BUFFER: expected at least 1, found {loader.SHUFFLE_BUFFER}")
 
 
+class _QuietDataLoader(DataLoader):
+    """A loader whose workers do not have a Ctrl-C that comes while they are being started."""
+
+    def __iter__(self) -> Any:
+        with _starting_workers():
+            return super().__iter__()
+
+
 def _data_loader(cfg: CfgNode, samples: TrainingSamples, sampler: TrainingBatchSampler, seed: int) -> DataLoader:
     _allow_open_files()
-    return DataLoader(
+    return _QuietDataLoader(
         samples,
         batch_sampler=sampler,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
@@ -259,6 +269,20 @@ def _allow_open_files() -> None:
     with contextlib.suppress(ValueError, OSError):
         if now != resource.RLIM_INFINITY and now < wanted:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
+@contextlib.contextmanager
+def _starting_workers() -> Iterator[None]:
+    """Keep Ctrl-C from the workers that are started in this time; before ``_start_worker`` each would show it."""
+    # Windows has no signals that can be held.
+    if os.name != "posix":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(worker_id: int) -> None:

@@ -23,7 +23,13 @@ from drawn_images import register_drawn
 from torch.multiprocessing import ProcessExitedException
 from tqdm import tqdm
 
-from glipv2_d2.data.build import _start_worker, _test_samples, build_test_loader
+from glipv2_d2.data.build import (
+    TestLoader,
+    _QuietDataLoader,
+    _start_worker,
+    _test_samples,
+    build_test_loader,
+)
 from glipv2_d2.data.dataset_mappers import base
 from glipv2_d2.data.loading import load_test_dataset
 from glipv2_d2.engine import trainer
@@ -325,6 +331,21 @@ def test_a_worker_outlives_a_signal_to_its_group_and_ends_quietly_at_the_next(nu
     os.kill(worker.pid, number)
     worker.join(60)
     assert worker.exitcode == 0
+
+
+def with_its_mask(sample):
+    return {**sample, "waits": signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())}
+
+
+@pytest.mark.parametrize("is_training", [False, True])
+def test_a_worker_has_no_ctrl_c_while_it_is_started(is_training):
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    if is_training:
+        loader = _QuietDataLoader([{}], num_workers=1, collate_fn=lambda samples: [with_its_mask(samples[0])])
+    else:
+        loader = TestLoader(_test_samples([{}], with_its_mask, num_workers=1))
+    assert [sample["waits"] for (sample,) in loader] == [True]
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
 
 
 def work(ready):
