@@ -1,4 +1,4 @@
-"""Names of the official GLIP checkpoints and of this package, both ways.
+"""Names of the official GLIP checkpoints, and those that this package has for them.
 
 Source: names and shapes of GLIP-T (A), (B), (C), GLIP-T and GLIP-L as the official code builds them.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..modeling.heads.table import HEADS
 from ..tensor_files import CheckpointError, unwrap_weights
-from .name_rules import ConversionReport, convert_names, translate_name
+from .name_rules import ConversionReport, convert_names
 
 # Official name, our name. An entry covers the tensor of that name and everything below it. {block} counts the blocks of
 # the tower; {fusion}, {text} and {image} are the indices of a block's three layers in the official flat sequence.
@@ -93,8 +93,6 @@ OPTIONAL_PARTS = {
     for name, entry in HEADS.items()
     if not entry.gives_results
 }
-# The official code registers this tensor under two names.
-_TWIN_NAMES = ("rpn.head.mlm_head.bias", "rpn.head.mlm_head.decoder.bias")
 
 
 class TowerLayout(NamedTuple):
@@ -148,28 +146,6 @@ def convert_glip_state_dict(
     return convert_names(
         tensors, _name_pairs(layout), _IGNORED, source=kind, expected=expected, optional_parts=OPTIONAL_PARTS
     )
-
-
-def revert_to_glip_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename weights of ``GLIPv2`` to the names of the official code: the inverse of ``convert_glip_state_dict``.
-
-    Raises:
-        CheckpointError: The official model has no counterpart of a name.
-    """
-    pairs = {ours: official for official, ours in _name_pairs(find_layout(state_dict)).items()}
-    reverted, unknown = {}, []
-    for name, tensor in state_dict.items():
-        official = translate_name(name, pairs)
-        if official is None:
-            unknown.append(name)
-        else:
-            reverted[official] = tensor
-    if unknown:
-        raise CheckpointError(
-            f"GLIPv2 weights: expected names that the official model has a counterpart of, found {', '.join(unknown)}"
-        )
-    name, twin = _TWIN_NAMES
-    return {**reverted, twin: reverted[name]} if name in reverted else reverted
 
 
 def find_layout(names: Iterable[str]) -> TowerLayout:

@@ -7,11 +7,11 @@ from conftest import assert_one_line, make_tiny_cfg
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from huggingface_hub.errors import HfHubHTTPError
+from official_names import to_official
 from timm import create_model as create_timm_model
 from torch import nn
 
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
-from glipv2_d2.checkpoint.glip_conversion import revert_to_glip_state_dict
 from glipv2_d2.modeling import build_model
 from glipv2_d2.tensor_files import CheckpointError, read_tensors, write_tensors
 
@@ -75,7 +75,7 @@ def assert_holds(model, weights, only=""):
 
 
 def official_checkpoint(weights):
-    official = revert_to_glip_state_dict(weights)
+    official = to_official(weights)
     extras = {"rpn.head.cls_logits.bias": torch.ones(80), "rpn.anchor_generator.cell_anchors.0": torch.ones(4)}
     return {
         "model": {f"module.{name}": tensor for name, tensor in (official | extras).items()},
@@ -91,7 +91,7 @@ def official_checkpoint(weights):
         lambda path, weights: torch.save(weights, path),
         lambda path, weights: torch.save({"model": weights}, path),
         lambda path, weights: torch.save({"model": {f"module.{k}": v for k, v in weights.items()}}, path),
-        lambda path, weights: write_tensors(path, revert_to_glip_state_dict(weights)),
+        lambda path, weights: write_tensors(path, to_official(weights)),
         lambda path, weights: torch.save(official_checkpoint(weights), path),
     ],
     ids=["own safetensors", "own flat", "own", "own in DDP", "GLIP safetensors", "GLIP"],
@@ -254,7 +254,7 @@ def a_layer_more(weights):
 def test_weights_of_another_model_are_an_error_and_change_nothing(tmp_path, model, weights, change, words, official):
     tensors = change(weights)
     if official and not any(name.startswith("student") for name in tensors):
-        tensors = revert_to_glip_state_dict(tensors)
+        tensors = to_official(tensors)
     torch.save(tensors, tmp_path / "x.pth")
     with pytest.raises(CheckpointError) as caught:
         GLIPv2Checkpointer(model).load(str(tmp_path / "x.pth"))

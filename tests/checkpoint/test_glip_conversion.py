@@ -6,15 +6,11 @@ import re
 import pytest
 import torch
 from conftest import ASSETS
+from official_names import to_official
 from torch import Tensor
 
 from glipv2_d2 import convert_glip_state_dict
-from glipv2_d2.checkpoint.glip_conversion import (
-    TowerLayout,
-    find_layout,
-    is_glip_state_dict,
-    revert_to_glip_state_dict,
-)
+from glipv2_d2.checkpoint.glip_conversion import TowerLayout, find_layout, is_glip_state_dict
 from glipv2_d2.tensor_files import CheckpointError
 
 # Released layout: names, of them kept by a detector, blocks, fusion. Left out are cls_logits (2), anchors (5) and
@@ -88,7 +84,7 @@ def test_released_layouts_convert_with_nothing_missing_and_nothing_unknown(name)
 def test_the_inverse_gives_back_names_and_tensors(name):
     official = official_tensors(name)
     converted, report = convert_glip_state_dict(official)
-    back = revert_to_glip_state_dict(converted)
+    back = to_official(converted)
     assert back.keys() == official.keys() - report.ignored.keys()
     assert all(back[key] is official[key] for key in back)
 
@@ -189,7 +185,7 @@ def test_heads_of_the_pre_training_convert_both_ways():
     converted, report = convert_glip_state_dict(official)
     assert {name: report.used[name] for name in PRETRAINING_NAMES} == PRETRAINING_NAMES
     assert len(converted) == 534 + len(set(PRETRAINING_NAMES.values())) and report.unknown == ()
-    back = revert_to_glip_state_dict(converted)
+    back = to_official(converted)
     assert back.keys() == official.keys() - report.ignored.keys()
     assert all(back[name] is official[name] for name in back)
 
@@ -254,11 +250,6 @@ def test_weights_of_other_models_are_refused(names):
         convert_glip_state_dict({name: torch.ones(1) for name in names}, source="x.pth")
     assert "\n" not in str(caught.value)
     assert "x.pth" in str(caught.value) and names[0] in str(caught.value)
-
-
-def test_names_without_official_counterpart_are_not_reverted():
-    with pytest.raises(CheckpointError, match="mask_head.conv.weight"):
-        revert_to_glip_state_dict({"head.bias0": torch.ones(1), "mask_head.conv.weight": torch.ones(1)})
 
 
 def count(tensors: dict[str, Tensor]) -> int:

@@ -1,10 +1,10 @@
 import pytest
 import torch
 from conftest import make_tiny_cfg
+from official_names import to_official
 from torch import nn
 
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
-from glipv2_d2.checkpoint.glip_conversion import revert_to_glip_state_dict
 from glipv2_d2.checkpoint.weight_changes import WeightChanges, interpolate_weights
 from glipv2_d2.modeling import build_model
 from glipv2_d2.modeling.lora import LoRASettings, add_lora
@@ -96,7 +96,7 @@ def test_a_share_without_a_base_is_an_error():
         WeightChanges.from_config(cfg)
 
 
-@pytest.mark.parametrize("convert", [dict, revert_to_glip_state_dict], ids=["own", "GLIP"])
+@pytest.mark.parametrize("convert", [dict, to_official], ids=["own", "GLIP"])
 def test_the_checkpointer_interpolates_with_any_kind_of_file(tmp_path, convert):
     torch.manual_seed(0)
     base, tuned, model = (build_model(make_tiny_cfg()) for _ in range(3))

@@ -8,11 +8,11 @@ import pytest
 import torch
 from batch_samples import text_case
 from conftest import ASSETS, load_config
+from official_names import to_official
 from parity_weights import TINY_FOLDER, TINY_SALT, official_state_dict, tensor_for
 from torch.testing import assert_close
 
 from glipv2_d2 import PromptTokenizer, convert_glip_state_dict
-from glipv2_d2.checkpoint.glip_conversion import revert_to_glip_state_dict
 from glipv2_d2.modeling import build_model
 from glipv2_d2.modeling.heads.mlm_head import MLMHead
 from glipv2_d2.prompts.builder import prompt_from_caption
@@ -94,7 +94,7 @@ def test_loss_and_gradients_are_the_official_ones(name, head):
 
     loss.backward()
     gradients = {f"mlm_head.{key}": value.grad for key, value in head.named_parameters()}
-    official = revert_to_glip_state_dict(gradients)
+    official = to_official(gradients)
     assert official.keys() == {f"rpn.head.mlm_head.{key}" for key in SHAPES}
     assert facts["gradients"].keys() == official.keys() - {"rpn.head.mlm_head.decoder.bias"}
     for key, expected in facts["gradients"].items():

@@ -12,10 +12,10 @@ import pytest
 import torch
 from conftest import ASSETS, load_config
 from detectron2.structures import Boxes, Instances
+from official_names import to_official
 from parity_weights import official_state_dict, tensor_for
 
 from glipv2_d2 import PromptTokenizer, convert_glip_state_dict
-from glipv2_d2.checkpoint.glip_conversion import revert_to_glip_state_dict
 from glipv2_d2.data.transforms import ResizeShortestEdgeLegacy
 from glipv2_d2.modeling import build_model
 from glipv2_d2.prompts.builder import prompt_from_caption, prompt_from_names
@@ -204,7 +204,7 @@ def test_one_training_step_has_the_official_losses_and_gradients(model, tokenize
     sum(losses.values()).backward()
     gradients = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
     model.eval()
-    official = revert_to_glip_state_dict(gradients)
+    official = to_official(gradients)
     compared = 0
     for name, expected in expected_gradients.items():
         if name not in official:

@@ -2,10 +2,10 @@ import pytest
 import torch
 import yaml
 from conftest import make_tiny_cfg
+from official_names import to_official
 from transformers import BertConfig, BertModel
 
 from glipv2_d2 import GLIPv2Predictor
-from glipv2_d2.checkpoint.glip_conversion import revert_to_glip_state_dict
 from glipv2_d2.checkpoint.model_shapes import build_meta_model
 from glipv2_d2.modeling.by_name import pack_names
 from glipv2_d2.tensor_files import read_tensors
@@ -29,7 +29,7 @@ def weights():
 
 
 def save_official(path, weights, **extra):
-    official = revert_to_glip_state_dict(weights) | {"rpn.head.cls_logits.bias": torch.ones(80)}
+    official = to_official(weights) | {"rpn.head.cls_logits.bias": torch.ones(80)}
     torch.save({"model": {f"module.{name}": tensor for name, tensor in official.items()}, **extra}, path)
 
 
@@ -126,7 +126,7 @@ def test_a_folder_needs_a_config_and_a_whole_detector(tmp_path, main, weights, c
 
 
 def test_the_moving_average_is_converted_on_request(tmp_path, main, weights):
-    average = {f"module.{name}": tensor for name, tensor in revert_to_glip_state_dict(weights).items()}
+    average = {f"module.{name}": tensor for name, tensor in to_official(weights).items()}
     save_official(tmp_path / "in.pth", {name: torch.zeros_like(t) for name, t in weights.items()}, model_ema=average)
     main([str(tmp_path / "in.pth"), str(tmp_path / "out.safetensors"), "--ema"])
     assert torch.equal(read_tensors(tmp_path / "out.safetensors")[0]["head.bias_lang"], weights["head.bias_lang"])
