@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
-from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from torch import Tensor, nn
 
@@ -25,7 +23,7 @@ from ..modeling.keeping import Keeping, KeepWeights
 from ..modeling.lora import merge_lora
 from ..prompts.vocabulary import trained_names, trained_tokens
 from ..tensor_files import RANDOM_WEIGHTS, CheckpointError, read_tensors, write_checkpoint, write_tensors
-from .plateau import PlateauHook
+from .plateau import PlateauHook, result_of
 from .share_choice import Choice, Comparison, choose_share
 
 KEPT_TUNED_WEIGHTS = "tuned_kept.safetensors"
@@ -140,7 +138,10 @@ class KeepHook(HookBase):
             interpolate_weights(self._model, self._base.state_dict(), share, BASE_WEIGHTS)
             return self._model.eval()
 
-        choice = choose_share(lambda share: self._own(move(share)), lambda share: compare(move(share)), self._least_own)
+        def own(share: float) -> float:
+            return result_of(self._test(move(share)), self._metric)
+
+        choice = choose_share(own, lambda share: compare(move(share)), self._least_own)
         model = move(choice.share)
         for line in choice_lines(choice, self._metric):
             logging.getLogger(__name__).info("%s", line)
@@ -150,17 +151,6 @@ class KeepHook(HookBase):
             if model.tuning.mode != "full":
                 save_tuned(model, os.path.join(self._folder, KEPT_TUNED_WEIGHTS))
         comm.synchronize()
-
-    def _own(self, model: nn.Module) -> float:
-        """Return the metric of the own names, the same on all ranks; 0 for a model that finds nothing."""
-        found = comm.all_gather(flatten_results_dict(dict(self._test(model))))[0]
-        if self._metric not in found:
-            names = ", ".join(list(found)[:4])
-            raise InputError(
-                f"SOLVER.AUTO_STEP.METRIC: expected a result of the evaluation, such as {names}, found {self._metric!r}"
-            )
-        value = found[self._metric]
-        return 0.0 if math.isnan(value) else value
 
 
 def frozen_copy(model: nn.Module) -> Any:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import shlex
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
 from ..checkpoint.checkpointer import GLIPv2Checkpointer
@@ -25,7 +22,7 @@ from ..config_files import get_config_file
 from ..data.own_sets import MORE_IMAGES, register_configured_sets, training_splits
 from ..data_check import check_own_sets, find_reported, report_of_readers
 from ..errors import InputError
-from ..folders import check_writable, lock_folder, write_text_once
+from ..folders import check_writable, lock_folder
 from ..modeling.build import choose_device
 from ..plurals import counted
 from .command_line import build_config
@@ -44,7 +41,7 @@ from .recipe import (
 )
 from .run_report import write_report, write_results
 from .speed import measure_seconds
-from .trainer import GLIPv2Trainer
+from .words_share import chooses_words, evaluate_with_words
 
 CONFIG_NAME = "config.yaml"
 RESULTS_NAME = "results.json"
@@ -256,7 +253,7 @@ def _choose_length(
         (val,) = cfg.DATASETS.TEST
         update, image = measure_seconds(cfg, num_processes)
         evaluation = image * len(DatasetCatalog.get(val))
-        at_end = 1 + _chooses_words(cfg)
+        at_end = 1 + chooses_words(cfg)
         fitting, evaluations = length_within(minutes, update, evaluation, at_end)
         if epochs is None or fitting < usual:
             why = f"{minutes:g} minutes at {update:.2f} s each"
@@ -321,7 +318,7 @@ def finish_run(cfg: CfgNode, model: torch.nn.Module, elapsed: ElapsedTime) -> li
     logging.getLogger(__name__).info("evaluating %s and drawing the report", weights)
     checkpointer = GLIPv2Checkpointer.from_config(model, cfg, cfg.OUTPUT_DIR, for_results=True)
     checkpointer.resume_or_load(weights, resume=False)
-    results = _test_with_words(cfg, model)
+    results = evaluate_with_words(cfg, model, output / CONFIG_NAME)
     if not comm.is_main_process():
         return []
     metadata = MetadataCatalog.get(val)
@@ -345,46 +342,6 @@ def finish_run(cfg: CfgNode, model: torch.nn.Module, elapsed: ElapsedTime) -> li
         f"figures: {output / RESULTS_NAME}; curves and drawings: {output / REPORT_FOLDER}",
         f"next: {prediction_command(images, output, cut_off.score, names)}",
     ]
-
-
-def _chooses_words(cfg: CfgNode) -> bool:
-    """Return whether the run finds out at its end what the evidence of CLASS_WORDS is worth for its names."""
-    words = cfg.MODEL.GLIPV2.CLASS_WORDS
-    return words.ENABLED and words.TAUGHT_WEIGHT > 0 and cfg.MODEL.GLIPV2.TUNING.CLASS_WORDS_SHARE < 0
-
-
-def _test_with_words(cfg: CfgNode, model: Any) -> Mapping[str, Any]:
-    """Evaluate a model, and without the evidence of CLASS_WORDS too; of both the better counts and goes to the config.
-
-    What a classifier says of "with mask" and "without mask" tells them not apart, and what it says of animals does.
-    """
-    results, words = GLIPv2Trainer.test(cfg, model), getattr(model, "class_words_head", None)
-    if words is None or not _chooses_words(cfg):
-        return results
-    output, without_cfg, words.share = Path(cfg.OUTPUT_DIR), cfg.clone(), 0.0
-    without_cfg.defrost()
-    without_cfg.OUTPUT_DIR = str(output / "without_class_words")
-    without = GLIPv2Trainer.test(without_cfg, model)
-    key, metric = "MODEL.GLIPV2.TUNING.CLASS_WORDS_SHARE", cfg.SOLVER.AUTO_STEP.METRIC
-    # The first process alone has results.
-    flat = comm.all_gather([flatten_results_dict(dict(one)) for one in (results, without)])[0]
-    # A model that finds nothing has NaN.
-    found, found_without = (0.0 if math.isnan(one[metric]) else one[metric] for one in flat)
-    words.share = float(found > found_without)
-    logging.getLogger(__name__).info(
-        "%s of the own names: %.2f with the classes of an image classifier, %.2f without; %s %g",
-        *(metric, found, found_without, key, words.share),
-    )
-    if comm.is_main_process():
-        if not words.share:
-            shutil.rmtree(output / "inference")
-            os.replace(Path(without_cfg.OUTPUT_DIR) / "inference", output / "inference")
-        shutil.rmtree(without_cfg.OUTPUT_DIR)
-        # Not that of this process, which says the device, too.
-        config = build_config(str(output / CONFIG_NAME), _words([key, words.share]))
-        write_text_once(str(output / CONFIG_NAME), config.dump())
-    comm.synchronize()
-    return results if words.share else without
 
 
 def prediction_command(images: str, output: Path, score: float, names: Sequence[str]) -> str:

@@ -7,12 +7,13 @@ import math
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.solver.lr_scheduler import LRMultiplier
 from detectron2.utils import comm
 
@@ -32,6 +33,26 @@ class TrainingEnded(BaseException):
 
     It is not an ``Exception`` because detectron2's loop reports every ``Exception`` as a failure.
     """
+
+
+def result_of(results: Mapping[str, Any], metric: str, key: str = "SOLVER.AUTO_STEP.METRIC") -> float:
+    """Return a number of an evaluation, the same on all ranks; 0 for NaN, which means a model that finds nothing.
+
+    Args:
+        results: Of the main process, by task or flat, such as all newest numbers of a training; others need none.
+        metric: Name of the number, such as "bbox/AP".
+        key: Config key that names it.
+
+    Raises:
+        InputError: No evaluator has given it.
+    """
+    found = comm.all_gather(flatten_results_dict(dict(results)))[0]
+    if metric not in found:
+        names = [name for name in found if "/" in name and not name.startswith("data/")]
+        raise InputError(
+            f"{key}: expected a result of the evaluation, such as {', '.join(names[:4])}, found {metric!r}"
+        )
+    return 0.0 if math.isnan(found[metric]) else found[metric]
 
 
 class _MetricHook(HookBase, ABC):
@@ -60,25 +81,9 @@ class _MetricHook(HookBase, ABC):
         """Read the newest results and decide."""
 
     def _newest(self, key: str, metric: str) -> float:
-        """Return the newest value of a result, the same on all ranks; 0 for NaN.
-
-        Args:
-            key: Config key that names the result.
-            metric: Its name.
-
-        Raises:
-            InputError: No evaluator has given it.
-        """
-        storage = self.trainer.storage
-        latest = storage.latest() if comm.is_main_process() else {}
-        value, found = comm.all_gather((latest.get(metric, (None,))[0], sorted(latest)))[0]
-        if value is None:
-            names = [name for name in found if "/" in name and not name.startswith("data/")]
-            raise InputError(
-                f"{key}: expected a result of the evaluation, such as {', '.join(names[:4])}, found {metric!r}"
-            )
-        # detectron2 reports NaN for a model that finds nothing.
-        return 0.0 if math.isnan(value) else value
+        """Return the newest value of a result, see ``result_of``."""
+        latest = self.trainer.storage.latest()
+        return result_of({name: value for name, (value, _) in latest.items()}, metric, key)
 
     def _keep(self, name: str, tuned_name: str, metric: str, value: float) -> None:
         """Write the weights, and the tuned ones alone, as the best by a metric."""

@@ -13,7 +13,7 @@ from detectron2.utils import comm
 from tqdm import tqdm
 
 # What the terminal gets of a run, beside warnings; log.txt has all.
-_SHOWN = tuple(f"{__package__}.{name}" for name in ("keep", "own_run", "progress", "run_log", "runs"))
+_SHOWN = tuple(f"{__package__}.{name}" for name in ("keep", "own_run", "progress", "run_log", "runs", "words_share"))
 _LOSSES = "detectron2.utils.events"
 _ROOTS = ("fvcore", "detectron2", "glipv2_d2")
 

@@ -8,7 +8,7 @@ import torch
 
 from glipv2_d2 import GLIPv2Trainer
 from glipv2_d2.checkpoint.checkpointer import GLIPv2Checkpointer
-from glipv2_d2.engine.plateau import build_plateau_hook
+from glipv2_d2.engine.plateau import build_plateau_hook, result_of
 from glipv2_d2.errors import InputError
 
 RATE = 0.01
@@ -201,6 +201,13 @@ def test_an_unknown_metric_names_those_there_are(make_trainer):
     trainer = make_trainer([1.0, 2.0], "SOLVER.AUTO_STEP.METRIC", "segm/AP")
     with pytest.raises(ValueError, match="SOLVER.AUTO_STEP.METRIC: .*such as bbox/AP, found 'segm/AP'"):
         trainer.train()
+
+
+@pytest.mark.parametrize("results", [{"bbox": {"AP": 3.0, "AP50": math.nan}}, {"bbox/AP": 3.0, "bbox/AP50": math.nan}])
+def test_a_result_of_the_evaluation_is_found_by_task_or_flat_and_is_0_where_nothing_is_found(results):
+    assert (result_of(results, "bbox/AP"), result_of(results, "bbox/AP50")) == (3.0, 0.0)
+    with pytest.raises(InputError, match="^A.KEY: .*such as bbox/AP, bbox/AP50, found 'segm/AP'$"):
+        result_of({"total_loss": 1.0, "data/skipped": 0.0, **results}, "segm/AP", "A.KEY")
 
 
 def test_nothing_is_watched_unless_it_is_asked_for(train_cfg):

@@ -388,6 +388,13 @@ def test_a_share_of_the_classes_that_is_set_is_kept(words, with_class_words, tmp
     assert shares == [0.5, 0.5]
 
 
+def test_a_share_cannot_be_chosen_by_a_metric_that_there_is_not(words, with_class_words):
+    with_class_words(10)
+    metric = ["SOLVER.AUTO_STEP.METRIC", "segm/AP", "SOLVER.EARLY_STOP_PATIENCE", "0"]
+    with pytest.raises(SystemExit, match="SOLVER.AUTO_STEP.METRIC: expected a result .*, found 'segm/AP'"):
+        main([*words, "--output", "out", *LENGTH, *metric])
+
+
 def test_a_run_whose_share_cannot_be_written_goes_on_with_its_config(words, with_class_words, tmp_path, monkeypatch):
     shares, whole, config = with_class_words(0), Path.write_bytes, tmp_path / "out" / "config.yaml"
 
