@@ -16,6 +16,7 @@ from typing import Any
 
 from checked_files import check, write_atomically
 
+from glipv2_d2.errors import one_line
 from glipv2_d2.plurals import counted
 
 
@@ -33,8 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lines = "".join(json.dumps(caption, ensure_ascii=False) + "\n" for caption in captions)
         write_atomically(options.output, lines.encode())
     except (OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        sys.exit(f"error: {options.file}: expected a json file of Karpathy's splits, found another ({reason})")
+        sys.exit(f"error: {options.file}: expected a json file of Karpathy's splits, found another ({one_line(error)})")
     print(f"{options.output}: {counted(len(captions), 'caption')}")
 
 

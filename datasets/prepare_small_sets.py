@@ -30,6 +30,7 @@ from scenes.curation import CURATION
 from scenes.dataset import JPEG_QUALITY, SceneSource, Split, plan_splits
 from scenes.debian_packages import PackageError
 from scenes.folder import SPLIT_SEEDS, DatasetParameters, plain, sole_writer
+from scenes.options import add_cache_option
 from tqdm import tqdm
 
 FOLDERS = {"train": "train", "val": "valid", "test": "test"}
@@ -52,10 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     root = Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
-    cache = Path(os.environ.get("GLIPV2_D2_CACHE", "~/.cache/glipv2_d2")) / "stampworld"
     parser.add_argument("--output", type=Path, default=root / "small_sets", help="default: $DETECTRON2_DATASETS/...")
     parser.add_argument("--world", choices=["stampworld", "shapeworld"], default="stampworld")
-    parser.add_argument("--cache", type=Path, default=cache, help="of StampWorld's packages (default: %(default)s)")
+    add_cache_option(parser, "of StampWorld's packages")
     parser.add_argument("--num-novel", type=int, default=32, help="names, as of the world (default: %(default)s)")
     parser.add_argument("--num-sets", type=int, default=3, help="beside the one of all names (default: %(default)s)")
     for split, number in (("train", 80), ("val", 20), ("test", 50)):

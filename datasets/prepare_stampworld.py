@@ -12,7 +12,6 @@ system's package client fetches (about 200 MB, once) into a cache; nothing is in
 
 import argparse
 import hashlib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from scenes.composer import Background, CutOut
 from scenes.curation import CURATED_VERSIONS, CURATION, PHOTOS_PACKAGE, STAMPS_PACKAGE, Curation
 from scenes.dataset import Photograph, SceneSource, found_finished, write_dataset
 from scenes.debian_packages import PackageError, fetch_packages, package_version
-from scenes.options import add_dataset_options, parameters_from
+from scenes.options import add_cache_option, add_dataset_options, parameters_from
 from scenes.stamps import load_attributions, load_backgrounds, load_photographs, load_stamps
 
 # Larger than any image that the demo's model sees.
@@ -67,12 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Build the dataset, or find it built."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add_dataset_options(parser, "stampworld", num_names=None, num_novel=32)
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        default=Path(os.environ.get("GLIPV2_D2_CACHE", "~/.cache/glipv2_d2")) / "stampworld",
-        help="folder of the packages (default: %(default)s; variable GLIPV2_D2_CACHE)",
-    )
+    add_cache_option(parser)
     options = parser.parse_args(arguments)
     try:
         _build(options)

@@ -20,6 +20,7 @@ from typing import Any
 
 from checked_files import check, write_json
 
+from glipv2_d2.errors import one_line
 from glipv2_d2.plurals import counted
 from glipv2_d2.prompts.answers import normal_form
 
@@ -94,8 +95,7 @@ def read_json_lines(file: Path) -> list[tuple[int, Any]]:
             try:
                 lines.append((number, json.loads(line)))
             except (ValueError, RecursionError) as error:
-                reason = " ".join(str(error).split())
-                raise ValueError(f"{file}: line {number}: expected json, found none ({reason})") from error
+                raise ValueError(f"{file}: line {number}: expected json, found none ({one_line(error)})") from error
     return lines
 
 

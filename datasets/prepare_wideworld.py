@@ -13,7 +13,6 @@ client and by npm (190 MB besides StampWorld's, once) into a cache; nothing is i
 
 import argparse
 import hashlib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from scenes.dataset import SceneSource, found_finished, plan_splits, write_datas
 from scenes.debian_packages import PackageError, fetch_packages, sole_fetcher, unpack_package
 from scenes.folder import DatasetParameters
 from scenes.npm_packages import check_file, fetch_npm_package
-from scenes.options import add_dataset_options, parameters_from
+from scenes.options import add_cache_option, add_dataset_options, parameters_from
 from scenes.wide_names import Lexicon
 from scenes.wide_splits import WideName, WideParameters, plan_wide_splits
 from scenes.wide_tables import LICENCES, PACKAGES, WORDNET
@@ -58,12 +57,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--package", action="append", default=[], metavar="NAME=FILE", help=f"one of {', '.join(PACKAGES)} as a file"
     )
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        default=Path(os.environ.get("GLIPV2_D2_CACHE", "~/.cache/glipv2_d2")) / "stampworld",
-        help="folder of the packages (default: %(default)s; variable GLIPV2_D2_CACHE)",
-    )
+    add_cache_option(parser)
     return parser.parse_args(arguments)
 
 

@@ -26,6 +26,11 @@ class InputError(ValueError):
     """
 
 
+def one_line(error: BaseException) -> str:
+    """Return the message of an exception on one line, or its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 @contextmanager
 def memory_errors() -> Iterator[None]:
     """Raise MemoryError for every error within that means it: torch has a RuntimeError for each device."""

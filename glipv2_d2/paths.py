@@ -14,6 +14,11 @@ from .errors import InputError
 _PREFIX = "package://"
 
 
+def is_remote(path: str) -> bool:
+    """Tell whether a path has a prefix of an address, such as ``https://``, and is not one in an installed package."""
+    return "://" in path and not path.startswith(_PREFIX)
+
+
 def register_path_handlers() -> None:
     """Teach detectron2's ``PathManager`` the prefix ``package://``; calling it again changes nothing."""
     PathManager.register_handler(PackagePathHandler(), allow_override=True)

@@ -33,6 +33,8 @@ from .errors import InputError, space_errors
 
 # MODEL.WEIGHTS of results that random weights shall give, as in tests and measurements of speed.
 RANDOM_WEIGHTS = "random"
+# Values of MODEL.WEIGHTS that name no file.
+NO_WEIGHTS = ("", RANDOM_WEIGHTS)
 
 _ZIP_MAGIC = b"PK\x03\x04"
 # A compressed member, or all together, may be larger than this only if they do not expand by more than the factor.

@@ -1,7 +1,7 @@
 import pytest
 from detectron2.utils.file_io import PathManager
 
-from glipv2_d2.paths import register_path_handlers
+from glipv2_d2.paths import is_remote, register_path_handlers
 
 
 @pytest.fixture(autouse=True)
@@ -73,3 +73,11 @@ def test_files_of_a_package_are_not_written(package, mode):
     with pytest.raises(ValueError, match="only read"):
         PathManager.open("package://carrier_of_weights/model/a.bin", mode)
     assert (package / "model" / "a.bin").read_bytes() == b"\x00\x01"
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [("https://x.org/a", True), ("s3://a/b", True), ("package://a/b", False), ("a/b.pth", False), ("", False)],
+)
+def test_files_of_a_package_are_no_address(path, expected):
+    assert is_remote(path) is expected

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 from glipv2_d2.data.own_sets.find import set_name
 from glipv2_d2.engine.own_run import find_start, plan_run
 from glipv2_d2.engine.run_report import write_results
-from glipv2_d2.errors import InputError
+from glipv2_d2.errors import InputError, one_line
 from glipv2_d2.tensor_files import file_sha256, write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -128,7 +128,7 @@ def run_cell(
         folder.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(settings, indent=1) + "\n")
     except (InputError, OSError) as error:
-        return " ".join(str(error).split())
+        return one_line(error)
     begin = time.time()
     sys.stdout.write(f"$ {shlex.join(command)}\n")
     sys.stdout.flush()

@@ -12,7 +12,7 @@ from typing import Any
 
 from glipv2_d2.engine.pseudo_boxes import PseudoBoxCounts
 from glipv2_d2.engine.shard_writer import SHARD_SUFFIXES
-from glipv2_d2.errors import InputError
+from glipv2_d2.errors import InputError, one_line
 from glipv2_d2.tensor_files import write_text
 
 # Number of names per reason in the report; the counts of a shard hold all names.
@@ -171,7 +171,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        found = " ".join(str(error).split())
+        found = one_line(error)
         raise InputError(f"{path}: expected a JSON file of this program, found damaged text: {found}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(content).__name__}")

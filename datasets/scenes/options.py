@@ -30,6 +30,13 @@ def add_dataset_options(parser: argparse.ArgumentParser, name: str, num_names: i
     parser.add_argument("--workers", type=int, default=usable_cores(), help="processes (default: %(default)s)")
 
 
+def add_cache_option(parser: argparse.ArgumentParser, what: str = "folder of the packages") -> None:
+    """Add the option of the folder of StampWorld's packages, which the other datasets made of them share."""
+    cache = Path(os.environ.get("GLIPV2_D2_CACHE", "~/.cache/glipv2_d2")) / "stampworld"
+    text = f"{what} (default: %(default)s; variable GLIPV2_D2_CACHE)"
+    parser.add_argument("--cache", type=Path, default=cache, help=text)
+
+
 def usable_cores() -> int:
     """The cores that this process may use, which in a job of a cluster are few of the machine's."""
     # macOS leaves all to everyone.

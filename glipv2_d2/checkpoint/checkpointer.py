@@ -23,6 +23,7 @@ from ..modeling.heads.table import HEADS
 from ..modeling.lora import merge_lora
 from ..modeling.meta_arch.glipv2 import GLIPv2
 from ..tensor_files import (
+    NO_WEIGHTS,
     RANDOM_WEIGHTS,
     CheckpointError,
     plain_content,
@@ -129,7 +130,7 @@ class GLIPv2Checkpointer(DetectionCheckpointer):
                 "MODEL.WEIGHTS: expected weights, since a random model finds nothing, found none; name a file, or the "
                 f"config.yaml of a run, or give MODEL.WEIGHTS {RANDOM_WEIGHTS} if that is what you want"
             )
-        if path in ("", RANDOM_WEIGHTS):
+        if path in NO_WEIGHTS:
             self.logger.info("No weights to load: the model keeps its initial ones.")
             return {}
         self.logger.info("Loading weights from %s", path)

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from huggingface_hub import HfApi, snapshot_download
 from torch import nn
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..prompts.pretrained import HUB_ERRORS
 from .pretrained_folder import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, find_pretrained_config, save_pretrained
 from .saved_names import NAMES_FILE
@@ -58,8 +58,7 @@ def locate_pretrained(name: str | os.PathLike, *, download: bool = False, revisi
     try:
         folder = snapshot_download(text, revision=revision, allow_patterns=list(_HUB_FILES))
     except HUB_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{text}: expected a repository of huggingface.co, found {reason:.300}") from error
+        raise InputError(f"{text}: expected a repository of huggingface.co, found {one_line(error):.300}") from error
     if not (Path(folder) / MANIFEST_FILE).is_file():
         raise InputError(f"{text}: expected a repository that push_to_hub made, found one without {MANIFEST_FILE}")
     return find_pretrained_config(folder)
@@ -107,8 +106,7 @@ def push_pretrained(
             address = api.create_repo(repository, private=private, exist_ok=True)
             api.upload_folder(repo_id=repository, folder_path=folder, commit_message=message)
         except HUB_ERRORS as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
             raise InputError(
-                f"{repository}: expected to send the model to huggingface.co, found {reason:.300}"
+                f"{repository}: expected to send the model to huggingface.co, found {one_line(error):.300}"
             ) from error
     return str(address)

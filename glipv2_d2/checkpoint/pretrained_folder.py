@@ -26,6 +26,7 @@ from ..errors import InputError, space_errors
 from ..modeling.by_name import take_base
 from ..modeling.text_encoder.bert import BertTextEncoder
 from ..modeling.text_encoder.clip import CLIPTextEncoder
+from ..paths import is_remote
 from ..prompts.pretrained import resolve_pretrained
 from ..tensor_files import CheckpointError, file_sha256, write_tensors
 from ..yaml_texts import check_yaml
@@ -305,8 +306,7 @@ def _encoder_sizes(encoder: Any) -> dict[str, int] | None:
 
 
 def _copy_encoder(weights: str, allow_download: bool, folder: Path) -> str:
-    is_address = "://" in weights and not weights.startswith("package://")
-    path = "" if is_address else PathManager.get_local_path(weights)
+    path = "" if is_remote(weights) else PathManager.get_local_path(weights)
     if os.path.isfile(path):
         name = f"text_encoder{Path(path).suffix}"
         shutil.copyfile(path, folder / name)

@@ -17,7 +17,7 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_first_n
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from .datasets.skip_report import DataReport
 
 # What PIL and its decoders raise for missing, truncated and broken files.
@@ -213,10 +213,14 @@ def read_image_shape(path: str | os.PathLike[str]) -> ImageShape:
     try:
         with Image.open(path, formats=_FORMATS) as image:
             height, width = _upright_size(image, _MAX_PIXELS)
-            orientation = image.getexif().get(0x0112, 1)
-            return ImageShape(height, width, orientation if orientation in range(1, 9) else 1)
+            return ImageShape(height, width, _orientation(image.getexif()))
     except _DECODING_ERRORS as error:
         raise UnreadableImageError(f"{os.fspath(path)}: {image_fault(error)}; expected an image") from error
+
+
+def _orientation(exif: Image.Exif) -> int:
+    value = exif.get(0x0112, 1)
+    return value if value in range(1, 9) else 1
 
 
 class ImageKind(NamedTuple):
@@ -254,8 +258,7 @@ def image_kind(content: bytes) -> ImageKind:
         with _open_cut(content) as image:
             # A PNG without it in its header would be decoded.
             exif = Image.Exif() if image.format == "PNG" and "exif" not in image.info else image.getexif()
-            orientation = exif.get(0x0112, 1)
-            orientation = orientation if orientation in range(1, 9) else 1
+            orientation = _orientation(exif)
             size = (image.height, image.width)
             return ImageKind(
                 # Photographs of phones with a second, small image.
@@ -307,7 +310,7 @@ def image_fault(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         # Python's own text has the path once more.
         return f"{error.strerror}, {DISK_FAULT}" if error.errno in _DISK_ERRORS else error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)
 
 
 def _upright_size(image: Image.Image, limit: int) -> tuple[int, int]:

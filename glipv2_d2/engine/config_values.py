@@ -16,7 +16,7 @@ from ..detectron2_keys import check_config
 from ..errors import InputError
 from ..modeling.build import choose_device
 from ..prompts.masking import trains_pretraining_losses
-from ..tensor_files import RANDOM_WEIGHTS
+from ..tensor_files import NO_WEIGHTS
 
 # Numbers, and lists of numbers, by their lower limit.
 _MODEL_LIMITS = {
@@ -121,7 +121,7 @@ def _check_choice(cfg: CfgNode, key: str, choices: Iterable[str]) -> None:
 def warn_of_tuning(cfg: CfgNode) -> None:
     """Warn of settings with which a part that is tuned has little to learn from."""
     logger, tuning = logging.getLogger(__name__), cfg.MODEL.GLIPV2.TUNING.MODE
-    if tuning != "full" and cfg.MODEL.WEIGHTS in ("", RANDOM_WEIGHTS):
+    if tuning != "full" and cfg.MODEL.WEIGHTS in NO_WEIGHTS:
         logger.warning(
             "MODEL.WEIGHTS names no file: with MODEL.GLIPV2.TUNING.MODE %r all weights but the tuned ones stay random",
             tuning,

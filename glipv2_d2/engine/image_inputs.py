@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.image_reading import UnreadableImageError, read_image, read_pil_image
-from ..errors import InputError
+from ..errors import InputError, one_line
+from ..paths import is_remote
 
 Value = TypeVar("Value")
 ImageInput: TypeAlias = np.ndarray | Tensor | Image.Image | str | os.PathLike | bytes
@@ -141,7 +142,7 @@ def _with_three_channels(image: np.ndarray) -> np.ndarray:
 def _read_named(name: str, allow_downloads: bool, truncated: list[str] | None) -> np.ndarray:
     if not is_address(name):
         # Other addresses that detectron2 knows would be fetched.
-        if "://" in name and not name.startswith("package://"):
+        if is_remote(name):
             raise InputError(f"image: expected a path, or an address with http or https, found {name!r:.200}")
         if os.path.isdir(name):
             raise InputError(f"image: expected an image, found the folder {name!r:.200}; give a list of its files")
@@ -180,6 +181,5 @@ def download(address: str) -> bytes:
                 if time.monotonic() > limit:
                     raise TimeoutError(f"not complete after {_MAX_SECONDS:g} seconds")
     except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnreadableImageError(f"{address}: {reason}; expected an image at this address") from error
+        raise UnreadableImageError(f"{address}: {one_line(error)}; expected an image at this address") from error
     return bytes(content)

@@ -17,7 +17,7 @@ from ..data.build import TestLoader
 from ..data.datasets.skip_report import DataReport, SkipReport, with_progress
 from ..data.datasets.value_checks import AnnotationError, EntryError
 from ..data.image_reading import DISK_FAULT
-from ..errors import InputError
+from ..errors import InputError, one_line
 from .multi_scale import multi_scale
 
 _KIND = "of unreadable images, which count as images without results"
@@ -127,7 +127,7 @@ class _Judge(DatasetEvaluator):
         except (InputError, OSError) as error:
             if not comm.is_main_process():
                 raise
-            self.error, self.failure = error, " ".join(str(error).split()) or type(error).__name__
+            self.error, self.failure = error, one_line(error)
             return None
 
 

@@ -22,7 +22,7 @@ from ..modeling.by_name import base_tensors
 from ..modeling.keeping import Keeping, KeepWeights
 from ..modeling.lora import merge_lora
 from ..prompts.vocabulary import trained_names, trained_tokens
-from ..tensor_files import RANDOM_WEIGHTS, CheckpointError, read_tensors, write_checkpoint, write_tensors
+from ..tensor_files import NO_WEIGHTS, CheckpointError, read_tensors, write_checkpoint, write_tensors
 from .plateau import PlateauHook, result_of
 from .share_choice import Choice, Comparison, choose_share
 
@@ -204,7 +204,7 @@ def build_keep_hook(cfg: CfgNode, model: nn.Module, test: Test, plateau: Plateau
         (f"{_KEY}.BOXES_WEIGHT", keep.BOXES_WEIGHT, keep.BOXES_WEIGHT >= 0, "at least 0"),
         (f"{_KEY}.LEAST_OWN", keep.LEAST_OWN, 0 <= keep.LEAST_OWN <= 1, "a share from 0 to 1"),
         ("MODEL.META_ARCHITECTURE", architecture, architecture == "GLIPv2", "'GLIPv2'"),
-        ("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, cfg.MODEL.WEIGHTS not in ("", RANDOM_WEIGHTS), "the weights to keep"),
+        ("MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, cfg.MODEL.WEIGHTS not in NO_WEIGHTS, "the weights to keep"),
         ("SOLVER.SHARD_WEIGHTS", True, not cfg.SOLVER.SHARD_WEIGHTS, "False"),
         ("DATASETS.TRAIN", cfg.DATASETS.TRAIN, len(named) == len(cfg.DATASETS.TRAIN), "data of names and boxes alone"),
         ("DATASETS.TEST", cfg.DATASETS.TEST, has_test or keep.BY_NAME or not keep.LEAST_OWN, "validation data"),

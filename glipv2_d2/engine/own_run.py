@@ -17,7 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 from ..checkpoint.checkpointer import GLIPv2Checkpointer
-from ..checkpoint.resume import BASE_WEIGHTS, find_result_file
+from ..checkpoint.resume import BASE_WEIGHTS, FINAL_WEIGHTS, LAST_CHECKPOINT, find_result_file
 from ..config_files import get_config_file
 from ..data.own_sets import MORE_IMAGES, register_configured_sets, training_splits
 from ..data_check import check_own_sets, find_reported, report_of_readers
@@ -52,14 +52,14 @@ KEEP = "MODEL.GLIPV2.TUNING.KEEP.ENABLED"
 KEEP_SIZE = "MODEL.GLIPV2.TUNING.KEEP.SIZE_TEST"
 # Where `make words`, `make train` and `make demo` leave weights, in the folder that a command is called from. The first
 # have learned the most names.
-HOME_WEIGHTS = tuple(f"output/{folder}/run/model_final.pth" for folder in ("words", "train", "demo"))
+HOME_WEIGHTS = tuple(f"output/{folder}/run/{FINAL_WEIGHTS}" for folder in ("words", "train", "demo"))
 SMALL_MODEL, LARGE_MODEL = "models/glipv2_micro", "finetune/custom_swin_t"
 # Pixels that are read for the check of the data, some ten seconds; of more, files all over the set.
 _MOST_PIXELS = 1e9
 # These keys say whether the data can be read at all, and which splits they have.
 _READ_BY = ("DATASETS.MAX_FAULTY_SHARE", "DATASETS.DIVIDE")
 # What shows that a folder holds a run.
-_TRACES = (CONFIG_NAME, "last_checkpoint", "metrics.json", "model_final.pth")
+_TRACES = (CONFIG_NAME, LAST_CHECKPOINT, "metrics.json", FINAL_WEIGHTS)
 
 
 class Start(NamedTuple):
@@ -104,7 +104,7 @@ def check_output(folder: Path, resume: bool, overwrite: bool, weights: str = "")
 
 def clear_output(folder: Path) -> None:
     """Remove the weights of an earlier run, and what hooks and evaluations would read or add to."""
-    traces = ("last_checkpoint", "metrics.json", "log.txt*", "events.out.*", RESULTS_NAME, BASE_WEIGHTS)
+    traces = (LAST_CHECKPOINT, "metrics.json", "log.txt*", "events.out.*", RESULTS_NAME, BASE_WEIGHTS)
     for pattern in ("model_*.pth", "tuned*.safetensors", *traces):
         for path in folder.glob(pattern):
             path.unlink()
@@ -333,7 +333,7 @@ def finish_run(cfg: CfgNode, model: torch.nn.Module, elapsed: ElapsedTime) -> li
     # The folder of an image that has not been trained on.
     images = os.path.relpath(os.path.dirname(os.path.join(metadata.image_root, truth["images"][0]["file_name"])))
     for numbered in output.glob("model_[0-9]*.pth"):
-        # model_final.pth is the same.
+        # FINAL_WEIGHTS are the same.
         numbered.unlink()
     return [
         *table,

@@ -21,7 +21,7 @@ from torch import nn
 from ..checkpoint.checkpointer import GLIPv2Checkpointer
 from ..data.build import TestLoader, TrainLoader, build_test_loader, build_train_loader, tuned_prompts
 from ..data.loading import LoadedDataset, check_is_available, load_test_dataset
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..evaluation.build import build_evaluator
 from ..modeling.build import build_model
 from ..solver import build_gradient_clipper, build_lr_scheduler, build_optimizer
@@ -199,7 +199,7 @@ class GLIPv2Trainer(DefaultTrainer):
                 fails_alike = fails_alike or isinstance(error, JudgementError)
                 if report is None or not fails_alike or len(cfg.DATASETS.TEST) == 1:
                     raise
-                failures[name] = " ".join(str(error).split())
+                failures[name] = one_line(error)
                 logging.getLogger(__name__).error("dataset %r failed: %s", name, failures[name])
             else:
                 if comm.is_main_process():

@@ -8,6 +8,8 @@ from detectron2.utils.file_io import PathManager
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+from ..paths import is_remote
+
 # No file that would have to be unpickled, and only one format of weights.
 _HUB_FILES = ["*.json", "*.txt", "model*.safetensors"]
 
@@ -27,7 +29,7 @@ def resolve_pretrained(path: str, key: str, allow_download: bool) -> str:
     Raises:
         FileNotFoundError: There is no such directory, nor such a name in the local cache of the hub.
     """
-    if "://" in path and not path.startswith("package://"):
+    if is_remote(path):
         raise FileNotFoundError(f"{key}: {path!r} is an address, expected a directory, package://... or a hub name")
     directory = PathManager.get_local_path(path)
     if os.path.isdir(directory):

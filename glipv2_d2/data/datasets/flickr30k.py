@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
+from ...errors import one_line
 from ...structures import CharSpan
 from .skip_report import SkipReport, with_progress
 from .value_checks import (
@@ -23,7 +24,6 @@ from .value_checks import (
     as_integer,
     as_number,
     cut_box,
-    one_line,
     read_corners,
     show,
 )

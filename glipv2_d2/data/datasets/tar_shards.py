@@ -20,10 +20,10 @@ from detectron2.utils.file_io import PathManager
 from webdataset.gopen import gopen
 from webdataset.tariterators import group_by_keys
 
-from ...errors import InputError
+from ...errors import InputError, one_line
 from .grounding_records import read_odvg_grounding
 from .skip_report import SkipReport
-from .value_checks import EntryError, one_line, outside_files_allowed
+from .value_checks import EntryError, outside_files_allowed
 
 _IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 # Addresses that webdataset opens, by a program such as curl. All others are paths of detectron2's PathManager.

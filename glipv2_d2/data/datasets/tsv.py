@@ -11,7 +11,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode
 from detectron2.utils.file_io import PathManager
 
-from ...errors import InputError
+from ...errors import InputError, one_line
 from ...yaml_texts import check_yaml
 from ..image_reading import image_size, read_tsv_image
 from .grounding_records import grounding_annotation
@@ -24,7 +24,6 @@ from .value_checks import (
     OmittedEntry,
     is_integer,
     is_text,
-    one_line,
     path_inside,
     read_all,
     read_box,

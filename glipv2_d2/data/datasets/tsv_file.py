@@ -7,8 +7,9 @@ import os
 import numpy as np
 from detectron2.utils.file_io import PathManager
 
+from ...errors import one_line
 from .skip_report import read_lines
-from .value_checks import AnnotationError, one_line, show
+from .value_checks import AnnotationError, show
 
 _NUM_PROBES = 100
 _LONGEST_KEY = 4096  # bytes

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeGuard, TypeVar
 
 from detectron2.utils.file_io import PathManager
 
-from ...errors import InputError
+from ...errors import InputError, one_line
 from ...structures import CharSpan
 
 _LARGEST_NUMBER = 2**53  # beyond it, neighbouring coordinates are the same number
@@ -117,11 +117,6 @@ def show(value: Any) -> str:
     shortener = reprlib.Repr()
     shortener.maxstring = shortener.maxother = 60
     return shortener.repr(value)
-
-
-def one_line(error: BaseException) -> str:
-    """Return the message of an exception on one line."""
-    return " ".join(str(error).split())
 
 
 def is_integer(value: Any) -> TypeGuard[int]:

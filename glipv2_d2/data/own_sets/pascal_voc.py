@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 from xml.etree import ElementTree
 
+from ...errors import one_line
 from ..datasets.skip_report import SkipReport
-from ..datasets.value_checks import EntryError, OmittedEntry, as_integer, as_number, one_line, read_corners
+from ..datasets.value_checks import EntryError, OmittedEntry, as_integer, as_number, read_corners
 from .folder import Folder, decode_text, read_beginning, read_bytes, stem_of
 from .sets import OwnBox, OwnImage, Part
 

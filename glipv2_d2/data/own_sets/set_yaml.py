@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from ...errors import InputError
+from ...errors import InputError, one_line
 from ...likeness import did_you_mean
 from ...yaml_texts import check_yaml
-from ..datasets.value_checks import EntryError, is_integer, is_text, one_line, show
+from ..datasets.value_checks import EntryError, is_integer, is_text, show
 from ..image_reading import IMAGE_SUFFIXES
 from .folder import Folder, decode_text, read_bytes, split_of
 from .sets import SPLITS

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...errors import one_line
+
 _PACKAGE = "pycocoevalcap"
 _TOKENIZER_FILE = "tokenizer/stanford-corenlp-3.4.1.jar"
 _METEOR_FILES = ("meteor/meteor-1.5.jar", "meteor/data/paraphrase-en.gz")
@@ -52,7 +54,7 @@ def score_with_java(captions: Sequence[str], references: Sequence[Sequence[str]]
         wanted = _tokenize(references)
         found = _tokenize([[caption] for caption in captions])
     except _FAILURES as error:
-        raise JavaMetricsError(f"the tokenizer of {_PACKAGE} failed ({_one_line(error)})") from error
+        raise JavaMetricsError(f"the tokenizer of {_PACKAGE} failed ({one_line(error)})") from error
     # The scorer of BLEU prints to stdout.
     with contextlib.redirect_stdout(io.StringIO()):
         bleu = _load("bleu.bleu", "Bleu")(4).compute_score(wanted, found)[0]
@@ -93,7 +95,7 @@ def _score_by_program(
         try:
             return float(_load(module, name.capitalize())().compute_score(wanted, found)[0])
         except _FAILURES as error:
-            reason = f"its program failed ({_one_line(error)})"
+            reason = f"its program failed ({one_line(error)})"
     logging.getLogger(__name__).warning("%s is not computed: %s", name, reason)
     return None
 
@@ -122,7 +124,3 @@ def _tokenize(sentences: Sequence[Sequence[str]]) -> dict[int, list[str]]:
         if len(tokenized.get(row, ())) != len(texts):
             raise ValueError(f"found {len(tokenized.get(row, ()))} of {len(texts)} sentences of image {row}")
     return tokenized
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -19,7 +19,7 @@ from ...errors import InputError
 from ...prompts.builder import prompt_from_caption
 from ...prompts.tokenizer import PromptTokenizer
 from ...structures import TokenBatch, TokenizedPrompt
-from ...tensor_files import RANDOM_WEIGHTS
+from ...tensor_files import NO_WEIGHTS
 from ..backbone.timm import load_timm_weights
 from ..batch import Fused, TrainBatch, TrainingHead, TrunkShapes, boxes_of, boxes_on_cpu, take_rows
 from ..class_evidence import box_cell_shares, centred, kept_probabilities, name_ratios
@@ -182,7 +182,7 @@ class ClassWordsHead(TrainingHead):
             "share": share if share >= 0 else 1.0,
             "loss_weight": config.LOSS_WEIGHT,
             "starts_random": not config.WEIGHTS,
-            "is_filled_later": cfg.MODEL.WEIGHTS not in ("", RANDOM_WEIGHTS),
+            "is_filled_later": cfg.MODEL.WEIGHTS not in NO_WEIGHTS,
         }
 
     def train(self, mode: bool = True) -> ClassWordsHead:

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from ...errors import InputError
+from ...paths import is_remote
 from ...tensor_files import CheckpointError, read_tensors
 from .build import read_library_model
 
@@ -73,8 +74,7 @@ def load_clip_text(weights: str, allow_download: bool) -> ClipTextWeights:
         FileNotFoundError: Nothing is found at ``weights``.
         InputError: The files are not a CLIP-type text transformer.
     """
-    is_address = "://" in weights and not weights.startswith("package://")
-    if is_address or not os.path.isfile(PathManager.get_local_path(weights)):
+    if is_remote(weights) or not os.path.isfile(PathManager.get_local_path(weights)):
         tensors, num_heads = _read_folder(weights, allow_download)
     else:
         try:
