@@ -252,7 +252,8 @@ def check_sharding(cfg: CfgNode) -> None:
     """Check that what ``SOLVER.SHARD_WEIGHTS`` does not go with is off.
 
     Raises:
-        InputError: Less than the whole model is tuned, losses are scaled, or layers may be without gradients.
+        InputError: Less than the whole model is tuned, losses are scaled, layers may be without gradients, or there is
+            the classifier of class words, whose weights have an order in memory that FSDP2 does not take.
     """
     if not cfg.SOLVER.SHARD_WEIGHTS:
         return
@@ -262,6 +263,7 @@ def check_sharding(cfg: CfgNode) -> None:
             *("SOLVER.AMP.DTYPE", cfg.SOLVER.AMP.DTYPE),
             *(not cfg.SOLVER.AMP.ENABLED or cfg.SOLVER.AMP.DTYPE == "bfloat16", "'bfloat16'"),
         ),
+        ("MODEL.GLIPV2.CLASS_WORDS.ENABLED", True, not cfg.MODEL.GLIPV2.CLASS_WORDS.ENABLED, "False"),
         ("SOLVER.SHARD_WEIGHTS", True, not has_idle_parts(cfg), "False where there are several tasks or a loss is 0"),
     ):
         if not is_allowed:

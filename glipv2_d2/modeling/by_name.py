@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..prompts.name_subsets import split_prompts
 from ..structures import TokenizedPrompt
 from .batch import InputImages
+from .heads.class_words_head import CLASS_VECTORS
 from .heads.table import HEADS
 from .lora import remove_lora
 from .postprocessing import rescale_boxes
@@ -114,7 +115,11 @@ def add_base(model: Trunk, tensors: Mapping[str, Tensor], own_names: Collection[
     memo: dict[int, Any] = {id(one): one for name, one in parameters.items() if name not in own}
     base = copy.deepcopy(model, memo)
     remove_lora(base)
-    base.load_state_dict({**base.state_dict(), **tensors}, strict=False)
+    shared = base.state_dict()
+    if any(name.startswith("text_encoder.") for name in tensors):
+        # Another encoder says something else.
+        shared.pop(CLASS_VECTORS, None)
+    base.load_state_dict({**shared, **tensors}, strict=False)
     if base.class_words_head is not None:
         base.class_words_head.become_base()
     model.by_name = ByName(base.eval(), own_names, base.state_dict().keys() - own)

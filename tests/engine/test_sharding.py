@@ -145,6 +145,7 @@ def test_whole_models_go_on_from_the_file_of_a_sharded_one(ranks):
     [
         (("MODEL.GLIPV2.TUNING.MODE", "lora"), "MODEL.GLIPV2.TUNING.MODE: expected 'full' with .*, found 'lora'"),
         (("SOLVER.AMP.ENABLED", True), "SOLVER.AMP.DTYPE: expected 'bfloat16' with .*, found 'float16'"),
+        (("MODEL.GLIPV2.CLASS_WORDS.ENABLED", True), "MODEL.GLIPV2.CLASS_WORDS.ENABLED: expected False .*, found True"),
         (("MODEL.GLIPV2.BOX.REG_LOSS_WEIGHT", 0.0), "SOLVER.SHARD_WEIGHTS: expected False where .*, found True"),
     ],
 )

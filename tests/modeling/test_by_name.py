@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from class_words_samples import model_with_class_words
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.structures import Boxes, Instances
 from pretended_device import pretended_device
@@ -104,6 +105,17 @@ def test_own_names_are_answered_by_the_tuned_model_and_others_by_the_base(tiny_c
     (mixed,) = detect(model, of_names([NAMES[row] for row in (1, 0, 3, 2)]))
     assert_equal(chosen(mixed, own), chosen(found, own))
     assert_equal(chosen(mixed, others), chosen(found, others))
+
+
+def test_a_base_with_another_text_encoder_reads_the_classes_by_it(tiny_cfg):
+    tuned = model_with_class_words(tiny_cfg)
+    base = changed(tuned, "text_encoder")
+    # As of a tuning without class words: no file of its two sets says what an encoder says of them.
+    model = joined(tuned, base)
+    found, of_tuned = model.by_name.base.class_words_head.class_vectors, model.class_words_head.class_vectors
+    base.class_words_head.read_classes(base.text_encoder)
+    assert torch.equal(found, base.class_words_head.class_vectors)
+    assert torch.equal(of_tuned, tuned.class_words_head.class_vectors) and not torch.equal(found, of_tuned)
 
 
 @pytest.mark.parametrize("masks", [False, pytest.param(True, marks=pytest.mark.slow)])

@@ -286,6 +286,8 @@ def test_classes_of_weights_without_text_encoder_are_read_once_and_a_base_takes_
     model.load_state_dict(whole)
     add_base(model, few, ["dog"])
     assert len(read) == 1
+    torch.nn.ModuleDict({"part": model}).load_state_dict({f"part.{name}": few[name] for name in few}, strict=False)
+    assert model.text_encoder in read[1:]
     assert torch.equal(model.by_name.base.class_words_head.class_vectors, whole["class_words_head.class_vectors"])
 
 

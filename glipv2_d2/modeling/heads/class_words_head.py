@@ -31,6 +31,8 @@ _TAUGHT_PLACES = 2**16
 # Class texts that are encoded together.
 _TEXTS_AT_ONCE = 64
 _KEY = "MODEL.GLIPV2.CLASS_WORDS"
+# Name in the weights of what the text encoder says of the classes.
+CLASS_VECTORS = "class_words_head.class_vectors"
 
 
 class ClassCells(NamedTuple):

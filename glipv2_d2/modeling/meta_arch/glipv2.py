@@ -14,7 +14,7 @@ from ...errors import InputError
 from ...prompts.vocabulary import DefaultPrompts, build_default_prompts
 from ..batch import TRUNK_PARTS
 from ..by_name import ByName, add_base, take_base, unpack_names
-from ..heads.class_words_head import ClassWordsHead
+from ..heads.class_words_head import CLASS_VECTORS, ClassWordsHead
 from ..heads.grounding_head import GroundingHead
 from ..heads.table import build_heads
 from ..keeping import Keeping
@@ -55,6 +55,7 @@ class GLIPv2(Trunk):
         self.keeping: Keeping | None = None
         self.by_name: ByName | None
         self.register_module("by_name", None)
+        self.register_load_state_dict_post_hook(_read_missing_classes)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -74,26 +75,14 @@ class GLIPv2(Trunk):
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **options: Any) -> Any:
-        """Load weights as every module does, and the base that answers for other names where they are of both.
-
-        The texts of classes are encoded where the weights do not hold what they say, see ``ClassWordsHead``.
-        """
+        """Load weights as every module does, and the base that answers for other names where they are of both."""
         tuned, base, own_names = take_base(state_dict)
         if base is None or own_names is None:
-            result = super().load_state_dict(state_dict, *args, **options)
-            self._read_classes_missing_in(state_dict)
-            return result
+            return super().load_state_dict(state_dict, *args, **options)
         self.by_name = None
         result = super().load_state_dict(tuned, *args, **options)
-        self._read_classes_missing_in(tuned)
         add_base(self, base, unpack_names(own_names))
         return result
-
-    def _read_classes_missing_in(self, weights: Mapping[str, Any]) -> None:
-        """Encode the texts of classes where these weights do not hold what they say."""
-        words = self.class_words_head
-        if isinstance(words, ClassWordsHead) and "class_words_head.class_vectors" not in weights:
-            words.read_classes(self.text_encoder)
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor] | list[dict[str, Any]]:
         """Run N images with their prompts; see ``structures`` for the keys of inputs and outputs.
@@ -132,3 +121,10 @@ class GLIPv2(Trunk):
                 f"found {self.tuning.mode!r}"
             )
         return losses
+
+
+def _read_missing_classes(model: Any, loaded: Any) -> None:
+    """Encode the texts of classes where the weights that were loaded do not hold what they say."""
+    words = model.class_words_head
+    if isinstance(words, ClassWordsHead) and any(name.endswith(CLASS_VECTORS) for name in loaded.missing_keys):
+        words.read_classes(model.text_encoder)
