@@ -46,6 +46,11 @@ def convert_file(
             file nor a folder together with a config.
         FileExistsError, FileNotFoundError: See ``read_checkpoint`` and ``save_pretrained``.
     """
+    if cfg is not None:
+        cfg = cfg.clone()
+        cfg.defrost()
+        # The weights of the config may be those that a training started from.
+        cfg.MODEL.WEIGHTS = source
     to_folder = Path(target).suffix != ".safetensors"
     if to_folder and cfg is None:
         raise CheckpointError(
@@ -59,7 +64,7 @@ def convert_file(
     if expected is not None:
         _check_places(tensors, conversion, expected, source, kind.fills_detector or to_folder)
     if to_folder and cfg is not None:
-        _save_folder(tensors, cfg, target, device)
+        _save_folder(tensors, cfg, target, device, is_measured=not ema)
     else:
         write_tensors(target, tensors, {"source": conversion.source})
     return len(tensors)
@@ -96,8 +101,13 @@ def _check_places(
         raise CheckpointError(f"{source}: expected parameters of the model alone, found {summarize_names(surplus)} too")
 
 
-def _save_folder(tensors: Mapping[str, Tensor], cfg: CfgNode, folder: str | os.PathLike, device: str) -> None:
-    """Write the model of a config, filled with these tensors, as a folder."""
+def _save_folder(
+    tensors: Mapping[str, Tensor], cfg: CfgNode, folder: str | os.PathLike, device: str, is_measured: bool
+) -> None:
+    """Write the model of a config, filled with these tensors, as a folder.
+
+    With ``is_measured`` the results of MODEL.WEIGHTS are theirs.
+    """
     tuning = cfg.MODEL.GLIPV2.TUNING
     if tuning.WEIGHTS or tuning.INTERPOLATE_WITH:
         raise CheckpointError(
@@ -107,6 +117,7 @@ def _save_folder(tensors: Mapping[str, Tensor], cfg: CfgNode, folder: str | os.P
     model = build_model(cfg)
     model.load_state_dict(tensors)
     portable = cfg.clone()
-    portable.defrost()
     portable.MODEL.DEVICE = device
+    if not is_measured:
+        portable.MODEL.WEIGHTS = ""
     save_pretrained(model, portable, folder)

@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
@@ -7,10 +10,14 @@ from transformers import BertConfig, BertModel
 
 from glipv2_d2 import GLIPv2Predictor
 from glipv2_d2.checkpoint.model_shapes import build_meta_model
+from glipv2_d2.modeling import build_model
 from glipv2_d2.modeling.by_name import pack_names
+from glipv2_d2.modeling.heads.class_words_head import ClassWordsHead
 from glipv2_d2.tensor_files import read_tensors
 
 BODY = "backbone.bottom_up."
+# Sizes of the text encoder of the tiny model.
+BERT = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
 
 
 @pytest.fixture
@@ -84,6 +91,38 @@ def test_a_training_of_this_package_becomes_a_folder_that_predicts(tmp_path, mai
     assert saved["MODEL"]["DEVICE"] == "cuda"
     main([*arguments[:1], str(tmp_path / "other"), *arguments[2:]])
     assert yaml.safe_load((tmp_path / "other" / "config.yaml").read_text())["MODEL"]["DEVICE"] == "cpu"
+
+
+def test_the_page_of_a_folder_has_results_of_its_own_weights_alone(tmp_path, main, weights, config):
+    """The config of a training names those that it started from, and a moving average was not measured."""
+    for name, ap in (("start", 11.25), ("run", 22.5)):
+        (tmp_path / name).mkdir()
+        torch.save({"model": weights, "model_ema": weights}, tmp_path / name / "model_final.pth")
+        content = {"val": {"bbox": {"AP": ap}}, "weights": "model_final.pth"}
+        (tmp_path / name / "results.json").write_text(json.dumps(content))
+    arguments = [str(tmp_path / "run" / "model_final.pth"), "--config-file", config]
+    options = ["--opts", "MODEL.WEIGHTS", str(tmp_path / "start" / "model_final.pth")]
+    for flags, shown in (([], "22.50"), (["--ema"], "No results of these weights are recorded")):
+        main([*arguments, str(tmp_path / f"folder{len(flags)}"), *flags, *options])
+        page = (tmp_path / f"folder{len(flags)}" / "README.md").read_text()
+        assert shown in page and "11.25" not in page
+
+
+def test_what_a_file_says_of_classes_is_not_read_anew(tmp_path, main, tiny_cfg, config, monkeypatch):
+    def read(head, encoder):
+        assert head.class_vectors.is_meta or tiny_cfg.MODEL.WEIGHTS == "random"
+        head.class_vectors.fill_(2)
+
+    monkeypatch.setattr(ClassWordsHead, "read_classes", read)
+    BertModel(BertConfig(**BERT), add_pooling_layer=False).save_pretrained(tmp_path / "bert")
+    tiny_cfg.MODEL.GLIPV2.CLASS_WORDS.ENABLED = tiny_cfg.MODEL.TEXT_ENCODER.FREEZE = True
+    tiny_cfg.merge_from_list(["MODEL.TEXT_ENCODER.WEIGHTS", str(tmp_path / "bert"), "MODEL.WEIGHTS", "random"])
+    torch.save({"model": build_model(tiny_cfg).state_dict()}, tmp_path / "words.pth")
+    tiny_cfg.MODEL.WEIGHTS = ""
+    Path(config).write_text(tiny_cfg.dump())
+    main([str(tmp_path / "words.pth"), str(tmp_path / "folder"), "--config-file", config])
+    saved = read_tensors(tmp_path / "folder" / "model.safetensors")[0]
+    assert saved["class_words_head.class_vectors"].unique().tolist() == [2]
 
 
 def test_both_sets_of_a_tuning_that_kept_names_become_a_folder(tmp_path, main, weights, config, capsys):
@@ -172,8 +211,7 @@ def test_files_that_are_no_checkpoint_are_named(tmp_path, main, config, capsys):
 
 
 def test_a_text_encoder_from_files_is_built_to_compare_with(tmp_path, main, weights, config):
-    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
-    BertModel(BertConfig(**sizes), add_pooling_layer=False).save_pretrained(tmp_path / "bert")
+    BertModel(BertConfig(**BERT), add_pooling_layer=False).save_pretrained(tmp_path / "bert")
     save_official(tmp_path / "in.pth", weights)
     arguments = [str(tmp_path / "in.pth"), str(tmp_path / "out.safetensors"), "--config-file", config]
     main([*arguments, "--opts", "MODEL.TEXT_ENCODER.WEIGHTS", str(tmp_path / "bert")])
