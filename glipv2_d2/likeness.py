@@ -10,13 +10,13 @@ from difflib import SequenceMatcher
 _LEAST = 0.6
 
 
-def likeliest(word: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """Return at most ``count`` known names in order of their likeness to a word; none that is very different.
+def likeliest(word: str, known: Iterable[str]) -> list[str]:
+    """Return at most three known names in order of their likeness to a word; none that is very different.
 
     The last part of a name with dots or slashes may stand for the whole: "MAX_ITER" is like "SOLVER.MAX_ITER".
     """
     rated = sorted((-_likeness(word.casefold(), name.casefold()), name) for name in known)
-    return [name for score, name in rated[:count] if -score >= _LEAST]
+    return [name for score, name in rated[:3] if -score >= _LEAST]
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

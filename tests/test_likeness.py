@@ -20,7 +20,7 @@ def test_names_come_in_the_order_of_their_likeness(word, expected):
     assert bool(likeliest(word, KEYS)) == bool(expected)
 
 
-def test_at_most_so_many_names_and_none_without_likeness():
-    assert likeliest("SOLVER.BASE_LR", KEYS, count=1) == ["SOLVER.BASE_LR"]
+def test_at_most_three_names_and_none_without_likeness():
+    assert likeliest("SEED", ["SEED4", "SEED2", "SEED3", "SEED1"]) == ["SEED1", "SEED2", "SEED3"]
     assert did_you_mean("zzz", KEYS) == "" == did_you_mean("SEED", [])
     assert did_you_mean("MODEL.DEVISE", ["MODEL.DEVICE"]) == "; did you mean MODEL.DEVICE?"

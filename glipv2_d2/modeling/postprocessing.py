@@ -32,41 +32,35 @@ def rescale_boxes(boxes: Tensor, image_size: tuple[int, int], size: tuple[int, i
 def finish_instances(
     detections: Sequence[Instances], sizes: Sequence[tuple[int, int]], device: torch.device, mask_thresh: float
 ) -> list[Instances]:
-    """Do what ``rescale_instances`` does for N images, and move the results to a device in one copy.
+    """Move detections of N images to the pixels of the original ones, and the results to a device in one copy.
 
     Args:
-        detections: N images, on the CPU but for ``mask_probabilities``.
+        detections: N images, on the CPU but for ``mask_probabilities``, (K, S, S) in the frames of their boxes, which
+            become ``pred_masks``, (K, height, width) bool.
         sizes: Height and width of the N original images.
         device: Where to.
-        mask_thresh: See ``rescale_instances``.
+        mask_thresh: Probability from which on a pixel belongs to a mask.
     """
-    masks = [one.get("mask_probabilities") if one.has("mask_probabilities") else None for one in detections]
-    for instances in detections:
-        instances.get_fields().pop("mask_probabilities", None)
     scaled = [rescale_instances(one, size) for one, size in zip(detections, sizes, strict=True)]
     results = instances_to_device(scaled, device)
-    for result, own_masks, size in zip(results, masks, sizes, strict=True):
-        if own_masks is not None:
-            result.pred_masks = paste_masks(own_masks, result.pred_boxes.tensor, size, mask_thresh)
+    for result, one, size in zip(results, detections, sizes, strict=True):
+        if one.has("mask_probabilities"):
+            result.pred_masks = paste_masks(one.mask_probabilities, result.pred_boxes.tensor, size, mask_thresh)
     return results
 
 
-def rescale_instances(instances: Instances, size: tuple[int, int], mask_thresh: float = 0.5) -> Instances:
-    """Move detections from the pixels of the network's input to those of the original image.
+def rescale_instances(instances: Instances, size: tuple[int, int]) -> Instances:
+    """Move boxes from the pixels of the network's input to those of the original image; masks are left out.
 
     Args:
-        instances: Detections with ``image_size`` of the network's input. ``mask_probabilities``, (K, S, S) in the
-            frames of their boxes, become ``pred_masks``, (K, height, width) bool.
+        instances: Detections with ``image_size`` of the network's input.
         size: Height and width of the original image.
-        mask_thresh: Probability from which on a pixel belongs to a mask.
     """
     fields = dict(instances.get_fields())
     boxes = fields.pop("pred_boxes").tensor
-    masks = fields.pop("mask_probabilities", None)
+    fields.pop("mask_probabilities", None)
     result = Instances(size, **fields)
     result.pred_boxes = Boxes(rescale_boxes(boxes, instances.image_size, size))
-    if masks is not None:
-        result.pred_masks = paste_masks(masks, result.pred_boxes.tensor, size, mask_thresh)
     return result
 
 

@@ -165,7 +165,6 @@ def rle(counts, size=(HEIGHT, WIDTH)) -> dict:
     return {"size": list(size), "counts": counts}
 
 
-ZIGZAG = [coordinate for i in range(50) for coordinate in (i % 2 * 8, i % 3)]
 BAD = {
     "nothing": (None, "segmentation: expected .*a list of polygons, or an object with counts.*found None"),
     "text": ("polygon", "segmentation: expected .*a list of polygons.*found 'polygon'"),

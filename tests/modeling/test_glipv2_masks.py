@@ -7,7 +7,7 @@ from mask_samples import BOX_LOSSES, BOXES, PROMPT, build, make_input
 from prompt_samples import make_prompt
 
 from glipv2_d2.modeling import build_model
-from glipv2_d2.modeling.postprocessing import rescale_instances
+from glipv2_d2.modeling.postprocessing import finish_instances
 from glipv2_d2.modeling.tuning import TuningSettings, apply_tuning
 
 
@@ -152,10 +152,12 @@ def test_a_mask_is_pasted_into_its_rescaled_box():
     instances = Instances((50, 100))
     instances.pred_boxes = Boxes(torch.tensor([[10.0, 10.0, 30.0, 30.0]]))
     instances.mask_probabilities = torch.ones(1, 28, 28)
-    result = rescale_instances(instances, (100, 200))
+    result, nothing = (
+        finish_instances([instances], [(100, 200)], torch.device("cpu"), threshold)[0] for threshold in (0.5, 1.1)
+    )
     assert not result.has("mask_probabilities")
     rows, columns = result.pred_masks[0].nonzero().unbind(1)
     # First and last pixel of the box, 10 and 29, scaled: 20 and 58.
     assert (int(columns.min()), int(rows.min())) == (20, 20)
     assert int(columns.max()) == int(rows.max()) and int(rows.max()) in (57, 58)
-    assert rescale_instances(instances, (100, 200), mask_thresh=1.1).pred_masks.sum() == 0
+    assert nothing.pred_masks.shape == (1, 100, 200) and not nothing.pred_masks.any()

@@ -97,11 +97,11 @@ def decode_text(content: bytes) -> str:
         return content.decode("latin-1")
 
 
-def read_beginning(path: str, size: int = 4096) -> bytes:
-    """Return the first bytes of a file in UTF-8, without a byte order mark; nothing of one that cannot be read."""
+def read_beginning(path: str) -> bytes:
+    """Return the first 4096 bytes of a file in UTF-8, without a byte order mark; nothing of one that cannot be read."""
     try:
         with open(path, "rb") as file:
-            return as_utf_8(file.read(size))
+            return as_utf_8(file.read(4096))
     except OSError:
         return b""
 
