@@ -286,9 +286,10 @@ def main() -> None:
 
 def report(metrics: dict, clock: dict[str, float], splits: list[str], output: Path, drawings: list[Path]) -> None:
     """Print what was done and reached."""
-    table = Table(title="box AP (0..100) and recall at IoU 0.5 of the best 10 / 100 boxes, names left aside")
-    for column in ("split", "names in the prompt", "AP", "AP50", "AP75", "recall 10", "recall 100"):
-        table.add_column(column, justify="left" if column == "split" else "right")
+    table = Table(title="box AP (0..100); recall of the best 10 / 100 boxes at IoU 0.5 by any name")
+    for column in ("split", "names", "AP", "AP50", "AP75", "recall 10", "recall 100"):
+        # 80 columns are enough for the longest split.
+        table.add_column(column, justify="left" if column == "split" else "right", no_wrap=True)
     for split in splits:
         row = metrics[split]
         values = [*row["bbox"].values(), row["recall10"], row["recall100"]]

@@ -3,6 +3,7 @@ import math
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 
 @pytest.fixture
@@ -90,3 +91,14 @@ def test_every_world_of_a_run_is_made_trained_on_and_tested(make_demo, tmp_path,
     assert metrics["world"] == "stampworld, wideworld"
     for split in ("val", "val_novel", "wideworld_val_names"):
         assert (metrics[split]["bbox"]["AP"], metrics[split]["names"], metrics[split]["recall10"]) == (10.0, 1, 100.0)
+
+
+def test_a_terminal_of_80_columns_shows_whole_names_of_splits(make_demo, monkeypatch, capsys, tmp_path):
+    results = {"AP": 100.0, "AP50": 100.0, "AP75": 100.0}
+    metrics = {"bbox": results, "names": 1000, "recall10": 100.0, "recall100": 100.0}
+    splits = [f"{world}_{split}" for world, names in make_demo.SPLITS.items() for split in names]
+    monkeypatch.setattr(make_demo, "CONSOLE", Console(width=80, highlight=False))
+    make_demo.report(dict.fromkeys(splits, metrics), {}, splits, tmp_path, [])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines if line.startswith("│")] == splits
+    assert max(map(len, lines[:-1])) <= 80
