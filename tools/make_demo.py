@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 CONSOLE = Console(highlight=False)
-# Lowest score of a drawn detection.
-DRAWING_SCORE = 0.35
 # The held-out splits of each world that are tested, where they were made.
 SPLITS = {"stampworld": ("val", "val_24", "val_novel"), "wideworld": ("val_names", "val_looks", "val_source")}
 
@@ -156,6 +154,20 @@ def box_recall(predictions: list[dict], annotation_file: Path, top: int) -> floa
     return round(100.0 * found / max(total, 1), 2)
 
 
+def measure(output: Path, dataset: str, annotation_file: Path) -> dict[str, Any]:
+    """Collect what is reported of a dataset: AP, recall, and the score with the best F1, where drawn boxes begin."""
+    from glipv2_d2.evaluation.detection_report import find_cut_off
+
+    predictions = json.loads((output / "inference" / dataset / "coco_instances_results.json").read_text())
+    truth = json.loads(annotation_file.read_text())
+    return {
+        **split_results(output, dataset),
+        "names": len(truth["categories"]),
+        **{f"recall{top}": box_recall(predictions, annotation_file, top) for top in (10, 100)},
+        "drawn_from": find_cut_off(truth, predictions).score,
+    }
+
+
 def plot_loss(records: list[dict], path: Path) -> None:
     """Draw the losses over the updates."""
     import matplotlib
@@ -173,16 +185,22 @@ def plot_loss(records: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def best_per_object(instances: Instances) -> Instances:
+def best_per_object(instances: Instances, score: float) -> Instances:
     """Leave one name to each object, for the drawing: the detector may find several names for one box."""
     from torchvision.ops import nms
 
     instances = instances[nms(instances.pred_boxes.tensor, instances.scores, 0.5)]
-    return instances[instances.scores >= DRAWING_SCORE]
+    return instances[instances.scores >= score]
 
 
-def draw_splits(config: Path, weights: Path, data: dict[str, Path], output: Path, per_split: int) -> list[Path]:
-    """Predict on held-out scenes and on a real photograph; save them with the boxes that are found."""
+def draw_splits(
+    config: Path, weights: Path, data: dict[str, Path], scores: dict[str, float], output: Path, per_split: int
+) -> list[Path]:
+    """Predict on held-out scenes and on real photographs; save them with the boxes that are found.
+
+    Boxes are drawn from the score of their split on, since names that training has not seen have low scores; those of
+    photographs, which are as new to the model, from the lowest of these on.
+    """
     from glipv2_d2 import GLIPv2Predictor, get_config
     from glipv2_d2.visualizer import GroundingVisualizer
 
@@ -192,10 +210,10 @@ def draw_splits(config: Path, weights: Path, data: dict[str, Path], output: Path
     output.mkdir(parents=True, exist_ok=True)
     saved = []
 
-    def draw_image(image_path: Path, names: list[str], stem: str) -> None:
+    def draw_image(image_path: Path, names: list[str], stem: str, score: float) -> None:
         image = cv2.imread(str(image_path))
         result = predictor(image, names)
-        instances = best_per_object(result["instances"])
+        instances = best_per_object(result["instances"], score)
         drawn = GroundingVisualizer(image[:, :, ::-1]).draw_predictions(instances, result["phrases"])
         cv2.imwrite(str(output / f"{stem}.png"), drawn[:, :, ::-1])
         saved.append(output / f"{stem}.png")
@@ -204,8 +222,9 @@ def draw_splits(config: Path, weights: Path, data: dict[str, Path], output: Path
         truth = json.loads(path.read_text())
         names = [category["name"] for category in truth["categories"]]
         for image in truth["images"][:per_split]:
-            draw_image(path.parents[1] / path.stem / image["file_name"], names, f"{split}_{image['id']}")
-    annotations = next(iter(data.values())).parent
+            file = path.parents[1] / path.stem / image["file_name"]
+            draw_image(file, names, f"{split}_{image['id']}", scores[split])
+    annotations, score = next(iter(data.values())).parent, min(scores.values())
     real = annotations / "real.json"
     if real.exists():
         truth = json.loads((annotations / "train.json").read_text())
@@ -213,7 +232,8 @@ def draw_splits(config: Path, weights: Path, data: dict[str, Path], output: Path
         photographs = json.loads(real.read_text())["images"]
         for image in sorted(photographs, key=lambda image: not set(image["names"]) & set(seen))[:2]:
             others = [name for name in seen if name not in image["names"]][:5]
-            draw_image(real.parents[1] / "real" / image["file_name"], [*image["names"], *others], f"real_{image['id']}")
+            file, names = real.parents[1] / "real" / image["file_name"], [*image["names"], *others]
+            draw_image(file, names, f"real_{image['id']}", score)
     return saved
 
 
@@ -267,18 +287,13 @@ def main() -> None:
 
     os.environ["DETECTRON2_DATASETS"] = str(datasets)
     weights = run_folder / "model_final.pth"
-    drawings = draw_splits(ROOT / run.config, weights, data, output / "drawings", per_split=4)
+    metrics: dict[str, Any] = {split: measure(run_folder, tests[split], truth) for split, truth in data.items()}
+    scores = {split: metrics[split]["drawn_from"] for split in data}
+    drawings = draw_splits(ROOT / run.config, weights, data, scores, output / "drawings", per_split=4)
     records = read_metrics(run_folder)
     plot_loss([record for record in records if "total_loss" in record], output / "loss.png")
     clock["drawings"] = time.time() - start - sum(clock.values())
 
-    metrics = {}
-    for split, truth in data.items():
-        metrics[split] = split_results(run_folder, tests[split])
-        found = run_folder / "inference" / tests[split] / "coco_instances_results.json"
-        predictions = json.loads(found.read_text())
-        metrics[split] |= {"names": len(json.loads(truth.read_text())["categories"])}
-        metrics[split] |= {f"recall{top}": box_recall(predictions, truth, top) for top in (10, 100)}
     metrics |= {"world": ", ".join(made), "updates": max_iter, "seconds": round(time.time() - start, 1)}
     (output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     report(metrics, clock, list(data), output, drawings)
@@ -297,6 +312,8 @@ def report(metrics: dict, clock: dict[str, float], splits: list[str], output: Pa
     CONSOLE.print(table)
     CONSOLE.print("  ".join(f"{name}: {seconds:.0f} s" for name, seconds in clock.items()))
     CONSOLE.print(f"{len(drawings)} drawings, loss.png and metrics.json in {output}")
+    drawn = ", ".join(f"{metrics[split]['drawn_from']:.2f} ({split})" for split in splits)
+    CONSOLE.print(f"drawn are boxes from the score with the best F1 of all images on: {drawn}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
+from detectron2.structures import Boxes, Instances
 from rich.console import Console
 
 
@@ -54,9 +56,9 @@ def test_every_world_of_a_run_is_made_trained_on_and_tested(make_demo, tmp_path,
     truth = {
         "categories": [{"id": 1, "name": "yak"}],
         "images": [{"id": 1, "file_name": "1.jpg"}],
-        "annotations": [{"image_id": 1, "bbox": [0, 0, 10, 10]}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 10, 10]}],
     }
-    commands = []
+    commands, drawn_from = [], []
 
     def prepare(world, options, environment):
         folder = Path(options[options.index("--output") + 1]) / "annotations"
@@ -72,11 +74,16 @@ def test_every_world_of_a_run_is_made_trained_on_and_tested(make_demo, tmp_path,
         for dataset in ("stampworld_val", "stampworld_val_novel", "wideworld_val_names"):
             record |= {f"{dataset}/bbox/{name}": 10.0 for name in ("AP", "AP50", "AP75")}
             (output / "inference" / dataset).mkdir(parents=True)
-            found = [{"image_id": 1, "bbox": [0, 0, 10, 10], "score": 0.5, "category_id": 1}]
+            found = [{"image_id": 1, "bbox": [0, 0, 10, 10], "score": 0.125, "category_id": 1}]
+            found += [{**found[0], "score": 0.06}]
             (output / "inference" / dataset / "coco_instances_results.json").write_text(json.dumps(found))
         (output / "metrics.json").write_text(json.dumps(record) + "\n")
 
-    for name, step in {"prepare": prepare, "train": train, "draw_splits": lambda *_, **__: []}.items():
+    def draw_splits(config, weights, data, scores, output, per_split):
+        drawn_from.append(scores)
+        return []
+
+    for name, step in {"prepare": prepare, "train": train, "draw_splits": draw_splits}.items():
         monkeypatch.setattr(make_demo, name, step)
     output = tmp_path / "words"
     monkeypatch.setattr("sys.argv", ["make_demo", "--words", "--output", str(output), "--max-iter", "3"])
@@ -89,16 +96,28 @@ def test_every_world_of_a_run_is_made_trained_on_and_tested(make_demo, tmp_path,
     )
     metrics = json.loads((output / "metrics.json").read_text())
     assert metrics["world"] == "stampworld, wideworld"
+    # A second box of the same object is a false one.
+    assert drawn_from == [dict.fromkeys(["val", "val_novel", "wideworld_val_names"], 0.125)]
     for split in ("val", "val_novel", "wideworld_val_names"):
         assert (metrics[split]["bbox"]["AP"], metrics[split]["names"], metrics[split]["recall10"]) == (10.0, 1, 100.0)
 
 
 def test_a_terminal_of_80_columns_shows_whole_names_of_splits(make_demo, monkeypatch, capsys, tmp_path):
     results = {"AP": 100.0, "AP50": 100.0, "AP75": 100.0}
-    metrics = {"bbox": results, "names": 1000, "recall10": 100.0, "recall100": 100.0}
+    metrics = {"bbox": results, "names": 1000, "recall10": 100.0, "recall100": 100.0, "drawn_from": 0.5}
     splits = [f"{world}_{split}" for world, names in make_demo.SPLITS.items() for split in names]
     monkeypatch.setattr(make_demo, "CONSOLE", Console(width=80, highlight=False))
     make_demo.report(dict.fromkeys(splits, metrics), {}, splits, tmp_path, [])
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines if line.startswith("│")] == splits
-    assert max(map(len, lines[:-1])) <= 80
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
+    assert [row.split()[1] for row in rows] == splits
+    assert max(map(len, rows)) <= 80
+
+
+@pytest.mark.parametrize(("score", "drawn"), [(0.2, ["dog"]), (0.05, ["dog", "yak"]), (0.5, [])])
+def test_drawn_is_the_best_name_of_each_object_from_a_score_on(make_demo, score, drawn):
+    """The second name stands on the first object."""
+    found = Instances((50, 50))
+    found.pred_boxes = Boxes(torch.tensor([[0.0, 0, 20, 20], [1, 0, 20, 20], [30, 30, 50, 50]]))
+    found.scores, found.pred_classes = torch.tensor([0.4, 0.3, 0.1]), torch.tensor([0, 1, 2])
+    kept = make_demo.best_per_object(found, score).pred_classes
+    assert [["dog", "cat", "yak"][row] for row in kept.tolist()] == drawn
