@@ -39,7 +39,8 @@ def result_of(results: Mapping[str, Any], metric: str, key: str = "SOLVER.AUTO_S
     """Return a number of an evaluation, the same on all ranks; 0 for NaN, which means a model that finds nothing.
 
     Args:
-        results: Of the main process, by task or flat, such as all newest numbers of a training; others need none.
+        results: What the main process has, by task or flat, such as all newest numbers of a training; the other
+            processes need none.
         metric: Name of the number, such as "bbox/AP".
         key: Config key that names it.
 
